@@ -1,0 +1,1 @@
+"""Classifiers, data and training."""
