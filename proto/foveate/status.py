@@ -82,7 +82,9 @@ class ErrorStatus:
                 FieldViolation(field=v.field, description=v.description)
                 for v in bad.field_violations
             ),
-            retry_delay=_from_duration(retry.retry_delay) if retry.HasField("retry_delay") else None,
+            retry_delay=_from_duration(retry.retry_delay)
+            if retry.HasField("retry_delay")
+            else None,
         )
 
     def to_item_error(self) -> ItemError:
@@ -111,7 +113,9 @@ class ErrorStatus:
                 FieldViolation(field=v.field, description=v.description)
                 for v in error.field_violations
             ),
-            retry_delay=_from_duration(error.retry_delay) if error.HasField("retry_delay") else None,
+            retry_delay=_from_duration(error.retry_delay)
+            if error.HasField("retry_delay")
+            else None,
         )
 
 

