@@ -1,0 +1,45 @@
+"""What can go wrong, as one tree.
+
+    TrainError
+    ├── UnknownClassifierError   no classifier has this name
+    ├── ArgumentsError           the classifier does not take these arguments
+    ├── MissingPackageError      an optional distribution is not installed
+    ├── WeightsError             weights cannot be had or do not fit
+    ├── CheckpointError          a checkpoint folder cannot be read or written
+    ├── DataError                data cannot be had or is not what it should be
+    └── SettingsError            a training setting is outside its limits
+
+Every message is written for the person who typed the command.
+"""
+
+
+class TrainError(Exception):
+    """The base of every error that this distribution raises on purpose."""
+
+
+class UnknownClassifierError(TrainError):
+    """No classifier has this name; the message lists the nearest right ones."""
+
+
+class ArgumentsError(TrainError):
+    """An argument is unknown to the classifier or has a value it refuses."""
+
+
+class MissingPackageError(TrainError):
+    """An optional distribution is missing; the message holds the pip line."""
+
+
+class WeightsError(TrainError):
+    """Weights cannot be fetched or read, or do not fit the network."""
+
+
+class CheckpointError(TrainError):
+    """A checkpoint cannot be read or written."""
+
+
+class DataError(TrainError):
+    """A data set cannot be fetched or its files are not the expected ones."""
+
+
+class SettingsError(TrainError):
+    """A training setting is outside its limits."""

@@ -1,0 +1,158 @@
+"""Finds and builds classifiers by name.
+
+A name is `source:network`. The sources are `foveate` (networks written here
+and registered with `register`), `torchvision`, `timm`, and `package` (networks
+whose trained weights install as a Python package). A source is imported when
+one of its names is first asked for, so a run pays only for what it uses.
+"""
+
+import difflib
+import importlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, TypeVar, cast
+
+from torch import nn
+
+from foveate_train.classifier import Argument, Classifier, InputSpec
+from foveate_train.errors import ArgumentsError, UnknownClassifierError
+
+SOURCES = ("foveate", "torchvision", "timm", "package")
+
+
+class Blueprint(NamedTuple):
+    """What a registered builder returns: a network and how to use it."""
+
+    module: nn.Module
+    input: InputSpec
+    labels: tuple[str, ...]
+
+
+Builder = Callable[..., Blueprint]
+BuilderT = TypeVar("BuilderT", bound=Builder)
+
+BUILDERS: dict[str, Builder] = {}
+"""The builders of the source `foveate`, by network."""
+
+
+class Source(Protocol):
+    """What a module of `foveate_train.sources` offers."""
+
+    def names(self) -> Sequence[str]:
+        """Return the networks of this source, without its prefix, sorted."""
+
+    def create(
+        self, network: str, weights: str | None, arguments: dict[str, Argument]
+    ) -> Classifier:
+        """Build `network`, which is one of `names()`."""
+
+
+def register(network: str) -> Callable[[BuilderT], BuilderT]:
+    """Make a builder known as `foveate:<network>`.
+
+    The builder takes keyword arguments with annotations, which are checked
+    when a classifier is created, and returns a Blueprint.
+
+    Raises:
+        ValueError: if the name is taken.
+    """
+
+    def add(builder: BuilderT) -> BuilderT:
+        if network in BUILDERS:
+            taken = BUILDERS[network]
+            raise ValueError(f"foveate:{network} is already {taken.__module__}.{taken.__name__}")
+        BUILDERS[network] = builder
+        return builder
+
+    return add
+
+
+def names(source: str | None = None) -> list[str]:
+    """Return the full names of one source, or of all, sorted within a source."""
+    return [
+        f"{known}:{network}"
+        for known in SOURCES
+        if source in (None, known)
+        for network in _source(known).names()
+    ]
+
+
+def create(name: str, *, weights: str | None = None, **arguments: Argument) -> Classifier:
+    """Build a classifier, in evaluation mode, on the CPU.
+
+    Args:
+        name: `source:network`, for example `foveate:convnet4`.
+        weights: a .pth or .safetensors file with a state dict, or a folder
+            that holds one; `random:SEED`; for torchvision, one of the names of
+            the network's weights, such as `IMAGENET1K_V1`. None means the
+            weights of the package for `package:`, the library's default ones,
+            downloaded, for `torchvision:` and `timm:`, and `random:0` for
+            `foveate:`.
+        arguments: passed to the network's builder.
+
+    Raises:
+        UnknownClassifierError: with the nearest right names.
+        ArgumentsError: the network refuses an argument.
+        MissingPackageError: the package of a `package:` name is not installed.
+        WeightsError: the weights cannot be had or do not fit.
+    """
+    source, _, network = name.partition(":")
+    if source not in SOURCES or network not in _source(source).names():
+        raise UnknownClassifierError(_unknown(name))
+    classifier = _source(source).create(network, weights, arguments)
+    classifier.module.eval()
+    return classifier
+
+
+def parse_arguments(pairs: Sequence[str]) -> dict[str, Argument]:
+    """Read `name=value` pairs as they are typed on a command line.
+
+    A value is read as none, true or false, an integer, a number, or else as
+    text: `["pool=false", "filters=192"]` gives `{"pool": False, "filters": 192}`.
+
+    Raises:
+        ArgumentsError: a pair has no name or no `=`, or a name stands twice.
+    """
+    arguments: dict[str, Argument] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not name.isidentifier() or not equals:
+            raise ArgumentsError(f"argument {pair!r} is not of the form name=value")
+        if name in arguments:
+            raise ArgumentsError(f"argument {name!r} stands twice")
+        arguments[name] = _parse_value(value)
+    return arguments
+
+
+def _parse_value(text: str) -> Argument:
+    words: dict[str, Argument] = {"none": None, "true": True, "false": False}
+    if text.lower() in words:
+        return words[text.lower()]
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _source(source: str) -> Source:
+    return cast("Source", importlib.import_module(f"foveate_train.sources.{source}"))
+
+
+def _unknown(name: str) -> str:
+    """Say which names are nearest to one that is not known."""
+    source, colon, network = name.rpartition(":")
+    if colon and source in SOURCES:
+        known = {full.partition(":")[2]: [full] for full in names(source)}
+    else:
+        known = {}
+        for full in names():
+            known.setdefault(full.partition(":")[2], []).append(full)
+    exact = known.get(network, [])
+    if exact and not colon:
+        return f"classifier {name!r} lacks its source; write {' or '.join(exact)}"
+    near = exact or [
+        full for close in difflib.get_close_matches(network, known, n=4) for full in known[close]
+    ]
+    hint = f"the nearest are {', '.join(near)}" if near else f"the sources are {', '.join(SOURCES)}"
+    return f"no classifier is called {name!r}; {hint}"

@@ -1,0 +1,135 @@
+"""The source `timm`: PyTorch Image Models, with their weights and input specifications."""
+
+import math
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, cast
+
+import huggingface_hub
+import timm
+from timm.data import ImageNetInfo, infer_imagenet_subset
+from torch import nn
+
+from foveate_train.classifier import Argument, Classifier, InputSpec
+from foveate_train.errors import ArgumentsError, WeightsError
+from foveate_train.sources.torchvision import imagenet_labels
+from foveate_train.weights import Adapt, as_is, load, random_seed, seeded
+
+_CONNECT_SECONDS = 5
+
+
+@cache
+def names() -> Sequence[str]:
+    """Return timm's networks, bare and with the tags of their weights."""
+    return sorted({*timm.list_models(), *timm.list_pretrained()})
+
+
+def create(network: str, weights: str | None, arguments: dict[str, Argument]) -> Classifier:
+    """Build a network of timm; without weights, its default ones are downloaded."""
+    name = f"timm:{network}"
+    if weights is None:
+        module = _download(network, arguments)
+    else:
+        module = build(network, weights, arguments)
+    return describe(name, module, arguments)
+
+
+def build(
+    network: str, weights: str, arguments: dict[str, Argument], adapt: Adapt = as_is
+) -> nn.Module:
+    """Build a network of timm with weights from a file, or random ones."""
+    seed = random_seed(weights)
+    with seeded(seed or 0):
+        module = _construct(network, arguments)
+    if seed is None:
+        load(module, weights, adapt)
+    return module
+
+
+def describe(name: str, module: nn.Module, arguments: dict[str, Argument]) -> Classifier:
+    """Make a classifier of a network of timm, by the metadata that it carries.
+
+    Raises:
+        ArgumentsError: if the network has no classifying head.
+    """
+    classes: int = getattr(module, "num_classes", 0)
+    if classes < 1:
+        raise ArgumentsError(f"{name} has no classes; add one with the argument num_classes=N")
+    return Classifier(
+        name=name,
+        arguments=arguments,
+        module=module,
+        input=_input_spec(cast("Mapping[str, Any]", module.pretrained_cfg)),
+        labels=_labels(classes),
+    )
+
+
+def _construct(
+    network: str, arguments: Mapping[str, object], *, pretrained: bool = False
+) -> nn.Module:
+    try:
+        module: nn.Module = timm.create_model(network, pretrained=pretrained, **arguments)
+    except (TypeError, AssertionError) as error:
+        raise ArgumentsError(f"timm:{network}: {error}") from error
+    return module
+
+
+def _download(network: str, arguments: dict[str, Argument]) -> nn.Module:
+    """Build a network with its default weights, fetched by timm's own code.
+
+    The Hugging Face client retries for a minute where there is no network, so
+    whether the hub answers is asked first; weights in its cache need no hub.
+    """
+    configuration = timm.get_pretrained_cfg(network)
+    advice = "give a file with --weights FILE, or --weights random:SEED"
+    if configuration is None or not configuration.has_weights:
+        raise WeightsError(f"timm:{network} has no published weights; {advice}")
+    repository = configuration.hf_hub_id
+    cached = repository and huggingface_hub.try_to_load_from_cache(repository, "model.safetensors")
+    if isinstance(cached, str):
+        local = {**arguments, "pretrained_cfg_overlay": {"file": cached}}
+        return _construct(network, local, pretrained=True)
+    try:
+        if repository:
+            _reach(huggingface_hub.constants.ENDPOINT)
+        return _construct(network, arguments, pretrained=True)
+    except OSError as error:
+        raise WeightsError(
+            f"timm:{network}: the weights cannot be downloaded ({error}); {advice}"
+        ) from error
+
+
+def _reach(address: str) -> None:
+    """Raise OSError unless something answers at `address`, whatever it answers."""
+    request = urllib.request.Request(address, method="HEAD")  # noqa: S310  the library's own address
+    try:
+        urllib.request.urlopen(request, timeout=_CONNECT_SECONDS).close()  # noqa: S310
+    except urllib.error.HTTPError:
+        return
+
+
+def _labels(classes: int) -> tuple[str, ...]:
+    """Name the classes of a head of this size, as timm tells data sets apart by it."""
+    subset = infer_imagenet_subset({"num_classes": classes})
+    if classes == len(imagenet_labels()):
+        return imagenet_labels()
+    if subset is None:
+        return tuple(map(str, range(classes)))
+    info = ImageNetInfo(subset)
+    return tuple(info.index_to_description(index) for index in range(classes))
+
+
+def _input_spec(configuration: Mapping[str, Any]) -> InputSpec:
+    channels, height, width = configuration["input_size"]
+    return InputSpec(
+        height=height,
+        width=width,
+        channels=channels,
+        # As timm.data.transforms_factory computes it.
+        resize=math.floor(max(height, width) / configuration["crop_pct"]),
+        interpolation=configuration["interpolation"],
+        mean=tuple(configuration["mean"]),
+        std=tuple(configuration["std"]),
+    )

@@ -1,0 +1,109 @@
+"""The source `torchvision`: its image classifiers, weights and input specifications."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+from torchvision import models
+
+from foveate_train.classifier import Argument, Classifier, InputSpec
+from foveate_train.errors import ArgumentsError, WeightsError
+from foveate_train.weights import StateDict, load, random_seed, seeded
+
+# torchvision builds these two as they were published only when it downloads
+# the weights itself; the same is said here for weights of any origin. The
+# auxiliary heads of GoogLeNet serve its first training alone.
+_AS_PUBLISHED: dict[str, dict[str, Argument]] = {
+    "googlenet": {"transform_input": True, "init_weights": True, "aux_logits": False},
+    "inception_v3": {"transform_input": True, "init_weights": True},
+}
+
+
+def names() -> Sequence[str]:
+    """Return torchvision's image classifiers."""
+    return sorted(models.list_models(module=models))
+
+
+def create(network: str, weights: str | None, arguments: dict[str, Argument]) -> Classifier:
+    """Build a network of torchvision; without weights, its default ones are downloaded."""
+    published = models.get_model_weights(network)
+    entry = _entry(published, weights)
+    seed = None if weights is None else random_seed(weights)
+    if weights is None or weights in published.__members__:
+        module = _download(network, entry, arguments)
+    else:
+        settings = _AS_PUBLISHED.get(network, {}) | arguments
+        with seeded(seed or 0):
+            module = _build(network, None, settings)
+        if seed is None:
+            load(module, weights, _without_auxiliary_heads)
+    classes = arguments.get("num_classes", len(entry.meta["categories"]))
+    categories: list[str] = entry.meta["categories"]
+    labels = categories if classes == len(categories) else map(str, range(int(classes or 0)))
+    return Classifier(
+        name=f"torchvision:{network}",
+        arguments=arguments,
+        module=module,
+        input=_input_spec(entry),
+        labels=tuple(labels),
+    )
+
+
+def imagenet_labels() -> tuple[str, ...]:
+    """Return the short names of the 1000 classes of ImageNet, by index."""
+    return tuple(models.ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
+
+
+def _entry(published: type[models.WeightsEnum], weights: str | None) -> models.WeightsEnum:
+    """Return the published weights whose input specification applies.
+
+    A file under its published name is known by it; one under another name, or
+    random weights, is taken for the default.
+    """
+    default: models.WeightsEnum = published.DEFAULT
+    if weights is None:
+        return default
+    for name, entry in published.__members__.items():
+        if weights == name or Path(weights).name == Path(entry.url).name:
+            return entry
+    return default
+
+
+def _download(network: str, entry: models.WeightsEnum, arguments: dict[str, Argument]) -> nn.Module:
+    try:
+        return _build(network, entry, arguments)
+    except OSError as error:
+        raise WeightsError(
+            f"torchvision:{network}: the weights at {entry.url} cannot be downloaded ({error}); "
+            "give a file with --weights FILE, or --weights random:SEED"
+        ) from error
+
+
+def _build(
+    network: str, entry: models.WeightsEnum | None, arguments: dict[str, Argument]
+) -> nn.Module:
+    try:
+        module: nn.Module = models.get_model(network, weights=entry, **arguments)
+    except (TypeError, ValueError) as error:
+        raise ArgumentsError(f"torchvision:{network}: {error}") from error
+    return module
+
+
+def _without_auxiliary_heads(state: StateDict, module: nn.Module) -> StateDict:
+    """Drop the heads that GoogLeNet's published file holds and `module` does without."""
+    if getattr(module, "aux1", module) is not None:
+        return state
+    return {key: value for key, value in state.items() if not key.startswith(("aux1.", "aux2."))}
+
+
+def _input_spec(entry: models.WeightsEnum) -> InputSpec:
+    preset = entry.transforms()
+    return InputSpec(
+        height=preset.crop_size[0],
+        width=preset.crop_size[0],
+        channels=3,
+        resize=preset.resize_size[0],
+        interpolation=preset.interpolation.value,
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+    )
