@@ -53,7 +53,9 @@ class InputSpec(_Model):
     def _channels_agree(self) -> Self:
         for name in ("mean", "std"):
             if len(getattr(self, name)) != self.channels:
-                raise ValueError(f"{name} has {len(getattr(self, name))} values for {self.channels} channels")
+                raise ValueError(
+                    f"{name} has {len(getattr(self, name))} values for {self.channels} channels"
+                )
         if self.resize < max(self.height, self.width):
             raise ValueError(f"resize {self.resize} is below the crop {self.height}x{self.width}")
         return self
@@ -135,7 +137,9 @@ class Manifest(_Model):
     cams: tuple[CamOutput, ...]
     features: tuple[FeatureOutput, ...]
     variants: Annotated[tuple[VariantEntry, ...], Field(min_length=1)]
-    files: dict[str, FileEntry] = Field(description="every file of the bundle but this one, by its path")
+    files: dict[str, FileEntry] = Field(
+        description="every file of the bundle but this one, by its path"
+    )
     metadata: dict[str, str] = Field(default_factory=dict, description="what training noted")
 
     @model_validator(mode="after")

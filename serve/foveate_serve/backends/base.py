@@ -1,0 +1,152 @@
+"""The interface of a backend."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate_serve.bundle.bundle import Bundle
+from foveate_serve.bundle.manifest import (
+    CAM_PREFIX,
+    CLASS_IDS_INPUT,
+    FEATURES_PREFIX,
+    IMAGE_INPUT,
+    LOGITS_OUTPUT,
+    Manifest,
+)
+
+Array = NDArray[Any]
+
+
+class BackendError(Exception):
+    """An engine that is missing, or that cannot load or run a graph."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """The type and the shape of one tensor; None stands for a free dimension."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int | None, ...]
+
+    def accepts(self, array: Array) -> bool:
+        """Tell whether `array` has this type and shape."""
+        return (
+            array.dtype == self.dtype
+            and len(array.shape) == len(self.shape)
+            and all(
+                want is None or want == have
+                for want, have in zip(self.shape, array.shape, strict=True)
+            )
+        )
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{', '.join('*' if d is None else str(d) for d in self.shape)}]"
+
+
+def graph_inputs(manifest: Manifest) -> dict[str, TensorSpec]:
+    """Return the inputs that the graph contract gives a bundle, by name."""
+    spec = manifest.input
+    inputs = {
+        IMAGE_INPUT: TensorSpec(
+            dtype=np.dtype(np.uint8), shape=(None, spec.height, spec.width, spec.channels)
+        )
+    }
+    if manifest.cams:
+        inputs[CLASS_IDS_INPUT] = TensorSpec(dtype=np.dtype(np.int64), shape=(None, None))
+    return inputs
+
+
+def graph_outputs(manifest: Manifest) -> dict[str, TensorSpec]:
+    """Return the outputs that the graph contract gives a bundle, by name."""
+    single = np.dtype(np.float32)
+    outputs = {LOGITS_OUTPUT: TensorSpec(dtype=single, shape=(None, manifest.classes))}
+    for cam in manifest.cams:
+        outputs[CAM_PREFIX + cam.method] = TensorSpec(
+            dtype=single, shape=(None, None, cam.height, cam.width)
+        )
+    for layer in manifest.features:
+        outputs[FEATURES_PREFIX + layer.layer] = TensorSpec(
+            dtype=single, shape=(None, layer.channels, layer.height, layer.width)
+        )
+    return outputs
+
+
+class Runner(ABC):
+    """A variant loaded on a backend and a device.
+
+    `threads` are those of one run, 0 as many as the engine finds cores; `inputs`
+    and `outputs` are those of the graph contract. A subclass loads the
+    graph when it is made, raising BackendError, and implements `_run`.
+    """
+
+    backend: ClassVar[str]
+
+    def __init__(self, bundle: Bundle, *, variant: str, device: str, threads: int) -> None:
+        self.variant = variant
+        self.device = device
+        self.threads = threads
+        self.inputs = graph_inputs(bundle.manifest)
+        self.outputs = graph_outputs(bundle.manifest)
+
+    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        """Run the graph on a batch and return the outputs named, and only those.
+
+        `inputs` holds `image`, uint8 [N, height, width, channels], and
+        `class_ids`, int64 [N, K], where an output `cam.*` is wanted. Raises
+        ValueError for inputs or outputs that the contract does not have, and
+        BackendError where the engine fails or breaks the contract.
+        """
+        self._check(inputs, outputs)
+        results = self._run(inputs, outputs)
+        for name in outputs:
+            if not self.outputs[name].accepts(results[name]):
+                result = results[name]
+                raise BackendError(
+                    f"the graph gives {name} as {result.dtype}{list(result.shape)}, "
+                    f"and the manifest says {self.outputs[name]}"
+                )
+        return results
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release the engine; the runner cannot be used afterwards."""
+
+    @abstractmethod
+    def _run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        """Run checked inputs; raises BackendError."""
+
+    def _check(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> None:
+        wanted = {IMAGE_INPUT}
+        if any(name.startswith(CAM_PREFIX) for name in outputs):
+            wanted.add(CLASS_IDS_INPUT)
+        if inputs.keys() != wanted:
+            raise ValueError(f"inputs {sorted(inputs)}; these outputs need {sorted(wanted)}")
+        if not outputs:
+            raise ValueError("no output is wanted")
+        for name in outputs:
+            if name not in self.outputs:
+                raise ValueError(f"no output {name!r}; there are {sorted(self.outputs)}")
+        for name, array in inputs.items():
+            if not self.inputs[name].accepts(array):
+                raise ValueError(
+                    f"{name} is {array.dtype}{list(array.shape)}; "
+                    f"the graph takes {self.inputs[name]}"
+                )
+        if len({len(array) for array in inputs.values()}) != 1:
+            raise ValueError("the inputs differ in their first dimension")

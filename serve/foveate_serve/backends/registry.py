@@ -1,0 +1,74 @@
+"""The backends by name, imported when they are asked for."""
+
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from types import MappingProxyType
+
+from foveate_serve.backends.base import BackendError, Runner
+from foveate_serve.bundle.bundle import Bundle
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """Where a backend lives: its runner, the engine's package, and the extra that brings it."""
+
+    runner: str
+    package: str
+    extra: str
+
+
+BACKENDS = MappingProxyType(
+    {
+        "onnxruntime": Backend(
+            runner="foveate_serve.backends.onnxruntime.runner:OnnxRuntimeRunner",
+            package="onnxruntime",
+            extra="cpu",
+        ),
+    }
+)
+"""The backends, the preferred one first."""
+
+
+def create_runner(
+    bundle: Bundle,
+    *,
+    variant: str | None = None,
+    backend: str | None = None,
+    device: str = "cpu",
+    threads: int = 0,
+) -> Runner:
+    """Load one variant of a bundle on a backend.
+
+    `variant` None takes the manifest's first, `backend` None the first of
+    `BACKENDS` whose engine is installed. `threads` are those of one run, 0 as
+    many as the engine finds cores. Raises BackendError where the variant, the
+    backend or its engine is missing, or the graph cannot be loaded.
+    """
+    names = [entry.name for entry in bundle.manifest.variants]
+    variant = names[0] if variant is None else variant
+    if variant not in names:
+        raise BackendError(f"no variant {variant!r}; the bundle has {', '.join(names)}")
+    name = _first_installed() if backend is None else backend
+    if name not in BACKENDS:
+        raise BackendError(f"no backend {name!r}; there are {', '.join(BACKENDS)}")
+    _require(name)
+    module, _, attribute = BACKENDS[name].runner.partition(":")
+    runner: type[Runner] = getattr(import_module(module), attribute)
+    return runner(bundle, variant=variant, device=device, threads=threads)
+
+
+def _first_installed() -> str:
+    for name, backend in BACKENDS.items():
+        if find_spec(backend.package) is not None:
+            return name
+    return next(iter(BACKENDS))
+
+
+def _require(name: str) -> None:
+    backend = BACKENDS[name]
+    if find_spec(backend.package) is None:
+        raise BackendError(
+            f"the backend {name!r} needs the package {backend.package}: "
+            f'pip install "foveate-serve[{backend.extra}]"'
+        )
