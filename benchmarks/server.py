@@ -1,0 +1,47 @@
+"""A real server in a process of its own, and what it has consumed."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running `foveate serve`."""
+
+    address: str
+    process: psutil.Process
+
+    def tree(self) -> list[psutil.Process]:
+        """Return the server's process and all below it."""
+        return [self.process, *self.process.children(recursive=True)]
+
+    def cpu_seconds(self) -> float:
+        """Return the CPU time of the whole process tree so far, user and system."""
+        times = [process.cpu_times() for process in self.tree()]
+        return sum(t.user + t.system for t in times)
+
+    def resident_bytes(self) -> int:
+        """Return the resident set of the whole process tree."""
+        return sum(process.memory_info().rss for process in self.tree())
+
+
+@contextmanager
+def serving(repository: Path, *arguments: str) -> Iterator[Server]:
+    """Start `foveate serve` on a free port, and stop it afterwards."""
+    foveate = Path(sys.executable).with_name("foveate")
+    command = [foveate, "serve", "--repository", repository, "--address", "127.0.0.1:0", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            line = server.stdout.readline()
+            if not line:
+                raise RuntimeError("the server did not start")
+            yield Server(line.split()[-1], psutil.Process(server.pid))
+        finally:
+            server.terminate()
