@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,16 @@ Adapt = Callable[[StateDict, nn.Module], StateDict]
 """Turns a state dict as it was read into one with the module's keys."""
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+# What torch's unpickler raises on bytes that are no torch file, or a damaged one.
+_DAMAGED = (
+    pickle.UnpicklingError,
+    struct.error,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 _LISTED = 8
 """How many differing keys an error spells out before it counts the rest."""
 
@@ -82,7 +93,7 @@ def read_state_dict(path: Path) -> StateDict:
         raise WeightsError("there is no such file") from error
     except safetensors.SafetensorError as error:
         raise WeightsError(f"not a whole safetensors file ({error})") from error
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+    except _DAMAGED as error:
         raise WeightsError(
             "not a torch file of tensors alone (it is read with weights_only)"
         ) from error

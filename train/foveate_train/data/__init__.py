@@ -1,0 +1,1 @@
+"""Data sets and how pictures are prepared."""

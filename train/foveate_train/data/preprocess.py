@@ -1,0 +1,31 @@
+"""From a picture to a network's input, as evaluation and serving do it."""
+
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from foveate_train.classifier import InputSpec
+
+
+def preprocess(image: Image.Image, spec: InputSpec) -> torch.Tensor:
+    """Resize, crop and normalise one picture.
+
+    Args:
+        image: of any mode and size.
+        spec: what the network takes.
+
+    Returns:
+        float32 [channels, height, width], normalised.
+    """
+    picture = image.convert({1: "L", 3: "RGB"}[spec.channels])
+    transform = v2.Compose(
+        [
+            v2.Resize(spec.resize, v2.InterpolationMode(spec.interpolation), antialias=True),
+            v2.CenterCrop((spec.height, spec.width)),
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(list(spec.mean), list(spec.std)),
+        ]
+    )
+    result: torch.Tensor = transform(picture)
+    return result
