@@ -1,0 +1,164 @@
+"""The client for asyncio."""
+
+# ruff: noqa: ASYNC109 - gRPC timeouts are deadlines, which travel to the server
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
+from contextlib import aclosing
+from types import TracebackType
+from typing import Self, Unpack
+
+from foveate.v1.classifier_service_pb2 import (
+    ClassifyStreamRequest,
+    ClassifyStreamResponse,
+    GetModelRequest,
+    ListModelsRequest,
+)
+from foveate_client._client import DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT
+from foveate_client._exceptions import FoveateError, ImageError, client_errors
+from foveate_client._grpc import AsyncGrpcTransport
+from foveate_client._images import ImageInput
+from foveate_client._models import Model, ModelSummary
+from foveate_client._options import ClassifyOptions, classify_request
+from foveate_client._results import Classification
+from foveate_client._stream import Window, outcome
+from foveate_client._transports import AsyncTransport
+
+
+class AsyncClient:
+    """Classifies pictures on a server, from asyncio.
+
+        async with AsyncClient("localhost:8000") as client:
+            result = await client.classify("cat.jpg", cam=Cam(top=3))
+
+    `target` is the server's HOST:PORT, any other gRPC target, or an
+    AsyncTransport. `timeout` is the deadline in seconds of every call that
+    states none, and the longest wait for the next answer of `classify_many`.
+    It is made and used within one event loop.
+    """
+
+    def __init__(self, target: str | AsyncTransport, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+        self._timeout = timeout
+        self._transport: AsyncTransport = (
+            AsyncGrpcTransport(target, stall_timeout=timeout) if isinstance(target, str) else target
+        )
+
+    async def classify(
+        self,
+        image: ImageInput,
+        *,
+        timeout: float | None = None,
+        **options: Unpack[ClassifyOptions],
+    ) -> Classification:
+        """Classify one picture; ClassifyOptions lists what else can be asked.
+
+        `timeout` is in seconds. Raises ImageError where the picture cannot be
+        read and CallError where the call fails.
+        """
+        request = await asyncio.to_thread(classify_request, image, **options)
+        with client_errors():
+            response = await self._transport.classify(request, self._deadline(timeout))
+        return Classification.from_message(response)
+
+    async def classify_many(
+        self,
+        images: Iterable[ImageInput] | AsyncIterable[ImageInput],
+        *,
+        in_flight: int = DEFAULT_IN_FLIGHT,
+        **options: Unpack[ClassifyOptions],
+    ) -> AsyncGenerator[Classification | FoveateError, None]:
+        """Classify pictures over one stream, and yield a result or an error for each, in order.
+
+        At most `in_flight` pictures are held at once: the first result comes
+        when that many have been sent or none is left, and each further picture
+        is read when the oldest result has been taken. An error of one picture
+        is yielded in its place; an error of the stream itself is raised.
+        """
+        window = Window(in_flight)
+        requests: asyncio.Queue[ClassifyStreamRequest | None] = asyncio.Queue()
+        async with aclosing(self._transport.classify_stream(_until_none(requests))) as answers:
+            try:
+                async for image in _each(images):
+                    if window.full:
+                        yield await _take(window, answers)
+                    try:
+                        request = await asyncio.to_thread(classify_request, image, **options)
+                    except ImageError as error:
+                        window.failed(error)
+                    else:
+                        requests.put_nowait(window.sent(request))
+                while window:
+                    yield await _take(window, answers)
+            finally:
+                requests.put_nowait(None)
+
+    async def models(self) -> AsyncIterator[ModelSummary]:
+        """Yield the models by name, fetching the server's pages as they are needed."""
+        request = ListModelsRequest()
+        while True:
+            with client_errors():
+                page = await self._transport.list_models(request, self._timeout)
+            for model in page.models:
+                yield ModelSummary.from_message(model)
+            if not page.next_page_token:
+                return
+            request = ListModelsRequest(page_token=page.next_page_token)
+
+    async def model(
+        self,
+        name: str = "",
+        version: str = "",
+        *,
+        timeout: float | None = None,
+    ) -> Model:
+        """Return everything about one model; unnamed, the server's only one."""
+        request = GetModelRequest(name=name, version=version)
+        with client_errors():
+            response = await self._transport.get_model(request, self._deadline(timeout))
+        return Model.from_message(response.model)
+
+    async def close(self) -> None:
+        """Give back the connection."""
+        await self._transport.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def _deadline(self, timeout: float | None) -> float:
+        return self._timeout if timeout is None else timeout
+
+
+async def _take(
+    window: Window, answers: AsyncIterator[ClassifyStreamResponse]
+) -> Classification | FoveateError:
+    oldest = window.pop()
+    if isinstance(oldest, ImageError):
+        return oldest
+    with client_errors():
+        return outcome(oldest, await anext(answers, None))
+
+
+async def _each(
+    images: Iterable[ImageInput] | AsyncIterable[ImageInput],
+) -> AsyncIterator[ImageInput]:
+    if isinstance(images, AsyncIterable):
+        async for image in images:
+            yield image
+    else:
+        for image in images:
+            yield image
+
+
+async def _until_none(
+    requests: asyncio.Queue[ClassifyStreamRequest | None],
+) -> AsyncIterator[ClassifyStreamRequest]:
+    while (request := await requests.get()) is not None:
+        yield request

@@ -1,0 +1,151 @@
+"""The client that waits for its answers."""
+
+import os
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
+from pathlib import Path
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Self, Unpack
+
+from foveate.v1.classifier_service_pb2 import (
+    ClassifyStreamRequest,
+    ClassifyStreamResponse,
+    GetModelRequest,
+    ListModelsRequest,
+)
+from foveate_client._exceptions import FoveateError, ImageError, client_errors
+from foveate_client._grpc import GrpcTransport
+from foveate_client._images import ImageInput
+from foveate_client._models import Model, ModelSummary
+from foveate_client._options import ClassifyOptions, classify_request
+from foveate_client._results import Classification
+from foveate_client._stream import Window, outcome
+from foveate_client._transports import Transport, local_transport
+
+DEFAULT_TIMEOUT = 30.0
+"""Seconds."""
+DEFAULT_IN_FLIGHT = 16
+
+
+class Client:
+    """Classifies pictures on a server, or in this process.
+
+        with Client("localhost:8000") as client:
+            result = client.classify("cat.jpg", cam=Cam(top=3))
+
+    `target` is the server's HOST:PORT, any other gRPC target, or a Transport.
+    `timeout` is the deadline in seconds of every call that states none, and
+    the longest wait for the next answer of `classify_many`. A client may be
+    used from several threads at once.
+    """
+
+    def __init__(self, target: str | Transport, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+        self._timeout = timeout
+        self._transport: Transport = (
+            GrpcTransport(target, stall_timeout=timeout) if isinstance(target, str) else target
+        )
+
+    @classmethod
+    def local(cls, repository: str | os.PathLike[str], *, timeout: float = DEFAULT_TIMEOUT) -> Self:
+        """Return a client that runs the models of the folder `repository` in this process.
+
+        Raises MissingDistributionError where foveate-serve is not installed.
+        """
+        with client_errors():
+            return cls(local_transport(Path(repository)), timeout=timeout)
+
+    def classify(
+        self,
+        image: ImageInput,
+        *,
+        timeout: float | None = None,
+        **options: Unpack[ClassifyOptions],
+    ) -> Classification:
+        """Classify one picture; ClassifyOptions lists what else can be asked.
+
+        `timeout` is in seconds. Raises ImageError where the picture cannot be
+        read and CallError where the call fails.
+        """
+        request = classify_request(image, **options)
+        with client_errors():
+            response = self._transport.classify(request, self._deadline(timeout))
+        return Classification.from_message(response)
+
+    def classify_many(
+        self,
+        images: Iterable[ImageInput],
+        *,
+        in_flight: int = DEFAULT_IN_FLIGHT,
+        **options: Unpack[ClassifyOptions],
+    ) -> Generator[Classification | FoveateError, None, None]:
+        """Classify pictures over one stream, and yield a result or an error for each, in order.
+
+        At most `in_flight` pictures are held at once: the first result comes
+        when that many have been sent or none is left, and each further picture
+        is read when the oldest result has been taken. An error of one picture
+        is yielded in its place; an error of the stream itself is raised.
+        """
+        window = Window(in_flight)
+        requests: SimpleQueue[ClassifyStreamRequest | None] = SimpleQueue()
+        with closing(self._transport.classify_stream(iter(requests.get, None))) as answers:
+            try:
+                for image in images:
+                    if window.full:
+                        yield _take(window, answers)
+                    try:
+                        request = classify_request(image, **options)
+                    except ImageError as error:
+                        window.failed(error)
+                    else:
+                        requests.put(window.sent(request))
+                while window:
+                    yield _take(window, answers)
+            finally:
+                requests.put(None)
+
+    def models(self) -> Iterator[ModelSummary]:
+        """Yield the models by name, fetching the server's pages as they are needed."""
+        request = ListModelsRequest()
+        while True:
+            with client_errors():
+                page = self._transport.list_models(request, self._timeout)
+            yield from map(ModelSummary.from_message, page.models)
+            if not page.next_page_token:
+                return
+            request = ListModelsRequest(page_token=page.next_page_token)
+
+    def model(self, name: str = "", version: str = "", *, timeout: float | None = None) -> Model:
+        """Return everything about one model; unnamed, the server's only one."""
+        request = GetModelRequest(name=name, version=version)
+        with client_errors():
+            response = self._transport.get_model(request, self._deadline(timeout))
+        return Model.from_message(response.model)
+
+    def close(self) -> None:
+        """Give back the connection, or the models of this process."""
+        self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _deadline(self, timeout: float | None) -> float:
+        return self._timeout if timeout is None else timeout
+
+
+def _take(
+    window: Window, answers: Iterator[ClassifyStreamResponse]
+) -> Classification | FoveateError:
+    oldest = window.pop()
+    if isinstance(oldest, ImageError):
+        return oldest
+    with client_errors():
+        return outcome(oldest, next(answers, None))

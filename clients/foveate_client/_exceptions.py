@@ -1,0 +1,214 @@
+"""The errors of the library.
+
+FoveateError
+├── ImageError                        a picture cannot be read on this side
+├── MissingDistributionError          a part of Foveate is not installed
+└── CallError                         a call was answered with an error
+    ├── CancelledError                CANCELLED
+    ├── UnknownError                  UNKNOWN
+    ├── InvalidArgumentError          INVALID_ARGUMENT
+    ├── DeadlineExceededError         DEADLINE_EXCEEDED
+    ├── NotFoundError                 NOT_FOUND
+    ├── AlreadyExistsError            ALREADY_EXISTS
+    ├── PermissionDeniedError         PERMISSION_DENIED
+    ├── ResourceExhaustedError        RESOURCE_EXHAUSTED
+    ├── FailedPreconditionError       FAILED_PRECONDITION
+    ├── AbortedError                  ABORTED
+    ├── OutOfRangeError               OUT_OF_RANGE
+    ├── UnimplementedError            UNIMPLEMENTED
+    ├── InternalError                 INTERNAL
+    ├── UnavailableError              UNAVAILABLE
+    ├── DataLossError                 DATA_LOSS
+    └── UnauthenticatedError          UNAUTHENTICATED
+"""
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import ClassVar
+
+from google.rpc import code_pb2
+
+from foveate.status import ErrorStatus, FieldViolation, StatusError
+
+
+class FoveateError(Exception):
+    """The base of every error that this library raises on purpose."""
+
+
+class ImageError(FoveateError):
+    """A picture cannot be read on this side: a missing file, or an array of the wrong kind."""
+
+
+class MissingDistributionError(FoveateError):
+    """A part of Foveate is not installed; `requirement` is what pip is to install."""
+
+    def __init__(self, purpose: str, requirement: str) -> None:
+        super().__init__(purpose, requirement)
+        self.purpose = purpose
+        self.requirement = requirement
+
+    def __str__(self) -> str:
+        return f"{self.purpose} needs a part that is not installed: {pip_line(self.requirement)}"
+
+
+def pip_line(requirement: str) -> str:
+    """Return the command that installs `requirement`, quoted for a shell."""
+    return f"pip install {shlex.quote(requirement)}"
+
+
+class CallError(FoveateError):
+    """A call was answered with an error, by the server or on the way to it.
+
+    Each canonical code has its subclass; an answer with a code that is none of
+    them raises UnknownError.
+    """
+
+    code: ClassVar[str]
+    """The canonical code's name, such as "NOT_FOUND"."""
+
+    def __init__(self, status: ErrorStatus) -> None:
+        super().__init__(status)
+        self._status = status
+
+    def __str__(self) -> str:
+        return self.message
+
+    @property
+    def reason(self) -> str:
+        """The reason in upper snake case; the code's name where the answer states none."""
+        return self._status.reason or self.code
+
+    @property
+    def message(self) -> str:
+        """A sentence for a person."""
+        return self._status.message or self.code
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """Names and values that belong to the reason, such as a limit."""
+        return self._status.metadata
+
+    @property
+    def field_violations(self) -> Sequence[FieldViolation]:
+        """The fields of the request at fault."""
+        return self._status.field_violations
+
+    @property
+    def retry_delay(self) -> timedelta | None:
+        """How long to wait before trying again; None where that would not help."""
+        return self._status.retry_delay
+
+
+class CancelledError(CallError):
+    """The call was given up by the one who made it."""
+
+    code = "CANCELLED"
+
+
+class UnknownError(CallError):
+    """An error of no known kind."""
+
+    code = "UNKNOWN"
+
+
+class InvalidArgumentError(CallError):
+    """The request is wrong, whatever the server's state; `field_violations` says where."""
+
+    code = "INVALID_ARGUMENT"
+
+
+class DeadlineExceededError(CallError):
+    """No answer came in time."""
+
+    code = "DEADLINE_EXCEEDED"
+
+
+class NotFoundError(CallError):
+    """What was asked for does not exist."""
+
+    code = "NOT_FOUND"
+
+
+class AlreadyExistsError(CallError):
+    """What was to be made exists."""
+
+    code = "ALREADY_EXISTS"
+
+
+class PermissionDeniedError(CallError):
+    """The caller may not do this."""
+
+    code = "PERMISSION_DENIED"
+
+
+class ResourceExhaustedError(CallError):
+    """A quota or queue is full; `retry_delay` says when to come back."""
+
+    code = "RESOURCE_EXHAUSTED"
+
+
+class FailedPreconditionError(CallError):
+    """The server is not in the state that the call needs."""
+
+    code = "FAILED_PRECONDITION"
+
+
+class AbortedError(CallError):
+    """The call met another one that changes the same thing."""
+
+    code = "ABORTED"
+
+
+class OutOfRangeError(CallError):
+    """A value lies past the end of what there is."""
+
+    code = "OUT_OF_RANGE"
+
+
+class UnimplementedError(CallError):
+    """The server does not know this call."""
+
+    code = "UNIMPLEMENTED"
+
+
+class InternalError(CallError):
+    """The server broke."""
+
+    code = "INTERNAL"
+
+
+class UnavailableError(CallError):
+    """The server cannot be reached, or takes no calls for the moment."""
+
+    code = "UNAVAILABLE"
+
+
+class DataLossError(CallError):
+    """Data was lost or damaged beyond repair."""
+
+    code = "DATA_LOSS"
+
+
+class UnauthenticatedError(CallError):
+    """The caller has not shown who it is."""
+
+    code = "UNAUTHENTICATED"
+
+
+_BY_CODE = {code_pb2.Code.Value(kind.code): kind for kind in CallError.__subclasses__()}
+
+
+def error_from(status: ErrorStatus) -> CallError:
+    """Return the error of `status`, of the class of its code."""
+    return _BY_CODE.get(status.code, UnknownError)(status)
+
+
+@contextmanager
+def client_errors() -> Iterator[None]:
+    """Turn a transport's StatusError into the error of its code."""
+    try:
+        yield
+    except StatusError as error:
+        raise error_from(error.status) from error

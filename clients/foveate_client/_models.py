@@ -1,0 +1,198 @@
+"""What a server tells of its models, as frozen values."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Self
+
+from foveate.v1 import model_pb2 as proto
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelVersion:
+    """One version of a model.
+
+    `state` is "loading", "ready", "unloading", "unloaded" or "failed";
+    `reason` says why the last load failed and is empty otherwise.
+    """
+
+    version: str
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSummary:
+    """A model in a list: its versions, newest first, and the one that answers by default."""
+
+    name: str
+    versions: tuple[ModelVersion, ...]
+    default_version: str
+
+    @classmethod
+    def from_message(cls, message: proto.ModelSummary) -> Self:
+        """Read an answer of the service."""
+        return cls(
+            name=message.name,
+            versions=tuple(
+                ModelVersion(version=v.version, state=_state(v.state), reason=v.reason)
+                for v in message.versions
+            ),
+            default_version=message.default_version,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSpec:
+    """How the server makes a picture the classifier's input.
+
+    The shorter side is resized to `resize` pixels with the filter
+    `interpolation` and the centre of `height` x `width` pixels is cropped.
+    `mean` and `std` are for reading: the graph normalises by itself.
+    """
+
+    height: int
+    width: int
+    channels: int
+    resize: int
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """A layer whose feature map can be asked for."""
+
+    name: str
+    channels: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CamMethod:
+    """A class activation map that can be asked for, and the layer that it weighs."""
+
+    name: str
+    layer: str
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """How far a variant lies from the classifier it was exported from.
+
+    `logits_max_abs` is the largest absolute difference; `top1_agreement` a
+    share from 0 to 1; `cams` by method and `features` by layer are the largest
+    difference relative to the largest absolute value.
+    """
+
+    images: int
+    logits_max_abs: float
+    top1_agreement: float
+    cams: Mapping[str, float]
+    features: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """What a variant scores on labelled pictures; shares from 0 to 1."""
+
+    data: str
+    images: int
+    top1: float
+    top5: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One precision of a model; `size` is in bytes."""
+
+    name: str
+    size: int
+    parity: Parity
+    accuracy: Accuracy | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """Everything about one version of one model."""
+
+    name: str
+    version: str
+    state: str
+    classifier: str
+    labels: tuple[str, ...]
+    input: InputSpec
+    layers: tuple[Layer, ...]
+    cam_methods: tuple[CamMethod, ...]
+    variants: tuple[Variant, ...]
+    active_variant: str
+    backend: str
+    device: str
+    created: datetime
+    parameters: int
+
+    @classmethod
+    def from_message(cls, message: proto.Model) -> Self:
+        """Read an answer of the service."""
+        return cls(
+            name=message.name,
+            version=message.version,
+            state=_state(message.state),
+            classifier=message.classifier,
+            labels=tuple(message.labels),
+            input=InputSpec(
+                height=message.input.height,
+                width=message.input.width,
+                channels=message.input.channels,
+                resize=message.input.resize,
+                interpolation=message.input.interpolation,
+                mean=tuple(message.input.mean),
+                std=tuple(message.input.std),
+            ),
+            layers=tuple(
+                Layer(name=x.name, channels=x.channels, height=x.height, width=x.width)
+                for x in message.layers
+            ),
+            cam_methods=tuple(
+                CamMethod(name=x.name, layer=x.layer, height=x.height, width=x.width)
+                for x in message.cam_methods
+            ),
+            variants=tuple(_variant(variant) for variant in message.variants),
+            active_variant=message.active_variant,
+            backend=message.backend,
+            device=message.device,
+            created=message.create_time.ToDatetime(UTC),
+            parameters=message.parameters,
+        )
+
+
+def _variant(variant: proto.Variant) -> Variant:
+    return Variant(
+        name=variant.name,
+        size=variant.size,
+        parity=Parity(
+            images=variant.parity.images,
+            logits_max_abs=variant.parity.logits_max_abs,
+            top1_agreement=variant.parity.top1_agreement,
+            cams=dict(variant.parity.cams),
+            features=dict(variant.parity.features),
+        ),
+        accuracy=Accuracy(
+            data=variant.accuracy.data,
+            images=variant.accuracy.images,
+            top1=variant.accuracy.top1,
+            top5=variant.accuracy.top5,
+        )
+        if variant.HasField("accuracy")
+        else None,
+    )
+
+
+def _state(value: int) -> str:
+    known = proto.ModelState.DESCRIPTOR.values_by_number.get(value)
+    # A newer server may know states that this client does not.
+    return known.name.removeprefix("MODEL_STATE_").lower() if known else f"state {value}"

@@ -1,0 +1,86 @@
+"""What can be asked for beside the prediction, as small values, and the requests made of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+from foveate.v1.classifier_service_pb2 import ClassifyRequest
+from foveate.v1.explanation_pb2 import HEATMAP_FORM_RAW, CamOptions, FeatureMapOptions
+from foveate_client._images import ImageInput, image_field
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cam:
+    """Asks for class activation maps.
+
+    `method` is one of those that the model lists; empty takes the first.
+    `class_ids` are classes to explain; `top` explains that many of the
+    best-scored ones before them. With neither, the best class is explained.
+    """
+
+    method: str = ""
+    class_ids: Sequence[int] = ()
+    top: int | None = None
+
+
+@dataclass(frozen=True)
+class Features:
+    """Asks for the feature map of one layer.
+
+    `layer` is one of those that the model lists; `channels` are the channels
+    wanted, in their order, and none means all of them.
+    """
+
+    layer: str
+    channels: Sequence[int] = ()
+
+
+class ClassifyOptions(TypedDict, total=False):
+    """What `classify` and `classify_many` take by keyword beside the picture."""
+
+    model: str
+    """The model; unset, the only one that the server serves."""
+    version: str
+    """The version; unset, the model's default one."""
+    top_k: int
+    """How many of the best classes to return; unset, five."""
+    cam: Cam
+    """The class activation maps wanted; unset, none."""
+    feature_maps: Sequence[Features | str]
+    """The feature maps wanted, by layer; unset, none."""
+    timing: bool
+    """Whether the answer tells where its time went; unset, not."""
+
+
+def classify_request(
+    image: ImageInput,
+    *,
+    model: str = "",
+    version: str = "",
+    top_k: int | None = None,
+    cam: Cam | None = None,
+    feature_maps: Sequence[Features | str] = (),
+    timing: bool = False,
+) -> ClassifyRequest:
+    """Return the request for `image`. Raises ImageError where it cannot be read."""
+    return ClassifyRequest(
+        model=model,
+        version=version,
+        top_k=top_k,
+        cam=None if cam is None else _cam_options(cam),
+        feature_maps=[_feature_map_options(wanted) for wanted in feature_maps],
+        timing=timing,
+        **image_field(image),
+    )
+
+
+def _cam_options(cam: Cam) -> CamOptions:
+    # Only raw maps are asked for: the library draws them, over the original and not the crop.
+    return CamOptions(
+        method=cam.method, class_ids=cam.class_ids, top=cam.top, forms=[HEATMAP_FORM_RAW]
+    )
+
+
+def _feature_map_options(wanted: Features | str) -> FeatureMapOptions:
+    features = Features(wanted) if isinstance(wanted, str) else wanted
+    return FeatureMapOptions(layer=features.layer, channels=features.channels)

@@ -1,0 +1,242 @@
+"""What a classification answers, as frozen values."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from foveate.v1 import classifier_service_pb2 as service
+from foveate.v1 import explanation_pb2 as explanation
+from foveate_client import _drawing
+from foveate_client._images import ImageInput, open_upright
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """A class and how likely the classifier finds it.
+
+    `score` is its softmax probability, from 0 to 1, and `logit` its value
+    before the softmax.
+    """
+
+    class_id: int
+    label: str
+    score: float
+    logit: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """The part of a picture that the classifier saw, in pixels of the upright picture."""
+
+    source_width: int
+    source_height: int
+    left: float
+    top: float
+    width: float
+    height: float
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """The left, top, width and height of the part."""
+        return self.left, self.top, self.width, self.height
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Heatmap:
+    """A class activation map.
+
+    `array` is float32 [height, width], read-only, with the values exactly as
+    the graph computed them, from `minimum` to `maximum`; `layer` is where its
+    activations come from, and `view` the part of the picture that it covers.
+    """
+
+    class_id: int
+    label: str
+    method: str
+    layer: str
+    array: npt.NDArray[np.float32]
+    minimum: float
+    maximum: float
+    view: View
+
+    @property
+    def has_evidence(self) -> bool:
+        """Whether anything in the picture speaks for the class."""
+        return self.maximum > 0
+
+    @property
+    def peak(self) -> tuple[float, float]:
+        """The centre of the largest cell: x and y in pixels of the upright picture."""
+        rows, columns = self.array.shape
+        row, column = divmod(int(self.array.argmax()), columns)
+        return (
+            self.view.left + (column + 0.5) / columns * self.view.width,
+            self.view.top + (row + 0.5) / rows * self.view.height,
+        )
+
+    def picture(self) -> Image.Image:
+        """Return the positive part of the map in colour, of the size of the part seen."""
+        size = max(1, round(self.view.width)), max(1, round(self.view.height))
+        shares = _drawing.resample(_drawing.evidence(self.array), size, (0, 0, *size))
+        return Image.fromarray(_drawing.turbo(shares))
+
+    def overlay(self, image: ImageInput, *, opacity: float = 0.6) -> Image.Image:
+        """Return the original picture with the positive part of the map laid over what was seen.
+
+        `image` is the picture that was classified, whole and of its own size;
+        `opacity` is the share of the colour where the map is largest. Raises
+        ImageError where the picture cannot be read and ValueError where it has
+        another size.
+        """
+        original = open_upright(image)
+        expected = self.view.source_width, self.view.source_height
+        if original.size != expected:
+            raise ValueError(
+                f"the map belongs to a picture of {expected[0]} x {expected[1]} pixels, "
+                f"not {original.width} x {original.height}"
+            )
+        return _drawing.overlay(original, self.array, self.view.box, opacity)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the raw values where `path` ends in .npy, and else the coloured picture."""
+        if Path(path).suffix == ".npy":
+            np.save(path, self.array)
+        else:
+            self.picture().save(path)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FeatureMap:
+    """The activations of one layer.
+
+    `array` is float32 [channels, height, width], read-only; `channels` are the
+    numbers of its planes in the layer.
+    """
+
+    layer: str
+    channels: tuple[int, ...]
+    array: npt.NDArray[np.float32]
+    minimum: float
+    maximum: float
+
+    def contact_sheet(self) -> Image.Image:
+        """Return a labelled grid of the channels, each coloured from its own least to its most."""
+        count, height, width = self.array.shape
+        noun = "channel" if count == 1 else "channels"
+        return _drawing.contact_sheet(
+            self.array, self.channels, f"{self.layer}: {count} {noun} of {height} x {width}"
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the raw values where `path` ends in .npy, and else the contact sheet."""
+        if Path(path).suffix == ".npy":
+            np.save(path, self.array)
+        else:
+            self.contact_sheet().save(path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Where the time of a request went within the server, and what ran it."""
+
+    decode: timedelta
+    queue: timedelta
+    infer: timedelta
+    encode: timedelta
+    total: timedelta
+    batch_size: int
+    backend: str
+    device: str
+    variant: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Classification:
+    """The classification of one picture: its best classes, best first, and what explains them."""
+
+    model: str
+    version: str
+    predictions: tuple[Prediction, ...]
+    cams: tuple[Heatmap, ...]
+    feature_maps: tuple[FeatureMap, ...]
+    view: View
+    timing: Timing | None
+
+    @classmethod
+    def from_message(cls, message: service.ClassifyResponse) -> Self:
+        """Read an answer of the service."""
+        view = _view(message.view)
+        return cls(
+            model=message.model,
+            version=message.version,
+            predictions=tuple(
+                Prediction(class_id=p.class_id, label=p.label, score=p.score, logit=p.logit)
+                for p in message.predictions
+            ),
+            cams=tuple(_heatmap(cam, view) for cam in message.cams),
+            feature_maps=tuple(_feature_map(features) for features in message.feature_maps),
+            view=view,
+            timing=_timing(message.timing) if message.HasField("timing") else None,
+        )
+
+
+def _view(view: explanation.View) -> View:
+    return View(
+        source_width=view.source_width,
+        source_height=view.source_height,
+        left=view.left,
+        top=view.top,
+        width=view.width,
+        height=view.height,
+    )
+
+
+def _heatmap(cam: explanation.Cam, view: View) -> Heatmap:
+    return Heatmap(
+        class_id=cam.class_id,
+        label=cam.label,
+        method=cam.method,
+        layer=cam.layer,
+        array=_floats(cam.values, cam.height, cam.width),
+        minimum=cam.minimum,
+        maximum=cam.maximum,
+        view=view,
+    )
+
+
+def _feature_map(features: explanation.FeatureMap) -> FeatureMap:
+    return FeatureMap(
+        layer=features.layer,
+        channels=tuple(features.channels),
+        array=_floats(features.values, len(features.channels), features.height, features.width),
+        minimum=features.minimum,
+        maximum=features.maximum,
+    )
+
+
+def _floats(values: bytes, *shape: int) -> npt.NDArray[np.float32]:
+    array = np.frombuffer(values, dtype="<f4").reshape(shape)
+    # A view of bytes, hence read-only; on a big-endian machine the copy must be made so.
+    native = array.astype(np.float32, copy=False)
+    native.flags.writeable = False
+    return native
+
+
+def _timing(timing: service.Timing) -> Timing:
+    return Timing(
+        decode=timing.decode.ToTimedelta(),
+        queue=timing.queue.ToTimedelta(),
+        infer=timing.infer.ToTimedelta(),
+        encode=timing.encode.ToTimedelta(),
+        total=timing.total.ToTimedelta(),
+        batch_size=timing.batch_size,
+        backend=timing.backend,
+        device=timing.device,
+        variant=timing.variant,
+    )

@@ -1,0 +1,147 @@
+"""The `foveate` command: finds the subcommand, wherever it is installed, and runs it.
+
+A subcommand is an entry point of the group `foveate.commands`: a function
+`main(arguments: Sequence[str]) -> int` that answers 0 when done, 1 when it
+failed and 2 when it was used wrongly.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from typing import NamedTuple, cast
+
+from foveate_client import _plugins
+from foveate_client._exceptions import MissingDistributionError, pip_line
+
+COMMANDS = "foveate.commands"
+"""The entry point group of subcommands."""
+
+_INTERRUPTED = 130
+"""What shells report of a program that Ctrl-C ended."""
+
+
+class _Command(NamedTuple):
+    requirement: str
+    summary: str
+
+    @property
+    def installed(self) -> bool:
+        return _version(self.requirement.partition("[")[0]) is not None
+
+
+_CLIENT, _SERVE, _EXPORT, _TRAIN = (
+    "foveate-client",
+    "foveate-serve[cpu]",
+    "foveate-export",
+    "foveate-train",
+)
+
+# Known even where it is not installed, so that the answer can be a pip line.
+_KNOWN = {
+    "train": _Command(_TRAIN, "train a classifier"),
+    "visualize": _Command(_TRAIN, "draw what a network has learned"),
+    "export": _Command(_EXPORT, "make a bundle of a classifier"),
+    "evaluate": _Command(_EXPORT, "measure a bundle's accuracy on labelled pictures"),
+    "serve": _Command(_SERVE, "serve a repository of bundles over gRPC"),
+    "classify": _Command(_CLIENT, "classify pictures and show what was looked at"),
+    "models": _Command(_CLIENT, "list the models of a server or a repository"),
+    "batch": _Command(_CLIENT, "classify a folder of pictures into a table"),
+    "load": _Command(_CLIENT, "put a server under load and measure it"),
+    "bench": _Command(_CLIENT, "compare backends and variants"),
+    "web": _Command(_CLIENT, "open a page that classifies pictures"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("foveate: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # The reader has left; the interpreter's own flush at exit must not fail over it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code
+
+
+def _run(arguments: Sequence[str]) -> int:
+    if not arguments:
+        print(_help(), file=sys.stderr)
+        return 2
+    name, *rest = arguments
+    if name in {"-h", "--help"}:
+        print(_help())
+        return 0
+    if name == "--version":
+        print(_versions())
+        return 0
+    point = _plugins.find(COMMANDS, name)
+    if point is not None:
+        return cast("Callable[[Sequence[str]], int]", point.load())(rest)
+    known = _KNOWN.get(name)
+    if known is not None and not known.installed:
+        error = MissingDistributionError(f"foveate {name}", known.requirement)
+        print(f"foveate: {error}", file=sys.stderr)
+        return 1
+    print(f"foveate: {_unknown(name)}", file=sys.stderr)
+    return 2
+
+
+def _help() -> str:
+    available = entry_points(group=COMMANDS).names
+    lines = [
+        "usage: foveate COMMAND ...",
+        "",
+        "Classifies pictures and shows where the classifier looked.",
+        "",
+        "commands:",
+        *(
+            f"  {name:<11}{_KNOWN[name].summary if name in _KNOWN else ''}".rstrip()
+            for name in [*(n for n in _KNOWN if n in available), *sorted(available - _KNOWN.keys())]
+        ),
+    ]
+    missing = {n: c for n, c in _KNOWN.items() if n not in available and not c.installed}
+    if missing:
+        lines += [
+            "",
+            "not installed:",
+            *(
+                f"  {name:<11}{command.summary} ({pip_line(command.requirement)})"
+                for name, command in missing.items()
+            ),
+        ]
+    lines += [
+        "",
+        "foveate COMMAND --help tells what a command takes; foveate --version, what is installed.",
+    ]
+    return "\n".join(lines)
+
+
+def _unknown(name: str) -> str:
+    names = sorted({*entry_points(group=COMMANDS).names})
+    near = get_close_matches(name, names) or names
+    return f"there is no command {name!r}; did you mean {_alternatives(near)}?"
+
+
+def _alternatives(names: Sequence[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def _versions() -> str:
+    names = ["foveate-proto", *(c.requirement.partition("[")[0] for c in _KNOWN.values())]
+    found = {name: _version(name) for name in sorted(names)}
+    return "\n".join(f"{name} {number}" for name, number in found.items() if number is not None)
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,268 @@
+"""`foveate classify`: classifies pictures, and shows what was looked at."""
+
+import argparse
+import json
+import sys
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from rich.bar import Bar
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from foveate_client._client import Client
+from foveate_client._exceptions import CallError, FoveateError, ImageError
+from foveate_client._images import ImageInput
+from foveate_client._options import Cam, ClassifyOptions, Features
+from foveate_client._results import Classification, Heatmap
+from foveate_client.commands._pictures import PictureWriter, Written
+from foveate_client.commands._shared import (
+    add_source_arguments,
+    complain,
+    describe,
+    open_client,
+)
+
+STDIN = "-"
+BAR_WIDTH = 32
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the subcommand and return its exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.images.count(STDIN) > 1:
+        parser.error("standard input can be read only once")
+    if options.channels and not options.feature_maps:
+        parser.error("--channels needs --feature-maps")
+    try:
+        writer = None if options.out is None else PictureWriter(options.out)
+        with open_client(options) as client:
+            return _classify(client, writer, options, parser)
+    except FoveateError as error:
+        complain(parser, describe(error))
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        place = "" if error.filename is None else f": {error.filename}"
+        complain(parser, f"{error.strerror}{place}")
+    return 1
+
+
+def _classify(
+    client: Client,
+    writer: PictureWriter | None,
+    options: argparse.Namespace,
+    parser: argparse.ArgumentParser,
+) -> int:
+    images = [sys.stdin.buffer.read() if x == STDIN else Path(x) for x in options.images]
+    console = Console(highlight=False)
+    failed = False
+    with closing(_results(client, images, _request(options))) as results:
+        for name, image, answer in zip(options.images, images, results, strict=True):
+            outcome, written = _written(writer, name, image, answer)
+            failed |= isinstance(outcome, FoveateError)
+            if options.json:
+                line = json.dumps(_record(name, outcome, written), ensure_ascii=False)
+                print(line, flush=True)
+            elif isinstance(outcome, FoveateError):
+                complain(parser, f"{name}: {describe(outcome)}")
+            else:
+                console.print(_table(name, outcome, written))
+    return 1 if failed else 0
+
+
+def _results(
+    client: Client, images: Sequence[ImageInput], request: ClassifyOptions
+) -> Generator[Classification | FoveateError, None, None]:
+    """Yield the outcome of every picture; when the stream breaks, its error is that of the rest."""
+    answered = 0
+    try:
+        for result in client.classify_many(images, **request):
+            yield result
+            answered += 1
+    except CallError as error:
+        for _ in images[answered:]:
+            yield error
+
+
+def _written(
+    writer: PictureWriter | None,
+    name: str,
+    image: ImageInput,
+    outcome: Classification | FoveateError,
+) -> tuple[Classification | FoveateError, Written | None]:
+    """Write the explanations of `outcome`; a picture that cannot be drawn upon becomes an error."""
+    if writer is None or isinstance(outcome, FoveateError):
+        return outcome, None
+    try:
+        return outcome, writer.write(name, image, outcome)
+    except ImageError as error:
+        return error, None
+
+
+def _request(options: argparse.Namespace) -> ClassifyOptions:
+    request = ClassifyOptions(
+        model=options.model,
+        version=options.version,
+        feature_maps=[Features(layer, options.channels) for layer in options.feature_maps],
+    )
+    if options.top_k is not None:
+        request["top_k"] = options.top_k
+    if options.cam or options.classes or options.cam_top is not None or options.cam_method:
+        request["cam"] = Cam(
+            method=options.cam_method, class_ids=options.classes, top=options.cam_top
+        )
+    return request
+
+
+def _record(
+    name: str, outcome: Classification | FoveateError, written: Written | None
+) -> dict[str, Any]:
+    """Return the JSON object of one picture."""
+    if isinstance(outcome, FoveateError):
+        return {
+            "image": name,
+            "model": None,
+            "version": None,
+            "predictions": [],
+            "cams": [],
+            "feature_maps": [],
+            "error": _error(outcome),
+        }
+    cam_paths = written.cams if written else [None] * len(outcome.cams)
+    map_paths = written.feature_maps if written else [None] * len(outcome.feature_maps)
+    return {
+        "image": name,
+        "model": outcome.model,
+        "version": outcome.version,
+        "predictions": [
+            {"class_id": x.class_id, "label": x.label, "score": x.score}
+            for x in outcome.predictions
+        ],
+        "cams": [
+            {
+                "class_id": cam.class_id,
+                "label": cam.label,
+                "method": cam.method,
+                "height": cam.array.shape[0],
+                "width": cam.array.shape[1],
+                "minimum": cam.minimum,
+                "maximum": cam.maximum,
+                "path": None if path is None else str(path),
+            }
+            for cam, path in zip(outcome.cams, cam_paths, strict=True)
+        ],
+        "feature_maps": [
+            {
+                "layer": features.layer,
+                "channels": features.array.shape[0],
+                "height": features.array.shape[1],
+                "width": features.array.shape[2],
+                "path": None if path is None else str(path),
+            }
+            for features, path in zip(outcome.feature_maps, map_paths, strict=True)
+        ],
+        "error": None,
+    }
+
+
+def _error(error: FoveateError) -> dict[str, str]:
+    if isinstance(error, CallError):
+        return {"code": error.code, "reason": error.reason, "message": describe(error)}
+    return {"code": "INVALID_ARGUMENT", "reason": "IMAGE_UNREADABLE", "message": str(error)}
+
+
+def _table(name: str, result: Classification, written: Written | None) -> Group:
+    """Return what a person sees of one picture."""
+    ranking = Table.grid(padding=(0, 2))
+    ranking.add_column(no_wrap=True, overflow="ellipsis", max_width=36)
+    ranking.add_column(justify="right")
+    ranking.add_column(width=BAR_WIDTH)
+    for rank, prediction in enumerate(result.predictions):
+        style = "bold" if rank == 0 else ""
+        ranking.add_row(
+            Text(f"  {prediction.label}", style),
+            Text(f"{prediction.score:.1%}", style),
+            Bar(1, 0, prediction.score, width=BAR_WIDTH, color="green" if rank == 0 else "blue"),
+        )
+    heading = Text.assemble((name, "bold"), (f"   {result.model}, version {result.version}", "dim"))
+    return Group(heading, ranking, *_explanations(result, written), Text())
+
+
+def _explanations(result: Classification, written: Written | None) -> list[Text]:
+    lines = [f"{cam.method} of {cam.label}: {_findings(cam)}" for cam in result.cams] + [
+        f"feature map of {x.layer}: {x.array.shape[0]} x {x.array.shape[1]} x {x.array.shape[2]}, "
+        f"values {x.minimum:.3g} to {x.maximum:.3g}"
+        for x in result.feature_maps
+    ]
+    paths = [] if written is None else [*written.cams, *written.feature_maps]
+    told = [Text(f"  {line}", "dim") for line in lines]
+    for text, path in zip(told, paths, strict=False):
+        text.append(f"\n    {path}", "not dim")
+    return told
+
+
+def _findings(cam: Heatmap) -> str:
+    if not cam.has_evidence:
+        return f"no positive evidence, the largest value is {cam.maximum:.3g}"
+    x, y = cam.peak
+    return f"values {cam.minimum:.3g} to {cam.maximum:.3g}, the largest at x {x:.0f}, y {y:.0f}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="foveate classify",
+        description="Classify pictures, and show what the classifier looked at.",
+    )
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="a picture's file; - reads standard input"
+    )
+    add_source_arguments(parser)
+    parser.add_argument(
+        "--model", metavar="NAME", default="", help="needed where there are several"
+    )
+    parser.add_argument("--version", metavar="V", default="", help="the model's version")
+    parser.add_argument("--top-k", metavar="K", type=int, help="how many classes (default: 5)")
+    parser.add_argument(
+        "--cam", action="store_true", help="explain the best class by a class activation map"
+    )
+    parser.add_argument(
+        "--cam-top", metavar="N", type=int, help="explain the N best classes; implies --cam"
+    )
+    parser.add_argument(
+        "--classes",
+        metavar="IDS",
+        type=_numbers,
+        default=(),
+        help="explain these classes, such as 281,285; implies --cam",
+    )
+    parser.add_argument(
+        "--cam-method", metavar="NAME", default="", help="how to explain; implies --cam"
+    )
+    parser.add_argument(
+        "--feature-maps",
+        metavar="LAYER",
+        action="append",
+        default=[],
+        help="return the feature map of this layer; may be repeated",
+    )
+    parser.add_argument(
+        "--channels",
+        metavar="NUMBERS",
+        type=_numbers,
+        default=(),
+        help="the channels of the feature maps, such as 0,17 (default: all)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object a line")
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, help="write the explanations as pictures and .npy files"
+    )
+    return parser
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))

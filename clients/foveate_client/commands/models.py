@@ -1,0 +1,161 @@
+"""`foveate models`: lists the models of a server or a repository, or describes one."""
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any, cast
+
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from foveate_client import _plugins
+from foveate_client._exceptions import FoveateError
+from foveate_client._models import Model, ModelSummary
+from foveate_client.commands._shared import (
+    add_source_arguments,
+    complain,
+    describe,
+    open_client,
+)
+
+CATALOGUES = "foveate.catalogues"
+"""The entry point group of lists of classifiers that can be exported."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the subcommand and return its exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.available == (options.address is not None or options.repository is not None):
+        parser.error("give one of --address, --repository and --available")
+    if options.available and options.name:
+        parser.error("--available lists every classifier and takes no NAME")
+    try:
+        if options.available:
+            rows = _available()
+            _show(options, rows, _catalogue(rows))
+            return 0
+        with open_client(options) as client:
+            if options.name is None:
+                models = list(client.models())
+                _show(options, [asdict(model) for model in models], _summaries(models))
+            else:
+                model = client.model(options.name, options.version)
+                _show(options, asdict(model), _details(model))
+    except FoveateError as error:
+        complain(parser, describe(error))
+        return 1
+    return 0
+
+
+def _available() -> list[dict[str, Any]]:
+    listing = cast(
+        "Callable[[], list[dict[str, Any]]]",
+        _plugins.load(
+            CATALOGUES,
+            "available",
+            purpose="the list of classifiers",
+            requirement="foveate-train",
+        ),
+    )
+    return listing()
+
+
+def _show(options: argparse.Namespace, record: object, view: Group | Table) -> None:
+    if options.json:
+        print(json.dumps(record, ensure_ascii=False, default=_plain))
+    else:
+        Console(highlight=False).print(view)
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def _summaries(models: Sequence[ModelSummary]) -> Table:
+    table = _columns("model", "version", "state", "")
+    for model in models:
+        for version in model.versions:
+            is_default = version.version == model.default_version
+            table.add_row(
+                Text(model.name, "bold"),
+                Text(version.version),
+                Text(version.state, "green" if version.state == "ready" else ""),
+                Text(version.reason or ("default" if is_default else ""), "dim"),
+            )
+    return table
+
+
+def _details(model: Model) -> Group:
+    facts = Table.grid(padding=(0, 2))
+    spec = model.input
+    for name, value in {
+        "model": f"{model.name}, version {model.version}, {model.state}",
+        "classifier": f"{model.classifier}, {model.parameters:,} parameters, "
+        f"{len(model.labels)} classes",
+        "input": f"{spec.height} x {spec.width} x {spec.channels}, the centre of a picture "
+        f"whose shorter side is {spec.resize} ({spec.interpolation})",
+        "runs on": f"{model.backend}, {model.device}, {model.active_variant}",
+        "exported": f"{model.created:%Y-%m-%d %H:%M} UTC",
+    }.items():
+        facts.add_row(Text(name, "dim"), Text(value))
+    variants = _columns("variant", "size", "logits apart", "same top 1", "top 1", "top 5", "on")
+    for variant in model.variants:
+        accuracy = variant.accuracy
+        variants.add_row(
+            Text(variant.name, "bold"),
+            f"{variant.size / 2**20:.1f} MiB",
+            f"{variant.parity.logits_max_abs:.2g}",
+            f"{variant.parity.top1_agreement:.1%}",
+            *(
+                ("", "", "")
+                if accuracy is None
+                else (f"{accuracy.top1:.1%}", f"{accuracy.top5:.1%}", Text(accuracy.data))
+            ),
+        )
+    cams = _columns("cam method", "layer", "cells")
+    for method in model.cam_methods:
+        cams.add_row(
+            Text(method.name, "bold"), Text(method.layer), f"{method.height} x {method.width}"
+        )
+    layers = _columns("layer", "feature map")
+    for layer in model.layers:
+        layers.add_row(
+            Text(layer.name, "bold"), f"{layer.channels} x {layer.height} x {layer.width}"
+        )
+    return Group(facts, Text(), variants, cams, layers)
+
+
+def _catalogue(rows: Sequence[dict[str, Any]]) -> Table:
+    names = ("name", "parameters", "operations", "input_size", "top1", "top5", "weights")
+    table = _columns(*(name.replace("_", " ") for name in names))
+    for row in rows:
+        table.add_row(*(Text("" if row[name] is None else str(row[name])) for name in names))
+    return table
+
+
+def _columns(*names: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for name in names:
+        table.add_column(name)
+    return table
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="foveate models",
+        description="List the models of a server or a repository, or describe one.",
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME", help="describe this model")
+    add_source_arguments(parser, required=False)
+    parser.add_argument("--version", metavar="V", default="", help="the version to describe")
+    parser.add_argument(
+        "--available", action="store_true", help="list the classifiers that can be exported"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser
