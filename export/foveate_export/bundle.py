@@ -1,0 +1,113 @@
+"""Writes bundles into a repository, whole or not at all.
+
+A bundle is built in a folder whose name begins with a dot, inside the model's
+folder, and renamed to its version when it is complete. What reads the
+repository passes over such folders.
+"""
+
+import contextlib
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from foveate_export.errors import RepositoryError
+from foveate_serve.bundle.bundle import Bundle, digest
+from foveate_serve.bundle.manifest import MANIFEST_FILE, FileEntry, Manifest
+
+_VERSION = re.compile(r"[1-9]\d{0,8}", re.ASCII)
+
+
+@contextmanager
+def staging(repository: Path, name: str) -> Iterator[Path]:
+    """Yield an empty folder on the repository's file system, gone afterwards.
+
+    Folders that had to be made for it, the model's and the repository's, go as
+    well where nothing was published into them.
+
+    Raises:
+        RepositoryError: the folder cannot be made.
+    """
+    model = repository / name
+    made = [folder for folder in (model, *model.parents) if not folder.exists()]
+    stage = model / f".export-{secrets.token_hex(4)}"
+    try:
+        try:
+            stage.mkdir(parents=True)
+        except OSError as error:
+            raise RepositoryError(
+                f"cannot write to {repository}: {error.strerror or error}"
+            ) from error
+        yield stage
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            for folder in made:
+                folder.rmdir()
+
+
+def versions(repository: Path, name: str) -> list[int]:
+    """Return the versions that the model has, the newest last; none where there is no model."""
+    try:
+        found = [entry.name for entry in (repository / name).iterdir() if entry.is_dir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(int(version) for version in found if _VERSION.fullmatch(version))
+
+
+def next_version(repository: Path, name: str) -> int:
+    """Return one above the newest version of the model, 1 where there is none."""
+    return max(versions(repository, name), default=0) + 1
+
+
+def check_free(repository: Path, name: str, version: int) -> None:
+    """Raise RepositoryError if the model has this version."""
+    if (repository / name / str(version)).exists():
+        raise RepositoryError(
+            f"{name} has a version {version} in {repository}; versions are never overwritten "
+            f"(the next free one is {next_version(repository, name)})"
+        )
+
+
+def publish(
+    stage: Path, manifest: Manifest, repository: Path, version: int | None
+) -> tuple[Path, Manifest]:
+    """Complete the bundle in `stage` with its manifest and make it visible.
+
+    Args:
+        stage: holds every file of the bundle but the manifest.
+        manifest: what to write; its version and its files are filled in here.
+        repository: where to publish.
+        version: the version to publish as; None for the next free one.
+
+    Returns:
+        The bundle's folder and the manifest as it was written.
+
+    Raises:
+        RepositoryError: the version exists already.
+        foveate_serve.bundle.bundle.BundleError: the server would not load it.
+    """
+    files = {
+        path.relative_to(stage).as_posix(): FileEntry(sha256=digest(path), size=path.stat().st_size)
+        for path in sorted(stage.rglob("*"))
+        if path.is_file() and path.name != MANIFEST_FILE
+    }
+    while True:
+        chosen = version or next_version(repository, manifest.name)
+        check_free(repository, manifest.name, chosen)
+        manifest = manifest.model_copy(update={"version": chosen, "files": files})
+        text = manifest.model_dump_json(indent=2) + "\n"
+        (stage / MANIFEST_FILE).write_text(text, encoding="utf-8")
+        Bundle.open(stage)
+        target = repository / manifest.name / str(chosen)
+        try:
+            stage.rename(target)
+        except OSError:
+            # Another export took the version between the check and the rename.
+            if version is None and target.exists():
+                continue
+            check_free(repository, manifest.name, chosen)
+            raise
+        return target, manifest

@@ -1,0 +1,68 @@
+"""What the subcommands share: progress on stderr, errors as exit codes."""
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+
+from foveate_export.errors import ExportError, UsageError
+from foveate_serve.backends.base import BackendError
+from foveate_serve.bundle.bundle import BundleError
+from foveate_train.errors import ArgumentsError, TrainError, UnknownClassifierError
+
+DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+class Stages:
+    """Shows the step in progress on stderr, and a line with its time when it ends."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    @contextmanager
+    def __call__(self, text: str) -> Iterator[None]:
+        """Show `text` while the context lasts."""
+        start = time.monotonic()
+        with self._console.status(f"{text} ..."):
+            yield
+        self._console.print(f"{text}: {time.monotonic() - start:.1f} s", highlight=False)
+
+
+def answer(command: Callable[[], int], prog: str) -> int:
+    """Run a subcommand and turn what goes wrong into a line on stderr and an exit code.
+
+    A termination signal ends the command as Ctrl-C does, so that it cleans up.
+    """
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return command()
+    except (UsageError, UnknownClassifierError, ArgumentsError) as error:
+        return _say(prog, error, WRONG_USAGE)
+    except (ExportError, TrainError, BundleError, BackendError, OSError) as error:
+        return _say(prog, error, FAILED)
+    except KeyboardInterrupt:
+        return _say(prog, "interrupted", INTERRUPTED)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def positive(text: str) -> int:
+    """Read an argument that is a whole number of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is below 1")
+    return number
+
+
+def names(text: str) -> list[str]:
+    """Read an argument that is a list of names with commas between them."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _say(prog: str, error: object, code: int) -> int:
+    print(f"{prog}: {error}", file=sys.stderr)
+    return code

@@ -1,0 +1,187 @@
+"""`foveate export`: from a classifier to a bundle that a server can load."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from foveate_export.commands._console import DONE, Stages, answer, names, positive
+from foveate_export.errors import UsageError
+from foveate_export.exporter import VARIANT, Exported, check_name, examine, export
+from foveate_export.labelled import open_labelled
+from foveate_export.layers import default_layers
+from foveate_export.pictures import for_classifier, from_folder
+from foveate_export.sources import Source, load_source
+from foveate_serve.bundle.manifest import Accuracy, Parity
+
+PROG = "foveate export"
+
+DESCRIPTION = """\
+Exports a classifier to a bundle: one ONNX graph that takes pixels and returns
+logits, class activation maps and feature maps, compared with torch before it
+is published. A graph that differs is refused."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run `foveate export` and return its exit code."""
+    options = _parser().parse_args(arguments)
+    return answer(lambda: _run(options), PROG)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=PROG, description=DESCRIPTION)
+    parser.add_argument(
+        "source", help="a checkpoint folder, or a classifier's name such as timm:resnet18"
+    )
+    parser.add_argument("--repository", type=Path, metavar="DIR", help="the folder of models")
+    parser.add_argument("--name", help="the model's name in the repository")
+    parser.add_argument(
+        "--version", type=positive, metavar="N", help="default: one above the newest"
+    )
+    parser.add_argument(
+        "--weights", metavar="FILE|random:SEED", help="the weights, for a classifier's name"
+    )
+    parser.add_argument(
+        "--argument",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an argument of the classifier; may be repeated",
+    )
+    parser.add_argument(
+        "--layers", type=names, metavar="A,B", help="the feature maps; default: the stage ends"
+    )
+    parser.add_argument(
+        "--list-layers", action="store_true", help="list the layers that --layers may name"
+    )
+    parser.add_argument(
+        "--variants", type=names, default=[VARIANT], metavar="A,B", help=f"there is {VARIANT}"
+    )
+    parser.add_argument(
+        "--parity-data",
+        type=Path,
+        metavar="DIR",
+        help="pictures to compare the graph with torch on; default: MNIST's test digits or "
+        "scikit-image's photographs",
+    )
+    parser.add_argument(
+        "--data",
+        metavar="DIR|mnist",
+        help="labelled pictures, one folder a class; their accuracy goes into the manifest",
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    unknown = [variant for variant in options.variants if variant != VARIANT]
+    if unknown:
+        raise UsageError(f"no variant {', '.join(unknown)}; there is {VARIANT}")
+    if not options.list_layers:
+        if options.repository is None or options.name is None:
+            raise UsageError("--repository and --name say where the bundle goes")
+        check_name(options.name)
+    stages = Stages(Console(stderr=True))
+    with stages(f"loading {options.source}"):
+        source = load_source(options.source, options.weights, options.argument)
+    if options.list_layers:
+        return _list_layers(source, as_json=options.json)
+    classifier = source.classifier
+    with stages("reading pictures"):
+        labelled = open_labelled(options.data, classifier.labels) if options.data else None
+        pictures = (
+            from_folder(options.parity_data, classifier.input)
+            if options.parity_data
+            else for_classifier(classifier)
+        )
+    exported = export(
+        classifier,
+        repository=options.repository,
+        name=options.name,
+        version=options.version,
+        layers=options.layers,
+        pictures=pictures,
+        labelled=labelled,
+        metadata=source.metadata,
+        stage=stages,
+    )
+    if options.json:
+        print(json.dumps(_as_json(exported), indent=2))
+    else:
+        print(_as_text(exported))
+    return DONE
+
+
+def _list_layers(source: Source, *, as_json: bool) -> int:
+    anatomy = examine(source.classifier)
+    default = default_layers(source.classifier.module, anatomy.layers)
+    if as_json:
+        print(
+            json.dumps(
+                [
+                    {
+                        "layer": layer.path,
+                        "type": layer.kind,
+                        "channels": layer.channels,
+                        "height": layer.height,
+                        "width": layer.width,
+                        "default": layer in default,
+                    }
+                    for layer in anatomy.layers
+                ],
+                indent=2,
+            )
+        )
+        return DONE
+    table = Table("layer", "type", "channels", "height", "width", "default", box=None)
+    for layer in anatomy.layers:
+        mark = "*" if layer in default else ""
+        numbers = (str(n) for n in (layer.channels, layer.height, layer.width))
+        table.add_row(layer.path, layer.kind, *numbers, mark)
+    Console(file=sys.stdout).print(table)
+    return DONE
+
+
+def _as_json(exported: Exported) -> dict[str, object]:
+    manifest = exported.manifest
+    return {
+        "path": str(exported.path),
+        "name": manifest.name,
+        "version": manifest.version,
+        "bytes": exported.size,
+        "note": exported.note,
+        "variants": [variant.model_dump(mode="json") for variant in manifest.variants],
+    }
+
+
+def _as_text(exported: Exported) -> str:
+    (variant,) = exported.manifest.variants
+    lines = [f"{exported.path}: {exported.size / 1e6:.1f} MB", _parity_line(variant.parity)]
+    if variant.accuracy:
+        lines.append(_accuracy_line(variant.accuracy))
+    if exported.note:
+        lines.append(exported.note)
+    return "\n".join(lines)
+
+
+def _parity_line(parity: Parity) -> str:
+    worst = [f"logits {parity.logits_max_abs:.1e} (absolute)"]
+    worst += [f"cam.{method} {error:.1e}" for method, error in parity.cams.items()]
+    if parity.features:
+        worst.append(f"feature maps {max(parity.features.values()):.1e}")
+    return (
+        f"largest difference from torch on {parity.images} pictures ({parity.data}): "
+        + ", ".join(worst)
+        + f"; top-1 agrees on {parity.top1_agreement:.1%}"
+    )
+
+
+def _accuracy_line(accuracy: Accuracy) -> str:
+    return (
+        f"accuracy on {accuracy.images} pictures ({accuracy.data}): "
+        f"top-1 {accuracy.top1:.2%}, top-5 {accuracy.top5:.2%}"
+    )

@@ -1,0 +1,45 @@
+"""Why an export fails.
+
+ExportError
+├── UsageError            the request itself is wrong
+│   └── UnknownLayerError
+├── UnsupportedHeadError  no class activation map for this kind of head
+├── ParityError           the graph's answers differ from torch's
+└── RepositoryError       the repository cannot take the bundle
+"""
+
+import difflib
+from collections.abc import Sequence
+
+
+class ExportError(Exception):
+    """An export that cannot be done; the message says why."""
+
+
+class UsageError(ExportError):
+    """A request that names what does not exist."""
+
+
+class UnknownLayerError(UsageError):
+    """A layer that the classifier has not, or that gives no feature map."""
+
+    def __init__(self, layer: str, known: Sequence[str]) -> None:
+        near = difflib.get_close_matches(layer, known, n=3, cutoff=0.4) or list(known[:3])
+        super().__init__(
+            f"layer {layer!r} gives no feature map; near it: {', '.join(near)} "
+            f"(--list-layers shows all {len(known)})"
+        )
+        self.layer = layer
+        self.near = tuple(near)
+
+
+class UnsupportedHeadError(ExportError):
+    """A head for which there is no class activation map in the graph."""
+
+
+class ParityError(ExportError):
+    """A graph that does not answer as torch does."""
+
+
+class RepositoryError(ExportError):
+    """A repository that cannot take the bundle."""

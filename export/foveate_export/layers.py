@@ -1,0 +1,99 @@
+"""The feature maps that a classifier can return, and which to return by default.
+
+A layer is called by its path in the module, such as `layer2` or `features.4`.
+It can be returned when it runs once in a pass and its output is a map,
+[N, channels, height, width] with more than one cell.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from foveate_export.errors import UnknownLayerError
+from foveate_export.taps import Call
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module whose output is a feature map."""
+
+    path: str
+    kind: str
+    channels: int
+    height: int
+    width: int
+
+
+def feature_layers(calls: Sequence[Call]) -> list[Layer]:
+    """Return the layers that ran in a forward pass, in the order in which they ended."""
+    runs = Counter(call.path for call in calls)
+    layers = []
+    for call in calls:
+        output = call.output
+        if output is None or output.ndim != 4 or runs[call.path] > 1:
+            continue
+        _, channels, height, width = output.shape
+        if height * width > 1:
+            kind = type(call.module).__name__
+            layers.append(Layer(call.path, kind, channels, height, width))
+    return layers
+
+
+def default_layers(module: nn.Module, layers: Sequence[Layer]) -> list[Layer]:
+    """Return the ends of the stages: for each size of map, the last layer of that size.
+
+    Where the network lists its stages itself, as timm's do in `feature_info`,
+    these are taken. Otherwise only whole blocks count: the children of the
+    network, and, where one of these is an nn.Sequential whose children return
+    maps of several sizes, its children in its place.
+    """
+    by_path = {layer.path: layer for layer in layers}
+    listed = [path for path in _listed_stages(module) if path in by_path]
+    if listed:
+        return [by_path[path] for path in listed]
+    blocks = _blocks(module, "", by_path)
+    ends = {(by_path[path].height, by_path[path].width): by_path[path] for path in blocks}
+    return [layer for layer in layers if layer in ends.values()]
+
+
+def select_layers(
+    names: Sequence[str] | None, module: nn.Module, layers: Sequence[Layer]
+) -> list[Layer]:
+    """Return the layers called `names`, each once, or the default ones for None.
+
+    Raises:
+        UnknownLayerError: a name that is none of `layers`.
+    """
+    if names is None:
+        return default_layers(module, layers)
+    by_path = {layer.path: layer for layer in layers}
+    for name in names:
+        if name not in by_path:
+            raise UnknownLayerError(name, list(by_path))
+    return [by_path[name] for name in dict.fromkeys(names)]
+
+
+def _listed_stages(module: nn.Module) -> list[str]:
+    stages = getattr(module, "feature_info", None)
+    # timm keeps a list of dictionaries, or a FeatureInfo that holds one.
+    return [stage["module"] for stage in getattr(stages, "info", stages) or []]
+
+
+def _blocks(module: nn.Module, prefix: str, layers: dict[str, Layer]) -> list[str]:
+    blocks = []
+    for name, child in module.named_children():
+        path = prefix + name
+        inner = [
+            (layers[f"{path}.{n}"].height, layers[f"{path}.{n}"].width)
+            for n, _ in child.named_children()
+            if f"{path}.{n}" in layers
+        ]
+        if isinstance(child, nn.Sequential) and len(set(inner)) > 1:
+            blocks += _blocks(child, path + ".", layers)
+        elif path in layers:
+            blocks.append(path)
+    # Children stand in the order of definition; stages end in that of running.
+    order = {path: index for index, path in enumerate(layers)}
+    return sorted(blocks, key=order.__getitem__)

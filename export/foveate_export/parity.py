@@ -1,0 +1,183 @@
+"""How far an exported graph lies from the classifier in torch, and how far it may."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate_export.errors import ParityError
+from foveate_export.heads import Head
+from foveate_export.pictures import Pictures
+from foveate_export.reference import Answers, answer
+from foveate_serve.backends.base import Array
+from foveate_serve.bundle.manifest import (
+    CAM_PREFIX,
+    CLASS_IDS_INPUT,
+    FEATURES_PREFIX,
+    IMAGE_INPUT,
+    LOGITS_OUTPUT,
+    Parity,
+)
+from foveate_train.classifier import Classifier
+
+Run = Callable[[Mapping[str, Array], Sequence[str]], Mapping[str, Array]]
+"""Runs the exported graph, as `foveate_serve.backends.base.Runner.run` does."""
+
+BATCH = 4
+"""Enough to show a mix-up between pictures, few enough for the activations of VGG16."""
+
+_FLOOR = 1e-3
+"""Of the largest value of all maps: one that stays below it everywhere, as that of
+a class nothing speaks for, is judged against it and not against itself."""
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """The largest differences that are accepted, each relative to the largest value.
+
+    Two engines add the same products in different orders. In float32, over
+    networks of a hundred layers, that moves a value by about 1e-6 of the
+    largest one. A wrong weight, mean or class moves it by more than 1e-2. The
+    logits gather what every layer adds and so are given the most room.
+    """
+
+    logits: float = 1e-3
+    cams: float = 1e-4
+    features: float = 1e-4
+
+
+TOLERANCES = Tolerances()
+
+
+def measure(
+    classifier: Classifier,
+    head: Head | None,
+    layers: Sequence[str],
+    pictures: Pictures,
+    *,
+    run: Run,
+    tolerances: Tolerances = TOLERANCES,
+) -> Parity:
+    """Compare every output of the graph with torch on `pictures`.
+
+    Of each picture four classes are explained: the best two, asked for by rank,
+    and two asked for by id.
+
+    Raises:
+        ParityError: an output differs by more than `tolerances`; says which.
+    """
+    comparison = _Comparison()
+    for images in pictures.batches(BATCH):
+        inputs: dict[str, Array] = {IMAGE_INPUT: images}
+        if head:
+            inputs[CLASS_IDS_INPUT] = _class_ids(len(images), len(classifier.labels))
+        got = run(inputs, output_names(head, layers))
+        expected = answer(
+            classifier,
+            images,
+            layers=layers,
+            head=head,
+            classes=_resolved(inputs[CLASS_IDS_INPUT], got[LOGITS_OUTPUT]) if head else None,
+        )
+        comparison.add(got, expected)
+    comparison.judge(head, tolerances, pictures)
+    return comparison.result(pictures)
+
+
+def output_names(head: Head | None, layers: Sequence[str]) -> list[str]:
+    """Return the graph's outputs in their order."""
+    return [
+        LOGITS_OUTPUT,
+        *(CAM_PREFIX + method for method in (head.methods if head else ())),
+        *(FEATURES_PREFIX + layer for layer in layers),
+    ]
+
+
+def relative_error(got: Array, expected: Array, axes: tuple[int, ...]) -> float:
+    """Return the largest difference over the largest absolute value, of the worst map.
+
+    A map extends over `axes`. The result is infinite where the shapes differ or
+    a value of `got` is infinite or no number.
+    """
+    if got.shape != expected.shape or not np.isfinite(got).all():
+        return float("inf")
+    difference = np.abs(got - expected).max(axes)
+    largest = np.abs(expected)
+    scale = np.maximum(largest.max(axes), _FLOOR * largest.max())
+    return float((difference / np.where(scale > 0, scale, 1)).max())
+
+
+class _Comparison:
+    """The largest differences seen so far."""
+
+    def __init__(self) -> None:
+        self._logits_max_abs = 0.0
+        self._agreed = 0
+        self._logits = 0.0
+        self._cams: dict[str, float] = {}
+        self._features: dict[str, float] = {}
+
+    def add(self, got: Mapping[str, Array], expected: Answers) -> None:
+        """Take the outputs for one batch into account."""
+        logits = got[LOGITS_OUTPUT]
+        self._logits_max_abs = max(
+            self._logits_max_abs, float(np.abs(logits - expected.logits).max())
+        )
+        self._agreed += int((logits.argmax(1) == expected.logits.argmax(1)).sum())
+        self._logits = max(self._logits, relative_error(logits, expected.logits, (1,)))
+        for method, maps in expected.cams.items():
+            error = relative_error(got[CAM_PREFIX + method], maps, (2, 3))
+            self._cams[method] = max(self._cams.get(method, 0.0), error)
+        for layer, maps in expected.features.items():
+            error = relative_error(got[FEATURES_PREFIX + layer], maps, (1, 2, 3))
+            self._features[layer] = max(self._features.get(layer, 0.0), error)
+
+    def judge(self, head: Head | None, tolerances: Tolerances, pictures: Pictures) -> None:
+        """Raise ParityError if an output differs by more than it may."""
+        figures = [(LOGITS_OUTPUT, self._logits, tolerances.logits)]
+        if head:
+            figures += [
+                (f"{CAM_PREFIX}{method} of layer {head.activations}", error, tolerances.cams)
+                for method, error in self._cams.items()
+            ]
+        figures += [
+            (f"{FEATURES_PREFIX}{layer}", error, tolerances.features)
+            for layer, error in self._features.items()
+        ]
+        refused = [
+            f"{output} by {error:.2g} of its largest value, where {limit:.2g} is accepted"
+            for output, error, limit in figures
+            if not error <= limit
+        ]
+        if refused:
+            raise ParityError(
+                f"the graph differs from torch on {len(pictures)} pictures "
+                f"({pictures.description}): " + "; ".join(refused)
+            )
+
+    def result(self, pictures: Pictures) -> Parity:
+        """Return the figures for the manifest."""
+        return Parity(
+            images=len(pictures),
+            data=pictures.description,
+            logits_max_abs=self._logits_max_abs,
+            top1_agreement=self._agreed / len(pictures),
+            cams=self._cams,
+            features=self._features,
+        )
+
+
+def _class_ids(images: int, classes: int) -> NDArray[np.int64]:
+    """Ask for the best two by rank, and for two by id that differ from picture to picture."""
+    ranks = np.tile([-1, -min(2, classes)], (images, 1))
+    index = np.arange(images)
+    ids = np.stack([index, classes - 1 - index], axis=1) % classes
+    return np.concatenate([ranks, ids], axis=1).astype(np.int64)
+
+
+def _resolved(class_ids: Array, logits: Array) -> NDArray[np.int64]:
+    """Replace ranks by classes, by the graph's own logits: torch may break a near tie otherwise."""
+    ranked = np.argsort(-logits, axis=1, kind="stable")
+    by_rank = np.take_along_axis(ranked, np.maximum(-1 - class_ids, 0), axis=1)
+    return np.where(class_ids < 0, by_rank, class_ids)

@@ -1,0 +1,92 @@
+"""What torch says: the answers that an exported graph is judged by.
+
+Nothing of the exported graph is used here. The pixels are normalised by the
+definition, and the maps come from autograd.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from foveate_export.heads import Head
+from foveate_export.taps import Tap, tapped
+from foveate_train.classifier import Classifier, InputSpec
+
+METHODS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cam": lambda activations, gradient: (gradient.sum((2, 3), keepdim=True) * activations).sum(1),
+}
+"""The map of one class by method, [N, h, w], from the activations of a layer and
+the gradient of the class's logit with respect to them, both [N, C, h, w]."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The outputs of a classifier, as the graph contract describes them.
+
+    `cams` is by method, `features` by layer.
+    """
+
+    logits: NDArray[np.float32]
+    cams: dict[str, NDArray[np.float32]]
+    features: dict[str, NDArray[np.float32]]
+
+
+def answer(
+    classifier: Classifier,
+    images: NDArray[np.uint8],
+    *,
+    layers: Sequence[str] = (),
+    head: Head | None = None,
+    classes: NDArray[np.int64] | None = None,
+) -> Answers:
+    """Classify `images` in torch, and explain `classes` by autograd.
+
+    Args:
+        classifier: the classifier, in evaluation mode.
+        images: uint8 [N, H, W, C].
+        layers: the module paths whose outputs to return.
+        head: says which activations to weigh, and by which methods.
+        classes: for each image the class indices to explain, int64 [N, K]; None
+            for no maps.
+    """
+    explained = head if classes is not None else None
+    taps = [Tap(layer) for layer in layers]
+    wanted = [*taps, explained.activations] if explained else taps
+    pixels = normalise(images, classifier.input)
+    # Where every parameter is frozen, the pixels still carry the gradient.
+    pixels.requires_grad_(explained is not None)
+    with torch.set_grad_enabled(explained is not None):
+        with tapped(classifier.module, wanted) as tensors:
+            logits = classifier.module(pixels)
+        cams = {}
+        if explained and classes is not None:
+            cams = _explain(logits, tensors[explained.activations], classes, explained.methods)
+    return Answers(
+        logits=logits.detach().numpy(),
+        cams={method: maps.detach().numpy() for method, maps in cams.items()},
+        features={tap.path: tensors[tap].detach().numpy() for tap in taps},
+    )
+
+
+def normalise(images: NDArray[np.uint8], spec: InputSpec) -> Tensor:
+    """Return (images / 255 - mean) / std, channels first: float32 [N, C, H, W]."""
+    scaled = images.astype(np.float64) / 255
+    normalised = (scaled - np.asarray(spec.mean)) / np.asarray(spec.std)
+    return torch.from_numpy(normalised.astype(np.float32)).permute(0, 3, 1, 2).contiguous()
+
+
+def _explain(
+    logits: Tensor, activations: Tensor, classes: NDArray[np.int64], methods: Sequence[str]
+) -> dict[str, Tensor]:
+    maps: dict[str, list[Tensor]] = {method: [] for method in methods}
+    for column in torch.from_numpy(classes).T:
+        # Pictures do not touch each other, so one sum gives each its own gradient.
+        score = logits.gather(1, column[:, None]).sum()
+        (gradient,) = torch.autograd.grad(score, activations, retain_graph=True)
+        for method in methods:
+            maps[method].append(METHODS[method](activations, gradient))
+    return {method: torch.stack(found, 1) for method, found in maps.items()}
