@@ -84,18 +84,17 @@ def _bilinear(pixels: int, cells: int, start: float, length: float) -> Floats:
 def overlay(image: Image.Image, values: Floats, box: Box, opacity: float) -> Image.Image:
     """Return an RGB `image` with the evidence of a map laid over the part `box`.
 
-    The colour covers the picture in proportion to the evidence, at most
-    `opacity`: where nothing speaks for the class the picture stays as it is.
+    The colour covers the picture in proportion to the evidence, at most by the
+    share `opacity`: where nothing speaks for the class it stays as it is.
     """
     left, top, width, height = box
     x0, y0 = max(0, math.floor(left)), max(0, math.floor(top))
     x1 = min(image.width, math.ceil(left + width))
     y1 = min(image.height, math.ceil(top + height))
     inner = (left - x0, top - y0, width, height)
-    shares = np.clip(resample(evidence(values), (x1 - x0, y1 - y0), inner), 0, 1)
+    shares = resample(evidence(values), (x1 - x0, y1 - y0), inner)[..., None]
     below = np.asarray(image.crop((x0, y0, x1, y1)), dtype=np.float32)
-    cover = opacity * shares[..., None]
-    blended = below + cover * (turbo(shares) - below)
+    blended = below + opacity * shares * (turbo(shares[..., 0]) - below)
     result = image.copy()
     result.paste(Image.fromarray((blended + 0.5).astype(np.uint8)), (x0, y0))
     return result
@@ -122,6 +121,7 @@ def contact_sheet(
     step_x, step_y = tile_width + gap, tile_height + label_size + gap + 4
     columns = max(1, min(count, round(math.sqrt(count * 1.5 * step_y / step_x))))
     rows = math.ceil(count / columns)
+    columns = math.ceil(count / rows)
     heading = font(title_size)
     head = margin + title_size + 16
     sheet_width = max(columns * step_x - gap, math.ceil(heading.getlength(title))) + 2 * margin
@@ -146,12 +146,19 @@ def _channel_colours(plane: Floats) -> Bytes:
 
 
 def beside(
-    original: Image.Image, explained: Image.Image, box: Box, title: str, subtitle: str
+    original: Image.Image,
+    explained: Image.Image,
+    box: Box,
+    *,
+    title: str,
+    subtitle: str,
+    maximum: float,
 ) -> Image.Image:
     """Return two pictures of one size side by side under a title.
 
     On the left one a thin frame shows `box`, the part that the classifier saw,
-    unless that is the whole picture.
+    unless that is the whole picture. A scale of the colours runs from 0 to
+    `maximum`; there is none where that is not above 0.
     """
     shown = _fit(original.size, longest=720)
     factor = shown[0] / original.width
@@ -162,6 +169,8 @@ def beside(
     sheet = Image.new("RGB", (canvas_width, head + shown[1] + margin), PAPER)
     draw = ImageDraw.Draw(sheet)
     room = canvas_width - 2 * margin
+    if maximum > 0:
+        room -= _draw_scale(sheet, canvas_width - margin, margin + title_size // 2, maximum)
     draw.text((margin, margin), _fitting(title, title_size, room), INK, font(title_size), "lt")
     draw.text(
         (margin, margin + title_size + 8),
@@ -177,6 +186,18 @@ def beside(
         frame = (margin + left, head + top, margin + left + width - 1, head + top + height - 1)
         draw.rectangle(frame, outline=PAPER, width=2)
     return sheet
+
+
+def _draw_scale(sheet: Image.Image, right: int, middle: int, maximum: float) -> int:
+    """Draw the colours of 0 to `maximum` to the left of `right`; return the width taken."""
+    draw, face, width, height, gap = ImageDraw.Draw(sheet), font(15), 160, 12, 8
+    label = f"{maximum:.3g}"
+    left = right - math.ceil(face.getlength(label)) - gap - width
+    ramp = np.tile(np.linspace(0, 1, width, dtype=np.float32), (height, 1))
+    sheet.paste(Image.fromarray(turbo(ramp)), (left, middle - height // 2))
+    draw.text((left - gap, middle), "0", FAINT, face, anchor="rm")
+    draw.text((right, middle), label, FAINT, face, anchor="rm")
+    return right - left + math.ceil(face.getlength("0")) + 3 * gap
 
 
 def _fit(size: tuple[int, int], longest: int) -> tuple[int, int]:

@@ -86,7 +86,7 @@ class Heatmap:
         shares = _drawing.resample(_drawing.evidence(self.array), size, (0, 0, *size))
         return Image.fromarray(_drawing.turbo(shares))
 
-    def overlay(self, image: ImageInput, *, opacity: float = 0.6) -> Image.Image:
+    def overlay(self, image: ImageInput, *, opacity: float = 0.7) -> Image.Image:
         """Return the original picture with the positive part of the map laid over what was seen.
 
         `image` is the picture that was classified, whole and of its own size;

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
 
+from PIL import Image
+
 from foveate_client import _drawing
 from foveate_client._images import ImageInput, open_upright
 from foveate_client._results import Classification, FeatureMap, Heatmap
@@ -40,8 +42,9 @@ class PictureWriter:
         where a file cannot be written.
         """
         stem = self._stem(name)
+        original = open_upright(image)
         return Written(
-            cams=tuple(self._write_cam(stem, image, result, cam) for cam in result.cams),
+            cams=tuple(self._write_cam(stem, original, result, cam) for cam in result.cams),
             feature_maps=tuple(self._write_features(stem, x) for x in result.feature_maps),
         )
 
@@ -53,17 +56,18 @@ class PictureWriter:
         return free
 
     def _write_cam(
-        self, stem: str, image: ImageInput, result: Classification, cam: Heatmap
+        self, stem: str, original: Image.Image, result: Classification, cam: Heatmap
     ) -> Path:
         base = f"{stem}.{_plain(cam.method)}.{cam.class_id}"
         picture = self._folder / f"{base}.png"
         _drawing.beside(
-            open_upright(image),
-            cam.overlay(image),
+            original,
+            cam.overlay(original),
             cam.view.box,
-            _title(result, cam),
-            f"{_evidence(cam)}   ·   {cam.method} of {cam.layer}   ·   "
+            title=_title(result, cam),
+            subtitle=f"{_evidence(cam)}   ·   {cam.method} of {cam.layer}   ·   "
             f"{result.model}, version {result.version}",
+            maximum=cam.maximum,
         ).save(picture)
         cam.save(self._folder / f"{base}.heatmap.png")
         cam.save(self._folder / f"{base}.npy")
