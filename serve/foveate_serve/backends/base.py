@@ -79,8 +79,9 @@ def graph_outputs(manifest: Manifest) -> dict[str, TensorSpec]:
 class Runner(ABC):
     """A variant loaded on a backend and a device.
 
-    `threads` are those of one run, 0 as many as the engine finds cores; `inputs`
-    and `outputs` are those of the graph contract. A subclass loads the
+    `threads` are those of one run, 0 as many as the engine finds cores;
+    `image_shape` is (height, width, channels), `inputs` and `outputs` are those
+    of the graph contract. A subclass loads the
     graph when it is made, raising BackendError, and implements `_run`.
     """
 
@@ -90,6 +91,8 @@ class Runner(ABC):
         self.variant = variant
         self.device = device
         self.threads = threads
+        spec = bundle.manifest.input
+        self.image_shape = (spec.height, spec.width, spec.channels)
         self.inputs = graph_inputs(bundle.manifest)
         self.outputs = graph_outputs(bundle.manifest)
 

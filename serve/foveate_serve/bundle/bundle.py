@@ -77,11 +77,14 @@ def _check_file(root: Path, name: str, entry: FileEntry) -> None:
         raise BundleError(f"{name}: a link that leaves the bundle")
     if not path.is_file():
         raise BundleError(f"{name}: no such file")
-    size = path.stat().st_size
-    if size != entry.size:
-        raise BundleError(f"{name}: {size} bytes, and the manifest says {entry.size}")
-    if digest(path) != entry.sha256:
-        raise BundleError(f"{name}: its SHA-256 is not the manifest's")
+    try:
+        size = path.stat().st_size
+        if size != entry.size:
+            raise BundleError(f"{name}: {size} bytes, and the manifest says {entry.size}")
+        if digest(path) != entry.sha256:
+            raise BundleError(f"{name}: its SHA-256 is not the manifest's")
+    except OSError as error:
+        raise BundleError(f"{name}: cannot be read ({error.strerror})") from error
 
 
 def _read_labels(root: Path, classes: int) -> tuple[str, ...]:

@@ -1,0 +1,136 @@
+"""What a request asks of the engine, and what it gets."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate_serve.imaging.heatmap import Encoding
+from foveate_serve.imaging.transform import View
+
+CamForm = Literal["raw", "heatmap", "overlay"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RawImage:
+    """A picture of the classifier's size: height x width x channels bytes, row by row."""
+
+    height: int
+    width: int
+    channels: int
+    data: bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CamRequest:
+    """Asks for class activation maps.
+
+    `method` empty takes the bundle's first. `top` explains that many of the
+    best classes, before those of `class_ids`; None means one where `class_ids`
+    is empty and none otherwise. Pictures are `width` x `height` pixels, 0
+    meaning the input's size, and `opacity` is the share of the map's colour in
+    an overlay.
+    """
+
+    method: str = ""
+    class_ids: tuple[int, ...] = ()
+    top: int | None = None
+    forms: frozenset[CamForm] = frozenset({"raw"})
+    width: int = 0
+    height: int = 0
+    encoding: Encoding = "png"
+    opacity: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FeatureMapRequest:
+    """Asks for the feature map of a layer: these channels, or all of them where there are none."""
+
+    layer: str
+    channels: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """Asks for the classification of one picture, given as an encoded file or as a RawImage.
+
+    `model` empty means the only one, `version` empty the model's default, and
+    `top_k` None five classes, or all where there are fewer.
+    """
+
+    image: bytes | RawImage
+    model: str = ""
+    version: str = ""
+    top_k: int | None = None
+    cam: CamRequest | None = None
+    feature_maps: tuple[FeatureMapRequest, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prediction:
+    """A class, its softmax probability and its logit."""
+
+    class_id: int
+    label: str
+    score: float
+    logit: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cam:
+    """The map of one class.
+
+    `height` and `width` are the raw map's, in cells. `values`, float32 [height,
+    width], and the encoded pictures `heatmap` and `overlay` are None unless
+    asked for.
+    """
+
+    class_id: int
+    label: str
+    method: str
+    layer: str
+    height: int
+    width: int
+    minimum: float
+    maximum: float
+    values: NDArray[np.float32] | None
+    heatmap: bytes | None
+    overlay: bytes | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FeatureMap:
+    """Channels of a layer's activations: `values` is float32 [channels, height, width]."""
+
+    layer: str
+    channels: tuple[int, ...]
+    values: NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timing:
+    """Where the time went, in seconds, and what did the work."""
+
+    decode: float
+    queue: float
+    infer: float
+    encode: float
+    total: float
+    batch_size: int
+    backend: str
+    device: str
+    variant: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    """The classification of one picture: predictions best first, maps in the order asked for."""
+
+    model: str
+    version: str
+    predictions: tuple[Prediction, ...]
+    cams: tuple[Cam, ...]
+    feature_maps: tuple[FeatureMap, ...]
+    view: View
+    timing: Timing

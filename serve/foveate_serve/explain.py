@@ -1,0 +1,243 @@
+"""Explanations: what a request asks for, checked against the bundle, and how the answer is made."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate_serve.bundle.manifest import CAM_PREFIX, FEATURES_PREFIX, CamOutput, Manifest
+from foveate_serve.classification import Cam, CamForm, CamRequest, FeatureMap, FeatureMapRequest
+from foveate_serve.errors import InvalidRequestError, listing, quote
+from foveate_serve.imaging import heatmap
+from foveate_serve.imaging.heatmap import Encoding
+
+_FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplanationLimits:
+    """The most that one request may ask for.
+
+    Classes explained, pixels of a drawn map's side, and bytes of feature maps.
+    """
+
+    max_cam_classes: int = 16
+    max_picture_side: int = 1024
+    max_feature_bytes: int = 16 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class CamPlan:
+    """The maps to compute and how to draw them.
+
+    `class_ids` are those of the graph's input: -1 stands for the best class,
+    -2 for the second, and so on.
+    """
+
+    cam: CamOutput
+    class_ids: tuple[int, ...]
+    forms: frozenset[CamForm]
+    width: int
+    height: int
+    encoding: Encoding
+    opacity: float
+
+    @property
+    def output(self) -> str:
+        """The graph's output."""
+        return CAM_PREFIX + self.cam.method
+
+    @property
+    def draws(self) -> bool:
+        """Whether pictures are wanted."""
+        return self.forms != {"raw"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureMapPlan:
+    """The layer and the channels to return."""
+
+    layer: str
+    channels: tuple[int, ...]
+    whole: bool
+
+    @property
+    def output(self) -> str:
+        """The graph's output."""
+        return FEATURES_PREFIX + self.layer
+
+
+def plan_cam(
+    request: CamRequest | None, manifest: Manifest, limits: ExplanationLimits
+) -> CamPlan | None:
+    """Check a request for maps against the bundle; raises InvalidRequestError."""
+    if request is None:
+        return None
+    top = (0 if request.class_ids else 1) if request.top is None else request.top
+    _check_cam(request, top, manifest, limits)
+    return CamPlan(
+        cam=_method(request.method, manifest),
+        class_ids=(*range(-1, -top - 1, -1), *request.class_ids),
+        forms=request.forms,
+        width=request.width or manifest.input.width,
+        height=request.height or manifest.input.height,
+        encoding=request.encoding,
+        opacity=request.opacity,
+    )
+
+
+def plan_features(
+    requests: tuple[FeatureMapRequest, ...], manifest: Manifest, limits: ExplanationLimits
+) -> tuple[FeatureMapPlan, ...]:
+    """Check requests for feature maps against the bundle; raises InvalidRequestError."""
+    layers = {feature.layer: feature for feature in manifest.features}
+    plans: dict[str, FeatureMapPlan] = {}
+    size = 0
+    for index, request in enumerate(requests):
+        path = f"feature_maps[{index}]"
+        feature = layers.get(request.layer)
+        if feature is None:
+            raise InvalidRequestError(
+                "LAYER_NOT_FOUND",
+                f"no layer {quote(request.layer)}; there are {listing(layers)}",
+                field=f"{path}.layer",
+                metadata={"layer": quote(request.layer)},
+            )
+        if request.layer in plans:
+            raise InvalidRequestError(
+                "LAYER_REPEATED",
+                f"the layer {quote(request.layer)} is asked for twice",
+                field=f"{path}.layer",
+                metadata={"layer": quote(request.layer)},
+            )
+        for position, channel in enumerate(request.channels):
+            if not 0 <= channel < feature.channels:
+                raise InvalidRequestError(
+                    "CHANNEL_OUT_OF_RANGE",
+                    f"channel {channel}; the limit is 0 to {feature.channels - 1}",
+                    field=f"{path}.channels[{position}]",
+                    metadata={"minimum": 0, "limit": feature.channels - 1},
+                )
+        channels = request.channels or tuple(range(feature.channels))
+        size += len(channels) * feature.height * feature.width * _FLOAT_BYTES
+        if size > limits.max_feature_bytes:
+            raise InvalidRequestError(
+                "FEATURE_MAPS_TOO_LARGE",
+                f"the feature maps would have {size} bytes or more; "
+                f"the limit is {limits.max_feature_bytes} bytes",
+                field=path,
+                metadata={"limit": limits.max_feature_bytes},
+            )
+        plans[request.layer] = FeatureMapPlan(
+            layer=request.layer, channels=channels, whole=not request.channels
+        )
+    return tuple(plans.values())
+
+
+def draw(
+    plan: CamPlan,
+    outputs: Mapping[str, NDArray[np.float32]],
+    ranking: NDArray[np.int64],
+    labels: tuple[str, ...],
+    image: NDArray[np.uint8],
+) -> tuple[Cam, ...]:
+    """Make the maps of an answer.
+
+    `outputs` holds the raw maps, float32 [K, h, w]; `ranking` the classes, best
+    first; `image` what the classifier saw, uint8 [height, width, channels].
+    """
+    width, height = plan.width, plan.height
+    canvas = heatmap.enlarge(image, width, height) if "overlay" in plan.forms else None
+    cams = []
+    for wanted, values in zip(plan.class_ids, outputs[plan.output], strict=True):
+        class_id = wanted if wanted >= 0 else int(ranking[-wanted - 1])
+        intensity = heatmap.intensity(values, width, height) if plan.draws else None
+        cams.append(
+            Cam(
+                class_id=class_id,
+                label=labels[class_id],
+                method=plan.cam.method,
+                layer=plan.cam.layer,
+                height=plan.cam.height,
+                width=plan.cam.width,
+                minimum=float(values.min()),
+                maximum=float(values.max()),
+                values=values if "raw" in plan.forms else None,
+                heatmap=heatmap.encode(heatmap.colourise(intensity, width, height), plan.encoding)
+                if "heatmap" in plan.forms
+                else None,
+                overlay=heatmap.encode(
+                    heatmap.overlay(canvas, intensity, plan.opacity), plan.encoding
+                )
+                if canvas is not None
+                else None,
+            )
+        )
+    return tuple(cams)
+
+
+def select(plan: FeatureMapPlan, outputs: Mapping[str, NDArray[np.float32]]) -> FeatureMap:
+    """Take the channels wanted from a layer's activations, float32 [channels, height, width]."""
+    values = outputs[plan.output]
+    return FeatureMap(
+        layer=plan.layer,
+        channels=plan.channels,
+        values=values if plan.whole else values[list(plan.channels)],
+    )
+
+
+def _method(name: str, manifest: Manifest) -> CamOutput:
+    for cam in manifest.cams:
+        if name in ("", cam.method):
+            return cam
+    methods = listing(cam.method for cam in manifest.cams)
+    raise InvalidRequestError(
+        "CAM_METHOD_NOT_FOUND",
+        f"no CAM method {quote(name)}; there are {methods}",
+        field="cam.method",
+        metadata={"method": quote(name)},
+    )
+
+
+def _check_cam(
+    request: CamRequest, top: int, manifest: Manifest, limits: ExplanationLimits
+) -> None:
+    for index, class_id in enumerate(request.class_ids):
+        if not 0 <= class_id < manifest.classes:
+            raise _out_of_range(
+                "CLASS_ID", f"cam.class_ids[{index}]", class_id, 0, manifest.classes - 1
+            )
+    if not 0 <= top <= manifest.classes:
+        raise _out_of_range("CAM_TOP", "cam.top", top, 0, manifest.classes)
+    classes = top + len(request.class_ids)
+    if classes == 0:
+        raise InvalidRequestError(
+            "CAM_WITHOUT_CLASS",
+            "maps are asked for and no class: top is 0 and class_ids is empty",
+            field="cam.top",
+            metadata={"minimum": 1},
+        )
+    if classes > limits.max_cam_classes:
+        raise InvalidRequestError(
+            "TOO_MANY_CAM_CLASSES",
+            f"{classes} classes to explain; the limit is {limits.max_cam_classes}",
+            field="cam.class_ids" if request.class_ids else "cam.top",
+            metadata={"limit": limits.max_cam_classes},
+        )
+    for name, side in (("width", request.width), ("height", request.height)):
+        if not 0 <= side <= limits.max_picture_side:
+            raise _out_of_range("PICTURE_SIDE", f"cam.{name}", side, 0, limits.max_picture_side)
+    if not 0.0 <= request.opacity <= 1.0:
+        raise _out_of_range("OPACITY", "cam.opacity", request.opacity, 0, 1)
+
+
+def _out_of_range(
+    name: str, field: str, value: float, minimum: int, maximum: int
+) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"{name}_OUT_OF_RANGE",
+        f"{field} is {value}; the limit is {minimum} to {maximum}",
+        field=field,
+        metadata={"minimum": minimum, "limit": maximum},
+    )

@@ -1,0 +1,64 @@
+"""The one mapping from the server's errors to canonical codes."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from google.rpc.code_pb2 import Code
+
+from foveate.status import ErrorStatus, FieldViolation, StatusError
+from foveate_serve.errors import (
+    DeadlineError,
+    EngineError,
+    ForbiddenError,
+    InvalidRequestError,
+    LoadingError,
+    NotFoundError,
+    NotReadyError,
+    OverloadedError,
+    ServeError,
+)
+
+logger = logging.getLogger(__name__)
+
+CODES: dict[type[ServeError], int] = {
+    InvalidRequestError: Code.INVALID_ARGUMENT,
+    NotFoundError: Code.NOT_FOUND,
+    NotReadyError: Code.FAILED_PRECONDITION,
+    LoadingError: Code.UNAVAILABLE,
+    OverloadedError: Code.RESOURCE_EXHAUSTED,
+    DeadlineError: Code.DEADLINE_EXCEEDED,
+    ForbiddenError: Code.PERMISSION_DENIED,
+    EngineError: Code.INTERNAL,
+}
+
+INTERNAL = ErrorStatus(
+    code=Code.INTERNAL, reason="INTERNAL", message="the server failed; its log says why"
+)
+"""What a client learns of an error that nobody foresaw."""
+
+
+def to_status(error: ServeError) -> ErrorStatus:
+    """Put an error in the protocol's terms."""
+    return ErrorStatus(
+        code=CODES[type(error)],
+        reason=error.reason,
+        message=error.message,
+        metadata=error.metadata,
+        field_violations=(FieldViolation(field=error.field, description=error.message),)
+        if isinstance(error, InvalidRequestError)
+        else (),
+        retry_delay=error.retry_delay if isinstance(error, OverloadedError) else None,
+    )
+
+
+@contextmanager
+def status_errors() -> Iterator[None]:
+    """Turn every error of the block into a StatusError; the unforeseen ones are logged."""
+    try:
+        yield
+    except ServeError as error:
+        raise StatusError(to_status(error)) from error
+    except Exception as error:
+        logger.exception("a call failed")
+        raise StatusError(INTERNAL) from error

@@ -1,0 +1,158 @@
+"""The services in gRPC: what `handlers` does, with deadlines and aborts."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable
+from contextlib import aclosing, suppress
+from typing import Any, NoReturn, TypeVar
+
+import grpc
+from google.rpc.code_pb2 import Code
+from grpc_health.v1 import health
+from grpc_health.v1.health_pb2 import HealthCheckRequest
+
+from foveate.status import TRAILER, ErrorStatus, StatusError
+from foveate.v1.classifier_service_pb2 import (
+    ClassifyRequest,
+    ClassifyResponse,
+    ClassifyStreamRequest,
+    ClassifyStreamResponse,
+    GetModelRequest,
+    GetModelResponse,
+    ListModelsRequest,
+    ListModelsResponse,
+)
+from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceServicer
+from foveate.v1.repository_service_pb2 import (
+    LoadModelRequest,
+    LoadModelResponse,
+    ReloadModelRequest,
+    ReloadModelResponse,
+    UnloadModelRequest,
+    UnloadModelResponse,
+)
+from foveate.v1.repository_service_pb2_grpc import RepositoryServiceServicer
+from foveate_serve.rpc.handlers import ClassifierHandler, RepositoryHandler
+
+T = TypeVar("T")
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+STOPPING = ErrorStatus(
+    code=Code.UNAVAILABLE, reason="STOPPING", message="the server is stopping; try another"
+)
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class ClassifierServicer(ClassifierServiceServicer):
+    """ClassifierService. When `stopping` is set, streams end after the pictures they have taken."""
+
+    def __init__(self, handler: ClassifierHandler, stopping: asyncio.Event) -> None:
+        self._handler = handler
+        self._stopping = stopping
+
+    async def Classify(self, request: ClassifyRequest, context: Context) -> ClassifyResponse:  # noqa: N802, D102
+        return await _answer(context, self._handler.classify(request, _deadline(context)))
+
+    async def ClassifyStream(  # noqa: N802, D102
+        self, request_iterator: AsyncIterator[ClassifyStreamRequest], context: Context
+    ) -> AsyncIterator[ClassifyStreamResponse]:
+        async with aclosing(_Until(request_iterator, self._stopping)) as requests:
+            responses = self._handler.classify_stream(requests, _deadline(context))
+            async with aclosing(responses):
+                async for response in responses:
+                    yield response
+        if requests.cut:
+            await _abort(context, STOPPING)
+
+    async def ListModels(  # noqa: N802, D102
+        self, request: ListModelsRequest, context: Context
+    ) -> ListModelsResponse:
+        return await _answer(context, self._handler.list_models(request))
+
+    async def GetModel(self, request: GetModelRequest, context: Context) -> GetModelResponse:  # noqa: N802, D102
+        return await _answer(context, self._handler.get_model(request))
+
+
+class RepositoryServicer(RepositoryServiceServicer):
+    """RepositoryService."""
+
+    def __init__(self, handler: RepositoryHandler) -> None:
+        self._handler = handler
+
+    async def LoadModel(self, request: LoadModelRequest, context: Context) -> LoadModelResponse:  # noqa: N802, D102
+        return await _answer(context, self._handler.load_model(request))
+
+    async def UnloadModel(  # noqa: N802, D102
+        self, request: UnloadModelRequest, context: Context
+    ) -> UnloadModelResponse:
+        return await _answer(context, self._handler.unload_model(request))
+
+    async def ReloadModel(  # noqa: N802, D102
+        self, request: ReloadModelRequest, context: Context
+    ) -> ReloadModelResponse:
+        return await _answer(context, self._handler.reload_model(request))
+
+
+class HealthServicer(health.aio.HealthServicer):
+    """grpc.health.v1.Health, whose watches end when `stopping` is set and so hold up no stop."""
+
+    def __init__(self, stopping: asyncio.Event) -> None:
+        super().__init__()
+        self._stopping = stopping
+
+    async def Watch(self, request: HealthCheckRequest, context: Context) -> None:  # noqa: N802, D102
+        watch = asyncio.create_task(super().Watch(request, context))
+        stop = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait((watch, stop), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stop.cancel()
+            watch.cancel()
+            with suppress(asyncio.CancelledError):
+                await watch
+
+
+class _Until(AsyncIterator[T]):
+    """The items of `source` until `event` is set; then `cut` is true."""
+
+    def __init__(self, source: AsyncIterable[T], event: asyncio.Event) -> None:
+        self.cut = False
+        self._source = aiter(source)
+        self._event = asyncio.create_task(event.wait())
+
+    async def __anext__(self) -> T:
+        item = asyncio.ensure_future(anext(self._source))
+        try:
+            await asyncio.wait((item, self._event), return_when=asyncio.FIRST_COMPLETED)
+            if item.done():
+                return await item
+        finally:
+            item.cancel()
+        self.cut = True
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """Stop waiting for the event."""
+        self._event.cancel()
+
+
+def _deadline(context: Context) -> float | None:
+    left = context.time_remaining()
+    return None if left is None else time.monotonic() + left
+
+
+async def _answer(context: Context, call: Awaitable[T]) -> T:
+    try:
+        return await call
+    except StatusError as error:
+        await _abort(context, error.status)
+
+
+async def _abort(context: Context, status: ErrorStatus) -> NoReturn:
+    await context.abort(
+        _CODES[status.code],
+        status.message,
+        ((TRAILER, status.to_status().SerializeToString()),),
+    )

@@ -1,0 +1,148 @@
+"""The server's configuration: flags, environment and file, checked as one model."""
+
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+
+from foveate_serve.imaging.decode import MAX_PIXELS
+
+ENV_PREFIX = "FOVEATE_SERVE_"
+
+_MIB = 1 << 20
+
+Count = Annotated[int, Field(gt=0)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class SettingsError(Exception):
+    """The configuration is bad; the message names the setting."""
+
+
+class Settings(BaseSettings):
+    """Every setting of `foveate serve`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, env_ignore_empty=True, extra="forbid", frozen=True
+    )
+
+    repository: Path = Field(description="the folder that holds <model>/<version>/")
+    address: str = Field(
+        default="127.0.0.1:50051",
+        pattern=r"^(\[[^\]]+\]|[^:]+):[0-9]{1,5}$",
+        description="where to listen, HOST:PORT; port 0 picks a free one",
+    )
+    admin: bool = Field(
+        default=False, description="whether clients may load and unload models (RepositoryService)"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="the least severe messages to log"
+    )
+
+    variant: str | None = Field(
+        default=None, description="the precision to load; unset takes each bundle's first"
+    )
+    backend: str | None = Field(
+        default=None, description="the engine to use; unset takes the first that is installed"
+    )
+    device: str = Field(default="cpu", description="the device to run on")
+    engine_threads: int = Field(
+        default=0, ge=0, description="threads of one model's engine; 0 takes the number of cores"
+    )
+    image_threads: Count = Field(
+        default=os.cpu_count() or 1, description="threads that decode and draw pictures"
+    )
+
+    max_batch: Count = Field(default=8, description="the most pictures in a batch")
+    max_delay: Seconds = Field(
+        default=0.0, description="seconds to wait for a batch to fill while the engine is idle"
+    )
+    max_queue: Count = Field(default=256, description="the most pictures that wait for a model")
+    stream_window: Count = Field(
+        default=32, description="the most pictures of one stream that are worked on at one time"
+    )
+
+    max_message_bytes: Count = Field(default=24 * _MIB, description="the largest message taken")
+    max_image_bytes: Count = Field(default=16 * _MIB, description="the largest encoded picture")
+    max_image_pixels: int = Field(
+        default=50_000_000, gt=0, le=MAX_PIXELS, description="the most pixels of a picture"
+    )
+    max_cam_classes: Count = Field(
+        default=16, description="the most classes explained in a request"
+    )
+    max_picture_side: Count = Field(
+        default=1024, description="the longest side in pixels of a heatmap or an overlay"
+    )
+    max_feature_bytes: Count = Field(
+        default=16 * _MIB, description="the most bytes of feature maps in an answer"
+    )
+    max_requests: Count = Field(default=1024, description="the most requests in flight")
+    max_request_bytes: Count = Field(
+        default=256 * _MIB, description="the most bytes of pictures in flight"
+    )
+
+    shutdown_delay: Seconds = Field(
+        default=0.0,
+        description="seconds between reporting not to serve and taking no more requests, "
+        "for load balancers to notice",
+    )
+    shutdown_timeout: Seconds = Field(
+        default=30.0, description="seconds to finish the requests in flight when stopping"
+    )
+
+    def to_toml(self) -> str:
+        """Return the settings as a file that gives the same ones again."""
+        lines = []
+        for name, field in type(self).model_fields.items():
+            value = self.model_dump(mode="json")[name]
+            lines.append(f"# {field.description}")
+            # JSON writes strings, numbers and booleans as TOML does.
+            lines.append(f"# {name} =" if value is None else f"{name} = {json.dumps(value)}")
+        return "\n".join(lines) + "\n"
+
+
+def load_settings(flags: Mapping[str, str | bool], file: Path | None = None) -> Settings:
+    """Read the settings: `flags` win over the environment, which wins over `file`, a TOML file.
+
+    Environment variables are called FOVEATE_SERVE_ and the setting's name in
+    upper case. Raises SettingsError, also for a name that is no setting.
+    """
+    _refuse_unknown_variables()
+    layers = {} if file is None else _read(file)
+    layers.update(EnvSettingsSource(Settings)())
+    layers.update(flags)
+    try:
+        return Settings(**layers)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise SettingsError(f"{name}: there is no such setting") from error
+        if first["type"] == "missing":
+            raise SettingsError(f"{name}: must be given ({_description(name)})") from error
+        raise SettingsError(f"{name}: {first['input']!r}: {first['msg']}") from error
+
+
+def _description(name: str) -> str:
+    return Settings.model_fields[name].description or name
+
+
+def _refuse_unknown_variables() -> None:
+    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
+    for variable in os.environ:
+        if variable.startswith(ENV_PREFIX) and variable not in known:
+            raise SettingsError(f"{variable}: there is no such setting")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{file}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{file}: {error}") from error
