@@ -60,7 +60,9 @@ def channel_options() -> list[tuple[str, Any]]:
     """Return the options of every channel."""
     return [
         ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
-        ("grpc.enable_retries", 1),
+        # A call is kept for another attempt up to this size, and by default only up to 256 KiB:
+        # smaller than most photographs.
+        ("grpc.per_rpc_retry_buffer_size", MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         # Finds a connection that a router dropped without a word, during a call.

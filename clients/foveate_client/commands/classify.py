@@ -189,21 +189,24 @@ def _table(name: str, result: Classification, written: Written | None) -> Group:
             Text(f"{prediction.score:.1%}", style),
             Bar(1, 0, prediction.score, width=BAR_WIDTH, color="green" if rank == 0 else "blue"),
         )
-    heading = Text.assemble((name, "bold"), (f"   {result.model}, version {result.version}", "dim"))
-    return Group(heading, ranking, *_explanations(result, written), Text())
+    heading = Text.assemble((name, "bold"), overflow="ignore", no_wrap=True)
+    model = Text(f"  {result.model}, version {result.version}", "dim")
+    return Group(heading, model, ranking, *_explanations(result, written), Text())
 
 
 def _explanations(result: Classification, written: Written | None) -> list[Text]:
     lines = [f"{cam.method} of {cam.label}: {_findings(cam)}" for cam in result.cams] + [
-        f"feature map of {x.layer}: {x.array.shape[0]} x {x.array.shape[1]} x {x.array.shape[2]}, "
+        f"{x.layer}: {x.array.shape[0]} x {x.array.shape[1]} x {x.array.shape[2]}, "
         f"values {x.minimum:.3g} to {x.maximum:.3g}"
         for x in result.feature_maps
     ]
-    paths = [] if written is None else [*written.cams, *written.feature_maps]
-    told = [Text(f"  {line}", "dim") for line in lines]
-    for text, path in zip(told, paths, strict=False):
-        text.append(f"\n    {path}", "not dim")
-    return told
+    if written is None:
+        return [Text(f"  {line}", "dim") for line in lines]
+    return [
+        # Never wrapped, so that a path can be copied.
+        Text.assemble((f"  {line}\n", "dim"), f"    {path}", overflow="ignore", no_wrap=True)
+        for line, path in zip(lines, (*written.cams, *written.feature_maps), strict=True)
+    ]
 
 
 def _findings(cam: Heatmap) -> str:

@@ -1,0 +1,108 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from foveate_client import Client, ImageError, Prepared
+from foveate_client._images import image_field, open_upright
+
+ORIENTATION = 0x0112
+ROTATED = 6
+
+
+def sent(image) -> Image.Image:
+    return Image.open(io.BytesIO(image_field(image)["encoded"]))
+
+
+def pixels(path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+@pytest.fixture
+def rotated(coffee, tmp_path):
+    """A JPEG that lies on its side and says so."""
+    path = tmp_path / "rotated.jpg"
+    with Image.open(coffee) as image:
+        exif = image.getexif()
+        exif[ORIENTATION] = ROTATED
+        image.save(path, exif=exif)
+    return path
+
+
+def test_a_file_travels_as_it_is(coffee):
+    expected = {"encoded": coffee.read_bytes()}
+    assert image_field(coffee) == expected
+    assert image_field(str(coffee)) == expected
+    assert image_field(coffee.read_bytes()) == expected
+
+
+def test_an_array_of_any_size_travels_without_loss(coffee):
+    colour = pixels(coffee)
+    grey = colour[:, :, 1]
+    assert np.array_equal(np.asarray(sent(colour)), colour)
+    assert np.array_equal(np.asarray(sent(grey)), grey)
+    assert np.array_equal(np.asarray(sent(grey[:, :, None])), grey)
+    assert np.array_equal(np.asarray(sent(colour[::2, ::-1])), colour[::2, ::-1])
+
+
+def test_a_pil_image_travels_without_loss(coffee):
+    with Image.open(coffee) as image:
+        assert np.array_equal(np.asarray(sent(image)), np.asarray(image))
+        cmyk = image.convert("CMYK")
+    assert sent(cmyk).mode == "RGB"
+
+
+def test_a_pil_image_travels_upright(rotated):
+    with Image.open(rotated) as image:
+        assert image.size == (600, 400)
+        assert sent(image).size == (400, 600)
+
+
+@pytest.mark.parametrize("kind", ["path", "bytes", "pil"])
+def test_a_picture_is_drawn_upon_upright(rotated, kind):
+    with Image.open(rotated) as image:
+        source = {"path": rotated, "bytes": rotated.read_bytes(), "pil": image}[kind]
+        upright = open_upright(source)
+        expected = np.rot90(np.asarray(image), -1)
+    assert np.array_equal(np.asarray(upright), expected)
+
+
+def test_palettes_and_sixteen_bits_can_be_drawn_upon(coffee):
+    colour = pixels(coffee)
+    buffer = io.BytesIO()
+    with Image.open(coffee) as image:
+        image.quantize(16).save(buffer, "PNG", transparency=bytes([0] * 16))
+    assert open_upright(buffer.getvalue()).mode == "RGB"
+    deep = io.BytesIO()
+    Image.fromarray(colour[:, :, 0].astype(np.uint16) * 257).save(deep, "PNG")
+    assert np.array_equal(np.asarray(open_upright(deep.getvalue()))[:, :, 2], colour[:, :, 0])
+
+
+@pytest.mark.parametrize(
+    ("image", "complaint"),
+    [
+        (np.zeros((8, 8, 3), np.float32), "uint8, not float32"),
+        (np.zeros((8, 8, 4), np.uint8), r"not \[8, 8, 4\]"),
+        (np.zeros((2, 8, 8, 3), np.uint8), r"not \[2, 8, 8, 3\]"),
+        (np.zeros((0, 8, 3), np.uint8), r"not \[0, 8, 3\]"),
+        (Image.new("F", (8, 8)), "mode F"),
+        (Prepared(np.zeros((8, 8), np.uint8)), r"not uint8 \[8, 8\]"),
+        ("no/such/file.jpg", "No such file"),
+    ],
+)
+def test_what_cannot_be_sent_says_why(server, image, complaint):
+    with Client(server.address) as client, pytest.raises(ImageError, match=complaint):
+        client.classify(image)
+    assert server.service.asked == []
+
+
+def test_what_is_no_picture_is_a_type_error(server):
+    with Client(server.address) as client, pytest.raises(TypeError, match="not int"):
+        client.classify(7)
+
+
+def test_what_cannot_be_drawn_upon_says_why():
+    with pytest.raises(ImageError, match="cannot draw"):
+        open_upright(b"not a picture")
