@@ -77,11 +77,9 @@ def save(
     """Write a checkpoint; `folder` is replaced as a whole or stays as it was.
 
     Raises:
-        CheckpointError: if `folder` holds anything but a checkpoint, or the
-            disk refuses.
+        CheckpointError: if `check_target` objects or the disk refuses.
     """
-    if folder.exists() and not (folder / RECORD_FILE).is_file() and _holds_anything(folder):
-        raise CheckpointError(f"checkpoint {folder}: is there already and is no checkpoint")
+    check_target(folder)
     # Channels-last tensors are dense and yet not contiguous, as the format wants.
     state = {
         key: tensor.detach().cpu().contiguous()
@@ -108,6 +106,20 @@ def save(
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"checkpoint {folder}: cannot be written ({error})") from error
     return record
+
+
+def check_target(folder: Path) -> None:
+    """See to it that `save` would destroy nothing but a checkpoint.
+
+    Raises:
+        CheckpointError: if `folder` is a file or a folder of other things.
+    """
+    if folder.is_dir():
+        free = (folder / RECORD_FILE).is_file() or not any(folder.iterdir())
+    else:
+        free = not folder.exists()
+    if not free:
+        raise CheckpointError(f"checkpoint {folder}: is there already and is no checkpoint")
 
 
 def load(folder: Path) -> Checkpoint:
@@ -144,10 +156,6 @@ def _read_record(folder: Path) -> Record:
             f"{'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in error.errors()
         )
         raise CheckpointError(f"checkpoint {folder}: {RECORD_FILE}: {found}") from error
-
-
-def _holds_anything(folder: Path) -> bool:
-    return not folder.is_dir() or any(folder.iterdir())
 
 
 @contextmanager

@@ -32,12 +32,12 @@ class Settings(BaseModel):
 
     epochs: Annotated[int, Field(ge=1)] = 1
     batch_size: Annotated[int, Field(ge=2)] = 128
-    learning_rate: Annotated[float, Field(gt=0, le=10)] = 1e-2
+    learning_rate: Annotated[float, Field(gt=0, le=10)] = 5e-3
     """The peak of the one-cycle schedule (Smith & Topin, Super-Convergence, 2018)."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     warm_up: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """The share of all steps over which the learning rate rises to its peak."""
-    shift: Annotated[int, Field(ge=0)] = 0
+    shift: Annotated[int, Field(ge=0)] = 1
     """Each training picture is moved by up to this many pixels each way."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
@@ -104,7 +104,7 @@ def train(
                 logits = module(normalise(batch, classifier.input))
                 loss = functional.cross_entropy(logits, labels[chosen])
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             schedule.step()
             number += 1
@@ -122,7 +122,9 @@ def evaluate(
     """
     classifier.module.eval()
     right = 0
-    for batch, truth in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+    for batch, truth in zip(
+        torch.split(images, batch_size), torch.split(labels, batch_size), strict=True
+    ):
         logits = classifier.module(normalise(batch, classifier.input))
         right += int((logits.argmax(1) == truth).sum())
     return right / len(images)
@@ -156,4 +158,5 @@ def shifted(images: torch.Tensor, most: int, generator: torch.Generator) -> torc
 def native_bfloat16() -> bool:
     """Tell whether the processor multiplies bfloat16 itself; where it does not, it is slow."""
     capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    # The names are those of x86 and of Arm.
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))

@@ -1,0 +1,31 @@
+"""`foveate train`: train a classifier and write a checkpoint."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from foveate_train.commands import mnist
+from foveate_train.errors import (
+    ArgumentsError,
+    SettingsError,
+    TrainError,
+    UnknownClassifierError,
+)
+
+_FAILED, _WRONG_USAGE = 1, 2
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run `foveate train ...` and return its exit code."""
+    parser = argparse.ArgumentParser(prog="foveate train", description="Train a classifier.")
+    mnist.add_to(parser.add_subparsers(required=True, metavar="COMMAND"))
+    options = parser.parse_args(arguments)
+    try:
+        code: int = options.run(options)
+    except (UnknownClassifierError, ArgumentsError, SettingsError) as error:
+        print(f"foveate train: {error}", file=sys.stderr)
+        return _WRONG_USAGE
+    except TrainError as error:
+        print(f"foveate train: {error}", file=sys.stderr)
+        return _FAILED
+    return code
