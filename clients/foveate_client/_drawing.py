@@ -105,17 +105,16 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def contact_sheet(
-    values: Floats, channels: tuple[int, ...], title: str, *, cell: int = 96
-) -> Image.Image:
+def contact_sheet(values: Floats, channels: tuple[int, ...], title: str) -> Image.Image:
     """Return a grid of the channels of [C, h, w] values, each with its number.
 
     Each channel is coloured from its own minimum to its own maximum, so that a
     weak one can be read beside a strong one; a channel of one value alone is
-    grey. A cell's longer side is at least `cell` pixels.
+    grey. The fewer there are, the larger they are shown.
     """
     count, height, width = values.shape
-    scale = max(1, math.ceil(cell / max(height, width)))
+    longest = min(max(72, 640 / math.sqrt(count)), 256)
+    scale = max(1, math.ceil(longest / max(height, width)))
     tile_width, tile_height = width * scale, height * scale
     gap, label_size, margin, title_size = 8, 12, 24, 18
     step_x, step_y = tile_width + gap, tile_height + label_size + gap + 4

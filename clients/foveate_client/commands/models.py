@@ -13,7 +13,7 @@ from rich.text import Text
 
 from foveate_client import _plugins
 from foveate_client._exceptions import FoveateError
-from foveate_client._models import Model, ModelSummary
+from foveate_client._models import Accuracy, Model, ModelSummary
 from foveate_client.commands._shared import (
     add_source_arguments,
     complain,
@@ -104,19 +104,14 @@ def _details(model: Model) -> Group:
         "exported": f"{model.created:%Y-%m-%d %H:%M} UTC",
     }.items():
         facts.add_row(Text(name, "dim"), Text(value))
-    variants = _columns("variant", "size", "logits apart", "same top 1", "top 1", "top 5", "on")
+    variants = _columns("variant", "size", "logits apart", "same top 1", "accuracy")
     for variant in model.variants:
-        accuracy = variant.accuracy
         variants.add_row(
             Text(variant.name, "bold"),
             f"{variant.size / 2**20:.1f} MiB",
             f"{variant.parity.logits_max_abs:.2g}",
             f"{variant.parity.top1_agreement:.1%}",
-            *(
-                ("", "", "")
-                if accuracy is None
-                else (f"{accuracy.top1:.1%}", f"{accuracy.top5:.1%}", Text(accuracy.data))
-            ),
+            _accuracy(variant.accuracy),
         )
     cams = _columns("cam method", "layer", "cells")
     for method in model.cam_methods:
@@ -128,7 +123,17 @@ def _details(model: Model) -> Group:
         layers.add_row(
             Text(layer.name, "bold"), f"{layer.channels} x {layer.height} x {layer.width}"
         )
-    return Group(facts, Text(), variants, cams, layers)
+    gap = Text()
+    return Group(facts, gap, variants, gap, cams, gap, layers)
+
+
+def _accuracy(accuracy: Accuracy | None) -> Text:
+    if accuracy is None:
+        return Text("not measured", "dim")
+    return Text(
+        f"top 1 {accuracy.top1:.1%}, top 5 {accuracy.top5:.1%} "
+        f"({accuracy.images} images of {accuracy.data})"
+    )
 
 
 def _catalogue(rows: Sequence[dict[str, Any]]) -> Table:

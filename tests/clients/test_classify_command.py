@@ -1,0 +1,254 @@
+import io
+import json
+import os
+import subprocess
+import sys
+import types
+
+import grpc
+import numpy as np
+import pytest
+from PIL import Image
+
+from foveate.status import ErrorStatus, FieldViolation, StatusError
+from foveate_client.commands import classify
+
+INVALID_ARGUMENT = 3
+
+
+@pytest.fixture
+def run(server, capsys):
+    """Run `foveate classify` against the server; return its code, stdout and stderr."""
+
+    def run(*arguments):
+        code = classify.main([*map(str, arguments), "--address", server.address])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def refusing(server):
+    """The server, refusing every picture below 100 pixels."""
+    answer = server.service.classify
+
+    def classify(request):
+        response = answer(request)
+        if response.view.source_width < 100:
+            violation = FieldViolation(field="encoded", description="must be 100 pixels wide")
+            raise StatusError(
+                ErrorStatus(
+                    code=INVALID_ARGUMENT,
+                    reason="IMAGE_TOO_SMALL",
+                    message="the picture is too small",
+                    field_violations=(violation,),
+                )
+            )
+        return response
+
+    server.service.classify = classify
+
+
+@pytest.fixture
+def tiny(coffee, tmp_path):
+    path = tmp_path / "tiny.png"
+    with Image.open(coffee) as image:
+        image.resize((60, 40)).save(path)
+    return path
+
+
+def test_json_is_one_object_a_line_in_the_order_of_the_pictures(refusing, run, coffee, tiny):
+    missing = tiny.with_name("missing.png")
+    code, out, err = run(
+        coffee, tiny, missing, coffee, "--json", "--top-k", 2, "--cam", "--feature-maps", "layer.1"
+    )
+    assert (code, err) == (1, "")
+    first, small, unread, last = map(json.loads, out.splitlines())
+    assert (
+        first
+        == last
+        == {
+            "image": str(coffee),
+            "model": "pets",
+            "version": "3",
+            "predictions": [
+                {"class_id": 1, "label": "tiger cat", "score": pytest.approx(0.6337, abs=1e-4)},
+                {"class_id": 2, "label": "Egyptian cat", "score": pytest.approx(0.2331, abs=1e-4)},
+            ],
+            "cams": [
+                {
+                    "class_id": 1,
+                    "label": "tiger cat",
+                    "method": "cam",
+                    "height": 7,
+                    "width": 7,
+                    "minimum": -8,
+                    "maximum": 40,
+                    "path": None,
+                }
+            ],
+            "feature_maps": [
+                {"layer": "layer.1", "channels": 3, "height": 7, "width": 7, "path": None}
+            ],
+            "error": None,
+        }
+    )
+    nothing = {"model": None, "version": None, "predictions": [], "cams": [], "feature_maps": []}
+    assert small == nothing | {
+        "image": str(tiny),
+        "error": {
+            "code": "INVALID_ARGUMENT",
+            "reason": "IMAGE_TOO_SMALL",
+            "message": "the picture is too small; encoded: must be 100 pixels wide",
+        },
+    }
+    assert unread == nothing | {
+        "image": str(missing),
+        "error": {
+            "code": "INVALID_ARGUMENT",
+            "reason": "IMAGE_UNREADABLE",
+            "message": f"cannot read {missing}: No such file or directory",
+        },
+    }
+
+
+def test_what_is_asked_for_is_what_the_arguments_say(server, run, coffee):
+    asked = []
+    answer = server.service.classify
+
+    def classify(request):
+        asked.append(request)
+        return answer(request)
+
+    server.service.classify = classify
+    run(coffee)
+    run(coffee, "--model", "dogs", "--version", "2", "--cam-top", 3, "--classes", "4,0")
+    run(coffee, "--cam-method", "gradcam", "--channels", "2,9", "--feature-maps", "layer.1",
+        "--feature-maps", "layer.2")  # fmt: skip
+    plain, explained, mapped = asked
+    assert not plain.HasField("cam")
+    assert not plain.HasField("top_k")
+    assert (explained.model, explained.version) == ("dogs", "2")
+    assert (explained.cam.top, list(explained.cam.class_ids)) == (3, [4, 0])
+    assert mapped.cam.method == "gradcam"
+    assert not mapped.cam.HasField("top")
+    assert [(x.layer, list(x.channels)) for x in mapped.feature_maps] == [
+        ("layer.1", [2, 9]),
+        ("layer.2", [2, 9]),
+    ]
+
+
+def test_pictures_are_written_beside_their_values(run, coffee, chelsea, tmp_path):
+    out = tmp_path / "new" / "folder"
+    again = tmp_path / "coffee.jpg"
+    with Image.open(coffee) as image:
+        image.save(again)
+    code, text, _ = run(
+        coffee, again, chelsea, "--json", "--out", out, "--cam-top", 2, "--feature-maps", "a/b.1"
+    )
+    assert code == 0
+    records = [json.loads(line) for line in text.splitlines()]
+    names = [
+        [os.path.relpath(x["path"], out) for x in (*r["cams"], *r["feature_maps"])] for r in records
+    ]
+    assert names == [
+        [f"{stem}.cam.1.png", f"{stem}.cam.2.png", f"{stem}.features.a_b.1.png"]
+        for stem in ("coffee", "coffee-2", "chelsea")
+    ]
+    assert np.load(out / "coffee.cam.1.npy").shape == (7, 7)
+    assert np.load(out / "coffee.cam.1.npy").max() == 40
+    assert np.load(out / "coffee.features.a_b.1.npy").shape == (3, 7, 7)
+    with Image.open(out / "coffee.cam.1.heatmap.png") as heatmap:
+        assert heatmap.size == (400, 400)
+    with Image.open(out / "coffee.cam.1.png") as picture:
+        both = np.asarray(picture.convert("RGB")).astype(int)
+    height = 480
+    left, right = both[-20 - height : -20, 20:740], both[-20 - height : -20, 752:1472]
+    assert both.shape[1] == 1492
+    # The map's largest cell is the last one: bottom right of the middle square.
+    changed = np.abs(left - right).sum(axis=2)
+    assert changed[-60:-5, 530:595].mean() > 100
+    assert changed[:, :110].max() == 0
+    assert changed[:, 610:].max() == 0
+
+
+def test_people_get_a_table_with_bars(run, coffee):
+    code, out, err = run(coffee, "--cam-top", 4)
+    assert (code, err) == (0, "")
+    assert f"{coffee}\n" in out
+    assert "pets, version 3" in out
+    bars = [line.count("█") for line in out.splitlines() if "%" in line]
+    assert len(bars) == 5
+    assert bars == sorted(bars, reverse=True)
+    assert bars[0] == int(32 * 0.6337)
+    assert "tiger cat: values -8 to 40, the largest at x 471, y 371" in out
+    assert "lynx: no positive evidence" in out
+
+
+def test_people_are_told_of_errors_apart_from_the_results(refusing, run, coffee, tiny):
+    code, out, err = run(tiny, coffee)
+    assert code == 1
+    assert "tiger cat" in out
+    assert err == (
+        f"foveate classify: {tiny}: the picture is too small; encoded: must be 100 pixels wide\n"
+    )
+
+
+def test_a_hyphen_reads_standard_input(run, coffee, tmp_path, monkeypatch):
+    stdin = types.SimpleNamespace(buffer=io.BytesIO(coffee.read_bytes()))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    code, out, _ = run("-", "--json", "--cam", "--out", tmp_path)
+    record = json.loads(out)
+    assert (code, record["image"]) == (0, "-")
+    assert record["cams"][0]["path"] == str(tmp_path / "stdin.cam.1.png")
+
+
+def test_when_the_stream_breaks_every_picture_left_says_so(server, run, coffee):
+    def classify_stream(requests, context):
+        context.abort(grpc.StatusCode.UNAVAILABLE, "going down")
+
+    server.service.classify_stream = classify_stream
+    code, out, _ = run(coffee, coffee, "--json")
+    assert code == 1
+    assert [json.loads(line)["error"]["code"] for line in out.splitlines()] == ["UNAVAILABLE"] * 2
+
+
+def test_a_folder_that_cannot_be_made_is_a_failure(run, coffee, tmp_path):
+    code, _, err = run(coffee, "--out", coffee / "below-a-file")
+    assert code == 1
+    assert "below-a-file" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["-", "-"], "only once"),
+        (["cat.jpg", "--channels", "1"], "needs --feature-maps"),
+        (["cat.jpg", "--timeout", "0"], "above 0 seconds"),
+        (["cat.jpg", "--classes", "cat"], "--classes"),
+        (["cat.jpg", "--repository", "models"], "not allowed with"),
+    ],
+)
+def test_wrong_usage_is_told_and_exits_with_2(run, capsys, arguments, complaint):
+    with pytest.raises(SystemExit) as caught:
+        run(*arguments)
+    assert caught.value.code == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_a_source_is_needed(capsys):
+    with pytest.raises(SystemExit) as caught:
+        classify.main(["cat.jpg"])
+    assert caught.value.code == 2
+    assert "--address --repository" in capsys.readouterr().err
+
+
+def test_the_installed_command_classifies(server, coffee):
+    done = subprocess.run(
+        [sys.executable, "-m", "foveate_client", "classify", coffee, "--address", server.address],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "tiger cat" in done.stdout

@@ -1,0 +1,136 @@
+import json
+from importlib.metadata import EntryPoint
+
+import pytest
+
+from foveate.v1 import classifier_service_pb2 as service
+from foveate.v1 import model_pb2 as models
+from foveate_client import _plugins
+from foveate_client.commands import models as command
+
+
+@pytest.fixture
+def run(server, capsys):
+    def run(*arguments):
+        code = command.main([*arguments, "--address", server.address])
+        return code, *capsys.readouterr()
+
+    server.service.pages[""] = service.ListModelsResponse(
+        models=[
+            models.ModelSummary(
+                name="pets",
+                versions=[
+                    models.ModelVersion(
+                        version="4", state=models.MODEL_STATE_FAILED, reason="a digest differs"
+                    ),
+                    models.ModelVersion(version="3", state=models.MODEL_STATE_READY),
+                ],
+                default_version="3",
+            )
+        ]
+    )
+    return run
+
+
+def test_the_models_are_listed(run):
+    code, out, _ = run()
+    header, failed, ready = (line.split() for line in out.splitlines())
+    assert code == 0
+    assert header == ["model", "version", "state"]
+    assert failed == ["pets", "4", "failed", "a", "digest", "differs"]
+    assert ready == ["pets", "3", "ready", "default"]
+
+
+def test_the_models_are_listed_for_programs(run):
+    code, out, _ = run("--json")
+    assert code == 0
+    assert json.loads(out) == [
+        {
+            "name": "pets",
+            "versions": [
+                {"version": "4", "state": "failed", "reason": "a digest differs"},
+                {"version": "3", "state": "ready", "reason": ""},
+            ],
+            "default_version": "3",
+        }
+    ]
+
+
+def test_one_model_is_described(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    code, out, _ = run("pets")
+    assert code == 0
+    for fact in (
+        "timm:resnet50, 25,557,032 parameters, 6 classes",
+        "onnxruntime, cpu, fp32",
+        "2025-03-01 12:00 UTC",
+        "top 1 91.0%, top 5 99.0% (500 images of pets-test)",
+        "not measured",
+        "40 x 28 x 28",
+    ):
+        assert fact in out
+
+
+def test_one_model_is_described_for_programs(run):
+    code, out, _ = run("pets", "--json")
+    described = json.loads(out)
+    assert code == 0
+    assert described["labels"][1] == "tiger cat"
+    assert described["created"] == "2025-03-01T12:00:00+00:00"
+    assert described["variants"][0]["accuracy"]["top1"] == 0.91
+    assert described["variants"][1]["accuracy"] is None
+
+
+def test_a_call_that_fails_is_told(server, run):
+    server.stop().wait()
+    code, out, err = run()
+    assert (code, out) == (1, "")
+    assert err.startswith("foveate models: ")
+
+
+LENET = {
+    "name": "foveate:lenet5",
+    "parameters": 61_706,
+    "operations": 416_520,
+    "input_size": 28,
+    "top1": None,
+    "top5": None,
+    "weights": None,
+}
+
+
+@pytest.fixture
+def catalogue(monkeypatch):
+    point = EntryPoint(name="available", group="foveate.catalogues", value="unused:unused")
+    monkeypatch.setattr(EntryPoint, "load", lambda self: lambda: [LENET])
+    monkeypatch.setattr(
+        _plugins, "entry_points", lambda group, name: [point] if group == point.group else []
+    )
+
+
+def test_what_can_be_exported_comes_from_the_catalogue(catalogue, capsys):
+    assert command.main(["--available", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [LENET]
+    assert command.main(["--available"]) == 0
+    assert "foveate:lenet5  61706" in capsys.readouterr().out
+
+
+def test_without_a_catalogue_the_pip_line_is_printed(monkeypatch, capsys):
+    monkeypatch.setattr(_plugins, "entry_points", lambda group, name: [])
+    assert command.main(["--available"]) == 1
+    assert "pip install foveate-train" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--available", "--address", "localhost:1"],
+        ["--available", "pets"],
+        ["--address", "localhost:1", "--repository", "models"],
+    ],
+)
+def test_wrong_usage_exits_with_2(arguments):
+    with pytest.raises(SystemExit) as caught:
+        command.main(arguments)
+    assert caught.value.code == 2
