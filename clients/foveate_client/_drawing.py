@@ -159,7 +159,7 @@ def beside(
     unless that is the whole picture. A scale of the colours runs from 0 to
     `maximum`; there is none where that is not above 0.
     """
-    shown = _fit(original.size, longest=720)
+    shown = _shown(original.size)
     factor = shown[0] / original.width
     margin, gap = 20, 12
     title_size, subtitle_size = 24, 15
@@ -178,8 +178,8 @@ def beside(
         font(subtitle_size),
         "lt",
     )
-    sheet.paste(original.resize(shown, Image.Resampling.LANCZOS), (margin, head))
-    sheet.paste(explained.resize(shown, Image.Resampling.LANCZOS), (margin + shown[0] + gap, head))
+    sheet.paste(original.resize(shown, Image.Resampling.BICUBIC), (margin, head))
+    sheet.paste(explained.resize(shown, Image.Resampling.BICUBIC), (margin + shown[0] + gap, head))
     left, top, width, height = (round(value * factor) for value in box)
     if (left, top, width, height) != (0, 0, *shown):
         frame = (margin + left, head + top, margin + left + width - 1, head + top + height - 1)
@@ -199,8 +199,9 @@ def _draw_scale(sheet: Image.Image, right: int, middle: int, maximum: float) -> 
     return right - left + math.ceil(face.getlength("0")) + 3 * gap
 
 
-def _fit(size: tuple[int, int], longest: int) -> tuple[int, int]:
-    factor = longest / max(size)
+def _shown(size: tuple[int, int]) -> tuple[int, int]:
+    # A digit of 28 pixels needs no more than this to be seen well.
+    factor = min(720 / max(size), 16)
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 

@@ -1,8 +1,10 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import types
 
 import grpc
@@ -252,3 +254,25 @@ def test_the_installed_command_classifies(server, coffee):
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "tiger cat" in done.stdout
+
+
+def test_ctrl_c_during_a_call_leaves_no_traceback(server, coffee):
+    asked, ended = threading.Event(), threading.Event()
+
+    def classify_stream(requests, context):
+        context.add_callback(ended.set)
+        asked.set()
+        ended.wait()
+        yield from ()
+
+    server.service.classify_stream = classify_stream
+    with subprocess.Popen(
+        [sys.executable, "-m", "foveate_client", "classify", coffee, "--address", server.address],
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert asked.wait(30)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, "foveate: interrupted\n")
+    assert ended.wait(30)
