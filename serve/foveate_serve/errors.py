@@ -23,9 +23,14 @@ _MAX_QUOTED = 64
 _MAX_LISTED = 16
 
 
+def clip(text: str) -> str:
+    """Return a client's own text for metadata, cut where it is long."""
+    return text if len(text) <= _MAX_QUOTED else f"{text[: _MAX_QUOTED - 3]}..."
+
+
 def quote(text: str) -> str:
-    """Return a client's own text for a message: in quotes, in ASCII and not too long."""
-    return ascii(text if len(text) <= _MAX_QUOTED else f"{text[: _MAX_QUOTED - 3]}...")
+    """Return a client's own text for a message: in quotes, in ASCII, cut where it is long."""
+    return ascii(clip(text))
 
 
 def listing(names: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from foveate_serve.bundle.manifest import CAM_PREFIX, FEATURES_PREFIX, CamOutput, Manifest
 from foveate_serve.classification import Cam, CamForm, CamRequest, FeatureMap, FeatureMapRequest
-from foveate_serve.errors import InvalidRequestError, listing, quote
+from foveate_serve.errors import InvalidRequestError, clip, listing, quote
 from foveate_serve.imaging import heatmap
 from foveate_serve.imaging.heatmap import Encoding
 
@@ -102,14 +102,14 @@ def plan_features(
                 "LAYER_NOT_FOUND",
                 f"no layer {quote(request.layer)}; there are {listing(layers)}",
                 field=f"{path}.layer",
-                metadata={"layer": quote(request.layer)},
+                metadata={"layer": clip(request.layer)},
             )
         if request.layer in plans:
             raise InvalidRequestError(
                 "LAYER_REPEATED",
                 f"the layer {quote(request.layer)} is asked for twice",
                 field=f"{path}.layer",
-                metadata={"layer": quote(request.layer)},
+                metadata={"layer": clip(request.layer)},
             )
         for position, channel in enumerate(request.channels):
             if not 0 <= channel < feature.channels:
@@ -196,7 +196,7 @@ def _method(name: str, manifest: Manifest) -> CamOutput:
         "CAM_METHOD_NOT_FOUND",
         f"no CAM method {quote(name)}; there are {methods}",
         field="cam.method",
-        metadata={"method": quote(name)},
+        metadata={"method": clip(name)},
     )
 
 

@@ -30,6 +30,7 @@ from foveate_serve.errors import (
     LoadingError,
     NotFoundError,
     NotReadyError,
+    clip,
     quote,
 )
 
@@ -158,6 +159,8 @@ class Repository:
         """
         for name in self._names():
             self._scan(name)
+        for model in self._models.values():
+            model.newest().state = State.LOADING
         for model in self._models.values():
             try:
                 await self._load(model, model.newest())
@@ -338,7 +341,7 @@ class Repository:
     def _find(self, name: str) -> _Model:
         if name not in self._models:
             raise NotFoundError(
-                "MODEL_NOT_FOUND", f"no model {quote(name)}", metadata={"model": quote(name)}
+                "MODEL_NOT_FOUND", f"no model {quote(name)}", metadata={"model": clip(name)}
             )
         return self._models[name]
 
@@ -380,6 +383,6 @@ def _find_version(model: _Model, version: str) -> _Version:
         raise NotFoundError(
             "VERSION_NOT_FOUND",
             f"the model {model.name!r} has no version {quote(version)}",
-            metadata={"model": model.name, "version": quote(version)},
+            metadata={"model": model.name, "version": clip(version)},
         )
     return found

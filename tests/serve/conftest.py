@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from foveate_serve.backends.base import Array, BackendError
+from foveate_serve.backends.onnxruntime.runner import OnnxRuntimeRunner
 from foveate_serve.bundle.bundle import Bundle
 
 SIZE = 8
@@ -138,3 +141,36 @@ def write_bundle(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def colours(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return Bundle.open(write_colour_bundle(tmp_path_factory.mktemp("repository")))
+
+
+class GatedRunner(OnnxRuntimeRunner):
+    """ONNX Runtime behind a gate, noting the batches that it ran.
+
+    A picture whose first byte is 13 makes its batch fail.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        super().__init__(bundle, variant="fp32", device="cpu", threads=1)
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Semaphore(0)
+        self.batches: list[tuple[int, tuple[str, ...]]] = []
+        self.closed = False
+
+    def _run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        self.entered.release()
+        if not self.gate.wait(timeout=30):
+            raise TimeoutError("the test left the gate closed")
+        self.batches.append((len(inputs["image"]), tuple(outputs)))
+        if (inputs["image"][:, 0, 0, 0] == 13).any():
+            raise BackendError("unlucky")
+        return super()._run(inputs, outputs)
+
+    def close(self) -> None:
+        self.closed = True
+        super().close()
+
+
+@pytest.fixture
+def gated(colours: Bundle) -> GatedRunner:
+    return GatedRunner(colours)

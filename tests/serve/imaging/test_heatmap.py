@@ -1,0 +1,61 @@
+"""Maps drawn as pictures."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage import data
+
+from foveate_serve.imaging import heatmap
+
+
+def test_jet_runs_from_blue_over_green_to_red() -> None:
+    assert heatmap.JET.shape == (256, 3)
+    assert heatmap.JET.dtype == np.uint8
+    assert heatmap.JET[0].tolist() == [0, 0, 128]
+    assert heatmap.JET[128].tolist() == [130, 255, 126]
+    assert heatmap.JET[255].tolist() == [128, 0, 0]
+
+
+def test_intensity_is_the_positive_part_over_the_maximum_enlarged_bilinearly() -> None:
+    values = np.array([[-4.0, 0.0], [1.0, 4.0]], dtype=np.float32)
+    found = heatmap.intensity(values, 7, 5)
+    scaled = torch.tensor([[[[0.0, 0.0], [0.25, 1.0]]]])
+    expected = torch.nn.functional.interpolate(scaled, (5, 7), mode="bilinear")[0, 0]
+    assert found is not None
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, np.nan])
+def test_without_positive_evidence_there_is_no_intensity(value: float) -> None:
+    values = np.full((7, 7), value, dtype=np.float32)
+    assert heatmap.intensity(values, 224, 224) is None
+    assert not heatmap.colourise(None, 9, 5).any()
+    assert heatmap.colourise(None, 9, 5).shape == (5, 9, 3)
+
+
+def test_the_overlay_mixes_by_its_opacity() -> None:
+    image = data.chelsea()[:200, :300].copy()
+    intensity = np.linspace(0, 1, 200 * 300, dtype=np.float32).reshape(200, 300)
+    colours = heatmap.colourise(intensity, 300, 200)
+    assert np.array_equal(heatmap.overlay(image, intensity, 0.0), image)
+    assert np.array_equal(heatmap.overlay(image, intensity, 1.0), colours)
+    half = heatmap.overlay(image, intensity, 0.5)
+    assert np.abs(half - (image / 2 + colours / 2)).max() <= 1
+    assert np.array_equal(heatmap.overlay(image, None, 0.5), image)
+
+
+def test_enlarge_gives_rgb_of_the_size_asked_for() -> None:
+    grey = data.chelsea()[:28, :28, :1].copy()
+    assert np.array_equal(heatmap.enlarge(grey, 28, 28), np.repeat(grey, 3, axis=2))
+    assert heatmap.enlarge(grey, 56, 84).shape == (84, 56, 3)
+
+
+@pytest.mark.parametrize(("encoding", "kind", "loss"), [("png", "PNG", 0), ("jpeg", "JPEG", 4)])
+def test_pictures_are_encoded(encoding: heatmap.Encoding, kind: str, loss: float) -> None:
+    image = data.chelsea()
+    decoded = Image.open(io.BytesIO(heatmap.encode(image, encoding)))
+    assert decoded.format == kind
+    assert np.abs(np.asarray(decoded).astype(int) - image).mean() <= loss

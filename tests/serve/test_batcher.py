@@ -1,0 +1,183 @@
+"""Requests that wait together run together, and each gets its own answer."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import numpy as np
+import pytest
+import pytest_asyncio
+
+from foveate_serve.batcher import Batched, Batcher, BatchPolicy
+from foveate_serve.errors import DeadlineError, EngineError, OverloadedError
+
+LOGITS = ("logits",)
+WITH_CAM = ("logits", "cam.cam")
+
+
+def colour(red: int, green: int = 0, blue: int = 0) -> np.ndarray:
+    return np.full((8, 8, 3), (red, green, blue), dtype=np.uint8)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - a thread changes it
+            await asyncio.sleep(0)
+
+
+class Held:
+    """A batcher whose engine is busy with one picture until `release`."""
+
+    def __init__(self, batcher: Batcher, runner: "GatedRunner", first: Awaitable[Batched]) -> None:  # noqa: F821
+        self.batcher, self.runner, self.first = batcher, runner, first
+
+    async def queue(self, *calls: Awaitable[Batched]) -> list[asyncio.Task[Batched]]:
+        tasks = []
+        for call in calls:
+            expected = self.batcher.waiting + 1
+            tasks.append(asyncio.ensure_future(call))
+            await until(lambda wanted=expected: self.batcher.waiting == wanted)
+        return tasks
+
+    async def release(self) -> None:
+        self.runner.gate.set()
+        await self.first
+
+
+@pytest_asyncio.fixture
+async def held(gated) -> AsyncIterator[Held]:
+    batcher = Batcher(gated, BatchPolicy(max_batch=4, max_queue=6))
+    gated.gate.clear()
+    first = asyncio.ensure_future(batcher.submit(colour(1), outputs=LOGITS))
+    await until(lambda: gated.entered.acquire(blocking=False))
+    yield Held(batcher, gated, first)
+    gated.gate.set()
+    await batcher.close()
+
+
+async def test_a_lone_request_does_not_wait(gated) -> None:
+    batcher = Batcher(gated, BatchPolicy(max_batch=64))
+    result = await batcher.submit(colour(255), outputs=LOGITS)
+    np.testing.assert_allclose(result.outputs["logits"], [1.25, 0, -0.25], atol=1e-6)
+    assert result.batch_size == 1
+    assert result.queue_seconds < 0.5
+    await batcher.close()
+
+
+async def test_what_waits_while_the_engine_runs_forms_batches(held: Held) -> None:
+    tasks = await held.queue(
+        *(held.batcher.submit(colour(value), outputs=LOGITS) for value in (50, 100, 150, 200, 250))
+    )
+    await held.release()
+    results = await asyncio.gather(*tasks)
+    assert [size for size, _ in held.runner.batches] == [1, 4, 1]
+    found = [result.outputs["logits"][0] for result in results]
+    np.testing.assert_allclose(found, np.array([50, 100, 150, 200, 250]) / 255 + 0.25, atol=1e-6)
+    assert [result.batch_size for result in results] == [4, 4, 4, 4, 1]
+
+
+async def test_a_batch_holds_one_kind_of_outputs_led_by_the_oldest(held: Held) -> None:
+    submit = held.batcher.submit
+    tasks = await held.queue(
+        submit(colour(10), outputs=LOGITS),
+        submit(colour(20, 40, 60), outputs=WITH_CAM, class_ids=[2]),
+        submit(colour(30), outputs=LOGITS),
+        submit(colour(90, 70, 50), outputs=WITH_CAM, class_ids=[0, 1, -1]),
+    )
+    await held.release()
+    plain, one, _, three = await asyncio.gather(*tasks)
+    assert held.runner.batches[1:] == [(2, LOGITS), (2, WITH_CAM)]
+    assert set(plain.outputs) == {"logits"}
+    # Padding to the longest list of classes is cut off again.
+    assert one.outputs["cam.cam"].shape == (1, 8, 8)
+    np.testing.assert_allclose(one.outputs["cam.cam"][:, 0, 0] * 255, [60], atol=1e-4)
+    np.testing.assert_allclose(three.outputs["cam.cam"][:, 0, 0] * 255, [90, 70, 90], atol=1e-4)
+
+
+async def test_a_full_queue_refuses_and_says_when_to_come_again(held: Held) -> None:
+    tasks = await held.queue(*(held.batcher.submit(colour(i), outputs=LOGITS) for i in range(6)))
+    with pytest.raises(OverloadedError) as raised:
+        await held.batcher.submit(colour(9), outputs=LOGITS)
+    assert raised.value.reason == "QUEUE_FULL"
+    assert raised.value.metadata == {"limit": "6"}
+    assert raised.value.retry_delay.total_seconds() > 0
+    await held.release()
+    assert len(await asyncio.gather(*tasks)) == 6
+
+
+async def test_cancelled_requests_leave_room_in_a_full_queue_and_never_run(held: Held) -> None:
+    tasks = await held.queue(*(held.batcher.submit(colour(i), outputs=LOGITS) for i in range(6)))
+    for task in tasks[:5]:
+        task.cancel()
+    await asyncio.wait(tasks[:5])
+    late = asyncio.ensure_future(held.batcher.submit(colour(200), outputs=LOGITS))
+    await until(lambda: held.batcher.waiting == 2)
+    await held.release()
+    await asyncio.gather(tasks[5], late)
+    assert [size for size, _ in held.runner.batches] == [1, 2]
+
+
+async def test_expired_requests_never_run(held: Held) -> None:
+    tasks = await held.queue(
+        held.batcher.submit(colour(1), outputs=LOGITS, deadline=time.monotonic() + 0.01),
+        held.batcher.submit(colour(2), outputs=LOGITS, deadline=time.monotonic() + 60),
+    )
+    await asyncio.sleep(0.02)
+    await held.release()
+    with pytest.raises(DeadlineError):
+        await tasks[0]
+    assert (await tasks[1]).batch_size == 1
+    assert [size for size, _ in held.runner.batches] == [1, 1]
+
+
+async def test_one_bad_picture_fails_alone(held: Held) -> None:
+    tasks = await held.queue(
+        *(held.batcher.submit(colour(value), outputs=LOGITS) for value in (50, 13, 150))
+    )
+    await held.release()
+    good, bad, other = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(bad, EngineError)
+    np.testing.assert_allclose(good.outputs["logits"][0], 50 / 255 + 0.25, atol=1e-6)
+    np.testing.assert_allclose(other.outputs["logits"][0], 150 / 255 + 0.25, atol=1e-6)
+
+
+async def test_an_error_nobody_foresaw_reaches_its_caller_and_the_batcher_goes_on(gated) -> None:
+    batcher = Batcher(gated)
+    with pytest.raises(ValueError, match="no output 'nonsense'"):
+        await batcher.submit(colour(1), outputs=["nonsense"])
+    assert (await batcher.submit(colour(1), outputs=LOGITS)).batch_size == 1
+    await batcher.close()
+
+
+async def test_closing_answers_what_waits_and_leaves_no_thread(held: Held) -> None:
+    tasks = await held.queue(*(held.batcher.submit(colour(i), outputs=LOGITS) for i in range(5)))
+    closing = asyncio.ensure_future(held.batcher.close())
+    await asyncio.sleep(0)
+    with pytest.raises(RuntimeError, match="closed"):
+        await held.batcher.submit(colour(1), outputs=LOGITS)
+    await held.release()
+    assert len(await asyncio.gather(*tasks)) == 5
+    await closing
+    assert "foveate-engine" not in {thread.name for thread in threading.enumerate()}
+
+
+async def test_with_a_delay_an_idle_engine_waits_for_a_batch_to_fill(gated) -> None:
+    batcher = Batcher(gated, BatchPolicy(max_batch=3, max_delay=30))
+    results = await asyncio.gather(*(batcher.submit(colour(i), outputs=LOGITS) for i in range(3)))
+    assert [result.batch_size for result in results] == [3, 3, 3]
+    await batcher.close()
+
+
+async def test_many_callers_get_their_own_answers(gated) -> None:
+    batcher = Batcher(gated, BatchPolicy(max_batch=8, max_queue=1000))
+    values = [value for value in range(256) if value != 13] * 2
+
+    async def ask(value: int) -> float:
+        result = await batcher.submit(colour(value), outputs=LOGITS)
+        return float(result.outputs["logits"][0])
+
+    found = await asyncio.gather(*(ask(value) for value in values))
+    np.testing.assert_allclose(found, np.array(values) / 255 + 0.25, atol=1e-6)
+    assert max(size for size, _ in gated.batches) == 8
+    await batcher.close()

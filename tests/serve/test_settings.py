@@ -1,0 +1,97 @@
+"""Settings come from flags, environment and file, in this order, and every name is known."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from foveate_serve import cli
+from foveate_serve.settings import Settings, SettingsError, load_settings
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "foveate.toml"
+    path.write_text('repository = "models"\nmax_batch = 2\nmax_queue = 20\nadmin = true\n', "utf-8")
+    return path
+
+
+def test_flags_win_over_the_environment_which_wins_over_the_file(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOVEATE_SERVE_MAX_BATCH", "3")
+    monkeypatch.setenv("FOVEATE_SERVE_MAX_QUEUE", "30")
+    settings = load_settings({"max_queue": "40"}, file)
+    assert settings.repository == Path("models")
+    assert (settings.max_batch, settings.max_queue, settings.admin) == (3, 40, True)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("max_bach = 2", "max_bach: there is no such setting"),
+        ("max_batch = 0", "max_batch: 0: Input should be greater than 0"),
+        ('address = "here"', "address: 'here': "),
+        ("max_delay = nan", "max_delay: nan: "),
+        ("max_batch = ", "foveate.toml: "),
+    ],
+)
+def test_a_bad_file_is_refused_by_the_settings_name(file: Path, line: str, message: str) -> None:
+    file.write_text(f'repository = "models"\n{line}\n', encoding="utf-8")
+    with pytest.raises(SettingsError) as raised:
+        load_settings({}, file)
+    assert message in str(raised.value)
+
+
+def test_a_missing_file_and_a_missing_repository_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="No such file"):
+        load_settings({}, tmp_path / "none.toml")
+    with pytest.raises(SettingsError, match="repository: must be given"):
+        load_settings({})
+
+
+def test_an_unknown_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOVEATE_SERVE_MAX_BACH", "3")
+    with pytest.raises(SettingsError, match="FOVEATE_SERVE_MAX_BACH: there is no such setting"):
+        load_settings({"repository": "models"})
+
+
+def test_the_printed_configuration_gives_the_same_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--repository", 'a "quoted" folder', "--max-delay", "0.25", "--no-admin"]
+    assert cli.main([*arguments, "--print-config"]) == cli.DONE
+    printed = capsys.readouterr().out
+    assert tomllib.loads(printed)["max_delay"] == 0.25
+    (tmp_path / "printed.toml").write_text(printed, encoding="utf-8")
+    assert load_settings({}, tmp_path / "printed.toml") == load_settings(
+        {"repository": 'a "quoted" folder', "max_delay": "0.25", "admin": False}
+    )
+
+
+def test_every_setting_has_a_flag_that_says_what_it_does(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main(["--help"])
+    assert left.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for name, field in Settings.model_fields.items():
+        assert f"--{name.replace('_', '-')}" in text
+        assert field.description
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--repository", "models", "--max-batch", "many"], 2, "max_batch: 'many': "),
+        (["--repository", "no-such-folder"], 1, "there is no folder no-such-folder"),
+    ],
+)
+def test_a_bad_start_says_why(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str
+) -> None:
+    assert cli.main(arguments) == code
+    output = capsys.readouterr()
+    assert message in output.err
+    assert not output.out
