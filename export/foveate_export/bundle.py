@@ -6,6 +6,7 @@ repository passes over such folders.
 """
 
 import contextlib
+import errno
 import re
 import secrets
 import shutil
@@ -17,7 +18,7 @@ from foveate_export.errors import RepositoryError
 from foveate_serve.bundle.bundle import Bundle, digest
 from foveate_serve.bundle.manifest import MANIFEST_FILE, FileEntry, Manifest
 
-_VERSION = re.compile(r"[1-9]\d{0,8}", re.ASCII)
+_VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
 
 @contextmanager
@@ -65,10 +66,7 @@ def next_version(repository: Path, name: str) -> int:
 def check_free(repository: Path, name: str, version: int) -> None:
     """Raise RepositoryError if the model has this version."""
     if (repository / name / str(version)).exists():
-        raise RepositoryError(
-            f"{name} has a version {version} in {repository}; versions are never overwritten "
-            f"(the next free one is {next_version(repository, name)})"
-        )
+        raise RepositoryError(_taken(repository, name, version))
 
 
 def publish(
@@ -96,7 +94,6 @@ def publish(
     }
     while True:
         chosen = version or next_version(repository, manifest.name)
-        check_free(repository, manifest.name, chosen)
         manifest = manifest.model_copy(update={"version": chosen, "files": files})
         text = manifest.model_dump_json(indent=2) + "\n"
         (stage / MANIFEST_FILE).write_text(text, encoding="utf-8")
@@ -104,10 +101,18 @@ def publish(
         target = repository / manifest.name / str(chosen)
         try:
             stage.rename(target)
-        except OSError:
-            # Another export took the version between the check and the rename.
-            if version is None and target.exists():
-                continue
-            check_free(repository, manifest.name, chosen)
-            raise
-        return target, manifest
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            # Another export took the version in the meantime.
+            if version is not None:
+                raise RepositoryError(_taken(repository, manifest.name, chosen)) from error
+        else:
+            return target, manifest
+
+
+def _taken(repository: Path, name: str, version: int) -> str:
+    return (
+        f"{name} has a version {version} in {repository}; versions are never overwritten "
+        f"(the next free one is {next_version(repository, name)})"
+    )

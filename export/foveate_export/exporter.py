@@ -77,9 +77,9 @@ def examine(classifier: Classifier) -> Anatomy:
     """
     spec = classifier.input
     generator = torch.Generator().manual_seed(SEED)
-    sample = torch.randn(2, spec.channels, spec.height, spec.width, generator=generator)
+    sample = torch.randn(2, spec.height, spec.width, spec.channels, generator=generator)
     with torch.no_grad():
-        logits, calls = record(classifier.module, sample)
+        logits, calls = record(classifier.module, sample.permute(0, 3, 1, 2))
     if not isinstance(logits, Tensor) or logits.shape != (2, len(classifier.labels)):
         shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ExportError(

@@ -69,7 +69,9 @@ class ExplainedClassifier(nn.Module):
         Returns:
             The outputs of `output_names`, as the graph contract describes them.
         """
-        pixels = image.permute(0, 3, 1, 2).float() * self.scale + self.shift
+        # Made contiguous, or the tracer writes the pooling as steps over memory.
+        channels_first = image.permute(0, 3, 1, 2).contiguous()
+        pixels = channels_first.float() * self.scale + self.shift
         taps = self._layers + (self._head.taps if self._head else ())
         with tapped(self.module, taps) as tensors:
             logits: Tensor = self.module(pixels)

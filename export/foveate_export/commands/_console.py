@@ -14,7 +14,7 @@ from foveate_serve.backends.base import BackendError
 from foveate_serve.bundle.bundle import BundleError
 from foveate_train.errors import ArgumentsError, TrainError, UnknownClassifierError
 
-DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, WRONG_USAGE = 0, 1, 2
 
 
 class Stages:
@@ -42,10 +42,11 @@ def answer(command: Callable[[], int], prog: str) -> int:
         return command()
     except (UsageError, UnknownClassifierError, ArgumentsError) as error:
         return _say(prog, error, WRONG_USAGE)
+    except BrokenPipeError:
+        # The reader of stdout has left, which is the command line's to answer.
+        raise
     except (ExportError, TrainError, BundleError, BackendError, OSError) as error:
         return _say(prog, error, FAILED)
-    except KeyboardInterrupt:
-        return _say(prog, "interrupted", INTERRUPTED)
     finally:
         signal.signal(signal.SIGTERM, previous)
 

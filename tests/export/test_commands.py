@@ -1,0 +1,190 @@
+"""`foveate export` and `foveate evaluate` as people type them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from foveate_export.commands import evaluate
+from foveate_export.commands import export as export_command
+from foveate_export.exporter import Exported
+from foveate_export.sources import load_source
+from foveate_train import checkpoint, registry
+
+
+def test_export_and_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--repository", str(tmp_path), "--name", "digits", "--layers", "layer3, layer4"]
+    code = export_command.main(
+        ["foveate:convnet4", "--weights", "random:1", *arguments, "--data", "mnist", "--json"]
+    )
+    said = capsys.readouterr()
+    assert code == 0
+    result = json.loads(said.out)
+    assert result["path"] == str(tmp_path / "digits" / "1")
+    assert (result["name"], result["version"], result["note"]) == ("digits", 1, None)
+    (variant,) = result["variants"]
+    assert variant["name"] == "fp32"
+    assert variant["parity"]["features"].keys() == {"layer3", "layer4"}
+    assert variant["accuracy"]["images"] == 10000
+    assert "comparing with torch on 32 pictures" in said.err
+
+    code = evaluate.main(
+        ["--repository", str(tmp_path), "--model", "digits", "--data", "mnist", "--json"]
+    )
+    said = capsys.readouterr()
+    assert code == 0
+    scored = json.loads(said.out)
+    assert {key: scored[key] for key in ("model", "version", "variant", "backend", "images")} == {
+        "model": "digits",
+        "version": 1,
+        "variant": "fp32",
+        "backend": "onnxruntime",
+        "images": 10000,
+    }
+    assert scored["top1"] == variant["accuracy"]["top1"]
+    assert scored["top5"] == variant["accuracy"]["top5"]
+
+
+def test_a_checkpoint_brings_what_training_noted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lenet5 = registry.create("foveate:lenet5", weights="random:5")
+    folder = tmp_path / "checkpoint"
+    checkpoint.save(folder, lenet5, metrics={"test_accuracy": 0.125}, data_digest="d", seed=5)
+    code = export_command.main(
+        [str(folder), "--repository", str(tmp_path / "models"), "--name", "lenet"]
+    )
+    said = capsys.readouterr()
+    assert code == 0
+    lines = said.out.splitlines()
+    assert lines[0].startswith(f"{tmp_path / 'models' / 'lenet' / '1'}: 0.3 MB")
+    assert "on 32 pictures (MNIST test digits): logits " in lines[1]
+    assert lines[1].endswith("top-1 agrees on 100.0%")
+    assert lines[2].startswith("no class activation maps: this head is not supported yet")
+    manifest = json.loads((tmp_path / "models" / "lenet" / "1" / "manifest.json").read_text())
+    assert manifest["classifier"] == "foveate:lenet5"
+    assert manifest["metadata"] == {
+        "metrics.test_accuracy": "0.125",
+        "data_digest": "d",
+        "seed": "5",
+    }
+    assert load_source(str(folder)).classifier.labels == lenet5.labels
+
+
+def test_layers_are_listed_with_the_default_ones_marked(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert export_command.main(["foveate:convnet4", "--list-layers", "--json"]) == 0
+    layers = json.loads(capsys.readouterr().out)
+    assert [layer["layer"] for layer in layers if layer["default"]] == [
+        "layer1",
+        "layer2",
+        "layer4",
+    ]
+    assert {
+        "layer": "layer3.0",
+        "type": "Conv2d",
+        "channels": 128,
+        "height": 7,
+        "width": 7,
+        "default": False,
+    } in layers
+
+    assert export_command.main(["foveate:convnet4", "--list-layers"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["layer2", "ConvBNReLU", "64", "14", "14", "*"] in rows
+    assert ["layer3", "ConvBNReLU", "128", "7", "7"] in rows
+
+
+@pytest.fixture
+def empty_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Go to a folder that holds nothing but an empty checkpoint's folder."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    return folder
+
+
+WHERE = ["--repository", "models", "--name", "digits"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["foveate:convnet4"], 2, "--repository and --name"),
+        (["foveate:convnet4", *WHERE, "--variants", "fp32,int3"], 2, "int3; there is fp32"),
+        (["foveate:convnet4", *WHERE, "--layers", "layer9"], 2, "'layer9' gives no feature map"),
+        (["foveate:convnet9", *WHERE], 2, "foveate:convnet4"),
+        (["foveate:convnet4", *WHERE, "--argument", "poole=1"], 2, "'poole'"),
+        (["foveate:convnet4", "--repository", "m", "--name", "a/b"], 2, "name 'a/b'"),
+        (["foveate:convnet4", *WHERE, "--weights", "nowhere.pth"], 1, "nowhere.pth"),
+        (["foveate:convnet4", *WHERE, "--parity-data", "."], 1, "holds no pictures"),
+        (["foveate:convnet4", *WHERE, "--data", "nowhere"], 2, "nowhere: no such folder"),
+        (["checkpoint", *WHERE, "--weights", "random:0"], 2, "brings its weights"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(
+    empty_checkpoint: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    code: int,
+    message: str,
+) -> None:
+    assert export_command.main(arguments) == code
+    said = capsys.readouterr()
+    assert said.out == ""
+    last = said.err.splitlines()[-1]
+    assert last.startswith("foveate export: ")
+    assert message in last
+    assert list(empty_checkpoint.parent.iterdir()) == [empty_checkpoint]
+
+
+def test_an_existing_version_fails(
+    convnet4_export: Exported, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repository = convnet4_export.path.parent.parent
+    arguments = ["foveate:convnet4", "--repository", str(repository), "--name", "convnet4"]
+    assert export_command.main([*arguments, "--version", "1"]) == 1
+    assert "convnet4 has a version 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("version", ["0", "-1", "one"])
+def test_a_version_is_a_number_from_one(version: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        export_command.main(["foveate:convnet4", *WHERE, "--version", version])
+    assert caught.value.code == 2
+    assert "--version" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "nothing"], "holds no model 'nothing'"),
+        (["--model", "convnet4", "--version", "7"], "convnet4 has the versions 1, not 7"),
+    ],
+)
+def test_evaluate_names_what_is_missing(
+    convnet4_export: Exported,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    repository = convnet4_export.path.parent.parent
+    code = evaluate.main(["--repository", str(repository), "--data", "mnist", *arguments])
+    assert code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_evaluate_refuses_a_bundle_with_a_changed_file(
+    convnet4_export: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "digits" / "1"
+    folder.mkdir(parents=True)
+    for file in convnet4_export.path.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    with (folder / "model.onnx").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x00")
+    code = evaluate.main(["--repository", str(tmp_path), "--model", "digits", "--data", "mnist"])
+    assert code == 1
+    assert "model.onnx: its SHA-256 is not the manifest's" in capsys.readouterr().err
