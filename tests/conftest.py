@@ -1,0 +1,48 @@
+"""A real repository and a real server, for the tests that need no more than one of each."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+FOVEATE = Path(sys.executable).with_name("foveate")
+
+
+@contextmanager
+def served(repository: Path, *arguments: str | Path) -> Iterator[str]:
+    """Run `foveate serve` over `repository`, and yield its address."""
+    command = [FOVEATE, "serve", "--repository", repository, "--address", "127.0.0.1:0"]
+    with subprocess.Popen(
+        [*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        try:
+            line = process.stdout.readline()
+            assert line, f"foveate serve ended with {process.wait()} before it was ready"
+            yield line.split()[-1]
+        finally:
+            process.terminate()
+
+
+@pytest.fixture(scope="session")
+def imagenet_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Export EfficientNet-Lite0 with its ImageNet weights, as `efficientnet_lite0`."""
+    folder = tmp_path_factory.mktemp("imagenet")
+    subprocess.run(
+        [
+            *(FOVEATE, "export", "package:efficientnet_lite0"),
+            *("--repository", folder, "--name", "efficientnet_lite0"),
+        ],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def imagenet_server(imagenet_repository: Path) -> Iterator[str]:
+    """Serve it; the address."""
+    with served(imagenet_repository) as address:
+        yield address
