@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Coroutine, Generator, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -54,7 +54,7 @@ class LocalTransport:
 
     def classify_stream(
         self, requests: Iterable[ClassifyStreamRequest], timeout: float | None = None
-    ) -> Iterator[ClassifyStreamResponse]:
+    ) -> Generator[ClassifyStreamResponse, None, None]:
         """Classify pictures as they come; answers keep the order, and errors belong to theirs.
 
         `requests` is read on another thread. A timeout is that of the whole stream.
@@ -71,11 +71,11 @@ class LocalTransport:
         finally:
             self._wait(responses.aclose())
 
-    def list_models(self, request: ListModelsRequest) -> ListModelsResponse:
+    def list_models(self, request: ListModelsRequest, timeout: float) -> ListModelsResponse:  # noqa: ARG002 - answered from memory
         """List the models, by name."""
         return self._wait(self._handler.list_models(request))
 
-    def get_model(self, request: GetModelRequest) -> GetModelResponse:
+    def get_model(self, request: GetModelRequest, timeout: float) -> GetModelResponse:  # noqa: ARG002 - answered from memory
         """Describe one version of one model."""
         return self._wait(self._handler.get_model(request))
 

@@ -84,13 +84,13 @@ def test_a_stream_may_be_left_early_and_reads_no_further_than_its_window(
 
 
 def test_describes_its_models(transport: LocalTransport) -> None:
-    (summary,) = transport.list_models(ListModelsRequest()).models
+    (summary,) = transport.list_models(ListModelsRequest(), 10).models
     assert (summary.name, summary.default_version) == ("colours", "1")
-    model = transport.get_model(GetModelRequest(name="colours")).model
+    model = transport.get_model(GetModelRequest(name="colours"), 10).model
     assert list(model.labels) == ["red", "green", "blue"]
     assert (model.backend, model.active_variant) == ("onnxruntime", "fp32")
     with pytest.raises(StatusError) as raised:
-        transport.get_model(GetModelRequest(name="nothing"))
+        transport.get_model(GetModelRequest(name="nothing"), 10)
     assert raised.value.status.code == Code.NOT_FOUND
 
 
