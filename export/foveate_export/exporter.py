@@ -185,13 +185,6 @@ def _draft(
     metadata: Mapping[str, str],
 ) -> Manifest:
     """Return the manifest as far as it is known before anything was measured."""
-    cams = [
-        CamOutput(
-            method=method, layer=str(head.activations), height=head.size[0], width=head.size[1]
-        )
-        for method in (head.methods if head else ())
-        if head
-    ]
     packages = ("foveate-export", "torch", "torchvision", "timm", "onnx", "onnxscript")
     # Constructed without validation: a variant is not whole before it is measured.
     return Manifest.model_construct(
@@ -206,7 +199,7 @@ def _draft(
         classes=len(classifier.labels),
         opset=OPSET,
         input=serving_spec(classifier.input),
-        cams=tuple(cams),
+        cams=_cam_outputs(head) if head else (),
         features=tuple(
             FeatureOutput(
                 layer=layer.path, channels=layer.channels, height=layer.height, width=layer.width
@@ -216,4 +209,12 @@ def _draft(
         variants=(VariantEntry.model_construct(name=VARIANT, file=MODEL_FILE),),
         files={},
         metadata=dict(metadata),
+    )
+
+
+def _cam_outputs(head: Head) -> tuple[CamOutput, ...]:
+    height, width = head.size
+    return tuple(
+        CamOutput(method=method, layer=str(head.activations), height=height, width=width)
+        for method in head.methods
     )
