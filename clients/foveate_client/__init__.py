@@ -8,9 +8,12 @@ with Client("localhost:8000") as client:
     result.cams[0].overlay("cat.jpg").save("cat.cam.png")
 """
 
+from typing import TYPE_CHECKING, Any
+
 from foveate.status import FieldViolation
 from foveate_client._async_client import AsyncClient
 from foveate_client._client import Client
+from foveate_client._connection import Credentials, Retries
 from foveate_client._exceptions import (
     AbortedError,
     AlreadyExistsError,
@@ -33,7 +36,6 @@ from foveate_client._exceptions import (
     UnimplementedError,
     UnknownError,
 )
-from foveate_client._grpc import AsyncGrpcTransport, GrpcTransport
 from foveate_client._images import ImageInput, Prepared
 from foveate_client._models import (
     Accuracy,
@@ -55,7 +57,10 @@ from foveate_client._results import (
     Timing,
     View,
 )
-from foveate_client._transports import AsyncTransport, Transport
+from foveate_client._transports import AsyncTransport, ThreadedTransport, Transport
+
+if TYPE_CHECKING:
+    from foveate_client._grpc import AsyncGrpcTransport, GrpcTransport
 
 __all__ = [
     "AbortedError",
@@ -71,6 +76,7 @@ __all__ = [
     "Classification",
     "ClassifyOptions",
     "Client",
+    "Credentials",
     "DataLossError",
     "DeadlineExceededError",
     "FailedPreconditionError",
@@ -97,6 +103,8 @@ __all__ = [
     "Prediction",
     "Prepared",
     "ResourceExhaustedError",
+    "Retries",
+    "ThreadedTransport",
     "Timing",
     "Transport",
     "UnauthenticatedError",
@@ -106,3 +114,15 @@ __all__ = [
     "Variant",
     "View",
 ]
+
+_OVER_GRPC = ("AsyncGrpcTransport", "GrpcTransport")
+
+
+def __getattr__(name: str) -> Any:
+    # Importing gRPC takes longer than the rest of the library, and a fake or local client is
+    # without it.
+    if name in _OVER_GRPC:
+        from foveate_client import _grpc  # noqa: PLC0415
+
+        return getattr(_grpc, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,10 +1,13 @@
 """The client for asyncio."""
 
 # ruff: noqa: ASYNC109 - gRPC timeouts are deadlines, which travel to the server
+# ruff: noqa: PLC0415 - gRPC is imported by the first client that needs it
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
 from contextlib import aclosing
+from pathlib import Path
 from types import TracebackType
 from typing import Self, Unpack
 
@@ -15,14 +18,14 @@ from foveate.v1.classifier_service_pb2 import (
     ListModelsRequest,
 )
 from foveate_client._client import DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT
+from foveate_client._connection import ConnectionOptions
 from foveate_client._exceptions import FoveateError, ImageError, client_errors
-from foveate_client._grpc import AsyncGrpcTransport
 from foveate_client._images import ImageInput
 from foveate_client._models import Model, ModelSummary
 from foveate_client._options import ClassifyOptions, classify_request
 from foveate_client._results import Classification
 from foveate_client._stream import Window, outcome
-from foveate_client._transports import AsyncTransport
+from foveate_client._transports import AsyncTransport, ThreadedTransport, local_transport
 
 
 class AsyncClient:
@@ -34,14 +37,35 @@ class AsyncClient:
     `target` is the server's HOST:PORT, any other gRPC target, or an
     AsyncTransport. `timeout` is the deadline in seconds of every call that
     states none, and the longest wait for the next answer of `classify_many`.
-    It is made and used within one event loop.
+    ConnectionOptions lists what else can be said of the connection to an
+    address. It is made and used within one event loop. Raises ValueError where
+    a token would travel in the clear, and OSError where a certificate's file
+    cannot be read.
     """
 
-    def __init__(self, target: str | AsyncTransport, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+    def __init__(
+        self,
+        target: str | AsyncTransport,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        **connection: Unpack[ConnectionOptions],
+    ) -> None:
+        if not isinstance(target, str) and connection:
+            raise TypeError(f"{', '.join(connection)}: a transport has its own")
         self._timeout = timeout
-        self._transport: AsyncTransport = (
-            AsyncGrpcTransport(target, stall_timeout=timeout) if isinstance(target, str) else target
+        self._transport = (
+            _connect(target, timeout, connection) if isinstance(target, str) else target
         )
+
+    @classmethod
+    def local(cls, repository: str | os.PathLike[str], *, timeout: float = DEFAULT_TIMEOUT) -> Self:
+        """Return a client that runs the models of the folder `repository` in this process.
+
+        Opening it reads the models, and blocks until they are loaded. Raises
+        MissingDistributionError where foveate-serve is not installed.
+        """
+        with client_errors():
+            return cls(ThreadedTransport(local_transport(Path(repository))), timeout=timeout)
 
     async def classify(
         self,
@@ -162,3 +186,9 @@ async def _until_none(
 ) -> AsyncIterator[ClassifyStreamRequest]:
     while (request := await requests.get()) is not None:
         yield request
+
+
+def _connect(address: str, timeout: float, connection: ConnectionOptions) -> AsyncTransport:
+    from foveate_client._grpc import AsyncGrpcTransport
+
+    return AsyncGrpcTransport(address, stall_timeout=timeout, **connection)

@@ -1,5 +1,7 @@
 """The client that waits for its answers."""
 
+# ruff: noqa: PLC0415 - gRPC is imported by the first client that needs it
+
 import os
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
@@ -14,8 +16,8 @@ from foveate.v1.classifier_service_pb2 import (
     GetModelRequest,
     ListModelsRequest,
 )
+from foveate_client._connection import ConnectionOptions
 from foveate_client._exceptions import FoveateError, ImageError, client_errors
-from foveate_client._grpc import GrpcTransport
 from foveate_client._images import ImageInput
 from foveate_client._models import Model, ModelSummary
 from foveate_client._options import ClassifyOptions, classify_request
@@ -36,14 +38,24 @@ class Client:
 
     `target` is the server's HOST:PORT, any other gRPC target, or a Transport.
     `timeout` is the deadline in seconds of every call that states none, and
-    the longest wait for the next answer of `classify_many`. A client may be
-    used from several threads at once.
+    the longest wait for the next answer of `classify_many`. ConnectionOptions
+    lists what else can be said of the connection to an address. A client may
+    be used from several threads at once. Raises ValueError where a token would
+    travel in the clear, and OSError where a certificate's file cannot be read.
     """
 
-    def __init__(self, target: str | Transport, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+    def __init__(
+        self,
+        target: str | Transport,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        **connection: Unpack[ConnectionOptions],
+    ) -> None:
+        if not isinstance(target, str) and connection:
+            raise TypeError(f"{', '.join(connection)}: a transport has its own")
         self._timeout = timeout
-        self._transport: Transport = (
-            GrpcTransport(target, stall_timeout=timeout) if isinstance(target, str) else target
+        self._transport = (
+            _connect(target, timeout, connection) if isinstance(target, str) else target
         )
 
     @classmethod
@@ -149,3 +161,9 @@ def _take(
         return oldest
     with client_errors():
         return outcome(oldest, next(answers, None))
+
+
+def _connect(address: str, timeout: float, connection: ConnectionOptions) -> Transport:
+    from foveate_client._grpc import GrpcTransport
+
+    return GrpcTransport(address, stall_timeout=timeout, **connection)

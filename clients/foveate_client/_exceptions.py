@@ -76,6 +76,11 @@ class CallError(FoveateError):
         return self.message
 
     @property
+    def status(self) -> ErrorStatus:
+        """The error in the terms of the protocol."""
+        return self._status
+
+    @property
     def reason(self) -> str:
         """The reason in upper snake case; the code's name where the answer states none."""
         return self._status.reason or self.code

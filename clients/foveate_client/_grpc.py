@@ -28,38 +28,61 @@ from foveate.v1.classifier_service_pb2 import (
     ListModelsResponse,
 )
 from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
+from foveate_client._connection import Compression, Credentials, Retries, pem
+from foveate_client._tracing import trace_headers
 
 _SERVICE = "foveate.v1.ClassifierService"
 
 # The feature map of one early layer can take tens of MB, far above gRPC's 4 MB.
 MAX_MESSAGE_BYTES = 256 * 2**20
 
-# UNAVAILABLE alone says that trying again is both safe and likely to help; the
-# stream is not retried, because answers already taken would come twice.
-_SERVICE_CONFIG = {
-    "loadBalancingConfig": [{"round_robin": {}}],
-    "methodConfig": [
-        {
-            "name": [
-                {"service": _SERVICE, "method": method}
-                for method in ("Classify", "GetModel", "ListModels")
-            ],
-            "retryPolicy": {
-                "maxAttempts": 4,
-                "initialBackoff": "0.1s",
-                "maxBackoff": "2s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ],
+PLAINTEXT = Credentials(tls=False)
+
+_COMPRESSION = {
+    None: grpc.Compression.NoCompression,
+    "deflate": grpc.Compression.Deflate,
+    "gzip": grpc.Compression.Gzip,
 }
 
 
-def channel_options() -> list[tuple[str, Any]]:
-    """Return the options of every channel."""
+class _Caller:
+    """Who calls: opens what a channel needs, and names the headers of each call."""
+
+    def __init__(self, credentials: Credentials) -> None:
+        self._credentials = credentials
+
+    def prepare(
+        self, address: str, retries: Retries
+    ) -> tuple[grpc.ChannelCredentials | None, list[tuple[str, Any]]]:
+        """Return the credentials and options of a channel to `address`."""
+        self._credentials.check(address)
+        options = _channel_options(retries)
+        if not self._credentials.tls:
+            if self._credentials.token is not None:
+                # What is meant for this machine must not leave it by way of a proxy.
+                options.append(("grpc.enable_http_proxy", 0))
+            return None, options
+        if self._credentials.server_name:
+            options.append(("grpc.ssl_target_name_override", self._credentials.server_name))
+        tls = grpc.ssl_channel_credentials(
+            root_certificates=pem(self._credentials.ca),
+            private_key=pem(self._credentials.key),
+            certificate_chain=pem(self._credentials.cert),
+        )
+        return tls, options
+
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """Return the headers of one call: its trace and its token."""
+        headers = trace_headers()
+        authorization = self._credentials.authorization()
+        if authorization is not None:
+            headers["authorization"] = authorization
+        return tuple(headers.items())
+
+
+def _channel_options(retries: Retries) -> list[tuple[str, Any]]:
     return [
-        ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+        ("grpc.service_config", json.dumps(_service_config(retries))),
         # A call is kept for another attempt up to this size, and by default only up to 256 KiB:
         # smaller than most photographs.
         ("grpc.per_rpc_retry_buffer_size", MAX_MESSAGE_BYTES),
@@ -72,13 +95,38 @@ def channel_options() -> list[tuple[str, Any]]:
     ]
 
 
+def _service_config(retries: Retries) -> dict[str, Any]:
+    config: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
+    if retries.attempts > 1:
+        # UNAVAILABLE alone says that trying again is both safe and likely to help; the
+        # stream is not retried, because answers already taken would come twice.
+        config["methodConfig"] = [
+            {
+                "name": [
+                    {"service": _SERVICE, "method": method}
+                    for method in ("Classify", "GetModel", "ListModels")
+                ],
+                "retryPolicy": {
+                    "maxAttempts": retries.attempts,
+                    "initialBackoff": f"{retries.initial_pause:.9f}s",
+                    "maxBackoff": f"{retries.max_pause:.9f}s",
+                    "backoffMultiplier": retries.multiplier,
+                    "retryableStatusCodes": ["UNAVAILABLE"],
+                },
+            }
+        ]
+    return config
+
+
 class GrpcTransport:
     """Carries the calls of a Client to a server.
 
     `address` is HOST:PORT or any other gRPC target; calls go in turn to every
     address it resolves to. `stall_timeout` is the longest wait for the next
     answer of a stream, in seconds. Without `credentials` the connection is in
-    the clear.
+    the clear. `compression` is that of requests. Raises ValueError where a
+    token would travel in the clear, and OSError where a certificate's file
+    cannot be read.
     """
 
     def __init__(
@@ -86,25 +134,30 @@ class GrpcTransport:
         address: str,
         *,
         stall_timeout: float,
-        credentials: grpc.ChannelCredentials | None = None,
+        credentials: Credentials | None = None,
+        retries: Retries | None = None,
+        compression: Compression | None = None,
     ) -> None:
-        if credentials is None:
-            self._channel = grpc.insecure_channel(address, options=channel_options())
+        self._caller = _Caller(credentials or PLAINTEXT)
+        tls, options = self._caller.prepare(address, retries or Retries())
+        chosen = _COMPRESSION[compression]
+        if tls is None:
+            self._channel = grpc.insecure_channel(address, options, chosen)
         else:
-            self._channel = grpc.secure_channel(address, credentials, options=channel_options())
+            self._channel = grpc.secure_channel(address, tls, options, chosen)
         self._stub = ClassifierServiceStub(self._channel)
         self._stall_timeout = stall_timeout
 
     def classify(self, request: ClassifyRequest, timeout: float) -> ClassifyResponse:
         """Classify one picture."""
         with _status_errors(timeout):
-            return self._stub.Classify(request, timeout=timeout)
+            return self._stub.Classify(request, timeout=timeout, metadata=self._caller.headers())
 
     def classify_stream(
         self, requests: Iterable[ClassifyStreamRequest]
     ) -> Generator[ClassifyStreamResponse, None, None]:
         """Classify a stream of pictures, answering in their order."""
-        call = self._stub.ClassifyStream(iter(requests))
+        call = self._stub.ClassifyStream(iter(requests), metadata=self._caller.headers())
         watchdog = _Watchdog(self._stall_timeout, call.cancel)
         try:
             while True:
@@ -120,12 +173,12 @@ class GrpcTransport:
     def list_models(self, request: ListModelsRequest, timeout: float) -> ListModelsResponse:
         """List one page of the models."""
         with _status_errors(timeout):
-            return self._stub.ListModels(request, timeout=timeout)
+            return self._stub.ListModels(request, timeout=timeout, metadata=self._caller.headers())
 
     def get_model(self, request: GetModelRequest, timeout: float) -> GetModelResponse:
         """Describe one model."""
         with _status_errors(timeout):
-            return self._stub.GetModel(request, timeout=timeout)
+            return self._stub.GetModel(request, timeout=timeout, metadata=self._caller.headers())
 
     def close(self) -> None:
         """Close the channel."""
@@ -140,25 +193,32 @@ class AsyncGrpcTransport:
         address: str,
         *,
         stall_timeout: float,
-        credentials: grpc.ChannelCredentials | None = None,
+        credentials: Credentials | None = None,
+        retries: Retries | None = None,
+        compression: Compression | None = None,
     ) -> None:
-        if credentials is None:
-            self._channel = grpc.aio.insecure_channel(address, options=channel_options())
+        self._caller = _Caller(credentials or PLAINTEXT)
+        tls, options = self._caller.prepare(address, retries or Retries())
+        chosen = _COMPRESSION[compression]
+        if tls is None:
+            self._channel = grpc.aio.insecure_channel(address, options, chosen)
         else:
-            self._channel = grpc.aio.secure_channel(address, credentials, options=channel_options())
+            self._channel = grpc.aio.secure_channel(address, tls, options, chosen)
         self._stub = ClassifierServiceStub(self._channel)
         self._stall_timeout = stall_timeout
 
     async def classify(self, request: ClassifyRequest, timeout: float) -> ClassifyResponse:
         """Classify one picture."""
         with _status_errors(timeout):
-            return await self._stub.Classify(request, timeout=timeout)
+            return await self._stub.Classify(
+                request, timeout=timeout, metadata=self._caller.headers()
+            )
 
     async def classify_stream(
         self, requests: AsyncIterable[ClassifyStreamRequest]
     ) -> AsyncGenerator[ClassifyStreamResponse, None]:
         """Classify a stream of pictures, answering in their order."""
-        call = self._stub.ClassifyStream(aiter(requests))
+        call = self._stub.ClassifyStream(aiter(requests), metadata=self._caller.headers())
         try:
             while True:
                 with _status_errors(self._stall_timeout):
@@ -176,12 +236,16 @@ class AsyncGrpcTransport:
     async def list_models(self, request: ListModelsRequest, timeout: float) -> ListModelsResponse:
         """List one page of the models."""
         with _status_errors(timeout):
-            return await self._stub.ListModels(request, timeout=timeout)
+            return await self._stub.ListModels(
+                request, timeout=timeout, metadata=self._caller.headers()
+            )
 
     async def get_model(self, request: GetModelRequest, timeout: float) -> GetModelResponse:
         """Describe one model."""
         with _status_errors(timeout):
-            return await self._stub.GetModel(request, timeout=timeout)
+            return await self._stub.GetModel(
+                request, timeout=timeout, metadata=self._caller.headers()
+            )
 
     async def close(self) -> None:
         """Close the channel."""

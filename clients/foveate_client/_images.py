@@ -1,17 +1,23 @@
 """Pictures on their way in: everything that can be classified becomes bytes of a request."""
 
+# ruff: noqa: PLC0415 - a file travels as it is, and needs neither numpy nor Pillow
+
+from __future__ import annotations
+
 import io
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
-
-import numpy as np
-import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, cast
 
 from foveate.v1.classifier_service_pb2 import RawImage
 from foveate_client._exceptions import ImageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from PIL import Image
 
 _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
 _UNSCALED_MODES = frozenset({"F", "I"})
@@ -49,10 +55,10 @@ def image_field(image: ImageInput) -> dict[str, Any]:
         return {"encoded": image}
     if isinstance(image, str | os.PathLike):
         return {"encoded": _read(Path(image))}
-    if isinstance(image, Image.Image):
-        return {"encoded": _png(ImageOps.exif_transpose(image))}
-    if isinstance(image, np.ndarray):
+    if _is_array(image):
         return {"encoded": _png(_from_array(image))}
+    if _is_picture(image):
+        return {"encoded": _png(_upright(image))}
     raise TypeError(
         "an image is a path, bytes, a PIL image, a uint8 array or Prepared, "
         f"not {type(image).__name__}"
@@ -66,19 +72,42 @@ def open_upright(image: ImageInput) -> Image.Image:
     """
     if isinstance(image, Prepared):
         return _from_array(image.pixels).convert("RGB")
-    if isinstance(image, np.ndarray):
+    if _is_array(image):
         return _from_array(image).convert("RGB")
-    if isinstance(image, Image.Image):
-        return _rgb(ImageOps.exif_transpose(image))
-    source = io.BytesIO(image) if isinstance(image, bytes) else Path(image)
+    if _is_picture(image):
+        return _rgb(_upright(image))
+    from PIL import Image, UnidentifiedImageError
+
+    path_or_bytes = cast("str | os.PathLike[str] | bytes", image)
+    source = io.BytesIO(path_or_bytes) if isinstance(path_or_bytes, bytes) else Path(path_or_bytes)
     try:
         with Image.open(source) as opened:
-            return _rgb(ImageOps.exif_transpose(opened))
+            return _rgb(_upright(opened))
     except (UnidentifiedImageError, OSError) as error:
         raise ImageError(f"cannot draw on the picture: {error}") from error
 
 
+def _is_array(image: object) -> TypeGuard[npt.NDArray[Any]]:
+    # What is one has imported the library.
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(image, numpy.ndarray)
+
+
+def _is_picture(image: object) -> TypeGuard[Image.Image]:
+    pillow = sys.modules.get("PIL.Image")
+    return pillow is not None and isinstance(image, pillow.Image)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    from PIL import ImageOps
+
+    return ImageOps.exif_transpose(image)
+
+
 def _rgb(image: Image.Image) -> Image.Image:
+    import numpy as np
+    from PIL import Image
+
     # As the server sees it: alpha is dropped, sixteen bits become eight.
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
@@ -94,7 +123,9 @@ def _read(path: Path) -> bytes:
 
 
 def _from_array(pixels: npt.NDArray[Any]) -> Image.Image:
-    if pixels.dtype != np.uint8:
+    from PIL import Image
+
+    if pixels.dtype != "uint8":
         raise ImageError(f"an image array has dtype uint8, not {pixels.dtype}")
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
@@ -107,7 +138,7 @@ def _from_array(pixels: npt.NDArray[Any]) -> Image.Image:
 
 
 def _raw(pixels: npt.NDArray[Any]) -> RawImage:
-    if pixels.dtype != np.uint8 or pixels.ndim != 3:
+    if pixels.dtype != "uint8" or pixels.ndim != 3:
         raise ImageError(
             "a prepared image is uint8 [height, width, channels], "
             f"not {pixels.dtype} {list(pixels.shape)}"

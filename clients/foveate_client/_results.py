@@ -1,19 +1,23 @@
 """What a classification answers, as frozen values."""
 
+# ruff: noqa: PLC0415 - predictions need neither numpy nor Pillow; maps do
+
+from __future__ import annotations
+
 import os
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Self
-
-import numpy as np
-import numpy.typing as npt
-from PIL import Image
+from typing import TYPE_CHECKING, Self
 
 from foveate.v1 import classifier_service_pb2 as service
 from foveate.v1 import explanation_pb2 as explanation
-from foveate_client import _drawing
 from foveate_client._images import ImageInput, open_upright
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from PIL import Image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +86,10 @@ class Heatmap:
 
     def picture(self) -> Image.Image:
         """Return the positive part of the map in colour, of the size of the part seen."""
+        from PIL import Image
+
+        from foveate_client import _drawing
+
         size = max(1, round(self.view.width)), max(1, round(self.view.height))
         shares = _drawing.resample(_drawing.evidence(self.array), size, (0, 0, *size))
         return Image.fromarray(_drawing.turbo(shares))
@@ -94,6 +102,8 @@ class Heatmap:
         ImageError where the picture cannot be read and ValueError where it has
         another size.
         """
+        from foveate_client import _drawing
+
         original = open_upright(image)
         expected = self.view.source_width, self.view.source_height
         if original.size != expected:
@@ -106,6 +116,8 @@ class Heatmap:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the raw values where `path` ends in .npy, and else the coloured picture."""
         if Path(path).suffix == ".npy":
+            import numpy as np
+
             np.save(path, self.array)
         else:
             self.picture().save(path)
@@ -127,6 +139,8 @@ class FeatureMap:
 
     def contact_sheet(self) -> Image.Image:
         """Return a labelled grid of the channels, each coloured from its own least to its most."""
+        from foveate_client import _drawing
+
         count, height, width = self.array.shape
         noun = "channel" if count == 1 else "channels"
         return _drawing.contact_sheet(
@@ -136,6 +150,8 @@ class FeatureMap:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the raw values where `path` ends in .npy, and else the contact sheet."""
         if Path(path).suffix == ".npy":
+            import numpy as np
+
             np.save(path, self.array)
         else:
             self.contact_sheet().save(path)
@@ -221,6 +237,8 @@ def _feature_map(features: explanation.FeatureMap) -> FeatureMap:
 
 
 def _floats(values: bytes, *shape: int) -> npt.NDArray[np.float32]:
+    import numpy as np
+
     array = np.frombuffer(values, dtype="<f4").reshape(shape)
     # A view of bytes, hence read-only; on a big-endian machine the copy must be made so.
     native = array.astype(np.float32, copy=False)

@@ -1,0 +1,143 @@
+"""How a server is reached: what the client trusts, who it is, and how often it tries."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeAlias, TypedDict
+
+Pem: TypeAlias = "str | os.PathLike[str] | bytes"
+"""PEM text, as bytes or as the path of a file."""
+
+Compression: TypeAlias = Literal["deflate", "gzip"]
+
+_HIGHEST_ATTEMPTS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Credentials:
+    """What is trusted, and what is shown, on a connection.
+
+    The connection is encrypted by TLS. `ca` holds the authorities that may
+    have signed the server's certificate; without it, those that gRPC ships.
+    `cert` and `key` are shown to a server that asks who is calling (mutual
+    TLS). `server_name` is the name to look for in the server's certificate
+    where it is not the host's.
+
+    `token` is sent with every call as `authorization: Bearer ...`; it is a
+    string, or a function that is asked for it before every call. It is in no
+    repr. With `tls=False` the connection is in the clear, and a token is then
+    refused to any server but one on this machine, unless `plaintext_token` is
+    set. Raises ValueError where these contradict each other.
+    """
+
+    ca: Pem | None = None
+    cert: Pem | None = None
+    key: Pem | None = field(default=None, repr=False)
+    server_name: str = ""
+    token: str | Callable[[], str] | None = field(default=None, repr=False)
+    tls: bool = True
+    plaintext_token: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.cert is None) != (self.key is None):
+            raise ValueError("cert and key go together: one is given without the other")
+        if not self.tls and (self.ca is not None or self.cert is not None or self.server_name):
+            raise ValueError("ca, cert, key and server_name are of no use with tls=False")
+        if isinstance(self.token, str):
+            _check_token(self.token)
+
+    def authorization(self) -> str | None:
+        """Return the value of the header, or None where there is no token."""
+        if self.token is None:
+            return None
+        token = self.token if isinstance(self.token, str) else self.token()
+        _check_token(token)
+        return f"Bearer {token}"
+
+    def check(self, target: str) -> None:
+        """Raise ValueError where the token would travel in the clear to `target`."""
+        if self.token is None or self.tls or self.plaintext_token or is_on_this_machine(target):
+            return
+        raise ValueError(
+            f"the token would travel to {target} in the clear: use TLS, or allow it "
+            "by plaintext_token=True"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retries:
+    """How often a call is tried where the server answers UNAVAILABLE, and with what pauses.
+
+    `attempts` counts the first one, from 1 to 5. The pause before the second is
+    about `initial_pause` seconds, and each further one `multiplier` times as
+    long, up to `max_pause`. Streams are not tried again. Raises ValueError
+    where a number is out of range.
+    """
+
+    attempts: int = 4
+    initial_pause: float = 0.1
+    max_pause: float = 2.0
+    multiplier: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.attempts <= _HIGHEST_ATTEMPTS:
+            raise ValueError(f"attempts must be from 1 to {_HIGHEST_ATTEMPTS}, not {self.attempts}")
+        for name in ("initial_pause", "max_pause", "multiplier"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+
+
+class ConnectionOptions(TypedDict, total=False):
+    """What a client takes by keyword about the connection to an address."""
+
+    credentials: Credentials
+    """What is trusted and shown; unset, the connection is in the clear and without a token."""
+    retries: Retries
+    """How often a call is tried; unset, four times."""
+    compression: Compression
+    """How requests are compressed, "gzip" or "deflate"; unset, not at all."""
+
+
+def pem(source: Pem | None) -> bytes | None:
+    """Return the text of `source`. Raises OSError where its file cannot be read."""
+    return source if source is None or isinstance(source, bytes) else Path(source).read_bytes()
+
+
+def is_on_this_machine(target: str) -> bool:
+    """Return whether a gRPC target is a socket or a loopback address of this machine.
+
+    A host's name other than localhost is not looked up, and is not.
+    """
+    scheme, _, rest = target.partition(":")
+    if scheme in {"unix", "unix-abstract"}:
+        return True
+    if scheme in {"ipv4", "ipv6"}:
+        return all(_is_loopback(address) for address in rest.lstrip("/").split(","))
+    if scheme == "dns":
+        return _is_loopback(rest.rpartition("/")[2])
+    return _is_loopback(target)
+
+
+def _is_loopback(address: str) -> bool:
+    if address.startswith("["):
+        host = address[1:].partition("]")[0]
+    elif address.count(":") == 1:
+        host = address.partition(":")[0]
+    else:
+        host = address
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _check_token(token: str) -> None:
+    # What a header cannot hold would otherwise be told together with the token itself.
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise ValueError("the token must be printable ASCII without spaces, and not empty")
