@@ -1,0 +1,144 @@
+"""Accuracy, confusions and calibration, summed up one result at a time."""
+
+import heapq
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from foveate_client.batch.journal import Row
+
+BINS = 15
+MOST_CONFUSED = 20
+WORST = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bin:
+    """The pictures whose best score lies above `lower` and up to `upper`.
+
+    `confidence` is their mean best score and `accuracy` the share whose best
+    class is right; both are 0 where there are no pictures.
+    """
+
+    lower: float
+    upper: float
+    images: int
+    confidence: float
+    accuracy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confusion:
+    """A class that was taken for another one, and how often."""
+
+    target: int
+    predicted: int
+    images: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistake:
+    """A picture whose best class is wrong, and how sure the classifier was."""
+
+    image: str
+    target: int
+    predicted: int
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What a model scores on the pictures whose right class is known.
+
+    `top1` and `top5` are shares from 0 to 1. `ece` is the expected calibration
+    error, the mean over the pictures of their bin's difference between
+    confidence and accuracy (C. Guo et al., On Calibration of Modern Neural
+    Networks, 2017, with bins of equal width). `confusions` are the most
+    frequent ones, `mistakes` those with the highest scores.
+    """
+
+    images: int
+    top1: float
+    top5: float
+    ece: float
+    bins: tuple[Bin, ...]
+    confusions: tuple[Confusion, ...]
+    mistakes: tuple[Mistake, ...]
+
+
+class Evaluator:
+    """Sums up results; its memory grows with the classes confused, not with the pictures."""
+
+    def __init__(self) -> None:
+        self._images = 0
+        self._top1 = 0
+        self._top5 = 0
+        self._counts = [0] * BINS
+        self._right = [0] * BINS
+        self._confidence = [0.0] * BINS
+        self._confused: Counter[tuple[int, int]] = Counter()
+        self._mistakes: list[tuple[float, str, int, int]] = []
+
+    def add(self, row: Row, target: int) -> None:
+        """Note one result, with at least five classes where the model has as many."""
+        best = row.class_ids[:5].tolist()
+        score = float(row.scores[0])
+        right = best[0] == target
+        self._images += 1
+        self._top1 += right
+        self._top5 += target in best
+        position = bin_of(score)
+        self._counts[position] += 1
+        self._right[position] += right
+        self._confidence[position] += score
+        if not right:
+            self._confused[target, best[0]] += 1
+            mistake = (score, row.name, target, best[0])
+            if len(self._mistakes) < WORST:
+                heapq.heappush(self._mistakes, mistake)
+            else:
+                heapq.heappushpop(self._mistakes, mistake)
+
+    def result(self) -> Evaluation | None:
+        """Return what was found, or None where no right class is known."""
+        if self._images == 0:
+            return None
+        bins = [self._bin(position) for position in range(BINS)]
+        return Evaluation(
+            images=self._images,
+            top1=self._top1 / self._images,
+            top5=self._top5 / self._images,
+            ece=_expected_calibration_error(bins),
+            bins=tuple(bins),
+            confusions=tuple(
+                Confusion(target=target, predicted=predicted, images=images)
+                for (target, predicted), images in sorted(
+                    self._confused.items(), key=lambda found: (-found[1], found[0])
+                )[:MOST_CONFUSED]
+            ),
+            mistakes=tuple(
+                Mistake(image=name, target=target, predicted=predicted, score=score)
+                for score, name, target, predicted in sorted(self._mistakes, reverse=True)
+            ),
+        )
+
+    def _bin(self, position: int) -> Bin:
+        images = self._counts[position]
+        return Bin(
+            lower=position / BINS,
+            upper=(position + 1) / BINS,
+            images=images,
+            confidence=self._confidence[position] / images if images else 0.0,
+            accuracy=self._right[position] / images if images else 0.0,
+        )
+
+
+def bin_of(score: float) -> int:
+    """Return the bin of a score from 0 to 1; its upper edge belongs to it."""
+    position = int(score * BINS)
+    return position - 1 if position and position == score * BINS else position
+
+
+def _expected_calibration_error(bins: Sequence[Bin]) -> float:
+    total = sum(found.images for found in bins)
+    return sum(found.images / total * abs(found.confidence - found.accuracy) for found in bins)

@@ -1,0 +1,248 @@
+"""What a batch run knows so far, on disk, so that a kill at any moment loses and doubles nothing.
+
+A journal is an SQLite database beside the output. Results are committed in
+groups; what was not committed when the process died is classified again, and
+what was is skipped: a picture's name is the key of its row.
+"""
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from foveate_client._exceptions import FoveateError
+
+COMMIT_ROWS = 64
+COMMIT_SECONDS = 1.0
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS settings (value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS results (
+    name TEXT PRIMARY KEY,
+    position INTEGER NOT NULL,
+    label TEXT,
+    class_ids BLOB NOT NULL,
+    scores BLOB NOT NULL,
+    vectors BLOB NOT NULL,
+    cam TEXT
+);
+CREATE TABLE IF NOT EXISTS errors (
+    name TEXT PRIMARY KEY,
+    position INTEGER NOT NULL,
+    code TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    message TEXT NOT NULL,
+    transient INTEGER NOT NULL
+);
+CREATE INDEX IF NOT EXISTS results_in_order ON results (position, name);
+CREATE INDEX IF NOT EXISTS errors_in_order ON errors (position, name);
+"""
+
+
+class JournalError(FoveateError):
+    """A journal belongs to another run, is in use, or is none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Row:
+    """One picture's result.
+
+    `position` is its place in the input and `label` what its folder or record
+    says that it shows. `class_ids` is int32 [k] and `scores` float32 [k], best
+    first; `vectors` is float32 and flat: every embedding, then every feature
+    map. `cam` is the file of its overlay.
+    """
+
+    name: str
+    position: int
+    label: str | None
+    class_ids: npt.NDArray[np.int32]
+    scores: npt.NDArray[np.float32]
+    vectors: npt.NDArray[np.float32]
+    cam: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failure:
+    """Why one picture has no result; a `transient` one is tried again when the run goes on."""
+
+    name: str
+    position: int
+    code: str
+    reason: str
+    message: str
+    transient: bool
+
+
+class Journal:
+    """The journal at `path`, opened for the run that `settings` describe, by one process.
+
+    Raises JournalError where the file is in use, is none of ours, or belongs to
+    a run with other settings: the message names the first that differs.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, object]) -> None:
+        self._path = path
+        self._uncommitted = 0
+        self._committed = time.monotonic()
+        self._database = sqlite3.connect(path, timeout=0, isolation_level=None)
+        try:
+            self._open(settings)
+        except sqlite3.OperationalError as error:
+            self._database.close()
+            raise JournalError(f"{path}: cannot be opened, or another run uses it") from error
+        except sqlite3.DatabaseError as error:
+            self._database.close()
+            raise JournalError(f"{path}: is no journal of a batch run") from error
+        except JournalError:
+            self._database.close()
+            raise
+
+    def _open(self, settings: Mapping[str, object]) -> None:
+        run = self._database.execute
+        # Held to the end: two runs must not write one output. It also spares the
+        # write-ahead log its shared memory, which network file systems lack.
+        run("PRAGMA locking_mode = EXCLUSIVE")
+        run("PRAGMA journal_mode = WAL")
+        run("PRAGMA synchronous = FULL")
+        # Together with the settings, so that a kill leaves both or neither.
+        run("BEGIN IMMEDIATE")
+        for statement in _SCHEMA.split(";"):
+            run(statement)
+        known = run("SELECT value FROM settings").fetchone()
+        if known is None:
+            run("INSERT INTO settings VALUES (?)", (json.dumps(settings),))
+        else:
+            self._require_same(json.loads(known[0]), json.loads(json.dumps(settings)))
+        run("DELETE FROM errors WHERE transient")
+        run("COMMIT")
+        run("BEGIN")
+
+    def _require_same(self, before: dict[str, object], now: dict[str, object]) -> None:
+        for name, value in now.items():
+            if before.get(name) != value:
+                raise JournalError(
+                    f"{self._path}: belongs to a run with {name} {before.get(name)!r}, "
+                    f"not {value!r}; give the same again, or --overwrite to start anew"
+                )
+
+    def has(self, name: str, position: int) -> bool:
+        """Return whether the picture `name` is done, and note its place in the input."""
+        for table in ("results", "errors"):
+            found = self._database.execute(
+                f"SELECT position FROM {table} WHERE name = ?",  # noqa: S608 - a constant
+                (name,),
+            ).fetchone()
+            if found is not None:
+                if found[0] != position:
+                    self._database.execute(
+                        f"UPDATE {table} SET position = ? WHERE name = ?",  # noqa: S608
+                        (position, name),
+                    )
+                return True
+        return False
+
+    def add(self, outcome: Row | Failure) -> None:
+        """Note one picture's outcome, which is safe after the next commit."""
+        if isinstance(outcome, Row):
+            self._database.execute(
+                "INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    outcome.name,
+                    outcome.position,
+                    outcome.label,
+                    outcome.class_ids.astype("<i4").tobytes(),
+                    outcome.scores.astype("<f4").tobytes(),
+                    outcome.vectors.astype("<f4").tobytes(),
+                    outcome.cam,
+                ),
+            )
+        else:
+            self._database.execute(
+                "INSERT OR REPLACE INTO errors VALUES (?, ?, ?, ?, ?, ?)",
+                (
+                    outcome.name,
+                    outcome.position,
+                    outcome.code,
+                    outcome.reason,
+                    outcome.message,
+                    outcome.transient,
+                ),
+            )
+        self._uncommitted += 1
+        late = time.monotonic() - self._committed >= COMMIT_SECONDS
+        if late or self._uncommitted >= COMMIT_ROWS:
+            self.commit()
+
+    def commit(self) -> None:
+        """Write what was noted to the disk."""
+        self._database.execute("COMMIT")
+        self._database.execute("BEGIN")
+        self._uncommitted = 0
+        self._committed = time.monotonic()
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the results in the order of the input."""
+        for name, position, label, class_ids, scores, vectors, cam in self._database.execute(
+            "SELECT * FROM results ORDER BY position, name"
+        ):
+            yield Row(
+                name=name,
+                position=position,
+                label=label,
+                class_ids=np.frombuffer(class_ids, dtype="<i4"),
+                scores=np.frombuffer(scores, dtype="<f4"),
+                vectors=np.frombuffer(vectors, dtype="<f4"),
+                cam=cam,
+            )
+
+    def failures(self) -> Iterator[Failure]:
+        """Yield the errors in the order of the input."""
+        for name, position, code, reason, message, transient in self._database.execute(
+            "SELECT * FROM errors ORDER BY position, name"
+        ):
+            yield Failure(
+                name=name,
+                position=position,
+                code=code,
+                reason=reason,
+                message=message,
+                transient=bool(transient),
+            )
+
+    def __len__(self) -> int:
+        (results,) = self._database.execute("SELECT count(*) FROM results").fetchone()
+        (errors,) = self._database.execute("SELECT count(*) FROM errors").fetchone()
+        return int(results) + int(errors)
+
+    def close(self) -> None:
+        """Commit, and close the file."""
+        if self._database.in_transaction:
+            self._database.execute("COMMIT")
+        self._database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def remove(path: Path) -> None:
+    """Remove the journal at `path`, where there is one."""
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        with suppress(FileNotFoundError):
+            path.with_name(path.name + suffix).unlink()

@@ -1,0 +1,164 @@
+"""What a run asks for each picture, and the row that an answer becomes."""
+
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from foveate_client._exceptions import CallError, FoveateError, ImageError
+from foveate_client._models import Model
+from foveate_client._options import Cam, ClassifyOptions
+from foveate_client._results import Classification
+from foveate_client.batch.journal import Failure, Row
+from foveate_client.batch.sources import Item
+from foveate_client.batch.stream import TRANSIENT, Task
+from foveate_client.batch.tables import Vector
+
+LAST = "last"
+"""Stands for the last layer that the model lists."""
+
+_EVALUATED = 5
+"""Classes that top-5 accuracy needs, however many are written."""
+
+
+class PlanError(FoveateError):
+    """What is asked for is nothing that the model has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is asked for each picture of a run.
+
+    `embeddings` and `feature_maps` are layers, of which LAST stands for the
+    last; `cam_folder` is where overlays of the best class's map are written,
+    None meaning none, and `cam_method` empty takes the model's first. Raises
+    PlanError where the model has too few classes, or not such a layer or method.
+    """
+
+    model: Model
+    top_k: int = 5
+    embeddings: tuple[str, ...] = ()
+    feature_maps: tuple[str, ...] = ()
+    cam_folder: Path | None = None
+    cam_method: str = ""
+    vectors: tuple[Vector, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        classes = len(self.model.labels)
+        if not 1 <= self.top_k <= classes:
+            raise PlanError(
+                f"--top-k is {self.top_k}; the limit is 1 to {classes}, the number of classes"
+            )
+        methods = [method.name for method in self.model.cam_methods]
+        if self.cam_folder is not None and self.cam_method and self.cam_method not in methods:
+            raise PlanError(
+                f"the model has no CAM method {self.cam_method!r}; it has {', '.join(methods)}"
+            )
+        shapes = {x.name: (x.channels, x.height, x.width) for x in self.model.layers}
+        for name, kind in (("embeddings", "--embeddings"), ("feature_maps", "--feature-maps")):
+            layers = tuple(self._layer(layer, shapes, kind) for layer in getattr(self, name))
+            object.__setattr__(self, name, layers)
+        vectors = [
+            *(Vector(name=f"embedding.{x}", shape=shapes[x][:1]) for x in self.embeddings),
+            *(Vector(name=f"features.{x}", shape=shapes[x]) for x in self.feature_maps),
+        ]
+        object.__setattr__(self, "vectors", tuple(vectors))
+
+    @staticmethod
+    def _layer(name: str, shapes: dict[str, tuple[int, int, int]], option: str) -> str:
+        if name in shapes:
+            return name
+        if name == LAST and shapes:
+            return list(shapes)[-1]
+        raise PlanError(
+            f"{option}: the model has no layer {name!r}; it has {', '.join(shapes) or 'none'}"
+        )
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """Return what two runs that share a journal must have in common."""
+        return {
+            "model": self.model.name,
+            "version": self.model.version,
+            "--top-k": self.top_k,
+            "--embeddings": list(self.embeddings),
+            "--feature-maps": list(self.feature_maps),
+            "--cam": None if self.cam_folder is None else str(self.cam_folder),
+            "--cam-method": self.cam_method,
+        }
+
+    @property
+    def options(self) -> ClassifyOptions:
+        """Return the options of every call."""
+        options = ClassifyOptions(
+            model=self.model.name,
+            # Stated, so that a version loaded meanwhile does not mix in.
+            version=self.model.version,
+            top_k=min(max(self.top_k, _EVALUATED), len(self.model.labels)),
+            feature_maps=list(dict.fromkeys((*self.embeddings, *self.feature_maps))),
+        )
+        if self.cam_folder is not None:
+            options["cam"] = Cam(method=self.cam_method)
+        return options
+
+    def outcome(self, task: Task, answer: Classification | FoveateError) -> Row | Failure:
+        """Return what the journal notes of an answer, having drawn the overlay where wanted.
+
+        Raises OSError where the overlay cannot be written.
+        """
+        if isinstance(answer, FoveateError):
+            return _failure(task, answer)
+        try:
+            cam = (
+                None if self.cam_folder is None else self._draw(self.cam_folder, task.item, answer)
+            )
+        except ImageError as error:
+            return _failure(task, error)
+        return Row(
+            name=task.item.name,
+            position=task.position,
+            label=task.item.label,
+            class_ids=np.array([x.class_id for x in answer.predictions], dtype=np.int32),
+            scores=np.array([x.score for x in answer.predictions], dtype=np.float32),
+            vectors=self._vectors(answer),
+            cam=cam,
+        )
+
+    def _vectors(self, answer: Classification) -> npt.NDArray[np.float32]:
+        maps = {features.layer: features.array for features in answer.feature_maps}
+        parts: list[npt.NDArray[Any]] = [
+            *(maps[layer].mean(axis=(1, 2)) for layer in self.embeddings),
+            *(maps[layer].ravel() for layer in self.feature_maps),
+        ]
+        return np.concatenate(parts) if parts else np.empty(0, dtype=np.float32)
+
+    @staticmethod
+    def _draw(folder: Path, item: Item, answer: Classification) -> str:
+        path = folder / overlay_name(item.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        answer.cams[0].overlay(item.image).save(path, "JPEG", quality=90)
+        return str(path)
+
+
+def overlay_name(name: str) -> Path:
+    """Return where the overlay of the picture `name` lies below the overlays' folder."""
+    path = PurePath(name)
+    parts = ("_" if part == ".." else part for part in path.relative_to(path.anchor).parts)
+    return Path(*parts).with_name(f"{path.name}.cam.jpg")
+
+
+def _failure(task: Task, error: FoveateError) -> Failure:
+    if isinstance(error, CallError):
+        code, reason = error.code, error.reason
+    else:
+        code, reason = "INVALID_ARGUMENT", "IMAGE_UNREADABLE"
+    return Failure(
+        name=task.item.name,
+        position=task.position,
+        code=code,
+        reason=reason,
+        message=str(error),
+        transient=isinstance(error, TRANSIENT),
+    )

@@ -1,0 +1,222 @@
+"""The finished files: results as Parquet, CSV or JSON Lines, errors as JSON Lines.
+
+A file appears whole or not at all: it is written beside its place, brought to
+the disk, and renamed.
+"""
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import numpy.typing as npt
+
+from foveate_client.batch.arrow import pyarrow
+from foveate_client.batch.classes import Classes
+from foveate_client.batch.journal import Failure, Row
+
+SUFFIXES = (".parquet", ".csv", ".jsonl")
+
+_ROWS = 4096
+_BYTES = 32 * 2**20
+"""A Parquet row group is written when it holds this much of either."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vector:
+    """A column of float32 arrays of one shape: an embedding [C] or a feature map [C, h, w]."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """The columns of a table of results.
+
+    `image` is the picture's name and `target` its right class, null where it
+    is unknown; `class_1`, `label_1` and `score_1` are the best class and its
+    softmax probability, and so on to `top_k`; the vectors follow, and `cam`, the
+    overlay's file, where overlays were drawn.
+    """
+
+    top_k: int
+    labels: Sequence[str]
+    classes: Classes
+    vectors: Sequence[Vector] = ()
+    cam: bool = False
+
+    @property
+    def ranks(self) -> range:
+        """The ranks, from 1."""
+        return range(1, self.top_k + 1)
+
+    def target(self, row: Row) -> int | None:
+        """Return the right class, or None where the label is that of no class."""
+        return None if row.label is None else self.classes.find(row.label)
+
+    def scalars(self, row: Row) -> dict[str, Any]:
+        """Return the columns before the vectors."""
+        values: dict[str, Any] = {"image": row.name, "target": self.target(row)}
+        best = zip(self.ranks, row.class_ids.tolist(), row.scores.tolist(), strict=False)
+        for rank, class_id, score in best:
+            values[f"class_{rank}"] = class_id
+            values[f"label_{rank}"] = self.labels[class_id]
+            values[f"score_{rank}"] = score
+        return values
+
+    def arrays(self, row: Row) -> dict[str, npt.NDArray[np.float32]]:
+        """Return the vectors."""
+        arrays, start = {}, 0
+        for vector in self.vectors:
+            end = start + prod(vector.shape)
+            arrays[vector.name] = row.vectors[start:end].reshape(vector.shape)
+            start = end
+        return arrays
+
+    def extras(self, row: Row) -> dict[str, Any]:
+        """Return the columns after the vectors."""
+        return {"cam": row.cam} if self.cam else {}
+
+
+def write_results(path: Path, columns: Columns, rows: Iterable[Row]) -> None:
+    """Write `rows` to `path` in the format of its suffix, one of SUFFIXES.
+
+    Raises MissingDistributionError where a Parquet file is asked for without
+    pyarrow, and OSError.
+    """
+    write = {".parquet": _write_parquet, ".csv": _write_csv, ".jsonl": _write_jsonl}[path.suffix]
+    with _published(path) as part:
+        write(part, columns, rows)
+
+
+def write_errors(path: Path, failures: Iterable[Failure]) -> None:
+    """Write `failures` as JSON Lines: image, code, reason and message."""
+    with _published(path) as part, _text(part) as lines:
+        for failure in failures:
+            _print(
+                lines,
+                {
+                    "image": failure.name,
+                    "code": failure.code,
+                    "reason": failure.reason,
+                    "message": failure.message,
+                },
+            )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path`."""
+    with _published(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def _published(path: Path) -> Iterator[Path]:
+    part = path.with_name(f".{path.name}.part")
+    yield part
+    _sync(part)
+    part.replace(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _text(path: Path) -> TextIO:
+    return path.open("w", encoding="utf-8", newline="")
+
+
+def _write_csv(path: Path, columns: Columns, rows: Iterable[Row]) -> None:
+    with _text(path) as file:
+        names = ["image", "target"]
+        for rank in columns.ranks:
+            names += [f"class_{rank}", f"label_{rank}", f"score_{rank}"]
+        writer = csv.DictWriter(file, [*names, *(["cam"] if columns.cam else [])])
+        writer.writeheader()
+        writer.writerows(columns.scalars(row) | columns.extras(row) for row in rows)
+
+
+def _write_jsonl(path: Path, columns: Columns, rows: Iterable[Row]) -> None:
+    with _text(path) as file:
+        for row in rows:
+            arrays = {name: array.tolist() for name, array in columns.arrays(row).items()}
+            _print(file, columns.scalars(row) | arrays | columns.extras(row))
+
+
+def _print(file: TextIO, record: dict[str, Any]) -> None:
+    file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def _write_parquet(path: Path, columns: Columns, rows: Iterable[Row]) -> None:
+    pa = pyarrow()
+    schema = _schema(pa, columns)
+    with pa.parquet.ParquetWriter(path, schema) as writer:
+        for group in _groups(rows):
+            writer.write_batch(_record_batch(pa, schema, columns, group))
+
+
+def _groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    group: list[Row] = []
+    size = 0
+    for row in rows:
+        group.append(row)
+        size += row.vectors.nbytes
+        if len(group) >= _ROWS or size >= _BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _schema(pa: Any, columns: Columns) -> Any:
+    fields = [pa.field("image", pa.string(), nullable=False), pa.field("target", pa.int32())]
+    for rank in columns.ranks:
+        fields += [
+            pa.field(f"class_{rank}", pa.int32()),
+            pa.field(f"label_{rank}", pa.string()),
+            pa.field(f"score_{rank}", pa.float32()),
+        ]
+    fields += [pa.field(vector.name, _vector_type(pa, vector)) for vector in columns.vectors]
+    if columns.cam:
+        fields.append(pa.field("cam", pa.string()))
+    return pa.schema(fields)
+
+
+def _vector_type(pa: Any, vector: Vector) -> Any:
+    if len(vector.shape) == 1:
+        return pa.list_(pa.float32(), vector.shape[0])
+    # A fixed-size list as well, whose type remembers the shape.
+    return pa.fixed_shape_tensor(pa.float32(), vector.shape)
+
+
+def _record_batch(pa: Any, schema: Any, columns: Columns, rows: Sequence[Row]) -> Any:
+    arrays: dict[str, list[Any]] = {vector.name: [] for vector in columns.vectors}
+    scalars = []
+    for row in rows:
+        scalars.append(columns.scalars(row) | columns.extras(row))
+        for name, array in columns.arrays(row).items():
+            arrays[name].append(array)
+    built = []
+    for field in schema:
+        if field.name not in arrays:
+            built.append(pa.array([values[field.name] for values in scalars], field.type))
+            continue
+        stacked = np.stack(arrays[field.name])
+        if stacked.ndim == 2:
+            flat = pa.array(stacked.ravel(), pa.float32())
+            built.append(pa.FixedSizeListArray.from_arrays(flat, stacked.shape[1]))
+        else:
+            built.append(pa.FixedShapeTensorArray.from_numpy_ndarray(stacked))
+    return pa.record_batch(built, schema=schema)

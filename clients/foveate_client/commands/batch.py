@@ -1,0 +1,392 @@
+"""`foveate batch`: classifies any number of pictures into a table."""
+
+import argparse
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from foveate_client._client import Client
+from foveate_client._exceptions import FoveateError
+from foveate_client.batch import arrow, journal, sources, tables
+from foveate_client.batch.classes import Classes, read_names
+from foveate_client.batch.evaluation import Evaluation
+from foveate_client.batch.rows import LAST, Plan
+from foveate_client.batch.run import Finished, Outputs, classify_all, finish
+from foveate_client.commands._shared import (
+    add_source_arguments,
+    complain,
+    describe,
+    open_client,
+)
+
+IN_FLIGHT = 32
+PATIENCE = 60.0
+
+_CONFUSIONS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Summary:
+    """What a run did; `skipped` pictures were done by an earlier one."""
+
+    finished: Finished
+    classified: int
+    skipped: int
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Pictures a second of this run."""
+        return self.classified / self.seconds if self.seconds else 0.0
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the subcommand and return its exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    _require_sense(parser, options)
+    outputs = _outputs(options)
+    try:
+        if outputs.results.suffix == ".parquet":
+            arrow.pyarrow()
+        _require_free(outputs, overwrite=options.overwrite)
+        with open_client(options) as client:
+            summary, plan = _run(client, options, outputs)
+        journal.remove(outputs.journal)
+    except KeyboardInterrupt:
+        complain(parser, "what was done is kept; the same command goes on from there")
+        raise
+    except FoveateError as error:
+        complain(parser, describe(error))
+        return 1
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        place = "" if error.filename is None else f": {error.filename}"
+        complain(parser, f"{error.strerror}{place}")
+        return 1
+    except sqlite3.Error as error:
+        complain(parser, f"{outputs.journal}: {error}")
+        return 1
+    _show(summary, plan, outputs, as_json=options.json)
+    return 1 if summary.finished.errors else 0
+
+
+def _require_sense(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    if options.out.suffix not in tables.SUFFIXES:
+        parser.error(f"--out must end in {', '.join(tables.SUFFIXES)}, not {options.out.name}")
+    if options.out.suffix == ".csv" and (options.embeddings or options.feature_maps):
+        parser.error("a CSV file holds no arrays; --out takes .parquet or .jsonl for them")
+    if options.cam_method and options.cam is None:
+        parser.error("--cam-method needs --cam")
+    if options.sources.count(sources.STDIN) > 1:
+        parser.error("standard input can be read only once")
+    if options.cam is not None:
+        for source in map(Path, options.sources):
+            if source.is_dir() and options.cam.resolve().is_relative_to(source.resolve()):
+                parser.error(f"--cam {options.cam} lies in {source}, whose pictures are read")
+
+
+def _outputs(options: argparse.Namespace) -> Outputs:
+    out: Path = options.out
+    return Outputs(
+        results=out,
+        errors=options.errors or out.with_name(f"{out.stem}.errors.jsonl"),
+        report=options.report or out.with_name(f"{out.stem}.report.html"),
+    )
+
+
+def _require_free(outputs: Outputs, *, overwrite: bool) -> None:
+    if overwrite:
+        journal.remove(outputs.journal)
+    elif outputs.results.exists() and not outputs.journal.exists():
+        raise FileExistsError(0, "exists already; --overwrite replaces it", str(outputs.results))
+
+
+def _run(client: Client, options: argparse.Namespace, outputs: Outputs) -> tuple[_Summary, Plan]:
+    model = client.model(options.model, options.version)
+    plan = Plan(
+        model=model,
+        top_k=min(5, len(model.labels)) if options.top_k is None else options.top_k,
+        embeddings=tuple(dict.fromkeys(options.embeddings)),
+        feature_maps=tuple(dict.fromkeys(options.feature_maps)),
+        cam_folder=options.cam,
+        cam_method=options.cam_method,
+    )
+    names = None if options.labels is None else read_names(options.labels, model.labels)
+    source = sources.Joined(
+        [
+            sources.open_source(
+                text,
+                ordered=options.ordered,
+                image_column=options.image_column,
+                label_column=options.label_column,
+            )
+            for text in options.sources
+        ]
+    )
+    console = Console(stderr=True, highlight=False)
+    with (
+        journal.Journal(outputs.journal, plan.settings) as known,
+        _progress(console) as progress,
+    ):
+        shown = progress.add_task("classified", total=None, fresh=0, started=time.monotonic())
+        done = {True: 0, False: 0}
+
+        def advance(skipped: bool) -> None:
+            done[skipped] += 1
+            progress.update(shown, advance=1, fresh=done[False])
+
+        if console.is_terminal:
+            _count_meanwhile(source, progress, shown)
+        started = time.monotonic()
+        classify_all(
+            client,
+            source,
+            known,
+            plan,
+            in_flight=options.in_flight,
+            patience=options.patience,
+            advance=advance,
+        )
+        seconds = time.monotonic() - started
+        finished = finish(known, outputs, plan, Classes(model.labels, names))
+    summary = _Summary(
+        finished=finished, classified=done[False], skipped=done[True], seconds=seconds
+    )
+    return summary, plan
+
+
+class _Rate(ProgressColumn):
+    """Pictures a second since the start, without those that were done before."""
+
+    def render(self, task: Task) -> Text:
+        seconds = time.monotonic() - task.fields["started"]
+        return Text(f"{task.fields['fresh'] / seconds:.1f} images/s" if seconds > 0 else "")
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+def _count_meanwhile(source: sources.Source, progress: Progress, task: Any) -> None:
+    """Find how many pictures there are while the first are classified."""
+
+    def count() -> None:
+        # What cannot be counted cannot be read either, and is reported there.
+        with suppress(FoveateError):
+            progress.update(task, total=source.count())
+
+    threading.Thread(target=count, name="foveate-count", daemon=True).start()
+
+
+def _show(summary: _Summary, plan: Plan, outputs: Outputs, *, as_json: bool) -> None:
+    record = _record(summary, plan, outputs)
+    if as_json:
+        print(json.dumps(record, ensure_ascii=False))
+        return
+    finished = summary.finished
+    facts = {
+        "model": f"{plan.model.name}, version {plan.model.version}",
+        "classified": f"{summary.classified:,} images in {summary.seconds:.1f} s, "
+        f"{summary.rate:.1f} a second",
+    }
+    if summary.skipped:
+        facts["done before"] = f"{summary.skipped:,} images"
+    facts["results"] = f"{finished.results:,} in {outputs.results}"
+    if finished.errors:
+        facts["errors"] = f"{finished.errors:,} in {outputs.errors}"
+    if finished.evaluation is not None:
+        facts |= _evaluation_facts(finished.evaluation, plan.model.labels)
+        facts["report"] = str(outputs.report)
+    table = Table.grid(padding=(0, 2))
+    for name, value in facts.items():
+        table.add_row(Text(name, "dim"), Text(value, overflow="fold"))
+    Console(highlight=False).print(table)
+
+
+def _evaluation_facts(evaluation: Evaluation, labels: Sequence[str]) -> dict[str, str]:
+    facts = {
+        "accuracy": f"top 1 {evaluation.top1:.1%}, top 5 {evaluation.top5:.1%} "
+        f"of {evaluation.images:,} labelled images",
+        "calibration": f"error {evaluation.ece:.1%}",
+    }
+    if evaluation.confusions:
+        facts["confused"] = "\n".join(
+            f"{labels[x.target]} taken for {labels[x.predicted]}: {x.images:,}"
+            for x in evaluation.confusions[:_CONFUSIONS]
+        )
+    return facts
+
+
+def _record(summary: _Summary, plan: Plan, outputs: Outputs) -> dict[str, Any]:
+    finished = summary.finished
+    evaluation = finished.evaluation
+    labels = plan.model.labels
+    return {
+        "model": plan.model.name,
+        "version": plan.model.version,
+        "results": finished.results,
+        "errors": finished.errors,
+        "classified": summary.classified,
+        "done_before": summary.skipped,
+        "seconds": summary.seconds,
+        "images_per_second": summary.rate,
+        "files": {
+            "results": str(outputs.results),
+            "errors": str(outputs.errors) if finished.errors else None,
+            "report": None if evaluation is None else str(outputs.report),
+        },
+        "evaluation": None
+        if evaluation is None
+        else {
+            "images": evaluation.images,
+            "top1": evaluation.top1,
+            "top5": evaluation.top5,
+            "ece": evaluation.ece,
+            "confusions": [
+                {
+                    "label": labels[x.target],
+                    "taken_for": labels[x.predicted],
+                    "images": x.images,
+                }
+                for x in evaluation.confusions
+            ],
+        },
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="foveate batch",
+        description="Classify any number of pictures into a table. A run that was cut off, even "
+        "by kill -9, goes on where it was when the same command is given again.",
+    )
+    parser.add_argument(
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="a folder, read with all below it; a picture; a list of paths (.txt, or - for "
+        "standard input); a webdataset shard (.tar); a table with the files' bytes (.parquet)",
+    )
+    add_source_arguments(parser)
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        type=Path,
+        required=True,
+        help="the table to write: .parquet, .csv or .jsonl",
+    )
+    parser.add_argument(
+        "--errors",
+        metavar="FILE",
+        type=Path,
+        help="the pictures without a result (default: OUT.errors.jsonl)",
+    )
+    parser.add_argument(
+        "--report",
+        metavar="FILE",
+        type=Path,
+        help="accuracy and calibration, where the right classes are known "
+        "(default: OUT.report.html)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="start anew and replace OUT")
+    parser.add_argument(
+        "--model", metavar="NAME", default="", help="needed where there are several"
+    )
+    parser.add_argument("--version", metavar="V", default="", help="the model's version")
+    parser.add_argument(
+        "--top-k", metavar="K", type=int, help="how many classes to write (default: 5)"
+    )
+    parser.add_argument(
+        "--embeddings",
+        metavar="LAYER",
+        action="append",
+        default=[],
+        help="write the mean over this layer's cells, one value a channel; "
+        f"{LAST!r} is the last layer; may be repeated",
+    )
+    parser.add_argument(
+        "--feature-maps",
+        metavar="LAYER",
+        action="append",
+        default=[],
+        help="write this layer's feature map; may be repeated",
+    )
+    parser.add_argument(
+        "--cam",
+        metavar="DIR",
+        type=Path,
+        help="write overlays of the best class's activation map here",
+    )
+    parser.add_argument("--cam-method", metavar="NAME", default="", help="how to explain")
+    parser.add_argument(
+        "--labels",
+        metavar="FILE",
+        type=Path,
+        help="the class of each folder's name, as CSV: folder,class (an id or a label)",
+    )
+    parser.add_argument(
+        "--image-column", metavar="NAME", help="the pictures' column of .parquet sources"
+    )
+    parser.add_argument(
+        "--label-column",
+        metavar="NAME",
+        help="the classes' column of .parquet sources (default: label)",
+    )
+    parser.add_argument(
+        "--ordered", action="store_true", help="read folders, and write the table, by name"
+    )
+    parser.add_argument(
+        "--in-flight",
+        metavar="N",
+        type=_positive,
+        default=IN_FLIGHT,
+        help="pictures held at once (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--patience",
+        metavar="SECONDS",
+        type=float,
+        default=PATIENCE,
+        help="how long to try again when the server is away or full (default: %(default)g)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+    return number
