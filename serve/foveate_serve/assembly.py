@@ -7,12 +7,16 @@ from foveate_serve.batcher import BatchPolicy
 from foveate_serve.engine import Engine, Limits
 from foveate_serve.explain import ExplanationLimits
 from foveate_serve.imaging.decode import ImageLimits
+from foveate_serve.observer import Observer
 from foveate_serve.repository import Repository
 from foveate_serve.settings import Settings
 
 
-def make_engine(settings: Settings) -> Engine:
-    """Return the engine, whose repository is still to be opened."""
+def make_engine(settings: Settings, observer: Observer | None = None) -> Engine:
+    """Return the engine, whose repository is still to be opened.
+
+    `observer` is told what happens in it.
+    """
     return Engine(
         Repository(
             settings.repository,
@@ -28,6 +32,7 @@ def make_engine(settings: Settings) -> Engine:
                 max_delay=settings.max_delay,
                 max_queue=settings.max_queue,
             ),
+            observer,
         ),
         Limits(
             image=ImageLimits(
@@ -42,4 +47,5 @@ def make_engine(settings: Settings) -> Engine:
             max_request_bytes=settings.max_request_bytes,
         ),
         image_threads=settings.image_threads,
+        observer=observer,
     )

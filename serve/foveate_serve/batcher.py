@@ -5,9 +5,10 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,9 @@ logger = logging.getLogger(__name__)
 
 _BEST_CLASS = -1
 """Fills up the class ids of a batch: valid for every model, and its maps are cut off again."""
+
+
+_numbers = count(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +46,14 @@ class Batched:
     """One picture's share of a batch.
 
     `outputs` are the outputs wanted without the batch's dimension;
-    `queue_seconds` passed before the batch ran and `run_seconds` while it ran.
+    `queue_seconds` passed before the batch ran and `run_seconds` while it ran;
+    `batch` is the number of the batch among those of the process.
     """
 
     outputs: dict[str, Array]
     queue_seconds: float
     run_seconds: float
+    batch: int
     batch_size: int
 
 
@@ -66,11 +72,20 @@ class Batcher:
 
     The thread takes the next batch by itself, so that the engine never waits for
     the event loop. A batch holds pictures that want the same outputs, led by
-    the one that has waited longest. Made within a running event loop.
+    the one that has waited longest. `ran` is called on the event loop with the
+    size and the seconds of every run that did not fail. Made within a running
+    event loop.
     """
 
-    def __init__(self, runner: Runner, policy: BatchPolicy | None = None) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        policy: BatchPolicy | None = None,
+        *,
+        ran: Callable[[int, float], None] | None = None,
+    ) -> None:
         self._runner = runner
+        self._ran = ran
         self._policy = policy or BatchPolicy()
         self._loop = asyncio.get_running_loop()
         self._queue: deque[_Item] = deque()
@@ -205,16 +220,18 @@ class Batcher:
             return
         seconds = time.monotonic() - started
         self._batch_seconds = seconds
+        number = next(_numbers)
         shares = [
             Batched(
                 outputs=_share(results, index, len(item.class_ids)),
                 queue_seconds=started - item.arrival,
                 run_seconds=seconds,
+                batch=number,
                 batch_size=len(batch),
             )
             for index, item in enumerate(batch)
         ]
-        self._loop.call_soon_threadsafe(_deliver, batch, shares)
+        self._loop.call_soon_threadsafe(self._deliver, batch, shares)
 
     def _assemble(self, batch: list[_Item]) -> dict[str, Array]:
         if len(batch) == 1:
@@ -231,21 +248,21 @@ class Batcher:
             inputs[CLASS_IDS_INPUT] = class_ids
         return inputs
 
+    # On the event loop, where a caller may have gone in the meantime.
+
+    def _deliver(self, batch: list[_Item], shares: list[Batched]) -> None:
+        if self._ran is not None:
+            self._ran(len(batch), shares[0].run_seconds)
+        for item, share in zip(batch, shares, strict=True):
+            if not item.future.done():
+                item.future.set_result(share)
+
 
 def _share(results: dict[str, Array], index: int, classes: int) -> dict[str, Array]:
     return {
         name: result[index, :classes] if name.startswith(CAM_PREFIX) else result[index]
         for name, result in results.items()
     }
-
-
-# On the event loop, where a caller may have gone in the meantime.
-
-
-def _deliver(batch: list[_Item], shares: list[Batched]) -> None:
-    for item, share in zip(batch, shares, strict=True):
-        if not item.future.done():
-            item.future.set_result(share)
 
 
 def _fail(item: _Item, error: Exception) -> None:

@@ -110,13 +110,17 @@ class FeatureMap:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Timing:
-    """Where the time went, in seconds, and what did the work."""
+    """Where the time went, in seconds, and what did the work.
+
+    `batch` is the number of the batch among those of the process.
+    """
 
     decode: float
     queue: float
     infer: float
     encode: float
     total: float
+    batch: int
     batch_size: int
     backend: str
     device: str

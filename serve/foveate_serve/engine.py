@@ -28,6 +28,7 @@ from foveate_serve.errors import DeadlineError, InvalidRequestError, OverloadedE
 from foveate_serve.explain import CamPlan, ExplanationLimits, FeatureMapPlan
 from foveate_serve.imaging.decode import ImageError, ImageLimits
 from foveate_serve.imaging.transform import View, prepare
+from foveate_serve.observer import Observer
 from foveate_serve.repository import Repository
 
 T = TypeVar("T")
@@ -50,12 +51,21 @@ class Limits:
 class Engine:
     """Answers requests with the models of a repository. Used from one event loop.
 
-    Pictures are decoded and drawn on `image_threads` threads.
+    Pictures are decoded and drawn on `image_threads` threads; `observer` is told
+    of every request.
     """
 
-    def __init__(self, repository: Repository, limits: Limits, *, image_threads: int) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        limits: Limits,
+        *,
+        image_threads: int,
+        observer: Observer | None = None,
+    ) -> None:
         self.repository = repository
         self._limits = limits
+        self._observer = observer or Observer()
         self._threads = ThreadPoolExecutor(image_threads, thread_name_prefix="foveate-image")
         self._requests = 0
         self._bytes = 0
@@ -66,17 +76,29 @@ class Engine:
         Raises the errors of `foveate_serve.errors`.
         """
         left = None if deadline is None else deadline - time.monotonic()
-        try:
-            async with asyncio.timeout(left):
-                with self._admitted(request):
-                    return await self._classify(request, deadline)
-        except TimeoutError as error:
-            raise DeadlineError from error
+        with self._observed() as asked:
+            try:
+                async with asyncio.timeout(left):
+                    with self._admitted(request):
+                        result = await self._classify(request, deadline, asked)
+            except TimeoutError as error:
+                raise DeadlineError from error
+        self._observer.answered(result)
+        return result
 
     async def close(self) -> None:
         """Finish what runs, then release the models and the threads."""
         await self.repository.close()
         self._threads.shutdown()
+
+    @contextmanager
+    def _observed(self) -> Iterator["_Asked"]:
+        asked = _Asked()
+        try:
+            yield asked
+        except BaseException as error:
+            self._observer.failed(asked.model, asked.version, error)
+            raise
 
     @contextmanager
     def _admitted(self, request: Request) -> Iterator[None]:
@@ -105,11 +127,13 @@ class Engine:
             self._requests -= 1
             self._bytes -= size
 
-    async def _classify(self, request: Request, deadline: float | None) -> Result:
+    async def _classify(self, request: Request, deadline: float | None, asked: "_Asked") -> Result:
         started = time.perf_counter()
         model = self.repository.get(request.model, request.version)
         with model.in_use():
             manifest = model.bundle.manifest
+            asked.model, asked.version = manifest.name, str(manifest.version)
+            self._observer.began(asked.model, asked.version)
             plan = _plan(request, manifest, self._limits.explanation)
 
             image, view = await self._image(request.image, manifest.input)
@@ -140,6 +164,7 @@ class Engine:
                     infer=batched.run_seconds,
                     encode=finished - inferred,
                     total=finished - started,
+                    batch=batched.batch,
                     batch_size=batched.batch_size,
                     backend=model.runner.backend,
                     device=model.runner.device,
@@ -164,6 +189,14 @@ class Engine:
 
     async def _on_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+
+@dataclass(slots=True)
+class _Asked:
+    """The version that a request is for, once it is found."""
+
+    model: str = ""
+    version: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

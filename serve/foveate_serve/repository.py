@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,6 +34,7 @@ from foveate_serve.errors import (
     clip,
     quote,
 )
+from foveate_serve.observer import Observer
 
 logger = logging.getLogger(__name__)
 
@@ -73,10 +75,16 @@ class ModelStatus:
 class LoadedModel:
     """A bundle that serves: its runner and its batcher."""
 
-    def __init__(self, bundle: Bundle, runner: Runner, policy: BatchPolicy) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        runner: Runner,
+        policy: BatchPolicy,
+        ran: Callable[[int, float], None] | None = None,
+    ) -> None:
         self.bundle = bundle
         self.runner = runner
-        self.batcher = Batcher(runner, policy)
+        self.batcher = Batcher(runner, policy, ran=ran)
         self._users = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -139,15 +147,21 @@ class Repository:
     """The bundles under `root/<model>/<version>/`.
 
     `make_runner` loads a checked bundle on a backend; it is called on a thread
-    and may raise BackendError. Used from one event loop.
+    and may raise BackendError. `observer` is told of loads, of every change of
+    a state and of every batch. Used from one event loop.
     """
 
     def __init__(
-        self, root: Path, make_runner: Callable[[Bundle], Runner], policy: BatchPolicy
+        self,
+        root: Path,
+        make_runner: Callable[[Bundle], Runner],
+        policy: BatchPolicy,
+        observer: Observer | None = None,
     ) -> None:
         self._root = root
         self._make_runner = make_runner
         self._policy = policy
+        self._observer = observer or Observer()
         self._models: dict[str, _Model] = {}
         self._changes: set[asyncio.Task[object]] = set()
 
@@ -160,7 +174,7 @@ class Repository:
         for name in self._names():
             self._scan(name)
         for model in self._models.values():
-            model.newest().state = State.LOADING
+            self._move(model.newest(), State.LOADING)
         for model in self._models.values():
             try:
                 await self._load(model, model.newest())
@@ -264,33 +278,40 @@ class Repository:
     async def _load(self, model: _Model, version: _Version) -> None:
         previous = version.loaded
         if previous is None:
-            version.state = State.LOADING
+            self._move(version, State.LOADING)
         started = time.monotonic()
         try:
             bundle, runner = await asyncio.to_thread(self._open, model.name, version)
         except (BundleError, BackendError) as error:
             version.reason = str(error)
             if previous is None:
-                version.state = State.FAILED
+                self._move(version, State.FAILED)
             logger.exception("the model %s, version %d, failed to load", model.name, version.number)
             raise NotReadyError(
                 "MODEL_LOAD_FAILED",
                 f"version {version.number} of the model {model.name!r} failed to load: {error}",
                 metadata={"model": model.name, "version": version.number},
             ) from error
-        version.loaded = LoadedModel(bundle, runner, self._policy)
-        version.state = State.READY
+        ran = partial(self._observer.ran, model.name, str(version.number))
+        version.loaded = LoadedModel(bundle, runner, self._policy, ran)
         version.reason = ""
+        self._move(version, State.READY)
+        seconds = time.monotonic() - started
+        self._observer.loaded(model.name, str(version.number), seconds)
         logger.info(
             "loaded the model %s, version %d, on %s (%s) in %.2f s",
             model.name,
             version.number,
             runner.backend,
             runner.device,
-            time.monotonic() - started,
+            seconds,
         )
         if previous is not None:
             await previous.close()
+
+    def _move(self, version: _Version, state: State) -> None:
+        version.state = state
+        self._observer.changed()
 
     def _open(self, name: str, version: _Version) -> tuple[Bundle, Runner]:
         bundle = Bundle.open(version.path)
@@ -310,10 +331,10 @@ class Repository:
     async def _unload(self, version: _Version) -> None:
         if version.loaded is None:
             return
-        version.state = State.UNLOADING
+        self._move(version, State.UNLOADING)
         await version.loaded.close()
         version.loaded = None
-        version.state = State.UNLOADED
+        self._move(version, State.UNLOADED)
 
     def _names(self) -> list[str]:
         return sorted(entry.name for entry in self._root.iterdir() if _is_name(entry.name))

@@ -1,0 +1,69 @@
+"""What the engine tells those who measure it."""
+
+from collections.abc import Iterable
+
+from foveate_serve.classification import Result
+
+
+class Observer:
+    """Is told what happens, on the event loop; by itself it listens to nothing.
+
+    A method must be quick and must not raise. `model` and `version` are those
+    of the bundle that answers, never what a client wrote; both are empty where
+    a request fails before its model is found.
+    """
+
+    def began(self, model: str, version: str) -> None:
+        """Hear that a request has found its model; `answered` or `failed` follows."""
+
+    def answered(self, result: Result) -> None:
+        """Hear that a request has its answer."""
+
+    def failed(self, model: str, version: str, error: BaseException) -> None:
+        """Hear that a request failed, or that its caller has gone (CancelledError)."""
+
+    def ran(self, model: str, version: str, size: int, seconds: float) -> None:
+        """Hear that the engine has run a batch of `size` pictures."""
+
+    def loaded(self, model: str, version: str, seconds: float) -> None:
+        """Hear that a version has been loaded and serves."""
+
+    def changed(self) -> None:
+        """Hear that the state of some version is another now."""
+
+
+class Observers(Observer):
+    """Several observers as one, told in their order."""
+
+    def __init__(self, observers: Iterable[Observer]) -> None:
+        self._observers = tuple(observers)
+
+    def began(self, model: str, version: str) -> None:
+        """Tell them all."""
+        for observer in self._observers:
+            observer.began(model, version)
+
+    def answered(self, result: Result) -> None:
+        """Tell them all."""
+        for observer in self._observers:
+            observer.answered(result)
+
+    def failed(self, model: str, version: str, error: BaseException) -> None:
+        """Tell them all."""
+        for observer in self._observers:
+            observer.failed(model, version, error)
+
+    def ran(self, model: str, version: str, size: int, seconds: float) -> None:
+        """Tell them all."""
+        for observer in self._observers:
+            observer.ran(model, version, size, seconds)
+
+    def loaded(self, model: str, version: str, seconds: float) -> None:
+        """Tell them all."""
+        for observer in self._observers:
+            observer.loaded(model, version, seconds)
+
+    def changed(self) -> None:
+        """Tell them all."""
+        for observer in self._observers:
+            observer.changed()
