@@ -12,7 +12,7 @@ from typing import Any
 from foveate_serve.assembly import make_engine
 from foveate_serve.engine import Engine
 from foveate_serve.rpc.server import AddressError, Server
-from foveate_serve.settings import Settings, SettingsError, load_settings
+from foveate_serve.settings import Settings, SettingsError, is_secret, load_settings
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
 
@@ -112,6 +112,8 @@ def _parser() -> argparse.ArgumentParser:
         "--print-config", action="store_true", help="print the settings as such a file, and exit"
     )
     for name, field in Settings.model_fields.items():
+        if is_secret(name):  # other users of the machine can read the command line
+            continue
         kind: dict[str, Any] = (
             {"action": argparse.BooleanOptionalAction}
             if field.annotation is bool

@@ -7,6 +7,7 @@
       +-- LoadingError            not served yet
       +-- OverloadedError         too much at once; later it will fit
       +-- DeadlineError           too late
+      +-- UnauthenticatedError    the caller does not say who it is
       +-- ForbiddenError          not allowed here
       +-- EngineError             the engine failed
 
@@ -58,7 +59,7 @@ class ServeError(Exception):
 
 
 class InvalidRequestError(ServeError):
-    """An argument is bad: `field` is its path in `foveate.v1.ClassifyRequest`."""
+    """An argument is bad: `field` is its path in the request."""
 
     def __init__(
         self,
@@ -104,6 +105,10 @@ class DeadlineError(ServeError):
 
     def __init__(self) -> None:
         super().__init__("DEADLINE_EXCEEDED", "the deadline passed before the answer was ready")
+
+
+class UnauthenticatedError(ServeError):
+    """The call carries no token, or one that is not known."""
 
 
 class ForbiddenError(ServeError):

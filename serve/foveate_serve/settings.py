@@ -5,9 +5,9 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from foveate_serve.imaging.decode import MAX_PIXELS
@@ -17,6 +17,7 @@ ENV_PREFIX = "FOVEATE_SERVE_"
 _MIB = 1 << 20
 
 Count = Annotated[int, Field(gt=0)]
+Address = Annotated[str, Field(pattern=r"^(\[[^\]]+\]|[^:]+):[0-9]{1,5}$")]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -32,16 +33,54 @@ class Settings(BaseSettings):
     )
 
     repository: Path = Field(description="the folder that holds <model>/<version>/")
-    address: str = Field(
+    address: Address = Field(
         default="127.0.0.1:50051",
-        pattern=r"^(\[[^\]]+\]|[^:]+):[0-9]{1,5}$",
         description="where to listen, HOST:PORT; port 0 picks a free one",
     )
     admin: bool = Field(
         default=False, description="whether clients may load and unload models (RepositoryService)"
     )
+    workers: Count = Field(
+        default=1, description="processes that share the address, each with its own models"
+    )
+
+    tls_certificate: Path | None = Field(
+        default=None, description="the server's certificate chain (PEM); unset serves without TLS"
+    )
+    tls_key: Path | None = Field(
+        default=None, description="the private key of that certificate (PEM)"
+    )
+    tls_client_ca: Path | None = Field(
+        default=None,
+        description="the authorities (PEM) that must have signed a client's certificate; "
+        "unset asks clients for none",
+    )
+    tokens: Path | None = Field(
+        default=None, description="a TOML file of bearer tokens and what each may do"
+    )
+    token: SecretStr | None = Field(
+        default=None,
+        min_length=16,
+        description="a bearer token that may classify; not to be given as a flag",
+    )
+
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="the least severe messages to log"
+    )
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="how a line of the log is written"
+    )
+    log_requests: bool = Field(default=False, description="whether every call gets a line")
+    metrics_address: Address | None = Field(
+        default=None,
+        description="where to answer HTTP with metrics, probes and a page on the models, HOST:PORT",
+    )
+    tracing: bool = Field(
+        default=False,
+        description="whether to export OpenTelemetry traces, as the OTEL_* variables say",
+    )
+    channelz: bool = Field(
+        default=False, description="whether gRPC's own state can be asked for (channelz)"
     )
 
     variant: str | None = Field(
@@ -87,23 +126,39 @@ class Settings(BaseSettings):
     )
 
     shutdown_delay: Seconds = Field(
-        default=0.0,
-        description="seconds between reporting not to serve and taking no more requests, "
-        "for load balancers to notice",
+        default=0.5,
+        description="seconds between reporting not to serve and taking no more requests: "
+        "for those on their way, and for load balancers to notice",
     )
     shutdown_timeout: Seconds = Field(
         default=30.0, description="seconds to finish the requests in flight when stopping"
     )
 
+    @model_validator(mode="after")
+    def _check_tls(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key go together: one is given alone")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            raise ValueError("tls_client_ca: it needs tls_certificate and tls_key")
+        return self
+
     def to_toml(self) -> str:
-        """Return the settings as a file that gives the same ones again."""
+        """Return the settings as a file that gives the same ones again, but for the secrets."""
         lines = []
         for name, field in type(self).model_fields.items():
             value = self.model_dump(mode="json")[name]
             lines.append(f"# {field.description}")
+            if is_secret(name):
+                lines.append(f"# {name} = {'(not set)' if value is None else '(secret)'}")
+                continue
             # JSON writes strings, numbers and booleans as TOML does.
             lines.append(f"# {name} =" if value is None else f"{name} = {json.dumps(value)}")
         return "\n".join(lines) + "\n"
+
+
+def is_secret(name: str) -> bool:
+    """Tell whether a setting's value must not be shown."""
+    return SecretStr in get_args(Settings.model_fields[name].annotation)
 
 
 def load_settings(flags: Mapping[str, str | bool], file: Path | None = None) -> Settings:
@@ -125,6 +180,11 @@ def load_settings(flags: Mapping[str, str | bool], file: Path | None = None) -> 
             raise SettingsError(f"{name}: there is no such setting") from error
         if first["type"] == "missing":
             raise SettingsError(f"{name}: must be given ({_description(name)})") from error
+        if not name:
+            raise SettingsError(first["msg"].removeprefix("Value error, ")) from None
+        # The validation error holds its input, and so would the traceback.
+        if is_secret(name):
+            raise SettingsError(f"{name}: {first['msg']}") from None
         raise SettingsError(f"{name}: {first['input']!r}: {first['msg']}") from error
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from foveate_serve import cli
-from foveate_serve.settings import Settings, SettingsError, load_settings
+from foveate_serve.settings import Settings, SettingsError, is_secret, load_settings
 
 
 @pytest.fixture
@@ -77,8 +77,34 @@ def test_every_setting_has_a_flag_that_says_what_it_does(
     assert left.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     for name, field in Settings.model_fields.items():
-        assert f"--{name.replace('_', '-')}" in text
+        assert (f"--{name.replace('_', '-')} " in text) is not is_secret(name)
         assert field.description
+
+
+def test_a_secret_is_never_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secret = "correct-horse-battery"  # noqa: S105 - made up
+    monkeypatch.setenv("FOVEATE_SERVE_TOKEN", secret)
+    settings = load_settings({"repository": "models"})
+    assert settings.token is not None
+    assert settings.token.get_secret_value() == secret
+    assert secret not in f"{settings!r} {settings}"
+    assert cli.main(["--repository", "models", "--print-config"]) == cli.DONE
+    printed = capsys.readouterr().out
+    assert "# token = (secret)" in printed
+    assert secret not in printed
+    monkeypatch.setenv("FOVEATE_SERVE_TOKEN", "short-secret")
+    with pytest.raises(SettingsError) as raised:
+        load_settings({"repository": "models"})
+    assert "short-secret" not in str(raised.value)
+    assert str(raised.value).startswith("token: ")
+
+
+@pytest.mark.parametrize("alone", ["tls_certificate", "tls_key", "tls_client_ca"])
+def test_the_parts_of_tls_go_together(alone: str) -> None:
+    with pytest.raises(SettingsError, match="tls_certificate and"):
+        load_settings({"repository": "models", alone: "file.pem"})
 
 
 @pytest.mark.parametrize(

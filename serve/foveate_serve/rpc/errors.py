@@ -17,6 +17,7 @@ from foveate_serve.errors import (
     NotReadyError,
     OverloadedError,
     ServeError,
+    UnauthenticatedError,
 )
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ CODES: dict[type[ServeError], int] = {
     LoadingError: Code.UNAVAILABLE,
     OverloadedError: Code.RESOURCE_EXHAUSTED,
     DeadlineError: Code.DEADLINE_EXCEEDED,
+    UnauthenticatedError: Code.UNAUTHENTICATED,
     ForbiddenError: Code.PERMISSION_DENIED,
     EngineError: Code.INTERNAL,
 }
