@@ -16,13 +16,21 @@ from foveate.v1.classifier_service_pb2_grpc import add_ClassifierServiceServicer
 from foveate.v1.repository_service_pb2_grpc import add_RepositoryServiceServicer_to_server
 from foveate_serve.engine import Engine
 from foveate_serve.rpc.handlers import ClassifierHandler, RepositoryHandler
-from foveate_serve.rpc.servicers import ClassifierServicer, HealthServicer, RepositoryServicer
+from foveate_serve.rpc.servicers import (
+    CallsInFlight,
+    ClassifierServicer,
+    HealthServicer,
+    RepositoryServicer,
+)
 from foveate_serve.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 CLASSIFIER = classifier_service_pb2.DESCRIPTOR.services_by_name["ClassifierService"].full_name
 REPOSITORY = repository_service_pb2.DESCRIPTOR.services_by_name["RepositoryService"].full_name
+
+FLUSH_SECONDS = 1.0
+"""What the last answers get to leave the server, after all calls are done."""
 
 
 class AddressError(Exception):
@@ -40,12 +48,14 @@ class Server:
         self._settings = settings
         self._stopping = asyncio.Event()
         self._health = HealthServicer(self._stopping)
+        self._calls = CallsInFlight(self._stopping)
         self._server = grpc.aio.server(
+            interceptors=(self._calls,),
             options=(
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 # A second server on the same port must fail, not share it.
                 ("grpc.so_reuseport", 0),
-            )
+            ),
         )
         classifier = ClassifierHandler(engine, stream_window=settings.stream_window)
         repository = RepositoryHandler(engine.repository, enabled=settings.admin)
@@ -76,7 +86,8 @@ class Server:
         await self._health.enter_graceful_shutdown()
         await asyncio.sleep(self._settings.shutdown_delay)
         self._stopping.set()
-        await self._server.stop(self._settings.shutdown_timeout)
+        await self._calls.finish(self._settings.shutdown_timeout)
+        await self._server.stop(FLUSH_SECONDS)
 
     async def abort(self) -> None:
         """Stop at once; calls in flight are cancelled."""

@@ -2,9 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, suppress
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import grpc
 from google.rpc.code_pb2 import Code
@@ -37,6 +37,7 @@ from foveate_serve.rpc.handlers import ClassifierHandler, RepositoryHandler
 T = TypeVar("T")
 
 Context = grpc.aio.ServicerContext[Any, Any]
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 
 STOPPING = ErrorStatus(
     code=Code.UNAVAILABLE, reason="STOPPING", message="the server is stopping; try another"
@@ -114,6 +115,37 @@ class HealthServicer(health.aio.HealthServicer):
                 await watch
 
 
+class CallsInFlight(grpc.aio.ServerInterceptor):
+    """Counts the calls in flight, so that a stop can wait for them.
+
+    `grpc.aio.Server.stop` alone does not: it takes a call as finished before its
+    answer has left (grpc/grpc#37239).
+    """
+
+    def __init__(self, stopping: asyncio.Event) -> None:
+        self._stopping = stopping
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        """Note a call, whose task this runs in; refuse it where `stopping` is set."""
+        if self._stopping.is_set():
+            return grpc.unary_unary_rpc_method_handler(_refuse)
+        task = asyncio.current_task()
+        if task is not None:
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return await continuation(handler_call_details)
+
+    async def finish(self, seconds: float) -> None:
+        """Wait until every call is answered, at most so many seconds."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=seconds)
+
+
 class _Until(AsyncIterator[T]):
     """The items of `source` until `event` is set; then `cut` is true."""
 
@@ -141,6 +173,11 @@ class _Until(AsyncIterator[T]):
 def _deadline(context: Context) -> float | None:
     left = context.time_remaining()
     return None if left is None else time.monotonic() + left
+
+
+async def _refuse(request: bytes, context: Context) -> NoReturn:
+    del request
+    await _abort(context, STOPPING)
 
 
 async def _answer(context: Context, call: Awaitable[T]) -> T:

