@@ -19,7 +19,7 @@ class RawImage:
     height: int
     width: int
     channels: int
-    data: bytes
+    data: bytes | memoryview
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,13 +128,19 @@ class Timing:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Result:
-    """The classification of one picture: predictions best first, maps in the order asked for."""
+class Answer:
+    """What every answer says of itself: the version that gave it, and where the time went."""
 
     model: str
     version: str
+    timing: Timing
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result(Answer):
+    """The classification of one picture: predictions best first, maps in the order asked for."""
+
     predictions: tuple[Prediction, ...]
     cams: tuple[Cam, ...]
     feature_maps: tuple[FeatureMap, ...]
     view: View
-    timing: Timing

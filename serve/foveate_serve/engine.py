@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,9 +13,11 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate_serve import explain
+from foveate_serve import explain, graph
+from foveate_serve.batcher import Batched
 from foveate_serve.bundle.manifest import LOGITS_OUTPUT, InputSpec, Manifest
 from foveate_serve.classification import (
+    Answer,
     Cam,
     FeatureMap,
     Prediction,
@@ -26,12 +28,14 @@ from foveate_serve.classification import (
 )
 from foveate_serve.errors import DeadlineError, InvalidRequestError, OverloadedError
 from foveate_serve.explain import CamPlan, ExplanationLimits, FeatureMapPlan
+from foveate_serve.graph import GraphRequest, GraphResult
 from foveate_serve.imaging.decode import ImageError, ImageLimits
 from foveate_serve.imaging.transform import View, prepare
 from foveate_serve.observer import Observer
-from foveate_serve.repository import Repository
+from foveate_serve.repository import LoadedModel, Repository
 
 T = TypeVar("T")
+A = TypeVar("A", bound=Answer)
 
 DEFAULT_TOP_K = 5
 
@@ -75,21 +79,40 @@ class Engine:
 
         Raises the errors of `foveate_serve.errors`.
         """
-        left = None if deadline is None else deadline - time.monotonic()
-        with self._observed() as asked:
-            try:
-                async with asyncio.timeout(left):
-                    with self._admitted(request):
-                        result = await self._classify(request, deadline, asked)
-            except TimeoutError as error:
-                raise DeadlineError from error
-        self._observer.answered(result)
-        return result
+        work = partial(self._classify, request, deadline)
+        return await self._answered((request.image,), deadline, work)
+
+    async def infer(self, request: GraphRequest, *, deadline: float | None = None) -> GraphResult:
+        """Run the graph on one or more pictures, all by one version. `deadline` as in `classify`.
+
+        The pictures join batches one by one; where one of them fails, the
+        request fails and the others are dropped. Raises the errors of
+        `foveate_serve.errors`.
+        """
+        work = partial(self._infer, request, deadline)
+        return await self._answered(request.images, deadline, work)
 
     async def close(self) -> None:
         """Finish what runs, then release the models and the threads."""
         await self.repository.close()
         self._threads.shutdown()
+
+    async def _answered(
+        self,
+        images: Sequence[bytes | RawImage],
+        deadline: float | None,
+        work: Callable[["_Asked"], Awaitable[A]],
+    ) -> A:
+        left = None if deadline is None else deadline - time.monotonic()
+        with self._observed() as asked:
+            try:
+                async with asyncio.timeout(left):
+                    with self._admitted(images):
+                        answer = await work(asked)
+            except TimeoutError as error:
+                raise DeadlineError from error
+        self._observer.answered(answer)
+        return answer
 
     @contextmanager
     def _observed(self) -> Iterator["_Asked"]:
@@ -101,16 +124,18 @@ class Engine:
             raise
 
     @contextmanager
-    def _admitted(self, request: Request) -> Iterator[None]:
-        size = len(request.image.data if isinstance(request.image, RawImage) else request.image)
-        if self._requests >= self._limits.max_requests:
+    def _admitted(self, images: Sequence[bytes | RawImage]) -> Iterator[None]:
+        count = len(images)
+        size = sum(len(image.data if isinstance(image, RawImage) else image) for image in images)
+        # A lone request is judged by its own limits.
+        if self._requests and self._requests + count > self._limits.max_requests:
             raise OverloadedError(
                 "TOO_MANY_REQUESTS",
-                f"{self._requests} requests are in flight, which is the limit",
+                f"{self._requests} requests are in flight; "
+                f"the limit is {self._limits.max_requests}",
                 retry_delay=_RETRY_DELAY,
                 metadata={"limit": self._limits.max_requests},
             )
-        # A lone picture is judged by its own limit.
         if self._requests and self._bytes + size > self._limits.max_request_bytes:
             raise OverloadedError(
                 "TOO_MANY_BYTES",
@@ -119,21 +144,27 @@ class Engine:
                 retry_delay=_RETRY_DELAY,
                 metadata={"limit": self._limits.max_request_bytes},
             )
-        self._requests += 1
+        self._requests += count
         self._bytes += size
         try:
             yield
         finally:
-            self._requests -= 1
+            self._requests -= count
             self._bytes -= size
 
-    async def _classify(self, request: Request, deadline: float | None, asked: "_Asked") -> Result:
-        started = time.perf_counter()
+    @contextmanager
+    def _model(self, request: Request | GraphRequest, asked: "_Asked") -> Iterator[LoadedModel]:
         model = self.repository.get(request.model, request.version)
         with model.in_use():
             manifest = model.bundle.manifest
             asked.model, asked.version = manifest.name, str(manifest.version)
             self._observer.began(asked.model, asked.version)
+            yield model
+
+    async def _classify(self, request: Request, deadline: float | None, asked: "_Asked") -> Result:
+        started = time.perf_counter()
+        with self._model(request, asked) as model:
+            manifest = model.bundle.manifest
             plan = _plan(request, manifest, self._limits.explanation)
 
             image, view = await self._image(request.image, manifest.input)
@@ -172,6 +203,54 @@ class Engine:
                 ),
             )
 
+    async def _infer(
+        self, request: GraphRequest, deadline: float | None, asked: "_Asked"
+    ) -> GraphResult:
+        started = time.perf_counter()
+        with self._model(request, asked) as model:
+            manifest = model.bundle.manifest
+            plan = graph.plan(request, manifest, self._limits.explanation)
+
+            async def run(index: int) -> tuple[float, Batched]:
+                with _naming_image(index, len(request.images)):
+                    image, _ = await self._image(request.images[index], manifest.input)
+                decoded = time.perf_counter()
+                batched = await model.batcher.submit(
+                    image,
+                    outputs=plan.outputs,
+                    class_ids=plan.class_ids[index],
+                    deadline=deadline,
+                )
+                return decoded - started, batched
+
+            runs = await _all([run(index) for index in range(len(request.images))])
+            inferred = time.perf_counter()
+            outputs = {
+                name: np.stack([batched.outputs[name] for _, batched in runs])
+                for name in plan.outputs
+            }
+            finished = time.perf_counter()
+
+            last = max((batched for _, batched in runs), key=lambda batched: batched.batch)
+            return GraphResult(
+                model=manifest.name,
+                version=str(manifest.version),
+                outputs=outputs,
+                labels=model.bundle.labels,
+                timing=Timing(
+                    decode=max(decode for decode, _ in runs),
+                    queue=max(batched.queue_seconds for _, batched in runs),
+                    infer=max(batched.run_seconds for _, batched in runs),
+                    encode=finished - inferred,
+                    total=finished - started,
+                    batch=last.batch,
+                    batch_size=last.batch_size,
+                    backend=model.runner.backend,
+                    device=model.runner.device,
+                    variant=model.runner.variant,
+                ),
+            )
+
     async def _image(
         self, image: bytes | RawImage, spec: InputSpec
     ) -> tuple[NDArray[np.uint8], View]:
@@ -197,6 +276,30 @@ class _Asked:
 
     model: str = ""
     version: str = ""
+
+
+async def _all(calls: Sequence[Coroutine[None, None, T]]) -> list[T]:
+    """Await all calls; where one fails, the others are cancelled."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+@contextmanager
+def _naming_image(index: int, count: int) -> Iterator[None]:
+    """Say in an error which of `count` pictures is at fault."""
+    try:
+        yield
+    except InvalidRequestError as error:
+        raise InvalidRequestError(
+            error.reason,
+            error.message if count == 1 else f"picture {index}: {error.message}",
+            field=f"images[{index}]",
+            metadata=error.metadata,
+        ) from error
 
 
 @dataclass(frozen=True, kw_only=True)

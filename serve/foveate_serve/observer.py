@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from foveate_serve.classification import Result
+from foveate_serve.classification import Answer
 
 
 class Observer:
@@ -16,7 +16,7 @@ class Observer:
     def began(self, model: str, version: str) -> None:
         """Hear that a request has found its model; `answered` or `failed` follows."""
 
-    def answered(self, result: Result) -> None:
+    def answered(self, answer: Answer) -> None:
         """Hear that a request has its answer."""
 
     def failed(self, model: str, version: str, error: BaseException) -> None:
@@ -43,10 +43,10 @@ class Observers(Observer):
         for observer in self._observers:
             observer.began(model, version)
 
-    def answered(self, result: Result) -> None:
+    def answered(self, answer: Answer) -> None:
         """Tell them all."""
         for observer in self._observers:
-            observer.answered(result)
+            observer.answered(answer)
 
     def failed(self, model: str, version: str, error: BaseException) -> None:
         """Tell them all."""

@@ -1,0 +1,76 @@
+"""What the models have done so far: counts, and the time that went into them."""
+
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from foveate_serve.classification import Answer
+from foveate_serve.observer import Observer
+
+
+@dataclass(slots=True)
+class Durations:
+    """How often something happened, and how many seconds it took together."""
+
+    count: int = 0
+    seconds: float = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Count one more."""
+        self.count += 1
+        self.seconds += seconds
+
+
+@dataclass(slots=True)
+class ModelStatistics:
+    """What one version of one model has done.
+
+    Of its requests: those that succeeded, with their stages, and those that
+    failed. Of its engine: the pictures and the batches run, the batches also by
+    size, and when the last one ended, in seconds since 1970 (None before the
+    first).
+    """
+
+    success: Durations = field(default_factory=Durations)
+    failures: int = 0
+    decode: Durations = field(default_factory=Durations)
+    queue: Durations = field(default_factory=Durations)
+    infer: Durations = field(default_factory=Durations)
+    encode: Durations = field(default_factory=Durations)
+    inferences: int = 0
+    executions: int = 0
+    last_inference: float | None = None
+    batches: dict[int, Durations] = field(default_factory=lambda: defaultdict(Durations))
+
+
+class Statistics(Observer):
+    """The statistics of every version that was ever asked; a reload does not reset them."""
+
+    def __init__(self) -> None:
+        self._models: dict[tuple[str, str], ModelStatistics] = defaultdict(ModelStatistics)
+
+    def of(self, model: str, version: str) -> ModelStatistics:
+        """Return the statistics of one version; zeros where it was never asked."""
+        return self._models[model, version]
+
+    def answered(self, answer: Answer) -> None:
+        """Count a request that succeeded."""
+        statistics, timing = self._models[answer.model, answer.version], answer.timing
+        statistics.success.add(timing.total)
+        statistics.decode.add(timing.decode)
+        statistics.queue.add(timing.queue)
+        statistics.infer.add(timing.infer)
+        statistics.encode.add(timing.encode)
+
+    def failed(self, model: str, version: str, error: BaseException) -> None:  # noqa: ARG002
+        """Count a request that failed after its model was found."""
+        if model:
+            self._models[model, version].failures += 1
+
+    def ran(self, model: str, version: str, size: int, seconds: float) -> None:
+        """Count a batch."""
+        statistics = self._models[model, version]
+        statistics.inferences += size
+        statistics.executions += 1
+        statistics.last_inference = time.time()
+        statistics.batches[size].add(seconds)
