@@ -1,0 +1,150 @@
+"""When requests are sent, and how long their answers take.
+
+In the closed loop a fixed number of callers each wait for their answer before
+they ask again: a slow server is asked less often, so that its latencies are
+those of a queue of that length. In the open loop requests are due at the times
+of a Poisson process, as from many callers who do not know of each other, and a
+latency is measured from the time the request was due: what waits behind a
+stalled server counts with all of its waiting (coordinated omission, G. Tene).
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from itertools import cycle
+from typing import TypeAlias
+
+import grpc.aio
+
+from foveate_client.load.recorder import Measurement
+from foveate_client.load.workload import Workload
+
+Call: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]"
+
+_MAX_MESSAGE_BYTES = 256 * 2**20
+
+# Sleeping on an event loop ends up to a millisecond late, the resolution of its poll.
+_AWAKE_SECONDS = 0.0012
+
+
+@asynccontextmanager
+async def connect(address: str, connections: int) -> AsyncIterator[list[grpc.aio.Channel]]:
+    """Open channels with a connection each, which try no call again, and close them."""
+    options = [
+        # Channels share the connections to one address otherwise.
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.enable_retries", 0),
+        ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+        ("grpc.primary_user_agent", f"foveate-load/{version('foveate-client')}"),
+    ]
+    channels = [grpc.aio.insecure_channel(address, options) for _ in range(connections)]
+    try:
+        yield channels
+    finally:
+        for channel in channels:
+            await channel.close()
+
+
+class Driver:
+    """Sends a workload over `channels` in turn; `timeout` is each call's deadline in seconds.
+
+    Answers are taken as bytes and not read. Runs with the same seed send the
+    same requests at the same times.
+    """
+
+    def __init__(
+        self,
+        channels: list[grpc.aio.Channel],
+        workload: Workload,
+        *,
+        timeout: float,
+        seed: int = 0,
+    ) -> None:
+        self._calls: list[Call] = [channel.unary_unary(workload.method) for channel in channels]
+        self._workload = workload
+        self._timeout = timeout
+        self._seed = seed
+        self._runs = 0
+
+    async def closed(self, concurrency: int, *, seconds: float, warmup: float) -> Measurement:
+        """Keep `concurrency` requests going, for `seconds` after `warmup` seconds."""
+        run = self._run(seconds, warmup)
+
+        async def caller(call: Call) -> None:
+            while (now := time.perf_counter()) < run.end:
+                await run.request(call, due=now)
+
+        calls = cycle(self._calls)
+        async with asyncio.TaskGroup() as callers:
+            for _ in range(concurrency):
+                callers.create_task(caller(next(calls)))
+        return run.measurement
+
+    async def open(self, rate: float, *, seconds: float, warmup: float) -> Measurement:
+        """Send `rate` requests a second on average, for `seconds` after `warmup` seconds."""
+        run = self._run(seconds, warmup)
+        calls = cycle(self._calls)
+        async with asyncio.TaskGroup() as requests:
+            for due in poisson_times(rate, run.begin, run.end, random.Random(run.seed)):  # noqa: S311
+                await _until(due)
+                requests.create_task(run.request(next(calls), due=due))
+        return run.measurement
+
+    def _run(self, seconds: float, warmup: float) -> "_Run":
+        # Each run goes on with other requests and other times.
+        self._runs += 1
+        seed = self._seed + self._runs - 1
+        return _Run(self._workload, seconds, warmup, self._timeout, seed)
+
+
+class _Run:
+    """One run: its times, its requests, and what was measured."""
+
+    def __init__(
+        self, workload: Workload, seconds: float, warmup: float, timeout: float, seed: int
+    ) -> None:
+        self.seed = seed
+        self.begin = time.perf_counter()
+        self.measured_from = self.begin + warmup
+        self.end = self.measured_from + seconds
+        self.measurement = Measurement(seconds=seconds)
+        self._requests = workload.sequence(seed)
+        self._timeout = timeout
+
+    async def request(self, call: Call, *, due: float) -> None:
+        """Send the next request and note its latency, from `due` on."""
+        kind, request = next(self._requests)
+        started = time.perf_counter()
+        error = None
+        try:
+            await call(request, timeout=self._timeout)
+        except grpc.aio.AioRpcError as failure:
+            error = failure.code().name
+        ended = time.perf_counter()
+        if error is None and self.measured_from <= ended < self.end:
+            self.measurement.completed += 1
+        if due < self.measured_from:
+            return
+        self.measurement.delays.record(started - due)
+        if error is None:
+            self.measurement.record(kind, ended - due)
+        else:
+            self.measurement.errors[error] += 1
+
+
+def poisson_times(rate: float, begin: float, end: float, chance: random.Random) -> Iterator[float]:
+    """Yield the times from `begin` to `end` of a Poisson process of `rate` events a second."""
+    due = begin + chance.expovariate(rate)
+    while due < end:
+        yield due
+        due += chance.expovariate(rate)
+
+
+async def _until(due: float) -> None:
+    # There is no event to wait for: the time itself is what is awaited.
+    while (left := due - time.perf_counter()) > 0:  # noqa: ASYNC110
+        await asyncio.sleep(max(0.0, left - _AWAKE_SECONDS))

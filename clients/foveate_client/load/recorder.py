@@ -1,0 +1,123 @@
+"""Latencies by HdrHistogram, and errors by their code."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from foveate_client._exceptions import MissingDistributionError
+
+REQUIREMENT = "foveate-client[load]"
+
+PERCENTILES = (50.0, 75.0, 90.0, 95.0, 99.0, 99.9, 99.99)
+
+_LONGEST = 3_600_000_000
+"""Microseconds."""
+_DIGITS = 3
+
+
+class Latencies:
+    """A histogram of seconds, from a microsecond to an hour, exact to three digits.
+
+    Raises MissingDistributionError where hdrhistogram is not installed.
+    """
+
+    def __init__(self) -> None:
+        try:
+            from hdrh.histogram import HdrHistogram  # noqa: PLC0415 - an extra
+        except ModuleNotFoundError as error:
+            raise MissingDistributionError("foveate load", REQUIREMENT) from error
+        self._histogram: Any = HdrHistogram(1, _LONGEST, _DIGITS)
+
+    def __len__(self) -> int:
+        return int(self._histogram.get_total_count())
+
+    def record(self, seconds: float) -> None:
+        """Note one latency; what lies outside the histogram counts as its nearest end."""
+        self._histogram.record_value(min(max(round(seconds * 1e6), 1), _LONGEST))
+
+    def add(self, other: Latencies) -> None:
+        """Note every latency of `other`."""
+        self._histogram.add(other._histogram)
+
+    def percentiles(self, shares: Iterable[float] = PERCENTILES) -> dict[float, float]:
+        """Return the seconds within which each percentage of the requests was answered."""
+        wanted = list(shares)
+        if not len(self):
+            return {}
+        found: Mapping[float, int] = self._histogram.get_percentile_to_value_dict(wanted)
+        # The upper end of a cell may lie above the largest value that was met.
+        return {share: min(found[share] / 1e6, self.maximum) for share in wanted}
+
+    @property
+    def mean(self) -> float:
+        """The mean in seconds."""
+        return float(self._histogram.get_mean_value()) / 1e6
+
+    @property
+    def minimum(self) -> float:
+        """The smallest value in seconds."""
+        return float(self._histogram.min_value) / 1e6
+
+    @property
+    def maximum(self) -> float:
+        """The largest value in seconds."""
+        return float(self._histogram.max_value) / 1e6
+
+
+@dataclass(kw_only=True)
+class Measurement:
+    """What was measured in `seconds` seconds.
+
+    Counted are the requests that began, or were due to begin, in that time:
+    `latencies` are those that succeeded, by kind, and `errors` those that
+    failed, by canonical code. `completed` are the successes that came within
+    that time, whenever they began. `delays` is how late the generator itself
+    began requests that were due.
+    """
+
+    seconds: float = 0.0
+    latencies: dict[str, Latencies] = field(default_factory=dict)
+    errors: Counter[str] = field(default_factory=Counter)
+    completed: int = 0
+    delays: Latencies = field(default_factory=Latencies)
+
+    def record(self, kind: str, seconds: float) -> None:
+        """Note a success."""
+        if kind not in self.latencies:
+            self.latencies[kind] = Latencies()
+        self.latencies[kind].record(seconds)
+
+    def merge(self, other: Measurement) -> None:
+        """Note everything that `other` measured, at another time."""
+        self.seconds += other.seconds
+        for kind, latencies in other.latencies.items():
+            self.latencies.setdefault(kind, Latencies()).add(latencies)
+        self.errors += other.errors
+        self.completed += other.completed
+        self.delays.add(other.delays)
+
+    @property
+    def rate(self) -> float:
+        """Successes a second."""
+        return self.completed / self.seconds if self.seconds else 0.0
+
+    @property
+    def requests(self) -> int:
+        """Successes and errors."""
+        return sum(map(len, self.latencies.values())) + self.errors.total()
+
+    @property
+    def error_share(self) -> float:
+        """The share of the requests that failed, from 0 to 1."""
+        return self.errors.total() / self.requests if self.requests else 0.0
+
+    @property
+    def overall(self) -> Latencies:
+        """The latencies of every kind."""
+        everything = Latencies()
+        for latencies in self.latencies.values():
+            everything.add(latencies)
+        return everything
