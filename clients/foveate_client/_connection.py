@@ -14,7 +14,10 @@ Pem: TypeAlias = "str | os.PathLike[str] | bytes"
 
 Compression: TypeAlias = Literal["deflate", "gzip"]
 
+# gRPC itself tries no more often.
 _HIGHEST_ATTEMPTS = 5
+# A pause that gRPC rounds down to no millisecond at all is one that never ends.
+_SHORTEST_PAUSE = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +77,8 @@ class Retries:
 
     `attempts` counts the first one, from 1 to 5. The pause before the second is
     about `initial_pause` seconds, and each further one `multiplier` times as
-    long, up to `max_pause`. Streams are not tried again. Raises ValueError
-    where a number is out of range.
+    long, up to `max_pause`; both are at least 0.01. Streams are not tried
+    again. Raises ValueError where a number is out of range.
     """
 
     attempts: int = 4
@@ -86,9 +89,13 @@ class Retries:
     def __post_init__(self) -> None:
         if not 1 <= self.attempts <= _HIGHEST_ATTEMPTS:
             raise ValueError(f"attempts must be from 1 to {_HIGHEST_ATTEMPTS}, not {self.attempts}")
-        for name in ("initial_pause", "max_pause", "multiplier"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        for name, least in {
+            "initial_pause": _SHORTEST_PAUSE,
+            "max_pause": _SHORTEST_PAUSE,
+            "multiplier": 1,
+        }.items():
+            if not least <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
 
 
 class ConnectionOptions(TypedDict, total=False):
