@@ -1,17 +1,14 @@
 """The services in gRPC: what `handlers` does, with deadlines and aborts."""
 
 import asyncio
-import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, suppress
-from typing import Any, NoReturn, TypeAlias, TypeVar
+from typing import Any, NoReturn, TypeAlias
 
 import grpc
-from google.rpc.code_pb2 import Code
 from grpc_health.v1 import health
 from grpc_health.v1.health_pb2 import HealthCheckRequest
 
-from foveate.status import TRAILER, ErrorStatus, StatusError
 from foveate.v1.classifier_service_pb2 import (
     ClassifyRequest,
     ClassifyResponse,
@@ -32,18 +29,10 @@ from foveate.v1.repository_service_pb2 import (
     UnloadModelResponse,
 )
 from foveate.v1.repository_service_pb2_grpc import RepositoryServiceServicer
+from foveate_serve.rpc.calls import STOPPING, Context, Until, abort, answer, deadline_of
 from foveate_serve.rpc.handlers import ClassifierHandler, RepositoryHandler
 
-T = TypeVar("T")
-
-Context = grpc.aio.ServicerContext[Any, Any]
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
-
-STOPPING = ErrorStatus(
-    code=Code.UNAVAILABLE, reason="STOPPING", message="the server is stopping; try another"
-)
-
-_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class ClassifierServicer(ClassifierServiceServicer):
@@ -54,26 +43,26 @@ class ClassifierServicer(ClassifierServiceServicer):
         self._stopping = stopping
 
     async def Classify(self, request: ClassifyRequest, context: Context) -> ClassifyResponse:  # noqa: N802, D102
-        return await _answer(context, self._handler.classify(request, _deadline(context)))
+        return await answer(context, self._handler.classify(request, deadline_of(context)))
 
     async def ClassifyStream(  # noqa: N802, D102
         self, request_iterator: AsyncIterator[ClassifyStreamRequest], context: Context
     ) -> AsyncIterator[ClassifyStreamResponse]:
-        async with aclosing(_Until(request_iterator, self._stopping)) as requests:
-            responses = self._handler.classify_stream(requests, _deadline(context))
+        async with aclosing(Until(request_iterator, self._stopping)) as requests:
+            responses = self._handler.classify_stream(requests, deadline_of(context))
             async with aclosing(responses):
                 async for response in responses:
                     yield response
         if requests.cut:
-            await _abort(context, STOPPING)
+            await abort(context, STOPPING)
 
     async def ListModels(  # noqa: N802, D102
         self, request: ListModelsRequest, context: Context
     ) -> ListModelsResponse:
-        return await _answer(context, self._handler.list_models(request))
+        return await answer(context, self._handler.list_models(request))
 
     async def GetModel(self, request: GetModelRequest, context: Context) -> GetModelResponse:  # noqa: N802, D102
-        return await _answer(context, self._handler.get_model(request))
+        return await answer(context, self._handler.get_model(request))
 
 
 class RepositoryServicer(RepositoryServiceServicer):
@@ -83,17 +72,17 @@ class RepositoryServicer(RepositoryServiceServicer):
         self._handler = handler
 
     async def LoadModel(self, request: LoadModelRequest, context: Context) -> LoadModelResponse:  # noqa: N802, D102
-        return await _answer(context, self._handler.load_model(request))
+        return await answer(context, self._handler.load_model(request))
 
     async def UnloadModel(  # noqa: N802, D102
         self, request: UnloadModelRequest, context: Context
     ) -> UnloadModelResponse:
-        return await _answer(context, self._handler.unload_model(request))
+        return await answer(context, self._handler.unload_model(request))
 
     async def ReloadModel(  # noqa: N802, D102
         self, request: ReloadModelRequest, context: Context
     ) -> ReloadModelResponse:
-        return await _answer(context, self._handler.reload_model(request))
+        return await answer(context, self._handler.reload_model(request))
 
 
 class HealthServicer(health.aio.HealthServicer):
@@ -146,50 +135,6 @@ class CallsInFlight(grpc.aio.ServerInterceptor):
             await asyncio.wait(self._tasks, timeout=seconds)
 
 
-class _Until(AsyncIterator[T]):
-    """The items of `source` until `event` is set; then `cut` is true."""
-
-    def __init__(self, source: AsyncIterable[T], event: asyncio.Event) -> None:
-        self.cut = False
-        self._source = aiter(source)
-        self._event = asyncio.create_task(event.wait())
-
-    async def __anext__(self) -> T:
-        item = asyncio.ensure_future(anext(self._source))
-        try:
-            await asyncio.wait((item, self._event), return_when=asyncio.FIRST_COMPLETED)
-            if item.done():
-                return await item
-        finally:
-            item.cancel()
-        self.cut = True
-        raise StopAsyncIteration
-
-    async def aclose(self) -> None:
-        """Stop waiting for the event."""
-        self._event.cancel()
-
-
-def _deadline(context: Context) -> float | None:
-    left = context.time_remaining()
-    return None if left is None else time.monotonic() + left
-
-
 async def _refuse(request: bytes, context: Context) -> NoReturn:
     del request
-    await _abort(context, STOPPING)
-
-
-async def _answer(context: Context, call: Awaitable[T]) -> T:
-    try:
-        return await call
-    except StatusError as error:
-        await _abort(context, error.status)
-
-
-async def _abort(context: Context, status: ErrorStatus) -> NoReturn:
-    await context.abort(
-        _CODES[status.code],
-        status.message,
-        ((TRAILER, status.to_status().SerializeToString()),),
-    )
+    await abort(context, STOPPING)
