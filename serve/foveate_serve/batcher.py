@@ -86,14 +86,14 @@ class Batcher:
     ) -> None:
         self._runner = runner
         self._ran = ran
-        self._policy = policy or BatchPolicy()
+        self.policy = policy or BatchPolicy()
         self._loop = asyncio.get_running_loop()
         self._queue: deque[_Item] = deque()
         self._changed = threading.Condition()
         self._closing = False
         self._stopped = asyncio.Event()
         self._batch_seconds = 0.0
-        self._buffer = np.empty((self._policy.max_batch, *runner.image_shape), dtype=np.uint8)
+        self._buffer = np.empty((self.policy.max_batch, *runner.image_shape), dtype=np.uint8)
         self._thread = threading.Thread(target=self._work, name="foveate-engine", daemon=True)
         self._thread.start()
 
@@ -127,9 +127,9 @@ class Batcher:
         with self._changed:
             if self._closing:
                 raise RuntimeError("the batcher is closed")
-            if len(self._queue) >= self._policy.max_queue:
+            if len(self._queue) >= self.policy.max_queue:
                 self._drop_dead()
-            if len(self._queue) >= self._policy.max_queue:
+            if len(self._queue) >= self.policy.max_queue:
                 raise self._overloaded()
             self._queue.append(item)
             self._changed.notify()
@@ -144,12 +144,12 @@ class Batcher:
         self._thread.join()
 
     def _overloaded(self) -> OverloadedError:
-        batches = -(-len(self._queue) // self._policy.max_batch)
+        batches = -(-len(self._queue) // self.policy.max_batch)
         return OverloadedError(
             "QUEUE_FULL",
             f"{len(self._queue)} pictures wait for this model, which is the limit",
             retry_delay=timedelta(seconds=max(0.01, batches * self._batch_seconds)),
-            metadata={"limit": self._policy.max_queue},
+            metadata={"limit": self.policy.max_queue},
         )
 
     # Below: on the engine's thread, but for _drop_dead, which holds the lock.
@@ -166,10 +166,10 @@ class Batcher:
             self._changed.wait_for(lambda: self._queue or self._closing)
             if not self._queue:
                 return None
-            full_at = self._queue[0].arrival + self._policy.max_delay
+            full_at = self._queue[0].arrival + self.policy.max_delay
             while (
                 not self._closing
-                and len(self._queue) < self._policy.max_batch
+                and len(self._queue) < self.policy.max_batch
                 and (left := full_at - time.monotonic()) > 0
             ):
                 self._changed.wait(left)
@@ -193,7 +193,7 @@ class Batcher:
         batch: list[_Item] = []
         others: deque[_Item] = deque()
         for item in self._queue:
-            fits = len(batch) < self._policy.max_batch
+            fits = len(batch) < self.policy.max_batch
             if fits and (not batch or item.outputs == batch[0].outputs):
                 batch.append(item)
             else:

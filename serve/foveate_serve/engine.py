@@ -117,10 +117,12 @@ class Engine:
     @contextmanager
     def _observed(self) -> Iterator["_Asked"]:
         asked = _Asked()
+        started = time.perf_counter()
         try:
             yield asked
         except BaseException as error:
-            self._observer.failed(asked.model, asked.version, error)
+            seconds = time.perf_counter() - started
+            self._observer.failed(asked.model, asked.version, error, seconds)
             raise
 
     @contextmanager

@@ -1,5 +1,6 @@
 """What the engine tells those who measure it."""
 
+import asyncio
 from collections.abc import Iterable
 
 from foveate_serve.classification import Answer
@@ -19,8 +20,8 @@ class Observer:
     def answered(self, answer: Answer) -> None:
         """Hear that a request has its answer."""
 
-    def failed(self, model: str, version: str, error: BaseException) -> None:
-        """Hear that a request failed, or that its caller has gone (CancelledError)."""
+    def failed(self, model: str, version: str, error: BaseException, seconds: float) -> None:
+        """Hear that a request failed after so many seconds, or its caller left (CancelledError)."""
 
     def ran(self, model: str, version: str, size: int, seconds: float) -> None:
         """Hear that the engine has run a batch of `size` pictures."""
@@ -48,10 +49,10 @@ class Observers(Observer):
         for observer in self._observers:
             observer.answered(answer)
 
-    def failed(self, model: str, version: str, error: BaseException) -> None:
+    def failed(self, model: str, version: str, error: BaseException, seconds: float) -> None:
         """Tell them all."""
         for observer in self._observers:
-            observer.failed(model, version, error)
+            observer.failed(model, version, error, seconds)
 
     def ran(self, model: str, version: str, size: int, seconds: float) -> None:
         """Tell them all."""
@@ -67,3 +68,19 @@ class Observers(Observer):
         """Tell them all."""
         for observer in self._observers:
             observer.changed()
+
+
+class Changes(Observer):
+    """Wakes those who wait for the state of some version to change."""
+
+    def __init__(self) -> None:
+        self._next = asyncio.Event()
+
+    def changed(self) -> None:
+        """Wake them."""
+        self._next.set()
+        self._next = asyncio.Event()
+
+    def next(self) -> asyncio.Event:
+        """Return the event that the next change sets."""
+        return self._next

@@ -32,7 +32,7 @@ class ModelStatistics:
     """
 
     success: Durations = field(default_factory=Durations)
-    failures: int = 0
+    failure: Durations = field(default_factory=Durations)
     decode: Durations = field(default_factory=Durations)
     queue: Durations = field(default_factory=Durations)
     infer: Durations = field(default_factory=Durations)
@@ -62,10 +62,10 @@ class Statistics(Observer):
         statistics.infer.add(timing.infer)
         statistics.encode.add(timing.encode)
 
-    def failed(self, model: str, version: str, error: BaseException) -> None:  # noqa: ARG002
+    def failed(self, model: str, version: str, error: BaseException, seconds: float) -> None:  # noqa: ARG002
         """Count a request that failed after its model was found."""
         if model:
-            self._models[model, version].failures += 1
+            self._models[model, version].failure.add(seconds)
 
     def ran(self, model: str, version: str, size: int, seconds: float) -> None:
         """Count a batch."""

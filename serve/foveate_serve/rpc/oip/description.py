@@ -1,0 +1,167 @@
+"""What the protocol tells of a server, its models, their configuration and their statistics."""
+
+from collections.abc import Iterable
+from importlib.metadata import version
+
+from foveate.inference import open_inference_pb2 as pb
+from foveate_serve.backends.base import TensorSpec
+from foveate_serve.bundle.manifest import CLASS_IDS_INPUT, IMAGE_INPUT, LABELS_FILE, LOGITS_OUTPUT
+from foveate_serve.repository import LoadedModel, ModelStatus, State, VersionStatus
+from foveate_serve.rpc.oip.tensors import DATATYPES
+from foveate_serve.statistics import Durations, ModelStatistics
+
+EXTENSIONS = (
+    "classification",
+    "model_configuration",
+    "model_repository",
+    "schedule_policy",
+    "statistics",
+)
+"""The extensions of the protocol that this server speaks."""
+
+_PLATFORMS = {
+    "onnxruntime": "onnxruntime_onnx",
+    "tensorrt": "tensorrt_plan",
+    "torch": "pytorch_libtorch",
+}
+"""The protocol's names of platforms, by backend; the others are called as their backend."""
+
+_STATES = {
+    State.LOADING: "LOADING",
+    State.READY: "READY",
+    State.UNLOADING: "UNLOADING",
+    State.UNLOADED: "UNAVAILABLE",
+    State.FAILED: "UNAVAILABLE",
+}
+
+
+def server_metadata() -> pb.ServerMetadataResponse:
+    """Name the server."""
+    return pb.ServerMetadataResponse(
+        name="foveate", version=version("foveate-serve"), extensions=EXTENSIONS
+    )
+
+
+def model_metadata(model: LoadedModel, versions: Iterable[str]) -> pb.ModelMetadataResponse:
+    """Describe the tensors of a model, of which these versions serve."""
+    runner = model.runner
+    return pb.ModelMetadataResponse(
+        name=model.bundle.manifest.name,
+        versions=versions,
+        platform=_platform(model),
+        inputs=[_tensor(name, spec) for name, spec in runner.inputs.items()],
+        outputs=[_tensor(name, spec) for name, spec in runner.outputs.items()],
+    )
+
+
+def model_config(model: LoadedModel, *, max_images: int) -> pb.ModelConfigResponse:
+    """Describe how a model runs, whose requests carry at most `max_images` pictures."""
+    runner, policy = model.runner, model.batcher.policy
+    on_gpu = runner.device != "cpu"
+    return pb.ModelConfigResponse(
+        config=pb.ModelConfig(
+            name=model.bundle.manifest.name,
+            platform=_platform(model),
+            backend=runner.backend,
+            max_batch_size=min(policy.max_batch, max_images),
+            input=[
+                pb.ModelInput(
+                    name=name,
+                    data_type=_data_type(spec),
+                    format=pb.ModelInput.FORMAT_NHWC
+                    if name == IMAGE_INPUT
+                    else pb.ModelInput.FORMAT_NONE,
+                    dims=_shape(spec)[1:],
+                    optional=name == CLASS_IDS_INPUT,
+                )
+                for name, spec in runner.inputs.items()
+            ],
+            output=[
+                pb.ModelOutput(
+                    name=name,
+                    data_type=_data_type(spec),
+                    dims=_shape(spec)[1:],
+                    label_filename=LABELS_FILE if name == LOGITS_OUTPUT else "",
+                )
+                for name, spec in runner.outputs.items()
+            ],
+            instance_group=[
+                pb.ModelInstanceGroup(
+                    name=runner.variant,
+                    count=1,
+                    kind=pb.ModelInstanceGroup.KIND_GPU
+                    if on_gpu
+                    else pb.ModelInstanceGroup.KIND_CPU,
+                )
+            ],
+            dynamic_batching=pb.ModelDynamicBatching(
+                max_queue_delay_microseconds=round(policy.max_delay * 1e6)
+            ),
+        )
+    )
+
+
+def model_statistics(name: str, number: str, statistics: ModelStatistics) -> pb.ModelStatistics:
+    """Write what a version has done."""
+    return pb.ModelStatistics(
+        name=name,
+        version=number,
+        last_inference=round((statistics.last_inference or 0.0) * 1e3),
+        inference_count=statistics.inferences,
+        execution_count=statistics.executions,
+        inference_stats=pb.InferStatistics(
+            success=_duration(statistics.success),
+            fail=_duration(statistics.failure),
+            queue=_duration(statistics.queue),
+            compute_input=_duration(statistics.decode),
+            compute_infer=_duration(statistics.infer),
+            compute_output=_duration(statistics.encode),
+        ),
+        batch_stats=[
+            pb.InferBatchStatistics(batch_size=size, compute_infer=_duration(runs))
+            for size, runs in sorted(statistics.batches.items())
+        ],
+    )
+
+
+def repository_index(models: Iterable[ModelStatus], *, ready: bool) -> pb.RepositoryIndexResponse:
+    """List the versions of the models, or of them those that serve."""
+    return pb.RepositoryIndexResponse(
+        models=[
+            pb.RepositoryIndexResponse.ModelIndex(
+                name=model.name,
+                version=str(version.version),
+                state=_STATES[version.state],
+                reason=_reason(version),
+            )
+            for model in models
+            for version in model.versions
+            if version.state is State.READY or not ready
+        ]
+    )
+
+
+def _reason(version: VersionStatus) -> str:
+    return version.reason or ("unloaded" if version.state is State.UNLOADED else "")
+
+
+def _platform(model: LoadedModel) -> str:
+    return _PLATFORMS.get(model.runner.backend, model.runner.backend)
+
+
+def _tensor(name: str, spec: TensorSpec) -> pb.ModelMetadataResponse.TensorMetadata:
+    return pb.ModelMetadataResponse.TensorMetadata(
+        name=name, datatype=DATATYPES[spec.dtype], shape=_shape(spec)
+    )
+
+
+def _shape(spec: TensorSpec) -> list[int]:
+    return [-1 if dimension is None else dimension for dimension in spec.shape]
+
+
+def _data_type(spec: TensorSpec) -> pb.DataType.ValueType:
+    return pb.DataType.Value(f"TYPE_{DATATYPES[spec.dtype]}")
+
+
+def _duration(durations: Durations) -> pb.StatisticDuration:
+    return pb.StatisticDuration(count=durations.count, ns=round(durations.seconds * 1e9))

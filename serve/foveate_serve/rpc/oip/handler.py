@@ -1,0 +1,205 @@
+"""The service without gRPC: a message in, a message out, a StatusError where a call fails."""
+
+import time
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
+from contextlib import aclosing
+
+from google.rpc.code_pb2 import Code
+
+from foveate.inference import open_inference_pb2 as pb
+from foveate.status import StatusError
+from foveate.v1.repository_service_pb2 import ReloadModelRequest, UnloadModelRequest
+from foveate_serve.engine import Engine
+from foveate_serve.errors import (
+    InvalidRequestError,
+    LoadingError,
+    NotReadyError,
+    clip,
+    quote,
+)
+from foveate_serve.repository import LoadedModel, State
+from foveate_serve.rpc.errors import status_errors
+from foveate_serve.rpc.handlers import RepositoryHandler, in_order
+from foveate_serve.rpc.oip import description
+from foveate_serve.rpc.oip.inference import read_request, write_response
+from foveate_serve.statistics import Statistics
+
+_UNLOAD_DEPENDENTS = "unload_dependents"
+"""A parameter that every client sends; no model here depends on another."""
+
+
+class InferenceHandler:
+    """GRPCInferenceService.
+
+    Models are loaded and unloaded by `admin`. `ready` tells whether the server
+    takes requests, and `max_images` is the most pictures of one request, and the
+    most requests of one stream that are worked on at one time. A `deadline` is a
+    time of `time.monotonic` or None.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        statistics: Statistics,
+        admin: RepositoryHandler,
+        *,
+        ready: Callable[[], bool],
+        max_images: int,
+    ) -> None:
+        self._engine = engine
+        self._repository = engine.repository
+        self._statistics = statistics
+        self._admin = admin
+        self._ready = ready
+        self._max_images = max_images
+
+    async def server_live(self) -> pb.ServerLiveResponse:
+        """Tell that the server runs."""
+        return pb.ServerLiveResponse(live=True)
+
+    async def server_ready(self) -> pb.ServerReadyResponse:
+        """Tell whether the server takes requests."""
+        return pb.ServerReadyResponse(ready=self._ready())
+
+    async def model_ready(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
+        """Tell whether a model takes requests; it must be one that there is."""
+        with status_errors():
+            try:
+                self._model(request.name, request.version)
+            except (LoadingError, NotReadyError):
+                return pb.ModelReadyResponse(ready=False)
+            return pb.ModelReadyResponse(ready=True)
+
+    async def server_metadata(self) -> pb.ServerMetadataResponse:
+        """Name the server and its extensions."""
+        with status_errors():
+            return description.server_metadata()
+
+    async def model_metadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
+        """Describe a model's tensors."""
+        with status_errors():
+            model = self._model(request.name, request.version)
+            versions = self._serving(model.bundle.manifest.name, "")
+            return description.model_metadata(model, [version for _, version in versions])
+
+    async def model_config(self, request: pb.ModelConfigRequest) -> pb.ModelConfigResponse:
+        """Describe how a model runs."""
+        with status_errors():
+            model = self._model(request.name, request.version)
+            return description.model_config(model, max_images=self._max_images)
+
+    async def model_statistics(
+        self, request: pb.ModelStatisticsRequest
+    ) -> pb.ModelStatisticsResponse:
+        """Tell what the versions that serve have done so far."""
+        with status_errors():
+            if request.name:
+                self._model(request.name, request.version)
+            return pb.ModelStatisticsResponse(
+                model_stats=[
+                    description.model_statistics(name, version, self._statistics.of(name, version))
+                    for name, version in self._serving(request.name, request.version)
+                ]
+            )
+
+    async def infer(
+        self, message: pb.ModelInferRequest, deadline: float | None
+    ) -> pb.ModelInferResponse:
+        """Run a model on the pictures of a request."""
+        with status_errors():
+            inference = read_request(message, max_images=self._max_images)
+            if inference.timeout is not None:
+                own = time.monotonic() + inference.timeout.total_seconds()
+                deadline = own if deadline is None else min(own, deadline)
+            try:
+                result = await self._engine.infer(inference.request, deadline=deadline)
+            except InvalidRequestError as error:
+                raise inference.locate(error) from error
+            return write_response(inference, result, name=message.id)
+
+    async def stream_infer(
+        self, messages: AsyncIterable[pb.ModelInferRequest], deadline: float | None
+    ) -> AsyncGenerator[pb.ModelStreamInferResponse, None]:
+        """Run a model on every request of a stream, and answer in their order."""
+
+        async def respond(message: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
+            try:
+                answer = await self.infer(message, deadline)
+            except StatusError as error:
+                # The protocol has no field for the code, and a client must know
+                # whether trying again can help.
+                return pb.ModelStreamInferResponse(
+                    error_message=f"{Code.Name(error.status.code)}: {error.status.message}",
+                    infer_response=pb.ModelInferResponse(
+                        model_name=message.model_name,
+                        model_version=message.model_version,
+                        id=message.id,
+                    ),
+                )
+            return pb.ModelStreamInferResponse(infer_response=answer)
+
+        async with aclosing(in_order(messages, respond, window=self._max_images)) as answers:
+            async for answer in answers:
+                yield answer
+
+    async def repository_index(
+        self, request: pb.RepositoryIndexRequest
+    ) -> pb.RepositoryIndexResponse:
+        """List the versions of every model."""
+        with status_errors():
+            _require_no_repository(request.repository_name)
+            return description.repository_index(self._repository.models(), ready=request.ready)
+
+    async def load_model(
+        self, request: pb.RepositoryModelLoadRequest
+    ) -> pb.RepositoryModelLoadResponse:
+        """Load the newest version of a model, or load it anew."""
+        with status_errors():
+            _require_no_repository(request.repository_name)
+            _require_no_parameters(request.parameters)
+        await self._admin.reload_model(ReloadModelRequest(name=request.model_name))
+        return pb.RepositoryModelLoadResponse()
+
+    async def unload_model(
+        self, request: pb.RepositoryModelUnloadRequest
+    ) -> pb.RepositoryModelUnloadResponse:
+        """Unload every version of a model."""
+        with status_errors():
+            _require_no_repository(request.repository_name)
+            _require_no_parameters(request.parameters, but=_UNLOAD_DEPENDENTS)
+        await self._admin.unload_model(UnloadModelRequest(name=request.model_name))
+        return pb.RepositoryModelUnloadResponse()
+
+    def _model(self, name: str, version: str) -> LoadedModel:
+        return self._repository.get(name, version, field="name")
+
+    def _serving(self, name: str, version: str) -> list[tuple[str, str]]:
+        return [
+            (model.name, str(found.version))
+            for model in self._repository.models()
+            for found in model.versions
+            if found.state is State.READY
+            and name in ("", model.name)
+            and version in ("", str(found.version))
+        ]
+
+
+def _require_no_repository(name: str) -> None:
+    if name:
+        raise InvalidRequestError(
+            "REPOSITORY_UNKNOWN",
+            f"no repository {quote(name)}: there is one, which has no name",
+            field="repository_name",
+            metadata={"repository": clip(name)},
+        )
+
+
+def _require_no_parameters(names: Iterable[str], *, but: str | None = None) -> None:
+    for name in names:
+        if name != but:
+            raise InvalidRequestError(
+                "PARAMETER_UNSUPPORTED",
+                f"the parameter {quote(name)} is not offered: a bundle is loaded as it is",
+                field="parameters",
+                metadata={"parameter": clip(name)},
+            )
