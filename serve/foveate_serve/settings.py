@@ -103,7 +103,9 @@ class Settings(BaseSettings):
     )
     max_queue: Count = Field(default=256, description="the most pictures that wait for a model")
     stream_window: Count = Field(
-        default=32, description="the most pictures of one stream that are worked on at one time"
+        default=32,
+        description="the most pictures of one stream, or of one request of the Open Inference "
+        "Protocol, that are worked on at one time",
     )
 
     max_message_bytes: Count = Field(default=24 * _MIB, description="the largest message taken")
