@@ -15,9 +15,7 @@ FOVEATE = Path(sys.executable).with_name("foveate")
 def served(repository: Path, *arguments: str | Path) -> Iterator[str]:
     """Run `foveate serve` over `repository`, and yield its address."""
     command = [FOVEATE, "serve", "--repository", repository, "--address", "127.0.0.1:0"]
-    with subprocess.Popen(
-        [*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
+    with subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, text=True) as process:
         try:
             line = process.stdout.readline()
             assert line, f"foveate serve ended with {process.wait()} before it was ready"
