@@ -2,17 +2,20 @@
 
 import argparse
 import asyncio
-import logging
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from foveate_serve.access import make_access_control
 from foveate_serve.assembly import make_engine
 from foveate_serve.engine import Engine
+from foveate_serve.observe.logs import configure_logging
+from foveate_serve.observer import Changes, Observers
 from foveate_serve.rpc.server import AddressError, Server
 from foveate_serve.settings import Settings, SettingsError, is_secret, load_settings
+from foveate_serve.statistics import Statistics
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
 
@@ -28,11 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     if print_config:
         print(settings.to_toml(), end="")
         return DONE
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=settings.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    configure_logging(settings)
     return asyncio.run(serve(settings))
 
 
@@ -50,10 +49,14 @@ async def serve(settings: Settings) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, on_signal)
-    engine = make_engine(settings)
-    server = Server(engine, settings)
     try:
+        access = make_access_control(settings)
+        changes, statistics = Changes(), Statistics()
+        engine = make_engine(settings, Observers((statistics, changes)))
+        server = Server(engine, settings, changes, statistics, access=access)
         address = await server.start()
+    except SettingsError as error:
+        return _fail(str(error), WRONG_USAGE)
     except AddressError as error:
         return _fail(str(error), FAILED)
 
@@ -79,7 +82,7 @@ async def _serve(
         await opening
         models = sum(model.default_version is not None for model in engine.repository.models())
         if models or settings.admin:
-            await server.ready()
+            server.ready()
             word = "model" if models == 1 else "models"
             print(f"foveate serving {models} {word} on {address}", flush=True)
             await stopped

@@ -2,32 +2,39 @@
 
 import asyncio
 import logging
+from collections.abc import Sequence
 
 import grpc
-from grpc_health.v1.health import OVERALL_HEALTH
+from grpc_channelz.v1 import channelz, channelz_pb2
 from grpc_health.v1.health import SERVICE_NAME as HEALTH
-from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION
 from grpc_reflection.v1alpha.reflection import enable_server_reflection
 
+from foveate.inference import open_inference_pb2
+from foveate.inference.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from foveate.v1 import classifier_service_pb2, repository_service_pb2
 from foveate.v1.classifier_service_pb2_grpc import add_ClassifierServiceServicer_to_server
 from foveate.v1.repository_service_pb2_grpc import add_RepositoryServiceServicer_to_server
+from foveate_serve.access import AccessControl
 from foveate_serve.engine import Engine
+from foveate_serve.observer import Changes
 from foveate_serve.rpc.handlers import ClassifierHandler, RepositoryHandler
-from foveate_serve.rpc.servicers import (
-    CallsInFlight,
-    ClassifierServicer,
-    HealthServicer,
-    RepositoryServicer,
-)
+from foveate_serve.rpc.health import HealthServicer
+from foveate_serve.rpc.interceptor import CallInterceptor, CallObserver
+from foveate_serve.rpc.oip.handler import InferenceHandler
+from foveate_serve.rpc.oip.servicer import InferenceServicer
+from foveate_serve.rpc.security import AccessInterceptor, server_credentials
+from foveate_serve.rpc.servicers import CallsInFlight, ClassifierServicer, RepositoryServicer
 from foveate_serve.settings import Settings
+from foveate_serve.statistics import Statistics
 
 logger = logging.getLogger(__name__)
 
 CLASSIFIER = classifier_service_pb2.DESCRIPTOR.services_by_name["ClassifierService"].full_name
+CHANNELZ = channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name
 REPOSITORY = repository_service_pb2.DESCRIPTOR.services_by_name["RepositoryService"].full_name
+OPEN_INFERENCE = open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
 FLUSH_SECONDS = 1.0
 """What the last answers get to leave the server, after all calls are done."""
@@ -41,16 +48,36 @@ class Server:
     """The services of an engine on one address.
 
     It listens from `start` on and reports NOT_SERVING until `ready`. `drain`
-    stops it after what is in flight, `abort` at once.
+    stops it after what is in flight, `abort` at once. The engine tells
+    `changes` of its models' states and `statistics` of their requests;
+    `access` None lets everyone in, and `observers` are told of every call.
     """
 
-    def __init__(self, engine: Engine, settings: Settings) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        settings: Settings,
+        changes: Changes,
+        statistics: Statistics,
+        *,
+        access: AccessControl | None = None,
+        observers: Sequence[CallObserver] = (),
+    ) -> None:
         self._settings = settings
         self._stopping = asyncio.Event()
-        self._health = HealthServicer(self._stopping)
+        self._health = HealthServicer(
+            engine.repository.models,
+            changes,
+            services=(CLASSIFIER, REPOSITORY, OPEN_INFERENCE),
+            model_service=CLASSIFIER,
+        )
         self._calls = CallsInFlight(self._stopping)
         self._server = grpc.aio.server(
-            interceptors=(self._calls,),
+            interceptors=(
+                CallInterceptor(observers, log=settings.log_requests),
+                self._calls,
+                *(() if access is None else (AccessInterceptor(access),)),
+            ),
             options=(
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 # A second server on the same port must fail, not share it.
@@ -63,37 +90,62 @@ class Server:
             ClassifierServicer(classifier, self._stopping), self._server
         )
         add_RepositoryServiceServicer_to_server(RepositoryServicer(repository), self._server)
+        inference = InferenceHandler(
+            engine,
+            statistics,
+            repository,
+            ready=lambda: self.is_ready,
+            max_images=settings.stream_window,
+        )
+        add_GRPCInferenceServiceServicer_to_server(
+            InferenceServicer(inference, self._stopping), self._server
+        )
         add_HealthServicer_to_server(self._health, self._server)
-        enable_server_reflection((CLASSIFIER, REPOSITORY, HEALTH, REFLECTION), self._server)
+        services = [CLASSIFIER, REPOSITORY, OPEN_INFERENCE, HEALTH, REFLECTION]
+        if settings.channelz:
+            channelz.add_channelz_servicer(self._server)
+            services.append(CHANNELZ)
+        enable_server_reflection(services, self._server)
 
     async def start(self) -> str:
-        """Listen, and return the address with the port that was bound; raises AddressError."""
-        address = self._settings.address
-        await self._report(HealthCheckResponse.NOT_SERVING)
+        """Listen, and return the address with the port that was bound.
+
+        Raises AddressError where it cannot be listened on, and SettingsError
+        where the files of TLS cannot be read.
+        """
+        address, credentials = self._settings.address, server_credentials(self._settings)
         try:
-            port = self._server.add_insecure_port(address)
+            if credentials is None:
+                port = self._server.add_insecure_port(address)
+            else:
+                port = self._server.add_secure_port(address, credentials)
         except RuntimeError as error:
             raise AddressError(f"cannot listen on {address}") from error
         await self._server.start()
         return f"{address.rpartition(':')[0]}:{port}"
 
-    async def ready(self) -> None:
+    @property
+    def is_ready(self) -> bool:
+        """Whether the server reports SERVING."""
+        return self._health.ready
+
+    def ready(self) -> None:
         """Report SERVING."""
-        await self._report(HealthCheckResponse.SERVING)
+        self._health.ready = True
 
     async def drain(self) -> None:
         """Report NOT_SERVING and go on for `shutdown_delay`, then finish what runs and stop."""
-        await self._health.enter_graceful_shutdown()
+        self._health.ready = False
         await asyncio.sleep(self._settings.shutdown_delay)
-        self._stopping.set()
+        self._stop_taking()
         await self._calls.finish(self._settings.shutdown_timeout)
         await self._server.stop(FLUSH_SECONDS)
 
     async def abort(self) -> None:
         """Stop at once; calls in flight are cancelled."""
-        self._stopping.set()
+        self._stop_taking()
         await self._server.stop(None)
 
-    async def _report(self, status: int) -> None:
-        for service in (OVERALL_HEALTH, CLASSIFIER, REPOSITORY):
-            await self._health.set(service, status)
+    def _stop_taking(self) -> None:
+        self._stopping.set()
+        self._health.end_watches()

@@ -2,12 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
-from grpc_health.v1 import health
-from grpc_health.v1.health_pb2 import HealthCheckRequest
 
 from foveate.v1.classifier_service_pb2 import (
     ClassifyRequest,
@@ -83,25 +81,6 @@ class RepositoryServicer(RepositoryServiceServicer):
         self, request: ReloadModelRequest, context: Context
     ) -> ReloadModelResponse:
         return await answer(context, self._handler.reload_model(request))
-
-
-class HealthServicer(health.aio.HealthServicer):
-    """grpc.health.v1.Health, whose watches end when `stopping` is set and so hold up no stop."""
-
-    def __init__(self, stopping: asyncio.Event) -> None:
-        super().__init__()
-        self._stopping = stopping
-
-    async def Watch(self, request: HealthCheckRequest, context: Context) -> None:  # noqa: N802, D102
-        watch = asyncio.create_task(super().Watch(request, context))
-        stop = asyncio.create_task(self._stopping.wait())
-        try:
-            await asyncio.wait((watch, stop), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            stop.cancel()
-            watch.cancel()
-            with suppress(asyncio.CancelledError):
-                await watch
 
 
 class CallsInFlight(grpc.aio.ServerInterceptor):

@@ -1,0 +1,103 @@
+"""grpc.health.v1: of the server, of each service and of each model."""
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any
+
+import grpc
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2 import HealthListRequest as ListRequest  # type: ignore[attr-defined]
+from grpc_health.v1.health_pb2 import HealthListResponse as ListResponse  # type: ignore[attr-defined]
+from grpc_health.v1.health_pb2_grpc import HealthServicer as HealthServicerBase
+
+from foveate_serve.observer import Changes
+from foveate_serve.repository import ModelStatus
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+OVERALL = ""
+
+
+# The stubs do not know List yet, hence the ignored errors above.
+
+
+class HealthServicer(HealthServicerBase):
+    """Health of the server (""), of each of `services`, and of each model.
+
+    A model is called `<model_service>/<model>`. The server and its services
+    serve while `ready` is set; a model serves while, besides, one of its
+    versions is ready. `changes` tells the watches to look again.
+    """
+
+    def __init__(
+        self,
+        models: Callable[[], Sequence[ModelStatus]],
+        changes: Changes,
+        *,
+        services: Sequence[str],
+        model_service: str,
+    ) -> None:
+        self._models = models
+        self._changes = changes
+        self._names = (OVERALL, *services)
+        self._model_service = model_service
+        self._ready = False
+        self._ended = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether the server serves."""
+        return self._ready
+
+    @ready.setter
+    def ready(self, ready: bool) -> None:
+        self._ready = ready
+        self._changes.changed()
+
+    def end_watches(self) -> None:
+        """End the watches, after they have told the last change."""
+        self._ended = True
+        self._changes.changed()
+
+    async def Check(  # noqa: N802, D102
+        self, request: HealthCheckRequest, context: Context
+    ) -> HealthCheckResponse:
+        status = self._statuses().get(request.service)
+        if status is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no service of this name")
+        return HealthCheckResponse(status=status)
+
+    async def List(self, request: ListRequest, context: Context) -> ListResponse:  # noqa: N802, D102, ARG002
+        return ListResponse(
+            statuses={
+                name: HealthCheckResponse(status=status)
+                for name, status in self._statuses().items()
+            }
+        )
+
+    async def Watch(  # noqa: N802, D102
+        self,
+        request: HealthCheckRequest,
+        context: Context,  # noqa: ARG002
+    ) -> AsyncIterator[HealthCheckResponse]:
+        told = None
+        while True:
+            changed = self._changes.next()
+            status = self._statuses().get(request.service, HealthCheckResponse.SERVICE_UNKNOWN)
+            if status != told:
+                told = status
+                yield HealthCheckResponse(status=status)
+            elif self._ended:
+                return
+            else:
+                await changed.wait()
+
+    def _statuses(self) -> Mapping[str, int]:
+        statuses = dict.fromkeys(self._names, _status(self._ready))
+        for model in self._models():
+            serves = self._ready and model.default_version is not None
+            statuses[f"{self._model_service}/{model.name}"] = _status(serves)
+        return statuses
+
+
+def _status(serves: bool) -> int:
+    return HealthCheckResponse.SERVING if serves else HealthCheckResponse.NOT_SERVING
