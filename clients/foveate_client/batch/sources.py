@@ -7,6 +7,7 @@ import os
 import sys
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path, PurePosixPath
@@ -153,50 +154,44 @@ class Shard:
 
     def items(self) -> Iterator[Item]:
         """Yield the pictures."""
-        key, picture, image, label = "", "", b"", None
-        for tar, member in self._members():
-            name = PurePosixPath(member.name)
-            stem, _, extension = name.name.partition(".")
-            if (found := str(name.with_name(stem))) != key:
-                if picture:
-                    yield self._item(picture, image, label)
-                key, picture, label = found, "", None
-            if f".{extension.lower()}" in PICTURE_SUFFIXES and not picture:
-                picture, image = member.name, self._read(tar, member)
-            elif extension == _CLASS_EXTENSION:
-                label = self._read(tar, member).decode("utf-8", "replace").strip()
-        if picture:
-            yield self._item(picture, image, label)
+        with self._open() as tar:
+            key, picture, image, label = "", "", b"", None
+            for member in _members(tar):
+                name = PurePosixPath(member.name)
+                stem, _, extension = name.name.partition(".")
+                if (found := str(name.with_name(stem))) != key:
+                    if picture:
+                        yield self._item(picture, image, label)
+                    key, picture, label = found, "", None
+                if f".{extension.lower()}" in PICTURE_SUFFIXES and not picture:
+                    picture, image = member.name, _content(tar, member)
+                elif extension == _CLASS_EXTENSION:
+                    label = _content(tar, member).decode("utf-8", "replace").strip()
+            if picture:
+                yield self._item(picture, image, label)
 
     def count(self) -> int:
         """Return how many there are, reading the headers alone."""
-        names = (PurePosixPath(member.name) for _, member in self._members())
-        keys = (
-            name.with_name(name.name.partition(".")[0])
-            for name in names
-            if f".{name.name.partition('.')[2].lower()}" in PICTURE_SUFFIXES
-        )
-        return _length(_without_repetition(keys))
+        with self._open() as tar:
+            names = (PurePosixPath(member.name) for member in _members(tar))
+            keys = (
+                name.with_name(name.name.partition(".")[0])
+                for name in names
+                if f".{name.name.partition('.')[2].lower()}" in PICTURE_SUFFIXES
+            )
+            return _length(_without_repetition(keys))
 
     def _item(self, picture: str, image: bytes, label: str | None) -> Item:
         folder = PurePosixPath(picture).parent.name or None
         return Item(f"{self._path}#{picture}", image, folder if label is None else label)
 
-    def _members(self) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    @contextmanager
+    def _open(self) -> Iterator[tarfile.TarFile]:
         try:
             with tarfile.open(self._path) as tar:
-                while (member := tar.next()) is not None:
-                    if member.isfile():
-                        yield tar, member
-                    # tarfile remembers every member, and has no public way to forget one.
-                    cast("Any", tar).members.clear()
+                yield tar
         except (tarfile.TarError, OSError, EOFError) as error:
             raise SourceError(f"{self._path}: the tar file cannot be read: {error}") from error
-
-    @staticmethod
-    def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-        content = tar.extractfile(member)
-        return b"" if content is None else content.read()
 
 
 class Table:
@@ -269,6 +264,19 @@ def _walk(folder: Path | str, *, ordered: bool) -> Iterator[str]:
                     yield entry.path
     except OSError as error:
         raise SourceError(f"cannot read {error.filename}: {error.strerror}") from error
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    while (member := tar.next()) is not None:
+        if member.isfile():
+            yield member
+        # tarfile remembers every member, and has no public way to forget one.
+        cast("Any", tar).members.clear()
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    content = tar.extractfile(member)
+    return b"" if content is None else content.read()
 
 
 def _stripped(lines: Iterable[str]) -> Iterator[str]:

@@ -133,7 +133,9 @@ async def _measure(
                 if options.find_rate:
                     await _search(driver, outcome, options, console)
                     continue
-                console.print(f"{outcome.target.name}, round {number + 1} of {rounds}", style="dim")
+                if rounds > 1:
+                    progress = f"{outcome.target.name}, round {number + 1} of {rounds}"
+                    console.print(progress, style="dim")
                 outcome.measurement.merge(await _one(driver, options))
     return [outcome for _, outcome in driven]
 

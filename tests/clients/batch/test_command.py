@@ -1,0 +1,297 @@
+import csv
+import json
+import os
+import pty
+import sqlite3
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from foveate.status import ErrorStatus, StatusError
+from foveate_client.batch import arrow
+
+INVALID_ARGUMENT = 3
+
+
+def read_json_lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """A file that is no picture."""
+    path = tmp_path / "broken.jpg"
+    path.write_bytes(b"not a picture")
+    return path
+
+
+def test_a_folder_becomes_a_table_of_the_best_classes(run, folder, photographs, tmp_path):
+    out = tmp_path / "results.parquet"
+    assert run(folder, "--out", out, "--ordered", "--top-k", 2)[0] == 0
+    table = pq.read_table(out).to_pylist()
+    assert [line["image"] for line in table] == [str(crop.path) for crop in photographs]
+    for line, crop in zip(table, photographs, strict=True):
+        ranking = np.argsort(-crop.means)
+        assert list(line) == [
+            "image", "target", "class_1", "label_1", "score_1", "class_2", "label_2", "score_2",
+        ]  # fmt: skip
+        assert line["target"] == crop.best
+        assert [line["class_1"], line["class_2"]] == ranking[:2].tolist()
+        assert line["label_1"] == ("red", "forest green", "blue, azure")[crop.best]
+        assert line["score_1"] == pytest.approx(crop.scores.max(), rel=1e-4)
+
+
+def test_every_format_holds_the_same(run, folder, tmp_path):
+    tables = {}
+    for suffix in ("parquet", "csv", "jsonl"):
+        out = tmp_path / f"results.{suffix}"
+        assert run(folder, "--out", out, "--ordered")[0] == 0
+    tables["parquet"] = pq.read_table(tmp_path / "results.parquet").to_pylist()
+    tables["jsonl"] = read_json_lines(tmp_path / "results.jsonl")
+    with (tmp_path / "results.csv").open(encoding="utf-8", newline="") as lines:
+        tables["csv"] = list(csv.DictReader(lines))
+    assert tables["jsonl"] == tables["parquet"]
+    for read, line in zip(tables["csv"], tables["parquet"], strict=True):
+        assert {name: type(line[name])(read[name]) for name in line} == line
+
+
+def test_embeddings_and_feature_maps_are_fixed_size_arrays(run, folder, photographs, tmp_path):
+    out = tmp_path / "results.parquet"
+    code, *_ = run(
+        folder, "--out", out, "--ordered", "--embeddings", "last", "--feature-maps", "planes"
+    )
+    assert code == 0
+    table = pq.read_table(out)
+    assert str(table.schema.field("embedding.planes").type) == "fixed_size_list<element: float>[3]"
+    embeddings = np.stack(table["embedding.planes"].to_numpy())
+    assert embeddings == pytest.approx(np.stack([crop.means for crop in photographs]), rel=1e-4)
+    maps = table["features.planes"].combine_chunks().to_numpy_ndarray()
+    assert maps.shape == (60, 3, 16, 16)
+    assert maps[7] == pytest.approx(photographs[7].pixels.transpose(2, 0, 1) * (8 / 255), rel=1e-5)
+    lines = tmp_path / "results.jsonl"
+    run(folder, "--out", lines, "--ordered", "--embeddings", "planes")
+    listed = [line["embedding.planes"] for line in read_json_lines(lines)]
+    assert listed == embeddings.tolist()
+
+
+def test_overlays_are_drawn_into_a_folder(run, photographs, tmp_path):
+    out, cams = tmp_path / "results.jsonl", tmp_path / "cams"
+    first, second = photographs[0].path, photographs[-1].path
+    assert run(first, second, "--out", out, "--cam", cams)[0] == 0
+    for line, source in zip(read_json_lines(out), (first, second), strict=True):
+        overlay = Path(line["cam"])
+        assert overlay.is_relative_to(cams)
+        assert overlay.name == f"{source.name}.cam.jpg"
+        with Image.open(overlay) as image:
+            assert (image.format, image.size) == ("JPEG", (16, 16))
+    assert len(list(cams.rglob("*.jpg"))) == 2
+
+
+def test_errors_have_their_own_file(run, photographs, broken, tmp_path):
+    out = tmp_path / "results.csv"
+    missing = tmp_path / "list.txt"
+    missing.write_text(f"{tmp_path / 'missing.png'}\n{photographs[0].path}\n")
+    code, printed, err = run(broken, missing, "--out", out, "--json")
+    assert (code, err) == (1, "")
+    summary = json.loads(printed)
+    assert (summary["results"], summary["errors"]) == (1, 2)
+    assert summary["files"]["errors"] == str(tmp_path / "results.errors.jsonl")
+    first, second = read_json_lines(tmp_path / "results.errors.jsonl")
+    assert first["image"] == str(broken)
+    assert first["code"] == "INVALID_ARGUMENT"
+    assert (second["image"], second["reason"]) == (
+        str(tmp_path / "missing.png"),
+        "IMAGE_UNREADABLE",
+    )
+    assert not (tmp_path / "results.csv.journal").exists()
+
+
+def test_the_summary_tells_accuracy_where_folders_name_classes(run, folder, tmp_path):
+    wrong = tmp_path / "azure"
+    wrong.mkdir()
+    Image.new("RGB", (16, 16), (200, 10, 10)).save(wrong / "red.png")
+    Image.new("RGB", (16, 16), (0, 0, 0)).save(tmp_path / "unlabelled.png")
+    out = tmp_path / "results.csv"
+    code, printed, _ = run(folder, wrong, tmp_path / "unlabelled.png", "--out", out, "--json")
+    assert code == 0
+    summary = json.loads(printed)
+    assert summary["results"] == 62
+    found = summary["evaluation"]
+    assert found["images"] == 61
+    assert found["top1"] == pytest.approx(60 / 61)
+    assert found["top5"] == 1
+    assert found["confusions"] == [{"label": "blue, azure", "taken_for": "red", "images": 1}]
+    assert "blue, azure" in (tmp_path / "results.report.html").read_text(encoding="utf-8")
+    code, printed, _ = run(folder, wrong, "--out", out, "--overwrite")
+    assert f"top 1 {60 / 61:.1%}" in printed
+    assert "blue, azure taken for red: 1" in printed
+
+
+def test_a_file_of_labels_names_the_folders(run, photographs, tmp_path):
+    source = tmp_path / "n04960277"
+    source.mkdir()
+    (source / "a.png").write_bytes(next(x for x in photographs if x.best == 0).path.read_bytes())
+    labels = tmp_path / "labels.csv"
+    labels.write_text("folder,class\nn04960277,red\n")
+    arguments = (source, "--out", tmp_path / "results.csv", "--overwrite", "--json")
+    assert json.loads(run(*arguments)[1])["evaluation"] is None
+    assert json.loads(run(*arguments, "--labels", labels)[1])["evaluation"]["top1"] == 1
+
+
+def test_shards_and_tables_are_read_like_folders(run, photographs, tmp_path):
+    shard = tmp_path / "shard.tar"
+    with tarfile.open(shard, "w") as tar:
+        for number, crop in enumerate(photographs[:5]):
+            tar.add(crop.path, f"{number}.png")
+    out = tmp_path / "results.jsonl"
+    assert run(shard, "--out", out)[0] == 0
+    lines = read_json_lines(out)
+    assert [line["image"] for line in lines] == [f"{shard}#{x}.png" for x in range(5)]
+    assert [line["class_1"] for line in lines] == [crop.best for crop in photographs[:5]]
+
+
+def test_a_picture_that_comes_twice_is_there_once(run, photographs, tmp_path):
+    path = photographs[0].path
+    out = tmp_path / "results.jsonl"
+    assert run(path, path, path.parent, "--out", out)[0] == 0
+    names = [line["image"] for line in read_json_lines(out)]
+    assert len(names) == len(set(names)) == len(list(path.parent.iterdir()))
+
+
+def test_what_exists_is_kept_unless_it_may_be_replaced(run, photographs, tmp_path):
+    out = tmp_path / "results.csv"
+    assert run(photographs[0].path, "--out", out)[0] == 0
+    before = out.read_bytes()
+    code, printed, err = run(photographs[1].path, "--out", out)
+    assert (code, printed, out.read_bytes()) == (1, "", before)
+    assert err == f"foveate batch: exists already; --overwrite replaces it: {out}\n"
+    assert run(photographs[1].path, "--out", out, "--overwrite")[0] == 0
+    assert out.read_bytes() != before
+
+
+def test_a_run_over_grpc_goes_on_where_the_server_broke(run, server, photographs, tmp_path):
+    answer = server.service.classify
+    fails = True
+
+    def classify(request):
+        if fails and request.encoded == photographs[5].path.read_bytes():
+            raise RuntimeError("the test breaks the server")
+        return answer(request)
+
+    server.service.classify = classify
+    source = ("--address", server.address)
+    paths = [crop.path for crop in photographs[:10]]
+    out = tmp_path / "results.jsonl"
+    code, _, err = run(*paths, "--out", out, "--in-flight", 1, "--top-k", 1, source=source)
+    assert code == 1
+    assert "foveate batch: " in err
+    assert not out.exists()
+    fails = False
+    again = (*paths, "--out", out, "--json")
+    code, _, err = run(*again, source=source)
+    assert code == 1
+    assert "a run with --top-k 1, not 5" in err
+    code, printed, _ = run(*again, "--top-k", 1, source=source)
+    assert code == 0
+    summary = json.loads(printed)
+    assert (summary["done_before"], summary["classified"]) == (5, 5)
+    assert [line["image"] for line in read_json_lines(out)] == [str(path) for path in paths]
+
+
+def test_an_error_of_the_server_belongs_to_its_picture(run, server, photographs, tmp_path):
+    answer = server.service.classify
+
+    def classify(request):
+        if request.encoded == photographs[1].path.read_bytes():
+            raise StatusError(ErrorStatus(code=INVALID_ARGUMENT, reason="ODD", message="odd"))
+        return answer(request)
+
+    server.service.classify = classify
+    out = tmp_path / "results.jsonl"
+    paths = [crop.path for crop in photographs[:3]]
+    assert run(*paths, "--out", out, source=("--address", server.address))[0] == 1
+    assert len(read_json_lines(out)) == 2
+    assert read_json_lines(tmp_path / "results.errors.jsonl") == [
+        {"image": str(paths[1]), "code": "INVALID_ARGUMENT", "reason": "ODD", "message": "odd"}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "a.xlsx"], "--out must end in .parquet, .csv, .jsonl, not a.xlsx"),
+        (["--out", "a.csv", "--embeddings", "last"], "a CSV file holds no arrays"),
+        (["--out", "a.csv", "--cam-method", "cam"], "--cam-method needs --cam"),
+        (["--out", "a.csv", "--in-flight", "0"], "must be at least 1, not 0"),
+        (["-", "-", "--out", "a.csv"], "standard input can be read only once"),
+        (["--out", "a.csv", "--cam", "{folder}/cams"], "whose pictures are read"),
+    ],
+)
+def test_wrong_usage_is_told(run, folder, capsys, arguments, message):
+    with pytest.raises(SystemExit, match="2"):
+        run(folder, *(argument.format(folder=folder) for argument in arguments))
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--top-k", 4], "--top-k is 4; the limit is 1 to 3, the number of classes"),
+        (["--feature-maps", "x"], "--feature-maps: the model has no layer 'x'; it has planes"),
+        (["--cam", "cams", "--cam-method", "x"], "no CAM method 'x'; it has cam"),
+        (["--model", "x"], "no model 'x'"),
+        (["--labels", "missing.csv"], "missing.csv: cannot be read"),
+    ],
+)
+def test_what_the_model_does_not_have_is_told(run, folder, tmp_path, arguments, message):
+    code, _, err = run(folder, "--out", tmp_path / "results.jsonl", *arguments)
+    assert code == 1
+    assert message in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_pyarrow_the_pip_line_is_told_before_the_work(run, folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    code, _, err = run(folder, "--out", tmp_path / "results.parquet")
+    assert code == 1
+    assert f"pip install '{arrow.REQUIREMENT}'" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_told_without_a_traceback(run, folder, tmp_path, monkeypatch):
+    def full(self):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr("foveate_client.batch.journal.Journal.commit", full)
+    code, _, err = run(folder, "--out", tmp_path / "results.csv")
+    assert code == 1
+    assert err == (f"foveate batch: {tmp_path / 'results.csv.journal'}: database or disk is full\n")
+
+
+def test_a_terminal_sees_progress(repository, folder, tmp_path):
+    main, terminal = pty.openpty()
+    command = [sys.executable, "-m", "foveate_client", "batch", folder, "--repository", repository]
+    with subprocess.Popen(
+        [*command, "--out", tmp_path / "results.csv"],
+        stderr=terminal,
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"COLUMNS": "120", "TERM": "xterm"},
+    ) as process:
+        os.close(terminal)
+        seen = b""
+        try:
+            while chunk := os.read(main, 4096):
+                seen += chunk
+        except OSError:  # the end of a terminal
+            pass
+        finally:
+            os.close(main)
+    assert process.returncode == 0
+    assert b"60/60" in seen
+    assert b"images/s" in seen
