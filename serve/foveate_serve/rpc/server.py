@@ -22,6 +22,7 @@ from foveate_serve.observer import Changes
 from foveate_serve.rpc.handlers import ClassifierHandler, RepositoryHandler
 from foveate_serve.rpc.health import HealthServicer
 from foveate_serve.rpc.interceptor import CallInterceptor, CallObserver
+from foveate_serve.rpc.malformed import MalformedInterceptor
 from foveate_serve.rpc.oip.handler import InferenceHandler
 from foveate_serve.rpc.oip.servicer import InferenceServicer
 from foveate_serve.rpc.security import AccessInterceptor, server_credentials
@@ -77,6 +78,7 @@ class Server:
                 CallInterceptor(observers, log=settings.log_requests),
                 self._calls,
                 *(() if access is None else (AccessInterceptor(access),)),
+                MalformedInterceptor(),
             ),
             options=(
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
