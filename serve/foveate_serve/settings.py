@@ -157,6 +157,13 @@ class Settings(BaseSettings):
             lines.append(f"# {name} =" if value is None else f"{name} = {json.dumps(value)}")
         return "\n".join(lines) + "\n"
 
+    def shown(self) -> dict[str, str]:
+        """Return every setting as text for people, without the secrets."""
+        return {
+            name: "" if value is None else str(value)  # a SecretStr shows as stars
+            for name, value in self
+        }
+
 
 def is_secret(name: str) -> bool:
     """Tell whether a setting's value must not be shown."""

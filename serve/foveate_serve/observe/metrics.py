@@ -1,0 +1,164 @@
+"""Prometheus metrics of requests, batches, models and calls."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from google.rpc.code_pb2 import Code
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.process_collector import ProcessCollector
+
+from foveate_serve.classification import Answer
+from foveate_serve.errors import ServeError
+from foveate_serve.observe.triton import TritonNames
+from foveate_serve.observer import Observer
+from foveate_serve.repository import Repository, State
+from foveate_serve.rpc.errors import CODES
+from foveate_serve.rpc.interceptor import Call
+
+_MODEL = ("model", "version")
+
+# From a tenth of a millisecond, which a stage of a small model takes, to ten seconds.
+_SECONDS = (
+    *(1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2),
+    *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
+)
+_PICTURES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Metrics(Observer):
+    """The metrics of one process, in the registry `registry`.
+
+    Histograms, which can be summed over servers and read as quantiles
+    afterwards. The label `model` holds only names of bundles, and is empty for
+    a request whose model was not found. Where the environment variable
+    PROMETHEUS_MULTIPROC_DIR is set, the values live in files of that folder.
+    """
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        own = self._own = CollectorRegistry()
+        self._requests = Counter(
+            "foveate_requests",
+            "Pictures that were to be classified, by canonical code.",
+            (*_MODEL, "code"),
+            registry=own,
+        )
+        self._in_flight = Gauge(
+            "foveate_requests_in_flight",
+            "Pictures that are being classified.",
+            _MODEL,
+            registry=own,
+            multiprocess_mode="livesum",
+        )
+        self._waiting = Gauge(
+            "foveate_requests_waiting",
+            "Pictures that wait for a batch.",
+            _MODEL,
+            registry=own,
+            multiprocess_mode="livesum",
+        )
+        self._stages = {
+            stage: Histogram(
+                f"foveate_{stage}_seconds", text, _MODEL, registry=own, buckets=_SECONDS
+            )
+            for stage, text in (
+                ("request", "From a picture's arrival to its answer."),
+                ("decode", "Decoding, resizing and cropping a picture."),
+                ("queue", "Waiting for a batch."),
+                ("infer", "The run of the batch that a picture rode in."),
+                ("encode", "Ranking the classes and drawing the maps of a picture."),
+            )
+        }
+        self._batch_size = Histogram(
+            "foveate_batch_size", "Pictures in a batch.", _MODEL, registry=own, buckets=_PICTURES
+        )
+        self._batch_seconds = Histogram(
+            "foveate_batch_seconds", "Runs of the engine.", _MODEL, registry=own, buckets=_SECONDS
+        )
+        self._load_seconds = Gauge(
+            "foveate_model_load_seconds",
+            "The last load of a version.",
+            _MODEL,
+            registry=own,
+            multiprocess_mode="livemax",
+        )
+        self._ready = Gauge(
+            "foveate_model_ready",
+            "Processes in which a version serves.",
+            _MODEL,
+            registry=own,
+            multiprocess_mode="livesum",
+        )
+        self._calls = Counter(
+            "foveate_calls", "gRPC calls, by canonical code.", ("method", "code"), registry=own
+        )
+        self._calls_in_flight = Gauge(
+            "foveate_calls_in_flight",
+            "gRPC calls that are being answered.",
+            ("method",),
+            registry=own,
+            multiprocess_mode="livesum",
+        )
+        self.registry.register(TritonNames(own))
+        ProcessCollector(registry=self.registry)
+
+    def began(self, model: str, version: str) -> None:
+        """Count a request in flight."""
+        self._in_flight.labels(model, version).inc()
+
+    def answered(self, answer: Answer) -> None:
+        """Count an answer and its stages."""
+        model, version, timing = answer.model, answer.version, answer.timing
+        self._requests.labels(model, version, "OK").inc()
+        self._in_flight.labels(model, version).dec()
+        for stage, seconds in (
+            ("request", timing.total),
+            ("decode", timing.decode),
+            ("queue", timing.queue),
+            ("infer", timing.infer),
+            ("encode", timing.encode),
+        ):
+            self._stages[stage].labels(model, version).observe(seconds)
+
+    def failed(self, model: str, version: str, error: BaseException, seconds: float) -> None:  # noqa: ARG002 - the histograms are of answers
+        """Count a failure by its code."""
+        self._requests.labels(model, version, _code(error)).inc()
+        if model:
+            self._in_flight.labels(model, version).dec()
+
+    def ran(self, model: str, version: str, size: int, seconds: float) -> None:
+        """Count a batch."""
+        self._batch_size.labels(model, version).observe(size)
+        self._batch_seconds.labels(model, version).observe(seconds)
+
+    def loaded(self, model: str, version: str, seconds: float) -> None:
+        """Note how long a load took."""
+        self._load_seconds.labels(model, version).set(seconds)
+
+    @contextmanager
+    def call(self, call: Call) -> Iterator[None]:
+        """Count a gRPC call; to be given to the server as one of its observers."""
+        in_flight = self._calls_in_flight.labels(call.method)
+        in_flight.inc()
+        try:
+            yield
+        finally:
+            in_flight.dec()
+            self._calls.labels(call.method, call.code.name).inc()
+
+    def sample(self, repository: Repository) -> None:
+        """Read what has a value at any time: what is ready, and how much waits."""
+        for model in repository.models():
+            for status in model.versions:
+                labels = (model.name, str(status.version))
+                ready = status.state is State.READY
+                self._ready.labels(*labels).set(ready)
+                waiting = repository.get(*labels).batcher.waiting if ready else 0
+                self._waiting.labels(*labels).set(waiting)
+
+
+def _code(error: BaseException) -> str:
+    if isinstance(error, ServeError):
+        return str(Code.Name(CODES[type(error)]))
+    return "CANCELLED" if isinstance(error, asyncio.CancelledError) else "INTERNAL"
