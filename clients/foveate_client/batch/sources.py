@@ -9,6 +9,7 @@ import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from operator import attrgetter
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, cast
@@ -157,13 +158,12 @@ class Shard:
         with self._open() as tar:
             key, picture, image, label = "", "", b"", None
             for member in _members(tar):
-                name = PurePosixPath(member.name)
-                stem, _, extension = name.name.partition(".")
-                if (found := str(name.with_name(stem))) != key:
+                found, extension = _key(member.name)
+                if found != key:
                     if picture:
                         yield self._item(picture, image, label)
                     key, picture, label = found, "", None
-                if f".{extension.lower()}" in PICTURE_SUFFIXES and not picture:
+                if f".{extension}" in PICTURE_SUFFIXES and not picture:
                     picture, image = member.name, _content(tar, member)
                 elif extension == _CLASS_EXTENSION:
                     label = _content(tar, member).decode("utf-8", "replace").strip()
@@ -173,13 +173,9 @@ class Shard:
     def count(self) -> int:
         """Return how many there are, reading the headers alone."""
         with self._open() as tar:
-            names = (PurePosixPath(member.name) for member in _members(tar))
-            keys = (
-                name.with_name(name.name.partition(".")[0])
-                for name in names
-                if f".{name.name.partition('.')[2].lower()}" in PICTURE_SUFFIXES
-            )
-            return _length(_without_repetition(keys))
+            names = (_key(member.name) for member in _members(tar))
+            pictures = (key for key, extension in names if f".{extension}" in PICTURE_SUFFIXES)
+            return sum(1 for _ in groupby(pictures))
 
     def _item(self, picture: str, image: bytes, label: str | None) -> Item:
         folder = PurePosixPath(picture).parent.name or None
@@ -266,6 +262,13 @@ def _walk(folder: Path | str, *, ordered: bool) -> Iterator[str]:
         raise SourceError(f"cannot read {error.filename}: {error.strerror}") from error
 
 
+def _key(name: str) -> tuple[str, str]:
+    """Return the key of a member, and its extension in lower case."""
+    folder, slash, file = name.rpartition("/")
+    stem, _, extension = file.partition(".")
+    return f"{folder}{slash}{stem}", extension.lower()
+
+
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     while (member := tar.next()) is not None:
         if member.isfile():
@@ -281,14 +284,6 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 def _stripped(lines: Iterable[str]) -> Iterator[str]:
     return (path for line in lines if (path := line.rstrip("\r\n")))
-
-
-def _without_repetition(keys: Iterable[PurePosixPath]) -> Iterator[PurePosixPath]:
-    last = None
-    for key in keys:
-        if key != last:
-            yield key
-        last = key
 
 
 def _length(things: Iterable[object]) -> int:

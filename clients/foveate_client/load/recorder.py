@@ -30,17 +30,23 @@ class Latencies:
         except ModuleNotFoundError as error:
             raise MissingDistributionError("foveate load", REQUIREMENT) from error
         self._histogram: Any = HdrHistogram(1, _LONGEST, _DIGITS)
+        # Kept here as well, because a histogram that is added to rounds its own.
+        self._ends: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return int(self._histogram.get_total_count())
 
     def record(self, seconds: float) -> None:
         """Note one latency; what lies outside the histogram counts as its nearest end."""
-        self._histogram.record_value(min(max(round(seconds * 1e6), 1), _LONGEST))
+        value = min(max(round(seconds * 1e6), 1), _LONGEST)
+        self._histogram.record_value(value)
+        self._widen(value, value)
 
     def add(self, other: Latencies) -> None:
         """Note every latency of `other`."""
-        self._histogram.add(other._histogram)
+        if other._ends is not None:
+            self._histogram.add(other._histogram)
+            self._widen(*other._ends)
 
     def percentiles(self, shares: Iterable[float] = PERCENTILES) -> dict[float, float]:
         """Return the seconds within which each percentage of the requests was answered."""
@@ -58,13 +64,19 @@ class Latencies:
 
     @property
     def minimum(self) -> float:
-        """The smallest value in seconds."""
-        return float(self._histogram.min_value) / 1e6
+        """The smallest value in seconds, 0 where there is none."""
+        return 0.0 if self._ends is None else self._ends[0] / 1e6
 
     @property
     def maximum(self) -> float:
-        """The largest value in seconds."""
-        return float(self._histogram.max_value) / 1e6
+        """The largest value in seconds, 0 where there is none."""
+        return 0.0 if self._ends is None else self._ends[1] / 1e6
+
+    def _widen(self, smallest: int, largest: int) -> None:
+        if self._ends is None:
+            self._ends = smallest, largest
+        else:
+            self._ends = min(self._ends[0], smallest), max(self._ends[1], largest)
 
 
 @dataclass(kw_only=True)

@@ -64,6 +64,7 @@ def test_standard_input_is_a_list_of_unknown_length(monkeypatch, coffee):
 def test_a_shard_holds_pictures_and_their_classes_by_key(tmp_path, coffee, chelsea):
     shard = tmp_path / "shard-000.tar"
     with tarfile.open(shard, "w") as tar:
+        add(tar, "._001.png", b"a companion file of some systems")
         add(tar, "001.cls", b"504")
         add(tar, "001.png", coffee.read_bytes())
         add(tar, "001.json", b"{}")
