@@ -106,16 +106,17 @@ def read_numbers(tensor: InputTensor, dtype: np.dtype[Any]) -> NDArray[Any]:
         return np.frombuffer(tensor.raw, dtype=stored).reshape(tensor.shape)
     values = _contents(tensor)
     _require_size(tensor, "elements", len(values), count)
-    try:
-        return np.asarray(values, dtype=dtype).reshape(tensor.shape)
-    except OverflowError as error:
-        limits = np.iinfo(dtype)
+    numbers = np.fromiter(values, dtype=np.int64, count=count)
+    limits = np.iinfo(dtype)
+    if numbers.min() < limits.min or numbers.max() > limits.max:
         raise InvalidRequestError(
             "VALUE_OUT_OF_RANGE",
-            f"an element does not fit {tensor.datatype}; the limit is {limits.min} to {limits.max}",
+            f"an element of {tensor.field} does not fit {tensor.datatype}; "
+            f"the limit is {limits.min} to {limits.max}",
             field=f"{tensor.field}.contents",
             metadata={"minimum": limits.min, "limit": limits.max},
-        ) from error
+        )
+    return numbers.astype(dtype).reshape(tensor.shape)
 
 
 def read_bytes(tensor: InputTensor) -> list[bytes]:
