@@ -20,6 +20,27 @@ class Written:
     feature_maps: tuple[Path, ...]
 
 
+def drawn(image: ImageInput, result: Classification) -> list[Image.Image]:
+    """Return a picture of each explanation of `result`, maps first, for showing at once.
+
+    A map is the original and the overlay side by side, a feature map its contact
+    sheet. Raises ImageError where the picture cannot be drawn upon.
+    """
+    original = open_upright(image) if result.cams else None
+    return [
+        *(_pair(original, cam.overlay(original)) for cam in result.cams if original),
+        *(features.contact_sheet() for features in result.feature_maps),
+    ]
+
+
+def _pair(left: Image.Image, right: Image.Image) -> Image.Image:
+    gap = max(1, left.width // 50)
+    pair = Image.new("RGB", (2 * left.width + gap, left.height), _drawing.PAPER)
+    pair.paste(left, (0, 0))
+    pair.paste(right, (left.width + gap, 0))
+    return pair
+
+
 class PictureWriter:
     """Writes into `folder`, which it makes.
 

@@ -18,13 +18,14 @@ from foveate_client._exceptions import CallError, FoveateError, ImageError
 from foveate_client._images import ImageInput
 from foveate_client._options import Cam, ClassifyOptions, Features
 from foveate_client._results import Classification, Heatmap
-from foveate_client.commands._pictures import PictureWriter, Written
+from foveate_client.commands._pictures import PictureWriter, Written, drawn
 from foveate_client.commands._shared import (
     add_source_arguments,
     complain,
     describe,
     open_client,
 )
+from foveate_client.commands._terminal import Show, find_show
 
 STDIN = "-"
 BAR_WIDTH = 32
@@ -60,6 +61,7 @@ def _classify(
 ) -> int:
     images = [sys.stdin.buffer.read() if x == STDIN else Path(x) for x in options.images]
     console = Console(highlight=False)
+    show = find_show(console) if _shows(options) else None
     failed = False
     with closing(_results(client, images, _request(options))) as results:
         for name, image, answer in zip(options.images, images, results, strict=True):
@@ -72,6 +74,8 @@ def _classify(
                 complain(parser, f"{name}: {describe(outcome)}")
             else:
                 console.print(_table(name, outcome, written))
+                if show is not None:
+                    _show(console, show, image, outcome)
     return 1 if failed else 0
 
 
@@ -87,6 +91,21 @@ def _results(
     except CallError as error:
         for _ in images[answered:]:
             yield error
+
+
+def _shows(options: argparse.Namespace) -> bool:
+    return options.show and not options.json and bool(_explains(options) or options.feature_maps)
+
+
+def _show(console: Console, show: Show, image: ImageInput, result: Classification) -> None:
+    try:
+        pictures = drawn(image, result)
+    except ImageError as error:
+        console.print(Text(f"  {error}", "dim"))
+        return
+    for picture in pictures:
+        console.print(show(picture))
+    console.print()
 
 
 def _written(
@@ -112,11 +131,15 @@ def _request(options: argparse.Namespace) -> ClassifyOptions:
     )
     if options.top_k is not None:
         request["top_k"] = options.top_k
-    if options.cam or options.classes or options.cam_top is not None or options.cam_method:
+    if _explains(options):
         request["cam"] = Cam(
             method=options.cam_method, class_ids=options.classes, top=options.cam_top
         )
     return request
+
+
+def _explains(options: argparse.Namespace) -> bool:
+    return bool(options.cam or options.classes or options.cam_top is not None or options.cam_method)
 
 
 def _record(
@@ -263,6 +286,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
     parser.add_argument(
         "--out", metavar="DIR", type=Path, help="write the explanations as pictures and .npy files"
+    )
+    parser.add_argument(
+        "--no-show",
+        dest="show",
+        action="store_false",
+        help="do not show the explanations in the terminal",
     )
     return parser
 
