@@ -2,20 +2,15 @@
 
 import argparse
 import asyncio
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from foveate_serve.access import make_access_control
-from foveate_serve.assembly import make_engine
-from foveate_serve.engine import Engine
 from foveate_serve.observe.logs import configure_logging
-from foveate_serve.observer import Changes, Observers
-from foveate_serve.rpc.server import AddressError, Server
+from foveate_serve.process import KilledError, Process, StartError, run_until_signals
+from foveate_serve.rpc.server import AddressError
 from foveate_serve.settings import Settings, SettingsError, is_secret, load_settings
-from foveate_serve.statistics import Statistics
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
 
@@ -42,57 +37,18 @@ async def serve(settings: Settings) -> int:
     """
     if not settings.repository.is_dir():
         return _fail(f"repository: there is no folder {settings.repository}", FAILED)
-    stop, kill = asyncio.Event(), asyncio.Event()
-
-    def on_signal() -> None:
-        (kill if stop.is_set() else stop).set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, on_signal)
     try:
-        access = make_access_control(settings)
-        changes, statistics = Changes(), Statistics()
-        engine = make_engine(settings, Observers((statistics, changes)))
-        server = Server(engine, settings, changes, statistics, access=access)
-        address = await server.start()
+        await run_until_signals(Process(settings), _tell)
     except SettingsError as error:
         return _fail(str(error), WRONG_USAGE)
-    except AddressError as error:
+    except (AddressError, StartError, KilledError) as error:
         return _fail(str(error), FAILED)
-
-    serving = asyncio.create_task(_serve(engine, server, address, settings, stop))
-    killed = asyncio.create_task(kill.wait())
-    await asyncio.wait((serving, killed), return_when=asyncio.FIRST_COMPLETED)
-    killed.cancel()
-    if serving.done():
-        return await serving
-    await server.abort()
-    serving.cancel()
-    return _fail("stopped before the requests in flight were answered", FAILED)
+    return DONE
 
 
-async def _serve(
-    engine: Engine, server: Server, address: str, settings: Settings, stop: asyncio.Event
-) -> int:
-    stopped = asyncio.create_task(stop.wait())
-    opening = asyncio.create_task(engine.repository.open())
-    await asyncio.wait((opening, stopped), return_when=asyncio.FIRST_COMPLETED)
-    code = DONE
-    if opening.done():
-        await opening
-        models = sum(model.default_version is not None for model in engine.repository.models())
-        if models or settings.admin:
-            server.ready()
-            word = "model" if models == 1 else "models"
-            print(f"foveate serving {models} {word} on {address}", flush=True)
-            await stopped
-        else:
-            code = _fail("repository: it holds no model that can be loaded", FAILED)
-    stopped.cancel()
-    opening.cancel()
-    await server.drain()
-    await engine.close()
-    return code
+def _tell(models: int, address: str) -> None:
+    word = "model" if models == 1 else "models"
+    print(f"foveate serving {models} {word} on {address}", flush=True)
 
 
 def _fail(message: str, code: int) -> int:

@@ -35,35 +35,43 @@ class HttpServer:
     def __init__(self, address: str, respond: Respond) -> None:
         self._address = address
         self._respond = respond
-        self._connections = 0
+        self._connections: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
 
     async def start(self) -> str:
         """Listen, and return the address with the port that was bound; raises OSError."""
         host, _, port = self._address.rpartition(":")
         self._server = await asyncio.start_server(
-            self._serve, host.strip("[]"), int(port), limit=MAX_HEAD_BYTES
+            self._connected, host.strip("[]"), int(port), limit=MAX_HEAD_BYTES
         )
         return f"{host}:{self._server.sockets[0].getsockname()[1]}"
 
-    def stop(self) -> None:
-        """Listen no more."""
+    async def stop(self) -> None:
+        """Listen no more, and close what is open."""
         if self._server is not None:
             self._server.close()
+        for connection in self._connections:
+            connection.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._connections) >= MAX_CONNECTIONS:
+            writer.close()
+            return
+        connection = asyncio.create_task(self._serve(reader, writer))
+        self._connections.add(connection)
+        connection.add_done_callback(self._connections.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._connections += 1
         # A client that goes away, or is too slow, is owed nothing.
         with suppress(ConnectionError, TimeoutError, asyncio.IncompleteReadError):
             try:
-                if self._connections <= MAX_CONNECTIONS:
-                    async with asyncio.timeout(SECONDS):
-                        answer = await self._answer(reader)
-                    writer.write(answer)
-                    async with asyncio.timeout(SECONDS):
-                        await writer.drain()
+                async with asyncio.timeout(SECONDS):
+                    answer = await self._answer(reader)
+                writer.write(answer)
+                async with asyncio.timeout(SECONDS):
+                    await writer.drain()
             finally:
-                self._connections -= 1
                 writer.close()
 
     async def _answer(self, reader: asyncio.StreamReader) -> bytes:

@@ -5,7 +5,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from google.rpc.code_pb2 import Code
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+)
 from prometheus_client.process_collector import ProcessCollector
 
 from foveate_serve.classification import Answer
@@ -15,6 +21,9 @@ from foveate_serve.observer import Observer
 from foveate_serve.repository import Repository, State
 from foveate_serve.rpc.errors import CODES
 from foveate_serve.rpc.interceptor import Call
+
+# A time beside every counter, of which Prometheus has no use.
+disable_created_metrics()
 
 _MODEL = ("model", "version")
 

@@ -1,0 +1,174 @@
+"""One process that serves: its engine, its gRPC server, and what operators see of them."""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING, Protocol
+
+from foveate_serve.access import make_access_control
+from foveate_serve.assembly import make_engine
+from foveate_serve.observe.http import HttpServer
+from foveate_serve.observe.metrics import Metrics
+from foveate_serve.observe.pages import Pages
+from foveate_serve.observe.source import ServerSource
+from foveate_serve.observer import Changes, Observer, Observers
+from foveate_serve.rpc.interceptor import CallObserver
+from foveate_serve.rpc.server import AddressError, Server
+from foveate_serve.settings import Settings, SettingsError
+from foveate_serve.statistics import Statistics
+
+if TYPE_CHECKING:
+    from foveate_serve.observe.tracing import Tracing
+
+logger = logging.getLogger(__name__)
+
+Ready = Callable[[int, str], None]
+"""Is told how many models serve, and on which address."""
+
+
+class StartError(Exception):
+    """The server cannot start; the message says why."""
+
+
+class KilledError(Exception):
+    """A second signal stopped the server before the requests in flight were answered."""
+
+
+class Service(Protocol):
+    """What runs until it is told to stop."""
+
+    async def run(self, stop: asyncio.Event, ready: Ready) -> None:
+        """Serve until `stop` is set, then finish what is in flight."""
+        ...
+
+    async def abort(self) -> None:
+        """Stop at once."""
+        ...
+
+
+class Process:
+    """The services of one process, put together from its settings; raises SettingsError."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        changes, statistics = Changes(), Statistics()
+        observers: list[Observer] = [statistics, changes]
+        call_observers: list[CallObserver] = []
+        self._metrics = None if settings.metrics_address is None else Metrics()
+        if self._metrics is not None:
+            observers.append(self._metrics)
+            call_observers.append(self._metrics.call)
+        self._tracing = load_tracing() if settings.tracing else None
+        if self._tracing is not None:
+            observers.append(self._tracing)
+            call_observers.append(self._tracing.call)
+        self._access = make_access_control(settings)
+        self._engine = make_engine(settings, Observers(observers))
+        self._server = Server(
+            self._engine,
+            settings,
+            changes,
+            statistics,
+            access=self._access,
+            observers=call_observers,
+        )
+
+    async def run(self, stop: asyncio.Event, ready: Ready) -> None:
+        """Serve until `stop` is set, then finish what is in flight.
+
+        Raises AddressError, SettingsError where the files of TLS are bad, and
+        StartError where there is nothing to serve.
+        """
+        pages = await self._start_pages()
+        address = await self._server.start()
+        problem = None
+        if await self._opened(stop):
+            models = sum(bool(model.default_version) for model in self._engine.repository.models())
+            if models or self._settings.admin:
+                self._server.ready()
+                ready(models, address)
+                await stop.wait()
+            else:
+                problem = StartError("repository: it holds no model that can be loaded")
+        await self._server.drain()
+        await self._engine.close()
+        if pages is not None:
+            await pages.stop()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
+        if problem is not None:
+            raise problem
+
+    async def abort(self) -> None:
+        """Stop at once; what is in flight is not answered."""
+        await self._server.abort()
+
+    async def _opened(self, stop: asyncio.Event) -> bool:
+        """Load the models; return whether that ended before `stop` was set."""
+        opening = asyncio.create_task(self._engine.repository.open())
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait((opening, stopped), return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if not opening.done():
+            opening.cancel()
+            return False
+        try:
+            await opening
+        except OSError as error:
+            raise StartError(f"repository: {error.strerror}") from error
+        return True
+
+    async def _start_pages(self) -> HttpServer | None:
+        if self._metrics is None:
+            return None
+        source = ServerSource(self._engine.repository, self._metrics, self._server)
+        return await start_pages(Pages(source, self._settings, self._access), self._settings)
+
+
+async def start_pages(pages: Pages, settings: Settings) -> HttpServer:
+    """Answer HTTP on the metrics address; raises AddressError."""
+    address = settings.metrics_address or ""
+    server = HttpServer(address, pages.respond)
+    try:
+        bound = await server.start()
+    except OSError as error:
+        raise AddressError(f"cannot listen on {address}") from error
+    logger.info("metrics and status on http://%s", bound)
+    return server
+
+
+async def run_until_signals(service: Service, ready: Ready) -> None:
+    """Run until SIGINT or SIGTERM; a second signal stops at once and raises KilledError."""
+    stop, kill = asyncio.Event(), asyncio.Event()
+
+    def on_signal() -> None:
+        (kill if stop.is_set() else stop).set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal)
+    running = asyncio.create_task(service.run(stop, ready))
+    killed = asyncio.create_task(kill.wait())
+    await asyncio.wait((running, killed), return_when=asyncio.FIRST_COMPLETED)
+    killed.cancel()
+    if running.done():
+        await running
+        return
+    await service.abort()
+    running.cancel()
+    raise KilledError("stopped before the requests in flight were answered")
+
+
+def load_tracing() -> "Tracing":
+    """Return the traces; raises SettingsError where OpenTelemetry is not installed."""
+    try:
+        module = import_module("foveate_serve.observe.tracing")
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("opentelemetry"):
+            raise
+        raise SettingsError(
+            'tracing: it needs OpenTelemetry: pip install "foveate-serve[tracing]"'
+        ) from error
+    tracing: Tracing = module.make_tracing()
+    return tracing
