@@ -138,11 +138,19 @@ def test_renaming_by_position_refuses_what_is_not_the_same_network(lite0):
     assert list(rename_by_position(renamed, lite0.module)) == names
 
     with pytest.raises(WeightsError, match="295 tensors for the network's 296"):
-        rename_by_position({name: state[name] for name in names[1:]}, lite0.module)
+        rename_by_position(dict(list(renamed.items())[1:]), lite0.module)
     # Two neighbours of one shape: scale and shift of a normalisation.
     names[1], names[2] = names[2], names[1]
-    with pytest.raises(WeightsError, match=r"holds bn1\.bias .* where the network has bn1\.weight"):
-        rename_by_position({name: state[name] for name in names}, lite0.module)
+    renamed = {f"theirs.{name}": state[name] for name in names}
+    with pytest.raises(WeightsError, match=r"holds .*bn1\.bias .* the network has bn1\.weight"):
+        rename_by_position(renamed, lite0.module)
+
+
+def test_the_networks_own_names_are_kept_in_any_order(lite0):
+    state = lite0.module.state_dict()
+    # As safetensors gives them.
+    ordered = {name: state[name] for name in sorted(state)}
+    assert rename_by_position(ordered, lite0.module) == ordered
 
 
 def test_grey_and_colour_pictures_take_the_channels_of_the_network(lite0):

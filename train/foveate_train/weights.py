@@ -3,7 +3,7 @@
 import pickle
 import re
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from foveate_train.errors import WeightsError
 
@@ -19,6 +20,7 @@ Adapt = Callable[[StateDict, nn.Module], StateDict]
 """Turns a state dict as it was read into one with the module's keys."""
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+_OF_HUBS = "model.safetensors"
 # What torch's unpickler raises on bytes that are no torch file, or a damaged one.
 _DAMAGED = (
     pickle.UnpicklingError,
@@ -47,11 +49,46 @@ def random_seed(weights: str) -> int | None:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Draw torch's random numbers on the CPU from `seed`, leaving the global state alone."""
+def initialising(seed: int | None) -> Iterator[None]:
+    """Draw a network's first values from `seed`, leaving torch's global state alone.
+
+    None says that weights will be loaded over all of them: they are not drawn
+    at all, which is most of the time that building a large network takes.
+    """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
+        if seed is None:
+            with _UndrawnParameters():
+                yield
+        else:
+            torch.manual_seed(seed)
+            yield
+
+
+class _UndrawnParameters(TorchFunctionMode):
+    """Leaves parameters as they are in memory where they would be filled at random."""
+
+    _DRAWS = (
+        torch.Tensor.normal_,
+        torch.Tensor.uniform_,
+        nn.init.normal_,
+        nn.init.uniform_,
+        nn.init.kaiming_uniform_,
+    )
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        named = kwargs or {}
+        if func in self._DRAWS:
+            # The functions of nn.init hand their arguments over by name.
+            target = named["tensor"] if "tensor" in named else args[0]
+            if isinstance(target, nn.Parameter):
+                return target
+        return func(*args, **named)
 
 
 def as_is(state: StateDict, module: nn.Module) -> StateDict:  # noqa: ARG001  one shape for all
@@ -136,10 +173,16 @@ def _some(keys: list[str]) -> str:
 
 
 def _file(path: Path) -> Path:
-    """Return `path`, or the one file of weights in it if it is a folder."""
+    """Return `path`, or the one file of weights in it if it is a folder.
+
+    The libraries' hubs keep the same weights in several forms, of which
+    `model.safetensors` is taken.
+    """
     if not path.is_dir():
         return path
     found = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
+    if path / _OF_HUBS in found:
+        return path / _OF_HUBS
     if len(found) != 1:
         held = ", ".join(file.name for file in found) or "none"
         raise WeightsError(

@@ -4,23 +4,12 @@ import torch
 from torch import nn
 
 from foveate_train.networks.digits import DIGITS, MNIST_INPUT
+from foveate_train.networks.layers import ConvBNReLU
 from foveate_train.registry import Blueprint, register
 
 
-class ConvBNReLU(nn.Sequential):
-    """A 3x3 convolution that keeps height and width, batch normalisation, ReLU."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(
-            # The normalisation's shift makes a bias superfluous.
-            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
-            nn.BatchNorm2d(outputs),
-            nn.ReLU(),
-        )
-
-
 class ConvNet4(nn.Module):
-    """Four ConvBNReLU layers, global average pooling and a linear layer.
+    """Four 3x3 ConvBNReLU layers, global average pooling and a linear layer.
 
     `layer1` to `layer4` have 32, 64, 128 and 128 channels. With `pool` the
     maps are halved by max-pooling after the first and the second, which leaves

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, ValidationError, validate_call
 from foveate_train.classifier import Argument, Classifier
 from foveate_train.errors import ArgumentsError
 from foveate_train.registry import BUILDERS, Blueprint, Builder
-from foveate_train.weights import load, random_seed, seeded
+from foveate_train.weights import initialising, load, random_seed
 
 # The networks register themselves when they are imported.
 importlib.import_module("foveate_train.networks")
@@ -25,7 +25,7 @@ def create(network: str, weights: str | None, arguments: dict[str, Argument]) ->
     name = f"foveate:{network}"
     builder = BUILDERS[network]
     seed = random_seed(weights or "random:0")
-    with seeded(seed or 0):
+    with initialising(seed):
         blueprint = _build(name, builder, arguments)
     if weights is not None and seed is None:
         load(blueprint.module, weights)

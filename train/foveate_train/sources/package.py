@@ -33,11 +33,16 @@ def create(network: str, weights: str | None, arguments: dict[str, Argument]) ->
 def rename_by_position(state: StateDict, module: nn.Module) -> StateDict:
     """Give the tensors of `state` the names of `module`'s, the first to the first.
 
+    A state dict that has the module's names, as a checkpoint's does, keeps
+    them, in whatever order they stand.
+
     Raises:
         WeightsError: if the two differ in number, or a pair differs in shape or
             in kind (weight, bias, running_mean, ...).
     """
     wanted = module.state_dict()
+    if state.keys() == wanted.keys():
+        return state
     if len(state) != len(wanted):
         raise WeightsError(f"holds {len(state)} tensors for the network's {len(wanted)}")
     for (theirs, found), (ours, tensor) in zip(state.items(), wanted.items(), strict=True):

@@ -15,7 +15,7 @@ from torch import nn
 from foveate_train.classifier import Argument, Classifier, InputSpec
 from foveate_train.errors import ArgumentsError, WeightsError
 from foveate_train.sources.torchvision import imagenet_labels
-from foveate_train.weights import Adapt, as_is, load, random_seed, seeded
+from foveate_train.weights import Adapt, as_is, initialising, load, random_seed
 
 _CONNECT_SECONDS = 5
 
@@ -41,7 +41,7 @@ def build(
 ) -> nn.Module:
     """Build a network of timm with weights from a file, or random ones."""
     seed = random_seed(weights)
-    with seeded(seed or 0):
+    with initialising(seed):
         module = _construct(network, arguments)
     if seed is None:
         load(module, weights, adapt)

@@ -8,7 +8,7 @@ from torchvision import models
 
 from foveate_train.classifier import Argument, Classifier, InputSpec
 from foveate_train.errors import ArgumentsError, WeightsError
-from foveate_train.weights import StateDict, load, random_seed, seeded
+from foveate_train.weights import StateDict, initialising, load, random_seed
 
 # torchvision builds these two as they were published only when it downloads
 # the weights itself; the same is said here for weights of any origin. The
@@ -17,6 +17,7 @@ _AS_PUBLISHED: dict[str, dict[str, Argument]] = {
     "googlenet": {"transform_input": True, "init_weights": True, "aux_logits": False},
     "inception_v3": {"transform_input": True, "init_weights": True},
 }
+_AUXILIARY_HEADS = ("aux1", "aux2", "AuxLogits")
 
 
 def names() -> Sequence[str]:
@@ -32,11 +33,12 @@ def create(network: str, weights: str | None, arguments: dict[str, Argument]) ->
     if weights is None or weights in published.__members__:
         module = _download(network, entry, arguments)
     else:
-        settings = _AS_PUBLISHED.get(network, {}) | arguments
-        with seeded(seed or 0):
+        settings = _AS_PUBLISHED.get(network, {}) | _image_size(network, entry) | arguments
+        with initialising(seed):
             module = _build(network, None, settings)
         if seed is None:
             load(module, weights, _without_auxiliary_heads)
+    _without_auxiliary_outputs(module)
     classes = arguments.get("num_classes", len(entry.meta["categories"]))
     categories: list[str] = entry.meta["categories"]
     labels = categories if classes == len(categories) else map(str, range(int(classes or 0)))
@@ -44,7 +46,7 @@ def create(network: str, weights: str | None, arguments: dict[str, Argument]) ->
         name=f"torchvision:{network}",
         arguments=arguments,
         module=module,
-        input=_input_spec(entry),
+        input=_input_spec(entry, arguments.get("image_size")),
         labels=tuple(labels),
     )
 
@@ -90,19 +92,36 @@ def _build(
 
 
 def _without_auxiliary_heads(state: StateDict, module: nn.Module) -> StateDict:
-    """Drop the heads that GoogLeNet's published file holds and `module` does without."""
-    if getattr(module, "aux1", module) is not None:
-        return state
-    return {key: value for key, value in state.items() if not key.startswith(("aux1.", "aux2."))}
+    """Drop the auxiliary heads that a published file holds and `module` does without."""
+    missing = tuple(
+        f"{head}." for head in _AUXILIARY_HEADS if getattr(module, head, module) is None
+    )
+    return {key: value for key, value in state.items() if not key.startswith(missing)}
 
 
-def _input_spec(entry: models.WeightsEnum) -> InputSpec:
+def _without_auxiliary_outputs(module: nn.Module) -> None:
+    """Have GoogLeNet and Inception V3 return the logits alone in training too."""
+    if isinstance(module, models.GoogLeNet | models.Inception3):
+        module.aux_logits = False
+
+
+def _image_size(network: str, entry: models.WeightsEnum) -> dict[str, Argument]:
+    """Return the argument that fits a vision transformer to the pictures of its weights."""
+    return {"image_size": entry.meta["min_size"][0]} if network.startswith("vit_") else {}
+
+
+def _input_spec(entry: models.WeightsEnum, image_size: Argument = None) -> InputSpec:
+    """Return the weights' input specification, at another size where one is given."""
     preset = entry.transforms()
+    side: int = preset.crop_size[0]
+    resize: int = preset.resize_size[0]
+    if isinstance(image_size, int):
+        side, resize = image_size, round(image_size * resize / side)
     return InputSpec(
-        height=preset.crop_size[0],
-        width=preset.crop_size[0],
+        height=side,
+        width=side,
         channels=3,
-        resize=preset.resize_size[0],
+        resize=resize,
         interpolation=preset.interpolation.value,
         mean=tuple(preset.mean),
         std=tuple(preset.std),
