@@ -65,10 +65,7 @@ class Credentials:
         """Raise ValueError where the token would travel in the clear to `target`."""
         if self.token is None or self.tls or self.plaintext_token or is_on_this_machine(target):
             return
-        raise ValueError(
-            f"the token would travel to {target} in the clear: use TLS, or allow it "
-            "by plaintext_token=True"
-        )
+        raise ValueError(f"the token would travel to {target} in the clear; use TLS")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ from foveate_client import (
     UnimplementedError,
 )
 from foveate_client._connection import is_on_this_machine
+from foveate_client.cli import main
 from foveate_client.testing import FakeTransport
 
 from .conftest import Service
@@ -368,3 +369,45 @@ async def test_a_call_carries_the_callers_span_under_asyncio(start, coffee):
             await client.classify(coffee)
     (headers,) = running.service.headers
     assert trace.format_trace_id(span.get_span_context().trace_id) in headers["traceparent"]
+
+
+def test_the_command_shows_a_certificate_and_a_token(start, authority, ca, coffee, tmp_path):
+    running = start(server_credentials(authority, "localhost", of_clients=True))
+    issued = authority.issue_cert("camera-7.example")
+    issued.private_key_and_cert_chain_pem.write_to_path(tmp_path / "camera.pem")
+    (tmp_path / "token").write_text(f"{TOKEN}\n", encoding="utf-8")
+    code = main(
+        [
+            *("classify", str(coffee), "--address", running.address, "--ca", str(ca)),
+            *("--cert", str(tmp_path / "camera.pem"), "--key", str(tmp_path / "camera.pem")),
+            *("--token-file", str(tmp_path / "token")),
+        ]
+    )
+    assert code == 0
+    assert running.service.headers[0]["authorization"] == f"Bearer {TOKEN}"
+    assert running.service.callers == [[b"camera-7.example"]]
+
+
+def test_the_command_takes_a_token_from_the_environment(start, monkeypatch, capsys):
+    running = start()
+    monkeypatch.setenv("FOVEATE_TOKEN", TOKEN)
+    assert main(["models", "--address", running.address]) == 0
+    assert running.service.headers[0]["authorization"] == f"Bearer {TOKEN}"
+    assert main(["models", "--address", "models.example:443"]) == 1
+    said = capsys.readouterr().err
+    assert "models.example:443 in the clear; use TLS" in said
+    assert TOKEN not in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--ca", "missing.pem"], "cannot read missing.pem: No such file"),
+        (["--token-file", "missing"], "cannot read missing: No such file"),
+        (["--cert", "cert.pem"], "cert and key go together"),
+        (["--key", "key.pem"], "cert and key go together"),
+    ],
+)
+def test_the_command_says_what_is_wrong_with_its_credentials(flags, complaint, capsys):
+    assert main(["models", "--address", "localhost:1", *flags]) == 1
+    assert complaint in capsys.readouterr().err

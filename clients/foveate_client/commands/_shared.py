@@ -1,15 +1,19 @@
 """What the subcommands have in common: where the models are, and how failure is told."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 from foveate_client._client import DEFAULT_TIMEOUT, Client
+from foveate_client._connection import ConnectionOptions, Credentials
 from foveate_client._exceptions import CallError, FoveateError
+
+TOKEN_VARIABLE = "FOVEATE_TOKEN"  # noqa: S105 - its name, not its value
 
 
 def add_source_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """Add the choice between a server and a repository, and the deadline of a call."""
+    """Add the choice between a server and a repository, the credentials, and a call's deadline."""
     source = parser.add_mutually_exclusive_group(required=required)
     source.add_argument("--address", metavar="HOST:PORT", help="the server to ask")
     source.add_argument(
@@ -22,13 +26,50 @@ def add_source_arguments(parser: argparse.ArgumentParser, *, required: bool = Tr
         default=DEFAULT_TIMEOUT,
         help="the longest wait for an answer (default: %(default)g)",
     )
+    security = parser.add_argument_group(
+        "security",
+        f"A token is read from --token-file or the variable {TOKEN_VARIABLE}, and sent over TLS, "
+        "or in the clear to this machine alone.",
+    )
+    security.add_argument("--tls", action="store_true", help="encrypt the connection")
+    for flag, metavar, help_text in (
+        ("--ca", "PEM", "the authorities to trust, instead of the usual ones; implies --tls"),
+        ("--cert", "PEM", "the certificate to show; implies --tls"),
+        ("--key", "PEM", "the key of --cert"),
+        ("--token-file", "FILE", "the file that holds the token to send with every call"),
+    ):
+        security.add_argument(flag, metavar=metavar, type=Path, help=help_text)
 
 
 def open_client(arguments: argparse.Namespace) -> Client:
     """Return the client of the source that was chosen. Raises FoveateError."""
-    if arguments.address is not None:
-        return Client(arguments.address, timeout=arguments.timeout)
-    return Client.local(arguments.repository, timeout=arguments.timeout)
+    if arguments.address is None:
+        return Client.local(arguments.repository, timeout=arguments.timeout)
+    try:
+        return Client(arguments.address, timeout=arguments.timeout, **connection_options(arguments))
+    except OSError as error:
+        raise FoveateError(f"cannot read {error.filename}: {error.strerror}") from error
+    except ValueError as error:
+        raise FoveateError(str(error)) from error
+
+
+def connection_options(arguments: argparse.Namespace) -> ConnectionOptions:
+    """Return what the flags say of the connection.
+
+    Raises OSError where the token's file cannot be read, and ValueError where
+    the flags contradict each other.
+    """
+    token: str | None = os.environ.get(TOKEN_VARIABLE) or None
+    if arguments.token_file is not None:
+        token = arguments.token_file.read_text(encoding="utf-8").strip()
+    tls = arguments.tls or arguments.ca is not None or arguments.cert is not None
+    if not tls and token is None and arguments.key is None:
+        return {}
+    return {
+        "credentials": Credentials(
+            ca=arguments.ca, cert=arguments.cert, key=arguments.key, token=token, tls=tls
+        )
+    }
 
 
 def describe(error: FoveateError) -> str:
