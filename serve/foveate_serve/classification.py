@@ -22,6 +22,9 @@ class RawImage:
     data: bytes | memoryview
 
 
+DEFAULT_OPACITY = 0.7
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CamRequest:
     """Asks for class activation maps.
@@ -30,7 +33,7 @@ class CamRequest:
     best classes, before those of `class_ids`; None means one where `class_ids`
     is empty and none otherwise. Pictures are `width` x `height` pixels, 0
     meaning the input's size, and `opacity` is the share of the map's colour in
-    an overlay.
+    an overlay where the map is largest.
     """
 
     method: str = ""
@@ -40,7 +43,7 @@ class CamRequest:
     width: int = 0
     height: int = 0
     encoding: Encoding = "png"
-    opacity: float = 0.5
+    opacity: float = DEFAULT_OPACITY
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -24,7 +24,7 @@ from foveate.v1.explanation_pb2 import (
     FeatureMapOptions,
 )
 from foveate.v1.model_pb2 import MODEL_STATE_READY
-from foveate_serve.imaging.heatmap import JET
+from foveate_serve.imaging.heatmap import TURBO
 
 MODEL = "efficientnet_lite0"
 
@@ -118,11 +118,14 @@ def test_an_overlay_is_the_picture_the_classifier_saw_under_the_map(server, phot
     seen = photograph.resize((224, 224), Image.Resampling.BICUBIC, box=box)
     heatmap, overlay = picture(cam.heatmap), picture(cam.overlay)
     assert heatmap.size == overlay.size == (224, 224)
-    expected = 0.75 * np.asarray(seen, float) + 0.25 * np.asarray(heatmap, float)
+    evidence = np.maximum(raw_map(cam), 0) / cam.maximum
+    share = 0.25 * np.asarray(Image.fromarray(evidence).resize((224, 224), Image.BILINEAR))
+    expected = np.asarray(seen, float)
+    expected += share[..., None] * (np.asarray(heatmap, float) - expected)
     assert np.abs(np.asarray(overlay, float) - expected).mean() < 2
     # Read back through the colours, the heatmap follows the map's positive part.
     colours = np.asarray(heatmap, int)[16::32, 16::32, None]
-    drawn = np.abs(colours - JET.astype(int)).sum(-1).argmin(-1) / 255
+    drawn = np.abs(colours - TURBO.astype(int)).sum(-1).argmin(-1) / 255
     values = raw_map(cam)
     np.testing.assert_allclose(drawn, np.maximum(values, 0) / values.max(), atol=0.05)
 
@@ -215,4 +218,4 @@ def test_models_are_listed_and_described(server, labels) -> None:
     assert model.classifier == "package:efficientnet_lite0"
     assert model.variants[0].parity.logits_max_abs < 1e-3
     assert model.variants[0].size > 1_000_000
-    assert [method.name for method in model.cam_methods] == ["cam"]
+    assert model.cam_methods[0].name == "cam"

@@ -18,7 +18,7 @@ from foveate_serve.engine import Engine, Limits
 from foveate_serve.errors import DeadlineError, EngineError, InvalidRequestError, OverloadedError
 from foveate_serve.explain import ExplanationLimits
 from foveate_serve.imaging.decode import ImageLimits
-from foveate_serve.imaging.heatmap import JET
+from foveate_serve.imaging.heatmap import TURBO
 from foveate_serve.repository import Repository
 
 LIMITS = Limits(
@@ -125,9 +125,9 @@ async def test_maps_are_drawn_at_the_size_asked_for(engine: Engine) -> None:
     assert red.values is None
     heatmap, overlay = picture(red.heatmap), picture(red.overlay)
     assert heatmap.shape == overlay.shape == (16, 24, 3)
-    assert heatmap[0, 0].tolist() == JET[255].tolist()
-    assert heatmap[0, -1].tolist() == JET[0].tolist()
-    expected = 0.75 * np.array([255, 0, 0]) + 0.25 * JET[255]
+    assert heatmap[0, 0].tolist() == TURBO[255].tolist()
+    assert heatmap[0, -1].tolist() == TURBO[0].tolist()
+    expected = 0.75 * np.array([255, 0, 0]) + 0.25 * TURBO[255]
     assert np.abs(overlay[8, 2] - expected).max() <= 1
     # Nothing in the picture is green.
     assert not picture(green.heatmap).any()

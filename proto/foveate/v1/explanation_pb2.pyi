@@ -106,7 +106,9 @@ class CamOptions(_message.Message):
     encoding: Global___PictureEncoding.ValueType
     """How the pictures are encoded."""
     opacity: _builtins.float
-    """The share of the map's colour in an overlay, from 0 to 1. Unset means 0.5."""
+    """The share of the map's colour in an overlay where the map is largest, from
+    0 to 1; elsewhere it is proportionally less. Unset means 0.7.
+    """
     @_builtins.property
     def class_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Explains these classes, by id, in this order. At most as many as the

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from foveate.v1 import classifier_service_pb2, explanation_pb2, model_pb2
 from foveate_serve.bundle.manifest import Manifest, VariantEntry
 from foveate_serve.classification import (
+    DEFAULT_OPACITY,
     Cam,
     CamForm,
     CamRequest,
@@ -206,7 +207,7 @@ def _to_cam_request(options: explanation_pb2.CamOptions) -> CamRequest:
         width=options.width,
         height=options.height,
         encoding=_choice(_ENCODINGS, options.encoding, "cam.encoding"),
-        opacity=options.opacity if options.HasField("opacity") else 0.5,
+        opacity=options.opacity if options.HasField("opacity") else DEFAULT_OPACITY,
     )
 
 

@@ -8,15 +8,23 @@ import torch
 from PIL import Image
 from skimage import data
 
+from foveate_client._drawing import turbo
 from foveate_serve.imaging import heatmap
 
 
-def test_jet_runs_from_blue_over_green_to_red() -> None:
-    assert heatmap.JET.shape == (256, 3)
-    assert heatmap.JET.dtype == np.uint8
-    assert heatmap.JET[0].tolist() == [0, 0, 128]
-    assert heatmap.JET[128].tolist() == [130, 255, 126]
-    assert heatmap.JET[255].tolist() == [128, 0, 0]
+def test_turbo_runs_from_dark_blue_over_green_to_dark_red() -> None:
+    assert heatmap.TURBO.shape == (256, 3)
+    assert heatmap.TURBO.dtype == np.uint8
+    # Colours of Turbo's published table; the polynomial follows it but for the ends.
+    for index, colour in {64: (53, 171, 248), 128: (164, 252, 60)}.items():
+        assert np.abs(heatmap.TURBO[index].astype(int) - colour).max() <= 12
+    assert heatmap.TURBO[0].max() < 64
+    assert heatmap.TURBO[255].argmax() == 0
+
+
+def test_the_client_draws_with_the_same_colours() -> None:
+    steps = np.linspace(0, 1, 256, dtype=np.float32)
+    assert np.abs(turbo(steps).astype(int) - heatmap.TURBO).max() <= 1
 
 
 def test_intensity_is_the_positive_part_over_the_maximum_enlarged_bilinearly() -> None:
@@ -36,14 +44,15 @@ def test_without_positive_evidence_there_is_no_intensity(value: float) -> None:
     assert heatmap.colourise(None, 9, 5).shape == (5, 9, 3)
 
 
-def test_the_overlay_mixes_by_its_opacity() -> None:
+def test_the_overlay_mixes_by_its_opacity_times_the_evidence() -> None:
     image = data.chelsea()[:200, :300].copy()
     intensity = np.linspace(0, 1, 200 * 300, dtype=np.float32).reshape(200, 300)
     colours = heatmap.colourise(intensity, 300, 200)
     assert np.array_equal(heatmap.overlay(image, intensity, 0.0), image)
-    assert np.array_equal(heatmap.overlay(image, intensity, 1.0), colours)
-    half = heatmap.overlay(image, intensity, 0.5)
-    assert np.abs(half - (image / 2 + colours / 2)).max() <= 1
+    for opacity in (0.5, 1.0):
+        share = opacity * intensity[..., None]
+        expected = (1 - share) * image + share * colours
+        assert np.abs(heatmap.overlay(image, intensity, opacity) - expected).max() <= 2
     assert np.array_equal(heatmap.overlay(image, None, 0.5), image)
 
 
