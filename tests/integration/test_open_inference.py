@@ -1,0 +1,150 @@
+"""The Open Inference Protocol, spoken by its reference client and by a hostile one."""
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+from foveate.inference.open_inference_pb2 import ModelInferRequest, ModelInferResponse
+from foveate.v1.classifier_service_pb2 import ClassifyRequest
+from foveate.v1.explanation_pb2 import CamOptions, FeatureMapOptions
+
+HERE = Path(__file__).parent
+UV = Path(sys.executable).with_name("uv")
+MODEL = "efficientnet_lite0"
+PHOTOGRAPHS = 3
+
+
+@pytest.fixture(scope="module")
+def client_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make an environment with tritonclient; its Python."""
+    folder = tmp_path_factory.mktemp("tritonclient") / "venv"
+    environment = {k: v for k, v in os.environ.items() if k != "VIRTUAL_ENV"}
+    python = folder / "bin/python"
+    requirements = HERE / "open_inference_requirements.txt"
+    for command in (
+        ("venv", "--python", sys.executable, folder),
+        ("pip", "install", "--python", python, "--requirement", requirements),
+    ):
+        subprocess.run([UV, *command, "--quiet"], check=True, env=environment)
+    return python
+
+
+@pytest.fixture(scope="module")
+def material(server, photographs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write photographs, and what our own service says of them."""
+    folder = tmp_path_factory.mktemp("material")
+    responses = []
+    for index, photograph in enumerate(photographs[:PHOTOGRAPHS]):
+        (folder / f"{index}.jpg").write_bytes(photograph.encoded)
+        request = ClassifyRequest(
+            model=MODEL,
+            encoded=photograph.encoded,
+            top_k=5,
+            cam=CamOptions(top=2),
+            feature_maps=[FeatureMapOptions(layer="blocks.4")],
+        )
+        responses.append(server.classifier.Classify(request, timeout=30))
+    (features,) = responses[0].feature_maps
+    shape = (len(features.channels), features.height, features.width)
+    np.savez(
+        folder / "expected.npz",
+        best=[[p.class_id for p in response.predictions] for response in responses],
+        logits=[[p.logit for p in response.predictions] for response in responses],
+        cams=[
+            [np.frombuffer(cam.values, "<f4").reshape(cam.height, cam.width) for cam in r.cams]
+            for r in responses
+        ],
+        features=np.frombuffer(features.values, "<f4").reshape(shape),
+    )
+    return folder
+
+
+def check(python: Path, address: str, folder: Path, name: str) -> None:
+    command = [python, HERE / "open_inference_client.py", address, folder, name]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "metadata",
+        "repository",
+        "statistics",
+        "raw_tensors",
+        "encoded_files",
+        "maps",
+        "errors",
+        "callbacks",
+        "stream",
+        "aio",
+    ],
+)
+def test_tritonclient(server, client_python: Path, material: Path, name: str) -> None:
+    check(client_python, server.address, material, name)
+
+
+def test_tritonclient_loads_and_unloads(
+    start: Callable, own_repository: Path, client_python: Path, material: Path
+) -> None:
+    check(client_python, start(own_repository, "--admin").address, material, "control")
+
+
+def digit() -> ModelInferRequest:
+    request = ModelInferRequest(model_name="lenet5", raw_input_contents=[bytes(28 * 28)])
+    request.inputs.add(name="image", datatype="UINT8", shape=(1, 28, 28, 1))
+    return request
+
+
+def damaged(message: bytes, chance: random.Random) -> bytes:
+    """Return the bytes of a message with some of them changed, cut off or repeated."""
+    data = bytearray(message)
+    for _ in range(chance.randint(1, 4)):
+        # The structure is at the front; most of the rest is pixels.
+        place = chance.randrange(min(len(data), 64))
+        match chance.randrange(3):
+            case 0:
+                data[place] = chance.randrange(256)
+            case 1:
+                del data[place : place + chance.randint(1, 8)]
+            case 2:
+                data[place:place] = data[place : place + chance.randint(1, 8)]
+    return bytes(data)
+
+
+def test_damaged_messages_are_the_clients_fault(server) -> None:
+    infer = server.channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+    chance = random.Random(0)  # noqa: S311 - repeatable, not secret
+    message = digit().SerializeToString()
+    found: set[grpc.StatusCode] = set()
+    for _ in range(500):
+        try:
+            infer(damaged(message, chance), timeout=30)
+        except grpc.RpcError as error:
+            found.add(error.code())
+    assert {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND} <= found
+    assert found <= {
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.NOT_FOUND,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+    }
+    answer = ModelInferResponse.FromString(infer(message, timeout=30))
+    assert list(answer.outputs[0].shape) == [1, 10]
+
+
+@pytest.mark.parametrize("bad", [b"\xff\xff\xff", b"\x0a\x02\xff\xfe"], ids=["wire", "utf-8"])
+def test_a_stream_ends_at_bytes_that_are_no_message(server, bad: bytes, error_of) -> None:
+    stream = server.channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+    answers = stream(iter([digit().SerializeToString(), bad]), timeout=30)
+    assert next(answers)
+    with pytest.raises(grpc.RpcError) as raised:
+        next(answers)
+    assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert error_of(raised.value).reason == "MESSAGE_MALFORMED"
