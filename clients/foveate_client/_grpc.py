@@ -45,7 +45,7 @@ _COMPRESSION = {
 }
 
 
-class _Caller:
+class Caller:
     """Who calls: opens what a channel needs, and names the headers of each call."""
 
     def __init__(self, credentials: Credentials) -> None:
@@ -138,7 +138,7 @@ class GrpcTransport:
         retries: Retries | None = None,
         compression: Compression | None = None,
     ) -> None:
-        self._caller = _Caller(credentials or PLAINTEXT)
+        self._caller = Caller(credentials or PLAINTEXT)
         tls, options = self._caller.prepare(address, retries or Retries())
         chosen = _COMPRESSION[compression]
         if tls is None:
@@ -197,7 +197,7 @@ class AsyncGrpcTransport:
         retries: Retries | None = None,
         compression: Compression | None = None,
     ) -> None:
-        self._caller = _Caller(credentials or PLAINTEXT)
+        self._caller = Caller(credentials or PLAINTEXT)
         tls, options = self._caller.prepare(address, retries or Retries())
         chosen = _COMPRESSION[compression]
         if tls is None:

@@ -26,6 +26,11 @@ def add_source_arguments(parser: argparse.ArgumentParser, *, required: bool = Tr
         default=DEFAULT_TIMEOUT,
         help="the longest wait for an answer (default: %(default)g)",
     )
+    add_security_arguments(parser)
+
+
+def add_security_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what `connection_options` reads."""
     security = parser.add_argument_group(
         "security",
         f"A token is read from --token-file or the variable {TOKEN_VARIABLE}, and sent over TLS, "

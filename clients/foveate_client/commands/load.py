@@ -14,8 +14,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from foveate_client._connection import Credentials
 from foveate_client._exceptions import FoveateError
-from foveate_client.commands._shared import complain, describe
+from foveate_client._grpc import PLAINTEXT
+from foveate_client.commands._shared import (
+    add_security_arguments,
+    complain,
+    connection_options,
+    describe,
+)
 from foveate_client.load.driver import Driver, connect
 from foveate_client.load.plot import save_plot
 from foveate_client.load.recorder import PERCENTILES, Latencies, Measurement
@@ -43,6 +50,7 @@ class _Target:
     address: str
     protocol: str
     model: str
+    credentials: Credentials = PLAINTEXT
 
     @property
     def name(self) -> str:
@@ -65,15 +73,14 @@ def main(arguments: Sequence[str]) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     _require_sense(parser, options)
-    targets = [_Target(address=options.address, protocol=options.protocol, model=options.model)]
-    if options.compare is not None:
-        targets.append(
-            _Target(
-                address=options.compare,
-                protocol=options.compare_protocol or options.protocol,
-                model=options.model if options.compare_model is None else options.compare_model,
-            )
-        )
+    try:
+        targets = _targets(options)
+    except ValueError as error:
+        complain(parser, str(error))
+        return 1
+    except OSError as error:
+        complain(parser, f"cannot read {error.filename}: {error.strerror}")
+        return 1
     console = Console(stderr=True, highlight=False)
     try:
         outcomes = asyncio.run(_measure(targets, options, console))
@@ -117,6 +124,26 @@ def _require_sense(parser: argparse.ArgumentParser, options: argparse.Namespace)
         parser.error("--compare-protocol and --compare-model need --compare")
 
 
+def _targets(options: argparse.Namespace) -> list[_Target]:
+    """Return the servers to drive. Raises ValueError and OSError, as `connection_options` does."""
+    first = _Target(
+        address=options.address,
+        protocol=options.protocol,
+        model=options.model,
+        credentials=connection_options(options).get("credentials", PLAINTEXT),
+    )
+    first.credentials.check(first.address)
+    if options.compare is None:
+        return [first]
+    # Without credentials: those of one server are not shown to another.
+    second = _Target(
+        address=options.compare,
+        protocol=options.compare_protocol or options.protocol,
+        model=options.model if options.compare_model is None else options.compare_model,
+    )
+    return [first, second]
+
+
 async def _measure(
     targets: Sequence[_Target], options: argparse.Namespace, console: Console
 ) -> list[_Outcome]:
@@ -144,7 +171,7 @@ async def _measure(
 async def _driving(
     target: _Target, pictures: Sequence[bytes], options: argparse.Namespace
 ) -> AsyncIterator[tuple[Driver, _Outcome]]:
-    async with connect(target.address, options.connections) as channels:
+    async with connect(target.address, options.connections, target.credentials) as channels:
         for channel in channels:
             try:
                 async with asyncio.timeout(_READY_SECONDS):
@@ -420,7 +447,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", metavar="NAME", default="", help="oip: the output to ask for (default: first)"
     )
-    parser.add_argument("--compare", metavar="HOST:PORT", help="drive this server as well, in turn")
+    parser.add_argument(
+        "--compare",
+        metavar="HOST:PORT",
+        help="drive this server as well, in turn; in the clear and without a token",
+    )
     parser.add_argument(
         "--compare-protocol", choices=(FOVEATE, OIP), help="its protocol (default: the same)"
     )
@@ -439,6 +470,7 @@ def _parser() -> argparse.ArgumentParser:
         "--plot", metavar="FILE", type=Path, help="draw the latencies: .png, .svg or .pdf"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
+    add_security_arguments(parser)
     return parser
 
 

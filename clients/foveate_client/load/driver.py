@@ -13,40 +13,61 @@ import random
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from importlib.metadata import version
 from itertools import cycle
 from typing import TypeAlias
 
 import grpc.aio
 
+from foveate_client._connection import Credentials, Retries
+from foveate_client._grpc import PLAINTEXT, Caller
 from foveate_client.load.recorder import Measurement
 from foveate_client.load.workload import Workload
 
 Call: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]"
-
-_MAX_MESSAGE_BYTES = 256 * 2**20
 
 # Sleeping on an event loop ends up to a millisecond late, the resolution of its poll.
 _AWAKE_SECONDS = 0.0012
 
 
 @asynccontextmanager
-async def connect(address: str, connections: int) -> AsyncIterator[list[grpc.aio.Channel]]:
-    """Open channels with a connection each, which try no call again, and close them."""
-    options = [
-        # Channels share the connections to one address otherwise.
-        ("grpc.use_local_subchannel_pool", 1),
-        ("grpc.enable_retries", 0),
-        ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
-        ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
-        ("grpc.primary_user_agent", f"foveate-load/{version('foveate-client')}"),
+async def connect(
+    address: str, connections: int, credentials: Credentials = PLAINTEXT
+) -> AsyncIterator[list[grpc.aio.Channel]]:
+    """Open channels with a connection each, which try no call again, and close them.
+
+    Raises ValueError where a token would travel in the clear to another
+    machine, and OSError where a certificate cannot be read.
+    """
+    tls, options = Caller(credentials).prepare(address, Retries(attempts=1))
+    # Channels share the connections to one address otherwise.
+    options.append(("grpc.use_local_subchannel_pool", 1))
+    options.append(("grpc.enable_retries", 0))
+    if credentials.token is not None:
+        tls = _with_token(tls, credentials, address)
+    channels = [
+        grpc.aio.insecure_channel(address, options)
+        if tls is None
+        else grpc.aio.secure_channel(address, tls, options)
+        for _ in range(connections)
     ]
-    channels = [grpc.aio.insecure_channel(address, options) for _ in range(connections)]
     try:
         yield channels
     finally:
         for channel in channels:
             await channel.close()
+
+
+def _with_token(
+    tls: grpc.ChannelCredentials | None, credentials: Credentials, address: str
+) -> grpc.ChannelCredentials:
+    if tls is None:
+        # In the clear, but gRPC then sees to it that the other end is this machine.
+        kind = grpc.LocalConnectionType
+        tls = grpc.local_channel_credentials(
+            kind.UDS if address.startswith("unix") else kind.LOCAL_TCP
+        )
+    token = (credentials.authorization() or "").removeprefix("Bearer ")
+    return grpc.composite_channel_credentials(tls, grpc.access_token_call_credentials(token))
 
 
 class Driver:

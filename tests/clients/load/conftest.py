@@ -17,6 +17,8 @@ from foveate.v1.classifier_service_pb2_grpc import (
     ClassifierServiceServicer,
     add_ClassifierServiceServicer_to_server,
 )
+from foveate_client import Credentials
+from foveate_client._grpc import PLAINTEXT
 from foveate_client.load.driver import Driver, connect
 from foveate_client.load.workload import Mix, foveate_workload
 
@@ -33,6 +35,7 @@ class Delayed(ClassifierServiceServicer):
         self.code: grpc.StatusCode | None = None
         self.asked: list[service.ClassifyRequest] = []
         self.peers: set[str] = set()
+        self.tokens: set[str | None] = set()
         self._stalled_until = 0.0
 
     def stall(self, seconds: float) -> None:
@@ -41,6 +44,7 @@ class Delayed(ClassifierServiceServicer):
     async def Classify(self, request, context):
         self.asked.append(request)
         self.peers.add(context.peer())
+        self.tokens.add(dict(context.invocation_metadata()).get("authorization"))
         await asyncio.sleep(max(self.seconds, self._stalled_until - time.perf_counter()))
         if self.code is not None:
             await context.abort(self.code, "as the test wants")
@@ -71,8 +75,9 @@ class Served:
         timeout: float = 10.0,  # noqa: ASYNC109 - a gRPC deadline
         mix: Mix | None = None,
         seed: int = 0,
+        credentials: Credentials = PLAINTEXT,
     ) -> AsyncIterator[Driver]:
-        async with connect(self.address, connections) as channels:
+        async with connect(self.address, connections, credentials) as channels:
             workload = await foveate_workload(
                 channels[0], self._pictures, mix or Mix(), model="", timeout=timeout
             )

@@ -105,6 +105,17 @@ def test_a_server_that_is_not_there_is_told(run, monkeypatch):
     assert err == "foveate load: no connection within 0.2 s: 127.0.0.1:1\n"
 
 
+def test_a_token_is_not_sent_in_the_clear_to_another_machine(run, tmp_path):
+    token = tmp_path / "token"
+    token.write_text("open-sesame\n")
+    code, _, err = run("--token-file", token, address="models.example:443")
+    assert code == 1
+    assert "the token would travel to models.example:443 in the clear" in err
+    code, _, err = run("--token-file", tmp_path / "missing")
+    assert code == 1
+    assert err == f"foveate load: cannot read {tmp_path / 'missing'}: No such file or directory\n"
+
+
 def test_without_matplotlib_the_pip_line_is_told(run, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     code, _, err = run(*SHORT, "--plot", tmp_path / "plot.png")

@@ -6,6 +6,7 @@ import grpc
 import numpy as np
 import pytest
 
+from foveate_client import Credentials
 from foveate_client.load.driver import poisson_times
 from foveate_client.load.workload import CAM, FEATURE_MAPS, PLAIN, Mix
 
@@ -134,6 +135,14 @@ async def test_a_mix_asks_for_maps_at_their_shares(served):
         assert counts[kind] / len(asked) == pytest.approx(share, abs=allowed)
     assert {x.feature_maps[0].layer for x in asked if x.feature_maps} == {"last"}
     assert len({x.encoded for x in asked}) == 2
+
+
+async def test_a_token_travels_with_every_request(served):
+    credentials = Credentials(tls=False, token="open-sesame")  # noqa: S106 - a test's own
+    async with served.driver(credentials=credentials) as driver:
+        found = await driver.closed(2, seconds=0.2, warmup=0.0)
+    assert found.requests
+    assert served.service.tokens == {"Bearer open-sesame"}
 
 
 async def test_the_same_seed_sends_the_same(served):
