@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+from PIL import Image
+from skimage import data
 
 from foveate.inference.open_inference_pb2 import ModelInferRequest, ModelInferResponse
 from foveate.v1.classifier_service_pb2 import ClassifyRequest
@@ -148,3 +151,23 @@ def test_a_stream_ends_at_bytes_that_are_no_message(server, bad: bytes, error_of
         next(answers)
     assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert error_of(raised.value).reason == "MESSAGE_MALFORMED"
+
+
+def test_the_page_prints_what_it_says(server, client_python: Path, tmp_path: Path) -> None:
+    """The Python of the page is one program; numbers may differ."""
+    page = (HERE.parents[1] / "docs/serving/open-inference.md").read_text(encoding="utf-8")
+    source, output = (
+        "".join(re.findall(rf"^```{kind}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL))
+        for kind in ("python", "text")
+    )
+    Image.fromarray(data.coffee()).save(tmp_path / "coffee.jpg", quality=95)
+    done = subprocess.run(
+        [client_python, "-c", source.replace("localhost:50051", server.address)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.sub(r"\d+\.\d+", "N", done.stdout) == re.sub(r"\d+\.\d+", "N", output)
