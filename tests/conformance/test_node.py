@@ -1,6 +1,7 @@
 """Node drives the server with the .proto files that the wheel carries."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -84,3 +85,16 @@ def test_errors_are_typed(answers):
     assert violation["field"] == "top_k"
     assert missing["code"] == "NOT_FOUND"
     assert missing["details"]["google.rpc.ErrorInfo"]["reason"]
+
+
+def test_the_program_of_the_page_prints_what_the_client_finds(folder, imagenet_server):
+    (program,) = re.findall(
+        r"^```javascript\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    (folder / "page.mjs").write_text(program, encoding="utf-8")
+    *printed, cam = node(folder, "page.mjs", imagenet_server, PROTOS, CHELSEA).splitlines()
+    with Client(imagenet_server) as client:
+        expected = client.classify(CHELSEA, top_k=3, cam=Cam(top=1))
+    assert [line.rpartition(" ")[0] for line in printed] == [x.label for x in expected.predictions]
+    assert cam.startswith("cam: 7 x 7 cells, the largest ")
+    assert float(cam.rpartition(" ")[2]) == pytest.approx(expected.cams[0].maximum, rel=1e-4)
