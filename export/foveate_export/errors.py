@@ -5,6 +5,7 @@ ExportError
 │   └── UnknownLayerError
 ├── UnsupportedHeadError  no class activation map for this kind of head
 ├── ParityError           the graph's answers differ from torch's
+├── AccuracyError         a variant recognises too much less than fp32
 └── RepositoryError       the repository cannot take the bundle
 """
 
@@ -39,6 +40,10 @@ class UnsupportedHeadError(ExportError):
 
 class ParityError(ExportError):
     """A graph that does not answer as torch does."""
+
+
+class AccuracyError(ExportError):
+    """A variant whose accuracy is too far below that of fp32."""
 
 
 class RepositoryError(ExportError):

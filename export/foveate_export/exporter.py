@@ -1,9 +1,9 @@
 """Exports a classifier: builds the graph, proves it and publishes the bundle."""
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from foveate_export import bundle, parity
-from foveate_export.errors import ExportError, UnsupportedHeadError, UsageError
+from foveate_export.errors import ExportError, ParityError, UnsupportedHeadError, UsageError
 from foveate_export.evaluation import accuracy
 from foveate_export.graph import ExplainedClassifier
 from foveate_export.heads import Head, find_head
@@ -21,25 +21,31 @@ from foveate_export.labelled import Labelled
 from foveate_export.layers import Layer, feature_layers, select_layers
 from foveate_export.onnx_graph import OPSET, write_onnx
 from foveate_export.pictures import Pictures, serving_spec
+from foveate_export.progress import Stage
+from foveate_export.reference import answer
 from foveate_export.taps import record
+from foveate_export.variants import FP16, FP32, INT8, VARIANTS, file_name
+from foveate_export.variants.acceptance import MAX_DROP, check_drop, quantise_until_accepted
+from foveate_export.variants.calibration import Calibration
+from foveate_export.variants.half import halve
+from foveate_serve.backends.base import Runner
 from foveate_serve.backends.registry import create_runner
+from foveate_serve.bundle import golden
 from foveate_serve.bundle.bundle import Bundle
 from foveate_serve.bundle.manifest import (
     LABELS_FILE,
+    Accuracy,
     CamOutput,
     FeatureOutput,
+    GoldenEntry,
     Manifest,
     Name,
+    Parity,
     VariantEntry,
 )
 from foveate_train.classifier import Classifier
 
-VARIANT = "fp32"
-MODEL_FILE = "model.onnx"
 SEED = 0
-
-Stage = Callable[[str], AbstractContextManager[object]]
-"""Called with what is about to be done; the context lasts as long as that."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,10 @@ def export(
     pictures: Pictures,
     version: int | None = None,
     layers: Sequence[str] | None = None,
+    variants: Sequence[str] = (FP32,),
+    calibration: Calibration | None = None,
     labelled: Labelled | None = None,
+    max_drop: float = MAX_DROP,
     metadata: Mapping[str, str] | None = None,
     stage: Stage = nullcontext,
 ) -> Exported:
@@ -113,17 +122,22 @@ def export(
         pictures: what the graph is compared with torch on.
         version: the version to write; None for one above the newest.
         layers: the feature maps to offer; None for the stage ends.
+        variants: the precisions to write, the one to serve by default first.
+        calibration: the pictures that int8 is calibrated on.
         labelled: pictures to measure the accuracy on.
+        max_drop: the points of top-1 on `labelled` that a variant may lose against fp32.
         metadata: notes for the manifest.
         stage: told of each step, to show progress.
 
     Raises:
-        UsageError: the name, or a layer, cannot be.
+        UsageError: the name, a layer or a variant cannot be.
         RepositoryError: the version exists or the repository cannot be written.
-        ParityError: the graph does not answer as torch does.
+        ParityError: a variant does not answer as torch does.
+        AccuracyError: a variant recognises too much less than fp32.
         ExportError: the classifier cannot be written as ONNX.
     """
     check_name(name)
+    check_variants(variants, calibrated=calibration is not None)
     if version is not None:
         bundle.check_free(repository, name, version)
     with stage("finding the head and the layers"):
@@ -135,23 +149,140 @@ def export(
             graph = ExplainedClassifier(
                 classifier.module, classifier.input, anatomy.head, paths
             ).eval()
-            write_onnx(graph, classifier.input, folder / MODEL_FILE)
+            write_onnx(graph, classifier.input, folder / file_name(FP32))
             write_labels(classifier.labels, folder / LABELS_FILE)
         draft = _draft(classifier, name, anatomy.head, chosen, metadata or {})
-        opened = Bundle(path=folder, manifest=draft, labels=classifier.labels)
-        scored = None
-        with create_runner(opened, variant=VARIANT, backend="onnxruntime") as runner:
-            with stage(f"comparing with torch on {len(pictures)} pictures"):
-                measured = parity.measure(classifier, anatomy.head, paths, pictures, run=runner.run)
-            if labelled is not None:
-                with stage(f"classifying {len(labelled)} labelled pictures"):
-                    scored = accuracy(runner, draft.input, labelled)
+        maker = _Maker(
+            classifier=classifier,
+            anatomy=anatomy,
+            layers=paths,
+            bundle=Bundle(path=folder, manifest=draft, labels=classifier.labels),
+            pictures=pictures,
+            calibration=calibration,
+            labelled=labelled,
+            max_drop=max_drop,
+            stage=stage,
+        )
+        # The others are made of fp32 and compared with it.
+        made = {variant: maker.make(variant) for variant in dict.fromkeys((FP32, *variants))}
+        if FP32 not in variants:
+            (folder / file_name(FP32)).unlink()
         with stage("publishing"):
-            variant = VariantEntry(name=VARIANT, file=MODEL_FILE, parity=measured, accuracy=scored)
             path, manifest = bundle.publish(
-                folder, draft.model_copy(update={"variants": (variant,)}), repository, version
+                folder,
+                draft.model_copy(
+                    update={
+                        "variants": tuple(made[variant] for variant in dict.fromkeys(variants)),
+                        "golden": maker.write_golden(),
+                    }
+                ),
+                repository,
+                version,
             )
     return Exported(path, manifest, anatomy.note)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Maker:
+    """Makes the variants of one bundle and measures them through serve's own runner."""
+
+    classifier: Classifier
+    anatomy: Anatomy
+    layers: Sequence[str]
+    bundle: Bundle
+    pictures: Pictures
+    calibration: Calibration | None
+    labelled: Labelled | None
+    max_drop: float
+    stage: Stage
+    accuracies: dict[str, Accuracy] = field(default_factory=dict)
+
+    def make(self, variant: str) -> VariantEntry:
+        """Write a variant's graph, unless it is fp32, and return what was measured of it."""
+        source, target = (self.bundle.path / file_name(name) for name in (FP32, variant))
+        quantisation = None
+        if variant in INT8 and self.calibration:
+            quantisation, scored = quantise_until_accepted(
+                variant,
+                source,
+                target,
+                scheme=INT8[variant],
+                calibration=self.calibration,
+                score=lambda: self._score(variant),
+                fp32=self.accuracies.get(FP32),
+                max_drop=self.max_drop,
+                stage=lambda text: self.stage(f"{variant}: {text}"),
+            )
+        else:
+            if variant == FP16:
+                with self.stage(f"{variant}: converting the graph"):
+                    halve(source, target)
+            scored = self._score(variant)
+            if scored and variant != FP32:
+                check_drop(variant, scored, self.accuracies[FP32], self.max_drop)
+        if scored:
+            self.accuracies[variant] = scored
+        return VariantEntry(
+            name=variant,
+            file=file_name(variant),
+            parity=self._compare(variant),
+            tolerances=parity.TOLERANCES[variant],
+            accuracy=scored,
+            quantisation=quantisation,
+        )
+
+    def write_golden(self) -> GoldenEntry:
+        """Keep some of the pictures and torch's answers to them in the bundle."""
+        images = golden.fitting(self.pictures.images)
+        head = self.anatomy.head
+        class_ids = parity.some_classes(self.classifier, images) if head else None
+        answers = answer(self.classifier, images, layers=self.layers, head=head, classes=class_ids)
+        golden.Golden(
+            images=images, class_ids=class_ids, outputs=golden.expect(answers.outputs)
+        ).write(self.bundle.path / golden.GOLDEN_FILE)
+        return GoldenEntry(
+            file=golden.GOLDEN_FILE, images=len(images), data=self.pictures.description
+        )
+
+    def _compare(self, variant: str) -> Parity:
+        text = f"{variant}: comparing with torch on {len(self.pictures)} pictures"
+        with self.stage(text), self._runner(variant) as runner:
+            try:
+                return parity.measure(
+                    self.classifier,
+                    self.anatomy.head,
+                    self.layers,
+                    self.pictures,
+                    run=runner.run,
+                    tolerances=parity.TOLERANCES[variant],
+                )
+            except ParityError as error:
+                raise ParityError(f"{variant}: {error}") from error
+
+    def _score(self, variant: str) -> Accuracy | None:
+        if self.labelled is None:
+            return None
+        text = f"{variant}: classifying {len(self.labelled)} labelled pictures"
+        with self.stage(text), self._runner(variant) as runner:
+            return accuracy(runner, self.bundle.manifest.input, self.labelled)
+
+    def _runner(self, variant: str) -> Runner:
+        return create_runner(self.bundle, variant=variant, backend="onnxruntime")
+
+
+def check_variants(variants: Sequence[str], *, calibrated: bool) -> None:
+    """Raise UsageError for an unknown variant, for none, and for int8 without pictures."""
+    unknown = [variant for variant in variants if variant not in VARIANTS]
+    if unknown:
+        raise UsageError(f"no variant {', '.join(unknown)}; there are {', '.join(VARIANTS)}")
+    if not variants:
+        raise UsageError(f"no variant is named; there are {', '.join(VARIANTS)}")
+    quantised = [variant for variant in variants if variant in INT8]
+    if quantised and not calibrated:
+        raise UsageError(
+            f"{', '.join(quantised)}: int8 needs pictures to measure its ranges on: "
+            "--calibration with a folder of some hundred, or mnist for a classifier of digits"
+        )
 
 
 def check_name(name: str) -> None:
@@ -185,7 +316,15 @@ def _draft(
     metadata: Mapping[str, str],
 ) -> Manifest:
     """Return the manifest as far as it is known before anything was measured."""
-    packages = ("foveate-export", "torch", "torchvision", "timm", "onnx", "onnxscript")
+    packages = (
+        "foveate-export",
+        "torch",
+        "torchvision",
+        "timm",
+        "onnx",
+        "onnxscript",
+        "onnxruntime",
+    )
     # Constructed without validation: a variant is not whole before it is measured.
     return Manifest.model_construct(
         format="foveate.bundle/1",
@@ -206,7 +345,9 @@ def _draft(
             )
             for layer in layers
         ),
-        variants=(VariantEntry.model_construct(name=VARIANT, file=MODEL_FILE),),
+        variants=tuple(
+            VariantEntry.model_construct(name=name, file=file_name(name)) for name in VARIANTS
+        ),
         files={},
         metadata=dict(metadata),
     )

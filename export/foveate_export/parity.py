@@ -1,7 +1,7 @@
 """How far an exported graph lies from the classifier in torch, and how far it may."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from foveate_export.heads import Head
 from foveate_export.pictures import Pictures
 from foveate_export.reference import Answers, answer
 from foveate_serve.backends.base import Array
+from foveate_serve.bundle.golden import FLOOR, refusals
 from foveate_serve.bundle.manifest import (
     CAM_PREFIX,
     CLASS_IDS_INPUT,
@@ -18,6 +19,7 @@ from foveate_serve.bundle.manifest import (
     IMAGE_INPUT,
     LOGITS_OUTPUT,
     Parity,
+    Tolerances,
 )
 from foveate_train.classifier import Classifier
 
@@ -27,27 +29,23 @@ Run = Callable[[Mapping[str, Array], Sequence[str]], Mapping[str, Array]]
 BATCH = 4
 """Enough to show a mix-up between pictures, few enough for the activations of VGG16."""
 
-_FLOOR = 1e-3
-"""Of the largest value of all maps: one that stays below it everywhere, as that of
-a class nothing speaks for, is judged against it and not against itself."""
-
-
-@dataclass(frozen=True)
-class Tolerances:
-    """The largest differences that are accepted, each relative to the largest value.
-
-    Two engines add the same products in different orders. In float32, over
-    networks of a hundred layers, that moves a value by about 1e-6 of the
-    largest one. A wrong weight, mean or class moves it by more than 1e-2. The
-    logits gather what every layer adds and so are given the most room.
-    """
-
-    logits: float = 1e-3
-    cams: float = 1e-4
-    features: float = 1e-4
-
-
-TOLERANCES = Tolerances()
+TOLERANCES: Mapping[str, Tolerances] = MappingProxyType(
+    {
+        # Two engines add the same products in different orders. In float32, over
+        # networks of a hundred layers, that moves a value by about 1e-6 of the
+        # largest one. A wrong weight, mean or class moves it by more than 1e-2.
+        # The logits gather what every layer adds and so are given the most room.
+        "fp32": Tolerances(measure="largest", logits=1e-3, cams=1e-4, features=1e-4),
+        # Rounding is noise, of which the largest value says little. Each operation
+        # rounds to 11 bits, 3e-4 of the value; a hundred of them add up to 5e-3.
+        "fp16": Tolerances(measure="rms", logits=2e-2, cams=2e-2, features=2e-2),
+        # 256 steps for the range of a whole tensor leave an error of a tenth of the
+        # activations behind 50 layers. What is wrong has one of their own size.
+        "int8": Tolerances(measure="rms", logits=0.25, cams=0.25, features=0.25),
+        "int8-symmetric": Tolerances(measure="rms", logits=0.25, cams=0.25, features=0.25),
+    }
+)
+"""What is accepted of each variant, relative to the values in torch."""
 
 
 def measure(
@@ -57,7 +55,7 @@ def measure(
     pictures: Pictures,
     *,
     run: Run,
-    tolerances: Tolerances = TOLERANCES,
+    tolerances: Tolerances,
 ) -> Parity:
     """Compare every output of the graph with torch on `pictures`.
 
@@ -85,6 +83,12 @@ def measure(
     return comparison.result(pictures)
 
 
+def some_classes(classifier: Classifier, images: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Return class indices to explain, int64 [N, K]: torch's best two, and two others."""
+    logits = answer(classifier, images).logits
+    return _resolved(_class_ids(len(images), len(classifier.labels)), logits)
+
+
 def output_names(head: Head | None, layers: Sequence[str]) -> list[str]:
     """Return the graph's outputs in their order."""
     return [
@@ -104,7 +108,7 @@ def relative_error(got: Array, expected: Array, axes: tuple[int, ...]) -> float:
         return float("inf")
     difference = np.abs(got - expected).max(axes)
     largest = np.abs(expected)
-    scale = np.maximum(largest.max(axes), _FLOOR * largest.max())
+    scale = np.maximum(largest.max(axes), FLOOR * largest.max())
     return float((difference / np.where(scale > 0, scale, 1)).max())
 
 
@@ -117,6 +121,7 @@ class _Comparison:
         self._logits = 0.0
         self._cams: dict[str, float] = {}
         self._features: dict[str, float] = {}
+        self._squares: dict[str, NDArray[np.float64]] = {}
 
     def add(self, got: Mapping[str, Array], expected: Answers) -> None:
         """Take the outputs for one batch into account."""
@@ -132,23 +137,25 @@ class _Comparison:
         for layer, maps in expected.features.items():
             error = relative_error(got[FEATURES_PREFIX + layer], maps, (1, 2, 3))
             self._features[layer] = max(self._features.get(layer, 0.0), error)
+        for name, values in expected.outputs.items():
+            difference = np.square(got[name] - values, dtype=np.float64).sum()
+            signal = np.square(values, dtype=np.float64).sum()
+            self._squares[name] = self._squares.get(name, 0) + np.array([difference, signal])
 
     def judge(self, head: Head | None, tolerances: Tolerances, pictures: Pictures) -> None:
         """Raise ParityError if an output differs by more than it may."""
-        figures = [(LOGITS_OUTPUT, self._logits, tolerances.logits)]
-        if head:
-            figures += [
-                (f"{CAM_PREFIX}{method} of layer {head.activations}", error, tolerances.cams)
-                for method, error in self._cams.items()
-            ]
-        figures += [
-            (f"{FEATURES_PREFIX}{layer}", error, tolerances.features)
-            for layer, error in self._features.items()
-        ]
+        largest = {
+            LOGITS_OUTPUT: self._logits,
+            **{CAM_PREFIX + method: error for method, error in self._cams.items()},
+            **{FEATURES_PREFIX + layer: error for layer, error in self._features.items()},
+        }
+        errors, what = largest, "its largest value"
+        if tolerances.measure == "rms":
+            errors, what = self._rms(), "its root mean square"
         refused = [
-            f"{output} by {error:.2g} of its largest value, where {limit:.2g} is accepted"
-            for output, error, limit in figures
-            if not error <= limit
+            f"{_named(output, head)} by {error:.2g} of {what}, "
+            f"where {tolerances.limit(output):.2g} is accepted"
+            for output, error in refusals(errors, tolerances).items()
         ]
         if refused:
             raise ParityError(
@@ -165,7 +172,20 @@ class _Comparison:
             top1_agreement=self._agreed / len(pictures),
             cams=self._cams,
             features=self._features,
+            rms=self._rms(),
         )
+
+    def _rms(self) -> dict[str, float]:
+        """Return the root mean square of the difference over that of the values, by output."""
+        return {
+            name: float(np.sqrt(difference / (signal or 1)))
+            for name, (difference, signal) in self._squares.items()
+        }
+
+
+def _named(output: str, head: Head | None) -> str:
+    of_map = head is not None and output.startswith(CAM_PREFIX)
+    return f"{output} of layer {head.activations}" if head and of_map else output
 
 
 def _class_ids(images: int, classes: int) -> NDArray[np.int64]:

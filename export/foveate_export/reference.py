@@ -14,6 +14,7 @@ from torch import Tensor
 
 from foveate_export.heads import Head
 from foveate_export.taps import Tap, tapped
+from foveate_serve.bundle.manifest import CAM_PREFIX, FEATURES_PREFIX, LOGITS_OUTPUT
 from foveate_train.classifier import Classifier, InputSpec
 
 METHODS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -33,6 +34,15 @@ class Answers:
     logits: NDArray[np.float32]
     cams: dict[str, NDArray[np.float32]]
     features: dict[str, NDArray[np.float32]]
+
+    @property
+    def outputs(self) -> dict[str, NDArray[np.float32]]:
+        """All of them, by the names of the graph's outputs."""
+        return {
+            LOGITS_OUTPUT: self.logits,
+            **{CAM_PREFIX + method: maps for method, maps in self.cams.items()},
+            **{FEATURES_PREFIX + layer: maps for layer, maps in self.features.items()},
+        }
 
 
 def answer(

@@ -59,6 +59,14 @@ def positive(text: str) -> int:
     return number
 
 
+def points(text: str) -> float:
+    """Read an argument that is a number of points, of 0 to 100."""
+    number = float(text)
+    if not 0 <= number <= 100:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 100")
+    return number
+
+
 def names(text: str) -> list[str]:
     """Read an argument that is a list of names with commas between them."""
     return [name.strip() for name in text.split(",") if name.strip()]

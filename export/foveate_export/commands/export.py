@@ -9,14 +9,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from foveate_export.commands._console import DONE, Stages, answer, names, positive
+from foveate_export.commands._console import DONE, Stages, answer, names, points, positive
 from foveate_export.errors import UsageError
-from foveate_export.exporter import VARIANT, Exported, check_name, examine, export
+from foveate_export.exporter import Exported, check_name, check_variants, examine, export
 from foveate_export.labelled import open_labelled
 from foveate_export.layers import default_layers
 from foveate_export.pictures import for_classifier, from_folder
 from foveate_export.sources import Source, load_source
-from foveate_serve.bundle.manifest import Accuracy, Parity
+from foveate_export.variants import FP32, VARIANTS
+from foveate_export.variants.acceptance import MAX_DROP
+from foveate_export.variants.calibration import open_calibration
+from foveate_serve.bundle.manifest import Accuracy, Parity, Quantisation
 
 PROG = "foveate export"
 
@@ -59,7 +62,25 @@ def _parser() -> argparse.ArgumentParser:
         "--list-layers", action="store_true", help="list the layers that --layers may name"
     )
     parser.add_argument(
-        "--variants", type=names, default=[VARIANT], metavar="A,B", help=f"there is {VARIANT}"
+        "--variants",
+        type=names,
+        default=[FP32],
+        metavar="A,B",
+        help=f"the precisions, the one to serve by default first: {', '.join(VARIANTS)}; "
+        f"default: {FP32}",
+    )
+    parser.add_argument(
+        "--calibration",
+        metavar="DIR|mnist",
+        help="pictures that int8 measures its ranges on: a folder, or MNIST's training digits",
+    )
+    parser.add_argument(
+        "--max-drop",
+        type=points,
+        default=MAX_DROP,
+        metavar="POINTS",
+        help="how much less than fp32 a variant may recognise of --data, in points of top-1; "
+        f"default: {MAX_DROP:g}",
     )
     parser.add_argument(
         "--parity-data",
@@ -78,13 +99,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
-    unknown = [variant for variant in options.variants if variant != VARIANT]
-    if unknown:
-        raise UsageError(f"no variant {', '.join(unknown)}; there is {VARIANT}")
     if not options.list_layers:
         if options.repository is None or options.name is None:
             raise UsageError("--repository and --name say where the bundle goes")
         check_name(options.name)
+        check_variants(options.variants, calibrated=options.calibration is not None)
     stages = Stages(Console(stderr=True))
     with stages(f"loading {options.source}"):
         source = load_source(options.source, options.weights, options.argument)
@@ -92,6 +111,9 @@ def _run(options: argparse.Namespace) -> int:
         return _list_layers(source, as_json=options.json)
     classifier = source.classifier
     with stages("reading pictures"):
+        calibration = (
+            open_calibration(options.calibration, classifier) if options.calibration else None
+        )
         labelled = open_labelled(options.data, classifier.labels) if options.data else None
         pictures = (
             from_folder(options.parity_data, classifier.input)
@@ -105,6 +127,9 @@ def _run(options: argparse.Namespace) -> int:
         version=options.version,
         layers=options.layers,
         pictures=pictures,
+        variants=options.variants,
+        calibration=calibration,
+        max_drop=options.max_drop,
         labelled=labelled,
         metadata=source.metadata,
         stage=stages,
@@ -159,10 +184,15 @@ def _as_json(exported: Exported) -> dict[str, object]:
 
 
 def _as_text(exported: Exported) -> str:
-    (variant,) = exported.manifest.variants
-    lines = [f"{exported.path}: {exported.size / 1e6:.1f} MB", _parity_line(variant.parity)]
-    if variant.accuracy:
-        lines.append(_accuracy_line(variant.accuracy))
+    manifest = exported.manifest
+    lines = [f"{exported.path}: {exported.size / 1e6:.1f} MB"]
+    for variant in manifest.variants:
+        lines.append(f"{variant.name}: {manifest.files[variant.file].size / 1e6:.1f} MB")
+        if variant.quantisation:
+            lines.append("  " + _quantisation_line(variant.quantisation))
+        lines.append("  " + _parity_line(variant.parity))
+        if variant.accuracy:
+            lines.append("  " + _accuracy_line(variant.accuracy))
     if exported.note:
         lines.append(exported.note)
     return "\n".join(lines)
@@ -177,6 +207,15 @@ def _parity_line(parity: Parity) -> str:
         f"largest difference from torch on {parity.images} pictures ({parity.data}): "
         + ", ".join(worst)
         + f"; top-1 agrees on {parity.top1_agreement:.1%}"
+    )
+
+
+def _quantisation_line(quantisation: Quantisation) -> str:
+    left = ", ".join(quantisation.float_layers) or "none"
+    return (
+        f"{quantisation.scheme}, calibrated on {quantisation.images} pictures "
+        f"({quantisation.data}): top-1 agrees with fp32 on {quantisation.agreement:.1%} of them, "
+        f"the logits' noise is {quantisation.sqnr:.1f} dB below them; layers left in float: {left}"
     )
 
 

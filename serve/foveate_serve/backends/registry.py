@@ -25,6 +25,11 @@ BACKENDS = MappingProxyType(
             package="onnxruntime",
             extra="cpu",
         ),
+        "openvino": Backend(
+            runner="foveate_serve.backends.openvino.runner:OpenVinoRunner",
+            package="openvino",
+            extra="openvino",
+        ),
     }
 )
 """The backends, the preferred one first."""

@@ -84,7 +84,9 @@ class Parity(_Model):
 
     `logits_max_abs` is the largest absolute difference. `cams` (by method,
     against autograd) and `features` (by layer, against torch) hold the largest
-    absolute difference divided by the largest absolute value.
+    absolute difference divided by the largest absolute value, of the worst map.
+    `rms` holds, by graph output, the root mean square of the difference divided
+    by that of the values in torch, over all pictures.
     """
 
     images: Positive
@@ -93,6 +95,27 @@ class Parity(_Model):
     top1_agreement: Share
     cams: dict[str, Annotated[float, Field(ge=0)]]
     features: dict[str, Annotated[float, Field(ge=0)]]
+    rms: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+
+
+class Tolerances(_Model):
+    """The largest differences from torch that are accepted of a variant.
+
+    `measure` says what is compared with them: `largest`, the largest difference
+    over the largest value, of the worst map; or `rms`, the root mean square of
+    the difference over that of the values.
+    """
+
+    measure: Literal["largest", "rms"]
+    logits: Annotated[float, Field(gt=0)]
+    cams: Annotated[float, Field(gt=0)]
+    features: Annotated[float, Field(gt=0)]
+
+    def limit(self, output: str) -> float:
+        """Return what is accepted of the graph's output `output`."""
+        if output.startswith(CAM_PREFIX):
+            return self.cams
+        return self.features if output.startswith(FEATURES_PREFIX) else self.logits
 
 
 class Accuracy(_Model):
@@ -104,13 +127,41 @@ class Accuracy(_Model):
     top5: Share
 
 
+class Quantisation(_Model):
+    """How an int8 variant was made, and how it compares with fp32 on the calibration pictures.
+
+    `digest` is `sha256:<hex>` of the pictures as the classifier gets them.
+    `float_layers` are the nodes of the graph left in float. `agreement` is the
+    share of the pictures with the same best class, `sqnr` the signal-to-noise
+    ratio of the logits in decibels.
+    """
+
+    scheme: Literal["asymmetric", "symmetric"]
+    data: str
+    images: Positive
+    digest: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+    float_layers: tuple[str, ...]
+    agreement: Share
+    sqnr: float
+
+
 class VariantEntry(_Model):
     """One precision of the bundle."""
 
     name: Name
     file: str
     parity: Parity
+    tolerances: Tolerances | None = None
     accuracy: Accuracy | None = None
+    quantisation: Quantisation | None = None
+
+
+class GoldenEntry(_Model):
+    """Pictures with torch's answers to them: `foveate_serve.bundle.golden` reads the file."""
+
+    file: str
+    images: Positive
+    data: str
 
 
 class FileEntry(_Model):
@@ -137,6 +188,7 @@ class Manifest(_Model):
     cams: tuple[CamOutput, ...]
     features: tuple[FeatureOutput, ...]
     variants: Annotated[tuple[VariantEntry, ...], Field(min_length=1)]
+    golden: GoldenEntry | None = None
     files: dict[str, FileEntry] = Field(
         description="every file of the bundle but this one, by its path"
     )
@@ -148,7 +200,8 @@ class Manifest(_Model):
             parts = path.split("/")
             if path.startswith("/") or "\\" in path or any(p in ("", ".", "..") for p in parts):
                 raise ValueError(f"files: {path!r} leaves the bundle")
-        for path in (LABELS_FILE, *(v.file for v in self.variants)):
+        golden = [self.golden.file] if self.golden else []
+        for path in (LABELS_FILE, *(v.file for v in self.variants), *golden):
             if path not in self.files:
                 raise ValueError(f"files: {path!r} is used and not listed")
         for kind, names in (

@@ -1,0 +1,23 @@
+"""The precisions of a bundle: fp32 is exported, the others are made of its graph.
+
+`fp16` is `half`, `int8` and `int8-symmetric` are `quantise`; what they are made
+with is `calibration`, and whether they are good enough is for `acceptance`.
+"""
+
+from types import MappingProxyType
+
+from foveate_export.variants.quantise import Scheme
+
+FP32 = "fp32"
+FP16 = "fp16"
+
+INT8 = MappingProxyType[str, Scheme]({"int8": "asymmetric", "int8-symmetric": "symmetric"})
+"""The int8 variants and their schemes: the first for CPUs, the second for TensorRT."""
+
+VARIANTS = (FP32, FP16, *INT8)
+"""The names of all variants."""
+
+
+def file_name(variant: str) -> str:
+    """Return the name that a variant's graph has in the bundle."""
+    return "model.onnx" if variant == FP32 else f"model.{variant}.onnx"

@@ -1,0 +1,97 @@
+"""Runs graphs in OpenVINO."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import openvino
+
+from foveate_serve.backends.base import Array, BackendError, Runner
+from foveate_serve.bundle.bundle import Bundle
+from foveate_serve.bundle.manifest import LOGITS_OUTPUT
+
+COMPILED_MODELS = 4
+"""Plain requests, those with maps, those with feature maps, and one more. Each
+holds the weights again, in the order that its kernels want."""
+
+_DEVICES = {"cpu": "CPU"}
+
+
+class OpenVinoRunner(Runner):
+    """A graph in OpenVINO, compiled anew for each set of outputs when it is first wanted.
+
+    A compiled model computes all its outputs at every run, and an output in the
+    middle of the network keeps layers from being merged, so a plain request
+    must not pay for those of others. The `COMPILED_MODELS` used last are kept.
+    """
+
+    backend: ClassVar[str] = "openvino"
+
+    def __init__(self, bundle: Bundle, *, variant: str, device: str, threads: int) -> None:
+        super().__init__(bundle, variant=variant, device=device, threads=threads)
+        if device not in _DEVICES:
+            raise BackendError(f"no device {device!r}; there are {', '.join(_DEVICES)}")
+        self._core = openvino.Core()
+        self._properties = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": threads,
+            # Without it processors that have bfloat16 compute in it, whatever the graph says.
+            "INFERENCE_PRECISION_HINT": "f32",
+        }
+        try:
+            self._graph = self._core.read_model(bundle.file(variant))
+        except RuntimeError as error:
+            raise BackendError(f"OpenVINO cannot load the variant {variant!r}") from error
+        self._results = {
+            name: result for result in self._graph.get_results() for name in result.output(0).names
+        }
+        for name in self.outputs:
+            if name not in self._results:
+                raise BackendError(f"the graph has no output {name!r}, which the manifest names")
+        self._compiled: OrderedDict[frozenset[str], Any] = OrderedDict()
+        self._lock = threading.Lock()
+        self._request([LOGITS_OUTPUT])
+
+    def _run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        with self._lock:
+            request = self._request(outputs)
+            try:
+                results = request.infer(dict(inputs), share_inputs=True)
+            except RuntimeError as error:
+                raise BackendError("OpenVINO failed to run the graph") from error
+        return {name: results[name] for name in outputs}
+
+    def close(self) -> None:
+        """Release the compiled models and their memory."""
+        self._compiled.clear()
+        self._results.clear()
+        del self._graph
+
+    def _request(self, outputs: Sequence[str]) -> Any:
+        wanted = frozenset(outputs)
+        if wanted in self._compiled:
+            self._compiled.move_to_end(wanted)
+            return self._compiled[wanted]
+        while len(self._compiled) >= COMPILED_MODELS:
+            self._compiled.popitem(last=False)
+        results = [self._results[name] for name in outputs]
+        try:
+            part = openvino.Model(results, self._needed(results), self._graph.friendly_name)
+            compiled = self._core.compile_model(part, _DEVICES[self.device], self._properties)
+        except RuntimeError as error:
+            raise BackendError(f"OpenVINO cannot compile the variant {self.variant!r}") from error
+        self._compiled[wanted] = compiled.create_infer_request()
+        return self._compiled[wanted]
+
+    def _needed(self, results: Sequence[Any]) -> list[Any]:
+        """Return the graph's inputs that `results` are computed from."""
+        seen: set[str] = set()
+        waiting = list(results)
+        while waiting:
+            node = waiting.pop()
+            if node.get_name() not in seen:
+                seen.add(node.get_name())
+                waiting += [value.get_node() for value in node.input_values()]
+        return [p for p in self._graph.get_parameters() if p.get_name() in seen]
