@@ -20,7 +20,7 @@ setup: $(ready) ## Install everything into VENV
 $(ready): constraints.txt pyproject.toml $(packages:%=%/pyproject.toml)
 	test -x $(bin)/uv || { $(PYTHON) -m venv $(VENV) && $(bin)/pip install --quiet --disable-pip-version-check --constraint constraints.txt uv; }
 	$(bin)/uv pip install --python $(bin)/python --constraint constraints.txt --group dev \
-	    -e proto -e clients -e 'serve[cpu]' -e 'train[weights]' -e export
+	    -e proto -e clients -e 'serve[cpu,openvino]' -e 'train[weights]' -e export
 	touch $@
 
 demo: $(ready) ## Train, export, serve and explain, on real pictures, into demo-output/

@@ -45,6 +45,7 @@ _KNOWN = {
     "export": _Command(_EXPORT, "make a bundle of a classifier"),
     "evaluate": _Command(_EXPORT, "measure a bundle's accuracy on labelled pictures"),
     "serve": _Command(_SERVE, "serve a repository of bundles over gRPC"),
+    "verify": _Command(_SERVE, "compare a bundle with the answers kept in it"),
     "classify": _Command(_CLIENT, "classify pictures and show what was looked at"),
     "models": _Command(_CLIENT, "list the models of a server or a repository"),
     "batch": _Command(_CLIENT, "classify a folder of pictures into a table"),
