@@ -2,7 +2,7 @@
 
 from foveate_client import Cam, Client
 
-with Client("localhost:8000") as client:
+with Client("localhost:50051") as client:
     result = client.classify("cat.jpg", cam=Cam())
     print(result.predictions[0].label)
     result.cams[0].overlay("cat.jpg").save("cat.cam.png")

@@ -31,7 +31,7 @@ from foveate_client._transports import AsyncTransport, ThreadedTransport, local_
 class AsyncClient:
     """Classifies pictures on a server, from asyncio.
 
-        async with AsyncClient("localhost:8000") as client:
+        async with AsyncClient("localhost:50051") as client:
             result = await client.classify("cat.jpg", cam=Cam(top=3))
 
     `target` is the server's HOST:PORT, any other gRPC target, or an

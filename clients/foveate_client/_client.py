@@ -33,7 +33,7 @@ DEFAULT_IN_FLIGHT = 16
 class Client:
     """Classifies pictures on a server, or in this process.
 
-        with Client("localhost:8000") as client:
+        with Client("localhost:50051") as client:
             result = client.classify("cat.jpg", cam=Cam(top=3))
 
     `target` is the server's HOST:PORT, any other gRPC target, or a Transport.

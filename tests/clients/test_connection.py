@@ -226,6 +226,30 @@ async def test_a_token_is_not_sent_in_the_clear_under_asyncio():
         AsyncClient("models.example:443", credentials=Credentials(tls=False, token=TOKEN))
 
 
+def test_a_token_in_the_clear_goes_past_the_proxy(start, coffee, monkeypatch):
+    running = start()
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    for name in ("no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    # By itself gRPC takes the proxy even to this machine.
+    target = f"localhost:{running.port}"
+    with Client(target, retries=ONCE) as client, pytest.raises(UnavailableError):
+        client.classify(coffee)
+    with Client(target, credentials=Credentials(tls=False, token=TOKEN)) as client:
+        client.classify(coffee)
+    assert len(running.service.headers) == 1
+
+
+def test_calls_go_in_turn_to_every_address(start, coffee):
+    servers = [start(), start()]
+    target = "ipv4:" + ",".join(f"127.0.0.1:{running.port}" for running in servers)
+    with Client(target) as client:
+        for _ in range(20):
+            client.classify(coffee)
+    # The second connection may be made a little after the first.
+    assert all(len(running.service.asked) >= 5 for running in servers)
+
+
 @pytest.mark.parametrize(
     "target",
     [
