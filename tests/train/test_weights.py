@@ -160,3 +160,32 @@ def test_grey_and_colour_pictures_take_the_channels_of_the_network(lite0):
     assert preprocess(coffee.convert("L"), lite0.input).shape == (3, 224, 224)
     white = Image.new("L", (40, 60), 255)
     assert torch.allclose(preprocess(white, digits), torch.tensor((1 - 0.1307) / 0.3081))
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_the_other_packages_know_it_too(size):
+    classifier = registry.create(f"package:efficientnet_lite{size}")
+    assert classifier.input.height == (240, 260)[size - 1]
+    photograph = preprocess(Image.fromarray(skimage.data.coffee()), classifier.input)
+    with torch.inference_mode():
+        logits = classifier.module(photograph[None])[0]
+    assert classifier.labels[logits.argmax()] == "espresso"
+
+
+def test_a_folder_of_a_hub_holds_one_network_in_several_forms(lenet, tmp_path):
+    safetensors.torch.save_file(lenet.state_dict(), tmp_path / "model.safetensors")
+    torch.save(lenet.state_dict(), tmp_path / "pytorch_model.bin")
+    loaded = registry.create("foveate:lenet5", weights=str(tmp_path)).module.state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in lenet.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "name", ["torchvision:inception_v3", "timm:vit_tiny_patch16_224", "timm:legacy_seresnet50"]
+)
+def test_weights_take_the_place_of_every_value(name, tmp_path):
+    # What is not drawn at random because weights follow must all come from them.
+    first = registry.create(name, weights="random:1").module.state_dict()
+    torch.save(first, tmp_path / "weights.pth")
+    second = registry.create(name, weights=str(tmp_path)).module
+    assert all(torch.equal(tensor, first[key]) for key, tensor in second.state_dict().items())
+    assert not any(tensor.is_meta for tensor in [*second.parameters(), *second.buffers()])

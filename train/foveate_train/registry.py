@@ -140,19 +140,34 @@ def _source(source: str) -> Source:
 
 
 def _unknown(name: str) -> str:
-    """Say which names are nearest to one that is not known."""
+    """Say which names are nearest to one that is not known.
+
+    The same network in another source or spelling comes first; then those whose
+    names begin with it or resemble it, in the source that was named or else in all.
+    """
     source, colon, network = name.rpartition(":")
-    if colon and source in SOURCES:
-        known = {full.partition(":")[2]: [full] for full in names(source)}
-    else:
-        known = {}
-        for full in names():
-            known.setdefault(full.partition(":")[2], []).append(full)
-    exact = known.get(network, [])
-    if exact and not colon:
-        return f"classifier {name!r} lacks its source; write {' or '.join(exact)}"
-    near = exact or [
-        full for close in difflib.get_close_matches(network, known, n=4) for full in known[close]
-    ]
+    known: dict[str, list[str]] = {}
+    for full in names():
+        known.setdefault(_folded(full.partition(":")[2]), []).append(full)
+    same = known.get(_folded(network), [])
+    if same and not colon:
+        *first, last = same
+        choice = f"{', '.join(first)} or {last}" if first else last
+        return f"classifier {name!r} lacks its source; write {choice}"
+    prefix = f"{source}:" if source in SOURCES else ""
+    inside = {
+        folded: chosen
+        for folded, full in known.items()
+        if (chosen := [one for one in full if one.startswith(prefix)])
+    }
+    longer = sorted((folded for folded in inside if folded.startswith(_folded(network))), key=len)
+    close = difflib.get_close_matches(_folded(network), inside, n=3)
+    alike = dict.fromkeys([*longer[:2], *close])
+    near = list(dict.fromkeys([*same, *(full for folded in alike for full in inside[folded])]))
     hint = f"the nearest are {', '.join(near)}" if near else f"the sources are {', '.join(SOURCES)}"
     return f"no classifier is called {name!r}; {hint}"
+
+
+def _folded(network: str) -> str:
+    """Return a name as it is compared: without case and punctuation."""
+    return "".join(character for character in network.lower() if character.isalnum())

@@ -127,8 +127,9 @@ def _input_spec(configuration: Mapping[str, Any]) -> InputSpec:
         height=height,
         width=width,
         channels=channels,
-        # As timm.data.transforms_factory computes it.
-        resize=math.floor(max(height, width) / configuration["crop_pct"]),
+        # As timm.data.transforms_factory computes it; but where that is less than
+        # the crop, and would set the picture in black, the picture fills the crop.
+        resize=max(height, width, math.floor(max(height, width) / configuration["crop_pct"])),
         interpolation=configuration["interpolation"],
         mean=tuple(configuration["mean"]),
         std=tuple(configuration["std"]),
