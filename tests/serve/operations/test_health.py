@@ -1,0 +1,87 @@
+"""Health of the server and of each model, asked and watched."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_channelz.v1.channelz_pb2 import GetServersRequest
+from grpc_channelz.v1.channelz_pb2_grpc import ChannelzStub
+from grpc_health.v1.health_pb2 import (
+    HealthCheckRequest,
+    HealthCheckResponse,
+    HealthListRequest,
+)
+from grpc_health.v1.health_pb2_grpc import HealthStub
+
+from foveate.v1.repository_service_pb2 import LoadModelRequest, UnloadModelRequest
+from foveate.v1.repository_service_pb2_grpc import RepositoryServiceStub
+
+SERVING = HealthCheckResponse.SERVING
+NOT_SERVING = HealthCheckResponse.NOT_SERVING
+UNKNOWN = HealthCheckResponse.SERVICE_UNKNOWN
+COLOURS = "foveate.v1.ClassifierService/colours"
+LATER = "foveate.v1.ClassifierService/later"
+
+
+def test_a_models_health_follows_its_loads(
+    start: Callable, write_bundle: Callable, tmp_path: Path
+) -> None:
+    write_bundle()
+    server = start("--admin", repository=tmp_path / "repository")
+    with server.channel() as channel:
+        health, repository = HealthStub(channel), RepositoryServiceStub(channel)
+
+        def status(service: str) -> int:
+            return health.Check(HealthCheckRequest(service=service), timeout=10).status
+
+        watch = health.Watch(HealthCheckRequest(service=COLOURS), timeout=60)
+        later = health.Watch(HealthCheckRequest(service=LATER), timeout=60)
+        overall = health.Watch(HealthCheckRequest(), timeout=60)
+        assert [next(watch).status, next(later).status, next(overall).status] == [
+            SERVING,
+            UNKNOWN,
+            SERVING,
+        ]
+        with pytest.raises(grpc.RpcError) as raised:
+            status(LATER)
+        assert raised.value.code() is grpc.StatusCode.NOT_FOUND
+
+        repository.UnloadModel(UnloadModelRequest(name="colours"), timeout=30)
+        assert next(watch).status == NOT_SERVING == status(COLOURS)
+        assert status("") == status("foveate.v1.ClassifierService") == SERVING
+
+        broken = write_bundle(name="later")
+        shutil.copy(broken / "labels.txt", broken / "model.onnx")
+        with pytest.raises(grpc.RpcError):
+            repository.LoadModel(LoadModelRequest(name="later"), timeout=30)
+        assert next(later).status == NOT_SERVING == status(LATER)
+        shutil.rmtree(broken)
+        write_bundle(name="later")
+        repository.LoadModel(LoadModelRequest(name="later"), timeout=30)
+        assert next(later).status == SERVING == status(LATER)
+
+        listed = health.List(HealthListRequest(), timeout=10).statuses
+        assert {name: entry.status for name, entry in listed.items()} == {
+            "": SERVING,
+            "foveate.v1.ClassifierService": SERVING,
+            "foveate.v1.RepositoryService": SERVING,
+            "inference.GRPCInferenceService": SERVING,
+            COLOURS: NOT_SERVING,
+            LATER: SERVING,
+        }
+        server.process.terminate()
+        assert next(overall).status == NOT_SERVING
+        assert next(later).status == NOT_SERVING
+        assert list(watch) == []
+    assert server.process.wait(timeout=30) == 0
+
+
+def test_channelz_answers_on_request(start: Callable) -> None:
+    with start("--channelz").channel() as channel:
+        (found,) = ChannelzStub(channel).GetServers(GetServersRequest(), timeout=10).server
+        assert found.data.calls_started >= 1
+    with start().channel() as channel, pytest.raises(grpc.RpcError) as raised:
+        ChannelzStub(channel).GetServers(GetServersRequest(), timeout=10)
+    assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED

@@ -1,0 +1,155 @@
+"""The metrics port: its numbers are those of the requests made, and its pages hold no surprise."""
+
+import socket
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
+
+import grpc
+import pytest
+
+from foveate.v1.classifier_service_pb2 import ClassifyRequest, ClassifyStreamRequest
+from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
+
+COLOURS = {"model": "colours", "version": "1"}
+
+
+def value(samples: dict, name: str, **labels: str) -> float:
+    return samples[name, frozenset(labels.items())]
+
+
+@pytest.fixture
+def server(start: Callable):
+    # Batches gather for a moment, so that several pictures ride in some of them.
+    return start("--metrics-address", "127.0.0.1:0", "--max-batch", "4", "--max-delay", "0.1")
+
+
+def test_the_numbers_are_those_of_the_requests_made(server, picture: ClassifyRequest) -> None:
+    good, bad = 24, 3
+    with server.channel() as channel:
+        classify = ClassifierServiceStub(channel).Classify
+        with ThreadPoolExecutor(8) as threads:
+            picture = ClassifyRequest(timing=True, model=picture.model, raw=picture.raw)
+            answers = list(threads.map(lambda _: classify(picture, timeout=30), range(good)))
+        for request in [
+            *[ClassifyRequest(model="colours", encoded=b"no picture")] * bad,
+            ClassifyRequest(model="<script>", encoded=b"x"),
+        ]:
+            with pytest.raises(grpc.RpcError):
+                classify(request, timeout=30)
+        late = classify.future(picture, timeout=0.01)
+        assert late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        answers.append(classify(picture, timeout=30))
+        samples = server.metrics()
+
+    count = lambda name, **labels: value(samples, name, **COLOURS, **labels)  # noqa: E731
+    assert count("foveate_requests_total", code="OK") == good + 1
+    assert count("foveate_requests_total", code="INVALID_ARGUMENT") == bad
+    assert value(samples, "foveate_requests_total", model="", version="", code="NOT_FOUND") == 1
+    assert count("foveate_requests_in_flight") == 0
+    assert count("foveate_requests_waiting") == 0
+    assert count("foveate_model_ready") == 1
+    for stage in ("request", "decode", "queue", "infer", "encode"):
+        assert count(f"foveate_{stage}_seconds_count") == good + 1
+        assert count(f"foveate_{stage}_seconds_bucket", le="+Inf") == good + 1
+    measured = sum(answer.timing.total.ToNanoseconds() for answer in answers) / 1e9
+    assert count("foveate_request_seconds_sum") == pytest.approx(measured, rel=1e-3)
+
+    # Each picture of a batch of n is a 1/n of it. The late one may have run, too.
+    batches = sum(1 / answer.timing.batch_size for answer in answers)
+    assert batches - 1e-6 <= count("foveate_batch_size_count") <= batches + 1 + 1e-6
+    assert good + 1 <= count("foveate_batch_size_sum") <= good + 2
+    assert count("foveate_batch_size_bucket", le="1.0") < count("foveate_batch_size_count")
+    method = {"method": "/foveate.v1.ClassifierService/Classify"}
+    assert value(samples, "foveate_calls_total", **method, code="INVALID_ARGUMENT") == bad
+    assert value(samples, "foveate_calls_total", **method, code="OK") == good + 1
+    assert value(samples, "foveate_calls_in_flight", **method) == 0
+
+    # A dashboard for Triton reads the same numbers.
+    assert count("nv_inference_request_success") == good + 1
+    assert count("nv_inference_count") == count("foveate_batch_size_sum")
+    assert count("nv_inference_exec_count") == count("foveate_batch_size_count")
+    assert count("nv_inference_pending_request_count") == 0
+    assert count("nv_model_load_duration_secs") == count("foveate_model_load_seconds") > 0
+    assert count("nv_inference_request_failure", reason="OTHER") >= bad
+    assert count("nv_inference_request_duration_us") == pytest.approx(
+        1e6 * count("foveate_request_seconds_sum")
+    )
+    stages = sum(
+        count(f"nv_inference_{stage}_duration_us")
+        for stage in ("queue", "compute_input", "compute_infer", "compute_output")
+    )
+    assert stages <= count("nv_inference_request_duration_us")
+    assert not [labels for _, labels in samples if ("model", "<script>") in labels]
+
+
+def test_the_pictures_of_a_stream_count_one_by_one(server, picture: ClassifyRequest) -> None:
+    bad = ClassifyRequest(model="colours", encoded=b"no picture")
+    requests = [ClassifyStreamRequest(request=request) for request in (picture, bad, picture)]
+    with server.channel() as channel:
+        answers = list(ClassifierServiceStub(channel).ClassifyStream(iter(requests), timeout=30))
+    assert [answer.HasField("response") for answer in answers] == [True, False, True]
+    samples = server.metrics()
+    assert value(samples, "foveate_requests_total", **COLOURS, code="OK") == 2
+    assert value(samples, "foveate_requests_total", **COLOURS, code="INVALID_ARGUMENT") == 1
+    method = "/foveate.v1.ClassifierService/ClassifyStream"
+    assert value(samples, "foveate_calls_total", method=method, code="OK") == 1
+
+
+def test_the_page_shows_models_failures_and_settings(
+    start: Callable, write_bundle: Callable, tmp_path
+) -> None:
+    write_bundle()
+    broken = write_bundle(name="broken")
+    (broken / "model.onnx").write_bytes(b"<b>no graph</b>")
+    server = start("--metrics-address", "127.0.0.1:0", repository=tmp_path / "repository")
+    status, page = server.get("/")
+    assert status is HTTPStatus.OK
+    assert '<td class="ready">ready</td><td>onnxruntime, cpu, fp32</td>' in page
+    assert '<td class="failed">failed</td>' in page
+    assert "model.onnx: 15 bytes" in page
+    assert "<code>max_batch</code></td><td>8</td>" in page
+    assert "<b>" not in page
+
+
+def test_the_probes_follow_the_server_to_its_end(start: Callable) -> None:
+    server = start("--metrics-address", "127.0.0.1:0", "--shutdown-delay", "3")
+    url = server.metrics_url
+    assert server.get("/readyz") == (HTTPStatus.OK, "ready\n")
+    server.process.terminate()
+    while server.get("/readyz")[0] is HTTPStatus.OK:
+        assert server.process.poll() is None
+    assert server.get("/readyz") == (HTTPStatus.SERVICE_UNAVAILABLE, "not ready\n")
+    assert server.get("/healthz")[0] is HTTPStatus.OK
+    server.classify()
+    host, _, port = url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port))) as idle:
+        assert server.process.wait(timeout=30) == 0
+        assert idle.recv(1) == b""
+    assert "Traceback" not in server.log.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("sent", "answer"),
+    [
+        (b"GET /none HTTP/1.1\r\n\r\n", b"HTTP/1.1 404 "),
+        (b"HEAD /healthz HTTP/1.1\r\n\r\n", b"HTTP/1.1 200 "),
+        (b"POST / HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc", b"HTTP/1.1 405 "),
+        (b"GET / HTTP/1.1\r\nX: " + b"x" * 100_000 + b"\r\n\r\n", b"HTTP/1.1 431 "),
+        (b"\x00\xff\r\n\r\n", b"HTTP/1.1 400 "),
+        (b"GET /", b""),
+    ],
+)
+def test_what_is_no_plain_request_is_refused(
+    start_once: Callable, sent: bytes, answer: bytes
+) -> None:
+    server = start_once("--metrics-address", "127.0.0.1:0")
+    host, _, port = server.metrics_url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=30) as client:
+        client.sendall(sent)
+        client.shutdown(socket.SHUT_WR)
+        received = client.recv(1 << 16)
+    assert received.startswith(answer)
+    assert bool(received) is bool(answer)
+    if sent.startswith(b"HEAD"):
+        assert received.endswith(b"\r\n\r\n")
