@@ -115,7 +115,7 @@ def _images(tensor: InputTensor, max_images: int) -> list[bytes | RawImage]:
         form = "[N] or [N, 1]" if tensor.datatype == BYTES else "[N, height, width, channels]"
         raise InvalidRequestError(
             "SHAPE_INVALID",
-            f"{tensor.field} has the shape {list(shape[:8])}; "
+            f"{tensor.field} has the shape {list(shape)}; "
             f"of the type {tensor.datatype} it must be {form}",
             field=f"{tensor.field}.shape",
             metadata={"limit": form},

@@ -24,9 +24,12 @@ DATATYPES: Mapping[np.dtype[Any], str] = {
 }
 """The protocol's names of the types in the graph contract."""
 
+MAX_DIMENSIONS = 8
+MAX_CONTENTS = 1 << 20
+"""The most elements that may stand in `contents`: each is read as an object of Python's own."""
+
 _CONTENTS = {"UINT8": "uint_contents", "INT64": "int64_contents", BYTES: "bytes_contents"}
 _PREFIX_BYTES = 4
-_MAX_DIMENSIONS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +47,8 @@ class InputTensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The dimensions."""
-        return tuple(self.message.shape)
+        """The dimensions, of which a message can hold millions: no more than show that it does."""
+        return tuple(self.message.shape[: MAX_DIMENSIONS + 1])
 
 
 def inputs_by_name(request: ModelInferRequest) -> dict[str, InputTensor]:
@@ -106,6 +109,14 @@ def read_numbers(tensor: InputTensor, dtype: np.dtype[Any]) -> NDArray[Any]:
         return np.frombuffer(tensor.raw, dtype=stored).reshape(tensor.shape)
     values = _contents(tensor)
     _require_size(tensor, "elements", len(values), count)
+    if count > MAX_CONTENTS:
+        raise InvalidRequestError(
+            "CONTENTS_TOO_LARGE",
+            f"{tensor.field} has {count} elements in contents; the limit is {MAX_CONTENTS}, "
+            "and raw_input_contents has none",
+            field=f"{tensor.field}.contents",
+            metadata={"limit": MAX_CONTENTS},
+        )
     numbers = np.fromiter(values, dtype=np.int64, count=count)
     limits = np.iinfo(dtype)
     if numbers.min() < limits.min or numbers.max() > limits.max:
@@ -157,12 +168,13 @@ def write_bytes(values: Iterable[bytes]) -> bytes:
 def elements(tensor: InputTensor) -> int:
     """Return how many elements the shape makes; raises InvalidRequestError."""
     shape = tensor.shape
-    if len(shape) > _MAX_DIMENSIONS:
+    if len(shape) > MAX_DIMENSIONS:
         raise InvalidRequestError(
             "SHAPE_INVALID",
-            f"{tensor.field} has {len(shape)} dimensions; the limit is {_MAX_DIMENSIONS}",
+            f"{tensor.field} has {len(tensor.message.shape)} dimensions; "
+            f"the limit is {MAX_DIMENSIONS}",
             field=f"{tensor.field}.shape",
-            metadata={"limit": _MAX_DIMENSIONS},
+            metadata={"limit": MAX_DIMENSIONS},
         )
     if any(dimension < 1 for dimension in shape):
         raise InvalidRequestError(

@@ -107,3 +107,18 @@ def test_a_pixel_must_fit_its_byte(value: int) -> None:
         tensors.read_numbers(tensor("UINT8", (3,), contents=contents), np.dtype(np.uint8))
     assert raised.value.reason == "VALUE_OUT_OF_RANGE"
     assert raised.value.metadata["limit"] == "255"
+
+
+def test_contents_are_for_few_elements() -> None:
+    contents = InferTensorContents(uint_contents=[0] * (tensors.MAX_CONTENTS + 1))
+    source = tensor("UINT8", (tensors.MAX_CONTENTS + 1,), contents=contents)
+    with pytest.raises(InvalidRequestError) as raised:
+        tensors.read_numbers(source, np.dtype(np.uint8))
+    assert raised.value.metadata["limit"] == str(tensors.MAX_CONTENTS)
+
+
+def test_a_shape_of_a_million_dimensions_is_refused_unread() -> None:
+    source = tensor("UINT8", (1,) * 1_000_000, b"\0")
+    assert len(source.shape) == tensors.MAX_DIMENSIONS + 1
+    with pytest.raises(InvalidRequestError, match="1000000 dimensions"):
+        tensors.read_numbers(source, np.dtype(np.uint8))
