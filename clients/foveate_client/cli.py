@@ -43,6 +43,7 @@ _KNOWN = {
     "train": _Command(_TRAIN, "train a classifier"),
     "visualize": _Command(_TRAIN, "draw what a network has learned"),
     "export": _Command(_EXPORT, "make a bundle of a classifier"),
+    "engines": _Command(_EXPORT, "build TensorRT engines of a bundle's graphs"),
     "evaluate": _Command(_EXPORT, "measure a bundle's accuracy on labelled pictures"),
     "serve": _Command(_SERVE, "serve a repository of bundles over gRPC"),
     "verify": _Command(_SERVE, "compare a bundle with the answers kept in it"),

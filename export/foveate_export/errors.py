@@ -6,6 +6,7 @@ ExportError
 ├── UnsupportedHeadError  no class activation map for this kind of head
 ├── ParityError           the graph's answers differ from torch's
 ├── AccuracyError         a variant recognises too much less than fp32
+├── EngineError           TensorRT cannot build the graph
 └── RepositoryError       the repository cannot take the bundle
 """
 
@@ -44,6 +45,10 @@ class ParityError(ExportError):
 
 class AccuracyError(ExportError):
     """A variant whose accuracy is too far below that of fp32."""
+
+
+class EngineError(ExportError):
+    """A graph of which TensorRT builds no engine here."""
 
 
 class RepositoryError(ExportError):

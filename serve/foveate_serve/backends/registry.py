@@ -30,6 +30,16 @@ BACKENDS = MappingProxyType(
             package="openvino",
             extra="openvino",
         ),
+        "tensorrt": Backend(
+            runner="foveate_serve.backends.tensorrt.runner:TensorRTRunner",
+            package="tensorrt",
+            extra="tensorrt",
+        ),
+        "tensorrt_rtx": Backend(
+            runner="foveate_serve.backends.tensorrt.runner:TensorRTRTXRunner",
+            package="tensorrt_rtx",
+            extra="tensorrt-rtx",
+        ),
     }
 )
 """The backends, the preferred one first."""

@@ -1,0 +1,76 @@
+"""What `foveate export --tensorrt` and `foveate engines` share."""
+
+import argparse
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from foveate_export.commands._console import names
+from foveate_export.tensorrt.target import BATCH, CLASSES, Target, choose_target
+from foveate_serve.backends.tensorrt.flavour import FLAVOURS
+from foveate_serve.backends.tensorrt.sidecar import ENGINE_SUFFIX, ENGINES_FOLDER, Range, Sidecar
+
+
+def add_target_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what engines are built by and for."""
+    group = parser.add_argument_group("engines")
+    group.add_argument(
+        "--flavour", choices=list(FLAVOURS), help="the library; default: the first installed"
+    )
+    group.add_argument(
+        "--compute-capability",
+        type=names,
+        default=[],
+        metavar="A,B",
+        help="the GPUs to build for, such as 8.9,12.0; default: the one at hand",
+    )
+    group.add_argument(
+        "--batch",
+        type=_range,
+        default=BATCH,
+        metavar="MIN,OPT,MAX",
+        help=f"how many pictures at once; default: {BATCH}",
+    )
+    group.add_argument(
+        "--classes",
+        type=_range,
+        default=CLASSES,
+        metavar="MIN,OPT,MAX",
+        help=f"how many classes explained at once; default: {CLASSES}",
+    )
+    group.add_argument(
+        "--timing-cache",
+        type=Path,
+        metavar="FILE",
+        help="keeps what TensorRT measured, for the next build on this GPU",
+    )
+
+
+def target(options: argparse.Namespace) -> Target:
+    """Return what the options say; raises what `choose_target` raises."""
+    return choose_target(
+        options.flavour,
+        options.compute_capability,
+        batch=options.batch,
+        classes=options.classes,
+        timing_cache=options.timing_cache,
+    )
+
+
+def engine_line(sidecar: Sidecar) -> str:
+    """Describe an engine in a line."""
+    return (
+        f"{ENGINES_FOLDER}/{sidecar.stem}{ENGINE_SUFFIX}: {sidecar.engine_size / 1e6:.1f} MB, "
+        f"batch {sidecar.batch.minimum} to {sidecar.batch.maximum}, "
+        f"{sidecar.flavour} {sidecar.version}"
+    )
+
+
+def _range(text: str) -> Range:
+    try:
+        minimum, optimum, maximum = (int(part) for part in text.split(","))
+        return Range(minimum=minimum, optimum=optimum, maximum=maximum)
+    except (ValueError, ValidationError) as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: three whole numbers from 1 that do not fall, such as {BATCH}"
+        ) from error

@@ -1,0 +1,54 @@
+"""`foveate engines`: TensorRT engines for a bundle that is published already."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from foveate_export.commands._console import DONE, Stages, answer, names
+from foveate_export.commands._engines import add_target_arguments, engine_line, target
+from foveate_export.tensorrt.engines import add_engines
+
+PROG = "foveate engines"
+
+DESCRIPTION = """\
+Builds engines of TensorRT or TensorRT-RTX from the graphs of a bundle and adds
+them to it: for each variant one that classifies, and one that explains as well.
+TensorRT builds for the GPU at hand; TensorRT-RTX needs none and builds for the
+compute capabilities that are named."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run `foveate engines` and return its exit code."""
+    options = _parser().parse_args(arguments)
+    return answer(lambda: _run(options), PROG)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=PROG, description=DESCRIPTION)
+    parser.add_argument(
+        "bundle", type=Path, metavar="BUNDLE", help="its folder, <repository>/<model>/<version>"
+    )
+    parser.add_argument(
+        "--variants",
+        type=names,
+        default=[],
+        metavar="A,B",
+        help="the precisions; default: all that TensorRT takes",
+    )
+    add_target_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    built = add_engines(
+        options.bundle, options.variants, target(options), Stages(Console(stderr=True))
+    )
+    if options.json:
+        print(json.dumps([sidecar.model_dump(mode="json") for sidecar in built], indent=2))
+    else:
+        print("\n".join(engine_line(sidecar) for sidecar in built))
+    return DONE
