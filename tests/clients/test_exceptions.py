@@ -61,7 +61,8 @@ async def test_every_code_has_its_error_under_asyncio(server, coffee, name):
 
 def test_the_tree_is_drawn_whole_and_exported():
     errors = [FoveateError, *FoveateError.__subclasses__(), *CallError.__subclasses__()]
-    for error in errors:
+    # The commands have errors of their own, which the library does not raise.
+    for error in [error for error in errors if error.__module__ == _exceptions.__name__]:
         assert error.__name__ in _exceptions.__doc__
         assert getattr(foveate_client, error.__name__) is error
     assert {error.code for error in CallError.__subclasses__()} == set(CODES)
