@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from foveate_serve.backends.base import Array, BackendError
 from foveate_serve.backends.onnxruntime.runner import OnnxRuntimeRunner
 from foveate_serve.bundle.bundle import Bundle
+from foveate_serve.bundle.golden import Golden, expect
 
 SIZE = 8
 LABELS = ("red", "green", "blue")
@@ -141,6 +142,53 @@ def write_bundle(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def colours(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return Bundle.open(write_colour_bundle(tmp_path_factory.mktemp("repository")))
+
+
+@pytest.fixture(scope="session")
+def colours_golden() -> Golden:
+    """Pictures, and what the mathematics says of them."""
+    colours = np.array([[255, 0, 51], [0, 102, 204]], dtype=np.uint8)
+    images = colours[:, None, None].repeat(SIZE, axis=1).repeat(SIZE, axis=2)
+    images[:, :4] //= 3
+    class_ids = np.array([[0, 2], [1, 1]])
+    planes = (images / np.float32(255)).transpose(0, 3, 1, 2)
+    return Golden(
+        images=images,
+        class_ids=class_ids,
+        outputs=expect(
+            {
+                "logits": planes.mean((2, 3)) + np.float32(BIAS),
+                "cam.cam": planes[np.arange(2)[:, None], class_ids],
+                "features.planes": planes,
+            }
+        ),
+    )
+
+
+def relist(bundle: Path, name: str) -> None:
+    """Bring what the manifest says of a file up to date."""
+    manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    data = (bundle / name).read_bytes()
+    manifest["files"][name] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+    (bundle / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
+@pytest.fixture
+def golden_bundle(tmp_path: Path, colours_golden: Golden) -> Path:
+    """Write a bundle with golden answers and the tolerances of fp32."""
+    path = write_colour_bundle(tmp_path / "repository")
+    colours_golden.write(path / "golden.npz")
+    manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    manifest["golden"] = {"file": "golden.npz", "images": 2, "data": "colours"}
+    manifest["variants"][0]["tolerances"] = {
+        "measure": "largest",
+        "logits": 1e-3,
+        "cams": 1e-4,
+        "features": 1e-4,
+    }
+    (path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    relist(path, "golden.npz")
+    return path
 
 
 class GatedRunner(OnnxRuntimeRunner):

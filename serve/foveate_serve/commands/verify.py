@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 
 from foveate_serve.backends.base import BackendError
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{PROG}: {error}", file=sys.stderr)
         return FAILED
     if options.json:
-        print(json.dumps([asdict(check) for check in checks], indent=2))
+        print(json.dumps([_as_json(check) for check in checks], indent=2))
     else:
         for check in checks:
             print(_line(check))
@@ -83,6 +84,11 @@ def _checks(bundle: Bundle, golden: Golden, variant: str, backend: str | None) -
             )
             for output, error in errors.items()
         ]
+
+
+def _as_json(check: Check) -> dict[str, object]:
+    # JSON has no infinity.
+    return asdict(check) | {"error": check.error if isfinite(check.error) else None}
 
 
 def _line(check: Check) -> str:

@@ -1,0 +1,51 @@
+"""What is particular to OpenVINO: one compiled model for each set of outputs."""
+
+import numpy as np
+import pytest
+
+from foveate_serve.backends.openvino import runner as module
+from foveate_serve.backends.openvino.runner import OpenVinoRunner
+from foveate_serve.backends.registry import create_runner
+from foveate_serve.bundle.bundle import Bundle
+
+IMAGES = np.zeros((2, 8, 8, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def runner(colours: Bundle) -> OpenVinoRunner:
+    runner = create_runner(colours, backend="openvino", threads=1)
+    assert isinstance(runner, OpenVinoRunner)
+    return runner
+
+
+def compiled(runner: OpenVinoRunner) -> list[set[str]]:
+    """The outputs of each compiled model, the one used last at the end."""
+    return [
+        {name for output in request.get_compiled_model().outputs for name in output.names}
+        for request in runner._compiled.values()
+    ]
+
+
+def test_only_the_outputs_wanted_are_computed(runner: OpenVinoRunner) -> None:
+    assert compiled(runner) == [{"logits"}]
+    runner.run({"image": IMAGES}, ["features.planes"])
+    runner.run({"image": IMAGES}, ["logits"])
+    assert compiled(runner) == [{"features.planes"}, {"logits"}]
+    runner.run({"image": IMAGES, "class_ids": np.array([[0], [1]])}, ["logits", "cam.cam"])
+    assert compiled(runner)[-1] == {"logits", "cam.cam"}
+
+
+def test_the_least_recently_used_model_goes(
+    runner: OpenVinoRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "COMPILED_MODELS", 2)
+    for outputs in (["features.planes"], ["logits"], ["logits", "features.planes"]):
+        runner.run({"image": IMAGES}, outputs)
+    assert compiled(runner) == [{"logits"}, {"logits", "features.planes"}]
+
+
+def test_an_answer_outlives_the_next_run(runner: OpenVinoRunner) -> None:
+    black = runner.run({"image": IMAGES}, ["logits"])["logits"]
+    before = black.copy()
+    runner.run({"image": IMAGES + 255}, ["logits"])
+    np.testing.assert_array_equal(black, before)
