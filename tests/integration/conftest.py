@@ -86,15 +86,13 @@ def running(repository: Path, log: Path, *arguments: str) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Export the ImageNet classifier of the package, and LeNet-5, which has no maps."""
+def repository(imagenet_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Put LeNet-5, whose head is no pooling and a linear layer, beside the ImageNet classifier."""
     folder = tmp_path_factory.mktemp("models")
-    for source, name in (
-        (["package:efficientnet_lite0"], "efficientnet_lite0"),
-        (["foveate:lenet5", "--weights", "random:0"], "lenet5"),
-    ):
-        command = [FOVEATE, "export", *source, "--repository", folder, "--name", name]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    shutil.copytree(imagenet_repository, folder, dirs_exist_ok=True)
+    command = [FOVEATE, "export", "foveate:lenet5", "--weights", "random:0"]
+    command += ["--repository", folder, "--name", "lenet5"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return folder
 
 
