@@ -11,6 +11,7 @@ from foveate_serve.observe.logs import configure_logging
 from foveate_serve.process import KilledError, Process, StartError, run_until_signals
 from foveate_serve.rpc.server import AddressError
 from foveate_serve.settings import Settings, SettingsError, is_secret, load_settings
+from foveate_serve.workers.supervisor import Supervisor
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
 
@@ -38,7 +39,8 @@ async def serve(settings: Settings) -> int:
     if not settings.repository.is_dir():
         return _fail(f"repository: there is no folder {settings.repository}", FAILED)
     try:
-        await run_until_signals(Process(settings), _tell)
+        make = Process if settings.workers == 1 else Supervisor
+        await run_until_signals(make(settings), _tell)
     except SettingsError as error:
         return _fail(str(error), WRONG_USAGE)
     except (AddressError, StartError, KilledError) as error:

@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
@@ -14,6 +15,7 @@ from foveate_serve.observe.metrics import Metrics
 from foveate_serve.observe.pages import Pages
 from foveate_serve.observe.source import ServerSource
 from foveate_serve.observer import Changes, Observer, Observers
+from foveate_serve.rpc.handlers import RepositoryHandler
 from foveate_serve.rpc.interceptor import CallObserver
 from foveate_serve.rpc.server import AddressError, Server
 from foveate_serve.settings import Settings, SettingsError
@@ -71,6 +73,7 @@ class Process:
             settings,
             changes,
             statistics,
+            self._repository_handler(),
             access=self._access,
             observers=call_observers,
         )
@@ -81,21 +84,20 @@ class Process:
         Raises AddressError, SettingsError where the files of TLS are bad, and
         StartError where there is nothing to serve.
         """
-        pages = await self._start_pages()
-        address = await self._server.start()
-        problem = None
-        if await self._opened(stop):
-            models = sum(bool(model.default_version) for model in self._engine.repository.models())
-            if models or self._settings.admin:
-                self._server.ready()
-                ready(models, address)
-                await stop.wait()
-            else:
-                problem = StartError("repository: it holds no model that can be loaded")
-        await self._server.drain()
-        await self._engine.close()
-        if pages is not None:
-            await pages.stop()
+        async with self._beside():
+            address = await self._server.start()
+            problem = None
+            if await self._opened(stop):
+                models = self._engine.repository.models()
+                serving = sum(model.default_version is not None for model in models)
+                if serving or self._settings.admin:
+                    self._server.ready()
+                    ready(serving, address)
+                    await stop.wait()
+                else:
+                    problem = StartError("repository: it holds no model that can be loaded")
+            await self._server.drain()
+            await self._engine.close()
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.close)
         if problem is not None:
@@ -120,14 +122,22 @@ class Process:
             raise StartError(f"repository: {error.strerror}") from error
         return True
 
-    async def _start_pages(self) -> HttpServer | None:
+    def _repository_handler(self) -> RepositoryHandler:
+        return RepositoryHandler(self._engine.repository, enabled=self._settings.admin)
+
+    @asynccontextmanager
+    async def _beside(self) -> AsyncIterator[None]:
+        """Run what there is beside the services: here, the metrics port."""
         if self._metrics is None:
-            return None
+            yield
+            return
         source = ServerSource(self._engine.repository, self._metrics, self._server)
-        return await start_pages(Pages(source, self._settings, self._access), self._settings)
+        async with serving_pages(Pages(source, self._settings, self._access), self._settings):
+            yield
 
 
-async def start_pages(pages: Pages, settings: Settings) -> HttpServer:
+@asynccontextmanager
+async def serving_pages(pages: Pages, settings: Settings) -> AsyncIterator[None]:
     """Answer HTTP on the metrics address; raises AddressError."""
     address = settings.metrics_address or ""
     server = HttpServer(address, pages.respond)
@@ -136,7 +146,10 @@ async def start_pages(pages: Pages, settings: Settings) -> HttpServer:
     except OSError as error:
         raise AddressError(f"cannot listen on {address}") from error
     logger.info("metrics and status on http://%s", bound)
-    return server
+    try:
+        yield
+    finally:
+        await server.stop()
 
 
 async def run_until_signals(service: Service, ready: Ready) -> None:

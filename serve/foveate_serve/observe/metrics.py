@@ -23,7 +23,7 @@ from foveate_serve.rpc.errors import CODES
 from foveate_serve.rpc.interceptor import Call
 
 # A time beside every counter, of which Prometheus has no use.
-disable_created_metrics()
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 _MODEL = ("model", "version")
 

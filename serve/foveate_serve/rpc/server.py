@@ -51,7 +51,8 @@ class Server:
     It listens from `start` on and reports NOT_SERVING until `ready`. `drain`
     stops it after what is in flight, `abort` at once. The engine tells
     `changes` of its models' states and `statistics` of their requests;
-    `access` None lets everyone in, and `observers` are told of every call.
+    `repository` makes the changes of models that clients ask for. `access` None
+    lets everyone in, and `observers` are told of every call.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Server:
         settings: Settings,
         changes: Changes,
         statistics: Statistics,
+        repository: RepositoryHandler,
         *,
         access: AccessControl | None = None,
         observers: Sequence[CallObserver] = (),
@@ -82,12 +84,11 @@ class Server:
             ),
             options=(
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
-                # A second server on the same port must fail, not share it.
-                ("grpc.so_reuseport", 0),
+                # A second server on the same port must fail; workers share theirs.
+                ("grpc.so_reuseport", int(settings.workers > 1)),
             ),
         )
         classifier = ClassifierHandler(engine, stream_window=settings.stream_window)
-        repository = RepositoryHandler(engine.repository, enabled=settings.admin)
         add_ClassifierServiceServicer_to_server(
             ClassifierServicer(classifier, self._stopping), self._server
         )

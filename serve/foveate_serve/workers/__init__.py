@@ -1,0 +1,1 @@
+"""Several processes on one address: a supervisor and its workers."""

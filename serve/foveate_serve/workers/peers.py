@@ -1,0 +1,185 @@
+"""How workers reach each other: each answers its peers on a socket in the supervisor's folder."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message
+from google.rpc.code_pb2 import Code
+from google.rpc.status_pb2 import Status
+
+from foveate.status import TRAILER, ErrorStatus, StatusError
+from foveate.v1.classifier_service_pb2 import GetModelRequest, ListModelsRequest
+from foveate.v1.classifier_service_pb2_grpc import (
+    ClassifierServiceStub,
+    add_ClassifierServiceServicer_to_server,
+)
+from foveate.v1.model_pb2 import MODEL_STATE_READY, ModelState
+from foveate.v1.repository_service_pb2 import (
+    LoadModelRequest,
+    LoadModelResponse,
+    ReloadModelRequest,
+    ReloadModelResponse,
+    UnloadModelRequest,
+    UnloadModelResponse,
+)
+from foveate.v1.repository_service_pb2_grpc import (
+    RepositoryServiceStub,
+    add_RepositoryServiceServicer_to_server,
+)
+from foveate_serve.engine import Engine
+from foveate_serve.observe.pages import VersionRow
+from foveate_serve.repository import Repository, State
+from foveate_serve.rpc.convert import MAX_PAGE_SIZE
+from foveate_serve.rpc.errors import status_errors
+from foveate_serve.rpc.handlers import ClassifierHandler, RepositoryHandler
+from foveate_serve.rpc.servicers import ClassifierServicer, RepositoryServicer
+
+logger = logging.getLogger(__name__)
+
+SECONDS = 10.0
+"""What a worker gets to tell of its models."""
+
+_NOBODY = ErrorStatus(
+    code=Code.UNAVAILABLE, reason="NO_WORKER", message="no worker could make the change"
+)
+
+
+class Peers:
+    """The workers whose sockets lie in `folder`, which nobody else may read."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def socket(self, index: int) -> Path:
+        """Return the socket of one worker."""
+        return self._folder / f"{index}.sock"
+
+    def others(self, index: int) -> list[Path]:
+        """Return the sockets of the workers that serve, but for one."""
+        return [path for path in self.all() if path != self.socket(index)]
+
+    def all(self) -> list[Path]:
+        """Return the sockets of the workers that serve, always in the same order."""
+        return sorted(self._folder.glob("*.sock"), key=lambda path: int(path.stem))
+
+
+@asynccontextmanager
+async def connected(socket: Path) -> AsyncIterator[grpc.aio.Channel]:
+    """Connect to one worker."""
+    async with grpc.aio.insecure_channel(f"unix:{socket}") as channel:
+        yield channel
+
+
+async def rows_of(socket: Path) -> list[VersionRow]:
+    """Return what the status page says of the models of one worker; raises AioRpcError."""
+    rows = []
+    async with connected(socket) as channel:
+        stub = ClassifierServiceStub(channel)
+        request = ListModelsRequest(page_size=MAX_PAGE_SIZE)
+        for model in (await stub.ListModels(request, timeout=SECONDS)).models:
+            for version in model.versions:
+                runner = ""
+                if version.state == MODEL_STATE_READY:
+                    wanted = GetModelRequest(name=model.name, version=version.version)
+                    details = (await stub.GetModel(wanted, timeout=SECONDS)).model
+                    runner = f"{details.backend}, {details.device}, {details.active_variant}"
+                state = ModelState.Name(version.state).removeprefix("MODEL_STATE_").lower()
+                rows.append(
+                    VersionRow(
+                        model=model.name,
+                        version=int(version.version),
+                        state=State(state),
+                        reason=version.reason,
+                        default=version.version == model.default_version,
+                        runner=runner,
+                    )
+                )
+    return rows
+
+
+async def ready_versions(socket: Path) -> set[tuple[str, str]]:
+    """Return the models and versions that one worker serves; raises AioRpcError."""
+    async with connected(socket) as channel:
+        request = ListModelsRequest(page_size=MAX_PAGE_SIZE)
+        answer = await ClassifierServiceStub(channel).ListModels(request, timeout=SECONDS)
+    return {
+        (model.name, version.version)
+        for model in answer.models
+        for version in model.versions
+        if version.state == MODEL_STATE_READY
+    }
+
+
+class PeerServer:
+    """Answers the peers of one worker: its models as they are, and changes of them alone."""
+
+    def __init__(self, engine: Engine, socket: Path) -> None:
+        self._socket = socket
+        self._server = grpc.aio.server()
+        models = ClassifierHandler(engine, stream_window=1)
+        add_ClassifierServiceServicer_to_server(
+            ClassifierServicer(models, asyncio.Event()), self._server
+        )
+        repository = RepositoryHandler(engine.repository, enabled=True)
+        add_RepositoryServiceServicer_to_server(RepositoryServicer(repository), self._server)
+
+    async def start(self) -> None:
+        """Listen."""
+        self._server.add_insecure_port(f"unix:{self._socket}")
+        await self._server.start()
+
+    async def stop(self) -> None:
+        """Listen no more, and finish the changes that run."""
+        self._socket.unlink(missing_ok=True)
+        await self._server.stop(None)
+
+
+class SharedRepositoryHandler(RepositoryHandler):
+    """RepositoryService for all workers: they make a change one after another.
+
+    It ends at the first that fails, whose error is the answer; those before it
+    have then made the change. A worker that is down does not count: it takes
+    over the state of the others when it is up again.
+    """
+
+    def __init__(self, repository: Repository, peers: Peers, *, enabled: bool) -> None:
+        super().__init__(repository, enabled=enabled)
+        self._peers = peers
+
+    async def load_model(self, request: LoadModelRequest) -> LoadModelResponse:
+        """Load a model in every worker."""
+        answer: LoadModelResponse = await self._everywhere("LoadModel", request)
+        return answer
+
+    async def unload_model(self, request: UnloadModelRequest) -> UnloadModelResponse:
+        """Unload a model in every worker."""
+        answer: UnloadModelResponse = await self._everywhere("UnloadModel", request)
+        return answer
+
+    async def reload_model(self, request: ReloadModelRequest) -> ReloadModelResponse:
+        """Read a model anew in every worker."""
+        answer: ReloadModelResponse = await self._everywhere("ReloadModel", request)
+        return answer
+
+    async def _everywhere(self, method: str, request: Message) -> Any:
+        with status_errors():
+            self._require_enabled()
+        answer = None
+        for socket in self._peers.all():
+            async with connected(socket) as channel:
+                try:
+                    answer = await getattr(RepositoryServiceStub(channel), method)(request)
+                except grpc.aio.AioRpcError as error:
+                    details = dict(error.trailing_metadata() or ()).get(TRAILER)
+                    if isinstance(details, bytes):
+                        status = ErrorStatus.from_status(Status.FromString(details))
+                        raise StatusError(status) from error
+                    logger.warning("worker %s did not answer: %s", socket.stem, error.code().name)
+        if answer is None:
+            raise StatusError(_NOBODY)
+        return answer

@@ -1,0 +1,225 @@
+"""Keeps workers alive on one address."""
+
+import asyncio
+import json
+import logging
+import os
+import socket
+import sys
+import time
+from asyncio import StreamReader, StreamWriter
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+import grpc
+from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
+
+from foveate_serve.access import make_access_control
+from foveate_serve.observe.pages import Pages, VersionRow
+from foveate_serve.observe.triton import TritonNames
+from foveate_serve.process import Ready, StartError, serving_pages
+from foveate_serve.rpc.security import server_credentials
+from foveate_serve.rpc.server import AddressError
+from foveate_serve.settings import Settings
+from foveate_serve.workers.peers import Peers, rows_of
+from foveate_serve.workers.worker import Assignment
+
+logger = logging.getLogger(__name__)
+
+FIRST_PAUSE = 0.5
+LONGEST_PAUSE = 30.0
+STEADY_SECONDS = 60.0
+"""A worker that has lived for so long is started again after the shortest pause."""
+
+_METRICS = "PROMETHEUS_MULTIPROC_DIR"
+
+
+class Supervisor:
+    """`settings.workers` processes that share an address; raises SettingsError.
+
+    Each listens for itself, and the kernel deals the connections out. One that
+    ends is started again, after a pause that doubles from one time to the next.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._access = make_access_control(settings)
+        server_credentials(settings)  # bad files are told of once, not by every worker
+        self._workers: dict[int, Process] = {}
+        self._ready: dict[int, int] = {}
+        self._came = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._own = CollectorRegistry()
+        self._restarts = Counter(
+            "foveate_worker_restarts",
+            "Workers started again after they had ended.",
+            registry=self._own,
+        )
+        ready = Gauge("foveate_workers_ready", "Workers that serve.", registry=self._own)
+        ready.set_function(lambda: len(self._ready))
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether some worker serves, and none has been told to stop."""
+        return bool(self._ready) and not self._stopping.is_set()
+
+    async def run(self, stop: asyncio.Event, ready: Ready) -> None:
+        """Keep the workers until `stop` is set, then let them finish what is in flight.
+
+        Raises AddressError, and StartError where a worker cannot start.
+        """
+        async with AsyncExitStack() as stack:
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix="foveate-")))
+            (folder / "metrics").mkdir()
+            address = stack.enter_context(reserved(self._settings.address))
+            if self._settings.metrics_address is not None:
+                source = SupervisorSource(self, folder, self._own)
+                pages = Pages(source, self._settings, self._access)
+                await stack.enter_async_context(serving_pages(pages, self._settings))
+            numbers = range(self._settings.workers)
+            keepers = [asyncio.create_task(self._keep(i, folder, address)) for i in numbers]
+            waiting = [asyncio.create_task(event.wait()) for event in (stop, self._came)]
+            try:
+                # A keeper ends by itself only where its worker could not start.
+                await asyncio.wait((*keepers, *waiting), return_when=asyncio.FIRST_COMPLETED)
+                if self._came.is_set():
+                    ready(max(self._ready.values(), default=0), address)
+                    await asyncio.wait((*keepers, waiting[0]), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                self._stopping.set()
+                for task in waiting:
+                    task.cancel()
+                for process in self._workers.values():
+                    with suppress(ProcessLookupError):
+                        process.terminate()
+                await asyncio.gather(*keepers)
+
+    async def abort(self) -> None:
+        """Kill the workers."""
+        for process in self._workers.values():
+            with suppress(ProcessLookupError):
+                process.kill()
+
+    async def _keep(self, index: int, folder: Path, address: str) -> None:
+        pause, served = FIRST_PAUSE, False
+        while not self._stopping.is_set():
+            started = time.monotonic()
+            code = await self._work(index, folder, address)
+            served = served or self._came.is_set()
+            if self._stopping.is_set():
+                return
+            if not served:
+                raise StartError(f"a worker ended with the code {code} before it served")
+            if time.monotonic() - started > STEADY_SECONDS:
+                pause = FIRST_PAUSE
+            logger.error(
+                "worker %d ended with the code %d; it starts again in %.1f s", index, code, pause
+            )
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), pause)
+                return
+            pause = min(2 * pause, LONGEST_PAUSE)
+            self._restarts.inc()
+
+    async def _work(self, index: int, folder: Path, address: str) -> int:
+        """Run one worker to its end, and return its exit code."""
+        metrics = folder / "metrics"
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "foveate_serve.workers.worker"),
+            stdin=PIPE,
+            stdout=PIPE,
+            env={**os.environ, _METRICS: str(metrics)},
+            # Ctrl-C reaches the supervisor alone, which tells them.
+            start_new_session=True,
+        )
+        stdin, stdout = cast("StreamWriter", process.stdin), cast("StreamReader", process.stdout)
+        self._workers[index] = process
+        if self._stopping.is_set():
+            process.terminate()
+        assignment = Assignment(
+            settings=worker_settings(self._settings, address), folder=folder, index=index
+        )
+        try:
+            stdin.write(assignment.model_dump_json().encode() + b"\n")
+            if line := await stdout.readline():
+                self._ready[index] = json.loads(line)["models"]
+                if len(self._ready) == self._settings.workers:
+                    self._came.set()
+            return await process.wait()
+        finally:
+            self._ready.pop(index, None)
+            del self._workers[index]
+            Peers(folder).socket(index).unlink(missing_ok=True)
+            mark_process_dead(process.pid, str(metrics))  # type: ignore[no-untyped-call]
+
+
+class SupervisorSource:
+    """What the pages show: the models as one worker has them, the metrics of all."""
+
+    def __init__(self, supervisor: Supervisor, folder: Path, own: CollectorRegistry) -> None:
+        self._supervisor = supervisor
+        self._peers = Peers(folder)
+        self._registry = CollectorRegistry()
+        self._registry.register(own)
+        metrics = MultiProcessCollector(None, str(folder / "metrics"))  # type: ignore[no-untyped-call]
+        self._registry.register(TritonNames(metrics))
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests are served."""
+        return self._supervisor.is_ready
+
+    async def rows(self) -> Sequence[VersionRow]:
+        """Return every version known to a worker, by model, the newest first."""
+        for path in self._peers.all():
+            with suppress(grpc.aio.AioRpcError):
+                return await rows_of(path)
+        return []
+
+    async def metrics(self) -> Collector:
+        """Return the metrics as they are now."""
+        return self._registry
+
+
+def worker_settings(settings: Settings, address: str) -> dict[str, Any]:
+    """Return the settings of each worker, with the secrets, and with its share of the cores."""
+    values = settings.model_dump(mode="json") | {"address": address}
+    if settings.token is not None:
+        values["token"] = settings.token.get_secret_value()
+    share = max(1, (os.cpu_count() or 1) // settings.workers)
+    if settings.engine_threads == 0:
+        values["engine_threads"] = share
+    if "image_threads" not in settings.model_fields_set:
+        values["image_threads"] = share
+    return values
+
+
+@contextmanager
+def reserved(address: str) -> Iterator[str]:
+    """Hold a port for those who share it, and yield the address with its number.
+
+    Raises AddressError where somebody else listens there.
+    """
+    host, _, port = address.rpartition(":")
+    with ExitStack() as stack:
+        try:
+            family, kind, protocol, _, place = socket.getaddrinfo(
+                host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            # Alone at first: the port of another server must not be shared.
+            with socket.socket(family, kind, protocol) as alone:
+                alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                alone.bind(place)
+                number = alone.getsockname()[1]
+            shared = stack.enter_context(socket.socket(family, kind, protocol))
+            shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            shared.bind((place[0], number, *place[2:]))
+        except OSError as error:
+            raise AddressError(f"cannot listen on {address}") from error
+        yield f"{host}:{number}"
