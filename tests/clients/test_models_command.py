@@ -112,7 +112,17 @@ def test_what_can_be_exported_comes_from_the_catalogue(catalogue, capsys):
     assert command.main(["--available", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == [LENET]
     assert command.main(["--available"]) == 0
-    assert "foveate:lenet5  61706" in capsys.readouterr().out
+    line = capsys.readouterr().out.splitlines()[1]
+    assert line.split() == ["foveate:lenet5", "61,706", "416,520", "28", "x", "28"]
+
+
+def test_a_pipe_gets_whole_lines(catalogue, capsys, monkeypatch):
+    name = "timm:" + "x" * 120
+    monkeypatch.setitem(LENET, "name", name)
+    monkeypatch.setitem(LENET, "top1", 74.846)
+    assert command.main(["--available"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("timm:")]
+    assert line.split() == [name, "61,706", "416,520", "28", "x", "28", "74.8", "%"]
 
 
 def test_without_a_catalogue_the_pip_line_is_printed(monkeypatch, capsys):

@@ -24,6 +24,8 @@ from foveate_client.commands._shared import (
 CATALOGUES = "foveate.catalogues"
 """The entry point group of lists of classifiers that can be exported."""
 
+_UNBROKEN = 1000
+
 
 def main(arguments: Sequence[str]) -> int:
     """Run the subcommand and return its exit code."""
@@ -68,7 +70,11 @@ def _show(options: argparse.Namespace, record: object, view: Group | Table) -> N
     if options.json:
         print(json.dumps(record, ensure_ascii=False, default=_plain))
     else:
-        Console(highlight=False).print(view)
+        console = Console(highlight=False)
+        if not console.is_terminal:
+            # What reads a pipe wants whole lines.
+            console.width = _UNBROKEN
+        console.print(view)
 
 
 def _plain(value: object) -> str:
@@ -137,11 +143,28 @@ def _accuracy(accuracy: Accuracy | None) -> Text:
 
 
 def _catalogue(rows: Sequence[dict[str, Any]]) -> Table:
-    names = ("name", "parameters", "operations", "input_size", "top1", "top5", "weights")
-    table = _columns(*(name.replace("_", " ") for name in names))
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("name", no_wrap=True)
+    for heading in ("parameters", "operations", "input", "top 1", "top 5"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("weights")
     for row in rows:
-        table.add_row(*(Text("" if row[name] is None else str(row[name])) for name in names))
+        size = row["input_size"]
+        cells = (
+            row["name"],
+            f"{row['parameters']:,}",
+            f"{row['operations']:,}",
+            f"{size} x {size}",
+            _percent(row["top1"]),
+            _percent(row["top5"]),
+            row["weights"] or "",
+        )
+        table.add_row(*map(Text, cells))
     return table
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f} %"
 
 
 def _columns(*names: str) -> Table:
