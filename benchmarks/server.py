@@ -1,8 +1,9 @@
 """A real server in a process of its own, and what it has consumed."""
 
+import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,11 +33,17 @@ class Server:
 
 
 @contextmanager
-def serving(repository: Path, *arguments: str) -> Iterator[Server]:
-    """Start `foveate serve` on a free port, and stop it afterwards."""
+def serving(
+    repository: Path, *arguments: str, environment: Mapping[str, str] | None = None
+) -> Iterator[Server]:
+    """Start `foveate serve` on a free port, and stop it afterwards.
+
+    `environment` is added to that of this process.
+    """
     foveate = Path(sys.executable).with_name("foveate")
     command = [foveate, "serve", "--repository", repository, "--address", "127.0.0.1:0", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+    variables = {**os.environ, **(environment or {})}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=variables) as server:
         try:
             assert server.stdout is not None
             line = server.stdout.readline()

@@ -1,0 +1,209 @@
+"""What the features of operations cost a plain request, unused and used.
+
+python -m benchmarks.feature_cost [--repository DIR] [--images DIR] [--rounds N]
+
+Servers with the same models stand beside each other, one for each feature:
+`bare` has the same engine and service, and nothing around them; `off` is
+`foveate serve` with every feature off; the others have one feature on. Each
+round sends the same small pictures (28 x 28 bytes, where the work around the
+engine is most of the work) to each server, one after another, and takes the
+CPU-seconds of its process tree. The cost of a feature is the difference to
+`bare`, round by round; as a share it is set against one photograph classified
+by the ImageNet model, which `bare` is sent as well.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from io import BytesIO
+from pathlib import Path
+
+import grpc
+import psutil
+import trustme
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from benchmarks import machine
+from benchmarks.request_cost import MODEL as PHOTOGRAPHS
+from benchmarks.request_cost import read_pictures, summary
+from benchmarks.server import Server, serving
+from foveate.v1.classifier_service_pb2 import ClassifyRequest, RawImage
+from foveate.v1.classifier_service_pb2_grpc import (
+    ClassifierServiceStub,
+    add_ClassifierServiceServicer_to_server,
+)
+from foveate_serve.assembly import make_engine
+from foveate_serve.rpc.handlers import ClassifierHandler
+from foveate_serve.rpc.servicers import ClassifierServicer
+from foveate_serve.settings import Settings
+
+RESULTS = Path(__file__).parent / "results" / "feature_cost.json"
+SMALL = "mnist"
+REQUESTS = 400
+TOKEN = "benchmark-of-the-token"  # noqa: S105 - of no other use
+
+FEATURES = {
+    "off": (),
+    "metrics": ("--metrics-address", "127.0.0.1:0"),
+    "log of requests": ("--log-requests", "--log-format", "json"),
+    "traces, not sampled": ("--tracing",),
+    "token": (),
+    "TLS": (),
+}
+"""The flags of `foveate serve` by feature; tokens and TLS have theirs in the environment."""
+
+
+async def serve_bare(repository: Path) -> None:
+    """Serve the classifier alone until stdin ends; print the address as `foveate serve` does."""
+    settings = Settings(repository=repository)
+    engine = make_engine(settings)
+    await engine.repository.open()
+    server = grpc.aio.server()
+    handler = ClassifierHandler(engine, stream_window=settings.stream_window)
+    add_ClassifierServiceServicer_to_server(ClassifierServicer(handler, asyncio.Event()), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    print(f"bare on 127.0.0.1:{port}", flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+    await server.stop(None)
+    await engine.close()
+
+
+@contextmanager
+def serving_bare(repository: Path) -> Iterator[Server]:
+    """Start `serve_bare` in a process of its own, and stop it afterwards."""
+    command = [sys.executable, "-m", "benchmarks.feature_cost", "--bare", repository]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        yield Server(process.stdout.readline().split()[-1], psutil.Process(process.pid))
+        process.stdin.close()
+
+
+@contextmanager
+def connected(name: str, repository: Path) -> Iterator[tuple[Server, grpc.Channel]]:
+    """Start the server with a feature, and connect to it as the feature asks."""
+    with ExitStack() as stack:
+        if name == "bare":
+            server = stack.enter_context(serving_bare(repository))
+            yield server, stack.enter_context(grpc.insecure_channel(server.address))
+            return
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        environment = {"OTEL_TRACES_SAMPLER": "always_off"}
+        authority = trustme.CA()
+        if name == "TLS":
+            issued = authority.issue_cert("127.0.0.1")
+            (folder / "cert.pem").write_bytes(issued.cert_chain_pems[0].bytes())
+            (folder / "key.pem").write_bytes(issued.private_key_pem.bytes())
+            environment["FOVEATE_SERVE_TLS_CERTIFICATE"] = str(folder / "cert.pem")
+            environment["FOVEATE_SERVE_TLS_KEY"] = str(folder / "key.pem")
+        if name == "token":
+            environment["FOVEATE_SERVE_TOKEN"] = TOKEN
+        server = stack.enter_context(serving(repository, *FEATURES[name], environment=environment))
+        if name == "TLS":
+            credentials = grpc.ssl_channel_credentials(authority.cert_pem.bytes())
+            channel = grpc.secure_channel(server.address, credentials)
+        else:
+            channel = grpc.insecure_channel(server.address)
+        yield server, stack.enter_context(channel)
+
+
+def cpu_microseconds(
+    server: Server, channel: grpc.Channel, requests: Sequence[ClassifyRequest], token: bool
+) -> float:
+    """Send `requests` one after another; return the server's CPU-microseconds for each."""
+    stub = ClassifierServiceStub(channel)
+    metadata = (("authorization", f"Bearer {TOKEN}"),) if token else ()
+    start = server.cpu_seconds()
+    for request in requests:
+        assert stub.Classify(request, timeout=30, metadata=metadata).predictions
+    return 1e6 * (server.cpu_seconds() - start) / len(requests)
+
+
+def measure(repository: Path, images: Path, rounds: int) -> dict[str, object]:
+    """Alternate the servers; return the cost of each feature."""
+    pictures = read_pictures(images)
+    photographs = [ClassifyRequest(model=PHOTOGRAPHS, encoded=picture) for picture in pictures]
+    with Image.open(BytesIO(pictures[0])) as first:
+        pixels = first.convert("L").resize((28, 28)).tobytes()
+    raw = RawImage(height=28, width=28, channels=1, data=pixels)
+    small = [ClassifyRequest(model=SMALL, raw=raw)] * REQUESTS
+    names = ("bare", *FEATURES)
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    photograph: list[float] = []
+    with ExitStack() as stack:
+        servers = {name: stack.enter_context(connected(name, repository)) for name in names}
+        for number in track(range(rounds + 1), "rounds", console=Console(stderr=True)):
+            for name in names:
+                taken = cpu_microseconds(*servers[name], small, token=name == "token")
+                if number > 0:  # the first round warms up
+                    samples[name].append(taken)
+            taken = cpu_microseconds(*servers["bare"], photographs, token=False)
+            if number > 0:
+                photograph.append(taken)
+    costs = {
+        name: [a - b for a, b in zip(samples[name], samples["bare"], strict=True)]
+        for name in FEATURES
+    }
+    whole = statistics.median(photograph)
+    return {
+        "benchmark": "feature_cost",
+        "requests": REQUESTS,
+        "rounds": rounds,
+        "cpu_us_per_small_picture": {name: summary(values) for name, values in samples.items()},
+        "cpu_us_per_photograph": summary(photograph),
+        "cost_us": {name: summary(values) for name, values in costs.items()},
+        "percent_of_a_photograph": {
+            name: summary([100 * value / whole for value in values])
+            for name, values in costs.items()
+        },
+        "machine": machine.describe(),
+    }
+
+
+def report(result: dict[str, object]) -> None:
+    """Print the result as tables."""
+    for heading in ("cpu_us_per_small_picture", "cost_us", "percent_of_a_photograph"):
+        table = Table("", "min", "median", "max", title=heading.replace("_", " "))
+        rows = result[heading]
+        assert isinstance(rows, dict)
+        for name, row in rows.items():
+            table.add_row(name, *(str(row[key]) for key in ("min", "median", "max")))
+        Console().print(table)
+
+
+def main() -> None:
+    """Parse the command line, measure, write the results and print them."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--repository", type=Path, default=Path("demo-output/repository"))
+    parser.add_argument("--images", type=Path, default=os.environ.get("FOVEATE_IMAGENET_DIR"))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--bare", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.bare is not None:
+        asyncio.run(serve_bare(options.bare))
+        return
+    if options.images is None:
+        parser.error("--images DIR is needed where FOVEATE_IMAGENET_DIR is not set")
+    result = measure(options.repository, Path(options.images), options.rounds)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    report(result)
+    Console(stderr=True).print(f"written to {options.out}")
+
+
+if __name__ == "__main__":
+    main()
