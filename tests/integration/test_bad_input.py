@@ -92,8 +92,8 @@ INVALID = {
         "cam.method",
         None,
     ),
-    "maps of a model without any": (
-        ClassifyRequest(model="lenet5", encoded=JPEG, cam=CamOptions()),
+    "a CAM method of another model": (
+        ClassifyRequest(model="lenet5", encoded=JPEG, cam=CamOptions(method="cam")),
         "CAM_METHOD_NOT_FOUND",
         "cam.method",
         None,
