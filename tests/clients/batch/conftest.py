@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from foveate_client.commands import batch
+
+from ...conftest import served
 
 SIDE = 16
 SCALE = 8.0
@@ -112,6 +115,13 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (bundle / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     return root
+
+
+@pytest.fixture(scope="session")
+def served_colours(repository: Path) -> Iterator[str]:
+    """The address of a server of the repository, in a process of its own."""
+    with served(repository) as address:
+        yield address
 
 
 @dataclass(frozen=True)

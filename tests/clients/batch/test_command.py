@@ -175,6 +175,15 @@ def test_what_exists_is_kept_unless_it_may_be_replaced(run, photographs, tmp_pat
     assert out.read_bytes() != before
 
 
+def test_a_server_gives_what_this_process_gives(run, folder, served_colours, tmp_path):
+    options = ("--ordered", "--embeddings", "last", "--feature-maps", "planes")
+    local, remote = tmp_path / "local.parquet", tmp_path / "remote.parquet"
+    assert run(folder, "--out", local, *options)[0] == 0
+    source = ("--address", served_colours)
+    assert run(folder, "--out", remote, *options, source=source)[0] == 0
+    assert pq.read_table(remote).equals(pq.read_table(local))
+
+
 def test_a_run_over_grpc_goes_on_where_the_server_broke(run, server, photographs, tmp_path):
     answer = server.service.classify
     fails = True
