@@ -75,27 +75,37 @@ class Exported:
         return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
 
 
-def examine(classifier: Classifier) -> Anatomy:
+def examine(classifier: Classifier, cam_layer: str | None = None) -> Anatomy:
     """Run the classifier once and find its head and its layers.
 
+    Args:
+        classifier: what to look into.
+        cam_layer: the layer whose activations the maps are to weigh; None for
+            the last one, and for no maps where the head has none there.
+
     Raises:
+        UnknownLayerError: no layer is called `cam_layer`.
+        UnsupportedHeadError: what follows `cam_layer` cannot be differentiated.
         ExportError: it does not return one logit a label.
     """
     spec = classifier.input
     generator = torch.Generator().manual_seed(SEED)
     sample = torch.randn(2, spec.height, spec.width, spec.channels, generator=generator)
     with torch.no_grad():
-        logits, calls = record(classifier.module, sample.permute(0, 3, 1, 2))
+        recording = record(classifier.module, sample.permute(0, 3, 1, 2))
+    logits = recording.logits
     if not isinstance(logits, Tensor) or logits.shape != (2, len(classifier.labels)):
         shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ExportError(
             f"{classifier.name} returns {shape} for 2 pictures and {len(classifier.labels)} labels"
         )
     try:
-        head, note = find_head(logits, calls), None
+        head, note = find_head(recording, cam_layer), None
     except UnsupportedHeadError as error:
+        if cam_layer is not None:
+            raise
         head, note = None, f"no class activation maps: {error}"
-    return Anatomy(head, note, feature_layers(calls))
+    return Anatomy(head, note, feature_layers(recording.calls))
 
 
 def export(
@@ -106,6 +116,7 @@ def export(
     pictures: Pictures,
     version: int | None = None,
     layers: Sequence[str] | None = None,
+    cam_layer: str | None = None,
     variants: Sequence[str] = (FP32,),
     calibration: Calibration | None = None,
     labelled: Labelled | None = None,
@@ -122,6 +133,8 @@ def export(
         pictures: what the graph is compared with torch on.
         version: the version to write; None for one above the newest.
         layers: the feature maps to offer; None for the stage ends.
+        cam_layer: the layer whose activations Grad-CAM and its kin weigh; None
+            for the last one.
         variants: the precisions to write, the one to serve by default first.
         calibration: the pictures that int8 is calibrated on.
         labelled: pictures to measure the accuracy on.
@@ -131,6 +144,7 @@ def export(
 
     Raises:
         UsageError: the name, a layer or a variant cannot be.
+        UnsupportedHeadError: what follows `cam_layer` cannot be differentiated.
         RepositoryError: the version exists or the repository cannot be written.
         ParityError: a variant does not answer as torch does.
         AccuracyError: a variant recognises too much less than fp32.
@@ -141,7 +155,7 @@ def export(
     if version is not None:
         bundle.check_free(repository, name, version)
     with stage("finding the head and the layers"):
-        anatomy = examine(classifier)
+        anatomy = examine(classifier, cam_layer)
         chosen = select_layers(layers, classifier.module, anatomy.layers)
     paths = [layer.path for layer in chosen]
     with bundle.staging(repository, name) as folder:
@@ -354,8 +368,7 @@ def _draft(
 
 
 def _cam_outputs(head: Head) -> tuple[CamOutput, ...]:
-    height, width = head.size
     return tuple(
-        CamOutput(method=method, layer=str(head.activations), height=height, width=width)
-        for method in head.methods
+        CamOutput(method=method, layer=str(target.tap), height=target.height, width=target.width)
+        for method, target in head.targets.items()
     )

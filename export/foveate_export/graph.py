@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from foveate_export.forward import Forward, HookedNetwork
 from foveate_export.heads import Head
-from foveate_export.taps import Tap, tapped
+from foveate_export.taps import Tap
 from foveate_serve.bundle.manifest import (
     CAM_PREFIX,
     CLASS_IDS_INPUT,
@@ -35,9 +36,10 @@ class ExplainedClassifier(nn.Module):
         self, module: nn.Module, spec: InputSpec, head: Head | None, layers: Sequence[str]
     ) -> None:
         super().__init__()
-        self.module = module
         self._head = head
         self._layers = tuple(Tap(layer) for layer in layers)
+        # A head may need the classifier in another form.
+        self.network = head.network(self._layers) if head else HookedNetwork(module, self._layers)
         mean, std = torch.tensor(spec.mean), torch.tensor(spec.std)
         self.register_buffer("scale", (1 / (255 * std)).repeat(spec.width))
         self.register_buffer("shift", (-mean / std).repeat(spec.width))
@@ -73,14 +75,12 @@ class ExplainedClassifier(nn.Module):
         rows = image.float().flatten(2) * self.scale + self.shift
         # Made contiguous, or the tracer writes the pooling as steps over memory.
         pixels = rows.reshape(image.shape).permute(0, 3, 1, 2).contiguous()
-        taps = self._layers + (self._head.taps if self._head else ())
-        with tapped(self.module, taps) as tensors:
-            logits: Tensor = self.module(pixels)
+        inside: Forward = self.network(pixels)
         maps: list[Tensor] = []
         if self._head is not None and class_ids is not None:
-            by_method = self._head.maps(tensors, resolve_ranks(logits, class_ids))
+            by_method = self._head.maps(inside, resolve_ranks(inside.logits, class_ids))
             maps = [by_method[method] for method in self._head.methods]
-        return (logits, *maps, *(tensors[tap] for tap in self._layers))
+        return (inside.logits, *maps, *(inside.tensors[tap] for tap in self._layers))
 
 
 def resolve_ranks(logits: Tensor, class_ids: Tensor) -> Tensor:

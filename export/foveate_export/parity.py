@@ -184,8 +184,9 @@ class _Comparison:
 
 
 def _named(output: str, head: Head | None) -> str:
-    of_map = head is not None and output.startswith(CAM_PREFIX)
-    return f"{output} of layer {head.activations}" if head and of_map else output
+    method = output.removeprefix(CAM_PREFIX)
+    target = head.targets.get(method) if head and method != output else None
+    return f"{output} of layer {target.tap}" if target else output
 
 
 def _class_ids(images: int, classes: int) -> NDArray[np.int64]:

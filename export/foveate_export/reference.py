@@ -19,9 +19,21 @@ from foveate_train.classifier import Classifier, InputSpec
 
 METHODS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cam": lambda activations, gradient: (gradient.sum((2, 3), keepdim=True) * activations).sum(1),
+    "gradcam": lambda activations, gradient: (
+        (gradient.mean((2, 3), keepdim=True) * activations).sum(1).relu()
+    ),
+    "hirescam": lambda activations, gradient: (gradient * activations).sum(1),
+    "layercam": lambda activations, gradient: (gradient.relu() * activations).sum(1).relu(),
 }
 """The map of one class by method, [N, h, w], from the activations of a layer and
-the gradient of the class's logit with respect to them, both [N, C, h, w]."""
+the gradient of the class's logit with respect to them, both [N, C, h, w].
+
+`cam` is Zhou et al., "Learning Deep Features for Discriminative Localization"
+(CVPR 2016), written by the gradient of a head that averages over space;
+`gradcam` Selvaraju et al., "Grad-CAM" (ICCV 2017); `hirescam` Draelos and Carin,
+"Use HiResCAM instead of Grad-CAM" (2020), which has no ReLU, so that where one
+linear layer follows the map sums to the logit less its bias; `layercam` Jiang et
+al., "LayerCAM" (IEEE TIP 2021)."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +77,7 @@ def answer(
     """
     explained = head if classes is not None else None
     taps = [Tap(layer) for layer in layers]
-    wanted = [*taps, explained.activations] if explained else taps
+    wanted = [*taps, *explained.taps] if explained else taps
     pixels = normalise(images, classifier.input)
     # Where every parameter is frozen, the pixels still carry the gradient.
     pixels.requires_grad_(explained is not None)
@@ -74,7 +86,7 @@ def answer(
             logits = classifier.module(pixels)
         cams = {}
         if explained and classes is not None:
-            cams = _explain(logits, tensors[explained.activations], classes, explained.methods)
+            cams = _explain(logits, tensors, classes, explained)
     return Answers(
         logits=logits.detach().numpy(),
         cams={method: maps.detach().numpy() for method, maps in cams.items()},
@@ -91,13 +103,15 @@ def normalise(images: NDArray[np.uint8], spec: InputSpec) -> Tensor:
 
 
 def _explain(
-    logits: Tensor, activations: Tensor, classes: NDArray[np.int64], methods: Sequence[str]
+    logits: Tensor, tensors: Mapping[Tap, Tensor], classes: NDArray[np.int64], head: Head
 ) -> dict[str, Tensor]:
-    maps: dict[str, list[Tensor]] = {method: [] for method in methods}
+    maps: dict[str, list[Tensor]] = {method: [] for method in head.methods}
     for column in torch.from_numpy(classes).T:
         # Pictures do not touch each other, so one sum gives each its own gradient.
         score = logits.gather(1, column[:, None]).sum()
-        (gradient,) = torch.autograd.grad(score, activations, retain_graph=True)
-        for method in methods:
-            maps[method].append(METHODS[method](activations, gradient))
+        activations = [tensors[tap] for tap in head.taps]
+        gradients = torch.autograd.grad(score, activations, retain_graph=True)
+        by_tap = dict(zip(head.taps, gradients, strict=True))
+        for method, target in head.targets.items():
+            maps[method].append(METHODS[method](tensors[target.tap], by_tap[target.tap]))
     return {method: torch.stack(found, 1) for method, found in maps.items()}

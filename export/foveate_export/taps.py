@@ -61,8 +61,18 @@ def tapped(module: nn.Module, taps: Sequence[Tap]) -> Iterator[dict[Tap, Tensor]
         yield found
 
 
-def record(module: nn.Module, image: Tensor) -> tuple[Tensor, list[Call]]:
-    """Run `module` on `image` and return its output and every call inside it.
+@dataclass(frozen=True)
+class Recording:
+    """A forward pass: the picture, what came out, and every call on the way."""
+
+    module: nn.Module
+    image: Tensor
+    logits: Tensor
+    calls: list[Call]
+
+
+def record(module: nn.Module, image: Tensor) -> Recording:
+    """Run `module` on `image`, float32 [N, C, H, W], and keep every call inside it.
 
     A call whose first argument or whose result is not one tensor has None in
     that place. The tensors are references, as with `Tap`.
@@ -79,8 +89,8 @@ def record(module: nn.Module, image: Tensor) -> tuple[Tensor, list[Call]]:
         for path, child in module.named_modules():
             if path:
                 hooks.callback(child.register_forward_hook(hook_for(path)).remove)
-        output = module(image)
-    return output, calls
+        logits = module(image)
+    return Recording(module, image, logits, calls)
 
 
 def _tensor(value: object) -> Tensor | None:

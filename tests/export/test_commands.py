@@ -62,7 +62,7 @@ def test_a_checkpoint_brings_what_training_noted(
     assert re.fullmatch(r"fp32: 0\.[23] MB", lines[1])
     assert "on 32 pictures (MNIST test digits): logits " in lines[2]
     assert lines[2].endswith("top-1 agrees on 100.0%")
-    assert lines[3].startswith("no class activation maps: this head is not supported yet")
+    assert "cam.gradcam" in lines[2]
     manifest = json.loads((tmp_path / "models" / "lenet" / "1" / "manifest.json").read_text())
     assert manifest["classifier"] == "foveate:lenet5"
     assert manifest["metadata"] == {
@@ -116,6 +116,7 @@ WHERE = ["--repository", "models", "--name", "digits"]
         (["foveate:convnet4"], 2, "--repository and --name"),
         (["foveate:convnet4", *WHERE, "--variants", "fp32,int3"], 2, "no variant int3; there are fp32, fp16"),
         (["foveate:convnet4", *WHERE, "--layers", "layer9"], 2, "'layer9' gives no feature map"),
+        (["foveate:convnet4", *WHERE, "--cam-layer", "fc"], 2, "'fc' gives no feature map"),
         (["foveate:convnet9", *WHERE], 2, "foveate:convnet4"),
         (["foveate:convnet4", *WHERE, "--argument", "poole=1"], 2, "'poole'"),
         (["foveate:convnet4", "--repository", "m", "--name", "a/b"], 2, "name 'a/b'"),

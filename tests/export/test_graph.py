@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional
 from torchvision.models.feature_extraction import create_feature_extractor
 
+from foveate_export.errors import UnsupportedHeadError
 from foveate_export.exporter import Exported, export
 from foveate_export.graph import resolve_ranks
 from foveate_export.onnx_graph import OPSET
@@ -212,18 +213,67 @@ def test_an_activation_in_place_before_the_pooling_is_part_of_the_map(
     )
 
 
-def test_another_head_is_exported_without_maps_and_says_so(
+def test_a_flattened_head_is_explained_by_its_gradient(
     lenet5_export: Exported, digits: Pictures, open_runner
 ) -> None:
-    assert lenet5_export.manifest.cams == ()
-    assert lenet5_export.note is not None
-    assert lenet5_export.note.startswith("no class activation maps: this head is not supported yet")
-    model = onnx.load(lenet5_export.path / "model.onnx")
-    assert [node.name for node in model.graph.input] == ["image"]
+    assert lenet5_export.note is None
+    assert [(cam.method, cam.layer, cam.height) for cam in lenet5_export.manifest.cams] == [
+        (method, "c3", 10) for method in ("gradcam", "hirescam", "layercam")
+    ]
     lenet5 = registry.create("foveate:lenet5", weights="random:0")
-    with torch.no_grad():
-        expected = lenet5.module(pixels_of(lenet5, digits.images)).numpy()
+    pixels = pixels_of(lenet5, digits.images[:3])
+    class_ids = [[-1, 4, -2, 4], [9, -10, 0, 5], [-5, -1, 1, 2]]
+    outputs = ["logits", "features.c3", "cam.gradcam", "cam.hirescam", "cam.layercam"]
     with open_runner(lenet5_export) as runner:
-        got = runner.run({"image": digits.images}, ["logits", "features.c3"])
+        got = run(runner, digits.images[:3], class_ids, *outputs)
+    kept = []
+    handle = lenet5.module.c3.register_forward_hook(lambda *call: kept.append(call[2]))
+    logits = lenet5.module(pixels.requires_grad_())
+    handle.remove()
+    assert relative(got["logits"], logits.detach().numpy()) < 1e-5
+    ranked = logits.argsort(1, descending=True)
+    for column in range(4):
+        classes = torch.tensor([ids[column] for ids in class_ids])
+        by_rank = ranked.gather(1, (-1 - classes).clamp(min=0)[:, None])[:, 0]
+        scores = logits[torch.arange(3), torch.where(classes < 0, by_rank, classes)]
+        (gradient,) = torch.autograd.grad(scores.sum(), kept[0], retain_graph=True)
+        activations = kept[0].detach()
+        weights = gradient.mean((2, 3), keepdim=True)
+        expected = {
+            "gradcam": (weights * activations).sum(1).clamp(min=0),
+            "hirescam": (gradient * activations).sum(1),
+            "layercam": (gradient.clamp(min=0) * activations).sum(1).clamp(min=0),
+        }
+        for method, maps in expected.items():
+            for row in range(3):
+                scale = max(float(maps[row].abs().max()), 1e-3 * float(maps.abs().max()))
+                difference = np.abs(got[f"cam.{method}"][row, column] - maps[row].numpy())
+                assert difference.max() < 1e-4 * scale
+
+
+def test_a_gradient_holds_no_weight_twice(lenet5_export: Exported) -> None:
+    graph = onnx.load(lenet5_export.path / "model.onnx").graph
+    held = sum(len(tensor.raw_data) for tensor in graph.initializer)
+    assert 4 * 61706 <= held < 4 * 61706 + 4096
+
+
+def test_a_head_that_cannot_be_differentiated_is_exported_without_maps_and_says_so(
+    tmp_path: Path, digits: Pictures, digit_classifier, open_runner
+) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 8, 9, 9), nn.Softmax2d(), nn.Flatten(), nn.Linear(72, 10))
+    classifier = digit_classifier(network)
+    exported = export(classifier, repository=tmp_path, name="softmax", pictures=digits)
+    assert exported.manifest.cams == ()
+    assert exported.note is not None
+    assert exported.note.startswith("no class activation maps: this head is not supported")
+    model = onnx.load(exported.path / "model.onnx")
+    assert [node.name for node in model.graph.input] == ["image"]
+    with torch.no_grad():
+        expected = network(pixels_of(classifier, digits.images)).numpy()
+    with open_runner(exported) as runner:
+        got = runner.run({"image": digits.images}, ["logits", "features.0"])
     assert relative(got["logits"], expected) < 1e-5
-    assert got["features.c3"].shape == (len(digits), 16, 10, 10)
+    assert got["features.0"].shape == (len(digits), 8, 3, 3)
+    with pytest.raises(UnsupportedHeadError, match="softmax in 1 cannot be differentiated"):
+        export(classifier, repository=tmp_path, name="no", pictures=digits, cam_layer="0")

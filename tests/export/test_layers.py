@@ -11,8 +11,10 @@ def examined(name: str):
     classifier = registry.create(name, weights="random:0")
     spec = classifier.input
     with torch.no_grad():
-        _, calls = record(classifier.module, torch.zeros(2, spec.channels, spec.height, spec.width))
-    return classifier.module, feature_layers(calls)
+        recording = record(
+            classifier.module, torch.zeros(2, spec.channels, spec.height, spec.width)
+        )
+    return classifier.module, feature_layers(recording.calls)
 
 
 @pytest.mark.parametrize(

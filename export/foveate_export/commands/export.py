@@ -59,7 +59,14 @@ def _parser() -> argparse.ArgumentParser:
         "--layers", type=names, metavar="A,B", help="the feature maps; default: the stage ends"
     )
     parser.add_argument(
-        "--list-layers", action="store_true", help="list the layers that --layers may name"
+        "--cam-layer",
+        metavar="LAYER",
+        help="the layer whose activations Grad-CAM, HiResCAM and LayerCAM weigh; default: the last",
+    )
+    parser.add_argument(
+        "--list-layers",
+        action="store_true",
+        help="list the layers that --layers and --cam-layer may name",
     )
     parser.add_argument(
         "--variants",
@@ -126,6 +133,7 @@ def _run(options: argparse.Namespace) -> int:
         name=options.name,
         version=options.version,
         layers=options.layers,
+        cam_layer=options.cam_layer,
         pictures=pictures,
         variants=options.variants,
         calibration=calibration,

@@ -1,53 +1,65 @@
 """What every kind of head offers, and how the layer behind the logits is found."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from foveate_export.errors import UnsupportedHeadError
-from foveate_export.taps import Call, Tap
+from foveate_export.forward import Forward, HookedNetwork
+from foveate_export.taps import Call, Recording, Tap
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a map weighs: the activations at `tap`, and their size in cells."""
+
+    tap: Tap
+    height: int
+    width: int
 
 
 class Head(ABC):
     """The way from the activations of one layer to the logits.
 
-    Holds modules of the classifier, never copies of their weights, so that the
+    Names the classifier's parameters and holds no copies of them, so that the
     exported graph holds each weight once.
     """
 
-    activations: Tap
-    """The tensor that the maps weigh: float [N, C, h, w]."""
+    module: nn.Module
+    """The classifier's network."""
 
-    size: tuple[int, int]
-    """The height and width of the maps in cells."""
+    targets: Mapping[str, Target]
+    """What the map of each method weighs; the default method comes first."""
 
-    methods: tuple[str, ...]
-    """The methods that `maps` computes, the default first."""
-
-    @classmethod
-    @abstractmethod
-    def find(cls, logits: Tensor, calls: Sequence[Call]) -> Self:
-        """Recognise this kind of head in a forward pass.
-
-        Raises:
-            UnsupportedHeadError: the head is of another kind; says how it differs.
-        """
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods that `maps` computes, the default first."""
+        return tuple(self.targets)
 
     @property
     def taps(self) -> tuple[Tap, ...]:
         """The tensors of the forward pass that `maps` needs."""
-        return (self.activations,)
+        return tuple(dict.fromkeys(target.tap for target in self.targets.values()))
+
+    def network(self, taps: Sequence[Tap]) -> nn.Module:
+        """Return what runs the classifier and returns a `Forward` that `maps` can use.
+
+        Args:
+            taps: further tensors to read, outputs of the classifier's modules;
+                those of the head are read as well.
+        """
+        return HookedNetwork(self.module, [*self.taps, *taps])
 
     @abstractmethod
-    def maps(self, tensors: Mapping[Tap, Tensor], classes: Tensor) -> dict[str, Tensor]:
+    def maps(self, forward: Forward, classes: Tensor) -> dict[str, Tensor]:
         """Compute the maps, in a way that the exporter can trace.
 
         Args:
-            tensors: the tensors at `taps`.
+            forward: a pass of `network`.
             classes: class indices, int64 [N, K].
 
         Returns:
@@ -64,20 +76,67 @@ class LastLayer:
     input: Tensor
 
 
-def last_layer(logits: Tensor, calls: Sequence[Call]) -> LastLayer:
-    """Return the layer whose output is `logits`, up to the shape.
+def last_layer(recording: Recording) -> LastLayer:
+    """Return the layer whose output is the logits, up to the shape.
 
     Raises:
         UnsupportedHeadError: another kind of layer returns them.
     """
-    for call in reversed(calls):
+    logits = recording.logits
+    for call in reversed(recording.calls):
         if call.input is None or call.output is None or call.output.numel() != logits.numel():
             continue
         if not torch.equal(call.output.reshape(logits.shape), logits):
             continue
-        module = call.module
-        if isinstance(module, nn.Linear) or (
-            isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1
-        ):
-            return LastLayer(call.path, module, call.input)
+        if isinstance(call.module, nn.Linear) or is_pointwise(call.module):
+            return LastLayer(call.path, call.module, call.input)
     raise UnsupportedHeadError("no linear layer returns the logits")
+
+
+def is_pointwise(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Whether a module is a 1x1 convolution that keeps the size: a linear layer at every cell."""
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == (1, 1)
+        and module.stride == (1, 1)
+        and module.padding in ((0, 0), "valid", "same")
+        and module.groups == 1
+    )
+
+
+def is_map(tensor: Tensor | None) -> TypeGuard[Tensor]:
+    """Whether a tensor is [N, C, h, w] with more than one cell."""
+    return tensor is not None and tensor.ndim == 4 and tensor.shape[2] * tensor.shape[3] > 1
+
+
+def find_map(recording: Recording, fits: Callable[[Tensor], bool]) -> tuple[Target, Tensor] | None:
+    """Find the map that fits, under the name that people know it by.
+
+    The same tensor leaves a stage, its last block, that block's activation, and
+    a convolution that the activation follows in place. The stage is the name
+    that people use; among layers of no parts it is the last.
+
+    Returns:
+        The map and its name; None where no map fits.
+    """
+    leaves = {call.path: not any(call.module.children()) for call in recording.calls}
+    fitting = [(tap, tensor) for tap, tensor in maps_of(recording.calls) if fits(tensor)]
+    if not fitting:
+        return None
+    tap, tensor = min(
+        reversed(fitting),
+        key=lambda found: (
+            found[0].side == "input",
+            found[0].path.count("."),
+            leaves[found[0].path],
+        ),
+    )
+    return Target(tap, *tensor.shape[2:]), tensor
+
+
+def maps_of(calls: Iterable[Call]) -> Iterator[tuple[Tap, Tensor]]:
+    """Yield every map that a call took or returned, with the tap that reads it."""
+    for call in calls:
+        for tap, tensor in ((Tap(call.path, "input"), call.input), (Tap(call.path), call.output)):
+            if is_map(tensor):
+                yield tap, tensor

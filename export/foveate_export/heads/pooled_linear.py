@@ -9,20 +9,25 @@ Discriminative Localization" (CVPR 2016), takes the mean off:
 
     CAM[c, i, j] = sum_k W[c, k] A[k, i, j]
 
-so that mean(CAM[c]) + b[c] = z[c]. Since dz[c] / dA[k, i, j] = W[c, k] / (h w),
-it is also sum_k (sum_ij dz[c] / dA[k, i, j]) A[k], Grad-CAM times h w before its
-ReLU, which is how the export checks it against autograd.
+so that mean(CAM[c]) + b[c] = z[c]. The gradient is the same at every cell,
+dz[c] / dA[k, i, j] = W[c, k] / (h w), which leaves of the methods of
+`foveate_export.reference`
+
+    Grad-CAM  = ReLU(CAM) / (h w)
+    HiResCAM  = CAM / (h w)
+    LayerCAM  = ReLU(sum_k ReLU(W[c, k]) A[k]) / (h w)
 """
 
-from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from foveate_export.errors import UnsupportedHeadError
-from foveate_export.heads.base import Head, last_layer
-from foveate_export.taps import Call, Tap
+from foveate_export.forward import Forward
+from foveate_export.heads.base import Head, Target, find_map, last_layer
+from foveate_export.taps import Recording
 
 _POOLING_TOLERANCE = 1e-5
 """Of the largest mean. Summing 100 to 10,000 floats in another order moves their
@@ -32,57 +37,54 @@ mean by some 1e-7; another kind of pooling moves it by far more than 1e-5."""
 class PooledLinear(Head):
     """A mean over space and a linear layer, or a 1x1 convolution in its place."""
 
-    methods = ("cam",)
-
-    def __init__(
-        self, activations: Tap, size: tuple[int, int], linear: nn.Linear | nn.Conv2d
-    ) -> None:
-        self.activations = activations
-        self.size = size
-        self._linear = linear
+    def __init__(self, module: nn.Module, target: Target, weight: str) -> None:
+        self.module = module
+        self.targets = dict.fromkeys(("cam", "gradcam", "hirescam", "layercam"), target)
+        self._activations = target.tap
+        self._weight = weight
 
     @classmethod
-    def find(cls, logits: Tensor, calls: Sequence[Call]) -> Self:
+    def find(cls, recording: Recording) -> Self:
         """Find the 4-D activation whose spatial mean the linear layer takes."""
-        last = last_layer(logits, calls)
-        if last.input.numel() != len(logits) * last.module.weight.shape[1]:
+        last = last_layer(recording)
+        images = len(recording.logits)
+        if last.input.numel() != images * last.module.weight.shape[1]:
             raise UnsupportedHeadError(
                 f"the layer that returns the logits, {last.path!r}, takes a map and not its mean"
             )
-        pooled = last.input.reshape(len(logits), -1)
-        candidates = [
-            (tap, tensor)
-            for call in calls
-            for tap, tensor in (
-                (Tap(call.path), call.output),
-                (Tap(call.path, "input"), call.input),
-            )
-            if tensor is not None and _has_mean(tensor, pooled)
-        ]
-        if not candidates:
+        pooled = last.input.reshape(images, -1)
+        found = find_map(recording, partial(has_mean, pooled))
+        if found is None:
             raise UnsupportedHeadError(
                 f"the input of the layer that returns the logits, {last.path!r}, "
                 "is not the spatial mean of any module's activations"
             )
-        # The same tensor leaves a stage, its last block and that block's
-        # activation: the stage is the name that people use.
-        activations, tensor = min(
-            candidates, key=lambda found: (found[0].side == "input", found[0].path.count("."))
-        )
-        return cls(activations, (tensor.shape[2], tensor.shape[3]), last.module)
+        return cls(recording.module, found[0], f"{last.path}.weight")
 
-    def maps(self, tensors: Mapping[Tap, Tensor], classes: Tensor) -> dict[str, Tensor]:
+    def maps(self, forward: Forward, classes: Tensor) -> dict[str, Tensor]:
         """Weigh the activations with the rows of the classes asked for."""
-        activations = tensors[self.activations]
-        rows = self._linear.weight.flatten(1)[classes]
-        cam = torch.matmul(rows, activations.flatten(2))
-        return {"cam": cam.reshape(*cam.shape[:2], *activations.shape[2:])}
+        activations = forward.tensors[self._activations]
+        rows = forward.parameter(self._weight).flatten(1)[classes]
+        cam = weigh(rows, activations)
+        mean = cam / (activations.shape[2] * activations.shape[3])
+        positive = weigh(rows.relu(), activations)
+        return {
+            "cam": cam,
+            "gradcam": mean.relu(),
+            "hirescam": mean,
+            "layercam": positive.relu() / (activations.shape[2] * activations.shape[3]),
+        }
 
 
-def _has_mean(tensor: Tensor, pooled: Tensor) -> bool:
-    if tensor.ndim != 4 or tensor.shape[:2] != pooled.shape:
+def weigh(rows: Tensor, activations: Tensor) -> Tensor:
+    """Sum the channels of [N, C, h, w] with the weights [N, K, C]: [N, K, h, w]."""
+    maps = torch.matmul(rows, activations.flatten(2))
+    return maps.reshape(*rows.shape[:2], *activations.shape[2:])
+
+
+def has_mean(mean: Tensor, tensor: Tensor) -> bool:
+    """Whether `tensor` is a map whose mean over space is `mean`, [N, C]."""
+    if tensor.shape[:2] != mean.shape:
         return False
-    if tensor.shape[2] * tensor.shape[3] == 1:
-        return False
-    difference = (tensor.mean((2, 3)) - pooled).abs().max()
-    return bool(difference <= _POOLING_TOLERANCE * pooled.abs().max())
+    difference = (tensor.mean((2, 3)) - mean).abs().max()
+    return bool(difference <= _POOLING_TOLERANCE * mean.abs().max())
