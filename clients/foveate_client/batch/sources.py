@@ -33,8 +33,9 @@ class SourceError(FoveateError):
 class Item:
     """A picture to classify.
 
-    `name` tells it from every other one, and `label` is what its folder or
-    record says that it shows, as it stands there.
+    `name` tells it from every other one; bytes of a file's name that are no
+    UTF-8 are escaped in it. `label` is what its folder or record says that it
+    shows, as it stands there, and may be empty.
     """
 
     name: str
@@ -133,13 +134,13 @@ class Listing:
 
     def _lines(self) -> Iterator[str]:
         if self._path is None:
-            yield from _stripped(sys.stdin)
+            yield from _stripped(sys.stdin.buffer)
             return
         try:
-            with self._path.open(encoding="utf-8") as lines:
+            with self._path.open("rb") as lines:
                 yield from _stripped(lines)
-        except (OSError, UnicodeDecodeError) as error:
-            raise SourceError(f"{self._path}: cannot be read as a list of paths") from error
+        except OSError as error:
+            raise SourceError(f"cannot read {self._path}: {error.strerror}") from error
 
 
 class Shard:
@@ -178,8 +179,9 @@ class Shard:
             return sum(1 for _ in groupby(pictures))
 
     def _item(self, picture: str, image: bytes, label: str | None) -> Item:
-        folder = PurePosixPath(picture).parent.name or None
-        return Item(f"{self._path}#{picture}", image, folder if label is None else label)
+        folder = PurePosixPath(picture).parent.name
+        name = _text(f"{self._path}#{picture}")
+        return Item(name, image, _text(folder if label is None else label))
 
     @contextmanager
     def _open(self) -> Iterator[tarfile.TarFile]:
@@ -244,7 +246,7 @@ class Joined:
 
 
 def _file(path: Path) -> Item:
-    return Item(str(path), path, path.parent.name or None)
+    return Item(_text(str(path)), path, _text(path.parent.name))
 
 
 def _walk(folder: Path | str, *, ordered: bool) -> Iterator[str]:
@@ -282,8 +284,12 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return b"" if content is None else content.read()
 
 
-def _stripped(lines: Iterable[str]) -> Iterator[str]:
-    return (path for line in lines if (path := line.rstrip("\r\n")))
+def _stripped(lines: Iterable[bytes]) -> Iterator[str]:
+    return (os.fsdecode(path) for line in lines if (path := line.rstrip(b"\r\n")))
+
+
+def _text(name: str) -> str:
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _length(things: Iterable[object]) -> int:

@@ -120,9 +120,12 @@ def write_text(path: Path, text: str) -> None:
 @contextmanager
 def _published(path: Path) -> Iterator[Path]:
     part = path.with_name(f".{path.name}.part")
-    yield part
-    _sync(part)
-    part.replace(path)
+    try:
+        yield part
+        _sync(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
     _sync(path.parent)
 
 

@@ -117,6 +117,7 @@ def _outputs(options: argparse.Namespace) -> Outputs:
 
 
 def _require_free(outputs: Outputs, *, overwrite: bool) -> None:
+    outputs.results.parent.mkdir(parents=True, exist_ok=True)
     if overwrite:
         journal.remove(outputs.journal)
     elif outputs.results.exists() and not outputs.journal.exists():
@@ -377,7 +378,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--patience",
         metavar="SECONDS",
-        type=float,
+        type=_not_negative,
         default=PATIENCE,
         help="how long to try again when the server is away or full (default: %(default)g)",
     )
@@ -390,3 +391,10 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
     return number
+
+
+def _not_negative(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"must not be below 0 seconds, not {text}")
+    return seconds

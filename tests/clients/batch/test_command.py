@@ -2,10 +2,12 @@ import csv
 import json
 import os
 import pty
+import signal
 import sqlite3
 import subprocess
 import sys
 import tarfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +34,7 @@ def broken(tmp_path):
 
 
 def test_a_folder_becomes_a_table_of_the_best_classes(run, folder, photographs, tmp_path):
-    out = tmp_path / "results.parquet"
+    out = tmp_path / "new" / "results.parquet"
     assert run(folder, "--out", out, "--ordered", "--top-k", 2)[0] == 0
     table = pq.read_table(out).to_pylist()
     assert [line["image"] for line in table] == [str(crop.path) for crop in photographs]
@@ -238,6 +240,7 @@ def test_an_error_of_the_server_belongs_to_its_picture(run, server, photographs,
         (["--out", "a.csv", "--embeddings", "last"], "a CSV file holds no arrays"),
         (["--out", "a.csv", "--cam-method", "cam"], "--cam-method needs --cam"),
         (["--out", "a.csv", "--in-flight", "0"], "must be at least 1, not 0"),
+        (["--out", "a.csv", "--patience", "-1"], "must not be below 0 seconds, not -1"),
         (["-", "-", "--out", "a.csv"], "standard input can be read only once"),
         (["--out", "a.csv", "--cam", "{folder}/cams"], "whose pictures are read"),
     ],
@@ -281,6 +284,35 @@ def test_a_full_disk_is_told_without_a_traceback(run, folder, tmp_path, monkeypa
     code, _, err = run(folder, "--out", tmp_path / "results.csv")
     assert code == 1
     assert err == (f"foveate batch: {tmp_path / 'results.csv.journal'}: database or disk is full\n")
+
+
+def test_ctrl_c_keeps_what_was_done(server, photographs, tmp_path):
+    answered = threading.Semaphore(0)
+    gate = threading.Event()
+    answer = server.service.classify
+
+    def classify(request):
+        if request.encoded == photographs[5].path.read_bytes():
+            answered.release()
+            gate.wait(timeout=30)
+        return answer(request)
+
+    server.service.classify = classify
+    paths = [str(crop.path) for crop in photographs[:10]]
+    out = tmp_path / "results.jsonl"
+    command = [sys.executable, "-m", "foveate_client", "batch", *paths, "--out", str(out), "--json"]
+    command += ["--address", server.address, "--in-flight", "1"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert answered.acquire(timeout=30)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    gate.set()
+    assert process.returncode == 130
+    assert "the same command goes on from there" in err
+    assert "Traceback" not in err
+    again = subprocess.run(command, check=True, capture_output=True)
+    summary = json.loads(again.stdout)
+    assert (summary["done_before"], summary["classified"]) == (5, 5)
 
 
 def test_a_terminal_sees_progress(repository, folder, tmp_path):

@@ -1,4 +1,5 @@
 import io
+import os
 import tarfile
 import tracemalloc
 from pathlib import Path
@@ -53,8 +54,18 @@ def test_a_list_names_one_path_a_line(tmp_path, coffee, chelsea):
     assert [item.image for item in items(paths)] == [coffee, chelsea]
 
 
+def test_a_name_that_is_no_utf8_is_escaped(tmp_path, coffee):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))
+    path.write_bytes(coffee.read_bytes())
+    paths = tmp_path / "pictures.txt"
+    paths.write_bytes(os.fsencode(path) + b"\n")
+    expected = f"{tmp_path}/caf\\xe9.png"
+    assert [(item.name, item.image) for item in items(tmp_path)] == [(expected, path)]
+    assert [(item.name, item.image) for item in items(paths)] == [(expected, path)]
+
+
 def test_standard_input_is_a_list_of_unknown_length(monkeypatch, coffee):
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{coffee}\n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(f"{coffee}\n".encode())))
     source = open_source("-", ordered=True)
     assert source.count() is None
     assert Joined([source]).count() is None
