@@ -23,6 +23,9 @@ _BEST_CLASS = -1
 """Fills up the class ids of a batch: valid for every model, and its maps are cut off again."""
 
 
+_FIRST_PAUSE = 0.1
+_LONGEST_PAUSE = 30.0
+
 _numbers = count(1)
 
 
@@ -73,8 +76,12 @@ class Batcher:
     The thread takes the next batch by itself, so that the engine never waits for
     the event loop. A batch holds pictures that want the same outputs, led by
     the one that has waited longest. `ran` is called on the event loop with the
-    size and the seconds of every run that did not fail. Made within a running
-    event loop.
+    size and the seconds of every run that did not fail.
+
+    A thread that ends unasked is started again, after a pause that doubles from
+    one time to the next until a run succeeds; `alive` is called on the event
+    loop with False when it has ended, and with True when it runs again. Made
+    within a running event loop.
     """
 
     def __init__(
@@ -83,9 +90,13 @@ class Batcher:
         policy: BatchPolicy | None = None,
         *,
         ran: Callable[[int, float], None] | None = None,
+        alive: Callable[[bool], None] | None = None,
     ) -> None:
         self._runner = runner
         self._ran = ran
+        self._alive = alive
+        self._pause = _FIRST_PAUSE
+        self._revival: asyncio.TimerHandle | None = None
         self.policy = policy or BatchPolicy()
         self._loop = asyncio.get_running_loop()
         self._queue: deque[_Item] = deque()
@@ -94,8 +105,7 @@ class Batcher:
         self._stopped = asyncio.Event()
         self._batch_seconds = 0.0
         self._buffer = np.empty((self.policy.max_batch, *runner.image_shape), dtype=np.uint8)
-        self._thread = threading.Thread(target=self._work, name="foveate-engine", daemon=True)
-        self._thread.start()
+        self._thread = self._start()
 
     @property
     def waiting(self) -> int:
@@ -140,6 +150,9 @@ class Batcher:
         with self._changed:
             self._closing = True
             self._changed.notify()
+        if self._revival is not None:
+            self._revival.cancel()
+            self._revive()
         await self._stopped.wait()
         self._thread.join()
 
@@ -152,13 +165,36 @@ class Batcher:
             metadata={"limit": self.policy.max_queue},
         )
 
+    def _start(self) -> threading.Thread:
+        thread = threading.Thread(target=self._work, name="foveate-engine", daemon=True)
+        thread.start()
+        return thread
+
+    def _died(self) -> None:
+        logger.error("the engine's thread starts again in %.1f s", self._pause)
+        if self._alive is not None:
+            self._alive(False)
+        self._revival = self._loop.call_later(0 if self._closing else self._pause, self._revive)
+        self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+
+    def _revive(self) -> None:
+        self._revival = None
+        self._thread = self._start()
+        if self._alive is not None:
+            self._alive(True)
+
     # Below: on the engine's thread, but for _drop_dead, which holds the lock.
 
     def _work(self) -> None:
-        while (batch := self._next_batch()) is not None:
-            if batch:
-                self._run(batch)
-        self._loop.call_soon_threadsafe(self._stopped.set)
+        try:
+            while (batch := self._next_batch()) is not None:
+                if batch:
+                    self._run(batch)
+        except BaseException:
+            logger.exception("the engine's thread ended")
+            self._loop.call_soon_threadsafe(self._died)
+        else:
+            self._loop.call_soon_threadsafe(self._stopped.set)
 
     def _next_batch(self) -> list[_Item] | None:
         """Wait for a batch. It may be empty; None means that there will be no other."""
@@ -218,7 +254,13 @@ class Batcher:
             for item in batch:
                 self._loop.call_soon_threadsafe(_fail, item, error)
             return
+        except BaseException:
+            # What ends the thread must leave nobody waiting.
+            for item in batch:
+                self._loop.call_soon_threadsafe(_fail, item, EngineError())
+            raise
         seconds = time.monotonic() - started
+        self._pause = _FIRST_PAUSE
         self._batch_seconds = seconds
         number = next(_numbers)
         shares = [

@@ -80,11 +80,13 @@ class LoadedModel:
         bundle: Bundle,
         runner: Runner,
         policy: BatchPolicy,
+        *,
         ran: Callable[[int, float], None] | None = None,
+        alive: Callable[[bool], None] | None = None,
     ) -> None:
         self.bundle = bundle
         self.runner = runner
-        self.batcher = Batcher(runner, policy, ran=ran)
+        self.batcher = Batcher(runner, policy, ran=ran, alive=alive)
         self._users = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -293,7 +295,13 @@ class Repository:
                 metadata={"model": model.name, "version": version.number},
             ) from error
         ran = partial(self._observer.ran, model.name, str(version.number))
-        version.loaded = LoadedModel(bundle, runner, self._policy, ran)
+        loaded = version.loaded = LoadedModel(
+            bundle,
+            runner,
+            self._policy,
+            ran=ran,
+            alive=lambda alive: self._engine_is(version, loaded, alive=alive),
+        )
         version.reason = ""
         self._move(version, State.READY)
         seconds = time.monotonic() - started
@@ -308,6 +316,12 @@ class Repository:
         )
         if previous is not None:
             await previous.close()
+
+    def _engine_is(self, version: _Version, loaded: LoadedModel, *, alive: bool) -> None:
+        """Take a version out of service while its engine's thread does not run."""
+        if version.loaded is loaded and version.state in {State.READY, State.LOADING}:
+            version.reason = "" if alive else "the engine's thread ended, and starts again"
+            self._move(version, State.READY if alive else State.LOADING)
 
     def _move(self, version: _Version, state: State) -> None:
         version.state = state

@@ -181,3 +181,44 @@ async def test_many_callers_get_their_own_answers(gated) -> None:
     np.testing.assert_allclose(found, np.array(values) / 255 + 0.25, atol=1e-6)
     assert max(size for size, _ in gated.batches) == 8
     await batcher.close()
+
+
+class Dying:
+    """Ends the engine's thread at the next runs, as often as it is told."""
+
+    def __init__(self, runner: "GatedRunner", times: int) -> None:  # noqa: F821
+        self.times, self._run = times, runner._run
+        runner._run = self
+
+    def __call__(self, inputs, outputs):
+        if self.times:
+            self.times -= 1
+            raise SystemExit("the thread is to end")
+        return self._run(inputs, outputs)
+
+
+async def test_a_thread_that_ends_fails_its_batch_and_starts_again(gated) -> None:
+    lives: list[bool] = []
+    batcher = Batcher(gated, alive=lives.append)
+    Dying(gated, times=2)
+    for expected in ([False], [False, True, False]):
+        with pytest.raises(EngineError):
+            await batcher.submit(colour(200), outputs=LOGITS)
+        await until(lambda wanted=expected: lives == wanted)
+    # This one waits for the thread.
+    assert (await batcher.submit(colour(200), outputs=LOGITS)).batch_size == 1
+    assert lives == [False, True, False, True]
+    await batcher.close()
+
+
+async def test_a_thread_that_has_ended_does_not_hold_up_the_close(gated) -> None:
+    lives: list[bool] = []
+    batcher = Batcher(gated, alive=lives.append)
+    Dying(gated, times=1)
+    with pytest.raises(EngineError):
+        await batcher.submit(colour(200), outputs=LOGITS)
+    await until(lambda: lives == [False])
+    waiting = asyncio.ensure_future(batcher.submit(colour(200), outputs=LOGITS))
+    await until(lambda: batcher.waiting == 1)
+    await batcher.close()
+    assert waiting.result().batch_size == 1

@@ -10,7 +10,13 @@ import pytest_asyncio
 
 from foveate_serve.backends.registry import create_runner
 from foveate_serve.batcher import BatchPolicy
-from foveate_serve.errors import InvalidRequestError, LoadingError, NotFoundError, NotReadyError
+from foveate_serve.errors import (
+    EngineError,
+    InvalidRequestError,
+    LoadingError,
+    NotFoundError,
+    NotReadyError,
+)
 from foveate_serve.repository import Repository, State
 
 Write = Callable[..., Path]
@@ -257,3 +263,30 @@ async def test_a_version_that_left_the_disk_is_forgotten_once_unloaded(
     await repository.unload("colours", "2")
     await repository.load("colours", "")
     assert states(repository) == {1: State.READY}
+
+
+async def test_a_version_does_not_serve_while_its_engines_thread_is_down(
+    repository: Repository, write_bundle: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_bundle()
+    await repository.open()
+    runner = repository.get("colours", "").runner
+
+    def end(inputs: object, outputs: object) -> None:
+        raise SystemExit("the thread is to end")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "run", end)
+        with pytest.raises(EngineError):
+            await red(repository)
+        while states(repository) == {1: State.READY}:  # noqa: ASYNC110 - a thread changes it
+            await asyncio.sleep(0)
+    assert states(repository) == {1: State.LOADING}
+    (model,) = repository.models()
+    assert "thread ended" in model.versions[0].reason
+    with pytest.raises(LoadingError):
+        repository.get("colours", "")
+    while states(repository) == {1: State.LOADING}:  # noqa: ASYNC110 - a timer changes it
+        await asyncio.sleep(0)
+    assert repository.models()[0].versions[0].reason == ""
+    assert await red(repository) == pytest.approx(1.25)
