@@ -24,12 +24,15 @@ from foveate_export.pictures import Pictures, serving_spec
 from foveate_export.progress import Stage
 from foveate_export.reference import answer
 from foveate_export.taps import record
+from foveate_export.tensorrt.engines import build_engines, suitable_variants
+from foveate_export.tensorrt.target import Target
 from foveate_export.variants import FP16, FP32, INT8, VARIANTS, file_name
 from foveate_export.variants.acceptance import MAX_DROP, check_drop, quantise_until_accepted
 from foveate_export.variants.calibration import Calibration
 from foveate_export.variants.half import halve
 from foveate_serve.backends.base import Runner
 from foveate_serve.backends.registry import create_runner
+from foveate_serve.backends.tensorrt.sidecar import ENGINES_FOLDER
 from foveate_serve.bundle import golden
 from foveate_serve.bundle.bundle import Bundle
 from foveate_serve.bundle.manifest import (
@@ -121,6 +124,7 @@ def export(
     calibration: Calibration | None = None,
     labelled: Labelled | None = None,
     max_drop: float = MAX_DROP,
+    target: Target | None = None,
     metadata: Mapping[str, str] | None = None,
     stage: Stage = nullcontext,
 ) -> Exported:
@@ -139,6 +143,7 @@ def export(
         calibration: the pictures that int8 is calibrated on.
         labelled: pictures to measure the accuracy on.
         max_drop: the points of top-1 on `labelled` that a variant may lose against fp32.
+        target: what TensorRT engines of the variants are built for; None for none.
         metadata: notes for the manifest.
         stage: told of each step, to show progress.
 
@@ -148,6 +153,7 @@ def export(
         RepositoryError: the version exists or the repository cannot be written.
         ParityError: a variant does not answer as torch does.
         AccuracyError: a variant recognises too much less than fp32.
+        EngineError: TensorRT cannot build a variant.
         ExportError: the classifier cannot be written as ONNX.
     """
     check_name(name)
@@ -181,18 +187,18 @@ def export(
         made = {variant: maker.make(variant) for variant in dict.fromkeys((FP32, *variants))}
         if FP32 not in variants:
             (folder / file_name(FP32)).unlink()
+        manifest = draft.model_copy(
+            update={
+                "variants": tuple(made[variant] for variant in dict.fromkeys(variants)),
+                "golden": maker.write_golden(),
+            }
+        )
+        if target is not None:
+            suitable = suitable_variants(manifest)
+            engines = folder / ENGINES_FOLDER
+            build_engines(folder, manifest, suitable, target, folder=engines, stage=stage)
         with stage("publishing"):
-            path, manifest = bundle.publish(
-                folder,
-                draft.model_copy(
-                    update={
-                        "variants": tuple(made[variant] for variant in dict.fromkeys(variants)),
-                        "golden": maker.write_golden(),
-                    }
-                ),
-                repository,
-                version,
-            )
+            path, manifest = bundle.publish(folder, manifest, repository, version)
     return Exported(path, manifest, anatomy.note)
 
 

@@ -46,7 +46,7 @@ def add_target_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def target(options: argparse.Namespace) -> Target:
+def read_target(options: argparse.Namespace) -> Target:
     """Return what the options say; raises what `choose_target` raises."""
     return choose_target(
         options.flavour,

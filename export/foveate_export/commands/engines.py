@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from foveate_export.commands._console import DONE, Stages, answer, names
-from foveate_export.commands._engines import add_target_arguments, engine_line, target
+from foveate_export.commands._engines import add_target_arguments, engine_line, read_target
 from foveate_export.tensorrt.engines import add_engines
 
 PROG = "foveate engines"
@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> int:
     built = add_engines(
-        options.bundle, options.variants, target(options), Stages(Console(stderr=True))
+        options.bundle, options.variants, read_target(options), Stages(Console(stderr=True))
     )
     if options.json:
         print(json.dumps([sidecar.model_dump(mode="json") for sidecar in built], indent=2))

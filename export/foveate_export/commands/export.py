@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from foveate_export.commands._console import DONE, Stages, answer, names, points, positive
+from foveate_export.commands._engines import add_target_arguments, read_target
 from foveate_export.errors import UsageError
 from foveate_export.exporter import Exported, check_name, check_variants, examine, export
 from foveate_export.labelled import open_labelled
@@ -19,6 +20,7 @@ from foveate_export.sources import Source, load_source
 from foveate_export.variants import FP32, VARIANTS
 from foveate_export.variants.acceptance import MAX_DROP
 from foveate_export.variants.calibration import open_calibration
+from foveate_serve.backends.tensorrt.sidecar import ENGINE_SUFFIX
 from foveate_serve.bundle.manifest import Accuracy, Parity, Quantisation
 
 PROG = "foveate export"
@@ -101,6 +103,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR|mnist",
         help="labelled pictures, one folder a class; their accuracy goes into the manifest",
     )
+    parser.add_argument(
+        "--tensorrt",
+        action="store_true",
+        help="also build TensorRT engines of the variants that it takes",
+    )
+    add_target_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser
 
@@ -111,6 +119,11 @@ def _run(options: argparse.Namespace) -> int:
             raise UsageError("--repository and --name say where the bundle goes")
         check_name(options.name)
         check_variants(options.variants, calibrated=options.calibration is not None)
+    if not options.tensorrt and (
+        options.flavour or options.compute_capability or options.timing_cache
+    ):
+        raise UsageError("--flavour, --compute-capability and --timing-cache go with --tensorrt")
+    target = read_target(options) if options.tensorrt else None
     stages = Stages(Console(stderr=True))
     with stages(f"loading {options.source}"):
         source = load_source(options.source, options.weights, options.argument)
@@ -138,6 +151,7 @@ def _run(options: argparse.Namespace) -> int:
         variants=options.variants,
         calibration=calibration,
         max_drop=options.max_drop,
+        target=target,
         labelled=labelled,
         metadata=source.metadata,
         stage=stages,
@@ -201,6 +215,11 @@ def _as_text(exported: Exported) -> str:
         lines.append("  " + _parity_line(variant.parity))
         if variant.accuracy:
             lines.append("  " + _accuracy_line(variant.accuracy))
+    lines += [
+        f"{name}: {entry.size / 1e6:.1f} MB"
+        for name, entry in manifest.files.items()
+        if name.endswith(ENGINE_SUFFIX)
+    ]
     if exported.note:
         lines.append(exported.note)
     return "\n".join(lines)

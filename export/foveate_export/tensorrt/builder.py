@@ -5,6 +5,7 @@ gives it. Precision is therefore decided where the variant is made, and nowhere
 here; float32 stays float32, without TF32.
 """
 
+import contextlib
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,8 @@ def write_timing_cache(config: Any, file: Path) -> None:
         aside.write_bytes(bytes(config.get_timing_cache().serialize()))
         aside.replace(file)
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink()
         raise RepositoryError(f"timing cache {file}: {error.strerror}") from error
 
 
