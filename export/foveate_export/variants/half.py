@@ -28,9 +28,12 @@ def halve(source: Path, target: Path) -> None:
         op_block_list=[*DEFAULT_OP_BLOCK_LIST, *_FLOAT_OPERATORS],
         node_block_list=_float_nodes(model.graph),
     )
-    # The converter leaves the types of some tensors as they were, and appends its
-    # casts behind the nodes that use them.
+    # The converter leaves the types of some tensors as they were, appends its casts
+    # behind the nodes that use them, and repeats a cast for every such node.
     del converted.graph.value_info[:]
+    nodes = {node.output[0]: node for node in converted.graph.node}
+    del converted.graph.node[:]
+    converted.graph.node.extend(nodes.values())
     ordered = onnx_ir.from_proto(converted)
     TopologicalSortPass()(ordered)
     onnx_ir.save(ordered, target)
