@@ -48,7 +48,7 @@ from foveate_serve.settings import Settings
 
 RESULTS = Path(__file__).parent / "results" / "feature_cost.json"
 SMALL = "mnist"
-REQUESTS = 200
+REQUESTS = 400
 TOKEN = "benchmark-of-the-token"  # noqa: S105 - of no other use
 
 FEATURES = {
@@ -110,7 +110,9 @@ def connected(name: str, repository: Path) -> Iterator[tuple[Server, grpc.Channe
             environment["FOVEATE_SERVE_TLS_KEY"] = str(folder / "key.pem")
         if name == "token":
             environment["FOVEATE_SERVE_TOKEN"] = TOKEN
-        server = stack.enter_context(serving(repository, *FEATURES[name], environment=environment))
+        server = stack.enter_context(
+            serving(repository, *FEATURES[name], environment=environment, log=folder / "log")
+        )
         if name == "TLS":
             credentials = grpc.ssl_channel_credentials(authority.cert_pem.bytes())
             channel = grpc.secure_channel(server.address, credentials)

@@ -34,16 +34,28 @@ class Server:
 
 @contextmanager
 def serving(
-    repository: Path, *arguments: str, environment: Mapping[str, str] | None = None
+    repository: Path,
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+    log: Path | None = None,
 ) -> Iterator[Server]:
     """Start `foveate serve` on a free port, and stop it afterwards.
 
-    `environment` is added to that of this process.
+    `environment` is added to that of this process; `log` takes stderr.
     """
     foveate = Path(sys.executable).with_name("foveate")
     command = [foveate, "serve", "--repository", repository, "--address", "127.0.0.1:0", *arguments]
     variables = {**os.environ, **(environment or {})}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=variables) as server:
+    with (
+        Path(os.devnull if log is None else log).open("w", encoding="utf-8") as stderr,
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=None if log is None else stderr,
+            text=True,
+            env=variables,
+        ) as server,
+    ):
         try:
             assert server.stdout is not None
             line = server.stdout.readline()
