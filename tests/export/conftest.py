@@ -1,17 +1,21 @@
 """Bundles of real classifiers, exported once and compared by many tests."""
 
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import skimage
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from foveate_export.exporter import Exported, export
+from foveate_export.labelled import Labelled, open_labelled
 from foveate_export.pictures import Pictures, for_classifier, from_folder
+from foveate_export.variants.calibration import Calibration, open_calibration
 from foveate_serve.backends.base import Runner
 from foveate_serve.backends.registry import create_runner
 from foveate_serve.bundle.bundle import Bundle
@@ -21,6 +25,14 @@ from foveate_train.networks.digits import DIGITS, MNIST_INPUT
 
 IMAGENET_DIR = os.environ.get("FOVEATE_IMAGENET_DIR")
 """A folder of photographs, one folder a class; adds to those of scikit-image."""
+
+CALIBRATION_DIR = os.environ.get("FOVEATE_CALIBRATION_DIR")
+"""A folder of other photographs, to calibrate int8 on in place of those of scikit-image."""
+
+COMPARED = 8
+"""How many photographs the export itself compares; the tests compare the others."""
+
+SHIPPED = Path(skimage.__file__).parent / "data"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -49,8 +61,42 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def lite0_export(lite0: Classifier, photographs: Pictures, repository: Path) -> Exported:
-    return export(lite0, repository=repository, name="lite0", pictures=photographs)
+def labelled_photographs(lite0: Classifier, tmp_path_factory: pytest.TempPathFactory) -> Labelled:
+    if IMAGENET_DIR is not None:
+        return open_labelled(IMAGENET_DIR, lite0.labels)
+    folder = tmp_path_factory.mktemp("photographs")
+    for label, file in (("espresso", "coffee.png"), ("missile", "rocket.jpg")):
+        (folder / label).mkdir()
+        shutil.copy(SHIPPED / file, folder / label)
+    return open_labelled(str(folder), lite0.labels)
+
+
+@pytest.fixture(scope="session")
+def calibration(lite0: Classifier) -> Calibration:
+    if CALIBRATION_DIR is not None:
+        return open_calibration(CALIBRATION_DIR, lite0)
+    shipped = for_classifier(lite0)
+    return Calibration(shipped.images, shipped.description)
+
+
+@pytest.fixture(scope="session")
+def lite0_export(
+    lite0: Classifier,
+    photographs: Pictures,
+    labelled_photographs: Labelled,
+    calibration: Calibration,
+    repository: Path,
+) -> Exported:
+    """EfficientNet-Lite0 in three precisions."""
+    return export(
+        lite0,
+        repository=repository,
+        name="lite0",
+        pictures=Pictures(photographs.images[:COMPARED], photographs.description),
+        variants=["fp32", "fp16", "int8"],
+        labelled=labelled_photographs,
+        calibration=calibration,
+    )
 
 
 @pytest.fixture(scope="session")
@@ -93,7 +139,7 @@ def open_runner() -> Callable[[Exported], Runner]:
 
 
 def _open_runner(exported: Exported) -> Runner:
-    return create_runner(Bundle.open(exported.path), threads=2)
+    return create_runner(Bundle.open(exported.path), threads=2, backend="onnxruntime")
 
 
 @pytest.fixture(scope="session")

@@ -94,7 +94,7 @@ def test_the_manifest_tells_what_was_measured(
     lite0_export: Exported, convnet4_export: Exported, photographs: Pictures
 ) -> None:
     parity = lite0_export.manifest.variant("fp32").parity
-    assert (parity.images, parity.data) == (len(photographs), photographs.description)
+    assert (parity.images, parity.data) == (min(8, len(photographs)), photographs.description)
     assert parity.top1_agreement == 1.0
     assert 0 < parity.logits_max_abs < 1e-4
     assert 0 < parity.cams["cam"] <= TOLERANCES["fp32"].cams
