@@ -1,12 +1,18 @@
-"""Finds the classifier to export: a checkpoint folder or a name of the registry."""
+"""Finds the classifier to export: a checkpoint folder, a name of the registry, or a function."""
 
-from collections.abc import Sequence
+import importlib
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
+
+from pydantic import TypeAdapter, ValidationError
+from torch import nn
 
 from foveate_export.errors import UsageError
 from foveate_train import checkpoint, registry
-from foveate_train.classifier import Classifier
+from foveate_train.classifier import Classifier, InputSpec
 
 
 @dataclass(frozen=True)
@@ -41,3 +47,93 @@ def load_source(source: str, weights: str | None = None, arguments: Sequence[str
     metadata = {f"metrics.{name}": repr(value) for name, value in loaded.metrics.items()}
     metadata |= {"data_digest": record.data_digest, "seed": str(record.seed)}
     return Source(loaded.classifier, metadata)
+
+
+def load_function(
+    reference: str, *, input_spec: Path | None = None, labels: Path | None = None
+) -> Source:
+    """Return the classifier that a function of the user's own makes.
+
+    Args:
+        reference: `package.module:function`, found as `python -m` finds
+            modules: the current folder counts. The function takes no arguments
+            and returns a Classifier, or an nn.Module that holds its weights.
+        input_spec: for an nn.Module, a JSON file with the fields of
+            `foveate_train.classifier.InputSpec`.
+        labels: for an nn.Module, a text file with one label a line.
+
+    Raises:
+        UsageError: there is no such function, it returns something else, or
+            the files do not fit what it returns.
+    """
+    made = _function(reference)()
+    if isinstance(made, Classifier):
+        if input_spec is not None or labels is not None:
+            raise UsageError(
+                f"{reference} returns a classifier, which brings its input and labels; "
+                "--input-spec and --labels are for an nn.Module"
+            )
+        made.module.eval()
+        return Source(made)
+    if not isinstance(made, nn.Module):
+        kind = type(made).__name__
+        raise UsageError(f"{reference} returns {kind}, not an nn.Module or a Classifier")
+    if input_spec is None or labels is None:
+        raise UsageError(
+            f"{reference} returns an nn.Module, so --input-spec and --labels say how to use it"
+        )
+    return Source(
+        Classifier(
+            name=reference,
+            arguments={},
+            module=made.eval(),
+            input=read_input_spec(input_spec),
+            labels=read_labels(labels),
+        )
+    )
+
+
+def read_input_spec(path: Path) -> InputSpec:
+    """Read an input specification from a JSON file; raises UsageError."""
+    try:
+        return TypeAdapter(InputSpec).validate_json(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(map(str, fault['loc'])) or 'file'}: {fault['msg']}"
+            for fault in error.errors()
+        )
+        raise UsageError(f"{path}: {faults}") from error
+
+
+def read_labels(path: Path) -> tuple[str, ...]:
+    """Read one label a line, UTF-8; raises UsageError."""
+    try:
+        labels = tuple(path.read_text(encoding="utf-8").splitlines())
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 text") from error
+    if not labels:
+        raise UsageError(f"{path}: holds no labels")
+    return labels
+
+
+def _function(reference: str) -> Callable[[], object]:
+    module_name, _, name = reference.partition(":")
+    if not module_name or not name:
+        raise UsageError(f"--module {reference!r} is not of the form package.module:function")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        # A module that lacks one of its own imports is the user's to see.
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise UsageError(f"{module_name} needs {error.name}, which is not installed") from error
+        raise UsageError(f"there is no module {error.name!r} here or installed") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise UsageError(f"{module_name} has no function {name!r}")
+    return cast("Callable[[], object]", function)

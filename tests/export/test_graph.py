@@ -154,7 +154,7 @@ def test_a_network_of_digits_with_maps_of_its_last_layer(
 ) -> None:
     manifest = convnet4_export.manifest
     assert [(c.method, c.layer, c.height, c.width) for c in manifest.cams] == [
-        ("cam", "layer4", 7, 7)
+        (method, "layer4", 7, 7) for method in ("cam", "gradcam", "hirescam", "layercam")
     ]
     with open_runner(convnet4_export) as runner:
         outputs = run(runner, digits.images, [[-10, 4]] * len(digits), "logits", "cam.cam")
@@ -261,7 +261,9 @@ def test_a_head_that_cannot_be_differentiated_is_exported_without_maps_and_says_
     tmp_path: Path, digits: Pictures, digit_classifier, open_runner
 ) -> None:
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(1, 8, 9, 9), nn.Softmax2d(), nn.Flatten(), nn.Linear(72, 10))
+    network = nn.Sequential(
+        nn.Conv2d(1, 8, 9, 9), nn.Flatten(2), nn.Softmax(2), nn.Flatten(), nn.Linear(72, 10)
+    )
     classifier = digit_classifier(network)
     exported = export(classifier, repository=tmp_path, name="softmax", pictures=digits)
     assert exported.manifest.cams == ()
@@ -275,5 +277,5 @@ def test_a_head_that_cannot_be_differentiated_is_exported_without_maps_and_says_
         got = runner.run({"image": digits.images}, ["logits", "features.0"])
     assert relative(got["logits"], expected) < 1e-5
     assert got["features.0"].shape == (len(digits), 8, 3, 3)
-    with pytest.raises(UnsupportedHeadError, match="softmax in 1 cannot be differentiated"):
+    with pytest.raises(UnsupportedHeadError, match="softmax in 2 cannot be differentiated"):
         export(classifier, repository=tmp_path, name="no", pictures=digits, cam_layer="0")

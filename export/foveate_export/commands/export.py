@@ -16,7 +16,7 @@ from foveate_export.exporter import Exported, check_name, check_variants, examin
 from foveate_export.labelled import open_labelled
 from foveate_export.layers import default_layers
 from foveate_export.pictures import for_classifier, from_folder
-from foveate_export.sources import Source, load_source
+from foveate_export.sources import Source, load_function, load_source
 from foveate_export.variants import FP32, VARIANTS
 from foveate_export.variants.acceptance import MAX_DROP
 from foveate_export.variants.calibration import open_calibration
@@ -40,7 +40,20 @@ def main(arguments: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=PROG, description=DESCRIPTION)
     parser.add_argument(
-        "source", help="a checkpoint folder, or a classifier's name such as timm:resnet18"
+        "source",
+        nargs="?",
+        help="a checkpoint folder, or a classifier's name such as timm:resnet18",
+    )
+    parser.add_argument(
+        "--module",
+        metavar="PACKAGE.MODULE:FUNCTION",
+        help="in place of a source: a function that returns the network, or a Classifier",
+    )
+    parser.add_argument(
+        "--input-spec", type=Path, metavar="FILE", help="for --module: the input, as JSON"
+    )
+    parser.add_argument(
+        "--labels", type=Path, metavar="FILE", help="for --module: the labels, one a line"
     )
     parser.add_argument("--repository", type=Path, metavar="DIR", help="the folder of models")
     parser.add_argument("--name", help="the model's name in the repository")
@@ -125,8 +138,8 @@ def _run(options: argparse.Namespace) -> int:
         raise UsageError("--flavour, --compute-capability and --timing-cache go with --tensorrt")
     target = read_target(options) if options.tensorrt else None
     stages = Stages(Console(stderr=True))
-    with stages(f"loading {options.source}"):
-        source = load_source(options.source, options.weights, options.argument)
+    with stages(f"loading {options.module or options.source}"):
+        source = _load(options)
     if options.list_layers:
         return _list_layers(source, as_json=options.json)
     classifier = source.classifier
@@ -161,6 +174,18 @@ def _run(options: argparse.Namespace) -> int:
     else:
         print(_as_text(exported))
     return DONE
+
+
+def _load(options: argparse.Namespace) -> Source:
+    if (options.source is None) == (options.module is None):
+        raise UsageError("give a source or --module, and not both")
+    if options.module is None:
+        if options.input_spec is not None or options.labels is not None:
+            raise UsageError("--input-spec and --labels go with --module")
+        return load_source(options.source, options.weights, options.argument)
+    if options.weights is not None or options.argument:
+        raise UsageError("--weights and --argument are for a classifier's name")
+    return load_function(options.module, input_spec=options.input_spec, labels=options.labels)
 
 
 def _list_layers(source: Source, *, as_json: bool) -> int:

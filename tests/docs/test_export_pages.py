@@ -1,0 +1,99 @@
+"""The pages about exporting, done as they say."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from foveate_export.commands import export
+from foveate_export.sources import load_function
+from foveate_export.vjp.rules import RULES
+from foveate_serve.bundle.bundle import Bundle
+
+PAGES = Path(__file__).parents[2] / "docs" / "export"
+
+
+@pytest.fixture
+def own_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Write the files of the page into an empty folder, go there, and return the command."""
+    page = (PAGES / "bring-your-own.md").read_text(encoding="utf-8")
+    files = re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", page, re.DOTALL)
+    assert {name for name, _ in files} == {"shapes.py", "input.json", "labels.txt"}
+    for name, text in files:
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    (command,) = re.findall(r"<!-- run -->\n```sh\n(.*?)```", page, re.DOTALL)
+    return command.replace("\\\n", " ")
+
+
+def test_a_network_of_ones_own_with_a_head_of_its_own(
+    own_network: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    foveate, subcommand, *arguments = shlex.split(own_network)
+    assert (foveate, subcommand) == ("foveate", "export")
+    assert export.main(arguments) == 0, capsys.readouterr().err
+    bundle = Bundle.open(Path("models/shapes/1"))
+    assert bundle.labels == ("circle", "square", "triangle")
+    assert bundle.manifest.classifier == "shapes:network"
+    assert [(cam.method, cam.layer, cam.height) for cam in bundle.manifest.cams] == [
+        (method, "features", 12) for method in ("gradcam", "hirescam", "layercam")
+    ]
+
+    listing = [*arguments[:6], "--list-layers", "--json"]
+    assert export.main(listing) == 0
+    layers = json.loads(capsys.readouterr().out.partition("[")[2].join(["[", ""]))
+    assert "largest" in {layer["layer"] for layer in layers}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--module", "shapes"], "is not of the form package.module:function"),
+        (["--module", "shapez:network"], "no module 'shapez'"),
+        (["--module", "shapes:nothing"], "shapes has no function 'nothing'"),
+        (["--module", "shapes:network"], "--input-spec and --labels say how"),
+        (["--module", "builtins:list"], "returns list, not an nn.Module"),
+        (["--module", "shapes:network", "--labels", "none.txt", "--input-spec", "input.json"],
+         "none.txt: No such file"),
+        (["--module", "shapes:network", "--labels", "labels.txt", "--input-spec", "labels.txt"],
+         "labels.txt: file: Invalid JSON"),
+        (["--module", "shapes:network", "--weights", "random:0"], "--weights and --argument are"),
+        (["shapes", "--labels", "labels.txt"], "go with --module"),
+        (["shapes", "--module", "shapes:network"], "a source or --module, and not both"),
+        ([], "a source or --module"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_it_is_said_in_a_line(
+    own_network: str,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    assert export.main([*arguments, "--list-layers"]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("foveate export: ")
+    assert message in last
+
+
+def test_a_classifier_brings_all_that_is_needed(own_network: str) -> None:
+    Path("whole.py").write_text(
+        "from pathlib import Path\n"
+        "from foveate_export.sources import load_function\n"
+        "def classifier():\n"
+        "    files = {'input_spec': Path('input.json'), 'labels': Path('labels.txt')}\n"
+        "    return load_function('shapes:network', **files).classifier\n",
+        encoding="utf-8",
+    )
+    classifier = load_function("whole:classifier").classifier
+    assert (classifier.input.resize, len(classifier.labels)) == (64, 3)
+    assert not classifier.module.training
+
+
+def test_the_page_names_the_methods_and_the_rules_that_there_are() -> None:
+    page = (PAGES / "explanations.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `cam\.(\w+)`", page, re.MULTILINE)) == {
+        "cam", "gradcam", "hirescam", "layercam",
+    }  # fmt: skip
+    assert {"linear", "conv2d", "max_pool2d", "cat", "add"} <= RULES.keys()
