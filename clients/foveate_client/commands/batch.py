@@ -156,7 +156,8 @@ def _run(client: Client, options: argparse.Namespace, outputs: Outputs) -> tuple
 
         def advance(skipped: bool) -> None:
             done[skipped] += 1
-            progress.update(shown, advance=1, fresh=done[False])
+            if console.is_terminal:
+                progress.update(shown, advance=1, fresh=done[False])
 
         if console.is_terminal:
             _count_meanwhile(source, progress, shown)
