@@ -9,7 +9,7 @@ from torchvision import models
 
 from foveate_train import registry
 from foveate_train.data.preprocess import preprocess
-from foveate_train.errors import WeightsError
+from foveate_train.errors import DataError, WeightsError
 from foveate_train.sources.package import rename_by_position
 
 
@@ -160,6 +160,12 @@ def test_grey_and_colour_pictures_take_the_channels_of_the_network(lite0):
     assert preprocess(coffee.convert("L"), lite0.input).shape == (3, 224, 224)
     white = Image.new("L", (40, 60), 255)
     assert torch.allclose(preprocess(white, digits), torch.tensor((1 - 0.1307) / 0.3081))
+
+
+def test_a_picture_is_no_board_of_go():
+    planes = registry.create("foveate:go_policy").input
+    with pytest.raises(DataError, match="1 or 3 channels, and the network takes 48"):
+        preprocess(Image.fromarray(skimage.data.coffee()), planes)
 
 
 @pytest.mark.parametrize("size", [1, 2])

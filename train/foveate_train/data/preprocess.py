@@ -5,6 +5,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from foveate_train.classifier import InputSpec
+from foveate_train.errors import DataError
 
 
 def preprocess(image: Image.Image, spec: InputSpec) -> torch.Tensor:
@@ -16,8 +17,14 @@ def preprocess(image: Image.Image, spec: InputSpec) -> torch.Tensor:
 
     Returns:
         float32 [channels, height, width], normalised.
+
+    Raises:
+        DataError: the network takes something other than grey or colour.
     """
-    picture = image.convert({1: "L", 3: "RGB"}[spec.channels])
+    mode = {1: "L", 3: "RGB"}.get(spec.channels)
+    if mode is None:
+        raise DataError(f"a picture has 1 or 3 channels, and the network takes {spec.channels}")
+    picture = image.convert(mode)
     transform = v2.Compose(
         [
             v2.Resize(spec.resize, v2.InterpolationMode(spec.interpolation), antialias=True),
