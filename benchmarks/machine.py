@@ -7,7 +7,16 @@ from pathlib import Path
 
 import psutil
 
-PACKAGES = ("foveate-serve", "grpcio", "numpy", "onnxruntime", "openvino", "pillow", "torch")
+PACKAGES = (
+    "foveate-serve",
+    "grpcio",
+    "numpy",
+    "onnxruntime",
+    "openvino",
+    "pillow",
+    "tensorrt-rtx-cu13",
+    "torch",
+)
 
 
 def describe() -> dict[str, object]:
