@@ -50,8 +50,11 @@ stubs: $(ready) ## Generate the stubs from the .proto files
 baseline: $(ready) ## Take today's protocol as the one that must not break
 	cd proto && $(abspath $(bin))/buf build --exclude-source-info --output released.binpb
 
-bench: $(ready) ## Measure the cost of a request on this machine
+bench: $(ready) demo-output/repository/efficientnet_lite0/1/manifest.json ## Measure the cost of a request on this machine
 	$(bin)/python -m benchmarks.request_cost
+
+demo-output/repository/efficientnet_lite0/1/manifest.json: | $(ready)
+	$(bin)/foveate export package:efficientnet_lite0 --repository demo-output/repository --name efficientnet_lite0
 
 clean: ## Remove what the targets made, but for VENV
 	rm -rf demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

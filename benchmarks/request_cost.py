@@ -2,6 +2,9 @@
 
 python -m benchmarks.request_cost [--repository DIR] [--images DIR] [--rounds N]
 
+The photographs are the JPEG files below --images, or FOVEATE_IMAGENET_DIR, or
+scikit-image's.
+
 The floor is a plain loop: the server's own decoding and resizing, then one
 call of ONNX Runtime, one photograph at a time. Against it stand the same
 photographs sent one after another to a real server in another process, with
@@ -17,15 +20,18 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import grpc
 import numpy as np
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from skimage import data
 
 from benchmarks import machine
 from benchmarks.server import Server, serving
@@ -63,6 +69,13 @@ def read_pictures(images: Path) -> list[bytes]:
     if not paths:
         raise SystemExit(f"no JPEG files below {images}")
     return [path.read_bytes() for path in paths]
+
+
+def write_photographs(folder: Path) -> Path:
+    """Write scikit-image's photographs as JPEG files into `folder`, and return it."""
+    for name in ("astronaut", "chelsea", "coffee", "rocket"):
+        Image.fromarray(getattr(data, name)()).save(folder / f"{name}.jpg", quality=90)
+    return folder
 
 
 def server_round(
@@ -162,13 +175,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--floor", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.images is None:
-        parser.error("--images DIR is needed where FOVEATE_IMAGENET_DIR is not set")
-    images = Path(options.images)
     if options.floor:
-        floor_loop(options.floor, images)
+        floor_loop(options.floor, options.images)
         return
-    result = measure(options.repository, images, options.rounds)
+    with tempfile.TemporaryDirectory() as folder:
+        images = Path(options.images or write_photographs(Path(folder)))
+        result = measure(options.repository, images, options.rounds)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     report(result)
