@@ -114,7 +114,11 @@ WHERE = ["--repository", "models", "--name", "digits"]
     ("arguments", "code", "message"),
     [
         (["foveate:convnet4"], 2, "--repository and --name"),
-        (["foveate:convnet4", *WHERE, "--variants", "fp32,int3"], 2, "no variant int3; there are fp32, fp16"),
+        (
+            ["foveate:convnet4", *WHERE, "--variants", "fp32,int3"],
+            2,
+            "no variant int3; there are fp32, fp16",
+        ),
         (["foveate:convnet4", *WHERE, "--layers", "layer9"], 2, "'layer9' gives no feature map"),
         (["foveate:convnet4", *WHERE, "--cam-layer", "fc"], 2, "'fc' gives no feature map"),
         (["foveate:convnet9", *WHERE], 2, "foveate:convnet4"),

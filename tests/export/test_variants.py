@@ -115,9 +115,11 @@ def test_maps_are_computed_in_float32(lite0_export: Exported) -> None:
         model = onnx.load(lite0_export.path / lite0_export.manifest.variant(variant).file)
         graph = onnx.shape_inference.infer_shapes(model).graph
         kinds = {v.name: v.type.tensor_type.elem_type for v in graph.value_info}
-        (product,) = [node for node in graph.node if node.op_type == "MatMul"]
+        products = [node for node in graph.node if node.op_type == "MatMul"]
+        assert products
         kinds |= {tensor.name: tensor.data_type for tensor in graph.initializer}
-        assert {kinds[name] for name in product.input} == {onnx.TensorProto.FLOAT}
+        inputs = {name for product in products for name in product.input}
+        assert {kinds[name] for name in inputs} == {onnx.TensorProto.FLOAT}
 
 
 def test_int8_holds_every_convolution_in_int8(lite0_export: Exported) -> None:
@@ -296,14 +298,14 @@ def test_rows_of_weights_and_the_way_to_the_logits(lite0_export: Exported) -> No
     trunk = find_trunk(graph_of(lite0_export, "fp32"))
     assert len(trunk.layers) == 49
     assert "node_linear" not in trunk.layers, "maps read single rows of its weight"
-    assert len(trunk.between) == 10, "the residual additions"
+    assert len(trunk.between) == 9, "the residual additions"
     assert sum(len(nodes) == 2 for nodes in trunk.layers.values()) == 33, "each with its ReLU6"
 
 
 def test_a_bare_graph_is_halved(tmp_path: Path, convnet4_export: Exported) -> None:
     halve(convnet4_export.path / "model.onnx", tmp_path / "half.onnx")
     graph = onnx.load(tmp_path / "half.onnx").graph
-    kernels = [t for t in graph.initializer if len(t.dims) == 4 and np.prod(t.dims) > 100]
+    kernels = [t for t in graph.initializer if len(t.dims) == 4 and "layer" in t.name]
     assert len(kernels) == 4
     assert {t.data_type for t in kernels} == {onnx.TensorProto.FLOAT16}
 
