@@ -1,5 +1,6 @@
 """A real repository and a real server, for the tests that need no more than one of each."""
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,12 @@ from pathlib import Path
 import pytest
 
 FOVEATE = Path(sys.executable).with_name("foveate")
+
+
+def pytest_configure() -> None:
+    # A shell that runs pytest in the background has it ignore SIGINT, and what
+    # pytest starts would inherit that, so that no Ctrl-C could be tested.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager
