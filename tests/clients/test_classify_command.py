@@ -189,6 +189,13 @@ def test_people_get_a_table_with_bars(run, coffee):
     assert "lynx: no positive evidence" in out
 
 
+def test_paths_stand_whole_in_a_narrow_terminal(run, coffee, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    _, out, _ = run(coffee, "--cam", "--out", tmp_path)
+    assert f"{coffee}\n" in out
+    assert f"    {tmp_path / 'coffee.cam.1.png'}\n" in out
+
+
 def test_people_are_told_of_errors_apart_from_the_results(refusing, run, coffee, tiny):
     code, out, err = run(tiny, coffee)
     assert code == 1

@@ -73,7 +73,7 @@ def _classify(
             elif isinstance(outcome, FoveateError):
                 complain(parser, f"{name}: {describe(outcome)}")
             else:
-                console.print(_table(name, outcome, written))
+                console.print(_table(name, outcome, written), crop=False)
                 if show is not None:
                     _show(console, show, image, outcome)
     return 1 if failed else 0
