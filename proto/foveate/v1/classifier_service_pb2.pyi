@@ -74,7 +74,9 @@ class ClassifyRequest(_message.Message):
     model: _builtins.str
     """The model. Empty where the server serves exactly one."""
     version: _builtins.str
-    """The version. Empty means the model's default version."""
+    """The version: its number, its label such as "stable", or "latest" for the
+    newest that is ready. Empty means the model's default version.
+    """
     encoded: _builtins.bytes
     """A JPEG, PNG, WebP, BMP or GIF file (of an animation, the first frame)."""
     top_k: _builtins.int
@@ -171,6 +173,7 @@ class Timing(_message.Message):
     BACKEND_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
     VARIANT_FIELD_NUMBER: _builtins.int
+    CACHED_FIELD_NUMBER: _builtins.int
     batch_size: _builtins.int
     """How many pictures rode in the batch."""
     backend: _builtins.str
@@ -179,6 +182,10 @@ class Timing(_message.Message):
     """The device it ran on."""
     variant: _builtins.str
     """The variant that ran."""
+    cached: _builtins.bool
+    """Whether the answer was kept from an earlier, identical request. The times
+    of the stages are then zero and no batch ran.
+    """
     @_builtins.property
     def decode(self) -> _duration_pb2.Duration:
         """Decoding, resizing and cropping."""
@@ -211,10 +218,11 @@ class Timing(_message.Message):
         backend: _builtins.str = ...,
         device: _builtins.str = ...,
         variant: _builtins.str = ...,
+        cached: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decode", b"decode", "encode", b"encode", "infer", b"infer", "queue", b"queue", "total", b"total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "batch_size", b"batch_size", "decode", b"decode", "device", b"device", "encode", b"encode", "infer", b"infer", "queue", b"queue", "total", b"total", "variant", b"variant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "batch_size", b"batch_size", "cached", b"cached", "decode", b"decode", "device", b"device", "encode", b"encode", "infer", b"infer", "queue", b"queue", "total", b"total", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -236,7 +244,7 @@ class ClassifyResponse(_message.Message):
     model: _builtins.str
     """The model that answered."""
     version: _builtins.str
-    """Its version."""
+    """Its version, always as a number."""
     @_builtins.property
     def predictions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Prediction]:
         """The best classes, best first."""
@@ -501,7 +509,9 @@ class GetModelRequest(_message.Message):
     name: _builtins.str
     """The model. Empty where the server serves exactly one."""
     version: _builtins.str
-    """The version. Empty means the model's default version."""
+    """The version: its number, its label such as "stable", or "latest" for the
+    newest that is ready. Empty means the model's default version.
+    """
     def __init__(
         self,
         *,

@@ -25,13 +25,15 @@ _sym_db = _symbol_database.Default()
 from foveate.v1 import model_pb2 as foveate_dot_v1_dot_model__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#foveate/v1/repository_service.proto\x12\nfoveate.v1\x1a\x16\x66oveate/v1/model.proto\"1\n\x10LoadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"<\n\x11LoadModelResponse\x12\'\n\x05model\x18\x01 \x01(\x0b\x32\x18.foveate.v1.ModelSummary\"3\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\">\n\x13UnloadModelResponse\x12\'\n\x05model\x18\x01 \x01(\x0b\x32\x18.foveate.v1.ModelSummary\"3\n\x12ReloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\">\n\x13ReloadModelResponse\x12\'\n\x05model\x18\x01 \x01(\x0b\x32\x18.foveate.v1.ModelSummary2\xfd\x01\n\x11RepositoryService\x12H\n\tLoadModel\x12\x1c.foveate.v1.LoadModelRequest\x1a\x1d.foveate.v1.LoadModelResponse\x12N\n\x0bUnloadModel\x12\x1e.foveate.v1.UnloadModelRequest\x1a\x1f.foveate.v1.UnloadModelResponse\x12N\n\x0bReloadModel\x12\x1e.foveate.v1.ReloadModelRequest\x1a\x1f.foveate.v1.ReloadModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#foveate/v1/repository_service.proto\x12\nfoveate.v1\x1a\x16\x66oveate/v1/model.proto\"1\n\x10LoadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"<\n\x11LoadModelResponse\x12\'\n\x05model\x18\x01 \x01(\x0b\x32\x18.foveate.v1.ModelSummary\"3\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\">\n\x13UnloadModelResponse\x12\'\n\x05model\x18\x01 \x01(\x0b\x32\x18.foveate.v1.ModelSummary\"3\n\x12ReloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\">\n\x13ReloadModelResponse\x12\'\n\x05model\x18\x01 \x01(\x0b\x32\x18.foveate.v1.ModelSummary\"\xad\x01\n\x17SetVersionLabelsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12N\n\x0eversion_labels\x18\x02 \x03(\x0b\x32\x36.foveate.v1.SetVersionLabelsRequest.VersionLabelsEntry\x1a\x34\n\x12VersionLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"C\n\x18SetVersionLabelsResponse\x12\'\n\x05model\x18\x01 \x01(\x0b\x32\x18.foveate.v1.ModelSummary2\xdc\x02\n\x11RepositoryService\x12H\n\tLoadModel\x12\x1c.foveate.v1.LoadModelRequest\x1a\x1d.foveate.v1.LoadModelResponse\x12N\n\x0bUnloadModel\x12\x1e.foveate.v1.UnloadModelRequest\x1a\x1f.foveate.v1.UnloadModelResponse\x12N\n\x0bReloadModel\x12\x1e.foveate.v1.ReloadModelRequest\x1a\x1f.foveate.v1.ReloadModelResponse\x12]\n\x10SetVersionLabels\x12#.foveate.v1.SetVersionLabelsRequest\x1a$.foveate.v1.SetVersionLabelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'foveate.v1.repository_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_SETVERSIONLABELSREQUEST_VERSIONLABELSENTRY']._loaded_options = None
+  _globals['_SETVERSIONLABELSREQUEST_VERSIONLABELSENTRY']._serialized_options = b'8\001'
   _globals['_LOADMODELREQUEST']._serialized_start=75
   _globals['_LOADMODELREQUEST']._serialized_end=124
   _globals['_LOADMODELRESPONSE']._serialized_start=126
@@ -44,6 +46,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RELOADMODELREQUEST']._serialized_end=356
   _globals['_RELOADMODELRESPONSE']._serialized_start=358
   _globals['_RELOADMODELRESPONSE']._serialized_end=420
-  _globals['_REPOSITORYSERVICE']._serialized_start=423
-  _globals['_REPOSITORYSERVICE']._serialized_end=676
+  _globals['_SETVERSIONLABELSREQUEST']._serialized_start=423
+  _globals['_SETVERSIONLABELSREQUEST']._serialized_end=596
+  _globals['_SETVERSIONLABELSREQUEST_VERSIONLABELSENTRY']._serialized_start=544
+  _globals['_SETVERSIONLABELSREQUEST_VERSIONLABELSENTRY']._serialized_end=596
+  _globals['_SETVERSIONLABELSRESPONSE']._serialized_start=598
+  _globals['_SETVERSIONLABELSRESPONSE']._serialized_end=665
+  _globals['_REPOSITORYSERVICE']._serialized_start=668
+  _globals['_REPOSITORYSERVICE']._serialized_end=1016
 # @@protoc_insertion_point(module_scope)

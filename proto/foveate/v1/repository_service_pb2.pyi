@@ -3,9 +3,11 @@
 isort:skip_file
 Changes which models a server serves."""
 
+from collections import abc as _abc
 from foveate.v1 import model_pb2 as _model_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -28,7 +30,7 @@ class LoadModelRequest(_message.Message):
     name: _builtins.str
     """The model."""
     version: _builtins.str
-    """The version. Empty means the newest."""
+    """The version or its label. Empty or "latest" means the newest."""
     def __init__(
         self,
         *,
@@ -78,7 +80,7 @@ class UnloadModelRequest(_message.Message):
     name: _builtins.str
     """The model."""
     version: _builtins.str
-    """The version. Empty means all of them."""
+    """The version or its label. Empty means all of them."""
     def __init__(
         self,
         *,
@@ -128,7 +130,9 @@ class ReloadModelRequest(_message.Message):
     name: _builtins.str
     """The model."""
     version: _builtins.str
-    """The version. Empty means the newest in the repository."""
+    """The version or its label. Empty or "latest" means the newest in the
+    repository.
+    """
     def __init__(
         self,
         *,
@@ -166,3 +170,78 @@ class ReloadModelResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReloadModelResponse: _TypeAlias = ReloadModelResponse  # noqa: Y015
+
+@_typing.final
+class SetVersionLabelsRequest(_message.Message):
+    """Asks for other labels of a model's versions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class VersionLabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VERSION_LABELS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The model."""
+    @_builtins.property
+    def version_labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Its labels from now on, with the versions that they stand for. A label is
+        of lower-case letters, digits, "-" and "_", begins with a letter, and is
+        not "latest".
+        """
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        version_labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "version_labels", b"version_labels"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetVersionLabelsRequest: _TypeAlias = SetVersionLabelsRequest  # noqa: Y015
+
+@_typing.final
+class SetVersionLabelsResponse(_message.Message):
+    """The model after the change of its labels."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def model(self) -> _model_pb2.ModelSummary:
+        """The model and its versions."""
+
+    def __init__(
+        self,
+        *,
+        model: _model_pb2.ModelSummary | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetVersionLabelsResponse: _TypeAlias = SetVersionLabelsResponse  # noqa: Y015

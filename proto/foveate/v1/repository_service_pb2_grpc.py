@@ -51,6 +51,11 @@ class RepositoryServiceStub(object):
                 request_serializer=foveate_dot_v1_dot_repository__service__pb2.ReloadModelRequest.SerializeToString,
                 response_deserializer=foveate_dot_v1_dot_repository__service__pb2.ReloadModelResponse.FromString,
                 _registered_method=True)
+        self.SetVersionLabels = channel.unary_unary(
+                '/foveate.v1.RepositoryService/SetVersionLabels',
+                request_serializer=foveate_dot_v1_dot_repository__service__pb2.SetVersionLabelsRequest.SerializeToString,
+                response_deserializer=foveate_dot_v1_dot_repository__service__pb2.SetVersionLabelsResponse.FromString,
+                _registered_method=True)
 
 
 class RepositoryServiceServicer(object):
@@ -81,6 +86,15 @@ class RepositoryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetVersionLabels(self, request, context):
+        """Puts other labels in the place of those that a model's versions have, all
+        at once. Versions that do not serve yet are loaded first; if one cannot be,
+        the labels stay as they are.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RepositoryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -98,6 +112,11 @@ def add_RepositoryServiceServicer_to_server(servicer, server):
                     servicer.ReloadModel,
                     request_deserializer=foveate_dot_v1_dot_repository__service__pb2.ReloadModelRequest.FromString,
                     response_serializer=foveate_dot_v1_dot_repository__service__pb2.ReloadModelResponse.SerializeToString,
+            ),
+            'SetVersionLabels': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetVersionLabels,
+                    request_deserializer=foveate_dot_v1_dot_repository__service__pb2.SetVersionLabelsRequest.FromString,
+                    response_serializer=foveate_dot_v1_dot_repository__service__pb2.SetVersionLabelsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -183,6 +202,33 @@ class RepositoryService(object):
             '/foveate.v1.RepositoryService/ReloadModel',
             foveate_dot_v1_dot_repository__service__pb2.ReloadModelRequest.SerializeToString,
             foveate_dot_v1_dot_repository__service__pb2.ReloadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetVersionLabels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/foveate.v1.RepositoryService/SetVersionLabels',
+            foveate_dot_v1_dot_repository__service__pb2.SetVersionLabelsRequest.SerializeToString,
+            foveate_dot_v1_dot_repository__service__pb2.SetVersionLabelsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,11 @@ class RepositoryServiceStub:
     """Reads a model anew and puts it in the place of the one that serves, with
     no request lost; if the load fails, the old one goes on.
     """
+    SetVersionLabels: _grpc.UnaryUnaryMultiCallable[_repository_service_pb2.SetVersionLabelsRequest, _repository_service_pb2.SetVersionLabelsResponse]
+    """Puts other labels in the place of those that a model's versions have, all
+    at once. Versions that do not serve yet are loaded first; if one cannot be,
+    the labels stay as they are.
+    """
 
 @_typing.type_check_only
 class RepositoryServiceAsyncStub(RepositoryServiceStub):
@@ -62,6 +67,11 @@ class RepositoryServiceAsyncStub(RepositoryServiceStub):
     ReloadModel: _aio.UnaryUnaryMultiCallable[_repository_service_pb2.ReloadModelRequest, _repository_service_pb2.ReloadModelResponse]  # type: ignore[assignment]
     """Reads a model anew and puts it in the place of the one that serves, with
     no request lost; if the load fails, the old one goes on.
+    """
+    SetVersionLabels: _aio.UnaryUnaryMultiCallable[_repository_service_pb2.SetVersionLabelsRequest, _repository_service_pb2.SetVersionLabelsResponse]  # type: ignore[assignment]
+    """Puts other labels in the place of those that a model's versions have, all
+    at once. Versions that do not serve yet are loaded first; if one cannot be,
+    the labels stay as they are.
     """
 
 class RepositoryServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -95,6 +105,17 @@ class RepositoryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_repository_service_pb2.ReloadModelResponse, _abc.Awaitable[_repository_service_pb2.ReloadModelResponse]]:
         """Reads a model anew and puts it in the place of the one that serves, with
         no request lost; if the load fails, the old one goes on.
+        """
+
+    @_abc_1.abstractmethod
+    def SetVersionLabels(
+        self,
+        request: _repository_service_pb2.SetVersionLabelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_repository_service_pb2.SetVersionLabelsResponse, _abc.Awaitable[_repository_service_pb2.SetVersionLabelsResponse]]:
+        """Puts other labels in the place of those that a model's versions have, all
+        at once. Versions that do not serve yet are loaded first; if one cannot be,
+        the labels stay as they are.
         """
 
 def add_RepositoryServiceServicer_to_server(servicer: RepositoryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
