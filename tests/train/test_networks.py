@@ -108,6 +108,12 @@ def test_plain10_names_its_choices(arguments, message):
         registry.create("foveate:plain10", **arguments)
 
 
+def test_none_can_be_chosen_on_a_command_line():
+    arguments = registry.parse_arguments(["normalisation=none"])
+    classifier = registry.create("foveate:plain10", **arguments)
+    assert classifier.arguments == {"activation": "relu", "normalisation": "none"}
+
+
 def test_the_shortcut_adds_nothing_but_the_input(digits):
     residual, plain = (
         registry.create("foveate:residual42", shortcut=shortcut) for shortcut in (True, False)

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 from collections.abc import Sequence
+from typing import get_args
 
 from pydantic import ConfigDict, ValidationError, validate_call
 
@@ -24,6 +25,7 @@ def create(network: str, weights: str | None, arguments: dict[str, Argument]) ->
     """Build a registered network; without weights, from the seed 0."""
     name = f"foveate:{network}"
     builder = BUILDERS[network]
+    arguments = _with_the_word_none(builder, arguments)
     seed = random_seed(weights or "random:0")
     with initialising(seed):
         blueprint = _build(name, builder, arguments)
@@ -39,6 +41,19 @@ def create(network: str, weights: str | None, arguments: dict[str, Argument]) ->
         input=blueprint.input,
         labels=blueprint.labels,
     )
+
+
+def _with_the_word_none(builder: Builder, arguments: dict[str, Argument]) -> dict[str, Argument]:
+    """Give `none` back to arguments that choose among words: command lines read it as None."""
+    words = {
+        name
+        for name, parameter in inspect.signature(builder).parameters.items()
+        if "none" in get_args(parameter.annotation)
+    }
+    return {
+        name: "none" if value is None and name in words else value
+        for name, value in arguments.items()
+    }
 
 
 def _build(name: str, builder: Builder, arguments: dict[str, Argument]) -> Blueprint:
