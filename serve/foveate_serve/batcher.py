@@ -5,10 +5,11 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from itertools import count
+from itertools import chain, count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from foveate_serve.backends.base import Array, BackendError, Runner
 from foveate_serve.bundle.manifest import CAM_PREFIX, CLASS_IDS_INPUT, IMAGE_INPUT
 from foveate_serve.errors import DeadlineError, EngineError, OverloadedError
+from foveate_serve.instances import ANY_CORE, Cores, pinned
+from foveate_serve.observer import BatchRun
 
 logger = logging.getLogger(__name__)
 
@@ -26,22 +29,66 @@ _BEST_CLASS = -1
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 30.0
 
+_NEWEST_SHARE = 0.2
+"""The weight of the newest run in the moving average of the time that a picture takes."""
+
+_SHORTEST_RETRY = 0.01
+_LONGEST_RETRY = 30.0
+
 _numbers = count(1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPolicy:
-    """How batches form.
+    """How batches form, and on how many instances of the model they run.
 
-    A batch holds at most `max_batch` pictures. An idle engine starts at once on
-    whatever waits, and while it runs the next batch gathers; `max_delay` makes
-    it wait that many seconds from the arrival of the oldest picture for a
-    batch to fill. More than `max_queue` waiting pictures are refused.
+    A batch holds at most `max_batch` pictures, and where there are
+    `preferred_sizes`, the largest of them that the waiting pictures fill. An
+    idle instance starts at once on whatever waits, and while it runs the next
+    batch gathers; `max_delay` makes it wait that many seconds from the arrival
+    of the oldest picture for a batch to fill: to a preferred size, or to
+    `max_batch`.
+
+    A picture is refused where `max_queue` others wait at its priority or above.
+    `priority_queues` has a bound for each priority besides, the highest, which
+    is 1, first; empty, there is one priority. A request without one gets
+    `default_priority`, or the lowest where that is None. Higher priorities run
+    first, however long lower ones have waited.
+
+    There is one instance for each entry of `cores`, which runs on those cores.
     """
 
     max_batch: int = 8
+    preferred_sizes: tuple[int, ...] = ()
     max_delay: float = 0.0
     max_queue: int = 256
+    priority_queues: tuple[int, ...] = ()
+    default_priority: int | None = None
+    cores: tuple[Cores, ...] = (ANY_CORE,)
+
+    @property
+    def priorities(self) -> int:
+        """How many priorities there are."""
+        return len(self.priority_queues) or 1
+
+    def level(self, priority: int) -> int:
+        """Return the place of a request's priority, from 0; those below the lowest are it."""
+        wanted = priority or self.default_priority or self.priorities
+        return min(wanted, self.priorities) - 1
+
+    def bound(self, level: int) -> int:
+        """Return how many pictures may wait at one level."""
+        return self.priority_queues[level] if self.priority_queues else self.max_queue
+
+    def size(self, waiting: int) -> int:
+        """Return the size of the batch to form of so many pictures."""
+        preferred = (size for size in self.preferred_sizes if size <= waiting)
+        return max(preferred, default=min(waiting, self.max_batch))
+
+    @property
+    def enough(self) -> int:
+        """How many pictures end the wait for a batch to fill."""
+        return min(self.preferred_sizes, default=self.max_batch)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +96,7 @@ class Batched:
     """One picture's share of a batch.
 
     `outputs` are the outputs wanted without the batch's dimension;
-    `queue_seconds` passed before the batch ran and `run_seconds` while it ran;
+    `queue_seconds` passed before the engine ran and `run_seconds` while it ran;
     `batch` is the number of the batch among those of the process.
     """
 
@@ -58,6 +105,14 @@ class Batched:
     run_seconds: float
     batch: int
     batch_size: int
+
+
+@dataclass(kw_only=True, slots=True)
+class Places:
+    """Places in the queue of one level, kept for pictures on their way there."""
+
+    level: int
+    left: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -70,50 +125,106 @@ class _Item:
     arrival: float = field(default_factory=time.monotonic)
 
 
-class Batcher:
-    """Runs pictures through one runner, on a thread of its own.
+@dataclass(kw_only=True, eq=False)
+class _Instance:
+    """One runner and the thread that keeps it busy."""
 
-    The thread takes the next batch by itself, so that the engine never waits for
-    the event loop. A batch holds pictures that want the same outputs, led by
-    the one that has waited longest. `ran` is called on the event loop with the
-    size and the seconds of every run that did not fail.
+    number: int
+    runner: Runner
+    cores: Cores
+    buffer: NDArray[np.uint8]
+    thread: threading.Thread | None = None
+    pause: float = _FIRST_PAUSE
+    revival: asyncio.TimerHandle | None = None
+
+
+class Batcher:
+    """Runs pictures through the runners of one model, each on a thread of its own.
+
+    The threads take the next batch by themselves, so that an engine never waits
+    for the event loop. A batch holds pictures that want the same outputs, led
+    by the one that has waited longest at the highest priority. `ran` is called
+    on the event loop with every run that did not fail.
 
     A thread that ends unasked is started again, after a pause that doubles from
     one time to the next until a run succeeds; `alive` is called on the event
-    loop with False when it has ended, and with True when it runs again. Made
-    within a running event loop.
+    loop with False when the last one has ended, and with True when one runs
+    again. Made within a running event loop.
     """
 
     def __init__(
         self,
-        runner: Runner,
+        runners: Sequence[Runner],
         policy: BatchPolicy | None = None,
         *,
-        ran: Callable[[int, float], None] | None = None,
+        ran: Callable[[BatchRun], None] | None = None,
         alive: Callable[[bool], None] | None = None,
     ) -> None:
-        self._runner = runner
+        self.policy = policy or BatchPolicy()
         self._ran = ran
         self._alive = alive
-        self._pause = _FIRST_PAUSE
-        self._revival: asyncio.TimerHandle | None = None
-        self.policy = policy or BatchPolicy()
         self._loop = asyncio.get_running_loop()
-        self._queue: deque[_Item] = deque()
+        levels = range(self.policy.priorities)
+        self._queues: list[deque[_Item]] = [deque() for _ in levels]
+        # Pictures that have a place and are still being decoded.
+        self._coming = [0 for _ in levels]
         self._changed = threading.Condition()
         self._closing = False
         self._stopped = asyncio.Event()
-        self._batch_seconds = 0.0
-        self._buffer = np.empty((self.policy.max_batch, *runner.image_shape), dtype=np.uint8)
-        self._thread = self._start()
+        self._picture_seconds = 0.0
+        self._instances = [
+            _Instance(
+                number=number,
+                runner=runner,
+                cores=cores,
+                buffer=np.empty((self.policy.max_batch, *runner.image_shape), dtype=np.uint8),
+            )
+            for number, (runner, cores) in enumerate(zip(runners, self.policy.cores, strict=True))
+        ]
+        self._running = 0
+        for instance in self._instances:
+            self._start(instance)
 
     @property
     def waiting(self) -> int:
         """How many pictures wait for a batch."""
-        return len(self._queue)
+        return sum(map(len, self._queues))
+
+    @property
+    def backlog_seconds(self) -> float:
+        """How long the instances will take, by their last runs, for what waits or is coming."""
+        return self._drain_seconds(self.waiting + sum(self._coming))
+
+    @property
+    def full(self) -> bool:
+        """Whether a picture of any priority would be refused."""
+        return all(self._excess(level, 1) for level in range(len(self._queues)))
+
+    @contextmanager
+    def places(self, pictures: int = 1, priority: int = 0) -> Iterator[Places]:
+        """Keep places for so many pictures, which `submit` then takes, until the block ends.
+
+        So the queue is bounded before anything is spent on a picture. More
+        pictures than the bound are let in where nothing waits, as otherwise
+        they never were. `priority` counts from 1, the highest; 0 is the
+        default. Raises OverloadedError.
+        """
+        level = self.policy.level(priority)
+        if self._excess(level, pictures):
+            with self._changed:
+                self._drop_dead()
+            if self._excess(level, pictures):
+                raise self._overloaded(level)
+        places = Places(level=level, left=pictures)
+        self._coming[level] += pictures
+        try:
+            yield places
+        finally:
+            self._coming[level] -= places.left
 
     async def submit(
         self,
+        places: Places,
         image: NDArray[np.uint8],
         *,
         outputs: Sequence[str],
@@ -122,10 +233,10 @@ class Batcher:
     ) -> Batched:
         """Run one picture, uint8 [height, width, channels], and return the outputs wanted.
 
-        `class_ids` are those that the maps among `outputs` explain, `deadline`
-        a time of `time.monotonic`. Cancelling the call, or passing the
-        deadline, takes a waiting picture out of the queue. Raises
-        OverloadedError where the queue is full, DeadlineError, and EngineError.
+        It takes one of the `places`. `class_ids` are those that the maps among
+        `outputs` explain, `deadline` a time of `time.monotonic`. Cancelling the
+        call, or passing the deadline, takes a waiting picture out of the queue.
+        Raises DeadlineError and EngineError.
         """
         item = _Item(
             image=image,
@@ -137,115 +248,151 @@ class Batcher:
         with self._changed:
             if self._closing:
                 raise RuntimeError("the batcher is closed")
-            if len(self._queue) >= self.policy.max_queue:
-                self._drop_dead()
-            if len(self._queue) >= self.policy.max_queue:
-                raise self._overloaded()
-            self._queue.append(item)
+            places.left -= 1
+            self._coming[places.level] -= 1
+            self._queues[places.level].append(item)
             self._changed.notify()
         return await item.future
 
     async def close(self) -> None:
-        """Run what waits, then stop the thread."""
+        """Run what waits, then stop the threads."""
         with self._changed:
             self._closing = True
-            self._changed.notify()
-        if self._revival is not None:
-            self._revival.cancel()
-            self._revive()
+            self._changed.notify_all()
+        for instance in self._instances:
+            if instance.revival is not None:
+                instance.revival.cancel()
+                self._revive(instance)
         await self._stopped.wait()
-        self._thread.join()
+        for instance in self._instances:
+            if instance.thread is not None:
+                instance.thread.join()
 
-    def _overloaded(self) -> OverloadedError:
-        batches = -(-len(self._queue) // self.policy.max_batch)
-        return OverloadedError(
-            "QUEUE_FULL",
-            f"{len(self._queue)} pictures wait for this model, which is the limit",
-            retry_delay=timedelta(seconds=max(0.01, batches * self._batch_seconds)),
-            metadata={"limit": self.policy.max_queue},
+    def _excess(self, level: int, pictures: int) -> bool:
+        """Tell whether so many pictures more at one level are too many."""
+        own = len(self._queues[level]) + self._coming[level]
+        ahead = own + sum(map(len, self._queues[:level])) + sum(self._coming[:level])
+        return bool(own and own + pictures > self.policy.bound(level)) or bool(
+            ahead and ahead + pictures > self.policy.max_queue
         )
 
-    def _start(self) -> threading.Thread:
-        thread = threading.Thread(target=self._work, name="foveate-engine", daemon=True)
-        thread.start()
-        return thread
+    def _overloaded(self, level: int) -> OverloadedError:
+        ahead = sum(map(len, self._queues[: level + 1])) + sum(self._coming[: level + 1])
+        limit = min(self.policy.bound(level), self.policy.max_queue)
+        return OverloadedError(
+            "QUEUE_FULL",
+            f"{ahead} pictures wait for this model at this priority or above; the limit is {limit}",
+            retry_delay=retry_delay(self._drain_seconds(ahead)),
+            metadata={"limit": limit},
+        )
 
-    def _died(self) -> None:
-        logger.error("the engine's thread starts again in %.1f s", self._pause)
-        if self._alive is not None:
+    def _drain_seconds(self, pictures: int) -> float:
+        return pictures * self._picture_seconds / len(self._instances)
+
+    def _start(self, instance: _Instance) -> None:
+        name = f"foveate-engine-{instance.number}"
+        instance.thread = threading.Thread(
+            target=self._work, args=(instance,), name=name, daemon=True
+        )
+        self._running += 1
+        instance.thread.start()
+
+    def _ended(self) -> None:
+        self._running -= 1
+        if not self._running and all(instance.revival is None for instance in self._instances):
+            self._stopped.set()
+
+    def _died(self, instance: _Instance) -> None:
+        logger.error("the engine's thread starts again in %.1f s", instance.pause)
+        self._running -= 1
+        if self._alive is not None and not self._running:
             self._alive(False)
-        self._revival = self._loop.call_later(0 if self._closing else self._pause, self._revive)
-        self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+        pause = 0 if self._closing else instance.pause
+        instance.revival = self._loop.call_later(pause, self._revive, instance)
+        instance.pause = min(2 * instance.pause, _LONGEST_PAUSE)
 
-    def _revive(self) -> None:
-        self._revival = None
-        self._thread = self._start()
-        if self._alive is not None:
+    def _revive(self, instance: _Instance) -> None:
+        instance.revival = None
+        first = not self._running
+        self._start(instance)
+        if self._alive is not None and first:
             self._alive(True)
 
-    # Below: on the engine's thread, but for _drop_dead, which holds the lock.
+    # Below: on an instance's thread, but for _drop_dead, which holds the lock.
 
-    def _work(self) -> None:
+    def _work(self, instance: _Instance) -> None:
         try:
-            while (batch := self._next_batch()) is not None:
-                if batch:
-                    self._run(batch)
+            with pinned(instance.cores):
+                while (batch := self._next_batch()) is not None:
+                    if batch:
+                        self._run(instance, batch)
         except BaseException:
             logger.exception("the engine's thread ended")
-            self._loop.call_soon_threadsafe(self._died)
+            self._loop.call_soon_threadsafe(self._died, instance)
         else:
-            self._loop.call_soon_threadsafe(self._stopped.set)
+            self._loop.call_soon_threadsafe(self._ended)
 
     def _next_batch(self) -> list[_Item] | None:
         """Wait for a batch. It may be empty; None means that there will be no other."""
         with self._changed:
-            self._changed.wait_for(lambda: self._queue or self._closing)
-            if not self._queue:
+            self._changed.wait_for(lambda: self.waiting or self._closing)
+            if not self.waiting:
                 return None
-            full_at = self._queue[0].arrival + self.policy.max_delay
+            # Another instance may take what this one gathers.
             while (
-                not self._closing
-                and len(self._queue) < self.policy.max_batch
-                and (left := full_at - time.monotonic()) > 0
+                self.policy.max_delay
+                and not self._closing
+                and 0 < self.waiting < self.policy.enough
+                and (left := self._oldest() + self.policy.max_delay - time.monotonic()) > 0
             ):
                 self._changed.wait(left)
             self._drop_dead()
-            return self._take()
+            batch = self._take()
+            if self.waiting:
+                self._changed.notify()
+            return batch
+
+    def _oldest(self) -> float:
+        return min(queue[0].arrival for queue in self._queues if queue)
 
     def _drop_dead(self) -> None:
         """Take out of the queue what was cancelled or is too late."""
         now = time.monotonic()
-        alive: deque[_Item] = deque()
-        for item in self._queue:
-            if item.future.done():
-                continue
-            if item.deadline is not None and item.deadline <= now:
-                self._loop.call_soon_threadsafe(_fail, item, DeadlineError())
-            else:
-                alive.append(item)
-        self._queue = alive
+        for level, queue in enumerate(self._queues):
+            alive: deque[_Item] = deque()
+            for item in queue:
+                if item.future.done():
+                    continue
+                if item.deadline is not None and item.deadline <= now:
+                    self._loop.call_soon_threadsafe(_fail, item, DeadlineError())
+                else:
+                    alive.append(item)
+            self._queues[level] = alive
 
     def _take(self) -> list[_Item]:
-        batch: list[_Item] = []
-        others: deque[_Item] = deque()
-        for item in self._queue:
-            fits = len(batch) < self.policy.max_batch
-            if fits and (not batch or item.outputs == batch[0].outputs):
-                batch.append(item)
-            else:
-                others.append(item)
-        self._queue = others
+        same: list[_Item] = []
+        for item in chain.from_iterable(self._queues):
+            if not same or item.outputs == same[0].outputs:
+                same.append(item)
+                if len(same) == self.policy.max_batch:
+                    break
+        batch = same[: self.policy.size(len(same))]
+        taken = set(batch)
+        for level, queue in enumerate(self._queues):
+            self._queues[level] = deque(item for item in queue if item not in taken)
         return batch
 
-    def _run(self, batch: list[_Item]) -> None:
+    def _run(self, instance: _Instance, batch: list[_Item]) -> None:
         started = time.monotonic()
         try:
-            results = self._runner.run(self._assemble(batch), batch[0].outputs)
+            inputs = _assemble(batch, instance.buffer)
+            gathered = time.monotonic()
+            results = instance.runner.run(inputs, batch[0].outputs)
         except BackendError:
             if len(batch) > 1:
                 # One bad picture must not fail the others.
                 for item in batch:
-                    self._run([item])
+                    self._run(instance, [item])
             else:
                 logger.exception("the engine failed")
                 self._loop.call_soon_threadsafe(_fail, batch[0], EngineError())
@@ -259,45 +406,64 @@ class Batcher:
             for item in batch:
                 self._loop.call_soon_threadsafe(_fail, item, EngineError())
             raise
-        seconds = time.monotonic() - started
-        self._pause = _FIRST_PAUSE
-        self._batch_seconds = seconds
+        ended = time.monotonic()
+        instance.pause = _FIRST_PAUSE
         number = next(_numbers)
         shares = [
             Batched(
                 outputs=_share(results, index, len(item.class_ids)),
-                queue_seconds=started - item.arrival,
-                run_seconds=seconds,
+                queue_seconds=gathered - item.arrival,
+                run_seconds=ended - gathered,
                 batch=number,
                 batch_size=len(batch),
             )
             for index, item in enumerate(batch)
         ]
-        self._loop.call_soon_threadsafe(self._deliver, batch, shares)
+        split = time.monotonic()
+        self._note((split - started) / len(batch))
+        run = BatchRun(
+            size=len(batch),
+            gather=gathered - started,
+            infer=ended - gathered,
+            split=split - ended,
+            instance=instance.number,
+        )
+        self._loop.call_soon_threadsafe(self._deliver, batch, shares, run)
 
-    def _assemble(self, batch: list[_Item]) -> dict[str, Array]:
-        if len(batch) == 1:
-            inputs: dict[str, Array] = {IMAGE_INPUT: batch[0].image[np.newaxis]}
-        else:
-            for row, item in zip(self._buffer, batch, strict=False):
-                row[:] = item.image
-            inputs = {IMAGE_INPUT: self._buffer[: len(batch)]}
-        if any(name.startswith(CAM_PREFIX) for name in batch[0].outputs):
-            longest = max(len(item.class_ids) for item in batch)
-            class_ids = np.full((len(batch), longest), _BEST_CLASS, dtype=np.int64)
-            for index, item in enumerate(batch):
-                class_ids[index, : len(item.class_ids)] = item.class_ids
-            inputs[CLASS_IDS_INPUT] = class_ids
-        return inputs
+    def _note(self, picture_seconds: float) -> None:
+        last = self._picture_seconds
+        weight = _NEWEST_SHARE if last else 1.0
+        self._picture_seconds = last + weight * (picture_seconds - last)
 
     # On the event loop, where a caller may have gone in the meantime.
 
-    def _deliver(self, batch: list[_Item], shares: list[Batched]) -> None:
+    def _deliver(self, batch: list[_Item], shares: list[Batched], run: BatchRun) -> None:
         if self._ran is not None:
-            self._ran(len(batch), shares[0].run_seconds)
+            self._ran(run)
         for item, share in zip(batch, shares, strict=True):
             if not item.future.done():
                 item.future.set_result(share)
+
+
+def retry_delay(seconds: float) -> timedelta:
+    """Return the time after which to ask again where the work ahead takes `seconds`."""
+    return timedelta(seconds=min(max(seconds, _SHORTEST_RETRY), _LONGEST_RETRY))
+
+
+def _assemble(batch: list[_Item], buffer: NDArray[np.uint8]) -> dict[str, Array]:
+    if len(batch) == 1:
+        inputs: dict[str, Array] = {IMAGE_INPUT: batch[0].image[np.newaxis]}
+    else:
+        for row, item in zip(buffer, batch, strict=False):
+            row[:] = item.image
+        inputs = {IMAGE_INPUT: buffer[: len(batch)]}
+    if any(name.startswith(CAM_PREFIX) for name in batch[0].outputs):
+        longest = max(len(item.class_ids) for item in batch)
+        class_ids = np.full((len(batch), longest), _BEST_CLASS, dtype=np.int64)
+        for index, item in enumerate(batch):
+            class_ids[index, : len(item.class_ids)] = item.class_ids
+        inputs[CLASS_IDS_INPUT] = class_ids
+    return inputs
 
 
 def _share(results: dict[str, Array], index: int, classes: int) -> dict[str, Array]:

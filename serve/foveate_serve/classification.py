@@ -59,7 +59,8 @@ class Request:
     """Asks for the classification of one picture, given as an encoded file or as a RawImage.
 
     `model` empty means the only one, `version` empty the model's default, and
-    `top_k` None five classes, or all where there are fewer.
+    `top_k` None five classes, or all where there are fewer. `priority` counts
+    from 1, the highest; 0 is the model's default.
     """
 
     image: bytes | RawImage
@@ -68,6 +69,7 @@ class Request:
     top_k: int | None = None
     cam: CamRequest | None = None
     feature_maps: tuple[FeatureMapRequest, ...] = ()
+    priority: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,10 +3,8 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
 from functools import partial
 from typing import TypeVar
 
@@ -14,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate_serve import explain, graph
-from foveate_serve.batcher import Batched
+from foveate_serve.admission import Admission
+from foveate_serve.batcher import Batched, Places, retry_delay
 from foveate_serve.bundle.manifest import LOGITS_OUTPUT, InputSpec, Manifest
 from foveate_serve.classification import (
     Answer,
@@ -28,6 +27,7 @@ from foveate_serve.classification import (
 )
 from foveate_serve.errors import DeadlineError, InvalidRequestError, OverloadedError
 from foveate_serve.explain import CamPlan, ExplanationLimits, FeatureMapPlan
+from foveate_serve.fair import FairThreads
 from foveate_serve.graph import GraphRequest, GraphResult
 from foveate_serve.imaging.decode import ImageError, ImageLimits
 from foveate_serve.imaging.transform import View, prepare
@@ -38,8 +38,6 @@ T = TypeVar("T")
 A = TypeVar("A", bound=Answer)
 
 DEFAULT_TOP_K = 5
-
-_RETRY_DELAY = timedelta(milliseconds=100)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +53,8 @@ class Limits:
 class Engine:
     """Answers requests with the models of a repository. Used from one event loop.
 
-    Pictures are decoded and drawn on `image_threads` threads; `observer` is told
-    of every request.
+    Pictures are decoded and drawn on `image_threads` threads, of whose time each
+    model gets its share; `observer` is told of every request.
     """
 
     def __init__(
@@ -70,17 +68,18 @@ class Engine:
         self.repository = repository
         self._limits = limits
         self._observer = observer or Observer()
-        self._threads = ThreadPoolExecutor(image_threads, thread_name_prefix="foveate-image")
-        self._requests = 0
-        self._bytes = 0
+        self._threads = FairThreads(image_threads, name="foveate-image")
+        self._admission = Admission(
+            max_pictures=limits.max_requests, max_bytes=limits.max_request_bytes
+        )
+        self._refusing = False
 
     async def classify(self, request: Request, *, deadline: float | None = None) -> Result:
         """Classify one picture. `deadline` is a time of `time.monotonic`.
 
         Raises the errors of `foveate_serve.errors`.
         """
-        work = partial(self._classify, request, deadline)
-        return await self._answered((request.image,), deadline, work)
+        return await self._answered(deadline, partial(self._classify, request, deadline))
 
     async def infer(self, request: GraphRequest, *, deadline: float | None = None) -> GraphResult:
         """Run the graph on one or more pictures, all by one version. `deadline` as in `classify`.
@@ -89,28 +88,47 @@ class Engine:
         request fails and the others are dropped. Raises the errors of
         `foveate_serve.errors`.
         """
-        work = partial(self._infer, request, deadline)
-        return await self._answered(request.images, deadline, work)
+        return await self._answered(deadline, partial(self._infer, request, deadline))
+
+    def refusal(self) -> OverloadedError | None:
+        """Return the error of every request that would come now, None where some are let in.
+
+        For those who can refuse a request before they have read it. Every such
+        refusal is counted.
+        """
+        # A server that refuses nothing pays no more than this for it.
+        if not self._refusing:
+            return None
+        models = self.repository.serving()
+        self._refusing = bool(models) and all(model.batcher.full for model in models)
+        if not self._refusing:
+            return None
+        error = OverloadedError(
+            "QUEUE_FULL",
+            "as many pictures wait for every model as may",
+            retry_delay=retry_delay(min(model.batcher.backlog_seconds for model in models)),
+        )
+        self._observer.failed("", "", error, 0.0)
+        return error
 
     async def close(self) -> None:
         """Finish what runs, then release the models and the threads."""
         await self.repository.close()
-        self._threads.shutdown()
+        self._threads.close()
 
     async def _answered(
-        self,
-        images: Sequence[bytes | RawImage],
-        deadline: float | None,
-        work: Callable[["_Asked"], Awaitable[A]],
+        self, deadline: float | None, work: Callable[["_Asked"], Awaitable[A]]
     ) -> A:
         left = None if deadline is None else deadline - time.monotonic()
         with self._observed() as asked:
             try:
                 async with asyncio.timeout(left):
-                    with self._admitted(images):
-                        answer = await work(asked)
+                    answer = await work(asked)
             except TimeoutError as error:
                 raise DeadlineError from error
+            except OverloadedError:
+                self._refusing = True
+                raise
         self._observer.answered(answer)
         return answer
 
@@ -126,61 +144,47 @@ class Engine:
             raise
 
     @contextmanager
-    def _admitted(self, images: Sequence[bytes | RawImage]) -> Iterator[None]:
-        count = len(images)
-        size = sum(len(image.data if isinstance(image, RawImage) else image) for image in images)
-        # A lone request is judged by its own limits.
-        if self._requests and self._requests + count > self._limits.max_requests:
-            raise OverloadedError(
-                "TOO_MANY_REQUESTS",
-                f"{self._requests} requests are in flight; "
-                f"the limit is {self._limits.max_requests}",
-                retry_delay=_RETRY_DELAY,
-                metadata={"limit": self._limits.max_requests},
-            )
-        if self._requests and self._bytes + size > self._limits.max_request_bytes:
-            raise OverloadedError(
-                "TOO_MANY_BYTES",
-                f"the requests in flight would hold {self._bytes + size} bytes; "
-                f"the limit is {self._limits.max_request_bytes} bytes",
-                retry_delay=_RETRY_DELAY,
-                metadata={"limit": self._limits.max_request_bytes},
-            )
-        self._requests += count
-        self._bytes += size
-        try:
-            yield
-        finally:
-            self._requests -= count
-            self._bytes -= size
-
-    @contextmanager
-    def _model(self, request: Request | GraphRequest, asked: "_Asked") -> Iterator[LoadedModel]:
+    def _admitted(
+        self, request: Request | GraphRequest, images: Sequence[bytes | RawImage], asked: "_Asked"
+    ) -> Iterator[tuple[LoadedModel, Places]]:
+        """Find the model, and take what the request will need before anything is spent on it."""
         model = self.repository.get(request.model, request.version)
         with model.in_use():
-            manifest = model.bundle.manifest
+            manifest, batcher = model.bundle.manifest, model.batcher
             asked.model, asked.version = manifest.name, str(manifest.version)
             self._observer.began(asked.model, asked.version)
-            yield model
+            size = sum(
+                len(image.data if isinstance(image, RawImage) else image) for image in images
+            )
+            with (
+                batcher.places(len(images), request.priority) as places,
+                self._admission.entered(
+                    manifest.name,
+                    pictures=len(images),
+                    size=size,
+                    retry_delay=lambda: retry_delay(batcher.backlog_seconds),
+                ),
+            ):
+                yield model, places
 
     async def _classify(self, request: Request, deadline: float | None, asked: "_Asked") -> Result:
         started = time.perf_counter()
-        with self._model(request, asked) as model:
+        with self._admitted(request, (request.image,), asked) as (model, places):
             manifest = model.bundle.manifest
             plan = _plan(request, manifest, self._limits.explanation)
 
-            image, view = await self._image(request.image, manifest.input)
+            image, view = await self._image(request.image, manifest)
             decoded = time.perf_counter()
 
             batched = await model.batcher.submit(
-                image, outputs=plan.outputs, class_ids=plan.class_ids, deadline=deadline
+                places, image, outputs=plan.outputs, class_ids=plan.class_ids, deadline=deadline
             )
             inferred = time.perf_counter()
 
             answer = partial(_answer, plan, batched.outputs, model.bundle.labels, image)
             # Ranking takes microseconds and is not worth a change of thread.
             predictions, cams, feature_maps = (
-                await self._on_thread(answer) if plan.draws else answer()
+                await self._threads.run(manifest.name, answer) if plan.draws else answer()
             )
             finished = time.perf_counter()
 
@@ -209,15 +213,16 @@ class Engine:
         self, request: GraphRequest, deadline: float | None, asked: "_Asked"
     ) -> GraphResult:
         started = time.perf_counter()
-        with self._model(request, asked) as model:
+        with self._admitted(request, request.images, asked) as (model, places):
             manifest = model.bundle.manifest
             plan = graph.plan(request, manifest, self._limits.explanation)
 
             async def run(index: int) -> tuple[float, Batched]:
                 with _naming_image(index, len(request.images)):
-                    image, _ = await self._image(request.images[index], manifest.input)
+                    image, _ = await self._image(request.images[index], manifest)
                 decoded = time.perf_counter()
                 batched = await model.batcher.submit(
+                    places,
                     image,
                     outputs=plan.outputs,
                     class_ids=plan.class_ids[index],
@@ -254,12 +259,15 @@ class Engine:
             )
 
     async def _image(
-        self, image: bytes | RawImage, spec: InputSpec
+        self, image: bytes | RawImage, manifest: Manifest
     ) -> tuple[NDArray[np.uint8], View]:
+        spec = manifest.input
         if isinstance(image, RawImage):
             return _raw(image, spec)
         try:
-            return await self._on_thread(lambda: prepare(image, spec, self._limits.image))
+            return await self._threads.run(
+                manifest.name, lambda: prepare(image, spec, self._limits.image)
+            )
         except ImageError as error:
             raise InvalidRequestError(
                 error.reason,
@@ -267,9 +275,6 @@ class Engine:
                 field="encoded",
                 metadata={} if error.limit is None else {"limit": error.limit},
             ) from error
-
-    async def _on_thread(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
 
 @dataclass(slots=True)

@@ -22,7 +22,8 @@ class GraphRequest:
 
     `outputs` are names of the graph contract. `class_ids`, int64 [N, K], are the
     classes that maps explain, with the contract's negative values; None means
-    the best class of each picture. `model` and `version` as in Request.
+    the best class of each picture. `model`, `version` and `priority` as in
+    Request.
     """
 
     images: Sequence[bytes | RawImage]
@@ -30,6 +31,7 @@ class GraphRequest:
     class_ids: NDArray[np.int64] | None = None
     model: str = ""
     version: str = ""
+    priority: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -2,8 +2,24 @@
 
 import asyncio
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from foveate_serve.classification import Answer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchRun:
+    """One run of an engine: `size` pictures, and where its time went, in seconds.
+
+    `gather` is the making of the engine's input, `infer` the engine's run and
+    `split` the parting of its outputs; `instance` counts from 0.
+    """
+
+    size: int
+    gather: float
+    infer: float
+    split: float
+    instance: int
 
 
 class Observer:
@@ -23,8 +39,8 @@ class Observer:
     def failed(self, model: str, version: str, error: BaseException, seconds: float) -> None:
         """Hear that a request failed after so many seconds, or its caller left (CancelledError)."""
 
-    def ran(self, model: str, version: str, size: int, seconds: float) -> None:
-        """Hear that the engine has run a batch of `size` pictures."""
+    def ran(self, model: str, version: str, run: BatchRun) -> None:
+        """Hear that the engine has run a batch."""
 
     def loaded(self, model: str, version: str, seconds: float) -> None:
         """Hear that a version has been loaded and serves."""
@@ -54,10 +70,10 @@ class Observers(Observer):
         for observer in self._observers:
             observer.failed(model, version, error, seconds)
 
-    def ran(self, model: str, version: str, size: int, seconds: float) -> None:
+    def ran(self, model: str, version: str, run: BatchRun) -> None:
         """Tell them all."""
         for observer in self._observers:
-            observer.ran(model, version, size, seconds)
+            observer.ran(model, version, run)
 
     def loaded(self, model: str, version: str, seconds: float) -> None:
         """Tell them all."""

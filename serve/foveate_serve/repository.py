@@ -4,7 +4,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -34,7 +34,8 @@ from foveate_serve.errors import (
     clip,
     quote,
 )
-from foveate_serve.observer import Observer
+from foveate_serve.instances import make_instances
+from foveate_serve.observer import BatchRun, Observer
 
 logger = logging.getLogger(__name__)
 
@@ -73,20 +74,24 @@ class ModelStatus:
 
 
 class LoadedModel:
-    """A bundle that serves: its runner and its batcher."""
+    """A bundle that serves: its runners, which are alike, and its batcher.
+
+    `runner` is the first of them.
+    """
 
     def __init__(
         self,
         bundle: Bundle,
-        runner: Runner,
+        runners: Sequence[Runner],
         policy: BatchPolicy,
         *,
-        ran: Callable[[int, float], None] | None = None,
+        ran: Callable[[BatchRun], None] | None = None,
         alive: Callable[[bool], None] | None = None,
     ) -> None:
         self.bundle = bundle
-        self.runner = runner
-        self.batcher = Batcher(runner, policy, ran=ran, alive=alive)
+        self.runners = tuple(runners)
+        self.runner = runners[0]
+        self.batcher = Batcher(runners, policy, ran=ran, alive=alive)
         self._users = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -107,7 +112,8 @@ class LoadedModel:
         """Wait until nobody uses the model, then release its engine."""
         await self._idle.wait()
         await self.batcher.close()
-        self.runner.close()
+        for runner in self.runners:
+            runner.close()
 
 
 @dataclass(kw_only=True)
@@ -149,7 +155,8 @@ class Repository:
     """The bundles under `root/<model>/<version>/`.
 
     `make_runner` loads a checked bundle on a backend; it is called on a thread
-    and may raise BackendError. `observer` is told of loads, of every change of
+    and may raise BackendError. `policies` are those of the models named there,
+    `policy` that of the others. `observer` is told of loads, of every change of
     a state and of every batch. Used from one event loop.
     """
 
@@ -159,10 +166,13 @@ class Repository:
         make_runner: Callable[[Bundle], Runner],
         policy: BatchPolicy,
         observer: Observer | None = None,
+        *,
+        policies: Mapping[str, BatchPolicy] | None = None,
     ) -> None:
         self._root = root
         self._make_runner = make_runner
         self._policy = policy
+        self._policies = policies or {}
         self._observer = observer or Observer()
         self._models: dict[str, _Model] = {}
         self._changes: set[asyncio.Task[object]] = set()
@@ -198,6 +208,15 @@ class Repository:
     def models(self) -> list[ModelStatus]:
         """Return every model known, by name."""
         return [model.status() for _, model in sorted(self._models.items())]
+
+    def serving(self) -> list[LoadedModel]:
+        """Return the versions that serve."""
+        return [
+            version.loaded
+            for model in self._models.values()
+            for version in model.versions.values()
+            if version.loaded is not None and version.state is State.READY
+        ]
 
     def get(self, name: str, version: str, *, field: str = "model") -> LoadedModel:
         """Return a version that serves.
@@ -283,7 +302,7 @@ class Repository:
             self._move(version, State.LOADING)
         started = time.monotonic()
         try:
-            bundle, runner = await asyncio.to_thread(self._open, model.name, version)
+            bundle, runners = await asyncio.to_thread(self._open, model.name, version)
         except (BundleError, BackendError) as error:
             version.reason = str(error)
             if previous is None:
@@ -297,8 +316,8 @@ class Repository:
         ran = partial(self._observer.ran, model.name, str(version.number))
         loaded = version.loaded = LoadedModel(
             bundle,
-            runner,
-            self._policy,
+            runners,
+            self._policy_of(model.name),
             ran=ran,
             alive=lambda alive: self._engine_is(version, loaded, alive=alive),
         )
@@ -310,8 +329,8 @@ class Repository:
             "loaded the model %s, version %d, on %s (%s) in %.2f s",
             model.name,
             version.number,
-            runner.backend,
-            runner.device,
+            loaded.runner.backend,
+            loaded.runner.device,
             seconds,
         )
         if previous is not None:
@@ -327,20 +346,25 @@ class Repository:
         version.state = state
         self._observer.changed()
 
-    def _open(self, name: str, version: _Version) -> tuple[Bundle, Runner]:
+    def _policy_of(self, name: str) -> BatchPolicy:
+        return self._policies.get(name, self._policy)
+
+    def _open(self, name: str, version: _Version) -> tuple[Bundle, list[Runner]]:
         bundle = Bundle.open(version.path)
         if (bundle.manifest.name, bundle.manifest.version) != (name, version.number):
             raise BundleError(
                 f"{MANIFEST_FILE}: it is {bundle.manifest.name}/{bundle.manifest.version}, "
                 f"and its folder {name}/{version.number}"
             )
-        runner = self._make_runner(bundle)
+        runners = make_instances(self._make_runner, bundle, self._policy_of(name).cores)
         try:
-            warm_up(runner)
+            for runner in runners:
+                warm_up(runner)
         except BackendError:
-            runner.close()
+            for runner in runners:
+                runner.close()
             raise
-        return bundle, runner
+        return bundle, runners
 
     async def _unload(self, version: _Version) -> None:
         if version.loaded is None:

@@ -5,7 +5,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 from foveate_serve.classification import Answer
-from foveate_serve.observer import Observer
+from foveate_serve.observer import BatchRun, Observer
 
 
 @dataclass(slots=True)
@@ -19,6 +19,15 @@ class Durations:
         """Count one more."""
         self.count += 1
         self.seconds += seconds
+
+
+@dataclass(slots=True)
+class BatchStatistics:
+    """The batches of one size: the stages of their runs, as in BatchRun."""
+
+    gather: Durations = field(default_factory=Durations)
+    infer: Durations = field(default_factory=Durations)
+    split: Durations = field(default_factory=Durations)
 
 
 @dataclass(slots=True)
@@ -40,7 +49,9 @@ class ModelStatistics:
     inferences: int = 0
     executions: int = 0
     last_inference: float | None = None
-    batches: dict[int, Durations] = field(default_factory=lambda: defaultdict(Durations))
+    batches: dict[int, BatchStatistics] = field(
+        default_factory=lambda: defaultdict(BatchStatistics)
+    )
 
 
 class Statistics(Observer):
@@ -67,10 +78,13 @@ class Statistics(Observer):
         if model:
             self._models[model, version].failure.add(seconds)
 
-    def ran(self, model: str, version: str, size: int, seconds: float) -> None:
+    def ran(self, model: str, version: str, run: BatchRun) -> None:
         """Count a batch."""
         statistics = self._models[model, version]
-        statistics.inferences += size
+        statistics.inferences += run.size
         statistics.executions += 1
         statistics.last_inference = time.time()
-        statistics.batches[size].add(seconds)
+        batches = statistics.batches[run.size]
+        batches.gather.add(run.gather)
+        batches.infer.add(run.infer)
+        batches.split.add(run.split)

@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,6 +19,11 @@ WITH_CAM = ("logits", "cam.cam")
 
 def colour(red: int, green: int = 0, blue: int = 0) -> np.ndarray:
     return np.full((8, 8, 3), (red, green, blue), dtype=np.uint8)
+
+
+async def ask(batcher: Batcher, image: np.ndarray, *, priority: int = 0, **wanted) -> Batched:
+    with batcher.places(priority=priority) as places:
+        return await batcher.submit(places, image, **({"outputs": LOGITS} | wanted))
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -47,9 +53,9 @@ class Held:
 
 @pytest_asyncio.fixture
 async def held(gated) -> AsyncIterator[Held]:
-    batcher = Batcher(gated, BatchPolicy(max_batch=4, max_queue=6))
+    batcher = Batcher([gated], BatchPolicy(max_batch=4, max_queue=6))
     gated.gate.clear()
-    first = asyncio.ensure_future(batcher.submit(colour(1), outputs=LOGITS))
+    first = asyncio.ensure_future(ask(batcher, colour(1)))
     await until(lambda: gated.entered.acquire(blocking=False))
     yield Held(batcher, gated, first)
     gated.gate.set()
@@ -57,8 +63,8 @@ async def held(gated) -> AsyncIterator[Held]:
 
 
 async def test_a_lone_request_does_not_wait(gated) -> None:
-    batcher = Batcher(gated, BatchPolicy(max_batch=64))
-    result = await batcher.submit(colour(255), outputs=LOGITS)
+    batcher = Batcher([gated], BatchPolicy(max_batch=64))
+    result = await ask(batcher, colour(255))
     np.testing.assert_allclose(result.outputs["logits"], [1.25, 0, -0.25], atol=1e-6)
     assert result.batch_size == 1
     assert result.queue_seconds < 0.5
@@ -67,7 +73,7 @@ async def test_a_lone_request_does_not_wait(gated) -> None:
 
 async def test_what_waits_while_the_engine_runs_forms_batches(held: Held) -> None:
     tasks = await held.queue(
-        *(held.batcher.submit(colour(value), outputs=LOGITS) for value in (50, 100, 150, 200, 250))
+        *(ask(held.batcher, colour(value)) for value in (50, 100, 150, 200, 250))
     )
     await held.release()
     results = await asyncio.gather(*tasks)
@@ -78,11 +84,11 @@ async def test_what_waits_while_the_engine_runs_forms_batches(held: Held) -> Non
 
 
 async def test_a_batch_holds_one_kind_of_outputs_led_by_the_oldest(held: Held) -> None:
-    submit = held.batcher.submit
+    submit = partial(ask, held.batcher)
     tasks = await held.queue(
-        submit(colour(10), outputs=LOGITS),
+        submit(colour(10)),
         submit(colour(20, 40, 60), outputs=WITH_CAM, class_ids=[2]),
-        submit(colour(30), outputs=LOGITS),
+        submit(colour(30)),
         submit(colour(90, 70, 50), outputs=WITH_CAM, class_ids=[0, 1, -1]),
     )
     await held.release()
@@ -96,9 +102,9 @@ async def test_a_batch_holds_one_kind_of_outputs_led_by_the_oldest(held: Held) -
 
 
 async def test_a_full_queue_refuses_and_says_when_to_come_again(held: Held) -> None:
-    tasks = await held.queue(*(held.batcher.submit(colour(i), outputs=LOGITS) for i in range(6)))
+    tasks = await held.queue(*(ask(held.batcher, colour(i)) for i in range(6)))
     with pytest.raises(OverloadedError) as raised:
-        await held.batcher.submit(colour(9), outputs=LOGITS)
+        await ask(held.batcher, colour(9))
     assert raised.value.reason == "QUEUE_FULL"
     assert raised.value.metadata == {"limit": "6"}
     assert raised.value.retry_delay.total_seconds() > 0
@@ -107,11 +113,11 @@ async def test_a_full_queue_refuses_and_says_when_to_come_again(held: Held) -> N
 
 
 async def test_cancelled_requests_leave_room_in_a_full_queue_and_never_run(held: Held) -> None:
-    tasks = await held.queue(*(held.batcher.submit(colour(i), outputs=LOGITS) for i in range(6)))
+    tasks = await held.queue(*(ask(held.batcher, colour(i)) for i in range(6)))
     for task in tasks[:5]:
         task.cancel()
     await asyncio.wait(tasks[:5])
-    late = asyncio.ensure_future(held.batcher.submit(colour(200), outputs=LOGITS))
+    late = asyncio.ensure_future(ask(held.batcher, colour(200)))
     await until(lambda: held.batcher.waiting == 2)
     await held.release()
     await asyncio.gather(tasks[5], late)
@@ -120,8 +126,8 @@ async def test_cancelled_requests_leave_room_in_a_full_queue_and_never_run(held:
 
 async def test_expired_requests_never_run(held: Held) -> None:
     tasks = await held.queue(
-        held.batcher.submit(colour(1), outputs=LOGITS, deadline=time.monotonic() + 0.01),
-        held.batcher.submit(colour(2), outputs=LOGITS, deadline=time.monotonic() + 60),
+        ask(held.batcher, colour(1), outputs=LOGITS, deadline=time.monotonic() + 0.01),
+        ask(held.batcher, colour(2), outputs=LOGITS, deadline=time.monotonic() + 60),
     )
     await asyncio.sleep(0.02)
     await held.release()
@@ -132,9 +138,7 @@ async def test_expired_requests_never_run(held: Held) -> None:
 
 
 async def test_one_bad_picture_fails_alone(held: Held) -> None:
-    tasks = await held.queue(
-        *(held.batcher.submit(colour(value), outputs=LOGITS) for value in (50, 13, 150))
-    )
+    tasks = await held.queue(*(ask(held.batcher, colour(value)) for value in (50, 13, 150)))
     await held.release()
     good, bad, other = await asyncio.gather(*tasks, return_exceptions=True)
     assert isinstance(bad, EngineError)
@@ -143,41 +147,41 @@ async def test_one_bad_picture_fails_alone(held: Held) -> None:
 
 
 async def test_an_error_nobody_foresaw_reaches_its_caller_and_the_batcher_goes_on(gated) -> None:
-    batcher = Batcher(gated)
+    batcher = Batcher([gated])
     with pytest.raises(ValueError, match="no output 'nonsense'"):
-        await batcher.submit(colour(1), outputs=["nonsense"])
-    assert (await batcher.submit(colour(1), outputs=LOGITS)).batch_size == 1
+        await ask(batcher, colour(1), outputs=["nonsense"])
+    assert (await ask(batcher, colour(1))).batch_size == 1
     await batcher.close()
 
 
 async def test_closing_answers_what_waits_and_leaves_no_thread(held: Held) -> None:
-    tasks = await held.queue(*(held.batcher.submit(colour(i), outputs=LOGITS) for i in range(5)))
+    tasks = await held.queue(*(ask(held.batcher, colour(i)) for i in range(5)))
     closing = asyncio.ensure_future(held.batcher.close())
     await asyncio.sleep(0)
     with pytest.raises(RuntimeError, match="closed"):
-        await held.batcher.submit(colour(1), outputs=LOGITS)
+        await ask(held.batcher, colour(1))
     await held.release()
     assert len(await asyncio.gather(*tasks)) == 5
     await closing
-    assert "foveate-engine" not in {thread.name for thread in threading.enumerate()}
+    assert "foveate-engine-0" not in {thread.name for thread in threading.enumerate()}
 
 
 async def test_with_a_delay_an_idle_engine_waits_for_a_batch_to_fill(gated) -> None:
-    batcher = Batcher(gated, BatchPolicy(max_batch=3, max_delay=30))
-    results = await asyncio.gather(*(batcher.submit(colour(i), outputs=LOGITS) for i in range(3)))
+    batcher = Batcher([gated], BatchPolicy(max_batch=3, max_delay=30))
+    results = await asyncio.gather(*(ask(batcher, colour(i)) for i in range(3)))
     assert [result.batch_size for result in results] == [3, 3, 3]
     await batcher.close()
 
 
 async def test_many_callers_get_their_own_answers(gated) -> None:
-    batcher = Batcher(gated, BatchPolicy(max_batch=8, max_queue=1000))
+    batcher = Batcher([gated], BatchPolicy(max_batch=8, max_queue=1000))
     values = [value for value in range(256) if value != 13] * 2
 
-    async def ask(value: int) -> float:
-        result = await batcher.submit(colour(value), outputs=LOGITS)
+    async def logit(value: int) -> float:
+        result = await ask(batcher, colour(value))
         return float(result.outputs["logits"][0])
 
-    found = await asyncio.gather(*(ask(value) for value in values))
+    found = await asyncio.gather(*(logit(value) for value in values))
     np.testing.assert_allclose(found, np.array(values) / 255 + 0.25, atol=1e-6)
     assert max(size for size, _ in gated.batches) == 8
     await batcher.close()
@@ -199,26 +203,26 @@ class Dying:
 
 async def test_a_thread_that_ends_fails_its_batch_and_starts_again(gated) -> None:
     lives: list[bool] = []
-    batcher = Batcher(gated, alive=lives.append)
+    batcher = Batcher([gated], alive=lives.append)
     Dying(gated, times=2)
     for expected in ([False], [False, True, False]):
         with pytest.raises(EngineError):
-            await batcher.submit(colour(200), outputs=LOGITS)
+            await ask(batcher, colour(200))
         await until(lambda wanted=expected: lives == wanted)
     # This one waits for the thread.
-    assert (await batcher.submit(colour(200), outputs=LOGITS)).batch_size == 1
+    assert (await ask(batcher, colour(200))).batch_size == 1
     assert lives == [False, True, False, True]
     await batcher.close()
 
 
 async def test_a_thread_that_has_ended_does_not_hold_up_the_close(gated) -> None:
     lives: list[bool] = []
-    batcher = Batcher(gated, alive=lives.append)
+    batcher = Batcher([gated], alive=lives.append)
     Dying(gated, times=1)
     with pytest.raises(EngineError):
-        await batcher.submit(colour(200), outputs=LOGITS)
+        await ask(batcher, colour(200))
     await until(lambda: lives == [False])
-    waiting = asyncio.ensure_future(batcher.submit(colour(200), outputs=LOGITS))
+    waiting = asyncio.ensure_future(ask(batcher, colour(200)))
     await until(lambda: batcher.waiting == 1)
     await batcher.close()
     assert waiting.result().batch_size == 1

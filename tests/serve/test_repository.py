@@ -43,7 +43,8 @@ async def red(repository: Repository, version: str = "") -> float:
     model = repository.get("colours", version)
     with model.in_use():
         image = np.full((8, 8, 3), (255, 0, 0), dtype=np.uint8)
-        result = await model.batcher.submit(image, outputs=("logits",))
+        with model.batcher.places() as places:
+            result = await model.batcher.submit(places, image, outputs=("logits",))
         return float(result.outputs["logits"][0])
 
 
@@ -231,7 +232,9 @@ async def test_unload_waits_for_those_who_use_the_model(
         while states(repository) != {1: State.UNLOADING}:  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(0)
         image = np.zeros((8, 8, 3), dtype=np.uint8)
-        assert (await model.batcher.submit(image, outputs=("logits",))).batch_size == 1
+        with model.batcher.places() as places:
+            answer = await model.batcher.submit(places, image, outputs=("logits",))
+        assert answer.batch_size == 1
         with pytest.raises(NotReadyError):
             repository.get("colours", "")
         assert not unloading.done()

@@ -17,7 +17,7 @@ from prometheus_client.process_collector import ProcessCollector
 from foveate_serve.classification import Answer
 from foveate_serve.errors import ServeError
 from foveate_serve.observe.triton import TritonNames
-from foveate_serve.observer import Observer
+from foveate_serve.observer import BatchRun, Observer
 from foveate_serve.repository import Repository, State
 from foveate_serve.rpc.errors import CODES
 from foveate_serve.rpc.interceptor import Call
@@ -85,6 +85,12 @@ class Metrics(Observer):
         self._batch_seconds = Histogram(
             "foveate_batch_seconds", "Runs of the engine.", _MODEL, registry=own, buckets=_SECONDS
         )
+        self._busy = Counter(
+            "foveate_engine_busy_seconds",
+            "Seconds that an instance was busy: its rate is the busy share.",
+            (*_MODEL, "instance"),
+            registry=own,
+        )
         self._load_seconds = Gauge(
             "foveate_model_load_seconds",
             "The last load of a version.",
@@ -136,10 +142,11 @@ class Metrics(Observer):
         if model:
             self._in_flight.labels(model, version).dec()
 
-    def ran(self, model: str, version: str, size: int, seconds: float) -> None:
+    def ran(self, model: str, version: str, run: BatchRun) -> None:
         """Count a batch."""
-        self._batch_size.labels(model, version).observe(size)
-        self._batch_seconds.labels(model, version).observe(seconds)
+        self._batch_size.labels(model, version).observe(run.size)
+        self._batch_seconds.labels(model, version).observe(run.infer)
+        self._busy.labels(model, version, str(run.instance)).inc(run.gather + run.infer + run.split)
 
     def loaded(self, model: str, version: str, seconds: float) -> None:
         """Note how long a load took."""

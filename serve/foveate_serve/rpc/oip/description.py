@@ -118,8 +118,13 @@ def model_statistics(name: str, number: str, statistics: ModelStatistics) -> pb.
             compute_output=_duration(statistics.encode),
         ),
         batch_stats=[
-            pb.InferBatchStatistics(batch_size=size, compute_infer=_duration(runs))
-            for size, runs in sorted(statistics.batches.items())
+            pb.InferBatchStatistics(
+                batch_size=size,
+                compute_input=_duration(batches.gather),
+                compute_infer=_duration(batches.infer),
+                compute_output=_duration(batches.split),
+            )
+            for size, batches in sorted(statistics.batches.items())
         ],
     )
 

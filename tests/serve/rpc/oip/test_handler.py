@@ -435,6 +435,9 @@ async def test_statistics_are_those_of_what_ran(service: Service) -> None:
     assert stats.fail.count == 1
     assert stats.fail.ns > 0
     assert [(b.batch_size, b.compute_infer.count) for b in found.batch_stats] == [(1, 1), (2, 1)]
+    for batch in found.batch_stats:
+        assert batch.compute_input.count == batch.compute_output.count == 1
+        assert min(batch.compute_input.ns, batch.compute_output.ns) > 0
     runs = sum(batch.compute_infer.ns for batch in found.batch_stats)
     assert abs(runs - stats.compute_infer.ns) <= 2
     every = await service.handler.model_statistics(pb.ModelStatisticsRequest())

@@ -1,0 +1,77 @@
+"""What the whole server takes on at one time, and how the models share it."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+from foveate_serve.errors import OverloadedError
+
+
+@dataclass(slots=True)
+class _Held:
+    pictures: int = 0
+    size: int = 0
+
+
+class Admission:
+    """Bounds the pictures in flight in the whole server, by their number and by their bytes.
+
+    Once several models have been asked, each may hold as much as is left free:
+    one alone half of the limit, two a third each. So a flood for one of them
+    does not keep the others out (dynamic thresholds, Choudhury and Hahne 1998).
+    A model that holds nothing is let in, and its request judged by its own
+    limits. Used from one event loop.
+    """
+
+    def __init__(self, *, max_pictures: int, max_bytes: int) -> None:
+        self._max_pictures = max_pictures
+        self._max_bytes = max_bytes
+        self._total = _Held()
+        self._models: defaultdict[str, _Held] = defaultdict(_Held)
+
+    @contextmanager
+    def entered(
+        self, model: str, *, pictures: int, size: int, retry_delay: Callable[[], timedelta]
+    ) -> Iterator[None]:
+        """Count a request of so many pictures, `size` bytes together, until the block ends.
+
+        Raises OverloadedError with what `retry_delay` returns.
+        """
+        held, total = self._models[model], self._total
+        if held.pictures:
+            if self._exceeds(self._max_pictures, pictures, held.pictures, total.pictures):
+                raise OverloadedError(
+                    "TOO_MANY_REQUESTS",
+                    f"{total.pictures} pictures are in flight, of this model {held.pictures}; "
+                    f"the limit is {self._max_pictures}{self._shared}",
+                    retry_delay=retry_delay(),
+                    metadata={"limit": self._max_pictures},
+                )
+            if self._exceeds(self._max_bytes, size, held.size, total.size):
+                raise OverloadedError(
+                    "TOO_MANY_BYTES",
+                    f"the pictures in flight have {total.size} bytes, of this model {held.size}; "
+                    f"the limit is {self._max_bytes} bytes{self._shared}",
+                    retry_delay=retry_delay(),
+                    metadata={"limit": self._max_bytes},
+                )
+        for count in (held, total):
+            count.pictures += pictures
+            count.size += size
+        try:
+            yield
+        finally:
+            for count in (held, total):
+                count.pictures -= pictures
+                count.size -= size
+
+    def _exceeds(self, limit: int, more: int, held: int, total: int) -> bool:
+        if len(self._models) > 1:
+            return held + more > limit - total
+        return total + more > limit
+
+    @property
+    def _shared(self) -> str:
+        return ", shared by the models" if len(self._models) > 1 else ""
