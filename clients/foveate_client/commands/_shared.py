@@ -22,7 +22,7 @@ def add_source_arguments(parser: argparse.ArgumentParser, *, required: bool = Tr
     parser.add_argument(
         "--timeout",
         metavar="SECONDS",
-        type=_seconds,
+        type=seconds,
         default=DEFAULT_TIMEOUT,
         help="the longest wait for an answer (default: %(default)g)",
     )
@@ -44,6 +44,12 @@ def add_security_arguments(parser: argparse.ArgumentParser) -> None:
         ("--token-file", "FILE", "the file that holds the token to send with every call"),
     ):
         security.add_argument(flag, metavar=metavar, type=Path, help=help_text)
+    security.add_argument(
+        "--server-name",
+        metavar="NAME",
+        default="",
+        help="the name to look for in the server's certificate (default: the host's)",
+    )
 
 
 def open_client(arguments: argparse.Namespace) -> Client:
@@ -68,11 +74,16 @@ def connection_options(arguments: argparse.Namespace) -> ConnectionOptions:
     if arguments.token_file is not None:
         token = arguments.token_file.read_text(encoding="utf-8").strip()
     tls = arguments.tls or arguments.ca is not None or arguments.cert is not None
-    if not tls and token is None and arguments.key is None:
+    if not tls and token is None and arguments.key is None and not arguments.server_name:
         return {}
     return {
         "credentials": Credentials(
-            ca=arguments.ca, cert=arguments.cert, key=arguments.key, token=token, tls=tls
+            ca=arguments.ca,
+            cert=arguments.cert,
+            key=arguments.key,
+            server_name=arguments.server_name,
+            token=token,
+            tls=tls,
         )
     }
 
@@ -96,8 +107,9 @@ def complain(parser: argparse.ArgumentParser, message: str) -> None:
     print(f"{parser.prog}: {message}", file=sys.stderr)
 
 
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 < seconds < float("inf"):
+def seconds(text: str) -> float:
+    """Read a time from the command line; the type of an argument."""
+    number = float(text)
+    if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"must be above 0 seconds, not {text}")
-    return seconds
+    return number

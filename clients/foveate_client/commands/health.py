@@ -1,0 +1,89 @@
+"""`foveate health`: asks a server whether it serves (grpc.health.v1)."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import grpc
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
+
+from foveate_client._connection import Retries
+from foveate_client._grpc import PLAINTEXT, Caller
+from foveate_client.commands._shared import (
+    add_security_arguments,
+    complain,
+    connection_options,
+    seconds,
+)
+
+_TIMEOUT = 5.0
+_SERVING = HealthCheckResponse.SERVING
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the subcommand and return its exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        channel = _open(options)
+    except OSError as error:
+        complain(parser, f"cannot read {error.filename}: {error.strerror}")
+        return 1
+    except ValueError as error:
+        complain(parser, str(error))
+        return 1
+    with channel:
+        try:
+            status = _ask(channel, options).status
+        except grpc.RpcError as error:
+            complain(parser, f"{error.code().name}: {error.details()}")
+            return 1
+    print(HealthCheckResponse.ServingStatus.Name(status))
+    return 0 if status == _SERVING else 1
+
+
+def _open(options: argparse.Namespace) -> grpc.Channel:
+    """Return a channel to the server. Raises OSError and ValueError as a Client does."""
+    # Health is told without a token, so none is sent.
+    credentials = replace(connection_options(options).get("credentials", PLAINTEXT), token=None)
+    tls, channel_options = Caller(credentials).prepare(options.address, Retries(attempts=1))
+    if tls is None:
+        return grpc.insecure_channel(options.address, channel_options)
+    return grpc.secure_channel(options.address, tls, channel_options)
+
+
+def _ask(channel: grpc.Channel, options: argparse.Namespace) -> HealthCheckResponse:
+    """Return the answer now, or with --wait the first that is SERVING. Raises RpcError."""
+    stub: Any = HealthStub(channel)  # its annotations name no methods
+    request = HealthCheckRequest(service=options.service)
+    if options.wait is None:
+        answer: HealthCheckResponse = stub.Check(request, timeout=_TIMEOUT)
+        return answer
+    watch = stub.Watch(request, timeout=options.wait, wait_for_ready=True)
+    try:
+        serving = (answer for answer in watch if answer.status == _SERVING)
+        return next(serving, HealthCheckResponse())
+    finally:
+        watch.cancel()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="foveate health",
+        description="Ask a server whether it serves; the exit code is 0 if it does, else 1.",
+    )
+    parser.add_argument(
+        "service",
+        nargs="?",
+        default="",
+        metavar="SERVICE",
+        help="foveate.v1.ClassifierService/MODEL asks for one model (default: the server)",
+    )
+    parser.add_argument("--address", metavar="HOST:PORT", required=True, help="the server to ask")
+    parser.add_argument(
+        "--wait", metavar="SECONDS", type=seconds, help="wait this long for it to serve"
+    )
+    add_security_arguments(parser)
+    return parser
