@@ -1,15 +1,18 @@
 """The parts of a server, put together from its settings."""
 
-from functools import partial
+import os
 
+from foveate_serve.backends.base import Runner
 from foveate_serve.backends.registry import create_runner
 from foveate_serve.batcher import BatchPolicy
+from foveate_serve.bundle.bundle import Bundle
 from foveate_serve.engine import Engine, Limits
 from foveate_serve.explain import ExplanationLimits
 from foveate_serve.imaging.decode import ImageLimits
+from foveate_serve.instances import ANY_CORE, deal_cores
 from foveate_serve.observer import Observer
 from foveate_serve.repository import Repository
-from foveate_serve.settings import Settings
+from foveate_serve.settings import ModelSettings, Settings
 
 
 def make_engine(settings: Settings, observer: Observer | None = None) -> Engine:
@@ -17,22 +20,24 @@ def make_engine(settings: Settings, observer: Observer | None = None) -> Engine:
 
     `observer` is told what happens in it.
     """
+
+    def make_runner(bundle: Bundle) -> Runner:
+        own = settings.of(bundle.manifest.name)
+        return create_runner(
+            bundle,
+            variant=own.variant,
+            backend=own.backend,
+            device=own.device,
+            threads=engine_threads(own),
+        )
+
     return Engine(
         Repository(
             settings.repository,
-            partial(
-                create_runner,
-                variant=settings.variant,
-                backend=settings.backend,
-                device=settings.device,
-                threads=settings.engine_threads,
-            ),
-            BatchPolicy(
-                max_batch=settings.max_batch,
-                max_delay=settings.max_delay,
-                max_queue=settings.max_queue,
-            ),
+            make_runner,
+            batch_policy(settings),
             observer,
+            policies={name: batch_policy(settings.of(name)) for name in settings.models},
         ),
         Limits(
             image=ImageLimits(
@@ -49,3 +54,24 @@ def make_engine(settings: Settings, observer: Observer | None = None) -> Engine:
         image_threads=settings.image_threads,
         observer=observer,
     )
+
+
+def batch_policy(settings: ModelSettings) -> BatchPolicy:
+    """Return how the batches of a model with these settings form."""
+    instances = settings.instances
+    return BatchPolicy(
+        max_batch=settings.max_batch,
+        preferred_sizes=settings.preferred_batches,
+        max_delay=settings.max_delay,
+        max_queue=settings.max_queue,
+        priority_queues=settings.priority_queues,
+        default_priority=settings.default_priority,
+        cores=deal_cores(instances) if settings.pin_cores else (ANY_CORE,) * instances,
+    )
+
+
+def engine_threads(settings: ModelSettings) -> int:
+    """Return the threads of one instance, 0 for as many as its engine finds cores."""
+    if settings.engine_threads or (settings.instances == 1 and not settings.pin_cores):
+        return settings.engine_threads
+    return max(1, (os.cpu_count() or 1) // settings.instances)

@@ -10,7 +10,13 @@ from typing import Any
 from foveate_serve.observe.logs import configure_logging
 from foveate_serve.process import KilledError, Process, StartError, run_until_signals
 from foveate_serve.rpc.server import AddressError
-from foveate_serve.settings import Settings, SettingsError, is_secret, load_settings
+from foveate_serve.settings import (
+    Settings,
+    SettingsError,
+    is_secret,
+    load_settings,
+    setting_names,
+)
 from foveate_serve.workers.supervisor import Supervisor
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
@@ -38,6 +44,9 @@ async def serve(settings: Settings) -> int:
     """
     if not settings.repository.is_dir():
         return _fail(f"repository: there is no folder {settings.repository}", FAILED)
+    for name in settings.models:
+        if not (settings.repository / name).is_dir():
+            return _fail(f"models.{name}: the repository has no such model", WRONG_USAGE)
     try:
         make = Process if settings.workers == 1 else Supervisor
         await run_until_signals(make(settings), _tell)
@@ -72,15 +81,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--print-config", action="store_true", help="print the settings as such a file, and exit"
     )
-    for name, field in Settings.model_fields.items():
+    for name in setting_names():
         if is_secret(name):  # other users of the machine can read the command line
             continue
+        field = Settings.model_fields[name]
         kind: dict[str, Any] = (
             {"action": argparse.BooleanOptionalAction}
             if field.annotation is bool
             else {"metavar": name.rpartition("_")[2].upper()}
         )
-        default = "" if field.is_required() or field.default is None else f" ({field.default})"
+        default = (
+            "" if field.is_required() or field.default in (None, ()) else f" ({field.default})"
+        )
         help_text = f"{field.description}{default}".replace("%", "%%")
         parser.add_argument(f"--{name.replace('_', '-')}", help=help_text, **kind)
     return parser

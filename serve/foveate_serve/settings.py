@@ -7,10 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 
 from foveate_serve.imaging.decode import MAX_PIXELS
+from foveate_serve.instances import CAN_PIN
 
 ENV_PREFIX = "FOVEATE_SERVE_"
 
@@ -19,13 +28,66 @@ _MIB = 1 << 20
 Count = Annotated[int, Field(gt=0)]
 Address = Annotated[str, Field(pattern=r"^(\[[^\]]+\]|[^:]+):[0-9]{1,5}$")]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Counts = Annotated[
+    tuple[Count, ...],
+    NoDecode,
+    # As a flag and as a variable the numbers stand in one text.
+    BeforeValidator(lambda value: value.split(",") if isinstance(value, str) else value),
+]
 
 
 class SettingsError(Exception):
     """The configuration is bad; the message names the setting."""
 
 
-class Settings(BaseSettings):
+class ModelSettings(BaseModel):
+    """The settings that each model may have for itself, in the table [models.NAME] of the file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    variant: str | None = Field(
+        default=None, description="the precision to load; unset takes each bundle's first"
+    )
+    backend: str | None = Field(
+        default=None, description="the engine to use; unset takes the first that is installed"
+    )
+    device: str = Field(default="cpu", description="the device to run on")
+    instances: Count = Field(
+        default=1, description="how often a model is loaded, to run as many batches at one time"
+    )
+    engine_threads: int = Field(
+        default=0,
+        ge=0,
+        description="threads of one instance's engine; 0 shares the cores out among the instances",
+    )
+    pin_cores: bool = Field(
+        default=False, description="whether each instance keeps to cores of its own (Linux)"
+    )
+
+    max_batch: Count = Field(default=8, description="the most pictures in a batch")
+    preferred_batches: Counts = Field(
+        default=(),
+        description="sizes that run best: a batch has the largest of them that can be filled",
+    )
+    max_delay: Seconds = Field(
+        default=0.0, description="seconds to wait for a batch to fill while the engine is idle"
+    )
+    max_queue: Count = Field(
+        default=256,
+        description="the most pictures that wait for a model, at a request's priority and above",
+    )
+    priority_queues: Counts = Field(
+        default=(),
+        description="the most pictures that wait at each priority, the highest first; "
+        "as many priorities as numbers",
+    )
+    default_priority: Count | None = Field(
+        default=None,
+        description="the priority of requests that name none, 1 the highest; unset is the lowest",
+    )
+
+
+class Settings(ModelSettings, BaseSettings):
     """Every setting of `foveate serve`."""
 
     model_config = SettingsConfigDict(
@@ -83,25 +145,10 @@ class Settings(BaseSettings):
         default=False, description="whether gRPC's own state can be asked for (channelz)"
     )
 
-    variant: str | None = Field(
-        default=None, description="the precision to load; unset takes each bundle's first"
-    )
-    backend: str | None = Field(
-        default=None, description="the engine to use; unset takes the first that is installed"
-    )
-    device: str = Field(default="cpu", description="the device to run on")
-    engine_threads: int = Field(
-        default=0, ge=0, description="threads of one model's engine; 0 takes the number of cores"
-    )
     image_threads: Count = Field(
         default=os.cpu_count() or 1, description="threads that decode and draw pictures"
     )
 
-    max_batch: Count = Field(default=8, description="the most pictures in a batch")
-    max_delay: Seconds = Field(
-        default=0.0, description="seconds to wait for a batch to fill while the engine is idle"
-    )
-    max_queue: Count = Field(default=256, description="the most pictures that wait for a model")
     stream_window: Count = Field(
         default=32,
         description="the most pictures of one stream, or of one request of the Open Inference "
@@ -136,6 +183,33 @@ class Settings(BaseSettings):
         default=30.0, description="seconds to finish the requests in flight when stopping"
     )
 
+    models: dict[str, ModelSettings] = Field(
+        default={}, description="what single models have otherwise; not to be given as a flag"
+    )
+
+    def of(self, model: str) -> ModelSettings:
+        """Return the settings of one model: its own, and for the rest the server's."""
+        own = self.models.get(model, ModelSettings())
+        values = {
+            name: getattr(own if name in own.model_fields_set else self, name)
+            for name in ModelSettings.model_fields
+        }
+        return ModelSettings(**values)
+
+    def own_settings(self) -> dict[str, dict[str, Any]]:
+        """Return what single models have otherwise, by model and name."""
+        return {
+            name: model.model_dump(mode="json", exclude_unset=True)
+            for name, model in self.models.items()
+        }
+
+    @model_validator(mode="after")
+    def _check_batching(self) -> Self:
+        _check_batching("", self)
+        for name in self.models:
+            _check_batching(f"models.{name}.", self.of(name))
+        return self
+
     @model_validator(mode="after")
     def _check_tls(self) -> Self:
         if (self.tls_certificate is None) != (self.tls_key is None):
@@ -146,23 +220,34 @@ class Settings(BaseSettings):
 
     def to_toml(self) -> str:
         """Return the settings as a file that gives the same ones again, but for the secrets."""
-        lines = []
-        for name, field in type(self).model_fields.items():
-            value = self.model_dump(mode="json")[name]
-            lines.append(f"# {field.description}")
+        lines, values = [], self.model_dump(mode="json")
+        for name in setting_names():
+            value = values[name]
+            lines.append(f"# {_description(name)}")
             if is_secret(name):
                 lines.append(f"# {name} = {'(not set)' if value is None else '(secret)'}")
                 continue
             # JSON writes strings, numbers and booleans as TOML does.
             lines.append(f"# {name} =" if value is None else f"{name} = {json.dumps(value)}")
+        for model, own in self.own_settings().items():
+            lines += ["", f"[models.{json.dumps(model)}]"]
+            lines += [f"{name} = {json.dumps(value)}" for name, value in own.items()]
         return "\n".join(lines) + "\n"
 
     def shown(self) -> dict[str, str]:
         """Return every setting as text for people, without the secrets."""
+        values = {name: getattr(self, name) for name in setting_names()}
+        values["models"] = json.dumps(self.own_settings())
         return {
             name: "" if value is None else str(value)  # a SecretStr shows as stars
-            for name, value in self
+            for name, value in values.items()
         }
+
+
+def setting_names() -> list[str]:
+    """Return the names of the settings that have one value: the server's own, then the models'."""
+    names = [name for name in Settings.model_fields if name != "models"]
+    return sorted(names, key=lambda name: name in ModelSettings.model_fields)
 
 
 def is_secret(name: str) -> bool:
@@ -192,9 +277,25 @@ def load_settings(flags: Mapping[str, str | bool], file: Path | None = None) -> 
         if not name:
             raise SettingsError(first["msg"].removeprefix("Value error, ")) from None
         # The validation error holds its input, and so would the traceback.
-        if is_secret(name):
+        if is_secret(str(first["loc"][0])):
             raise SettingsError(f"{name}: {first['msg']}") from None
         raise SettingsError(f"{name}: {first['input']!r}: {first['msg']}") from error
+
+
+def _check_batching(owner: str, values: ModelSettings) -> None:
+    largest = max(values.preferred_batches, default=1)
+    if largest > values.max_batch:
+        raise ValueError(
+            f"{owner}preferred_batches: {largest}; the limit is {values.max_batch}, max_batch"
+        )
+    levels = len(values.priority_queues) or 1
+    if values.default_priority is not None and values.default_priority > levels:
+        raise ValueError(
+            f"{owner}default_priority: {values.default_priority}; "
+            f"the limit is {levels}, the number of priorities"
+        )
+    if values.pin_cores and not CAN_PIN:
+        raise ValueError(f"{owner}pin_cores: this system cannot keep a thread to its cores")
 
 
 def _description(name: str) -> str:

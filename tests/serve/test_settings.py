@@ -1,5 +1,6 @@
 """Settings come from flags, environment and file, in this order, and every name is known."""
 
+import json
 import tomllib
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from foveate_serve import cli
 from foveate_serve.settings import Settings, SettingsError, is_secret, load_settings
+from foveate_serve.workers.supervisor import worker_settings
 
 
 @pytest.fixture
@@ -77,7 +79,8 @@ def test_every_setting_has_a_flag_that_says_what_it_does(
     assert left.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     for name, field in Settings.model_fields.items():
-        assert (f"--{name.replace('_', '-')} " in text) is not is_secret(name)
+        flag = not is_secret(name) and name != "models"
+        assert (f"--{name.replace('_', '-')} " in text) is flag
         assert field.description
 
 
@@ -121,3 +124,85 @@ def test_a_bad_start_says_why(
     output = capsys.readouterr()
     assert message in output.err
     assert not output.out
+
+
+MODELS = """
+max_batch = 4
+preferred_batches = [2, 4]
+[models.first]
+max_batch = 16
+priority_queues = [8, 64]
+[models."second.one"]
+instances = 2
+preferred_batches = []
+"""
+
+
+def test_a_model_has_its_own_settings_and_for_the_rest_the_servers(file: Path) -> None:
+    file.write_text(f'repository = "models"{MODELS}', encoding="utf-8")
+    settings = load_settings({"max_delay": "0.5"}, file)
+    first, second, other = (settings.of(name) for name in ("first", "second.one", "other"))
+    assert (first.max_batch, second.max_batch, other.max_batch) == (16, 4, 4)
+    assert (first.instances, second.instances, other.instances) == (1, 2, 1)
+    assert first.priority_queues == (8, 64)
+    assert second.preferred_batches == ()
+    assert first.preferred_batches == other.preferred_batches == (2, 4)
+    assert first.max_delay == second.max_delay == other.max_delay == 0.5
+
+
+def test_the_settings_of_models_are_printed_and_read_again(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file.write_text(f'repository = "models"{MODELS}', encoding="utf-8")
+    assert cli.main(["--config", str(file), "--print-config"]) == cli.DONE
+    printed = capsys.readouterr().out
+    # Only what was set stands there: the rest is still the server's.
+    assert tomllib.loads(printed)["models"] == tomllib.loads(MODELS)["models"]
+    (tmp_path / "printed.toml").write_text(printed, encoding="utf-8")
+    assert load_settings({}, tmp_path / "printed.toml") == load_settings({}, file)
+
+
+def test_workers_get_the_settings_of_models_as_they_were_set(file: Path) -> None:
+    file.write_text(f'repository = "models"{MODELS}', encoding="utf-8")
+    settings = load_settings({"workers": "2", "engine_threads": "1", "image_threads": "1"}, file)
+    values = worker_settings(settings, settings.address)
+    assert Settings(**json.loads(json.dumps(values))) == settings
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("max_bach = 2", "models.m.max_bach: there is no such setting"),
+        ("instances = 0", "models.m.instances: 0: Input should be greater than 0"),
+        ("address = 'here'", "models.m.address: there is no such setting"),
+        ("preferred_batches = [2, 9]", "models.m.preferred_batches: 9; the limit is 8, max_batch"),
+        (
+            "priority_queues = [4, 4]\ndefault_priority = 3",
+            "models.m.default_priority: 3; the limit is 2",
+        ),
+    ],
+)
+def test_a_bad_setting_of_a_model_is_refused_by_its_name(
+    file: Path, lines: str, message: str
+) -> None:
+    file.write_text(f'repository = "models"\n[models.m]\n{lines}\n', encoding="utf-8")
+    with pytest.raises(SettingsError) as raised:
+        load_settings({}, file)
+    assert message in str(raised.value)
+
+
+def test_settings_of_a_model_that_the_repository_has_not_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "foveate.toml"
+    file.write_text(f'repository = "{tmp_path}"\n[models.colors]\nmax_batch = 2\n', "utf-8")
+    assert cli.main(["--config", str(file)]) == cli.WRONG_USAGE
+    assert "models.colors: the repository has no such model" in capsys.readouterr().err
+
+
+def test_lists_are_flags_and_variables_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOVEATE_SERVE_PRIORITY_QUEUES", "4,16")
+    settings = load_settings({"repository": "models", "preferred_batches": "2,8"})
+    assert (settings.priority_queues, settings.preferred_batches) == ((4, 16), (2, 8))
+    with pytest.raises(SettingsError, match=r"preferred_batches\.1: 'many': "):
+        load_settings({"repository": "models", "preferred_batches": "2,many"})

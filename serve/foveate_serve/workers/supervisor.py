@@ -189,12 +189,13 @@ class SupervisorSource:
 
 def worker_settings(settings: Settings, address: str) -> dict[str, Any]:
     """Return the settings of each worker, with the secrets, and with its share of the cores."""
-    values = settings.model_dump(mode="json") | {"address": address}
+    values = settings.model_dump(mode="json")
+    values |= {"address": address, "models": settings.own_settings()}
     if settings.token is not None:
         values["token"] = settings.token.get_secret_value()
     share = max(1, (os.cpu_count() or 1) // settings.workers)
     if settings.engine_threads == 0:
-        values["engine_threads"] = share
+        values["engine_threads"] = max(1, share // settings.instances)
     if "image_threads" not in settings.model_fields_set:
         values["image_threads"] = share
     return values

@@ -20,6 +20,7 @@ import grpc
 from pydantic import BaseModel
 
 from foveate_serve.errors import ServeError
+from foveate_serve.instances import deal_cores
 from foveate_serve.observe.logs import configure_logging
 from foveate_serve.process import KilledError, Process, StartError, run_until_signals
 from foveate_serve.repository import State
@@ -112,6 +113,9 @@ def main() -> int:
     assignment = Assignment.model_validate_json(sys.stdin.readline())
     settings = Settings(**assignment.settings)
     configure_logging(settings)
+    if any(settings.of(model).pin_cores for model in ("", *settings.models)):
+        # What the instances then share out is this worker's own.
+        os.sched_setaffinity(0, deal_cores(settings.workers)[assignment.index])
     threading.Thread(target=_stop_with_the_supervisor, daemon=True).start()
     try:
         asyncio.run(_serve(assignment, settings))
