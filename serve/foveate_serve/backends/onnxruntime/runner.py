@@ -1,15 +1,21 @@
 """Runs graphs in ONNX Runtime."""
 
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
-import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state
 
 from foveate_serve.backends.base import Array, BackendError, Runner
+from foveate_serve.backends.onnxruntime.pruning import OnnxFile
 from foveate_serve.bundle.bundle import Bundle
-from foveate_serve.bundle.manifest import CLASS_IDS_INPUT, IMAGE_INPUT
+from foveate_serve.bundle.manifest import FEATURES_PREFIX, LOGITS_OUTPUT
+
+SESSIONS = 4
+"""Plain requests, those with maps, those with feature maps, and one more. Each
+holds the weights again, in the order that its kernels want."""
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider"}
 
@@ -25,7 +31,13 @@ _ERRORS: tuple[type[Exception], ...] = (
 
 
 class OnnxRuntimeRunner(Runner):
-    """An ONNX Runtime session. Only the nodes that lead to the outputs wanted are run."""
+    """A graph in ONNX Runtime, with a session for each set of outputs when it is first wanted.
+
+    A session computes its whole graph at every run, so each has only what leads
+    to its outputs: a plain request must not pay for those of others. Feature
+    maps are there anyway and cost a copy, and share a session, whichever of them
+    are wanted. The `SESSIONS` used last are kept.
+    """
 
     backend: ClassVar[str] = "onnxruntime"
 
@@ -33,39 +45,62 @@ class OnnxRuntimeRunner(Runner):
         super().__init__(bundle, variant=variant, device=device, threads=threads)
         if device not in _PROVIDERS:
             raise BackendError(f"no device {device!r}; there are {', '.join(_PROVIDERS)}")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3  # errors; warnings are about optimisations not made
-        # A thread that spins between two runs takes its core from the decoders.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            self._session = onnxruntime.InferenceSession(
-                bundle.file(variant), options, providers=[_PROVIDERS[device]]
-            )
-        except _ERRORS as error:
+            self._file = OnnxFile(bundle.file(variant))
+        except (OSError, ValueError) as error:
             raise BackendError(f"ONNX Runtime cannot load the variant {variant!r}") from error
-        self._require(self.inputs, [node.name for node in self._session.get_inputs()], "input")
-        self._require(self.outputs, [node.name for node in self._session.get_outputs()], "output")
-        self._options = onnxruntime.RunOptions()
-        self._options.only_execute_path_to_fetches = True
+        self._require(self.inputs, self._file.inputs, "input")
+        self._require(self.outputs, self._file.outputs, "output")
+        self._sessions: OrderedDict[frozenset[str], Any] = OrderedDict()
+        self._lock = threading.Lock()
+        self._session([LOGITS_OUTPUT])
 
     @staticmethod
-    def _require(wanted: Mapping[str, object], present: Sequence[str], kind: str) -> None:
+    def _require(wanted: Iterable[str], present: Sequence[str], kind: str) -> None:
         for name in wanted:
             if name not in present:
                 raise BackendError(f"the graph has no {kind} {name!r}, which the manifest names")
 
     def _run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
-        feed = dict(inputs)
-        if CLASS_IDS_INPUT in self.inputs and CLASS_IDS_INPUT not in feed:
-            # Every input must be fed, also one that leads to no output wanted.
-            feed[CLASS_IDS_INPUT] = np.full((len(feed[IMAGE_INPUT]), 1), -1, dtype=np.int64)
+        session = self._session(outputs)
+        # A map may not depend on the classes; then its graph has no such input.
+        feed = {node.name: inputs[node.name] for node in session.get_inputs()}
         try:
-            results = self._session.run(outputs, feed, self._options)
+            results = session.run(outputs, feed)
         except _ERRORS as error:
             raise BackendError("ONNX Runtime failed to run the graph") from error
         return dict(zip(outputs, results, strict=True))
 
     def close(self) -> None:
-        """Release the session and its memory."""
-        del self._session
+        """Release the sessions and their memory."""
+        self._sessions.clear()
+        del self._file
+
+    def _session(self, outputs: Sequence[str]) -> Any:
+        """Return the session that computes `outputs` and, with one feature map, all of them."""
+        computed = {LOGITS_OUTPUT, *outputs}
+        if any(name.startswith(FEATURES_PREFIX) for name in outputs):
+            computed.update(name for name in self.outputs if name.startswith(FEATURES_PREFIX))
+        key = frozenset(computed)
+        with self._lock:
+            if key in self._sessions:
+                self._sessions.move_to_end(key)
+                return self._sessions[key]
+            while len(self._sessions) >= SESSIONS:
+                self._sessions.popitem(last=False)
+            self._sessions[key] = self._load(key)
+            return self._sessions[key]
+
+    def _load(self, outputs: frozenset[str]) -> Any:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.log_severity_level = 3  # errors; warnings are about optimisations not made
+        # A thread that spins between two runs takes its core from the decoders.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        providers = [_PROVIDERS[self.device]]
+        try:
+            return onnxruntime.InferenceSession(
+                self._file.prune(outputs), options, providers=providers
+            )
+        except (ValueError, *_ERRORS) as error:
+            raise BackendError(f"ONNX Runtime cannot load the variant {self.variant!r}") from error

@@ -1,0 +1,151 @@
+"""Cuts out of an ONNX file the graph that leads to some of its outputs.
+
+ONNX Runtime computes every node of a graph at every run, whichever outputs are
+fetched: `only_execute_path_to_fetches` has an effect in its training builds
+alone, and its optimisers keep nodes that lead nowhere. So what nobody asked for
+has to go before a session is made.
+
+An ONNX file is one message of Protocol Buffers. Its weights are passed over and
+copied as they are, and of the schema (onnx.proto) only these fields matter:
+
+    ModelProto      7 graph
+    GraphProto      1 node, 11 input, 12 output
+    NodeProto       1 input, 2 output, 5 attribute
+    AttributeProto  6 g, 11 graphs (the branches of If, the bodies of loops)
+    ValueInfoProto  1 name
+"""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+_GRAPH = 7
+_NODE, _INPUT, _OUTPUT = 1, 11, 12
+_READS, _WRITES, _ATTRIBUTE = 1, 2, 5
+_SUBGRAPHS = (6, 11)
+_NAME = 1
+
+_VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5
+
+
+class OnnxFile:
+    """An ONNX file, mapped into memory.
+
+    Attributes:
+        inputs: the names of the graph's inputs.
+        outputs: the names of its outputs.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read the names.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it is no ONNX file.
+        """
+        self._model = list(_fields(memoryview(np.memmap(path, np.uint8, "r"))))
+        graphs = [field.value for field in self._model if field.number == _GRAPH]
+        if len(graphs) != 1:
+            raise ValueError(f"{path.name}: it holds {len(graphs)} graphs")
+        self._graph = list(_fields(graphs[0]))
+        self.inputs = self._names(_INPUT)
+        self.outputs = self._names(_OUTPUT)
+
+    def prune(self, outputs: Collection[str]) -> bytes:
+        """Return the file with the nodes and inputs alone that `outputs` are computed from."""
+        wanted = set(outputs)
+        nodes = [field for field in self._graph if field.number == _NODE]
+        needed = set()
+        # A node comes after those that it reads.
+        for index in range(len(nodes) - 1, -1, -1):
+            if wanted.intersection(_strings(nodes[index].value, _WRITES)):
+                needed.add(index)
+                wanted.update(_reads(nodes[index].value))
+        numbers = iter(range(len(nodes)))
+        graph = b"".join(
+            field.whole
+            for field in self._graph
+            if (field.number != _NODE or next(numbers) in needed)
+            and (field.number != _INPUT or _name(field.value) in wanted)
+            and (field.number != _OUTPUT or _name(field.value) in outputs)
+        )
+        head = _varint(_GRAPH << 3 | _BYTES) + _varint(len(graph))
+        others = [field.whole for field in self._model if field.number != _GRAPH]
+        return b"".join([*others, head, graph])
+
+    def _names(self, number: int) -> list[str]:
+        return [_name(field.value) for field in self._graph if field.number == number]
+
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """A field of a message: its number, its value, and its bytes with those of the number."""
+
+    number: int
+    value: memoryview
+    whole: memoryview
+
+
+def _fields(message: memoryview) -> Iterator[_Field]:
+    at = 0
+    while at < len(message):
+        start = at
+        key, at = _read_varint(message, at)
+        kind = key & 7
+        if kind == _VARINT:
+            begin = at
+            _, at = _read_varint(message, at)
+        elif kind == _BYTES:
+            size, begin = _read_varint(message, at)
+            at = begin + size
+        elif kind in (_EIGHT_BYTES, _FOUR_BYTES):
+            begin = at
+            at += 8 if kind == _EIGHT_BYTES else 4
+        else:
+            raise ValueError(f"a field of the unknown kind {kind}")
+        if at > len(message):
+            raise ValueError("a field ends behind its message")
+        yield _Field(key >> 3, message[begin:at], message[start:at])
+
+
+def _read_varint(message: memoryview, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while at < len(message):
+        byte = message[at]
+        value |= (byte & 127) << shift
+        at += 1
+        if byte < 128:
+            return value, at
+        shift += 7
+    raise ValueError("a number ends behind its message")
+
+
+def _varint(value: int) -> bytes:
+    groups = []
+    while value > 127:
+        groups.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*groups, value])
+
+
+def _strings(message: memoryview, number: int) -> list[str]:
+    return [str(f.value, "utf-8") for f in _fields(message) if f.number == number]
+
+
+def _name(value_info: memoryview) -> str:
+    return "".join(_strings(value_info, _NAME))
+
+
+def _reads(node: memoryview) -> Iterator[str]:
+    """Yield what a node reads, also from within the graphs that it holds."""
+    for field in _fields(node):
+        if field.number == _READS:
+            yield str(field.value, "utf-8")
+        elif field.number == _ATTRIBUTE:
+            for part in _fields(field.value):
+                if part.number in _SUBGRAPHS:
+                    for inner in _fields(part.value):
+                        if inner.number == _NODE:
+                            yield from _reads(inner.value)
