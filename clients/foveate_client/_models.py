@@ -23,11 +23,15 @@ class ModelVersion:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSummary:
-    """A model in a list: its versions, newest first, and the one that answers by default."""
+    """A model in a list: its versions, newest first, and the one that answers by default.
+
+    `version_labels` may be named in the place of the versions they stand for.
+    """
 
     name: str
     versions: tuple[ModelVersion, ...]
     default_version: str
+    version_labels: Mapping[str, str]
 
     @classmethod
     def from_message(cls, message: proto.ModelSummary) -> Self:
@@ -39,6 +43,7 @@ class ModelSummary:
                 for v in message.versions
             ),
             default_version=message.default_version,
+            version_labels=dict(sorted(message.version_labels.items())),
         )
 
 

@@ -38,6 +38,7 @@ def make_engine(settings: Settings, observer: Observer | None = None) -> Engine:
             batch_policy(settings),
             observer,
             policies={name: batch_policy(settings.of(name)) for name in settings.models},
+            labels=settings.version_labels,
         ),
         Limits(
             image=ImageLimits(

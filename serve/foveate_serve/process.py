@@ -90,10 +90,11 @@ class Process:
             if await self._opened(stop):
                 models = self._engine.repository.models()
                 serving = sum(model.default_version is not None for model in models)
-                if serving or self._settings.admin:
+                if serving or self._settings.admin or self._polled:
                     self._server.ready()
                     ready(serving, address)
-                    await stop.wait()
+                    async with self._following_the_folder():
+                        await stop.wait()
                 else:
                     problem = StartError("repository: it holds no model that can be loaded")
             await self._server.drain()
@@ -109,7 +110,8 @@ class Process:
 
     async def _opened(self, stop: asyncio.Event) -> bool:
         """Load the models; return whether that ended before `stop` was set."""
-        opening = asyncio.create_task(self._engine.repository.open())
+        load = self._settings.repository_mode != "explicit"
+        opening = asyncio.create_task(self._engine.repository.open(load=load))
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait((opening, stopped), return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
@@ -123,7 +125,33 @@ class Process:
         return True
 
     def _repository_handler(self) -> RepositoryHandler:
-        return RepositoryHandler(self._engine.repository, enabled=self._settings.admin)
+        return RepositoryHandler(
+            self._engine.repository, enabled=self._settings.admin, polled=self._polled
+        )
+
+    @property
+    def _polled(self) -> bool:
+        return self._settings.repository_mode == "poll"
+
+    @asynccontextmanager
+    async def _following_the_folder(self) -> AsyncIterator[None]:
+        """Look at the repository's folder again and again, where the mode is poll."""
+        if not self._polled:
+            yield
+            return
+        polling = asyncio.create_task(self._poll())
+        try:
+            yield
+        finally:
+            polling.cancel()
+
+    async def _poll(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.poll_interval)
+            try:
+                await self._engine.repository.poll()
+            except OSError as error:
+                logger.error("the repository cannot be read: %s", error.strerror)  # noqa: TRY400
 
     @asynccontextmanager
     async def _beside(self) -> AsyncIterator[None]:

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,20 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-from pydantic import TypeAdapter, ValidationError
-
-from foveate_serve.backends.base import Array, BackendError, Runner
+from foveate_serve.backends.base import BackendError, Runner
 from foveate_serve.batcher import Batcher, BatchPolicy
 from foveate_serve.bundle.bundle import Bundle, BundleError
-from foveate_serve.bundle.manifest import (
-    CAM_PREFIX,
-    CLASS_IDS_INPUT,
-    IMAGE_INPUT,
-    LOGITS_OUTPUT,
-    MANIFEST_FILE,
-    Name,
-)
+from foveate_serve.bundle.manifest import MANIFEST_FILE
 from foveate_serve.errors import (
     InvalidRequestError,
     LoadingError,
@@ -34,15 +23,15 @@ from foveate_serve.errors import (
     clip,
     quote,
 )
+from foveate_serve.folder import VERSION, Sighting, look, model_names, version_paths
 from foveate_serve.instances import make_instances
+from foveate_serve.labels import LATEST, STABLE, check_label
 from foveate_serve.observer import BatchRun, Observer
+from foveate_serve.warmup import batch_sizes, warm_up
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-_NAME: TypeAdapter[str] = TypeAdapter(Name)
-_VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
 
 class State(Enum):
@@ -66,11 +55,12 @@ class VersionStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelStatus:
-    """One model: its versions, newest first, and the one that answers by default."""
+    """One model: its versions, newest first, the one that answers by default, and its labels."""
 
     name: str
     versions: tuple[VersionStatus, ...]
     default_version: int | None
+    labels: Mapping[str, int] = field(default_factory=dict)
 
 
 class LoadedModel:
@@ -116,28 +106,72 @@ class LoadedModel:
             runner.close()
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class _Version:
     path: Path
     number: int
     state: State = State.UNLOADED
     reason: str = ""
     loaded: LoadedModel | None = None
+    # What the last load that a look at the folder caused was made of.
+    tried: Sighting | None = None
+
+    def differs(self, sighting: Sighting) -> bool:
+        """Tell whether the folder holds something else than what serves, or failed to."""
+        if self.loaded is not None and self.loaded.bundle.digest == sighting.digest:
+            return False
+        return self.tried != sighting
 
 
 @dataclass(kw_only=True)
 class _Model:
     name: str
     versions: dict[int, _Version] = field(default_factory=dict)
+    labels: Mapping[str, int] = field(default_factory=dict)
     # One change of a model at a time.
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def newest(self) -> _Version:
         return self.versions[max(self.versions)]
 
-    def default(self) -> _Version | None:
+    def latest(self) -> _Version:
+        """Return the newest version that is ready; where none is, the newest."""
         ready = [v for v in self.versions.values() if v.state is State.READY]
-        return max(ready, key=lambda version: version.number, default=None)
+        return max(ready, key=lambda version: version.number, default=self.newest())
+
+    def wanted(self) -> list[_Version]:
+        """Return the versions that serve unless told otherwise: the newest and the labelled."""
+        labelled = self.versions.keys() & set(self.labels.values())
+        return [self.versions[n] for n in sorted(labelled | {self.newest().number}, reverse=True)]
+
+    def find(self, version: str) -> _Version:
+        """Return a version by its number or its label; raises NotFoundError."""
+        number = int(version) if VERSION.fullmatch(version) else self.labels.get(version)
+        if number is None or number not in self.versions:
+            raise NotFoundError(
+                "VERSION_NOT_FOUND",
+                f"the model {self.name!r} has no version {quote(version)}",
+                metadata={"model": self.name, "version": clip(version)},
+            )
+        return self.versions[number]
+
+    def asked(self, version: str) -> _Version:
+        """Return the version that a request means; raises NotFoundError."""
+        if not version:
+            version = STABLE if STABLE in self.labels else LATEST
+        return self.latest() if version == LATEST else self.find(version)
+
+    def on_disk(self, version: str) -> _Version:
+        """Return the version that a change means; raises NotFoundError."""
+        return self.newest() if version in {"", LATEST} else self.find(version)
+
+    def default(self) -> _Version | None:
+        """Return the version that answers where a request names none, if it is ready."""
+        try:
+            default = self.asked("")
+        except NotFoundError:
+            return None
+        return default if default.state is State.READY else None
 
     def status(self) -> ModelStatus:
         default = self.default()
@@ -148,6 +182,7 @@ class _Model:
                 for number, v in sorted(self.versions.items(), reverse=True)
             ),
             default_version=None if default is None else default.number,
+            labels=self.labels,
         )
 
 
@@ -156,8 +191,9 @@ class Repository:
 
     `make_runner` loads a checked bundle on a backend; it is called on a thread
     and may raise BackendError. `policies` are those of the models named there,
-    `policy` that of the others. `observer` is told of loads, of every change of
-    a state and of every batch. Used from one event loop.
+    `policy` that of the others. `labels` stand for versions, by model.
+    `observer` is told of loads, of every change of a state and of every batch.
+    Used from one event loop.
     """
 
     def __init__(
@@ -168,30 +204,36 @@ class Repository:
         observer: Observer | None = None,
         *,
         policies: Mapping[str, BatchPolicy] | None = None,
+        labels: Mapping[str, Mapping[str, int]] | None = None,
     ) -> None:
         self._root = root
         self._make_runner = make_runner
         self._policy = policy
         self._policies = policies or {}
         self._observer = observer or Observer()
+        self._labels = labels or {}
         self._models: dict[str, _Model] = {}
         self._changes: set[asyncio.Task[object]] = set()
 
-    async def open(self) -> None:
-        """Load the newest version of every model.
+    async def open(self, *, load: bool = True) -> None:
+        """Learn of every model, and `load` the newest version of each and those with a label.
 
         A model that cannot be loaded is logged and stands as failed. Raises
         OSError where the repository cannot be read.
         """
-        for name in self._names():
+        for name in model_names(self._root):
             self._scan(name)
-        for model in self._models.values():
-            self._move(model.newest(), State.LOADING)
-        for model in self._models.values():
-            try:
-                await self._load(model, model.newest())
-            except NotReadyError as error:
-                logger.error("%s", error)  # noqa: TRY400 - the cause is logged where it was found
+        for name in self._labels.keys() - self._models.keys():
+            logger.warning("there are labels for the model %s, which is not there", name)
+        if not load:
+            return
+        waiting = [
+            (model, version) for model in self._models.values() for version in model.wanted()
+        ]
+        for _, version in waiting:
+            self._move(version, State.LOADING)
+        for model, version in waiting:
+            await self._try_load(model, version)
 
     async def close(self) -> None:
         """Finish what runs and release every model."""
@@ -221,12 +263,14 @@ class Repository:
     def get(self, name: str, version: str, *, field: str = "model") -> LoadedModel:
         """Return a version that serves.
 
-        An empty `name` means the only model, an empty `version` the newest that
-        is ready. Raises NotFoundError, NotReadyError, LoadingError, and
-        InvalidRequestError on the field `field` where a name is needed.
+        An empty `name` means the only model. `version` is a number, a label, or
+        `latest`, the newest that is ready; empty it means the label `stable`
+        where the model has it, else `latest`. Raises NotFoundError,
+        NotReadyError, LoadingError, and InvalidRequestError on the field
+        `field` where a name is needed.
         """
         model = self._find(name) if name else self._only(field)
-        wanted = _find_version(model, version) if version else model.default() or model.newest()
+        wanted = model.asked(version)
         if wanted.loaded is not None and wanted.state is State.READY:
             return wanted.loaded
         metadata = {"model": model.name, "version": wanted.number, "state": wanted.state.value}
@@ -238,11 +282,11 @@ class Repository:
     async def load(self, name: str, version: str) -> ModelStatus:
         """Load a version that does not serve yet; an empty `version` means the newest on disk.
 
-        Raises NotFoundError, and NotReadyError where the load fails.
+        So does `latest`. Raises NotFoundError, and NotReadyError where the load fails.
         """
 
         async def change(model: _Model) -> None:
-            wanted = _find_version(model, version) if version else model.newest()
+            wanted = model.on_disk(version)
             if wanted.loaded is None:
                 await self._load(model, wanted)
 
@@ -251,17 +295,16 @@ class Repository:
     async def reload(self, name: str, version: str) -> ModelStatus:
         """Read a version anew and put it in the place of the one that serves.
 
-        An empty `version` means the newest on disk; where that is another than
-        the default version, it takes its place. The old one serves until the
-        new one is ready, and goes on where the load fails. Raises
-        NotFoundError, and NotReadyError where the load fails.
+        An empty `version`, or `latest`, means the newest on disk; it takes the
+        place of the newest that serves, which goes unless it has a label. The
+        old one serves until the new one is ready, and goes on where the load
+        fails. Raises NotFoundError, and NotReadyError where the load fails.
         """
 
         async def change(model: _Model) -> None:
-            previous = model.default()
-            wanted = _find_version(model, version) if version else model.newest()
+            previous, wanted = model.latest(), model.on_disk(version)
             await self._load(model, wanted)
-            if not version and previous is not None and previous is not wanted:
+            if version in {"", LATEST} and previous not in model.wanted():
                 await self._unload(previous)
 
         return await self._change(name, change)
@@ -273,18 +316,77 @@ class Repository:
         """
 
         async def change(model: _Model) -> None:
-            wanted = [_find_version(model, version)] if version else list(model.versions.values())
+            wanted = [model.on_disk(version)] if version else list(model.versions.values())
             await asyncio.gather(*(self._unload(v) for v in wanted))
 
         return await self._change(name, change)
 
+    async def set_labels(self, name: str, labels: Mapping[str, str]) -> ModelStatus:
+        """Put `labels`, which stand for versions by number, in the place of a model's own.
+
+        Versions that do not serve yet are loaded first; where one cannot be,
+        the labels stay as they are. Raises InvalidRequestError, NotFoundError,
+        and NotReadyError where a load fails.
+        """
+        numbers = _check_labels(labels)
+
+        async def change(model: _Model) -> None:
+            for number in sorted(set(numbers.values())):
+                wanted = model.find(str(number))
+                if wanted.loaded is None:
+                    await self._load(model, wanted)
+            model.labels = numbers
+
+        return await self._change(name, change)
+
+    def take_labels(self, name: str, labels: Mapping[str, str]) -> None:
+        """Take over the labels of a model from a server that has checked them."""
+        if name in self._models:
+            self._models[name].labels = _check_labels(labels)
+
+    async def poll(self) -> None:
+        """Serve what lies in the folder now: of each model the newest version and the labelled.
+
+        A version that came is loaded, and one whose manifest is another now is
+        put in the place of the old one. Those that went, or are no longer the
+        newest, are unloaded as soon as the newest is ready. What fails to load
+        is tried again when its files change. Raises OSError where the folder
+        cannot be read; nothing changes then.
+        """
+        found = await asyncio.to_thread(look, self._root)
+        for name in sorted(found.keys() | self._models.keys()):
+            sightings = found.get(name, {})
+            self._learn(name, {number: sighting.path for number, sighting in sightings.items()})
+            if name in self._models:
+                await self._run(self._models[name], partial(self._follow, sightings=sightings))
+                self._learn(name, {n: sighting.path for n, sighting in sightings.items()})
+
+    async def _follow(self, model: _Model, sightings: Mapping[int, Sighting]) -> None:
+        keep: list[_Version] = []
+        if sightings:
+            newest = model.versions[max(sightings)]
+            keep = [newest, *(v for v in model.wanted() if v.number in sightings)]
+            for version in keep:
+                sighting = sightings[version.number]
+                if version.differs(sighting):
+                    version.tried = sighting
+                    await self._try_load(model, version)
+            if newest.state is not State.READY:
+                keep.append(model.latest())
+        await asyncio.gather(
+            *(self._unload(version) for version in model.versions.values() if version not in keep)
+        )
+
     async def _change(
         self, name: str, change: Callable[[_Model], Coroutine[None, None, None]]
     ) -> ModelStatus:
-        if name in self._names():
+        if name in model_names(self._root):
             self._scan(name)
-        model = self._find(name)
+        return await self._run(self._find(name), change)
 
+    async def _run(
+        self, model: _Model, change: Callable[[_Model], Coroutine[None, None, None]]
+    ) -> ModelStatus:
         async def run() -> ModelStatus:
             async with model.lock:
                 await change(model)
@@ -295,6 +397,12 @@ class Repository:
         self._changes.add(task)
         task.add_done_callback(self._changes.discard)
         return await asyncio.shield(task)
+
+    async def _try_load(self, model: _Model, version: _Version) -> None:
+        try:
+            await self._load(model, version)
+        except NotReadyError as error:
+            logger.error("%s", error)  # noqa: TRY400 - the cause is logged where it was found
 
     async def _load(self, model: _Model, version: _Version) -> None:
         previous = version.loaded
@@ -356,10 +464,11 @@ class Repository:
                 f"{MANIFEST_FILE}: it is {bundle.manifest.name}/{bundle.manifest.version}, "
                 f"and its folder {name}/{version.number}"
             )
-        runners = make_instances(self._make_runner, bundle, self._policy_of(name).cores)
+        policy = self._policy_of(name)
+        runners = make_instances(self._make_runner, bundle, policy.cores)
         try:
             for runner in runners:
-                warm_up(runner)
+                warm_up(runner, batch_sizes(policy))
         except BackendError:
             for runner in runners:
                 runner.close()
@@ -374,28 +483,26 @@ class Repository:
         version.loaded = None
         self._move(version, State.UNLOADED)
 
-    def _names(self) -> list[str]:
-        return sorted(entry.name for entry in self._root.iterdir() if _is_name(entry.name))
-
     def _scan(self, name: str) -> None:
+        self._learn(name, version_paths(self._root, name))
+
+    def _learn(self, name: str, paths: Mapping[int, Path]) -> None:
         """Learn of versions that came, and forget those that went and do not serve."""
-        paths = {
-            int(manifest.parent.name): manifest.parent
-            for manifest in (self._root / name).glob(f"*/{MANIFEST_FILE}")
-            if _VERSION.fullmatch(manifest.parent.name)
-        }
         known = self._models.get(name)
         if known is None:
             if not paths:
                 return
-            known = self._models[name] = _Model(name=name)
+            labels = self._labels.get(name, {})
+            known = self._models[name] = _Model(name=name, labels=labels)
         for number, path in paths.items():
             known.versions.setdefault(number, _Version(path=path, number=number))
         for number in known.versions.keys() - paths.keys():
-            if known.versions[number].loaded is None:
+            version = known.versions[number]
+            if version.loaded is None and version.state is not State.LOADING:
                 del known.versions[number]
         if not known.versions:
             del self._models[name]
+            self._observer.changed()
 
     def _find(self, name: str) -> _Model:
         if name not in self._models:
@@ -414,34 +521,22 @@ class Repository:
         return next(iter(self._models.values()))
 
 
-def warm_up(runner: Runner) -> None:
-    """Run a black picture for the logits alone and with the default map, so that these are ready.
-
-    An engine may make a program for each set of outputs, when it is first
-    wanted. Also shows that the graph keeps its contract; raises BackendError.
-    """
-    inputs: dict[str, Array] = {IMAGE_INPUT: np.zeros((1, *runner.image_shape), dtype=np.uint8)}
-    runner.run(inputs, [LOGITS_OUTPUT])
-    cams = [name for name in runner.outputs if name.startswith(CAM_PREFIX)]
-    if cams:
-        inputs[CLASS_IDS_INPUT] = np.array([[-1]], dtype=np.int64)
-        runner.run(inputs, [LOGITS_OUTPUT, cams[0]])
-
-
-def _is_name(text: str) -> bool:
-    try:
-        _NAME.validate_python(text)
-    except ValidationError:
-        return False
-    return True
-
-
-def _find_version(model: _Model, version: str) -> _Version:
-    found = model.versions.get(int(version)) if _VERSION.fullmatch(version) else None
-    if found is None:
-        raise NotFoundError(
-            "VERSION_NOT_FOUND",
-            f"the model {model.name!r} has no version {quote(version)}",
-            metadata={"model": model.name, "version": clip(version)},
-        )
-    return found
+def _check_labels(labels: Mapping[str, str]) -> dict[str, int]:
+    numbers = {}
+    for label, version in labels.items():
+        field, metadata = "version_labels", {"label": clip(label)}
+        try:
+            check_label(label)
+        except ValueError as error:
+            raise InvalidRequestError(
+                "LABEL_INVALID", f"{quote(label)}: {error}", field=field, metadata=metadata
+            ) from error
+        if not VERSION.fullmatch(version):
+            raise InvalidRequestError(
+                "VERSION_INVALID",
+                f"the label {label!r} stands for {quote(version)}, which is no version's number",
+                field=field,
+                metadata=metadata,
+            )
+        numbers[label] = int(version)
+    return numbers

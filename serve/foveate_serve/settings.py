@@ -20,6 +20,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, Setting
 
 from foveate_serve.imaging.decode import MAX_PIXELS
 from foveate_serve.instances import CAN_PIN
+from foveate_serve.labels import VersionLabels
 
 ENV_PREFIX = "FOVEATE_SERVE_"
 
@@ -95,12 +96,26 @@ class Settings(ModelSettings, BaseSettings):
     )
 
     repository: Path = Field(description="the folder that holds <model>/<version>/")
+    repository_mode: Literal["none", "poll", "explicit"] = Field(
+        default="none",
+        description="who changes the models: nobody but clients where admin is set (none), "
+        "the folder itself (poll), or clients alone, from a start without models (explicit)",
+    )
+    poll_interval: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        default=15.0, description="seconds between two looks at the folder in the mode poll"
+    )
+    version_labels: Annotated[VersionLabels, NoDecode] = Field(
+        default_factory=dict,
+        description="labels of versions by model, such as stable: MODEL:LABEL=VERSION,... "
+        "as a flag, a table of tables in the file",
+    )
     address: Address = Field(
         default="127.0.0.1:50051",
         description="where to listen, HOST:PORT; port 0 picks a free one",
     )
     admin: bool = Field(
-        default=False, description="whether clients may load and unload models (RepositoryService)"
+        default=False,
+        description="whether clients may load, unload and label models (RepositoryService)",
     )
     workers: Count = Field(
         default=1, description="processes that share the address, each with its own models"
@@ -211,6 +226,12 @@ class Settings(ModelSettings, BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _check_mode(self) -> Self:
+        if self.repository_mode == "explicit" and not self.admin:
+            raise ValueError("repository_mode: explicit needs admin: nobody else loads a model")
+        return self
+
+    @model_validator(mode="after")
     def _check_tls(self) -> Self:
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key go together: one is given alone")
@@ -227,11 +248,10 @@ class Settings(ModelSettings, BaseSettings):
             if is_secret(name):
                 lines.append(f"# {name} = {'(not set)' if value is None else '(secret)'}")
                 continue
-            # JSON writes strings, numbers and booleans as TOML does.
-            lines.append(f"# {name} =" if value is None else f"{name} = {json.dumps(value)}")
+            lines.append(f"# {name} =" if value is None else f"{name} = {_toml(value)}")
         for model, own in self.own_settings().items():
             lines += ["", f"[models.{json.dumps(model)}]"]
-            lines += [f"{name} = {json.dumps(value)}" for name, value in own.items()]
+            lines += [f"{name} = {_toml(value)}" for name, value in own.items()]
         return "\n".join(lines) + "\n"
 
     def shown(self) -> dict[str, str]:
@@ -248,6 +268,13 @@ def setting_names() -> list[str]:
     """Return the names of the settings that have one value: the server's own, then the models'."""
     names = [name for name in Settings.model_fields if name != "models"]
     return sorted(names, key=lambda name: name in ModelSettings.model_fields)
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items()) + "}"
+    # JSON writes the others as TOML does.
+    return json.dumps(value)
 
 
 def is_secret(name: str) -> bool:

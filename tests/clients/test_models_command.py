@@ -26,6 +26,7 @@ def run(server, capsys):
                     models.ModelVersion(version="3", state=models.MODEL_STATE_READY),
                 ],
                 default_version="3",
+                version_labels={"stable": "3"},
             )
         ]
     )
@@ -38,7 +39,7 @@ def test_the_models_are_listed(run):
     assert code == 0
     assert header == ["model", "version", "state"]
     assert failed == ["pets", "4", "failed", "a", "digest", "differs"]
-    assert ready == ["pets", "3", "ready", "default"]
+    assert ready == ["pets", "3", "ready", "default,", "stable"]
 
 
 def test_the_models_are_listed_for_programs(run):
@@ -52,6 +53,7 @@ def test_the_models_are_listed_for_programs(run):
                 {"version": "3", "state": "ready", "reason": ""},
             ],
             "default_version": "3",
+            "version_labels": {"stable": "3"},
         }
     ]
 

@@ -99,7 +99,7 @@ async def test_unknown_models_are_not_found(
         assert len(raised.value.message) < 200
 
 
-@pytest.mark.parametrize("version", ["2", "0", "-1", "01", "1.0", "latest", "9" * 5000, "\u0661"])
+@pytest.mark.parametrize("version", ["2", "0", "-1", "01", "1.0", "stable", "9" * 5000, "\u0661"])
 async def test_unknown_versions_are_not_found(
     repository: Repository, write_bundle: Write, version: str
 ) -> None:

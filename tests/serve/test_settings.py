@@ -35,6 +35,12 @@ def test_flags_win_over_the_environment_which_wins_over_the_file(
         ("max_batch = 0", "max_batch: 0: Input should be greater than 0"),
         ('address = "here"', "address: 'here': "),
         ("max_delay = nan", "max_delay: nan: "),
+        ("[version_labels.cats]\nlatest = 1", "version_labels.cats.latest"),
+        ("[version_labels.cats]\nCanary = 1", "a label is of at most 63"),
+        ("[version_labels.cats]\nstable = 0", "version_labels.cats.stable: 0: "),
+        ('version_labels = "cats:stable"', "'cats:stable' is not MODEL:LABEL=VERSION"),
+        ('repository_mode = "explicit"\nadmin = false', "explicit needs admin"),
+        ("poll_interval = 0", "poll_interval: 0: "),
         ("max_batch = ", "foveate.toml: "),
     ],
 )
@@ -43,6 +49,20 @@ def test_a_bad_file_is_refused_by_the_settings_name(file: Path, line: str, messa
     with pytest.raises(SettingsError) as raised:
         load_settings({}, file)
     assert message in str(raised.value)
+
+
+def test_labels_come_as_a_table_or_as_text(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = {"cats": {"stable": 3, "canary": 4}, "dogs": {"stable": 1}}
+    text = "cats:stable=3, cats:canary=4,dogs:stable=1"
+    assert load_settings({"repository": "models", "version_labels": text}).version_labels == wanted
+    monkeypatch.setenv("FOVEATE_SERVE_VERSION_LABELS", text)
+    assert load_settings({"repository": "models"}).version_labels == wanted
+    monkeypatch.delenv("FOVEATE_SERVE_VERSION_LABELS")
+    with file.open("a", encoding="utf-8") as toml:
+        toml.write("[version_labels]\ncats = {stable = 3, canary = 4}\ndogs.stable = 1\n")
+    settings = load_settings({}, file)
+    assert settings.version_labels == wanted
+    assert tomllib.loads(settings.to_toml())["version_labels"] == wanted
 
 
 def test_a_missing_file_and_a_missing_repository_are_refused(tmp_path: Path) -> None:

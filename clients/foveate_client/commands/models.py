@@ -87,12 +87,14 @@ def _summaries(models: Sequence[ModelSummary]) -> Table:
     table = _columns("model", "version", "state", "")
     for model in models:
         for version in model.versions:
-            is_default = version.version == model.default_version
+            notes = ["default"] if version.version == model.default_version else []
+            notes += [name for name, v in model.version_labels.items() if v == version.version]
+            notes += [version.reason] if version.reason else []
             table.add_row(
                 Text(model.name, "bold"),
                 Text(version.version),
                 Text(version.state, "green" if version.state == "ready" else ""),
-                Text(version.reason or ("default" if is_default else ""), "dim"),
+                Text(", ".join(notes), "dim"),
             )
     return table
 
@@ -181,7 +183,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="describe this model")
     add_source_arguments(parser, required=False)
-    parser.add_argument("--version", metavar="V", default="", help="the version to describe")
+    parser.add_argument(
+        "--version", metavar="V", default="", help="the version to describe, or its label"
+    )
     parser.add_argument(
         "--available", action="store_true", help="list the classifiers that can be exported"
     )

@@ -23,11 +23,16 @@ class BundleError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
-    """A bundle whose files are all there and all have the digests of its manifest."""
+    """A bundle whose files are all there and all have the digests of its manifest.
+
+    `digest` is the SHA-256 of the manifest, in hexadecimal, and so stands for
+    all of the bundle; it is empty where there is none yet.
+    """
 
     path: Path
     manifest: Manifest
     labels: tuple[str, ...]
+    digest: str = ""
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -39,10 +44,16 @@ class Bundle:
         and where there is not one label a class.
         """
         root = path.resolve()
-        manifest = _read_manifest(root)
+        text = _read_manifest(root)
+        manifest = _parse_manifest(text)
         for name, entry in manifest.files.items():
             _check_file(root, name, entry)
-        return cls(path=root, manifest=manifest, labels=_read_labels(root, manifest.classes))
+        return cls(
+            path=root,
+            manifest=manifest,
+            labels=_read_labels(root, manifest.classes),
+            digest=hashlib.sha256(text).hexdigest(),
+        )
 
     def file(self, variant: str) -> Path:
         """Return the graph of `variant`; raises KeyError where the bundle has no such variant."""
@@ -55,7 +66,7 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_manifest(root: Path) -> Manifest:
+def _read_manifest(root: Path) -> bytes:
     try:
         with (root / MANIFEST_FILE).open("rb") as file:
             text = file.read(MAX_MANIFEST_BYTES + 1)
@@ -63,6 +74,10 @@ def _read_manifest(root: Path) -> Manifest:
         raise BundleError(f"{MANIFEST_FILE}: cannot be read ({error.strerror})") from error
     if len(text) > MAX_MANIFEST_BYTES:
         raise BundleError(f"{MANIFEST_FILE}: larger than the limit of {MAX_MANIFEST_BYTES} bytes")
+    return text
+
+
+def _parse_manifest(text: bytes) -> Manifest:
     try:
         return Manifest.model_validate_json(text)
     except ValidationError as error:

@@ -102,6 +102,7 @@ def from_status(status: ModelStatus) -> model_pb2.ModelSummary:
             for version in status.versions
         ],
         default_version="" if status.default_version is None else str(status.default_version),
+        version_labels={label: str(version) for label, version in status.labels.items()},
     )
 
 

@@ -21,6 +21,8 @@ from foveate.v1.repository_service_pb2 import (
     LoadModelResponse,
     ReloadModelRequest,
     ReloadModelResponse,
+    SetVersionLabelsRequest,
+    SetVersionLabelsResponse,
     UnloadModelRequest,
     UnloadModelResponse,
 )
@@ -78,37 +80,58 @@ class ClassifierHandler:
 
 
 class RepositoryHandler:
-    """RepositoryService. Every call is refused unless `enabled`."""
+    """RepositoryService. Every call is refused unless `enabled`.
 
-    def __init__(self, repository: Repository, *, enabled: bool) -> None:
+    Where the repository is `polled`, clients change labels alone.
+    """
+
+    def __init__(self, repository: Repository, *, enabled: bool, polled: bool = False) -> None:
         self._repository = repository
         self._enabled = enabled
+        self._polled = polled
 
     async def load_model(self, request: LoadModelRequest) -> LoadModelResponse:
         """Load a model."""
         with status_errors():
-            self._require_enabled()
+            self._require_changes()
             status = await self._repository.load(request.name, request.version)
             return LoadModelResponse(model=convert.from_status(status))
 
     async def unload_model(self, request: UnloadModelRequest) -> UnloadModelResponse:
         """Unload a model."""
         with status_errors():
-            self._require_enabled()
+            self._require_changes()
             status = await self._repository.unload(request.name, request.version)
             return UnloadModelResponse(model=convert.from_status(status))
 
     async def reload_model(self, request: ReloadModelRequest) -> ReloadModelResponse:
         """Read a model anew."""
         with status_errors():
-            self._require_enabled()
+            self._require_changes()
             status = await self._repository.reload(request.name, request.version)
             return ReloadModelResponse(model=convert.from_status(status))
+
+    async def set_version_labels(
+        self, request: SetVersionLabelsRequest
+    ) -> SetVersionLabelsResponse:
+        """Put other labels in the place of a model's own."""
+        with status_errors():
+            self._require_enabled()
+            status = await self._repository.set_labels(request.name, request.version_labels)
+            return SetVersionLabelsResponse(model=convert.from_status(status))
 
     def _require_enabled(self) -> None:
         if not self._enabled:
             raise ForbiddenError(
                 "ADMIN_DISABLED", "loading and unloading models is not enabled on this server"
+            )
+
+    def _require_changes(self) -> None:
+        self._require_enabled()
+        if self._polled:
+            raise ForbiddenError(
+                "REPOSITORY_POLLED",
+                "this server serves what its folder holds, and loads no model when called to",
             )
 
 

@@ -23,6 +23,8 @@ from foveate.v1.repository_service_pb2 import (
     LoadModelResponse,
     ReloadModelRequest,
     ReloadModelResponse,
+    SetVersionLabelsRequest,
+    SetVersionLabelsResponse,
     UnloadModelRequest,
     UnloadModelResponse,
 )
@@ -81,6 +83,11 @@ class RepositoryServicer(RepositoryServiceServicer):
         self, request: ReloadModelRequest, context: Context
     ) -> ReloadModelResponse:
         return await answer(context, self._handler.reload_model(request))
+
+    async def SetVersionLabels(  # noqa: N802, D102
+        self, request: SetVersionLabelsRequest, context: Context
+    ) -> SetVersionLabelsResponse:
+        return await answer(context, self._handler.set_version_labels(request))
 
 
 class CallsInFlight(grpc.aio.ServerInterceptor):

@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from foveate.v1.repository_service_pb2 import (
     LoadModelResponse,
     ReloadModelRequest,
     ReloadModelResponse,
+    SetVersionLabelsRequest,
+    SetVersionLabelsResponse,
     UnloadModelRequest,
     UnloadModelResponse,
 )
@@ -102,17 +105,28 @@ async def rows_of(socket: Path) -> list[VersionRow]:
     return rows
 
 
-async def ready_versions(socket: Path) -> set[tuple[str, str]]:
-    """Return the models and versions that one worker serves; raises AioRpcError."""
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """What one worker serves: pairs of a model and a version, and its labels by model."""
+
+    versions: frozenset[tuple[str, str]]
+    labels: Mapping[str, Mapping[str, str]]
+
+
+async def served_by(socket: Path) -> Served:
+    """Return what one worker serves; raises AioRpcError."""
     async with connected(socket) as channel:
         request = ListModelsRequest(page_size=MAX_PAGE_SIZE)
         answer = await ClassifierServiceStub(channel).ListModels(request, timeout=SECONDS)
-    return {
-        (model.name, version.version)
-        for model in answer.models
-        for version in model.versions
-        if version.state == MODEL_STATE_READY
-    }
+    return Served(
+        versions=frozenset(
+            (model.name, version.version)
+            for model in answer.models
+            for version in model.versions
+            if version.state == MODEL_STATE_READY
+        ),
+        labels={model.name: dict(model.version_labels) for model in answer.models},
+    )
 
 
 class PeerServer:
@@ -147,8 +161,10 @@ class SharedRepositoryHandler(RepositoryHandler):
     over the state of the others when it is up again.
     """
 
-    def __init__(self, repository: Repository, peers: Peers, *, enabled: bool) -> None:
-        super().__init__(repository, enabled=enabled)
+    def __init__(
+        self, repository: Repository, peers: Peers, *, enabled: bool, polled: bool
+    ) -> None:
+        super().__init__(repository, enabled=enabled, polled=polled)
         self._peers = peers
 
     async def load_model(self, request: LoadModelRequest) -> LoadModelResponse:
@@ -166,9 +182,21 @@ class SharedRepositoryHandler(RepositoryHandler):
         answer: ReloadModelResponse = await self._everywhere("ReloadModel", request)
         return answer
 
-    async def _everywhere(self, method: str, request: Message) -> Any:
+    async def set_version_labels(
+        self, request: SetVersionLabelsRequest
+    ) -> SetVersionLabelsResponse:
+        """Put other labels in the place of a model's own in every worker."""
         with status_errors():
             self._require_enabled()
+        answer: SetVersionLabelsResponse = await self._ask_all("SetVersionLabels", request)
+        return answer
+
+    async def _everywhere(self, method: str, request: Message) -> Any:
+        with status_errors():
+            self._require_changes()
+        return await self._ask_all(method, request)
+
+    async def _ask_all(self, method: str, request: Message) -> Any:
         answer = None
         for socket in self._peers.all():
             async with connected(socket) as channel:

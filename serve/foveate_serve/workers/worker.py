@@ -30,7 +30,7 @@ from foveate_serve.workers.peers import (
     Peers,
     PeerServer,
     SharedRepositoryHandler,
-    ready_versions,
+    served_by,
 )
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,10 @@ class Worker(Process):
 
     def _repository_handler(self) -> SharedRepositoryHandler:
         return SharedRepositoryHandler(
-            self._engine.repository, self._peers, enabled=self._settings.admin
+            self._engine.repository,
+            self._peers,
+            enabled=self._settings.admin,
+            polled=self._polled,
         )
 
     @asynccontextmanager
@@ -92,20 +95,22 @@ class Worker(Process):
 
     async def _follow(self, socket: Path) -> None:
         """Serve what a peer serves, and nothing else: it may have been told to change."""
-        theirs, repository = await ready_versions(socket), self._engine.repository
+        served, repository = await served_by(socket), self._engine.repository
         ours = {
             (model.name, str(version.version))
             for model in repository.models()
             for version in model.versions
             if version.state is State.READY
         }
-        for name, version in sorted(theirs - ours):
+        for name, version in sorted(served.versions - ours):
             try:
                 await repository.load(name, version)
             except ServeError as error:
                 logger.warning("a peer serves version %s of %s: %s", version, name, error)
-        for name, version in sorted(ours - theirs):
+        for name, version in sorted(ours - served.versions):
             await repository.unload(name, version)
+        for name, labels in served.labels.items():
+            repository.take_labels(name, labels)
 
 
 def main() -> int:

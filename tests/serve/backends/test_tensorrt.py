@@ -30,7 +30,7 @@ from foveate_serve.backends.base import BackendError, Runner
 from foveate_serve.backends.registry import create_runner
 from foveate_serve.backends.tensorrt import cuda, flavour
 from foveate_serve.bundle.bundle import Bundle
-from foveate_serve.repository import warm_up
+from foveate_serve.warmup import warm_up
 
 VERSION = "11.0.0"
 OUTPUTS = ("logits", "cam.cam", "features.planes")
@@ -312,9 +312,9 @@ def test_a_batch_above_the_largest_runs_in_parts(machine: Machine, path: Path) -
 
 def test_gives_back_all_memory(machine: Machine, path: Path) -> None:
     runner = open_runner(path)
-    warm_up(runner)
+    warm_up(runner, [1])
     held = len(machine.memory)
-    warm_up(runner)
+    warm_up(runner, [1])
     assert (len(machine.memory), machine.streams) == (held, 1)
     runner.close()
     assert (machine.memory, machine.streams) == ({}, 0)

@@ -1,0 +1,53 @@
+"""Labels that stand for versions of a model: `stable`, `canary`, or others of one's choice.
+
+A label begins with a letter and a version is a number, so a request can name
+either in the same field.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator
+
+from foveate_serve.bundle.manifest import Name, Positive
+
+LATEST = "latest"
+"""What stands for the newest version, and cannot be a label."""
+
+STABLE = "stable"
+"""The label whose version answers when a request names none."""
+
+_LABEL = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+_ASSIGNMENT = re.compile(r"(?P<model>[^:=]+):(?P<label>[^:=]+)=(?P<version>[^:=]+)")
+
+
+def check_label(text: str) -> str:
+    """Return `text` where it may be a label; raises ValueError."""
+    if text == LATEST:
+        raise ValueError(f"{LATEST!r} stands for the newest version and cannot be a label")
+    if not _LABEL.fullmatch(text):
+        raise ValueError(
+            "a label is of at most 63 lower-case letters, digits, '-' and '_', "
+            "and begins with a letter"
+        )
+    return text
+
+
+def _read(value: object) -> object:
+    """Turn `MODEL:LABEL=VERSION,...`, as flags and the environment have it, into a mapping."""
+    if not isinstance(value, str):
+        return value
+    labels: dict[str, dict[str, str]] = {}
+    for part in filter(None, map(str.strip, value.split(","))):
+        match = _ASSIGNMENT.fullmatch(part)
+        if match is None:
+            raise ValueError(f"{part!r} is not MODEL:LABEL=VERSION")
+        labels.setdefault(match["model"], {})[match["label"]] = match["version"]
+    return labels
+
+
+Label = Annotated[str, AfterValidator(check_label)]
+
+VersionLabels = Annotated[Mapping[Name, Mapping[Label, Positive]], BeforeValidator(_read)]
+"""The labels by model, and the versions that they stand for."""

@@ -1,0 +1,51 @@
+"""The runs before the first request, so that no request meets an engine that is cold."""
+
+import logging
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from foveate_serve.backends.base import Array, Runner
+from foveate_serve.batcher import BatchPolicy
+from foveate_serve.bundle.manifest import CAM_PREFIX, CLASS_IDS_INPUT, IMAGE_INPUT, LOGITS_OUTPUT
+
+logger = logging.getLogger(__name__)
+
+
+def warm_up(runner: Runner, sizes: Sequence[int]) -> None:
+    """Run black pictures in batches of `sizes` for the logits, and one for the first map as well.
+
+    An engine may prepare itself anew for every size, and for every set of
+    outputs. Requests for maps come alone more often than not, and for other
+    outputs seldom, so that no start has to wait for those. Also shows that the
+    graph keeps its contract: raises BackendError.
+    """
+    started = time.monotonic()
+    # The largest first: what it allocates does for the others.
+    for size in sorted(sizes, reverse=True):
+        runner.run(_black(runner, size), [LOGITS_OUTPUT])
+    cam = next((name for name in runner.outputs if name.startswith(CAM_PREFIX)), None)
+    if cam is not None:
+        class_ids = np.full((1, 1), -1, dtype=np.int64)
+        runner.run({**_black(runner, 1), CLASS_IDS_INPUT: class_ids}, [LOGITS_OUTPUT, cam])
+    logger.debug(
+        "warmed up on %s in batches of %s in %.2f s",
+        runner.backend,
+        ", ".join(map(str, sorted(sizes))),
+        time.monotonic() - started,
+    )
+
+
+def _black(runner: Runner, size: int) -> dict[str, Array]:
+    return {IMAGE_INPUT: np.zeros((size, *runner.image_shape), dtype=np.uint8)}
+
+
+def batch_sizes(policy: BatchPolicy) -> tuple[int, ...]:
+    """Return the sizes to warm up for: those preferred, or else powers of two up to the largest.
+
+    One and the largest are always among them.
+    """
+    most = policy.max_batch
+    between = policy.preferred_sizes or [1 << power for power in range((most - 1).bit_length())]
+    return tuple(sorted({1, *between, most}))

@@ -1,0 +1,66 @@
+"""An engine has run every batch that requests will make before it answers any of them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from foveate_serve.backends.base import BackendError
+from foveate_serve.backends.registry import create_runner
+from foveate_serve.batcher import BatchPolicy
+from foveate_serve.repository import Repository, State
+from foveate_serve.warmup import batch_sizes, warm_up
+
+
+@pytest.mark.parametrize(
+    ("policy", "sizes"),
+    [
+        (BatchPolicy(max_batch=1), (1,)),
+        (BatchPolicy(max_batch=2), (1, 2)),
+        (BatchPolicy(max_batch=6), (1, 2, 4, 6)),
+        (BatchPolicy(max_batch=8), (1, 2, 4, 8)),
+        (BatchPolicy(max_batch=8, preferred_sizes=(4, 6)), (1, 4, 6, 8)),
+    ],
+)
+def test_sizes_are_those_that_batches_will_have(
+    policy: BatchPolicy, sizes: tuple[int, ...]
+) -> None:
+    assert batch_sizes(policy) == sizes
+
+
+def test_every_size_is_run_for_the_logits_and_one_picture_for_a_map(gated: object) -> None:
+    warm_up(gated, (1, 2, 4))
+    assert gated.batches == [
+        (4, ("logits",)),
+        (2, ("logits",)),
+        (1, ("logits",)),
+        (1, ("logits", "cam.cam")),
+    ]
+
+
+async def test_a_model_that_fails_to_warm_up_does_not_serve(
+    write_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_bundle().parents[1]
+    opened = []
+
+    def make(bundle: object) -> object:
+        runner = create_runner(bundle)
+        run = runner.run
+
+        def fail_on_eight(inputs: dict, outputs: list) -> dict:
+            if len(inputs["image"]) == 8:
+                raise BackendError("no memory for a batch of 8")
+            return run(inputs, outputs)
+
+        monkeypatch.setattr(runner, "run", fail_on_eight)
+        monkeypatch.setattr(runner, "close", lambda: opened.remove(runner))
+        opened.append(runner)
+        return runner
+
+    repository = Repository(root, make, BatchPolicy(max_batch=8))
+    await repository.open()
+    ((status,),) = (model.versions for model in repository.models())
+    assert (status.state, status.reason) == (State.FAILED, "no memory for a batch of 8")
+    assert opened == []
+    await repository.close()
