@@ -50,6 +50,8 @@ class ClassifyOptions(TypedDict, total=False):
     """The feature maps wanted, by layer; unset, none."""
     timing: bool
     """Whether the answer tells where its time went; unset, not."""
+    priority: int
+    """How urgent it is, 1 the most; unset, the model's default."""
 
 
 def classify_request(
@@ -61,6 +63,7 @@ def classify_request(
     cam: Cam | None = None,
     feature_maps: Sequence[Features | str] = (),
     timing: bool = False,
+    priority: int = 0,
 ) -> ClassifyRequest:
     """Return the request for `image`. Raises ImageError where it cannot be read."""
     return ClassifyRequest(
@@ -70,6 +73,7 @@ def classify_request(
         cam=None if cam is None else _cam_options(cam),
         feature_maps=[_feature_map_options(wanted) for wanted in feature_maps],
         timing=timing,
+        priority=priority,
         **image_field(image),
     )
 

@@ -56,6 +56,9 @@ class BatchPolicy:
     first, however long lower ones have waited.
 
     There is one instance for each entry of `cores`, which runs on those cores.
+
+    `objective`, in seconds, is the time within which 99 of 100 requests are to
+    be answered; None where there is no such aim.
     """
 
     max_batch: int = 8
@@ -65,6 +68,7 @@ class BatchPolicy:
     priority_queues: tuple[int, ...] = ()
     default_priority: int | None = None
     cores: tuple[Cores, ...] = (ANY_CORE,)
+    objective: float | None = None
 
     @property
     def priorities(self) -> int:

@@ -71,6 +71,7 @@ class ClassifyRequest(_message.Message):
     CAM_FIELD_NUMBER: _builtins.int
     FEATURE_MAPS_FIELD_NUMBER: _builtins.int
     TIMING_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model. Empty where the server serves exactly one."""
     version: _builtins.str
@@ -85,6 +86,10 @@ class ClassifyRequest(_message.Message):
     """
     timing: _builtins.bool
     """Whether the answer tells its times."""
+    priority: _builtins.int
+    """How urgent it is: 1 is the most urgent, and a number above the model's
+    priorities counts as the least. Unset means the model's default.
+    """
     @_builtins.property
     def raw(self) -> Global___RawImage:
         """Plain bytes of the classifier's size."""
@@ -108,10 +113,11 @@ class ClassifyRequest(_message.Message):
         cam: _explanation_pb2.CamOptions | None = ...,
         feature_maps: _abc.Iterable[_explanation_pb2.FeatureMapOptions] | None = ...,
         timing: _builtins.bool = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_top_k", b"_top_k", "cam", b"cam", "encoded", b"encoded", "image", b"image", "raw", b"raw", "top_k", b"top_k"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_k", b"_top_k", "cam", b"cam", "encoded", b"encoded", "feature_maps", b"feature_maps", "image", b"image", "model", b"model", "raw", b"raw", "timing", b"timing", "top_k", b"top_k", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_k", b"_top_k", "cam", b"cam", "encoded", b"encoded", "feature_maps", b"feature_maps", "image", b"image", "model", b"model", "priority", b"priority", "raw", b"raw", "timing", b"timing", "top_k", b"top_k", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__top_k: _TypeAlias = _typing.Literal["top_k"]  # noqa: Y015
     _WhichOneofArgType__top_k: _TypeAlias = _typing.Literal["_top_k", b"_top_k"]  # noqa: Y015

@@ -5,6 +5,7 @@ What a server serves: models, their versions, and what each can return."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -451,6 +452,7 @@ class Model(_message.Message):
     DEVICE_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
+    BATCHING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The model's name."""
     version: _builtins.str
@@ -491,6 +493,10 @@ class Model(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was exported."""
 
+    @_builtins.property
+    def batching(self) -> Global___Batching:
+        """How its requests are batched at this moment."""
+
     def __init__(
         self,
         *,
@@ -508,11 +514,66 @@ class Model(_message.Message):
         device: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         parameters: _builtins.int = ...,
+        batching: Global___Batching | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "input", b"input"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batching", b"batching", "create_time", b"create_time", "input", b"input"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_variant", b"active_variant", "backend", b"backend", "cam_methods", b"cam_methods", "classifier", b"classifier", "create_time", b"create_time", "device", b"device", "input", b"input", "labels", b"labels", "layers", b"layers", "name", b"name", "parameters", b"parameters", "state", b"state", "variants", b"variants", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_variant", b"active_variant", "backend", b"backend", "batching", b"batching", "cam_methods", b"cam_methods", "classifier", b"classifier", "create_time", b"create_time", "device", b"device", "input", b"input", "labels", b"labels", "layers", b"layers", "name", b"name", "parameters", b"parameters", "state", b"state", "variants", b"variants", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class Batching(_message.Message):
+    """How the requests of a model are batched."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCES_FIELD_NUMBER: _builtins.int
+    MAX_BATCH_FIELD_NUMBER: _builtins.int
+    PREFERRED_BATCHES_FIELD_NUMBER: _builtins.int
+    MAX_DELAY_FIELD_NUMBER: _builtins.int
+    MAX_QUEUE_FIELD_NUMBER: _builtins.int
+    PRIORITIES_FIELD_NUMBER: _builtins.int
+    LATENCY_OBJECTIVE_FIELD_NUMBER: _builtins.int
+    instances: _builtins.int
+    """How often the model is loaded, to run as many batches at one time."""
+    max_batch: _builtins.int
+    """The most pictures in a batch."""
+    max_queue: _builtins.int
+    """The most pictures that wait, at a request's priority and above."""
+    priorities: _builtins.int
+    """How many priorities there are, at least 1."""
+    @_builtins.property
+    def preferred_batches(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The sizes that are preferred."""
+
+    @_builtins.property
+    def max_delay(self) -> _duration_pb2.Duration:
+        """How long an idle instance waits for a batch to fill."""
+
+    @_builtins.property
+    def latency_objective(self) -> _duration_pb2.Duration:
+        """The time within which 99 of 100 requests are to be answered. Where it is
+        set, the server has found the sizes, the delay and the queue by itself.
+        """
+
+    def __init__(
+        self,
+        *,
+        instances: _builtins.int = ...,
+        max_batch: _builtins.int = ...,
+        preferred_batches: _abc.Iterable[_builtins.int] | None = ...,
+        max_delay: _duration_pb2.Duration | None = ...,
+        max_queue: _builtins.int = ...,
+        priorities: _builtins.int = ...,
+        latency_objective: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["latency_objective", b"latency_objective", "max_delay", b"max_delay"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instances", b"instances", "latency_objective", b"latency_objective", "max_batch", b"max_batch", "max_delay", b"max_delay", "max_queue", b"max_queue", "preferred_batches", b"preferred_batches", "priorities", b"priorities"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Batching: _TypeAlias = Batching  # noqa: Y015

@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable
-from typing import Any, NoReturn, TypeVar
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import grpc
 from google.rpc.code_pb2 import Code
@@ -13,6 +13,8 @@ from foveate.status import TRAILER, ErrorStatus, StatusError
 T = TypeVar("T")
 
 Context = grpc.aio.ServicerContext[Any, Any]
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
+Continuation: TypeAlias = Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]
 
 STOPPING = ErrorStatus(
     code=Code.UNAVAILABLE, reason="STOPPING", message="the server is stopping; try another"
@@ -70,3 +72,13 @@ async def abort(context: Context, status: ErrorStatus) -> NoReturn:
             (TRAILER, status.to_status().SerializeToString()),
         ),
     )
+
+
+def refusing(status: ErrorStatus) -> Handler:
+    """Return a handler that ends any call with an error, without waiting for its message."""
+
+    async def refuse(_requests: object, context: Context) -> NoReturn:
+        await abort(context, status)
+
+    # A streaming handler answers any kind of call.
+    return grpc.stream_stream_rpc_method_handler(refuse)

@@ -12,6 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from numpy.typing import NDArray
 
 from foveate.v1 import classifier_service_pb2, explanation_pb2, model_pb2
+from foveate_serve.batcher import BatchPolicy
 from foveate_serve.bundle.manifest import Manifest, VariantEntry
 from foveate_serve.classification import (
     DEFAULT_OPACITY,
@@ -57,6 +58,13 @@ _STATES: Mapping[State, model_pb2.ModelState.ValueType] = {
 
 def to_request(message: classifier_service_pb2.ClassifyRequest) -> Request:
     """Read a request; raises InvalidRequestError."""
+    if message.priority < 0:
+        raise InvalidRequestError(
+            "PRIORITY_OUT_OF_RANGE",
+            f"priority is {message.priority}; the limit is 0 or more",
+            field="priority",
+            metadata={"minimum": 0},
+        )
     return Request(
         image=_to_image(message),
         model=message.model,
@@ -67,6 +75,7 @@ def to_request(message: classifier_service_pb2.ClassifyRequest) -> Request:
             FeatureMapRequest(layer=options.layer, channels=tuple(options.channels))
             for options in message.feature_maps
         ),
+        priority=message.priority,
     )
 
 
@@ -145,6 +154,7 @@ def from_model(model: LoadedModel) -> model_pb2.Model:
         device=model.runner.device,
         create_time=create_time,
         parameters=manifest.parameters,
+        batching=_from_policy(model.batcher.policy),
     )
 
 
@@ -285,6 +295,19 @@ def _to_duration(seconds: float) -> Duration:
     duration = Duration()
     duration.FromTimedelta(timedelta(seconds=seconds))
     return duration
+
+
+def _from_policy(policy: BatchPolicy) -> model_pb2.Batching:
+    objective = policy.objective
+    return model_pb2.Batching(
+        instances=len(policy.cores),
+        max_batch=policy.max_batch,
+        preferred_batches=policy.preferred_sizes,
+        max_delay=_to_duration(policy.max_delay),
+        max_queue=policy.max_queue,
+        priorities=policy.priorities,
+        latency_objective=None if objective is None else _to_duration(objective),
+    )
 
 
 def _from_variant(variant: VariantEntry, manifest: Manifest) -> model_pb2.Variant:

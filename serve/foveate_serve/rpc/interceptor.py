@@ -14,8 +14,7 @@ from typing import Any
 import grpc
 
 from foveate_serve.observe.logs import FIELDS, REQUEST_ID
-from foveate_serve.rpc.calls import Context
-from foveate_serve.rpc.security import Continuation, Handler
+from foveate_serve.rpc.calls import Context, Continuation, Handler
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,7 @@ from google.protobuf.message import DecodeError
 from google.rpc.code_pb2 import Code
 
 from foveate.status import ErrorStatus
-from foveate_serve.rpc.calls import Context, abort
-from foveate_serve.rpc.security import Continuation, Handler
+from foveate_serve.rpc.calls import Context, Continuation, Handler, abort
 
 MALFORMED = ErrorStatus(
     code=Code.INVALID_ARGUMENT,

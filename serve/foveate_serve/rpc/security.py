@@ -1,23 +1,19 @@
 """TLS for the gRPC port, and the permission that each method needs."""
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias
 
 import grpc
 
 from foveate_serve.access import AccessControl, Permission
 from foveate_serve.errors import ServeError
 from foveate_serve.observe.logs import CALLER
-from foveate_serve.rpc.calls import Context, abort
+from foveate_serve.rpc.calls import Continuation, Handler, refusing
 from foveate_serve.rpc.errors import to_status
 from foveate_serve.settings import Settings, SettingsError
 
 logger = logging.getLogger(__name__)
-
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
-Continuation: TypeAlias = Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]
 
 OPEN = frozenset(
     {
@@ -71,16 +67,8 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
                 # Not reset: the call's task has a context of its own, and ends with it.
                 CALLER.set(self._access.check(text, permission))
             except ServeError as error:
-                return _refusal(error)
+                return refusing(to_status(error))
         return await continuation(handler_call_details)
-
-
-def _refusal(error: ServeError) -> Handler:
-    async def refuse(_requests: object, context: Context) -> NoReturn:
-        await abort(context, to_status(error))
-
-    # A streaming handler answers any kind of call, and without waiting for its message.
-    return grpc.stream_stream_rpc_method_handler(refuse)
 
 
 def server_credentials(settings: Settings) -> grpc.ServerCredentials | None:

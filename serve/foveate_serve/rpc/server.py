@@ -25,6 +25,7 @@ from foveate_serve.rpc.interceptor import CallInterceptor, CallObserver
 from foveate_serve.rpc.malformed import MalformedInterceptor
 from foveate_serve.rpc.oip.handler import InferenceHandler
 from foveate_serve.rpc.oip.servicer import InferenceServicer
+from foveate_serve.rpc.overload import OverloadInterceptor
 from foveate_serve.rpc.security import AccessInterceptor, server_credentials
 from foveate_serve.rpc.servicers import CallsInFlight, ClassifierServicer, RepositoryServicer
 from foveate_serve.settings import Settings
@@ -80,6 +81,7 @@ class Server:
                 CallInterceptor(observers, log=settings.log_requests),
                 self._calls,
                 *(() if access is None else (AccessInterceptor(access),)),
+                OverloadInterceptor(engine.refusal),
                 MalformedInterceptor(),
             ),
             options=(

@@ -1,9 +1,9 @@
 """The services in gRPC: what `handlers` does, with deadlines and aborts."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import Any, NoReturn, TypeAlias
+from typing import Any
 
 import grpc
 
@@ -29,10 +29,18 @@ from foveate.v1.repository_service_pb2 import (
     UnloadModelResponse,
 )
 from foveate.v1.repository_service_pb2_grpc import RepositoryServiceServicer
-from foveate_serve.rpc.calls import STOPPING, Context, Until, abort, answer, deadline_of
+from foveate_serve.rpc.calls import (
+    STOPPING,
+    Context,
+    Continuation,
+    Handler,
+    Until,
+    abort,
+    answer,
+    deadline_of,
+    refusing,
+)
 from foveate_serve.rpc.handlers import ClassifierHandler, RepositoryHandler
-
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 
 
 class ClassifierServicer(ClassifierServiceServicer):
@@ -103,12 +111,12 @@ class CallsInFlight(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        continuation: Continuation,
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler:
         """Note a call, whose task this runs in; refuse it where `stopping` is set."""
         if self._stopping.is_set():
-            return grpc.unary_unary_rpc_method_handler(_refuse)
+            return refusing(STOPPING)
         task = asyncio.current_task()
         if task is not None:
             self._tasks.add(task)
@@ -119,8 +127,3 @@ class CallsInFlight(grpc.aio.ServerInterceptor):
         """Wait until every call is answered, at most so many seconds."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=seconds)
-
-
-async def _refuse(request: bytes, context: Context) -> NoReturn:
-    del request
-    await abort(context, STOPPING)

@@ -5,6 +5,7 @@ from importlib.metadata import version
 
 from foveate.inference import open_inference_pb2 as pb
 from foveate_serve.backends.base import TensorSpec
+from foveate_serve.batcher import BatchPolicy
 from foveate_serve.bundle.manifest import CLASS_IDS_INPUT, IMAGE_INPUT, LABELS_FILE, LOGITS_OUTPUT
 from foveate_serve.repository import LoadedModel, ModelStatus, State, VersionStatus
 from foveate_serve.rpc.oip.tensors import DATATYPES
@@ -88,16 +89,38 @@ def model_config(model: LoadedModel, *, max_images: int) -> pb.ModelConfigRespon
             instance_group=[
                 pb.ModelInstanceGroup(
                     name=runner.variant,
-                    count=1,
+                    count=len(model.runners),
                     kind=pb.ModelInstanceGroup.KIND_GPU
                     if on_gpu
                     else pb.ModelInstanceGroup.KIND_CPU,
                 )
             ],
-            dynamic_batching=pb.ModelDynamicBatching(
-                max_queue_delay_microseconds=round(policy.max_delay * 1e6)
-            ),
+            dynamic_batching=_dynamic_batching(policy),
         )
+    )
+
+
+def _dynamic_batching(policy: BatchPolicy) -> pb.ModelDynamicBatching:
+    levels = range(policy.priorities)
+    return pb.ModelDynamicBatching(
+        preferred_batch_size=policy.preferred_sizes,
+        max_queue_delay_microseconds=round(policy.max_delay * 1e6),
+        # A lone priority is the protocol's "none".
+        priority_levels=len(policy.priority_queues),
+        default_priority_level=policy.level(0) + 1 if policy.priority_queues else 0,
+        default_queue_policy=_queue_policy(policy.max_queue),
+        priority_queue_policy={level + 1: _queue_policy(policy.bound(level)) for level in levels}
+        if policy.priority_queues
+        else {},
+    )
+
+
+def _queue_policy(size: int) -> pb.ModelQueuePolicy:
+    # The parameter "timeout" of a request is its deadline, after which it does not run.
+    return pb.ModelQueuePolicy(
+        timeout_action=pb.ModelQueuePolicy.REJECT,
+        allow_timeout_override=True,
+        max_queue_size=size,
     )
 
 
