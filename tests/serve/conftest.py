@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -194,7 +196,8 @@ def golden_bundle(tmp_path: Path, colours_golden: Golden) -> Path:
 class GatedRunner(OnnxRuntimeRunner):
     """ONNX Runtime behind a gate, noting the batches that it ran.
 
-    A picture whose first byte is 13 makes its batch fail.
+    A picture whose first byte is 13 makes its batch fail. `affinity` are the
+    cores of the last run.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -204,8 +207,10 @@ class GatedRunner(OnnxRuntimeRunner):
         self.entered = threading.Semaphore(0)
         self.batches: list[tuple[int, tuple[str, ...]]] = []
         self.closed = False
+        self.affinity: frozenset[int] = frozenset()
 
     def _run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        self.affinity = frozenset(os.sched_getaffinity(0))
         self.entered.release()
         if not self.gate.wait(timeout=30):
             raise TimeoutError("the test left the gate closed")
@@ -220,5 +225,10 @@ class GatedRunner(OnnxRuntimeRunner):
 
 
 @pytest.fixture
-def gated(colours: Bundle) -> GatedRunner:
-    return GatedRunner(colours)
+def make_gated(colours: Bundle) -> Callable[[], GatedRunner]:
+    return partial(GatedRunner, colours)
+
+
+@pytest.fixture
+def gated(make_gated: Callable[[], GatedRunner]) -> GatedRunner:
+    return make_gated()

@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 
 import numpy as np
@@ -12,6 +13,8 @@ import pytest_asyncio
 
 from foveate_serve.batcher import Batched, Batcher, BatchPolicy
 from foveate_serve.errors import DeadlineError, EngineError, OverloadedError
+from foveate_serve.instances import ANY_CORE, deal_cores
+from foveate_serve.observer import BatchRun
 
 LOGITS = ("logits",)
 WITH_CAM = ("logits", "cam.cam")
@@ -51,15 +54,21 @@ class Held:
         await self.first
 
 
-@pytest_asyncio.fixture
-async def held(gated) -> AsyncIterator[Held]:
-    batcher = Batcher([gated], BatchPolicy(max_batch=4, max_queue=6))
+@asynccontextmanager
+async def holding(gated, policy: BatchPolicy) -> AsyncIterator[Held]:
+    batcher = Batcher([gated], policy)
     gated.gate.clear()
-    first = asyncio.ensure_future(ask(batcher, colour(1)))
+    first = asyncio.ensure_future(ask(batcher, colour(1), priority=1))
     await until(lambda: gated.entered.acquire(blocking=False))
     yield Held(batcher, gated, first)
     gated.gate.set()
     await batcher.close()
+
+
+@pytest_asyncio.fixture
+async def held(gated) -> AsyncIterator[Held]:
+    async with holding(gated, BatchPolicy(max_batch=4, max_queue=6)) as held:
+        yield held
 
 
 async def test_a_lone_request_does_not_wait(gated) -> None:
@@ -164,6 +173,168 @@ async def test_closing_answers_what_waits_and_leaves_no_thread(held: Held) -> No
     assert len(await asyncio.gather(*tasks)) == 5
     await closing
     assert "foveate-engine-0" not in {thread.name for thread in threading.enumerate()}
+
+
+PRIORITIES = BatchPolicy(max_batch=2, max_queue=6, priority_queues=(2, 5, 3), default_priority=2)
+
+
+@pytest_asyncio.fixture
+async def ranked(gated) -> AsyncIterator[Held]:
+    async with holding(gated, PRIORITIES) as held:
+        yield held
+
+
+async def test_the_highest_priority_runs_first_and_each_in_its_order(ranked: Held) -> None:
+    order: list[int] = []
+
+    async def noted(value: int, priority: int) -> Batched:
+        result = await ask(ranked.batcher, colour(value), priority=priority)
+        order.append(value)
+        return result
+
+    # 0 is the default, 2, and what is below the lowest is the lowest.
+    tasks = await ranked.queue(
+        noted(10, 3), noted(20, 2), noted(30, 9), noted(40, 1), noted(50, 0), noted(60, 1)
+    )
+    await ranked.release()
+    await asyncio.gather(*tasks)
+    assert order == [40, 60, 20, 50, 10, 30]
+
+
+async def test_a_flood_of_low_priority_leaves_room_for_higher_ones(ranked: Held) -> None:
+    low = await ranked.queue(*(ask(ranked.batcher, colour(i), priority=3) for i in range(3)))
+    with pytest.raises(OverloadedError) as raised:
+        await ask(ranked.batcher, colour(9), priority=3)
+    assert raised.value.metadata == {"limit": "3"}
+    middle = await ranked.queue(*(ask(ranked.batcher, colour(i)) for i in range(5)))
+    with pytest.raises(OverloadedError):
+        await ask(ranked.batcher, colour(9), priority=2)
+    assert not ranked.batcher.full
+    high = await ranked.queue(*(ask(ranked.batcher, colour(i), priority=1) for i in range(2)))
+    assert ranked.batcher.full
+    await ranked.release()
+    assert len(await asyncio.gather(*low, *middle, *high)) == 10
+
+
+async def test_what_waits_at_higher_priorities_counts_for_the_lower_ones(ranked: Held) -> None:
+    tasks = await ranked.queue(
+        *(ask(ranked.batcher, colour(i), priority=1) for i in range(2)),
+        *(ask(ranked.batcher, colour(i), priority=2) for i in range(4)),
+    )
+    with pytest.raises(OverloadedError) as raised:
+        await ask(ranked.batcher, colour(9), priority=2)
+    assert "6 pictures wait" in raised.value.message
+    await ranked.release()
+    await asyncio.gather(*tasks)
+
+
+async def test_places_are_held_from_before_the_picture_is_there(held: Held) -> None:
+    with held.batcher.places(5):
+        with pytest.raises(OverloadedError), held.batcher.places(2):
+            pass
+        with held.batcher.places(1):
+            assert held.batcher.full
+            assert held.batcher.waiting == 0
+    assert not held.batcher.full
+    # A request of more pictures than may wait is let in where nothing does.
+    with held.batcher.places(7), pytest.raises(OverloadedError), held.batcher.places(1):
+        pass
+
+
+async def test_the_time_to_come_again_is_that_of_what_waits(gated) -> None:
+    batcher = Batcher([gated], BatchPolicy(max_batch=4, max_queue=6))
+    await ask(batcher, colour(1))  # so that the batcher knows how long a picture takes
+    with batcher.places(1):
+        single = batcher.backlog_seconds
+    with batcher.places(6):
+        assert batcher.backlog_seconds == pytest.approx(6 * single)
+    assert batcher.backlog_seconds == 0
+    await batcher.close()
+
+
+@pytest.mark.parametrize(
+    ("waiting", "sizes"), [(1, [1]), (3, [2, 1]), (5, [4, 1]), (7, [4, 2, 1]), (8, [4, 4])]
+)
+async def test_a_batch_has_the_largest_preferred_size_that_is_filled(
+    gated, waiting: int, sizes: list[int]
+) -> None:
+    policy = BatchPolicy(max_batch=6, preferred_sizes=(2, 4), max_queue=8)
+    async with holding(gated, policy) as held:
+        tasks = await held.queue(*(ask(held.batcher, colour(i)) for i in range(waiting)))
+        await held.release()
+        await asyncio.gather(*tasks)
+        assert [size for size, _ in gated.batches] == [1, *sizes]
+
+
+async def test_a_preferred_size_ends_the_wait_for_a_batch_to_fill(gated) -> None:
+    policy = BatchPolicy(max_batch=8, preferred_sizes=(3, 8), max_delay=30)
+    batcher = Batcher([gated], policy)
+    results = await asyncio.gather(*(ask(batcher, colour(i)) for i in range(3)))
+    assert [result.batch_size for result in results] == [3, 3, 3]
+    await batcher.close()
+
+
+async def test_instances_run_at_one_time_from_one_queue(make_gated) -> None:
+    runners = [make_gated() for _ in range(3)]
+    runs: list[BatchRun] = []
+    cores = tuple(deal_cores(3))
+    batcher = Batcher(runners, BatchPolicy(max_batch=1, cores=cores), ran=runs.append)
+    for runner in runners:
+        runner.gate.clear()
+    tasks = [asyncio.ensure_future(ask(batcher, colour(i))) for i in range(3)]
+    for runner in runners:
+        await until(lambda runner=runner: runner.entered.acquire(blocking=False))
+    # Each is held on its cores, and at work on a picture of its own.
+    assert [runner.affinity for runner in runners] == list(cores)
+    tasks += [asyncio.ensure_future(ask(batcher, colour(i))) for i in range(3)]
+    await until(lambda: batcher.waiting == 3)
+    runners[1].gate.set()
+    await asyncio.gather(*tasks[3:])
+    assert [len(runner.batches) for runner in runners] == [0, 4, 0]
+    for runner in runners:
+        runner.gate.set()
+    await asyncio.gather(*tasks)
+    assert sorted(run.instance for run in runs) == [0, 1, 1, 1, 1, 2]
+    assert all(run.infer > 0 and run.gather >= 0 and run.split >= 0 for run in runs)
+    await batcher.close()
+
+
+async def test_closing_several_instances_answers_what_waits_and_leaves_no_thread(
+    make_gated,
+) -> None:
+    runners = [make_gated() for _ in range(2)]
+    batcher = Batcher(runners, BatchPolicy(max_batch=1, cores=(ANY_CORE,) * 2))
+    before = set(threading.enumerate())
+    tasks = [asyncio.ensure_future(ask(batcher, colour(i))) for i in range(5)]
+    await until(lambda: batcher.waiting > 0)
+    await batcher.close()
+    assert [task.result().batch_size for task in tasks] == [1] * 5
+    names = {thread.name for thread in before - set(threading.enumerate())}
+    assert names == {"foveate-engine-0", "foveate-engine-1"}
+
+
+async def test_a_model_serves_while_one_of_its_instances_lives(make_gated) -> None:
+    runners = [make_gated() for _ in range(2)]
+    lives: list[bool] = []
+    policy = BatchPolicy(max_batch=1, cores=(ANY_CORE,) * 2)
+    batcher = Batcher(runners, policy, alive=lives.append)
+    for runner in runners:
+        runner.gate.clear()
+    first = asyncio.ensure_future(ask(batcher, colour(1)))
+    busy: list = []
+    await until(
+        lambda: any(r.entered.acquire(blocking=False) and not busy.append(r) for r in runners)
+    )
+    (idle,) = (runner for runner in runners if runner is not busy[0])
+    Dying(idle, times=1)
+    with pytest.raises(EngineError):
+        await ask(batcher, colour(2))
+    waiting = asyncio.ensure_future(ask(batcher, colour(3)))
+    for runner in runners:
+        runner.gate.set()
+    assert (await waiting).batch_size == (await first).batch_size == 1
+    assert lives == []
+    await batcher.close()
 
 
 async def test_with_a_delay_an_idle_engine_waits_for_a_batch_to_fill(gated) -> None:
