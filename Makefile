@@ -6,7 +6,7 @@ PYTHON ?= python3
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check format stubs baseline bench clean
+.PHONY: help setup demo test containers check format stubs baseline bench clean
 
 bin := $(VENV)/bin
 packages := proto clients serve export train
@@ -28,6 +28,9 @@ demo: $(ready) ## Train, export, serve and explain, on real pictures, into demo-
 
 test: $(ready) ## Run the tests
 	$(bin)/pytest
+
+containers: $(ready) ## Build the images and prove the composition, with a Docker daemon
+	$(bin)/pytest tests/deploy/containers/prove_containers.py
 
 check: $(ready) ## Lint, types, import boundaries, protocol
 	$(bin)/ruff format --check .
