@@ -5,8 +5,9 @@ one range a tensor, the smallest and the largest value seen on the calibration
 pictures. Quantised is the trunk, from the first convolution to the logits. What
 explains reads its activations and its weights, dequantised, and computes in
 float32, so that a map explains the classifier that answers, and the file holds
-each weight once. A weight of which maps read single rows stays float: to
-dequantise all of it for every request costs more than its layer gains.
+each weight once. A weight of which maps read single rows is dequantised row by
+row (`rows`) for CPUs; TensorRT dequantises whole weights only, and there it
+stays float.
 
 Which layers int8 hurts is measured: one layer alone is quantised, and the error
 of the logits taken. (With all the others quantised as well, their noise hides
@@ -39,6 +40,7 @@ from onnxruntime.quantization import (
 
 from foveate_export.errors import ExportError
 from foveate_export.progress import Stage
+from foveate_export.variants.rows import gather_first, gives_rows, read_by_rows
 from foveate_serve.bundle.manifest import CLASS_IDS_INPUT, IMAGE_INPUT, LOGITS_OUTPUT
 
 Scheme = Literal["asymmetric", "symmetric"]
@@ -60,8 +62,6 @@ _WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
 _ACTIVATIONS = frozenset({"Clip", "Relu"})
 # Each has an integer kernel.
 _BETWEEN = frozenset({"Add", "AveragePool", "Concat", "GlobalAveragePool", "MaxPool", "Mul"})
-_GATHERS = frozenset({"Gather", "GatherElements", "GatherND"})
-_RESHAPES = frozenset({"Flatten", "Reshape", "Squeeze"})
 
 _OPTIONS: dict[Scheme, tuple[QuantType, dict[str, bool]]] = {
     "asymmetric": (QuantType.QUInt8, {"ActivationSymmetric": False}),
@@ -118,7 +118,7 @@ def candidates(
         ExportError: the graph has no layer that can be quantised.
     """
     graph = onnx.load(source).graph
-    trunk = find_trunk(graph)
+    trunk = find_trunk(graph, scheme)
     if not trunk.layers:
         raise ExportError("int8: the graph has no convolution or linear layer to quantise")
     data = _batches(images, explained=any(i.name == CLASS_IDS_INPUT for i in graph.input))
@@ -147,8 +147,13 @@ def candidates(
         ranges.unlink(missing_ok=True)
 
 
-def find_trunk(graph: onnx.GraphProto) -> Trunk:
-    """Return the nodes between the first weighted layer and the logits that int8 may hold."""
+def find_trunk(graph: onnx.GraphProto, scheme: Scheme) -> Trunk:
+    """Return the nodes between the first weighted layer and the logits that int8 may hold.
+
+    Args:
+        graph: the float graph, with the shapes of its tensors.
+        scheme: how activations are quantised, which says for which engines.
+    """
     constants = {tensor.name for tensor in graph.initializer}
     makers = {name: node for node in graph.node for name in node.output}
     to_logits = nodes_behind(makers, [LOGITS_OUTPUT])
@@ -156,7 +161,9 @@ def find_trunk(graph: onnx.GraphProto) -> Trunk:
         makers,
         [n.input[0] for n in graph.node if n.op_type in _WEIGHTED and n.name in to_logits],
     )
-    by_rows = _read_by_rows(graph, makers)
+    by_rows = read_by_rows(graph, makers)
+    if scheme == "asymmetric":
+        by_rows = {name for name in by_rows if not gives_rows(graph, name)}
     readers = Counter(name for node in graph.node for name in node.input)
     readers.update(output.name for output in graph.output)
 
@@ -184,18 +191,6 @@ def find_trunk(graph: onnx.GraphProto) -> Trunk:
             ):
                 between.append(node.name)
     return Trunk(layers, tuple(between))
-
-
-def _read_by_rows(graph: onnx.GraphProto, makers: Mapping[str, onnx.NodeProto]) -> set[str]:
-    found = set()
-    waiting = [node.input[0] for node in graph.node if node.op_type in _GATHERS]
-    while waiting:
-        name = waiting.pop()
-        found.add(name)
-        maker = makers.get(name)
-        if maker is not None and maker.op_type in _RESHAPES:
-            waiting.append(maker.input[0])
-    return found
 
 
 def nodes_behind(makers: Mapping[str, onnx.NodeProto], tensors: Iterable[str]) -> set[str]:
@@ -262,6 +257,7 @@ class _Writer:
             )
         model = onnx.load(self.target)
         _share_weights(model.graph)
+        gather_first(model.graph)
         onnx.save(model, self.target)
 
 
