@@ -67,6 +67,7 @@ def batch_policy(settings: ModelSettings) -> BatchPolicy:
         max_queue=settings.max_queue,
         priority_queues=settings.priority_queues,
         default_priority=settings.default_priority,
+        objective=settings.latency_objective,
         cores=deal_cores(instances) if settings.pin_cores else (ANY_CORE,) * instances,
     )
 

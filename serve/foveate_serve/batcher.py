@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 
 from foveate_serve.backends.base import Array, BackendError, Runner
 from foveate_serve.bundle.manifest import CAM_PREFIX, CLASS_IDS_INPUT, IMAGE_INPUT
+from foveate_serve.classification import Timing
 from foveate_serve.errors import DeadlineError, EngineError, OverloadedError
 from foveate_serve.instances import ANY_CORE, Cores, pinned
 from foveate_serve.observer import BatchRun
+from foveate_serve.tuning import Tuner
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +60,8 @@ class BatchPolicy:
     There is one instance for each entry of `cores`, which runs on those cores.
 
     `objective`, in seconds, is the time within which 99 of 100 requests are to
-    be answered; None where there is no such aim.
+    be answered. Where it is set, sizes, delay and queue are found while
+    serving, and what stands here are their upper bounds.
     """
 
     max_batch: int = 8
@@ -154,6 +157,9 @@ class Batcher:
     one time to the next until a run succeeds; `alive` is called on the event
     loop with False when the last one has ended, and with True when one runs
     again. Made within a running event loop.
+
+    `policy` is what is in force: where it has an objective, a Tuner changes it,
+    which the log tells of under `name`.
     """
 
     def __init__(
@@ -161,10 +167,14 @@ class Batcher:
         runners: Sequence[Runner],
         policy: BatchPolicy | None = None,
         *,
+        name: str = "a model",
         ran: Callable[[BatchRun], None] | None = None,
         alive: Callable[[bool], None] | None = None,
     ) -> None:
         self.policy = policy or BatchPolicy()
+        self._name = name
+        objective = self.policy.objective
+        self._tuner = None if objective is None else Tuner(self.policy, objective)
         self._ran = ran
         self._alive = alive
         self._loop = asyncio.get_running_loop()
@@ -257,6 +267,11 @@ class Batcher:
             self._queues[places.level].append(item)
             self._changed.notify()
         return await item.future
+
+    def answered(self, timing: Timing) -> None:
+        """Hear how long an answer took, of which the batch is a part."""
+        if self._tuner is not None:
+            self._tuner.answered(timing)
 
     async def close(self) -> None:
         """Run what waits, then stop the threads."""
@@ -439,11 +454,27 @@ class Batcher:
         weight = _NEWEST_SHARE if last else 1.0
         self._picture_seconds = last + weight * (picture_seconds - last)
 
+    def _adopt(self, policy: BatchPolicy) -> None:
+        if policy.max_batch != self.policy.max_batch:
+            logger.info(
+                "%s, for answers within %.0f ms: batches of %d, a delay of %.1f ms, %d may wait",
+                self._name,
+                1000 * (policy.objective or 0.0),
+                policy.max_batch,
+                1000 * policy.max_delay,
+                policy.max_queue,
+            )
+        self.policy = policy
+
     # On the event loop, where a caller may have gone in the meantime.
 
     def _deliver(self, batch: list[_Item], shares: list[Batched], run: BatchRun) -> None:
         if self._ran is not None:
             self._ran(run)
+        if self._tuner is not None:
+            waiting = self.waiting + sum(self._coming)
+            self._tuner.ran(run, waiting=waiting, now=time.monotonic())
+            self._adopt(self._tuner.policy)
         for item, share in zip(batch, shares, strict=True):
             if not item.future.done():
                 item.future.set_result(share)

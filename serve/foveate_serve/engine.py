@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from foveate_serve import explain, graph
 from foveate_serve.admission import Admission
-from foveate_serve.batcher import Batched, Places, retry_delay
+from foveate_serve.batcher import Batched, Batcher, Places, retry_delay
 from foveate_serve.bundle.manifest import LOGITS_OUTPUT, InputSpec, Manifest
 from foveate_serve.classification import (
     Answer,
@@ -129,6 +129,8 @@ class Engine:
             except OverloadedError:
                 self._refusing = True
                 raise
+        if asked.batcher is not None:
+            asked.batcher.answered(answer.timing)
         self._observer.answered(answer)
         return answer
 
@@ -152,6 +154,7 @@ class Engine:
         with model.in_use():
             manifest, batcher = model.bundle.manifest, model.batcher
             asked.model, asked.version = manifest.name, str(manifest.version)
+            asked.batcher = batcher
             self._observer.began(asked.model, asked.version)
             size = sum(
                 len(image.data if isinstance(image, RawImage) else image) for image in images
@@ -283,6 +286,7 @@ class _Asked:
 
     model: str = ""
     version: str = ""
+    batcher: Batcher | None = None
 
 
 async def _all(calls: Sequence[Coroutine[None, None, T]]) -> list[T]:

@@ -81,7 +81,8 @@ class LoadedModel:
         self.bundle = bundle
         self.runners = tuple(runners)
         self.runner = runners[0]
-        self.batcher = Batcher(runners, policy, ran=ran, alive=alive)
+        name = f"{bundle.manifest.name}/{bundle.manifest.version}"
+        self.batcher = Batcher(runners, policy, name=name, ran=ran, alive=alive)
         self._users = 0
         self._idle = asyncio.Event()
         self._idle.set()

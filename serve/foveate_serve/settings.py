@@ -86,6 +86,12 @@ class ModelSettings(BaseModel):
         default=None,
         description="the priority of requests that name none, 1 the highest; unset is the lowest",
     )
+    latency_objective: Seconds | None = Field(
+        default=None,
+        gt=0,
+        description="seconds within which 99 of 100 requests are to be answered: size of the "
+        "batches, delay and queue are found for it, within the bounds above",
+    )
 
 
 class Settings(ModelSettings, BaseSettings):

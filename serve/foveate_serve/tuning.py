@@ -1,0 +1,170 @@
+"""The automatic mode: batches, delay and queue for a latency objective, found while serving."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from foveate_serve.batcher import BatchPolicy
+    from foveate_serve.classification import Timing
+    from foveate_serve.observer import BatchRun
+
+_NEWEST_SHARE = 0.1
+"""The weight of the newest value in the moving averages."""
+
+_RUNS = 16
+"""The runs after which it is chosen anew."""
+
+_AIM = 0.8
+"""The share of the objective that the server uses up: it does not see the way to the client."""
+
+_ANSWERS = 100
+"""The answers after which the margin is set anew."""
+_SMALLEST_MARGIN = 0.2
+_CUT = 0.8
+_RAISE = 0.05
+
+_WORTH = 1.1
+"""How many times the throughput another size must give, to be worth the change."""
+
+_TOGETHER = 1.2
+"""The mean batch size from which on pictures are taken to come together."""
+
+
+class Tuner:
+    """Finds a model's batch size, delay and queue bound within what its configuration allows.
+
+    It learns from the runs and the answers themselves: the load at hand, the
+    decoding and the other models share the cores with a run, which a
+    calibration beforehand would not see.
+
+    - The size is that of the highest throughput among those whose runs fit
+      twice into the objective, since a picture may have to wait for a whole run
+      before its own. Sizes that were never run are tried from small to large.
+    - The queue is as long as the pictures that are done within the objective,
+      at the pace at which they are done while others wait (Little's law).
+    - An idle engine waits for a batch to fill where larger batches have the
+      higher throughput and pictures come together anyway.
+
+    What this leaves out shows in the latencies: where of 100 answers more than
+    one took longer than the aim, the share of the objective that is used is
+    cut, and where none did, it grows again (additive increase, multiplicative
+    decrease, as in Clipper, Crankshaw et al. 2017).
+
+    `policy` is what is chosen now, within `bounds`, whose objective is
+    `objective`. Times are in seconds.
+    """
+
+    def __init__(self, bounds: BatchPolicy, objective: float) -> None:
+        self.policy = bounds
+        self._bounds = bounds
+        self._aim = _AIM * objective
+        self._sizes = _candidates(bounds)
+        self._size = self._sizes[0]
+        self._seconds_of: dict[int, float] = {}
+        self._runs = 0
+        self._mean_size = 1.0
+        # Seconds from one picture to the next: of all, and of those that came off a queue.
+        self._interval: float | None = None
+        self._busy_interval: float | None = None
+        self._last: float | None = None
+        self._queued = False
+        self._other: float | None = None
+        self._margin = 1.0
+        self._answers = 0
+        self._late = 0
+
+    def ran(self, run: BatchRun, *, waiting: int, now: float) -> None:
+        """Learn from a run that ended at `now`, a time of `time.monotonic`.
+
+        `waiting` are the pictures that then had a place in the queue.
+        """
+        seconds = run.gather + run.infer + run.split
+        self._seconds_of[run.size] = _average(self._seconds_of.get(run.size), seconds)
+        self._mean_size = _average(self._mean_size, run.size)
+        if self._last is not None:
+            interval = (now - self._last) / run.size
+            self._interval = _average(self._interval, interval)
+            if self._queued:
+                self._busy_interval = _average(self._busy_interval, interval)
+        self._last, self._queued = now, waiting > 0
+        self._runs += 1
+        if self._runs % _RUNS == 1:
+            self._choose()
+
+    def answered(self, timing: Timing) -> None:
+        """Learn from an answer how long it took in all."""
+        self._other = _average(self._other, timing.total - timing.queue - timing.infer)
+        self._answers += 1
+        self._late += timing.total > self._aim
+        if self._answers == _ANSWERS:
+            if self._late > _ANSWERS / 100:
+                self._margin = max(_SMALLEST_MARGIN, _CUT * self._margin)
+            elif not self._late:
+                self._margin = min(1.0, self._margin + _RAISE)
+            self._answers = self._late = 0
+
+    def _choose(self) -> None:
+        self._size = self._best_size()
+        seconds, instances = self._seconds(self._size), len(self._bounds.cores)
+        interval = self._busy_interval or seconds / (self._size * instances)
+        queue = int((self._margin * self._aim - seconds) / interval)
+        self.policy = replace(
+            self._bounds,
+            max_batch=self._size,
+            preferred_sizes=tuple(s for s in self._bounds.preferred_sizes if s <= self._size),
+            max_delay=self._delay(seconds),
+            # Each instance's next batch may always gather, however short the objective.
+            max_queue=min(max(self._size * instances, queue), self._bounds.max_queue),
+        )
+
+    def _best_size(self) -> int:
+        feasible = [size for size in self._sizes if 2 * self._seconds(size) <= self._run_budget]
+        if not feasible:
+            return self._sizes[0]
+        untried = [size for size in feasible if size > max(self._seconds_of)]
+        if untried:
+            return untried[0]
+        best = self._size if self._size in feasible else feasible[-1]
+        for size in feasible:
+            if self._throughput(size) >= _WORTH * self._throughput(best):
+                best = size
+        return best
+
+    def _delay(self, seconds: float) -> float:
+        mean = min(self._mean_size, self._size)
+        pays = self._throughput(self._size) >= _WORTH * self._throughput(mean)
+        if mean < _TOGETHER or not pays or self._interval is None:
+            return 0.0
+        spare = max(0.0, self._run_budget - 2 * seconds) / 2
+        return min((self._size - mean) * self._interval, spare)
+
+    @property
+    def _run_budget(self) -> float:
+        """The seconds that are left for a run and the one before it."""
+        return self._margin * self._aim - (self._other or 0.0)
+
+    def _seconds(self, size: float) -> float:
+        """Return how long a batch takes; one larger than any so far, as several of the largest."""
+        known = sorted(self._seconds_of)
+        largest = known[-1]
+        if size > largest:
+            return self._seconds_of[largest] * size / largest
+        return float(np.interp(size, known, [self._seconds_of[other] for other in known]))
+
+    def _throughput(self, size: float) -> float:
+        return size / self._seconds(size)
+
+
+def _candidates(bounds: BatchPolicy) -> Sequence[int]:
+    """Return 1 and the preferred sizes, or where there are none, powers of two and the largest."""
+    powers = (1 << exponent for exponent in range(bounds.max_batch.bit_length()))
+    return sorted({1, *(bounds.preferred_sizes or (*powers, bounds.max_batch))})
+
+
+def _average(average: float | None, newest: float) -> float:
+    return newest if average is None else average + _NEWEST_SHARE * (newest - average)
