@@ -105,6 +105,16 @@ class Metrics(Observer):
             registry=own,
             multiprocess_mode="livesum",
         )
+        # What an objective for the latency may change at any time.
+        self._policy = {
+            name: Gauge(name, text, _MODEL, registry=own, multiprocess_mode="livemax")
+            for name, text in (
+                ("foveate_instances", "Instances of a version, in each process."),
+                ("foveate_batch_limit", "The most pictures in a batch."),
+                ("foveate_batch_delay_limit_seconds", "The longest wait for a batch to fill."),
+                ("foveate_queue_limit", "The most pictures that wait for a batch."),
+            )
+        }
         self._calls = Counter(
             "foveate_calls", "gRPC calls, by canonical code.", ("method", "code"), registry=own
         )
@@ -164,14 +174,24 @@ class Metrics(Observer):
             self._calls.labels(call.method, call.code.name).inc()
 
     def sample(self, repository: Repository) -> None:
-        """Read what has a value at any time: what is ready, and how much waits."""
+        """Read what has a value at any time: what is ready, how much waits, how batches form."""
         for model in repository.models():
             for status in model.versions:
                 labels = (model.name, str(status.version))
                 ready = status.state is State.READY
                 self._ready.labels(*labels).set(ready)
-                waiting = repository.get(*labels).batcher.waiting if ready else 0
-                self._waiting.labels(*labels).set(waiting)
+                self._waiting.labels(*labels).set(0)
+        for loaded in repository.serving():
+            manifest, batcher = loaded.bundle.manifest, loaded.batcher
+            labels = (manifest.name, str(manifest.version))
+            self._waiting.labels(*labels).set(batcher.waiting)
+            for name, value in (
+                ("foveate_instances", len(loaded.runners)),
+                ("foveate_batch_limit", batcher.policy.max_batch),
+                ("foveate_batch_delay_limit_seconds", batcher.policy.max_delay),
+                ("foveate_queue_limit", batcher.policy.max_queue),
+            ):
+                self._policy[name].labels(*labels).set(value)
 
 
 def _code(error: BaseException) -> str:

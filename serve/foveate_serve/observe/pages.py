@@ -39,6 +39,7 @@ class VersionRow:
     reason: str
     default: bool
     runner: str
+    batching: str
 
 
 class Source(Protocol):
@@ -104,7 +105,7 @@ class Pages:
 
 def status_page(rows: Sequence[VersionRow], settings: Settings, *, ready: bool) -> str:
     """Return the page on the models and the settings, without the secrets."""
-    models = "".join(_row(row) for row in rows) or '<tr><td colspan="5">none</td></tr>'
+    models = "".join(_row(row) for row in rows) or '<tr><td colspan="6">none</td></tr>'
     values = "".join(
         f"<tr><td><code>{escape(name)}</code></td><td>{escape(value)}</td></tr>"
         for name, value in settings.shown().items()
@@ -119,7 +120,8 @@ def status_page(rows: Sequence[VersionRow], settings: Settings, *, ready: bool) 
 <a href="/readyz">readyz</a></p>
 <h2>Models</h2>
 <table>
-<tr><th>model</th><th>version</th><th>state</th><th>runs on</th><th>last failure</th></tr>
+<tr><th>model</th><th>version</th><th>state</th><th>runs on</th><th>batches</th>
+<th>last failure</th></tr>
 {models}
 </table>
 <h2>Settings</h2>
@@ -135,7 +137,7 @@ def _row(row: VersionRow) -> str:
     return (
         f"<tr><td>{escape(row.model)}</td><td>{number}</td>"
         f'<td class="{kind}">{row.state.value}</td><td>{escape(row.runner)}</td>'
-        f"<td>{escape(row.reason)}</td></tr>\n"
+        f"<td>{escape(row.batching)}</td><td>{escape(row.reason)}</td></tr>\n"
     )
 
 

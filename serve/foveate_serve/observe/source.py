@@ -4,9 +4,11 @@ from collections.abc import Sequence
 
 from prometheus_client.registry import Collector
 
+from foveate.v1.model_pb2 import Batching
 from foveate_serve.observe.metrics import Metrics
 from foveate_serve.observe.pages import VersionRow
 from foveate_serve.repository import Repository, State
+from foveate_serve.rpc.convert import from_policy
 from foveate_serve.rpc.server import Server
 
 
@@ -32,7 +34,7 @@ class ServerSource:
                 state=status.state,
                 reason=status.reason,
                 default=status.version == model.default_version,
-                runner=self._runner(model.name, status.version, status.state),
+                **self._runner(model.name, status.version, status.state),
             )
             for model in self._repository.models()
             for status in model.versions
@@ -43,8 +45,30 @@ class ServerSource:
         self._metrics.sample(self._repository)
         return self._metrics.registry
 
-    def _runner(self, model: str, version: int, state: State) -> str:
+    def _runner(self, model: str, version: int, state: State) -> dict[str, str]:
         if state is not State.READY:
-            return ""
-        runner = self._repository.get(model, str(version)).runner
-        return f"{runner.backend}, {runner.device}, {runner.variant}"
+            return {"runner": "", "batching": ""}
+        loaded = self._repository.get(model, str(version))
+        runner = loaded.runner
+        return {
+            "runner": f"{runner.backend}, {runner.device}, {runner.variant}",
+            "batching": describe_batching(from_policy(loaded.batcher.policy)),
+        }
+
+
+def describe_batching(batching: Batching) -> str:
+    """Return how a model's requests are batched, for people."""
+    parts = [f"up to {batching.max_batch} in a batch"]
+    if batching.instances > 1:
+        parts.insert(0, f"{batching.instances} instances")
+    if batching.preferred_batches:
+        parts.append(f"preferring {', '.join(map(str, batching.preferred_batches))}")
+    if delay := batching.max_delay.ToTimedelta():
+        parts.append(f"{1000 * delay.total_seconds():.1f} ms for one to fill")
+    parts.append(f"{batching.max_queue} may wait")
+    if batching.priorities > 1:
+        parts.append(f"{batching.priorities} priorities")
+    if batching.HasField("latency_objective"):
+        objective = batching.latency_objective.ToTimedelta()
+        parts.append(f"found for answers within {1000 * objective.total_seconds():g} ms")
+    return ", ".join(parts)

@@ -154,7 +154,7 @@ def from_model(model: LoadedModel) -> model_pb2.Model:
         device=model.runner.device,
         create_time=create_time,
         parameters=manifest.parameters,
-        batching=_from_policy(model.batcher.policy),
+        batching=from_policy(model.batcher.policy),
     )
 
 
@@ -297,7 +297,8 @@ def _to_duration(seconds: float) -> Duration:
     return duration
 
 
-def _from_policy(policy: BatchPolicy) -> model_pb2.Batching:
+def from_policy(policy: BatchPolicy) -> model_pb2.Batching:
+    """Write how a model's requests are batched."""
     objective = policy.objective
     return model_pb2.Batching(
         instances=len(policy.cores),

@@ -36,6 +36,7 @@ from foveate.v1.repository_service_pb2_grpc import (
 )
 from foveate_serve.engine import Engine
 from foveate_serve.observe.pages import VersionRow
+from foveate_serve.observe.source import describe_batching
 from foveate_serve.repository import Repository, State
 from foveate_serve.rpc.convert import MAX_PAGE_SIZE
 from foveate_serve.rpc.errors import status_errors
@@ -86,11 +87,12 @@ async def rows_of(socket: Path) -> list[VersionRow]:
         request = ListModelsRequest(page_size=MAX_PAGE_SIZE)
         for model in (await stub.ListModels(request, timeout=SECONDS)).models:
             for version in model.versions:
-                runner = ""
+                runner = batching = ""
                 if version.state == MODEL_STATE_READY:
                     wanted = GetModelRequest(name=model.name, version=version.version)
                     details = (await stub.GetModel(wanted, timeout=SECONDS)).model
                     runner = f"{details.backend}, {details.device}, {details.active_variant}"
+                    batching = describe_batching(details.batching)
                 state = ModelState.Name(version.state).removeprefix("MODEL_STATE_").lower()
                 rows.append(
                     VersionRow(
@@ -100,6 +102,7 @@ async def rows_of(socket: Path) -> list[VersionRow]:
                         reason=version.reason,
                         default=version.version == model.default_version,
                         runner=runner,
+                        batching=batching,
                     )
                 )
     return rows
