@@ -171,14 +171,14 @@ class Batcher:
         ran: Callable[[BatchRun], None] | None = None,
         alive: Callable[[bool], None] | None = None,
     ) -> None:
-        self.policy = policy or BatchPolicy()
+        policy = policy or BatchPolicy()
         self._name = name
-        objective = self.policy.objective
-        self._tuner = None if objective is None else Tuner(self.policy, objective)
+        self._tuner = None if policy.objective is None else Tuner(policy, policy.objective)
+        self.policy = policy if self._tuner is None else self._tuner.policy
         self._ran = ran
         self._alive = alive
         self._loop = asyncio.get_running_loop()
-        levels = range(self.policy.priorities)
+        levels = range(policy.priorities)
         self._queues: list[deque[_Item]] = [deque() for _ in levels]
         # Pictures that have a place and are still being decoded.
         self._coming = [0 for _ in levels]
@@ -191,9 +191,9 @@ class Batcher:
                 number=number,
                 runner=runner,
                 cores=cores,
-                buffer=np.empty((self.policy.max_batch, *runner.image_shape), dtype=np.uint8),
+                buffer=np.empty((policy.max_batch, *runner.image_shape), dtype=np.uint8),
             )
-            for number, (runner, cores) in enumerate(zip(runners, self.policy.cores, strict=True))
+            for number, (runner, cores) in enumerate(zip(runners, policy.cores, strict=True))
         ]
         self._running = 0
         for instance in self._instances:
@@ -272,6 +272,7 @@ class Batcher:
         """Hear how long an answer took, of which the batch is a part."""
         if self._tuner is not None:
             self._tuner.answered(timing)
+            self._adopt(self._tuner.policy)
 
     async def close(self) -> None:
         """Run what waits, then stop the threads."""

@@ -51,20 +51,20 @@ class Tuner:
       higher throughput and pictures come together anyway.
 
     What this leaves out shows in the latencies: where of 100 answers more than
-    one took longer than the aim, the share of the objective that is used is
-    cut, and where none did, it grows again (additive increase, multiplicative
-    decrease, as in Clipper, Crankshaw et al. 2017).
+    one took longer than the aim, the share of it that pictures may spend in the
+    queue is cut, and where none did, it grows again (additive increase,
+    multiplicative decrease, as in Clipper, Crankshaw et al. 2017).
 
     `policy` is what is chosen now, within `bounds`, whose objective is
     `objective`. Times are in seconds.
     """
 
     def __init__(self, bounds: BatchPolicy, objective: float) -> None:
-        self.policy = bounds
         self._bounds = bounds
         self._aim = _AIM * objective
         self._sizes = _candidates(bounds)
         self._size = self._sizes[0]
+        self.policy = replace(bounds, max_batch=self._size, preferred_sizes=(), max_delay=0.0)
         self._seconds_of: dict[int, float] = {}
         self._runs = 0
         self._mean_size = 1.0
@@ -100,13 +100,18 @@ class Tuner:
         """Learn from an answer how long it took in all."""
         self._other = _average(self._other, timing.total - timing.queue - timing.infer)
         self._answers += 1
-        self._late += timing.total > self._aim
-        if self._answers == _ANSWERS:
-            if self._late > _ANSWERS / 100:
-                self._margin = max(_SMALLEST_MARGIN, _CUT * self._margin)
-            elif not self._late:
-                self._margin = min(1.0, self._margin + _RAISE)
-            self._answers = self._late = 0
+        self._late += self._answers > 0 and timing.total > self._aim
+        if self._answers < _ANSWERS:
+            return
+        self._answers = 0
+        if self._late > _ANSWERS / 100:
+            self._margin = max(_SMALLEST_MARGIN, _CUT * self._margin)
+            # Those under way were let in before, and say nothing of the new margin.
+            self._answers = -self.policy.max_queue
+            self._choose()
+        elif not self._late:
+            self._margin = min(1.0, self._margin + _RAISE)
+        self._late = 0
 
     def _choose(self) -> None:
         self._size = self._best_size()
@@ -146,7 +151,7 @@ class Tuner:
     @property
     def _run_budget(self) -> float:
         """The seconds that are left for a run and the one before it."""
-        return self._margin * self._aim - (self._other or 0.0)
+        return self._aim - (self._other or 0.0)
 
     def _seconds(self, size: float) -> float:
         """Return how long a batch takes; one larger than any so far, as several of the largest."""
