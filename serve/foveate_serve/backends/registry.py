@@ -11,10 +11,13 @@ from foveate_serve.bundle.bundle import Bundle
 
 @dataclass(frozen=True, kw_only=True)
 class Backend:
-    """Where a backend lives: its runner, the engine's package, and the extra that brings it."""
+    """Where a backend lives: its runner, the packages it needs, and the extra that brings them.
+
+    The first package is the engine's own.
+    """
 
     runner: str
-    package: str
+    packages: tuple[str, ...]
     extra: str
 
 
@@ -22,23 +25,33 @@ BACKENDS = MappingProxyType(
     {
         "onnxruntime": Backend(
             runner="foveate_serve.backends.onnxruntime.runner:OnnxRuntimeRunner",
-            package="onnxruntime",
+            packages=("onnxruntime",),
             extra="cpu",
         ),
         "openvino": Backend(
             runner="foveate_serve.backends.openvino.runner:OpenVinoRunner",
-            package="openvino",
+            packages=("openvino",),
             extra="openvino",
         ),
         "tensorrt": Backend(
             runner="foveate_serve.backends.tensorrt.runner:TensorRTRunner",
-            package="tensorrt",
+            packages=("tensorrt",),
             extra="tensorrt",
         ),
         "tensorrt_rtx": Backend(
             runner="foveate_serve.backends.tensorrt.runner:TensorRTRTXRunner",
-            package="tensorrt_rtx",
+            packages=("tensorrt_rtx",),
             extra="tensorrt-rtx",
+        ),
+        "onnxruntime_tensorrt": Backend(
+            runner="foveate_serve.backends.onnxruntime.runner:OnnxRuntimeTensorRTRunner",
+            packages=("onnxruntime",),
+            extra="gpu",
+        ),
+        "torch": Backend(
+            runner="foveate_serve.backends.torch.runner:TorchRunner",
+            packages=("torch", "onnx"),
+            extra="torch",
         ),
     }
 )
@@ -75,15 +88,16 @@ def create_runner(
 
 def _first_installed() -> str:
     for name, backend in BACKENDS.items():
-        if find_spec(backend.package) is not None:
+        if find_spec(backend.packages[0]) is not None:
             return name
     return next(iter(BACKENDS))
 
 
 def _require(name: str) -> None:
     backend = BACKENDS[name]
-    if find_spec(backend.package) is None:
-        raise BackendError(
-            f"the backend {name!r} needs the package {backend.package}: "
-            f'pip install "foveate-serve[{backend.extra}]"'
-        )
+    for package in backend.packages:
+        if find_spec(package) is None:
+            raise BackendError(
+                f"the backend {name!r} needs the package {package}: "
+                f'pip install "foveate-serve[{backend.extra}]"'
+            )

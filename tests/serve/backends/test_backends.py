@@ -14,8 +14,8 @@ from foveate_serve.backends.base import BackendError, Runner
 from foveate_serve.backends.registry import Backend, create_runner
 from foveate_serve.bundle.bundle import Bundle
 
-INSTALLED = ["onnxruntime", "openvino"]
-both = pytest.mark.parametrize("backend", INSTALLED)
+INSTALLED = ["onnxruntime", "openvino", "torch"]
+every = pytest.mark.parametrize("backend", INSTALLED)
 
 
 @pytest.fixture(params=INSTALLED)
@@ -79,7 +79,7 @@ def test_a_failure_of_the_engine_is_a_backend_error(colours: Bundle) -> None:
         runner.run({"image": pictures((0, 0, 0)), "class_ids": np.array([[3]])}, ["cam.cam"])
 
 
-@both
+@every
 def test_a_graph_that_breaks_its_manifest_is_found(colours: Bundle, backend: str) -> None:
     cam = colours.manifest.cams[0]
     manifest = colours.manifest.model_copy(update={"cams": (cam.model_copy(update={"height": 4}),)})
@@ -89,7 +89,7 @@ def test_a_graph_that_breaks_its_manifest_is_found(colours: Bundle, backend: str
             runner.run(inputs, ["cam.cam"])
 
 
-@both
+@every
 def test_an_output_that_the_graph_lacks_is_found_at_load(colours: Bundle, backend: str) -> None:
     layer = colours.manifest.features[0].model_copy(update={"layer": "edges"})
     manifest = colours.manifest.model_copy(update={"features": (layer,)})
@@ -97,7 +97,7 @@ def test_an_output_that_the_graph_lacks_is_found_at_load(colours: Bundle, backen
         create_runner(replace(colours, manifest=manifest), backend=backend)
 
 
-@both
+@every
 def test_a_file_that_is_no_graph_is_a_backend_error(
     write_bundle: Callable[[], Path], backend: str
 ) -> None:
@@ -115,6 +115,9 @@ def test_a_file_that_is_no_graph_is_a_backend_error(
         ({"backend": "abacus"}, "no backend 'abacus'"),
         ({"device": "toaster"}, "no device 'toaster'"),
         ({"device": "toaster", "backend": "openvino"}, "no device 'toaster'"),
+        ({"device": "toaster", "backend": "torch"}, "no device 'toaster'"),
+        ({"device": "cuda:999", "backend": "torch"}, "no device 'cuda:999'; the number of GPUs"),
+        ({"device": "cpu", "backend": "onnxruntime_tensorrt"}, "must be cuda or cuda:INDEX"),
     ],
 )
 def test_unknown_names_are_refused(colours: Bundle, options: dict[str, str], message: str) -> None:
@@ -125,7 +128,7 @@ def test_unknown_names_are_refused(colours: Bundle, options: dict[str, str], mes
 def test_a_missing_engine_names_the_line_that_installs_it(
     colours: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    missing = Backend(runner="nowhere:Runner", package="no_such_engine", extra="abacus")
+    missing = Backend(runner="nowhere:Runner", packages=("no_such_engine",), extra="abacus")
     monkeypatch.setattr(registry, "BACKENDS", {"abacus": missing})
     with pytest.raises(BackendError, match=r'pip install "foveate-serve\[abacus\]"'):
         create_runner(colours)

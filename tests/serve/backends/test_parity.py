@@ -10,7 +10,7 @@ from foveate_serve.backends.registry import create_runner
 from foveate_serve.bundle.bundle import Bundle
 from foveate_serve.bundle.golden import open_golden
 
-BACKENDS = ("onnxruntime", "openvino")
+BACKENDS = ("onnxruntime", "openvino", "torch")
 
 TOLERANCE = 1e-4
 """Of the largest value of an output. Measured: 2e-6 on EfficientNet-Lite0."""

@@ -9,6 +9,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state
 
 from foveate_serve.backends.base import Array, BackendError, Runner
+from foveate_serve.backends.onnxruntime import providers
 from foveate_serve.backends.onnxruntime.pruning import OnnxFile
 from foveate_serve.bundle.bundle import Bundle
 from foveate_serve.bundle.manifest import FEATURES_PREFIX, LOGITS_OUTPUT
@@ -16,8 +17,6 @@ from foveate_serve.bundle.manifest import FEATURES_PREFIX, LOGITS_OUTPUT
 SESSIONS = 4
 """Plain requests, those with maps, those with feature maps, and one more. Each
 holds the weights again, in the order that its kernels want."""
-
-_PROVIDERS = {"cpu": "CPUExecutionProvider"}
 
 # ONNX Runtime's exceptions share no base class of their own.
 _ERRORS: tuple[type[Exception], ...] = (
@@ -40,11 +39,11 @@ class OnnxRuntimeRunner(Runner):
     """
 
     backend: ClassVar[str] = "onnxruntime"
+    tensorrt: ClassVar[bool] = False
 
     def __init__(self, bundle: Bundle, *, variant: str, device: str, threads: int) -> None:
         super().__init__(bundle, variant=variant, device=device, threads=threads)
-        if device not in _PROVIDERS:
-            raise BackendError(f"no device {device!r}; there are {', '.join(_PROVIDERS)}")
+        self._providers = providers.choose(device, tensorrt=self.tensorrt)
         try:
             self._file = OnnxFile(bundle.file(variant))
         except (OSError, ValueError) as error:
@@ -97,10 +96,21 @@ class OnnxRuntimeRunner(Runner):
         options.log_severity_level = 3  # errors; warnings are about optimisations not made
         # A thread that spins between two runs takes its core from the decoders.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        providers = [_PROVIDERS[self.device]]
         try:
-            return onnxruntime.InferenceSession(
-                self._file.prune(outputs), options, providers=providers
+            session = onnxruntime.InferenceSession(
+                self._file.prune(outputs), options, providers=self._providers
             )
         except (ValueError, *_ERRORS) as error:
             raise BackendError(f"ONNX Runtime cannot load the variant {self.variant!r}") from error
+        providers.require(session, self._providers)
+        return session
+
+
+class OnnxRuntimeTensorRTRunner(OnnxRuntimeRunner):
+    """The same with TensorRT under ONNX Runtime, which builds its engines when it loads.
+
+    What TensorRT cannot run is left to CUDA.
+    """
+
+    backend: ClassVar[str] = "onnxruntime_tensorrt"
+    tensorrt: ClassVar[bool] = True
