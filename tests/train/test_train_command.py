@@ -4,12 +4,13 @@ import signal
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from foveate_train import checkpoint
-from foveate_train.commands import mnist as command
 from foveate_train.commands.train import main
 from foveate_train.data import mnist
-from foveate_train.training import evaluate, train
+from foveate_train.data.memory import InMemory
+from foveate_train.training import Training, evaluate
 
 
 @pytest.fixture
@@ -34,7 +35,9 @@ def test_training_writes_a_checkpoint_with_what_was_measured(few, test_digits, t
     read = checkpoint.load(tmp_path / "digits")
     assert read.metrics["epochs"] == 2
     assert read.metrics["steps"] == 32
-    accuracy = evaluate(read.classifier, *(part[:500] for part in test_digits))
+    spec = read.classifier.input
+    test = InMemory(*(part[:500] for part in test_digits), spec)
+    accuracy = evaluate(read.classifier.module, test)
     assert read.metrics["test_accuracy"] == accuracy > 0.5
     assert f"test accuracy {accuracy:.2%} after 32 steps" in output.out
     assert output.out.endswith(f"checkpoint {tmp_path / 'digits'}\n")
@@ -60,36 +63,72 @@ def test_the_same_seed_gives_the_same_weights(few, tmp_path):
     assert len(digests) == 1
 
 
-def test_ctrl_c_writes_what_there_is(few, tmp_path, monkeypatch, capsys):
-    def interrupted(*arguments):
-        for step in train(*arguments):
-            if step.number == 3:
-                signal.raise_signal(signal.SIGINT)
+def _interrupting(monkeypatch, number, signals=1):
+    """Have Ctrl-C pressed during a step."""
+    steps = Training.steps
+
+    def interrupted(training):
+        for step in steps(training):
+            if step.number == number:
+                for _ in range(signals):
+                    signal.raise_signal(signal.SIGINT)
             yield step
 
-    monkeypatch.setattr(command, "train", interrupted)
+    monkeypatch.setattr(Training, "steps", interrupted)
+
+
+def test_ctrl_c_writes_what_there_is_and_resume_goes_on(few, tmp_path, monkeypatch, capsys):
+    assert _run(tmp_path / "whole", "--epochs", "2") == 0
     usual = signal.getsignal(signal.SIGINT)
-    assert _run(tmp_path / "digits", "--epochs", "5") == 1
+    with monkeypatch.context() as patch:
+        _interrupting(patch, 3)
+        assert _run(tmp_path / "digits", "--epochs", "2") == 1
     assert signal.getsignal(signal.SIGINT) is usual
     output = capsys.readouterr().out
-    assert "interrupted after 3 steps" in output
-    assert str(tmp_path / "digits") in output
+    assert "interrupted (--resume goes on) after 3 steps" in output
     metrics = checkpoint.load(tmp_path / "digits").metrics
     assert (metrics["epochs"], metrics["steps"]) == (0, 3)
     assert "test_accuracy" not in metrics
+    assert _run(tmp_path / "digits", "--epochs", "2", "--resume") == 0
+    whole, parts = (checkpoint.load(tmp_path / name).record for name in ("whole", "digits"))
+    assert parts.sha256 == whole.sha256
+    assert parts.metrics["train_loss"] == whole.metrics["train_loss"]
 
 
 def test_a_second_ctrl_c_interrupts(few, tmp_path, monkeypatch):
-    def interrupted(*arguments):
-        for step in train(*arguments):
-            signal.raise_signal(signal.SIGINT)
-            signal.raise_signal(signal.SIGINT)
-            yield step
-
-    monkeypatch.setattr(command, "train", interrupted)
+    _interrupting(monkeypatch, 1, signals=2)
     with pytest.raises(KeyboardInterrupt):
         _run(tmp_path / "digits")
     assert not (tmp_path / "digits").exists()
+
+
+def test_held_out_pictures_choose_the_epoch(few, tmp_path, capsys):
+    arguments = ("--holdout", "256", "--epochs", "8", "--patience", "2", "--batch-size", "64")
+    assert _run(tmp_path / "digits", *arguments, "--learning-rate", "0.02") == 0
+    told = re.findall(r"epoch (\d)/8: .*validation accuracy (\S+)%", capsys.readouterr().err)
+    best, last = (checkpoint.load(tmp_path / p).metrics for p in ("digits", "digits.run/last"))
+    assert best["validation_accuracy"] == max(float(share) for _, share in told) / 100
+    assert last["epochs"] == len(told)
+    assert best["epochs"] <= last["epochs"]
+    assert 0.5 < best["test_accuracy"] < 1
+    assert "test_accuracy" not in last
+
+
+def test_the_log_can_be_read_by_tensorboard(few, tmp_path):
+    assert _run(tmp_path / "digits", "--epochs", "2", "--tensorboard") == 0
+    log = EventAccumulator(str(tmp_path / "digits.run" / "tensorboard")).Reload()
+    accuracies = log.Scalars("accuracy/test_accuracy")
+    assert [point.step for point in accuracies] == [1, 2]
+    expected = checkpoint.load(tmp_path / "digits").metrics["test_accuracy"]
+    assert accuracies[-1].value == pytest.approx(expected)
+
+
+def test_resuming_needs_the_same_run(few, tmp_path, capsys):
+    assert _run(tmp_path / "digits", "--resume") == 1
+    assert "there is no run to resume" in capsys.readouterr().err
+    assert _run(tmp_path / "digits") == 0
+    assert _run(tmp_path / "digits", "--resume", "--seed", "1") == 1
+    assert "seed was 0 and is 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -100,7 +139,11 @@ def test_a_second_ctrl_c_interrupts(few, tmp_path, monkeypatch):
         (["--argument", "depth=5"], "no argument 'depth'; its arguments are pool"),
         (["--epochs", "0"], "epochs 0: .*greater than or equal to 1"),
         (["--batch-size", "1"], "batch_size 1: "),
-        (["--learning-rate", "-1"], r"learning_rate -1\.0: "),
+        (["--learning-rate", "-1"], "learning_rate -1: "),
+        (["--optimizer", "lion"], "optimizer lion: Input should be 'adamw' or 'sgd'"),
+        (["--patience", "3"], "patience 3 needs pictures to judge by: --holdout"),
+        (["--holdout", "1000"], "holdout 1000 is not within 0 and 896"),
+        (["--device", "abacus"], "device 'abacus' cannot be used"),
         (["--seed", "-5"], "seed -5: "),
         (["--threads", "0"], "threads 0 is below 1"),
         (
@@ -119,7 +162,7 @@ def test_wrong_usage_is_answered_with_2(arguments, message, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["imagenet"], ["mnist"], ["mnist", "--model", "foveate:lenet5", "--epoch", "x"]],
+    [[], ["imagenet"], ["mnist"], ["mnist", "--model", "foveate:lenet5", "--epoch", "1"]],
 )
 def test_arguments_that_cannot_be_parsed_exit_with_2(arguments):
     with pytest.raises(SystemExit) as exit_:

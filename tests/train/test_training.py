@@ -1,46 +1,65 @@
+import copy
+import subprocess
+import sys
+from dataclasses import replace
+from threading import Event
+
 import pytest
 import torch
 from pydantic import ValidationError
+from rich.console import Console
 
 from foveate_train import registry
-from foveate_train.training import Settings, evaluate, normalise, shifted, train
+from foveate_train.data.memory import InMemory, normalise, shifted
+from foveate_train.errors import ResumeError
+from foveate_train.fitting import Fitting, Keeper
+from foveate_train.progress import StepProgress
+from foveate_train.settings import Settings
+from foveate_train.training import Training, evaluate
 
 
-def _losses(digits, steps, **settings):
-    """Train lenet5 for some steps; return the losses and the classifier."""
-    classifier = registry.create("foveate:lenet5", weights=f"random:{settings['seed']}")
-    losses = []
-    for step in train(classifier, *digits, Settings(**settings)):
-        losses.append(float(step.loss))
-        if step.number == steps:
-            break
-    return losses, classifier
+def _training(name, digits, **settings):
+    """A training of a network of the registry on some digits."""
+    settings = Settings(**settings)
+    classifier = registry.create(name, weights=f"random:{settings.seed}")
+    return Training(classifier, InMemory(*digits, classifier.input, shift=settings.shift), settings)
+
+
+def _losses(training, steps):
+    """Do some steps; return their losses."""
+    return [float(step.loss) for step, _ in zip(training.steps(), range(steps), strict=False)]
+
+
+def _accuracy(training, digits):
+    classifier = training.result
+    return evaluate(classifier.module, InMemory(*digits, classifier.input))
+
+
+def _same(one, other):
+    state, repeated = one.result.module.state_dict(), other.result.module.state_dict()
+    return all(torch.equal(state[key], repeated[key]) for key in state)
 
 
 def test_a_small_network_learns_real_digits(digits, test_digits):
-    classifier = registry.create("foveate:lenet5", weights="random:0")
-    before = evaluate(classifier, *test_digits)
-    steps = list(train(classifier, *digits, Settings(epochs=3, batch_size=64, seed=0)))
+    training = _training("foveate:lenet5", digits, epochs=3, batch_size=64)
+    before = _accuracy(training, test_digits)
+    losses = _losses(training, training.total)
     assert before < 0.3
-    assert evaluate(classifier, *test_digits) > 0.9
-    first, last = (sum(float(s.loss) for s in part) / 50 for part in (steps[:50], steps[-50:]))
-    assert last < first / 2
+    assert _accuracy(training, test_digits) > 0.9
+    assert sum(losses[-50:]) < sum(losses[:50]) / 2
 
 
 def test_batch_normalisation_learns_within_sixty_steps(digits, test_digits):
-    classifier = registry.create("foveate:convnet4", weights="random:0")
-    for _ in train(
-        classifier, *(part[:1920] for part in digits), Settings(epochs=2, batch_size=64)
-    ):
-        pass
-    assert evaluate(classifier, *test_digits) > 0.9
-    assert not classifier.module.training
+    few = [part[:1920] for part in digits]
+    training = _training("foveate:convnet4", few, epochs=2, batch_size=64)
+    _losses(training, training.total)
+    assert _accuracy(training, test_digits) > 0.9
+    assert not training.result.module.training
 
 
 def test_steps_count_what_they_do(digits):
-    images, labels = (part[:200] for part in digits)
-    classifier = registry.create("foveate:lenet5")
-    steps = list(train(classifier, images, labels, Settings(epochs=2, batch_size=64)))
+    few = [part[:200] for part in digits]
+    steps = list(_training("foveate:lenet5", few, epochs=2, batch_size=64).steps())
     assert [step.number for step in steps] == list(range(1, 9))
     assert {step.total for step in steps} == {8}
     assert [step.epoch for step in steps] == [1] * 4 + [2] * 4
@@ -50,24 +69,203 @@ def test_steps_count_what_they_do(digits):
 
 
 def test_the_seed_decides_everything(digits):
-    first, one = _losses(digits, 20, seed=1)
-    again, same = _losses(digits, 20, seed=1)
-    other, _ = _losses(digits, 20, seed=2)
-    assert first == again
-    assert first != other
-    state, repeated = one.module.state_dict(), same.module.state_dict()
-    assert all(torch.equal(state[key], repeated[key]) for key in state)
+    one, same, other = (_training("foveate:lenet5", digits, seed=seed) for seed in (1, 1, 2))
+    first = _losses(one, 20)
+    assert first == _losses(same, 20)
+    assert first != _losses(other, 20)
+    assert _same(one, same)
+
+
+RECIPES = {
+    "sgd": {"optimizer": "sgd", "schedule": "constant", "learning_rate": 0.05},
+    "cosine, ema": {"schedule": "cosine", "ema": 0.99, "clip_norm": 1.0},
+    "mixing": {"mixup": 0.2, "cutmix": 1.0, "label_smoothing": 0.1, "accumulate": 2},
+    "float32": {"precision": "float32", "weight_decay": 0.0},
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_run_goes_on_from_its_state_bit_for_bit(digits, recipe):
+    few = [part[:512] for part in digits]
+    whole, first, second = (
+        _training("foveate:lenet5", few, epochs=3, batch_size=64, **RECIPES[recipe])
+        for _ in range(3)
+    )
+    losses = _losses(whole, 24)
+    _losses(first, 13)
+    second.restore(copy.deepcopy(first.state()))
+    # In the middle of the second epoch of eight steps.
+    assert _losses(second, 24) == losses[13:]
+    assert _same(whole, second)
+
+
+def test_parts_of_a_batch_make_the_same_step(digits):
+    whole, parts = (
+        _training("foveate:lenet5", digits, accumulate=count, precision="float32")
+        for count in (1, 4)
+    )
+    assert _losses(parts, 5) == pytest.approx(_losses(whole, 5), rel=1e-5)
+
+
+def test_clipping_bounds_a_step(digits):
+    free, clipped = (
+        _training(
+            *("foveate:lenet5", digits),
+            optimizer="sgd",
+            momentum=0,
+            schedule="constant",
+            weight_decay=0,
+            clip_norm=norm,
+            learning_rate=1.0,
+            precision="float32",
+        )
+        for norm in (None, 0.01)
+    )
+
+    def moved(training):
+        before = copy.deepcopy(training.result.module)
+        _losses(training, 1)
+        pairs = zip(before.parameters(), training.result.module.parameters(), strict=True)
+        return torch.cat([(a - b).flatten() for a, b in pairs]).norm().item()
+
+    assert moved(free) > 0.02
+    assert moved(clipped) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_the_average_is_what_is_kept(digits):
+    plain = _training("foveate:lenet5", digits)
+    averaged = _training("foveate:lenet5", digits, ema=0.9)
+    assert _losses(plain, 10) == _losses(averaged, 10)
+    assert not _same(plain, averaged)
+
+
+def test_smoothing_raises_the_least_loss(digits):
+    # With half of the target spread over ten classes no answer has a loss below its entropy.
+    training = _training("foveate:lenet5", digits, epochs=1, batch_size=64, label_smoothing=0.5)
+    spread, right = 0.05, 0.55
+    entropy = -torch.tensor([right, *[spread] * 9]).mul(torch.tensor([right, *[spread] * 9]).log())
+    losses = _losses(training, training.total)
+    assert entropy.sum() < min(losses) < losses[0]
+
+
+@pytest.mark.parametrize("schedule", ["one_cycle", "cosine"])
+@pytest.mark.parametrize("count", [50, 150, 320])
+def test_a_schedule_rises_and_falls_however_short(digits, schedule, count):
+    few = [part[:count] for part in digits]
+    training = _training("foveate:lenet5", few, batch_size=64, schedule=schedule)
+    rates = [training.learning_rates()[0] for _ in training.steps()]
+    assert len(rates) == -(-count // 64)
+    assert max(rates) <= 5e-3
+    assert rates[-1] == min(rates[len(rates) // 2 :])
+
+
+def test_half_precision_follows_full_precision(digits):
+    full, half = (
+        _training("foveate:lenet5", digits, precision=precision)
+        for precision in ("float32", "bfloat16")
+    )
+    assert _losses(half, 20) == pytest.approx(_losses(full, 20), rel=0.05)
+
+
+def test_inception_learns_from_its_auxiliary_head_too(digits):
+    classifier = registry.create("torchvision:inception_v3", weights="random:0", num_classes=10)
+    small = replace(classifier.input, height=75, width=75, resize=75)
+    pictures = torch.nn.functional.interpolate(digits[0][:2].float(), (75, 75)).to(torch.uint8)
+    # The auxiliary head's kernel of 5 needs maps of 17, and so 299 pixels; one of
+    # the same channels and a kernel of 1 stands for it.
+    auxiliary = classifier.module.AuxLogits
+    auxiliary.conv1 = torch.nn.Conv2d(128, 768, 1)
+    data = InMemory(pictures.expand(-1, 3, -1, -1), digits[1][:2], small)
+    training = Training(classifier, data, Settings(batch_size=2, shift=0, precision="float32"))
+    before = auxiliary.fc.weight.detach().clone()
+    assert len(_losses(training, 1)) == 1
+    assert not torch.equal(before, auxiliary.fc.weight)
+
+
+def _fitting(digits, path, **settings):
+    training = _training("foveate:lenet5", digits, **settings)
+    held = InMemory(*(part[:100] for part in digits), registry.create("foveate:lenet5").input)
+    return Fitting(training, held, Keeper(path, {"settings": settings}))
+
+
+def _epochs(fitting, stop=None):
+    quiet = StepProgress(Console(quiet=True), done=0, total=1)
+    return list(fitting.epochs(quiet, stop or Event()))
+
+
+def test_training_ends_when_the_accuracy_no_longer_rises(digits, tmp_path):
+    few = [part[:128] for part in digits]
+    fitting = _fitting(few, tmp_path / "a", epochs=50, batch_size=64, patience=3)
+    epochs = _epochs(fitting)
+    best = max(epochs, key=lambda epoch: epoch.accuracy)
+    assert len(epochs) == best.number + 3 < 50
+    # And a run that ended so is not begun again.
+    again = _fitting(few, tmp_path / "a", epochs=50, batch_size=64, patience=3)
+    assert again.history == epochs
+    assert _epochs(again) == []
+
+
+def test_a_wish_to_stop_keeps_the_step(digits, tmp_path):
+    few = [part[:256] for part in digits]
+    stop = Event()
+    stop.set()
+    assert _epochs(_fitting(few, tmp_path / "a", epochs=2, batch_size=64), stop) == []
+    rest = _fitting(few, tmp_path / "a", epochs=2, batch_size=64)
+    assert rest.training.number == 1
+    whole = _fitting(few, tmp_path / "b", epochs=2, batch_size=64)
+    assert [e._replace(seconds=0) for e in _epochs(rest)] == [
+        e._replace(seconds=0) for e in _epochs(whole)
+    ]
+
+
+def test_a_state_of_another_run_is_refused_with_what_differs(tmp_path):
+    Keeper(tmp_path / "a", {"data": "sha256:1", "seed": 0}).keep({"number": 3})
+    with pytest.raises(ResumeError, match="data was 'sha256:1' and is 'sha256:2'"):
+        Keeper(tmp_path / "a", {"data": "sha256:2", "seed": 0}).kept()
+    (tmp_path / "a").write_bytes(b"no state")
+    with pytest.raises(ResumeError, match="is damaged"):
+        Keeper(tmp_path / "a", {}).kept()
+
+
+# A limit on the size of files stands for a full disk: writing fails half way.
+FULL_DISK = """
+import resource, signal, sys, torch
+from pathlib import Path
+from foveate_train.errors import CheckpointError
+from foveate_train.fitting import Keeper
+keeper = Keeper(Path(sys.argv[1]), {})
+keeper.keep({"values": torch.arange(10)})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    keeper.keep({"values": torch.zeros(100_000)})
+except CheckpointError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_leaves_the_former_state_whole(tmp_path):
+    path = tmp_path / "state.pt"
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, path], capture_output=True, text=True, check=True
+    )
+    assert f"{path}: cannot be written" in done.stdout
+    assert torch.equal(Keeper(path, {}).kept()["values"], torch.arange(10))
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_evaluation_counts_what_is_right(test_digits):
     classifier = registry.create("foveate:lenet5")
     images, labels = (part[:101] for part in test_digits)
+
+    def share(truth):
+        return evaluate(classifier.module, InMemory(images, truth, classifier.input))
+
     with torch.inference_mode():
         predicted = classifier.module(normalise(images, classifier.input)).argmax(1)
-    assert evaluate(classifier, images, predicted, batch_size=10) == 1
-    assert evaluate(classifier, images, (predicted + 1) % 10, batch_size=10) == 0
-    share = (predicted == labels).float().mean().item()
-    assert evaluate(classifier, images, labels, batch_size=7) == pytest.approx(share)
+    assert share(predicted) == 1
+    assert share((predicted + 1) % 10) == 0
+    assert share(labels) == pytest.approx((predicted == labels).float().mean().item())
 
 
 def test_normalisation_is_that_of_the_input_specification(digits):
@@ -107,7 +305,11 @@ def test_no_shift_is_no_change(digits):
         ("warm_up", 1.0),
         ("shift", -1),
         ("seed", -1),
-        ("momentum", 0.9),
+        ("momentum", 1.0),
+        ("accumulate", 65),
+        ("frozen_epochs", 2),
+        ("schedule", "step"),
+        ("nesterov", True),
     ],
 )
 def test_a_setting_has_limits(name, value):

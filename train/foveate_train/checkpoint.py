@@ -8,14 +8,12 @@ Nothing in a checkpoint is executed when it is read.
 
 import hashlib
 import json
-import platform
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -24,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from foveate_train import registry
 from foveate_train.classifier import Argument, Classifier, InputSpec
+from foveate_train.environment import versions
 from foveate_train.errors import CheckpointError
 
 WEIGHTS_FILE = "model.safetensors"
@@ -98,7 +97,7 @@ def save(
                 data_digest=data_digest,
                 seed=seed,
                 created=datetime.now(UTC),
-                versions=_versions(),
+                versions=versions(),
                 sha256=_sha256(weights),
             )
             text = json.dumps(record.model_dump(mode="json"), indent=2) + "\n"
@@ -182,8 +181,3 @@ def _replacing(folder: Path) -> Iterator[Path]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    packages = ("foveate-train", "torch", "torchvision", "timm", "numpy")
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}

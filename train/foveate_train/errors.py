@@ -7,6 +7,7 @@
     ├── WeightsError             weights cannot be had or do not fit
     ├── CheckpointError          a checkpoint folder cannot be read or written
     ├── DataError                data cannot be had or is not what it should be
+    ├── ResumeError              a run cannot go on from the state that is there
     └── SettingsError            a training setting is outside its limits
 
 Every message is written for the person who typed the command.
@@ -39,6 +40,10 @@ class CheckpointError(TrainError):
 
 class DataError(TrainError):
     """A data set cannot be fetched or its files are not the expected ones."""
+
+
+class ResumeError(TrainError):
+    """The state of a run is damaged, or is that of another run."""
 
 
 class SettingsError(TrainError):

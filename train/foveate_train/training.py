@@ -1,45 +1,41 @@
 """The training loop.
 
-    settings = Settings(epochs=2, seed=0)
-    for step in train(classifier, images, labels, settings):
+    data = InMemory(images, labels, classifier.input, shift=1)
+    training = Training(classifier, data, Settings(epochs=2, seed=0))
+    for step in training.steps():
         print(step.number, float(step.loss))
-    print(evaluate(classifier, test_images, test_labels))
+    print(evaluate(training.result.module, test_data))
 
-`train` is a generator: it does one optimiser step at a time and hands over what
-happened, so whoever consumes it reports, evaluates or stops as it likes.
+`steps` does one optimiser step at a time and hands over what happened, so
+whoever consumes it reports, evaluates or stops as it likes. `state` and
+`restore` carry a run from one process to another between any two steps; it goes
+on bit for bit, since the random draws of a step depend on the seed and the
+step's number alone.
 """
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Annotated
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from timm.utils import ModelEmaV3
+from torch import nn
 from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import lr_scheduler
+from torchvision.models import Inception3, InceptionOutputs
+from torchvision.transforms import v2
 
-from foveate_train.classifier import Classifier, InputSpec
+from foveate_train import distributed
+from foveate_train.classifier import Classifier
+from foveate_train.data.batches import Batch, Data, steps
+from foveate_train.data.draws import derive
+from foveate_train.settings import Settings
 
-
-class Settings(BaseModel):
-    """Every setting of a training run, with its limits.
-
-    The defaults are those at which `foveate:convnet4` passes 99 % on MNIST's
-    test set after one epoch.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    epochs: Annotated[int, Field(ge=1)] = 1
-    batch_size: Annotated[int, Field(ge=2)] = 128
-    learning_rate: Annotated[float, Field(gt=0, le=10)] = 5e-3
-    """The peak of the one-cycle schedule (Smith & Topin, Super-Convergence, 2018)."""
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
-    warm_up: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """The share of all steps over which the learning rate rises to its peak."""
-    shift: Annotated[int, Field(ge=0)] = 1
-    """Each training picture is moved by up to this many pixels each way."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+# The first rate of a warm-up, as a share of the highest; OneCycleLR's own choice.
+_FIRST_RATE = 1 / 25
+# The weight of Inception V3's auxiliary loss, as its authors trained it.
+_AUXILIARY = 0.4
 
 
 @dataclass(frozen=True)
@@ -51,8 +47,8 @@ class Step:
         total: how many steps the run has.
         epoch: from 1.
         ends_epoch: whether this was the epoch's last step.
-        images: how many pictures the step used.
-        loss: the mean cross-entropy over them, a scalar still on its device.
+        images: how many pictures the step used, over all processes.
+        loss: the mean loss over them, a scalar still on its device.
     """
 
     number: int
@@ -63,96 +59,231 @@ class Step:
     loss: torch.Tensor
 
 
-def train(
-    classifier: Classifier, images: torch.Tensor, labels: torch.Tensor, settings: Settings
-) -> Iterator[Step]:
-    """Train a classifier's module in place.
+class Training:
+    """One run over a data set, from its first step or from wherever a state says.
 
-    AdamW with a one-cycle schedule, channels-last, and bfloat16 autocast where
-    the processor computes it natively. The order of the pictures, their shifts
-    and the network's own random draws come from the seed; the same seed on the
-    same machine with as many threads gives the same losses.
+    The random draws of every step, and so the weights, follow from the
+    settings' seed; the same seed on the same machine with as many threads gives
+    the same losses.
 
     Args:
-        classifier: its module is put into training mode at every step.
-        images: uint8 [N, channels, height, width], kept in memory.
-        labels: int64 [N].
+        classifier: its module is trained in place, and moved to `device`.
+        data: what to train on.
         settings: the run's settings.
-
-    Yields:
-        what each step did, after it is done.
+        head: the parameters of a head that is new, by name; the others are the
+            backbone's and learn as the settings for fine-tuning say. None where
+            there is no such difference.
+        device: where to compute; by default a GPU if there is one.
     """
-    module = classifier.module.to(memory_format=torch.channels_last)
-    torch.manual_seed(settings.seed)
-    generator = torch.Generator().manual_seed(settings.seed)
-    steps = math.ceil(len(images) / settings.batch_size)
-    total = steps * settings.epochs
-    optimizer = torch.optim.AdamW(
-        module.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.learning_rate, total_steps=total, pct_start=settings.warm_up
-    )
-    autocast = native_bfloat16()
-    number = 0
-    for epoch in range(1, settings.epochs + 1):
-        order = torch.randperm(len(images), generator=generator)
-        for chosen in order.tensor_split(steps):
-            batch = shifted(images[chosen], settings.shift, generator)
-            module.train()
-            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                logits = module(normalise(batch, classifier.input))
-                loss = functional.cross_entropy(logits, labels[chosen])
-            optimizer.zero_grad()
-            torch.autograd.backward(loss)
-            optimizer.step()
-            schedule.step()
-            number += 1
-            yield Step(number, total, epoch, number % steps == 0, len(chosen), loss.detach())
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        data: Data,
+        settings: Settings,
+        *,
+        head: Collection[str] | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        self.settings = settings
+        self.device = device or default_device()
+        self.number = 0
+        self._classifier = classifier
+        self._data = data
+        self._per_epoch = steps(len(data), settings.batch_size)
+        self.total = self._per_epoch * settings.epochs
+        self._module = classifier.module.to(memory_format=torch.channels_last).to(self.device)
+        _use_auxiliary_head(self._module)
+        self._backbone = (
+            []
+            if head is None
+            else [p for name, p in self._module.named_parameters() if name not in head]
+        )
+        self._optimizer = self._make_optimizer(head)
+        self._schedule = self._make_schedule()
+        self._ema = (
+            None
+            if settings.ema is None
+            else ModelEmaV3(self._module, decay=settings.ema, use_warmup=True)
+        )
+        self.precision = compute_type(settings, self.device)
+        self._scaler = torch.amp.GradScaler(
+            self.device.type, enabled=self.precision is torch.float16
+        )
+        self._mix = _mixing(settings, len(classifier.labels))
+
+    @property
+    def result(self) -> Classifier:
+        """The classifier with the weights to keep: their moving average, if there is one."""
+        module = self._module if self._ema is None else self._ema.module
+        return replace(self._classifier, module=module)
+
+    def learning_rates(self) -> list[float]:
+        """Return the rate of the next step: one value, or the head's and the backbone's."""
+        return [float(group["lr"]) for group in self._optimizer.param_groups]
+
+    def steps(self) -> Iterator[Step]:
+        """Do the steps that remain, and hand over what each did."""
+        settings = self.settings
+        for epoch in range(self.number // self._per_epoch + 1, settings.epochs + 1):
+            forward = self._prepared(epoch)
+            start = self.number % self._per_epoch
+            for batch in self._data.epoch(settings.seed, epoch, settings.batch_size, start=start):
+                # For dropout, mixing and whatever else the network draws itself.
+                torch.manual_seed(derive(settings.seed, epoch, self.number, distributed.rank()))
+                self._train_mode()
+                loss = self._step(forward, batch)
+                self.number += 1
+                ends = self.number % self._per_epoch == 0
+                yield Step(self.number, self.total, epoch, ends, batch.total, loss)
+
+    def state(self) -> dict[str, Any]:
+        """Return all that the next step depends on, of types that weights_only loading takes."""
+        return {
+            "number": self.number,
+            "module": self._module.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "ema": None if self._ema is None else self._ema.module.state_dict(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned in a run of the same settings and data."""
+        self._module.load_state_dict(state["module"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])
+        self._scaler.load_state_dict(state["scaler"])
+        if self._ema is not None:
+            self._ema.module.load_state_dict(state["ema"])
+        self.number = state["number"]
+
+    def _step(self, forward: nn.Module, batch: Batch) -> torch.Tensor:
+        """Do one optimiser step; return the mean loss over the batch of all processes."""
+        images = batch.images.to(self.device, non_blocking=True)
+        labels = batch.labels.to(self.device, non_blocking=True)
+        if self._mix is not None:
+            images, labels = self._mix(images, labels)
+        self._optimizer.zero_grad()
+        mean = torch.zeros((), device=self.device)
+        for part, truth in zip(
+            images.tensor_split(self.settings.accumulate),
+            labels.tensor_split(self.settings.accumulate),
+            strict=True,
+        ):
+            share = len(part) / batch.total
+            with torch.autocast(
+                self.device.type, self.precision, enabled=self.precision is not torch.float32
+            ):
+                loss = share * self._loss(forward(part), truth)
+            # DistributedDataParallel takes the mean of the processes' gradients.
+            torch.autograd.backward(self._scaler.scale(loss * distributed.world()))
+            mean += loss.detach()
+        if self.settings.clip_norm is not None:
+            self._scaler.unscale_(self._optimizer)
+            nn.utils.clip_grad_norm_(self._module.parameters(), self.settings.clip_norm)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._schedule.step()
+        if self._ema is not None:
+            self._ema.update(self._module, step=self.number)
+        return distributed.total(mean)
+
+    def _loss(self, output: torch.Tensor | InceptionOutputs, labels: torch.Tensor) -> torch.Tensor:
+        """Return the mean cross-entropy, with the auxiliary head's where there is one."""
+        if isinstance(output, InceptionOutputs):
+            return self._loss(output.logits, labels) + _AUXILIARY * self._loss(
+                output.aux_logits, labels
+            )
+        return functional.cross_entropy(
+            output, labels, label_smoothing=self.settings.label_smoothing
+        )
+
+    def _prepared(self, epoch: int) -> nn.Module:
+        """Freeze or unfreeze for an epoch; return the network as it is to be called."""
+        for parameter in self._backbone:
+            parameter.requires_grad_(epoch > self.settings.frozen_epochs)
+        forward = self._module
+        if distributed.world() > 1:
+            # Wrapped anew each epoch, because the parameters that learn may have changed.
+            forward = DistributedDataParallel(forward)
+        return cast("nn.Module", torch.compile(forward)) if self.settings.compile else forward
+
+    def _train_mode(self) -> None:
+        """Set training mode, but leave layers that are frozen as they are in use."""
+        self._module.train()
+        if not self._backbone or self._backbone[0].requires_grad:
+            return
+        for layer in self._module.modules():
+            own = list(layer.parameters(recurse=False))
+            if own and not any(parameter.requires_grad for parameter in own):
+                layer.eval()
+
+    def _make_optimizer(self, head: Collection[str] | None) -> torch.optim.Optimizer:
+        settings = self.settings
+        rate = settings.learning_rate
+        groups = [{"params": list(self._module.parameters()), "lr": rate}]
+        if head is not None:
+            own = [p for name, p in self._module.named_parameters() if name in head]
+            groups = [
+                {"params": own, "lr": rate},
+                {"params": self._backbone, "lr": rate * settings.backbone_rate},
+            ]
+        if settings.optimizer == "sgd":
+            return torch.optim.SGD(
+                groups, momentum=settings.momentum, weight_decay=settings.weight_decay
+            )
+        return torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+
+    def _make_schedule(self) -> lr_scheduler.LRScheduler:
+        settings, optimizer = self.settings, self._optimizer
+        if settings.schedule == "constant":
+            return lr_scheduler.ConstantLR(optimizer, factor=1, total_iters=0)
+        # Rising takes a step and falling another, however short the run.
+        total = max(self.total, 2)
+        rising = max(settings.warm_up, min(1, 2 / total))
+        if settings.schedule == "one_cycle":
+            highest = [group["lr"] for group in optimizer.param_groups]
+            return lr_scheduler.OneCycleLR(
+                optimizer, highest, total_steps=total + 1, pct_start=rising
+            )
+        first = max(1, round(settings.warm_up * total))
+        rise = lr_scheduler.LinearLR(optimizer, _FIRST_RATE, total_iters=first)
+        fall = lr_scheduler.CosineAnnealingLR(optimizer, max(1, total - first))
+        return lr_scheduler.SequentialLR(optimizer, [rise, fall], [first])
 
 
 @torch.inference_mode()
-def evaluate(
-    classifier: Classifier, images: torch.Tensor, labels: torch.Tensor, *, batch_size: int = 500
-) -> float:
-    """Return the share of pictures whose highest logit is their label's, in float32.
+def evaluate(module: nn.Module, data: Data, *, precision: torch.dtype = torch.float32) -> float:
+    """Return the share of pictures whose highest logit is their label's.
 
-    `images` are uint8 [N, channels, height, width], `labels` int64 [N]. The
-    module is left in evaluation mode.
+    The module is left in evaluation mode.
     """
-    classifier.module.eval()
+    module.eval()
+    device = next(module.parameters()).device
     right = 0
-    for batch, truth in zip(
-        torch.split(images, batch_size), torch.split(labels, batch_size), strict=True
-    ):
-        logits = classifier.module(normalise(batch, classifier.input))
-        right += int((logits.argmax(1) == truth).sum())
-    return right / len(images)
+    for batch in data.all():
+        with torch.autocast(device.type, precision, enabled=precision is not torch.float32):
+            logits = module(batch.images.to(device))
+        right += int((logits.argmax(1) == batch.labels.to(device)).sum())
+    return right / len(data)
 
 
-def normalise(images: torch.Tensor, spec: InputSpec) -> torch.Tensor:
-    """Turn uint8 [N, channels, height, width] into a network's float32 input."""
-    mean = torch.tensor(spec.mean).view(-1, 1, 1)
-    std = torch.tensor(spec.std).view(-1, 1, 1)
-    scaled = images.to(torch.float32).div_(255).sub_(mean).div_(std)
-    return scaled.contiguous(memory_format=torch.channels_last)
+def default_device() -> torch.device:
+    """Return the current GPU if there is one, else the processor."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
 
 
-def shifted(images: torch.Tensor, most: int, generator: torch.Generator) -> torch.Tensor:
-    """Move each picture by its own random number of pixels, at most `most` each way.
-
-    What moves in from outside is 0. `images` are [N, channels, height, width].
-    """
-    if most == 0:
-        return images
-    count, _, height, width = images.shape
-    padded = functional.pad(images, (most,) * 4)
-    corner = torch.randint(0, 2 * most + 1, (2, count, 1), generator=generator)
-    rows = (corner[0] + torch.arange(height))[:, None, :, None]
-    columns = (corner[1] + torch.arange(width))[:, None, None, :]
-    picture = torch.arange(count)[:, None, None, None]
-    channel = torch.arange(images.shape[1])[None, :, None, None]
-    return padded[picture, channel, rows, columns]
+def compute_type(settings: Settings, device: torch.device) -> torch.dtype:
+    """Return the type that a network computes in; its weights are float32 in any case."""
+    if settings.precision != "auto":
+        dtype: torch.dtype = getattr(torch, settings.precision)
+        return dtype
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
+    return torch.bfloat16 if native_bfloat16() else torch.float32
 
 
 def native_bfloat16() -> bool:
@@ -160,3 +291,19 @@ def native_bfloat16() -> bool:
     capabilities = torch.cpu.get_capabilities()
     # The names are those of x86 and of Arm.
     return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def _mixing(settings: Settings, classes: int) -> v2.Transform | None:
+    """Return mixup, CutMix, or a choice of the two, drawn anew for each batch."""
+    mixing = [
+        transform(alpha=alpha, num_classes=classes)
+        for transform, alpha in ((v2.MixUp, settings.mixup), (v2.CutMix, settings.cutmix))
+        if alpha > 0
+    ]
+    return v2.RandomChoice(mixing) if mixing else None
+
+
+def _use_auxiliary_head(module: nn.Module) -> None:
+    """Have Inception V3 compute its auxiliary logits in training; in use it gives one answer."""
+    if isinstance(module, Inception3) and module.AuxLogits is not None:
+        module.aux_logits = True

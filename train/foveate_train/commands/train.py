@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from foveate_train.commands import mnist
+from foveate_train.commands import mnist, study
 from foveate_train.errors import (
     ArgumentsError,
     SettingsError,
@@ -18,7 +18,9 @@ _FAILED, _WRONG_USAGE = 1, 2
 def main(arguments: Sequence[str]) -> int:
     """Run `foveate train ...` and return its exit code."""
     parser = argparse.ArgumentParser(prog="foveate train", description="Train a classifier.")
-    mnist.add_to(parser.add_subparsers(required=True, metavar="COMMAND"))
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in (mnist, study):
+        command.add_to(commands)
     options = parser.parse_args(arguments)
     try:
         code: int = options.run(options)

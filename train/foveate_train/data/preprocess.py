@@ -7,6 +7,9 @@ from torchvision.transforms import v2
 from foveate_train.classifier import InputSpec
 from foveate_train.errors import DataError
 
+MODES = {1: "L", 3: "RGB"}
+"""Pillow's name of a picture's mode, by its channels."""
+
 
 def preprocess(image: Image.Image, spec: InputSpec) -> torch.Tensor:
     """Resize, crop and normalise one picture.
@@ -21,10 +24,9 @@ def preprocess(image: Image.Image, spec: InputSpec) -> torch.Tensor:
     Raises:
         DataError: the network takes something other than grey or colour.
     """
-    mode = {1: "L", 3: "RGB"}.get(spec.channels)
-    if mode is None:
+    if spec.channels not in MODES:
         raise DataError(f"a picture has 1 or 3 channels, and the network takes {spec.channels}")
-    picture = image.convert(mode)
+    picture = image.convert(MODES[spec.channels])
     transform = v2.Compose(
         [
             v2.Resize(spec.resize, v2.InterpolationMode(spec.interpolation), antialias=True),

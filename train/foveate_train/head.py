@@ -1,0 +1,67 @@
+"""A pretrained network with a new head: the beginning of fine-tuning."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from foveate_train import registry
+from foveate_train.classifier import Argument, Classifier
+from foveate_train.errors import ArgumentsError
+
+
+def with_new_head(
+    name: str,
+    labels: Sequence[str],
+    *,
+    weights: str | None,
+    seed: int,
+    arguments: Mapping[str, Argument],
+) -> tuple[Classifier, frozenset[str]]:
+    """Build a pretrained classifier whose head has other classes.
+
+    The head is whatever depends on the number of classes: the parameters that
+    have another shape where the network is built for another number. They are
+    drawn from the seed; all others are the pretrained ones.
+
+    Args:
+        name: the network's, in the registry.
+        labels: the new classes.
+        weights: the pretrained ones, as `registry.create` takes them.
+        seed: of the new head.
+        arguments: of the network, beside `num_classes`.
+
+    Returns:
+        the classifier, and the names of its head's parameters.
+
+    Raises:
+        ArgumentsError: the network has a fixed number of classes.
+        TrainError: the pretrained classifier cannot be had, as its subclass says.
+    """
+    classes = len(labels)
+    try:
+        classifier = registry.create(
+            name, weights=f"random:{seed}", **{**arguments, "num_classes": classes}
+        )
+    except ArgumentsError as error:
+        raise ArgumentsError(f"{name} cannot have {classes} classes: {error}") from error
+    pretrained = registry.create(name, weights=weights, **arguments).module
+    new = _dependent_on_classes(name, classifier.module, classes, arguments)
+    state = {key: value for key, value in pretrained.state_dict().items() if key not in new}
+    classifier.module.load_state_dict(state, strict=False)
+    head = frozenset(key for key, _ in classifier.module.named_parameters() if key in new)
+    # The input of the weights, which may differ from that of the untrained network.
+    spec = registry.create(name, weights=f"random:{seed}", **arguments).input
+    return replace(classifier, labels=tuple(labels), input=spec), head
+
+
+def _dependent_on_classes(
+    name: str, module: nn.Module, classes: int, arguments: Mapping[str, Argument]
+) -> set[str]:
+    """Return the keys of the state dict whose shapes follow the number of classes."""
+    with torch.device("meta"):
+        other = registry.create(
+            name, weights="random:0", **{**arguments, "num_classes": classes + 1}
+        ).module.state_dict()
+    return {key for key, value in module.state_dict().items() if other[key].shape != value.shape}

@@ -1,0 +1,13 @@
+"""The studies of the course, run again: one module each, and what they share."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from foveate_train.studies import normalisation, residual, runner
+from foveate_train.studies.options import Options
+
+STUDIES: Mapping[str, Callable[[Options], bool]] = {
+    "normalisation": partial(runner.run, normalisation.STUDY),
+    "residual": partial(runner.run, residual.STUDY),
+}
+"""What runs each study, by its name on the command line, and returns whether it is complete."""

@@ -1,0 +1,164 @@
+"""A comparison's results as files: JSON, CSV, curves, and a page in Markdown."""
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from foveate_train.errors import CheckpointError
+from foveate_train.studies.comparison import Comparison
+from foveate_train.studies.drawing import new_figure
+from foveate_train.studies.results import Results
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_NOTED = ("optimizer", "learning_rate", "schedule", "momentum", "weight_decay", "batch_size")
+_CURVES = "curves.png"
+
+
+def write(study: Comparison, results: Results, folder: Path) -> None:
+    """Write all files of a study into `folder`.
+
+    Raises:
+        CheckpointError: the disk refuses.
+        MissingPackageError: matplotlib is not installed.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "results.json").write_text(
+            results.model_dump_json(indent=1) + "\n", encoding="utf-8"
+        )
+        (folder / "results.csv").write_text(table(study, results), encoding="utf-8")
+        (folder / "README.md").write_text(page(study, results), encoding="utf-8")
+        curves(study, results).savefig(folder / _CURVES)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be written ({error})") from error
+
+
+def table(study: Comparison, results: Results) -> str:
+    """Return one line of CSV for every epoch of every run; accuracies in percent."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["variant", "seed", "epoch", "loss", "test_accuracy", "published", "seconds"])
+    for run in results.runs:
+        published = study.variants[run.variant].published
+        for epoch in run.epochs:
+            rows.writerow(
+                [
+                    *(run.variant, run.seed, epoch.number, f"{epoch.loss:.4f}"),
+                    f"{100 * (epoch.accuracy or 0):.2f}",
+                    published.get(epoch.number, ""),
+                    f"{epoch.seconds:.1f}",
+                ]
+            )
+    return text.getvalue()
+
+
+def page(study: Comparison, results: Results) -> str:
+    """Return the page: the question, the setting, what was measured, and how to repeat it."""
+    seeds = sorted({run.seed for run in results.runs})
+    done = sum(len(run.epochs) for run in results.runs)
+    wanted = len(results.runs) * int(results.settings["epochs"] or 0)
+    so_far = "" if done == wanted else f" So far {done} of {wanted} epochs are done."
+    given = {name: results.settings[name] for name in ("epochs", "batch_size", "learning_rate")}
+    command = " ".join(
+        [
+            f"foveate train study {study.name}",
+            *(f"--{name.replace('_', '-')} {value}" for name, value in given.items()),
+            f"--subset {results.training_images} --seeds {' '.join(map(str, seeds))}",
+        ]
+    )
+    parts = [
+        f"# {study.title}",
+        study.question,
+        study.setting,
+        f"Here: `{study.classifier}`, {results.training_images:,} training pictures, "
+        f"{results.test_images:,} test pictures, {results.settings['epochs']} epochs, "
+        f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}, computed in "
+        f"{results.precision}; "
+        + ", ".join(f"{name} {results.settings[name]}" for name in _NOTED)
+        + f".{so_far}",
+        "Test accuracy in percent after each epoch, the published one in brackets"
+        + ("" if len(seeds) == 1 else "; the mean over the seeds, and the least and the most")
+        + ":",
+        "\n".join(_rows(study, results)),
+        f"![Test accuracy by epoch, and the published one dashed]({_CURVES})",
+        "\n".join(_best(study, results)),
+        "To repeat it, or to go on where it stopped:",
+        f"    {command}",
+        "Machine: " + ", ".join(f"{name} {value}" for name, value in results.machine.items()) + ". "
+        "Versions: "
+        + ", ".join(f"{name} {value}" for name, value in results.versions.items())
+        + ".",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def curves(study: Comparison, results: Results) -> "Figure":
+    """Draw the accuracies by epoch, one line a variant, the published ones dashed."""
+    figure = new_figure(8, 5)
+    axes = figure.add_subplot()
+    last = int(results.settings["epochs"] or 0)
+    for number, (name, variant) in enumerate(study.variants.items()):
+        colour = f"C{number}"
+        epochs = [epoch for epoch in range(1, last + 1) if results.accuracies(name, epoch)]
+        values = [[100 * a for a in results.accuracies(name, epoch)] for epoch in epochs]
+        means = [sum(each) / len(each) for each in values]
+        axes.plot(epochs, means, "o-", color=colour, label=variant.title, markersize=3)
+        axes.fill_between(
+            epochs, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.15
+        )
+        published = {e: a for e, a in variant.published.items() if e <= last}
+        axes.plot(list(published), list(published.values()), "--", color=colour, alpha=0.5)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("test accuracy, percent (published: dashed)")
+    axes.set_ylim(0, 101)
+    axes.set_xlim(0.5, last + 0.5)
+    axes.locator_params(axis="x", integer=True)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="center right")
+    return figure
+
+
+def _rows(study: Comparison, results: Results) -> Iterator[str]:
+    yield "| epoch | " + " | ".join(v.title for v in study.variants.values()) + " |"
+    yield "|---" * (len(study.variants) + 1) + "|"
+    for epoch in range(1, int(results.settings["epochs"] or 0) + 1):
+        cells = []
+        for name, variant in study.variants.items():
+            cell = _measured(results.accuracies(name, epoch))
+            if epoch in variant.published:
+                cell += f" ({variant.published[epoch]:g})"
+            cells.append(cell)
+        yield f"| {epoch} | " + " | ".join(cells) + " |"
+
+
+def _measured(accuracies: list[float]) -> str:
+    if not accuracies:
+        return "–"  # noqa: RUF001  the sign for what is missing
+    mean = f"{100 * sum(accuracies) / len(accuracies):.2f}"
+    if len(accuracies) == 1:
+        return mean
+    return f"{mean} [{100 * min(accuracies):.2f}, {100 * max(accuracies):.2f}]"
+
+
+def _best(study: Comparison, results: Results) -> Iterator[str]:
+    """Tell each variant's best accuracy, over epochs and seeds."""
+    yield "Best of each:"
+    yield ""
+    for name, variant in study.variants.items():
+        found = [
+            (epoch.accuracy or 0.0, epoch.number)
+            for run in results.runs
+            if run.variant == name
+            for epoch in run.epochs
+        ]
+        if found:
+            accuracy, number = max(found)
+            published = max(variant.published.values(), default=None)
+            said = "" if published is None else f" (published: {published:g} %)"
+            yield f"- {variant.title}: {100 * accuracy:.2f} % after epoch {number}{said}"
+        else:
+            yield f"- {variant.title}: not run yet"
