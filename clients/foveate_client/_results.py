@@ -159,7 +159,11 @@ class FeatureMap:
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Where the time of a request went within the server, and what ran it."""
+    """Where the time of a request went within the server, and what ran it.
+
+    `cached` tells that the answer was kept from an earlier, identical request;
+    the times of the stages are then zero.
+    """
 
     decode: timedelta
     queue: timedelta
@@ -170,6 +174,7 @@ class Timing:
     backend: str
     device: str
     variant: str
+    cached: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -257,4 +262,5 @@ def _timing(timing: service.Timing) -> Timing:
         backend=timing.backend,
         device=timing.device,
         variant=timing.variant,
+        cached=timing.cached,
     )

@@ -367,6 +367,7 @@ def _timing_message(timing: Timing) -> service.Timing:
         backend=timing.backend,
         device=timing.device,
         variant=timing.variant,
+        cached=timing.cached,
     )
     for stage in ("decode", "queue", "infer", "encode", "total"):
         getattr(message, stage).FromTimedelta(getattr(timing, stage))

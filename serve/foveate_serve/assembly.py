@@ -53,6 +53,8 @@ def make_engine(settings: Settings, observer: Observer | None = None) -> Engine:
             max_request_bytes=settings.max_request_bytes,
         ),
         image_threads=settings.image_threads,
+        cache_bytes=settings.cache_bytes,
+        deduplicate=settings.deduplicate,
         observer=observer,
     )
 

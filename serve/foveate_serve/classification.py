@@ -1,7 +1,7 @@
 """What a request asks of the engine, and what it gets."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,12 @@ from foveate_serve.imaging.heatmap import Encoding
 from foveate_serve.imaging.transform import View
 
 CamForm = Literal["raw", "heatmap", "overlay"]
+
+ANSWER_BYTES = 1024
+"""What an answer takes besides its predictions, pictures and arrays: measured, rounded up."""
+
+PREDICTION_BYTES = 160
+"""What a prediction takes; its label belongs to the model."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,7 +123,9 @@ class FeatureMap:
 class Timing:
     """Where the time went, in seconds, and what did the work.
 
-    `batch` is the number of the batch among those of the process.
+    `batch` is the number of the batch among those of the process. Of an answer
+    that was kept from an earlier request, `cached` is set; no batch ran, and
+    the stages took no time.
     """
 
     decode: float
@@ -130,6 +138,7 @@ class Timing:
     backend: str
     device: str
     variant: str
+    cached: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,6 +149,32 @@ class Answer:
     version: str
     timing: Timing
 
+    @property
+    def size(self) -> int:
+        """How many bytes of memory the answer takes, roughly."""
+        return ANSWER_BYTES
+
+    def kept(self) -> Self:
+        """Return the answer as it is when it is given again, holding no memory but its own."""
+        timing = Timing(
+            decode=0.0,
+            queue=0.0,
+            infer=0.0,
+            encode=0.0,
+            total=0.0,
+            batch=0,
+            batch_size=0,
+            backend=self.timing.backend,
+            device=self.timing.device,
+            variant=self.timing.variant,
+            cached=True,
+        )
+        return replace(self, timing=timing)
+
+    def again(self, seconds: float) -> Self:
+        """Return a kept answer as one to a request that took `seconds`."""
+        return replace(self, timing=replace(self.timing, total=seconds))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result(Answer):
@@ -149,3 +184,34 @@ class Result(Answer):
     cams: tuple[Cam, ...]
     feature_maps: tuple[FeatureMap, ...]
     view: View
+
+    @property
+    def size(self) -> int:
+        """How many bytes of memory the answer takes, roughly."""
+        return (
+            ANSWER_BYTES
+            + PREDICTION_BYTES * len(self.predictions)
+            + sum(
+                len(cam.heatmap or b"") + len(cam.overlay or b"") + _bytes(cam.values)
+                for cam in self.cams
+            )
+            + sum(_bytes(features.values) for features in self.feature_maps)
+        )
+
+    def kept(self) -> Self:
+        """Return the answer as it is when it is given again, holding no memory but its own."""
+        # A map is a part of its batch's array, which it would keep alive.
+        return replace(
+            super(Result, self).kept(),
+            cams=tuple(
+                cam if cam.values is None else replace(cam, values=cam.values.copy())
+                for cam in self.cams
+            ),
+            feature_maps=tuple(
+                replace(features, values=features.values.copy()) for features in self.feature_maps
+            ),
+        )
+
+
+def _bytes(values: NDArray[np.float32] | None) -> int:
+    return 0 if values is None else values.nbytes

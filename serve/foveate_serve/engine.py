@@ -2,11 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
+from hashlib import sha256
+from typing import Generic, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from foveate_serve import explain, graph
 from foveate_serve.admission import Admission
 from foveate_serve.batcher import Batched, Batcher, Places, retry_delay
 from foveate_serve.bundle.manifest import LOGITS_OUTPUT, InputSpec, Manifest
+from foveate_serve.cache import Cache, Flights
 from foveate_serve.classification import (
     Answer,
     Cam,
@@ -28,7 +30,7 @@ from foveate_serve.classification import (
 from foveate_serve.errors import DeadlineError, InvalidRequestError, OverloadedError
 from foveate_serve.explain import CamPlan, ExplanationLimits, FeatureMapPlan
 from foveate_serve.fair import FairThreads
-from foveate_serve.graph import GraphRequest, GraphResult
+from foveate_serve.graph import GraphPlan, GraphRequest, GraphResult
 from foveate_serve.imaging.decode import ImageError, ImageLimits
 from foveate_serve.imaging.transform import View, prepare
 from foveate_serve.observer import Observer
@@ -38,6 +40,9 @@ T = TypeVar("T")
 A = TypeVar("A", bound=Answer)
 
 DEFAULT_TOP_K = 5
+
+_DIGEST_AT_ONCE = 256 << 10
+"""The digest of fewer bytes takes less time than a change of thread."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +59,9 @@ class Engine:
     """Answers requests with the models of a repository. Used from one event loop.
 
     Pictures are decoded and drawn on `image_threads` threads, of whose time each
-    model gets its share; `observer` is told of every request.
+    model gets its share; `observer` is told of every request. Answers of
+    `cache_bytes` together are kept for identical requests, and with
+    `deduplicate` those in flight at one time are answered by one run.
     """
 
     def __init__(
@@ -63,6 +70,8 @@ class Engine:
         limits: Limits,
         *,
         image_threads: int,
+        cache_bytes: int = 0,
+        deduplicate: bool = False,
         observer: Observer | None = None,
     ) -> None:
         self.repository = repository
@@ -72,6 +81,8 @@ class Engine:
         self._admission = Admission(
             max_pictures=limits.max_requests, max_bytes=limits.max_request_bytes
         )
+        self._cache: Cache[Answer] | None = Cache(cache_bytes) if cache_bytes else None
+        self._flights: Flights[Answer] | None = Flights() if deduplicate else None
         self._refusing = False
 
     async def classify(self, request: Request, *, deadline: float | None = None) -> Result:
@@ -129,7 +140,7 @@ class Engine:
             except OverloadedError:
                 self._refusing = True
                 raise
-        if asked.batcher is not None:
+        if asked.batcher is not None and not answer.timing.cached:
             asked.batcher.answered(answer.timing)
         self._observer.answered(answer)
         return answer
@@ -146,120 +157,197 @@ class Engine:
             raise
 
     @contextmanager
-    def _admitted(
-        self, request: Request | GraphRequest, images: Sequence[bytes | RawImage], asked: "_Asked"
-    ) -> Iterator[tuple[LoadedModel, Places]]:
-        """Find the model, and take what the request will need before anything is spent on it."""
+    def _found(self, request: Request | GraphRequest, asked: "_Asked") -> Iterator[LoadedModel]:
         model = self.repository.get(request.model, request.version)
         with model.in_use():
-            manifest, batcher = model.bundle.manifest, model.batcher
+            manifest = model.bundle.manifest
             asked.model, asked.version = manifest.name, str(manifest.version)
-            asked.batcher = batcher
+            asked.batcher = model.batcher
             self._observer.began(asked.model, asked.version)
-            size = sum(
-                len(image.data if isinstance(image, RawImage) else image) for image in images
-            )
-            with (
-                batcher.places(len(images), request.priority) as places,
-                self._admission.entered(
-                    manifest.name,
-                    pictures=len(images),
-                    size=size,
-                    retry_delay=lambda: retry_delay(batcher.backlog_seconds),
-                ),
-            ):
-                yield model, places
+            yield model
+
+    @contextmanager
+    def _admitted(self, model: LoadedModel, images: Sequence[bytes | RawImage]) -> Iterator[None]:
+        size = sum(len(image.data if isinstance(image, RawImage) else image) for image in images)
+        with self._admission.entered(
+            model.bundle.manifest.name,
+            pictures=len(images),
+            size=size,
+            retry_delay=lambda: retry_delay(model.batcher.backlog_seconds),
+        ):
+            yield
+
+    async def _reply(self, job: "_Job[A]", deadline: float | None) -> A:
+        """Run a job, or spare it where the same was done before, or is being done."""
+        model, batcher, images = job.model, job.model.batcher, job.images
+        if self._cache is None and self._flights is None:
+            # What the request will need is taken before anything is spent on it.
+            with batcher.places(len(images), job.priority) as places, self._admitted(model, images):
+                return await job.run(places, deadline)
+        name, version = model.bundle.manifest.name, str(model.bundle.manifest.version)
+        with self._admitted(model, images):
+            started = time.perf_counter()
+            contents = [await self._content(name, image) for image in images]
+            key = (model.bundle.digest, model.runner.variant, job.plan, *contents)
+            kept = None if self._cache is None else self._cache.get(key)
+            if self._cache is not None:
+                seconds = time.perf_counter() - started
+                self._observer.looked_up(name, version, hit=kept is not None, seconds=seconds)
+            if kept is not None:
+                # What lies under the key of a plan is the answer to such a plan.
+                return cast("A", kept.again(time.perf_counter() - started))
+            if self._flights is None:
+                return await self._run(job, key, deadline)
+            if key in self._flights:
+                self._observer.joined(name, version)
+            # Each caller has a deadline of its own, and the run ends with the last of them.
+            work = partial(self._run, job, key, None)
+            return cast("A", await self._flights.join(key, work))
+
+    async def _run(self, job: "_Job[A]", key: Hashable, deadline: float | None) -> A:
+        """Run a job on behalf of whoever waits for it, and keep the answer where that is wanted."""
+        with (
+            job.model.in_use(),
+            job.model.batcher.places(len(job.images), job.priority) as places,
+        ):
+            answer = await job.run(places, deadline)
+        if self._cache is not None:
+            self._cache.put(key, answer.kept(), answer.size)
+        return answer
+
+    async def _content(self, model: str, image: bytes | RawImage) -> Hashable:
+        """Return what stands for a picture: two that differ have different ones."""
+        data = image.data if isinstance(image, RawImage) else image
+        if len(data) < _DIGEST_AT_ONCE:
+            digest = sha256(data).digest()
+        else:
+            digest = await self._threads.run(model, lambda: sha256(data).digest())
+        if isinstance(image, RawImage):
+            return digest, image.height, image.width, image.channels
+        return digest
 
     async def _classify(self, request: Request, deadline: float | None, asked: "_Asked") -> Result:
+        with self._found(request, asked) as model:
+            plan = _plan(request, model.bundle.manifest, self._limits.explanation)
+            job = _Job(
+                model=model,
+                plan=plan,
+                images=(request.image,),
+                priority=request.priority,
+                run=partial(self._run_classify, model, request.image, plan),
+            )
+            return await self._reply(job, deadline)
+
+    async def _run_classify(
+        self,
+        model: LoadedModel,
+        picture: bytes | RawImage,
+        plan: "_Plan",
+        places: Places,
+        deadline: float | None,
+    ) -> Result:
         started = time.perf_counter()
-        with self._admitted(request, (request.image,), asked) as (model, places):
-            manifest = model.bundle.manifest
-            plan = _plan(request, manifest, self._limits.explanation)
+        manifest = model.bundle.manifest
+        image, view = await self._image(picture, manifest)
+        decoded = time.perf_counter()
 
-            image, view = await self._image(request.image, manifest)
-            decoded = time.perf_counter()
+        batched = await model.batcher.submit(
+            places, image, outputs=plan.outputs, class_ids=plan.class_ids, deadline=deadline
+        )
+        inferred = time.perf_counter()
 
-            batched = await model.batcher.submit(
-                places, image, outputs=plan.outputs, class_ids=plan.class_ids, deadline=deadline
-            )
-            inferred = time.perf_counter()
+        answer = partial(_answer, plan, batched.outputs, model.bundle.labels, image)
+        # Ranking takes microseconds and is not worth a change of thread.
+        predictions, cams, feature_maps = (
+            await self._threads.run(manifest.name, answer) if plan.draws else answer()
+        )
+        finished = time.perf_counter()
 
-            answer = partial(_answer, plan, batched.outputs, model.bundle.labels, image)
-            # Ranking takes microseconds and is not worth a change of thread.
-            predictions, cams, feature_maps = (
-                await self._threads.run(manifest.name, answer) if plan.draws else answer()
-            )
-            finished = time.perf_counter()
-
-            return Result(
-                model=manifest.name,
-                version=str(manifest.version),
-                predictions=predictions,
-                cams=cams,
-                feature_maps=feature_maps,
-                view=view,
-                timing=Timing(
-                    decode=decoded - started,
-                    queue=batched.queue_seconds,
-                    infer=batched.run_seconds,
-                    encode=finished - inferred,
-                    total=finished - started,
-                    batch=batched.batch,
-                    batch_size=batched.batch_size,
-                    backend=model.runner.backend,
-                    device=model.runner.device,
-                    variant=model.runner.variant,
-                ),
-            )
+        return Result(
+            model=manifest.name,
+            version=str(manifest.version),
+            predictions=predictions,
+            cams=cams,
+            feature_maps=feature_maps,
+            view=view,
+            timing=Timing(
+                decode=decoded - started,
+                queue=batched.queue_seconds,
+                infer=batched.run_seconds,
+                encode=finished - inferred,
+                total=finished - started,
+                batch=batched.batch,
+                batch_size=batched.batch_size,
+                backend=model.runner.backend,
+                device=model.runner.device,
+                variant=model.runner.variant,
+            ),
+        )
 
     async def _infer(
         self, request: GraphRequest, deadline: float | None, asked: "_Asked"
     ) -> GraphResult:
-        started = time.perf_counter()
-        with self._admitted(request, request.images, asked) as (model, places):
-            manifest = model.bundle.manifest
-            plan = graph.plan(request, manifest, self._limits.explanation)
-
-            async def run(index: int) -> tuple[float, Batched]:
-                with _naming_image(index, len(request.images)):
-                    image, _ = await self._image(request.images[index], manifest)
-                decoded = time.perf_counter()
-                batched = await model.batcher.submit(
-                    places,
-                    image,
-                    outputs=plan.outputs,
-                    class_ids=plan.class_ids[index],
-                    deadline=deadline,
-                )
-                return decoded - started, batched
-
-            runs = await _all([run(index) for index in range(len(request.images))])
-            inferred = time.perf_counter()
-            outputs = {
-                name: np.stack([batched.outputs[name] for _, batched in runs])
-                for name in plan.outputs
-            }
-            finished = time.perf_counter()
-
-            last = max((batched for _, batched in runs), key=lambda batched: batched.batch)
-            return GraphResult(
-                model=manifest.name,
-                version=str(manifest.version),
-                outputs=outputs,
-                labels=model.bundle.labels,
-                timing=Timing(
-                    decode=max(decode for decode, _ in runs),
-                    queue=max(batched.queue_seconds for _, batched in runs),
-                    infer=max(batched.run_seconds for _, batched in runs),
-                    encode=finished - inferred,
-                    total=finished - started,
-                    batch=last.batch,
-                    batch_size=last.batch_size,
-                    backend=model.runner.backend,
-                    device=model.runner.device,
-                    variant=model.runner.variant,
-                ),
+        with self._found(request, asked) as model:
+            plan = graph.plan(request, model.bundle.manifest, self._limits.explanation)
+            job = _Job(
+                model=model,
+                plan=plan,
+                images=request.images,
+                priority=request.priority,
+                run=partial(self._run_infer, model, request.images, plan),
             )
+            return await self._reply(job, deadline)
+
+    async def _run_infer(
+        self,
+        model: LoadedModel,
+        pictures: Sequence[bytes | RawImage],
+        plan: GraphPlan,
+        places: Places,
+        deadline: float | None,
+    ) -> GraphResult:
+        started = time.perf_counter()
+        manifest = model.bundle.manifest
+
+        async def run(index: int) -> tuple[float, Batched]:
+            with _naming_image(index, len(pictures)):
+                image, _ = await self._image(pictures[index], manifest)
+            decoded = time.perf_counter()
+            batched = await model.batcher.submit(
+                places,
+                image,
+                outputs=plan.outputs,
+                class_ids=plan.class_ids[index],
+                deadline=deadline,
+            )
+            return decoded - started, batched
+
+        runs = await _all([run(index) for index in range(len(pictures))])
+        inferred = time.perf_counter()
+        outputs = {
+            name: np.stack([batched.outputs[name] for _, batched in runs]) for name in plan.outputs
+        }
+        finished = time.perf_counter()
+
+        last = max((batched for _, batched in runs), key=lambda batched: batched.batch)
+        return GraphResult(
+            model=manifest.name,
+            version=str(manifest.version),
+            outputs=outputs,
+            labels=model.bundle.labels,
+            timing=Timing(
+                decode=max(decode for decode, _ in runs),
+                queue=max(batched.queue_seconds for _, batched in runs),
+                infer=max(batched.run_seconds for _, batched in runs),
+                encode=finished - inferred,
+                total=finished - started,
+                batch=last.batch,
+                batch_size=last.batch_size,
+                backend=model.runner.backend,
+                device=model.runner.device,
+                variant=model.runner.variant,
+            ),
+        )
 
     async def _image(
         self, image: bytes | RawImage, manifest: Manifest
@@ -278,6 +366,17 @@ class Engine:
                 field="encoded",
                 metadata={} if error.limit is None else {"limit": error.limit},
             ) from error
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Job(Generic[A]):
+    """What a request makes the engine do: `plan` for each of `images`, by `run`."""
+
+    model: LoadedModel
+    plan: Hashable
+    images: Sequence[bytes | RawImage]
+    priority: int
+    run: Callable[[Places, float | None], Awaitable[A]]
 
 
 @dataclass(slots=True)

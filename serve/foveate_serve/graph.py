@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from foveate_serve.backends.base import graph_outputs
 from foveate_serve.bundle.manifest import CAM_PREFIX, FEATURES_PREFIX, LOGITS_OUTPUT, Manifest
-from foveate_serve.classification import Answer, RawImage
+from foveate_serve.classification import ANSWER_BYTES, Answer, RawImage
 from foveate_serve.errors import InvalidRequestError, clip, listing, quote
 from foveate_serve.explain import ExplanationLimits
 
@@ -43,6 +43,11 @@ class GraphResult(Answer):
 
     outputs: Mapping[str, NDArray[np.float32]]
     labels: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        """How many bytes of memory the answer takes, roughly."""
+        return ANSWER_BYTES + sum(output.nbytes for output in self.outputs.values())
 
 
 @dataclass(frozen=True, kw_only=True)

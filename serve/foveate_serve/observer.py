@@ -36,6 +36,12 @@ class Observer:
     def answered(self, answer: Answer) -> None:
         """Hear that a request has its answer."""
 
+    def looked_up(self, model: str, version: str, *, hit: bool, seconds: float) -> None:
+        """Hear that an answer was, or was not, among those kept; looking took so many seconds."""
+
+    def joined(self, model: str, version: str) -> None:
+        """Hear that a request waits for the answer of another one, which is the same."""
+
     def failed(self, model: str, version: str, error: BaseException, seconds: float) -> None:
         """Hear that a request failed after so many seconds, or its caller left (CancelledError)."""
 
@@ -64,6 +70,16 @@ class Observers(Observer):
         """Tell them all."""
         for observer in self._observers:
             observer.answered(answer)
+
+    def looked_up(self, model: str, version: str, *, hit: bool, seconds: float) -> None:
+        """Tell them all."""
+        for observer in self._observers:
+            observer.looked_up(model, version, hit=hit, seconds=seconds)
+
+    def joined(self, model: str, version: str) -> None:
+        """Tell them all."""
+        for observer in self._observers:
+            observer.joined(model, version)
 
     def failed(self, model: str, version: str, error: BaseException, seconds: float) -> None:
         """Tell them all."""

@@ -190,6 +190,14 @@ class Settings(ModelSettings, BaseSettings):
     max_feature_bytes: Count = Field(
         default=16 * _MIB, description="the most bytes of feature maps in an answer"
     )
+    cache_bytes: int = Field(
+        default=0,
+        ge=0,
+        description="bytes of answers that each process keeps for identical requests; 0 is none",
+    )
+    deduplicate: bool = Field(
+        default=False, description="whether identical requests in flight are answered by one run"
+    )
     max_requests: Count = Field(default=1024, description="the most requests in flight")
     max_request_bytes: Count = Field(
         default=256 * _MIB, description="the most bytes of pictures in flight"

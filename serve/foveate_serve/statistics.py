@@ -34,10 +34,10 @@ class BatchStatistics:
 class ModelStatistics:
     """What one version of one model has done.
 
-    Of its requests: those that succeeded, with their stages, and those that
-    failed. Of its engine: the pictures and the batches run, the batches also by
-    size, and when the last one ended, in seconds since 1970 (None before the
-    first).
+    Of its requests: those that succeeded, with the stages of those that were
+    not kept answers, those that failed, and the looks into the cache. Of its
+    engine: the pictures and the batches run, the batches also by size, and when
+    the last one ended, in seconds since 1970 (None before the first).
     """
 
     success: Durations = field(default_factory=Durations)
@@ -46,6 +46,8 @@ class ModelStatistics:
     queue: Durations = field(default_factory=Durations)
     infer: Durations = field(default_factory=Durations)
     encode: Durations = field(default_factory=Durations)
+    cache_hit: Durations = field(default_factory=Durations)
+    cache_miss: Durations = field(default_factory=Durations)
     inferences: int = 0
     executions: int = 0
     last_inference: float | None = None
@@ -68,10 +70,17 @@ class Statistics(Observer):
         """Count a request that succeeded."""
         statistics, timing = self._models[answer.model, answer.version], answer.timing
         statistics.success.add(timing.total)
+        if timing.cached:
+            return
         statistics.decode.add(timing.decode)
         statistics.queue.add(timing.queue)
         statistics.infer.add(timing.infer)
         statistics.encode.add(timing.encode)
+
+    def looked_up(self, model: str, version: str, *, hit: bool, seconds: float) -> None:
+        """Count a look into the cache."""
+        statistics = self._models[model, version]
+        (statistics.cache_hit if hit else statistics.cache_miss).add(seconds)
 
     def failed(self, model: str, version: str, error: BaseException, seconds: float) -> None:  # noqa: ARG002
         """Count a request that failed after its model was found."""

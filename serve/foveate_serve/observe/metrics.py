@@ -91,6 +91,28 @@ class Metrics(Observer):
             (*_MODEL, "instance"),
             registry=own,
         )
+        self._lookups, self._lookup_seconds = (
+            {
+                result: Counter(f"foveate_cache_{result}{unit}", text, _MODEL, registry=own)
+                for result, text in texts.items()
+            }
+            for unit, texts in (
+                ("", {"hits": "Answers that were kept.", "misses": "Answers that were not kept."}),
+                (
+                    "_seconds",
+                    {
+                        "hits": "Seconds of looking for answers that were kept.",
+                        "misses": "Seconds of looking for answers that were not kept.",
+                    },
+                ),
+            )
+        )
+        self._joined = Counter(
+            "foveate_requests_joined",
+            "Pictures that took the answer of an identical request in flight.",
+            _MODEL,
+            registry=own,
+        )
         self._load_seconds = Gauge(
             "foveate_model_load_seconds",
             "The last load of a version.",
@@ -137,14 +159,26 @@ class Metrics(Observer):
         model, version, timing = answer.model, answer.version, answer.timing
         self._requests.labels(model, version, "OK").inc()
         self._in_flight.labels(model, version).dec()
+        self._stages["request"].labels(model, version).observe(timing.total)
+        if timing.cached:
+            return
         for stage, seconds in (
-            ("request", timing.total),
             ("decode", timing.decode),
             ("queue", timing.queue),
             ("infer", timing.infer),
             ("encode", timing.encode),
         ):
             self._stages[stage].labels(model, version).observe(seconds)
+
+    def looked_up(self, model: str, version: str, *, hit: bool, seconds: float) -> None:
+        """Count a look into the cache."""
+        result = "hits" if hit else "misses"
+        self._lookups[result].labels(model, version).inc()
+        self._lookup_seconds[result].labels(model, version).inc(seconds)
+
+    def joined(self, model: str, version: str) -> None:
+        """Count a request that waits for another one's answer."""
+        self._joined.labels(model, version).inc()
 
     def failed(self, model: str, version: str, error: BaseException, seconds: float) -> None:  # noqa: ARG002 - the histograms are of answers
         """Count a failure by its code."""

@@ -81,8 +81,12 @@ class Tracing(Observer):
                 "foveate.backend": timing.backend,
                 "foveate.device": timing.device,
                 "foveate.batch_size": timing.batch_size,
+                "foveate.cached": timing.cached,
             },
         )
+        if timing.cached:
+            picture.end(end)
+            return
         decoded = start + _nanoseconds(timing.decode)
         queued = decoded + _nanoseconds(timing.queue)
         inferred = queued + _nanoseconds(timing.infer)

@@ -39,6 +39,23 @@ _ALIASES = (
         "foveate_model_load_seconds",
     ),
     *(
+        alias
+        for theirs, ours in (("hit", "hits"), ("miss", "misses"))
+        for alias in (
+            _Alias(
+                f"nv_cache_num_{ours}_per_model",
+                "Looks into the response cache.",
+                f"foveate_cache_{ours}_total",
+            ),
+            _Alias(
+                f"nv_cache_{theirs}_duration_per_model",
+                "Microseconds of looking into the response cache.",
+                f"foveate_cache_{ours}_seconds_total",
+                1e6,
+            ),
+        )
+    ),
+    *(
         _Alias(
             f"nv_inference_{theirs}_duration_us",
             "Microseconds, summed over the requests that succeeded.",

@@ -288,6 +288,7 @@ def _from_timing(timing: Timing) -> classifier_service_pb2.Timing:
         backend=timing.backend,
         device=timing.device,
         variant=timing.variant,
+        cached=timing.cached,
     )
 
 

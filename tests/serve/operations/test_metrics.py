@@ -153,3 +153,25 @@ def test_what_is_no_plain_request_is_refused(
     assert bool(received) is bool(answer)
     if sent.startswith(b"HEAD"):
         assert received.endswith(b"\r\n\r\n")
+
+
+def test_kept_and_shared_answers_are_counted_and_told(
+    start: Callable, picture: ClassifyRequest
+) -> None:
+    server = start(
+        *("--cache-bytes", "1048576", "--deduplicate", "--metrics-address", "127.0.0.1:0")
+    )
+    request = ClassifyRequest(timing=True)
+    request.MergeFrom(picture)
+    with server.channel() as channel:
+        stub = ClassifierServiceStub(channel)
+        cached = [stub.Classify(request, timeout=30).timing.cached for _ in range(3)]
+    assert cached == [False, True, True]
+    samples = server.metrics()
+    count = lambda name: value(samples, name, **COLOURS)  # noqa: E731
+    assert count("foveate_cache_hits_total") == 2
+    assert count("nv_cache_num_hits_per_model") == 2
+    assert count("nv_cache_num_misses_per_model") == 1
+    assert count("nv_cache_hit_duration_per_model") > 0
+    assert count("foveate_request_seconds_count") == 3
+    assert count("foveate_infer_seconds_count") == 1

@@ -139,6 +139,8 @@ def model_statistics(name: str, number: str, statistics: ModelStatistics) -> pb.
             compute_input=_duration(statistics.decode),
             compute_infer=_duration(statistics.infer),
             compute_output=_duration(statistics.encode),
+            cache_hit=_duration(statistics.cache_hit),
+            cache_miss=_duration(statistics.cache_miss),
         ),
         batch_stats=[
             pb.InferBatchStatistics(
