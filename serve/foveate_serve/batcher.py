@@ -158,8 +158,8 @@ class Batcher:
     loop with False when the last one has ended, and with True when one runs
     again. Made within a running event loop.
 
-    `policy` is what is in force: where it has an objective, a Tuner changes it,
-    which the log tells of under `name`.
+    `bounds` is the policy given, and `policy` what is in force: where there is
+    an objective, a Tuner changes it, which the log tells of under `name`.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class Batcher:
         ran: Callable[[BatchRun], None] | None = None,
         alive: Callable[[bool], None] | None = None,
     ) -> None:
-        policy = policy or BatchPolicy()
+        self.bounds = policy = policy or BatchPolicy()
         self._name = name
         self._tuner = None if policy.objective is None else Tuner(policy, policy.objective)
         self.policy = policy if self._tuner is None else self._tuner.policy

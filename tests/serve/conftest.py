@@ -196,8 +196,8 @@ def golden_bundle(tmp_path: Path, colours_golden: Golden) -> Path:
 class GatedRunner(OnnxRuntimeRunner):
     """ONNX Runtime behind a gate, noting the batches that it ran.
 
-    A picture whose first byte is 13 makes its batch fail. `affinity` are the
-    cores of the last run.
+    A picture whose first byte is 13 makes its batch fail. `pictures` are the
+    first bytes of those that ran, `affinity` the cores of the last run.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -207,6 +207,7 @@ class GatedRunner(OnnxRuntimeRunner):
         self.entered = threading.Semaphore(0)
         self.batches: list[tuple[int, tuple[str, ...]]] = []
         self.closed = False
+        self.pictures: list[int] = []
         self.affinity: frozenset[int] = frozenset()
 
     def _run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
@@ -215,6 +216,7 @@ class GatedRunner(OnnxRuntimeRunner):
         if not self.gate.wait(timeout=30):
             raise TimeoutError("the test left the gate closed")
         self.batches.append((len(inputs["image"]), tuple(outputs)))
+        self.pictures += inputs["image"][:, 0, 0, 0].tolist()
         if (inputs["image"][:, 0, 0, 0] == 13).any():
             raise BackendError("unlucky")
         return super()._run(inputs, outputs)

@@ -57,14 +57,14 @@ def model_metadata(model: LoadedModel, versions: Iterable[str]) -> pb.ModelMetad
 
 def model_config(model: LoadedModel, *, max_images: int) -> pb.ModelConfigResponse:
     """Describe how a model runs, whose requests carry at most `max_images` pictures."""
-    runner, policy = model.runner, model.batcher.policy
+    runner, batcher = model.runner, model.batcher
     on_gpu = runner.device != "cpu"
     return pb.ModelConfigResponse(
         config=pb.ModelConfig(
             name=model.bundle.manifest.name,
             platform=_platform(model),
             backend=runner.backend,
-            max_batch_size=min(policy.max_batch, max_images),
+            max_batch_size=min(batcher.bounds.max_batch, max_images),
             input=[
                 pb.ModelInput(
                     name=name,
@@ -95,15 +95,17 @@ def model_config(model: LoadedModel, *, max_images: int) -> pb.ModelConfigRespon
                     else pb.ModelInstanceGroup.KIND_CPU,
                 )
             ],
-            dynamic_batching=_dynamic_batching(policy),
+            dynamic_batching=_dynamic_batching(batcher.policy),
         )
     )
 
 
 def _dynamic_batching(policy: BatchPolicy) -> pb.ModelDynamicBatching:
     levels = range(policy.priorities)
+    # The protocol has no other word for the size that was found for an objective.
+    found = () if policy.objective is None else (policy.max_batch,)
     return pb.ModelDynamicBatching(
-        preferred_batch_size=policy.preferred_sizes,
+        preferred_batch_size=policy.preferred_sizes or found,
         max_queue_delay_microseconds=round(policy.max_delay * 1e6),
         # A lone priority is the protocol's "none".
         priority_levels=len(policy.priority_queues),

@@ -20,6 +20,7 @@ from foveate_serve.batcher import BatchPolicy
 from foveate_serve.engine import Engine, Limits
 from foveate_serve.explain import ExplanationLimits
 from foveate_serve.imaging.decode import ImageLimits
+from foveate_serve.instances import ANY_CORE
 from foveate_serve.repository import Repository
 from foveate_serve.rpc.handlers import RepositoryHandler
 from foveate_serve.rpc.oip.handler import InferenceHandler
@@ -37,9 +38,16 @@ BIAS = np.array([0.25, 0.0, -0.25], dtype=np.float32)
 class Service:
     """The handler over an engine whose one model is `colours`."""
 
-    def __init__(self, root: Path, make_runner=create_runner, *, admin: bool = False) -> None:
+    def __init__(
+        self,
+        root: Path,
+        make_runner=create_runner,
+        *,
+        admin: bool = False,
+        policy: BatchPolicy | None = None,
+    ) -> None:
         self.statistics = Statistics()
-        policy = BatchPolicy(max_batch=4, max_delay=0.05)
+        policy = policy or BatchPolicy(max_batch=4, max_delay=0.05)
         repository = Repository(root, make_runner, policy, self.statistics)
         self.engine = Engine(repository, LIMITS, image_threads=2, observer=self.statistics)
         self.ready = True
@@ -335,6 +343,16 @@ INVALID = {
         "TIMEOUT_OUT_OF_RANGE",
         "parameters[timeout]",
     ),
+    "priority": (
+        changed(parameter("priority", int64_param=-1)),
+        "PRIORITY_OUT_OF_RANGE",
+        "parameters[priority]",
+    ),
+    "priority as text": (
+        changed(parameter("priority", string_param="1")),
+        "PARAMETER_INVALID",
+        "parameters[priority]",
+    ),
     "timeout as text": (
         changed(parameter("timeout", string_param="1")),
         "PARAMETER_INVALID",
@@ -357,13 +375,54 @@ async def test_the_bad_picture_is_named(service: Service) -> None:
     assert status.message.startswith("picture 1: ")
 
 
-async def test_priority_is_taken_and_the_timeout_obeyed(
+async def test_the_configuration_tells_of_instances_priorities_and_sizes(
+    tmp_path: Path, write_bundle: Callable[..., Path]
+) -> None:
+    write_bundle()
+    policy = BatchPolicy(
+        max_batch=4,
+        preferred_sizes=(2, 4),
+        max_queue=20,
+        priority_queues=(5, 20, 10),
+        default_priority=2,
+        cores=(ANY_CORE,) * 3,
+    )
+    service = Service(tmp_path / "repository", policy=policy)
+    await service.engine.repository.open()
+    config = (await service.handler.model_config(pb.ModelConfigRequest(name="colours"))).config
+    assert [group.count for group in config.instance_group] == [3]
+    batching = config.dynamic_batching
+    assert list(batching.preferred_batch_size) == [2, 4]
+    assert (batching.priority_levels, batching.default_priority_level) == (3, 2)
+    assert batching.default_queue_policy.max_queue_size == 20
+    bounds = {level: rule.max_queue_size for level, rule in batching.priority_queue_policy.items()}
+    assert bounds == {1: 5, 2: 20, 3: 10}
+    await service.engine.close()
+
+
+async def test_with_an_objective_the_configuration_tells_what_was_found(
+    tmp_path: Path, write_bundle: Callable[..., Path]
+) -> None:
+    write_bundle()
+    policy = BatchPolicy(max_batch=4, max_queue=200, objective=5e-5)
+    service = Service(tmp_path / "repository", policy=policy)
+    await service.engine.repository.open()
+    for _ in range(40):
+        await service.infer(request())
+    config = (await service.handler.model_config(pb.ModelConfigRequest(name="colours"))).config
+    # No run fits twice into 50 microseconds: one picture a batch, and next to no queue.
+    assert config.max_batch_size == 4
+    assert list(config.dynamic_batching.preferred_batch_size) == [1]
+    assert config.dynamic_batching.default_queue_policy.max_queue_size == 1
+    await service.engine.close()
+
+
+async def test_the_timeout_is_obeyed(
     gated, tmp_path: Path, write_bundle: Callable[..., Path]
 ) -> None:
     write_bundle()
     service = Service(tmp_path / "repository", lambda bundle: gated)
     await service.engine.repository.open()
-    await service.infer(changed(parameter("priority", uint64_param=1)))
     await service.infer(changed(parameter("timeout", int64_param=0)))
     gated.gate.clear()
     status = await service.fails(changed(parameter("timeout", uint64_param=20_000)))
@@ -373,7 +432,7 @@ async def test_priority_is_taken_and_the_timeout_obeyed(
     status = await service.fails(bad)
     assert (status.code, status.reason) == (Code.INTERNAL, "ENGINE_FAILED")
     found = service.statistics.of("colours", "1")
-    assert (found.success.count, found.failure.count) == (2, 2)
+    assert (found.success.count, found.failure.count) == (1, 2)
     assert found.failure.seconds >= 0.02
     await service.engine.close()
 
@@ -496,6 +555,9 @@ async def test_a_benchmark_can_ask_for_everything_that_is_described(service: Ser
     assert (config.name, config.max_batch_size, config.backend) == ("colours", 4, "onnxruntime")
     assert config.WhichOneof("scheduling_choice") == "dynamic_batching"
     assert config.dynamic_batching.max_queue_delay_microseconds == 50_000
+    assert config.dynamic_batching.default_queue_policy.max_queue_size == 256
+    assert config.dynamic_batching.priority_levels == 0
+    assert [group.count for group in config.instance_group] == [1]
     for tensors, configured in (
         (described.inputs, config.input),
         (described.outputs, config.output),
