@@ -4,7 +4,10 @@ from pathlib import Path
 
 import onnx
 import torch
-from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from onnx_ir.passes.common import (
+    ClearMetadataAndDocStringPass,
+    DeduplicateInitializersPass,
+)
 
 from foveate_export.errors import ExportError
 from foveate_export.graph import ExplainedClassifier
@@ -12,11 +15,15 @@ from foveate_train.classifier import InputSpec
 
 OPSET = 20
 
+LARGEST_FOLDED = 512 * 512
+"""The values of the largest constant that the exporter's optimiser makes of others."""
+
 
 def write_onnx(graph: ExplainedClassifier, spec: InputSpec, path: Path) -> None:
     """Write `graph` to `path`, with a dynamic batch and number of classes.
 
-    The file holds its weights. It carries no stack traces or names of source
+    The file holds its weights, each once: the exporter may fold a copy of one
+    into a constant. It carries no stack traces or names of source
     files, which the exporter notes at every node by default.
 
     Raises:
@@ -48,6 +55,7 @@ def write_onnx(graph: ExplainedClassifier, spec: InputSpec, path: Path) -> None:
     if program is None:
         raise ExportError("the network cannot be written as ONNX: the exporter returned nothing")
     ClearMetadataAndDocStringPass()(program.model)
+    DeduplicateInitializersPass(size_limit=LARGEST_FOLDED)(program.model)
     program.save(path, external_data=False)
     onnx.checker.check_model(path, full_check=True)
 

@@ -1,6 +1,8 @@
 """Puts engines into a bundle, each with a sidecar that says what it is."""
 
+import fcntl
 import hashlib
+import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -106,7 +108,8 @@ def add_engines(
 
     An engine of the same name is replaced. The bundle can be opened at any time
     while this runs: the engines are built in a folder beside its files, and
-    its manifest names them only when all of them are in their place.
+    its manifest names them only when all of them are in their place. Several
+    may run at once; they publish one after another.
 
     Args:
         path: the bundle's folder.
@@ -126,7 +129,7 @@ def add_engines(
     chosen = variants or suitable_variants(manifest)
     with _staging(path) as folder:
         built = build_engines(path, manifest, chosen, target, folder=folder, stage=stage)
-        with stage("publishing"):
+        with stage("publishing"), _alone_in(path):
             _publish(folder, path)
     return built
 
@@ -158,6 +161,18 @@ def _staging(path: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _alone_in(path: Path) -> Iterator[None]:
+    """Wait until no other process publishes into the folder `path`, and keep others out."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        # The system takes the lock back when the process ends, in whatever way.
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _publish(folder: Path, path: Path) -> None:

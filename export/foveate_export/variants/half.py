@@ -4,10 +4,11 @@ from pathlib import Path
 
 import onnx
 import onnx_ir
-from onnx_ir.passes.common import TopologicalSortPass
+from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
 from foveate_export.variants.quantise import nodes_behind
+from foveate_export.variants.rows import gather_first
 from foveate_serve.bundle.manifest import CAM_PREFIX, LOGITS_OUTPUT
 
 _FLOAT_OPERATORS = ("LRN",)
@@ -19,7 +20,7 @@ def halve(source: Path, target: Path) -> None:
 
     Inputs and outputs keep their types. The normalisation of the pixels, and the
     nodes that only the class activation maps need, compute in float32. What
-    does so on a weight of the trunk casts it up.
+    does so on a weight of the trunk casts it up, of single rows these alone.
     """
     model = onnx.load(source)
     converted = convert_float_to_float16(
@@ -34,7 +35,9 @@ def halve(source: Path, target: Path) -> None:
     nodes = {node.output[0]: node for node in converted.graph.node}
     del converted.graph.node[:]
     converted.graph.node.extend(nodes.values())
+    gather_first(converted.graph)
     ordered = onnx_ir.from_proto(converted)
+    RemoveUnusedNodesPass()(ordered)
     TopologicalSortPass()(ordered)
     onnx_ir.save(ordered, target)
     onnx.checker.check_model(target, full_check=True)

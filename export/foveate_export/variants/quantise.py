@@ -28,8 +28,10 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
+import onnx_ir
 import onnxruntime
 from numpy.typing import NDArray
+from onnx_ir.passes.common import DeduplicateInitializersPass
 from onnxruntime.quantization import (
     CalibrationDataReader,
     CalibrationMethod,
@@ -258,7 +260,9 @@ class _Writer:
         model = onnx.load(self.target)
         _share_weights(model.graph)
         gather_first(model.graph)
-        onnx.save(model, self.target)
+        shared = onnx_ir.from_proto(model)
+        DeduplicateInitializersPass()(shared)  # most zero points are alike
+        onnx_ir.save(shared, self.target)
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]

@@ -1,9 +1,9 @@
-"""Single rows of quantised weights, for the maps that read them.
+"""Single rows of weights in a narrow type, for the maps that read them.
 
 A class activation map reads the rows of a few classes of the classifier's
 weight. Dequantised as a whole, for every request, that weight costs more time
-than its layer gains in int8; so the rows are gathered as int8, and these alone
-are multiplied by their scales.
+than its layer gains in int8; cast from float16 as a whole, TensorRT holds it a
+second time. So the rows are gathered as they are, and these alone are widened.
 """
 
 from collections.abc import Mapping
@@ -56,22 +56,39 @@ def gives_rows(graph: onnx.GraphProto, weight: str) -> bool:
 
 
 def gather_first(graph: onnx.GraphProto) -> None:
-    """Let what gathers rows of a dequantised weight gather them of the quantised one.
+    """Let what gathers rows of a widened weight gather them before they are widened.
 
-    The weight has one scale a row, and zero point 0.
+    A weight is widened by DequantizeLinear, with one scale a row and zero point
+    0, or by a Cast. Either stays for what else reads its result.
     """
-    dequantised = {n.output[0]: n for n in graph.node if n.op_type == "DequantizeLinear"}
+    weights = {tensor.name for tensor in graph.initializer}
+    wide = {
+        node.output[0]: node
+        for node in graph.node
+        if node.op_type in ("DequantizeLinear", "Cast") and node.input[0] in weights
+    }
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
-        if node.op_type == "GatherND" and node.input[0] in dequantised:
-            quantised, scales = dequantised[node.input[0]].input[:2]
-            nodes += _scaled_rows(quantised, scales, node.input[1], node.output[0])
-        else:
+        widening = wide.get(node.input[0]) if node.op_type == "GatherND" else None
+        if widening is None:
             nodes.append(node)
-    if len(nodes) > len(graph.node):
-        del graph.node[:]
-        graph.node.extend(nodes)
+        elif widening.op_type == "Cast":
+            nodes += _cast_rows(widening.input[0], node.input[1], node.output[0])
+        else:
+            nodes += _scaled_rows(*widening.input[:2], node.input[1], node.output[0])
+    if any(_LAST in node.input for node in nodes):
         graph.initializer.append(numpy_helper.from_array(np.array([-1]), _LAST))
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _cast_rows(weight: str, rows: str, result: str) -> list[onnx.NodeProto]:
+    return [
+        helper.make_node("GatherND", [weight, rows], [f"{result}.narrow"], name=f"rows.{result}"),
+        helper.make_node(
+            "Cast", [f"{result}.narrow"], [result], name=f"rows.{result}.cast", to=TensorProto.FLOAT
+        ),
+    ]
 
 
 def _scaled_rows(quantised: str, scales: str, rows: str, result: str) -> list[onnx.NodeProto]:

@@ -1,0 +1,296 @@
+"""How faithful the maps are: what the classifier says when it sees only what a map shows.
+
+    python -m benchmarks.faithfulness BUNDLE [--images DIR] [--variant NAME] [--steps N]
+
+For every photograph the class that the classifier puts first is explained, by
+each method of the bundle and by two controls that know nothing of it: noise of
+the maps' size, and a Gaussian in the middle, where photographers put things.
+All pixels go through serve's own preprocessing and runner; p(x) is the softmax
+probability of the explained class for the pixels x.
+
+Insertion and deletion (Petsiuk, Das and Saenko, RISE, BMVC 2018). Pixels are
+ranked by the map, enlarged bilinearly. Deletion replaces them, the highest
+first, by the mean colour; insertion starts with the photograph blurred (11 x 11
+Gaussian of standard deviation 5 pixels) and puts them back. With p_i after a
+share i / n of the pixels, the area under the curve is that of the trapezoids,
+
+    AUC = 1 / n sum_{i = 1}^n (p_{i - 1} + p_i) / 2
+
+of which a faithful map has a small one for deletion and a large one for insertion.
+
+Average drop and increase (Chattopadhay et al., Grad-CAM++, WACV 2018). With m
+the map's positive part over its maximum, enlarged bilinearly, as the server
+draws it, and b the mean colour,
+
+    average drop = 100 / N sum max(0, p(x) - p(b + m (x - b))) / p(x)
+
+in percent, and the increase is the share of photographs where p grows. Small
+drops are good, but a map that is bright everywhere has the smallest.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from benchmarks import machine
+from benchmarks.request_cost import read_pictures
+from foveate_serve.backends.base import Runner
+from foveate_serve.backends.registry import create_runner
+from foveate_serve.bundle.bundle import Bundle
+from foveate_serve.bundle.manifest import CAM_PREFIX
+from foveate_serve.imaging.decode import ImageLimits
+from foveate_serve.imaging.heatmap import intensity
+from foveate_serve.imaging.transform import prepare
+
+RESULTS = Path(__file__).parent / "results"
+BLUR_SIZE = 11
+BLUR_SIGMA = 5.0
+CENTRE_SIGMA = 0.25
+"""Of a side."""
+
+Floats = NDArray[np.float32]
+Picture = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What one map did for one photograph.
+
+    `insertion` and `deletion` are the probabilities p_0 to p_n; `masked` is
+    that of the pixels under the map, of which the whole photograph has `whole`.
+    """
+
+    insertion: Floats
+    deletion: Floats
+    masked: float
+    whole: float
+
+
+def auc(curve: Floats) -> float:
+    """Return the area under p_0 to p_n over the shares 0 to 1, by trapezoids."""
+    return float((curve[:-1] + curve[1:]).mean() / 2)
+
+
+def ranking(values: Floats, height: int, width: int) -> NDArray[np.int64]:
+    """Return the flat indices of the pixels, int64 [height * width], the highest value first.
+
+    `values` is a raw map [h, w]; equal pixels keep the order of rows.
+    """
+    enlarged = Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR)
+    return np.argsort(-np.asarray(enlarged), axis=None, kind="stable")
+
+
+def replaced(start: Picture, end: Picture, order: NDArray[np.int64], steps: int) -> Picture:
+    """Return `start` with 1 / steps, 2 / steps, ... of its pixels those of `end`.
+
+    uint8 [steps - 1, H, W, C]: without the two ends.
+    """
+    pixels, other = start.reshape(-1, start.shape[-1]), end.reshape(-1, end.shape[-1])
+    stages = []
+    for step in range(1, steps):
+        stage = pixels.copy()
+        chosen = order[: round(len(order) * step / steps)]
+        stage[chosen] = other[chosen]
+        stages.append(stage.reshape(start.shape))
+    return np.stack(stages)
+
+
+def blurred(picture: Picture) -> Picture:
+    """Blur uint8 [H, W, C] with the Gaussian of `BLUR_SIZE` and `BLUR_SIGMA`; edges repeat."""
+    reach = BLUR_SIZE // 2
+    weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / BLUR_SIGMA) ** 2)
+    weights /= weights.sum()
+    result = picture.astype(np.float64)
+    for axis in (0, 1):
+        padding = [(reach, reach) if axis == i else (0, 0) for i in range(3)]
+        padded = np.pad(result, padding, mode="edge")
+        windows = np.lib.stride_tricks.sliding_window_view(padded, BLUR_SIZE, axis=axis)
+        result = windows @ weights
+    return np.round(result).astype(np.uint8)
+
+
+def controls(number: int, height: int, width: int) -> dict[str, Floats]:
+    """Return the maps [height, width] that know nothing of photograph `number`."""
+    noise = np.random.default_rng(number).random((height, width), dtype=np.float32)
+    rows, columns = (
+        np.exp(-0.5 * (((np.arange(size) + 0.5) / size - 0.5) / CENTRE_SIGMA) ** 2)
+        for size in (height, width)
+    )
+    return {"random": noise, "centre Gaussian": np.outer(rows, columns).astype(np.float32)}
+
+
+class Classifier:
+    """A runner that tells the probability of one class."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
+
+    def explain(self, picture: Picture) -> tuple[int, dict[str, Floats]]:
+        """Return the best class of uint8 [H, W, C] and its raw map by every method."""
+        names = [name for name in self.runner.outputs if name.startswith(CAM_PREFIX)]
+        answer = self.runner.run(
+            {"image": picture[None], "class_ids": np.array([[-1]])}, ["logits", *names]
+        )
+        maps = {name.removeprefix(CAM_PREFIX): answer[name][0, 0] for name in names}
+        return int(answer["logits"].argmax()), maps
+
+    def probability(self, pictures: Picture, class_id: int) -> Floats:
+        """Return the probability of a class for each of uint8 [N, H, W, C]: float32 [N]."""
+        logits = self.runner.run({"image": pictures}, ["logits"])["logits"]
+        shifted = np.exp(logits - logits.max(1, keepdims=True))
+        found: Floats = shifted[:, class_id] / shifted.sum(1)
+        return found
+
+
+def examine(
+    classifier: Classifier, picture: Picture, mean: Picture, number: int, steps: int
+) -> dict[str, Scores]:
+    """Score every method and control on one photograph.
+
+    Args:
+        classifier: whose maps they are.
+        picture: uint8 [H, W, C], as the server prepares it.
+        mean: the mean colour, uint8 [C].
+        number: the photograph's, for the noise.
+        steps: how many parts the pixels are inserted and deleted in.
+    """
+    class_id, maps = classifier.explain(picture)
+    height, width = picture.shape[:2]
+    maps |= controls(number, *next(iter(maps.values())).shape)
+    empty, blur = np.broadcast_to(mean, picture.shape), blurred(picture)
+    whole, nothing, start = classifier.probability(np.stack([picture, empty, blur]), class_id)
+    curves: dict[bytes, tuple[Floats, Floats]] = {}
+    scores = {}
+    for name, values in maps.items():
+        order = ranking(values, height, width)
+        # Methods that differ by a factor rank alike, and are not run again.
+        key = order.tobytes()
+        if key not in curves:
+            inserted = classifier.probability(replaced(blur, picture, order, steps), class_id)
+            deleted = classifier.probability(replaced(picture, empty, order, steps), class_id)
+            curves[key] = np.r_[start, inserted, whole], np.r_[whole, deleted, nothing]
+        light = intensity(values, width, height)
+        shown = np.zeros_like(picture, np.float32) if light is None else light[..., None]
+        masked = np.round(mean + shown * (picture - mean.astype(np.float32))).astype(np.uint8)
+        insertion, deletion = curves[key]
+        scores[name] = Scores(
+            insertion=insertion,
+            deletion=deletion,
+            masked=float(classifier.probability(masked[None], class_id)[0]),
+            whole=float(whole),
+        )
+    return scores
+
+
+def summary(scores: Sequence[Scores]) -> dict[str, object]:
+    """Return the measures of one method over all photographs, with standard errors of the means."""
+    drops = [max(0.0, s.whole - s.masked) / s.whole for s in scores]
+    return {
+        "insertion_auc": mean_of([auc(s.insertion) for s in scores]),
+        "deletion_auc": mean_of([auc(s.deletion) for s in scores]),
+        "average_drop_percent": mean_of([100 * drop for drop in drops]),
+        "increase_percent": round(100 * float(np.mean([s.masked > s.whole for s in scores])), 1),
+        "insertion": np.mean([s.insertion for s in scores], 0).round(4).tolist(),
+        "deletion": np.mean([s.deletion for s in scores], 0).round(4).tolist(),
+    }
+
+
+def mean_of(values: Sequence[float]) -> dict[str, float]:
+    """Return the mean and its standard error."""
+    error = np.std(values, ddof=1) / len(values) ** 0.5
+    return {"mean": round(float(np.mean(values)), 4), "standard_error": round(float(error), 4)}
+
+
+def draw(methods: Mapping[str, Mapping[str, object]], path: Path) -> None:
+    """Draw the mean insertion and deletion curves side by side."""
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    titles = {"insertion": "pixels put back", "deletion": "pixels taken away"}
+    for axes, (kind, title) in zip(figure.subplots(1, 2, sharey=True), titles.items(), strict=True):
+        for name, found in methods.items():
+            curve = np.asarray(found[kind])
+            # What was measured for one curve may be what was measured for another.
+            style = {"cam": "-", "hirescam": "--", "gradcam": ":"}.get(name, "-")
+            shares = np.linspace(0, 100, len(curve))
+            axes.plot(shares, curve, style, label=name, linewidth=1.6)
+        axes.set_xlabel(f"{title}, %, the map's highest first")
+        axes.set_title(kind)
+        axes.grid(alpha=0.3)
+        axes.set_ylim(0, None)
+    figure.axes[0].set_ylabel("probability of the explained class, mean")
+    figure.axes[1].legend()
+    figure.savefig(path, dpi=120)
+
+
+def report(methods: Mapping[str, Mapping[str, object]]) -> Table:
+    """Return the measures as a table."""
+    table = Table("map", "insertion AUC", "deletion AUC", "average drop, %", "increase, %")
+    for name, found in methods.items():
+        means = [found[key] for key in ("insertion_auc", "deletion_auc", "average_drop_percent")]
+        cells = [f"{m['mean']:.3f} ± {m['standard_error']:.3f}" for m in means[:2]]  # type: ignore[index]
+        drop = means[2]
+        cells.append(f"{drop['mean']:.1f} ± {drop['standard_error']:.1f}")  # type: ignore[index]
+        table.add_row(name, *cells, f"{found['increase_percent']:.0f}")
+    return table
+
+
+def main() -> None:
+    """Parse the command line, measure, write the results and the plot, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--images", type=Path, default=os.environ.get("FOVEATE_IMAGENET_DIR"))
+    parser.add_argument("--variant", default="fp32")
+    parser.add_argument("--backend", help="default: the first installed")
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--limit", type=int, help="take this many photographs")
+    parser.add_argument("--out", type=Path, default=RESULTS / "faithfulness.json")
+    options = parser.parse_args()
+    if options.images is None:
+        parser.error("--images DIR is needed where FOVEATE_IMAGENET_DIR is not set")
+    console = Console(stderr=True)
+    bundle = Bundle.open(options.bundle)
+    spec = bundle.manifest.input
+    mean = np.round(255 * np.asarray(spec.mean)).astype(np.uint8)
+    files = read_pictures(Path(options.images))[: options.limit]
+    began = time.monotonic()
+    found: dict[str, list[Scores]] = {}
+    with create_runner(bundle, variant=options.variant, backend=options.backend) as runner:
+        classifier = Classifier(runner)
+        for number, data in enumerate(track(files, "photographs", console=console)):
+            picture, _ = prepare(data, spec, ImageLimits())
+            for name, scores in examine(classifier, picture, mean, number, options.steps).items():
+                found.setdefault(name, []).append(scores)
+        backend = runner.backend
+    methods = {name: summary(scores) for name, scores in found.items()}
+    document = {
+        "benchmark": "faithfulness",
+        "model": bundle.manifest.classifier,
+        "variant": options.variant,
+        "backend": backend,
+        "images": len(files),
+        "data": Path(options.images).name,
+        "steps": options.steps,
+        "seconds": round(time.monotonic() - began),
+        "methods": methods,
+        "machine": machine.describe(),
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    draw(methods, options.out.with_suffix(".png"))
+    Console().print(report(methods))
+    console.print(f"written to {options.out} and {options.out.with_suffix('.png')}")
+
+
+if __name__ == "__main__":
+    main()
