@@ -2,6 +2,7 @@ import copy
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import islice
 from threading import Event
 
 import pytest
@@ -27,7 +28,7 @@ def _training(name, digits, **settings):
 
 def _losses(training, steps):
     """Do some steps; return their losses."""
-    return [float(step.loss) for step, _ in zip(training.steps(), range(steps), strict=False)]
+    return [float(step.loss) for step in islice(training.steps(), steps)]
 
 
 def _accuracy(training, digits):

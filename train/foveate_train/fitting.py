@@ -19,6 +19,7 @@ from foveate_train.data.batches import Data
 from foveate_train.errors import CheckpointError, ResumeError
 from foveate_train.progress import StepProgress
 from foveate_train.training import Training, evaluate
+from foveate_train.weights import DAMAGED
 
 Identity = dict[str, Any]
 """What must be the same when a run goes on: classifier, settings, data digest."""
@@ -98,8 +99,8 @@ class Keeper:
         try:
             state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
             theirs: Identity = state.pop("identity")
-        except (OSError, RuntimeError, LookupError, AttributeError, ValueError) as error:
-            raise ResumeError(f"{self.path}: is damaged ({error})") from error
+        except (OSError, *DAMAGED) as error:
+            raise ResumeError(f"{self.path}: is damaged; a run begins anew without it") from error
         differing = [
             f"{name} was {theirs.get(name)!r} and is {self._identity.get(name)!r}"
             for name in sorted(theirs.keys() | self._identity.keys())

@@ -36,24 +36,25 @@ def with_new_head(
         the classifier, and the names of its head's parameters.
 
     Raises:
-        ArgumentsError: the network has a fixed number of classes.
+        ArgumentsError: the network has a fixed number of classes, or refuses an argument.
         TrainError: the pretrained classifier cannot be had, as its subclass says.
     """
     classes = len(labels)
+    if "num_classes" in arguments:
+        raise ArgumentsError(f"{name}: num_classes is the number of the new labels, {classes}")
+    pretrained = registry.create(name, weights=weights, **arguments)
     try:
         classifier = registry.create(
             name, weights=f"random:{seed}", **{**arguments, "num_classes": classes}
         )
     except ArgumentsError as error:
         raise ArgumentsError(f"{name} cannot have {classes} classes: {error}") from error
-    pretrained = registry.create(name, weights=weights, **arguments).module
     new = _dependent_on_classes(name, classifier.module, classes, arguments)
-    state = {key: value for key, value in pretrained.state_dict().items() if key not in new}
+    state = {key: value for key, value in pretrained.module.state_dict().items() if key not in new}
     classifier.module.load_state_dict(state, strict=False)
     head = frozenset(key for key, _ in classifier.module.named_parameters() if key in new)
-    # The input of the weights, which may differ from that of the untrained network.
-    spec = registry.create(name, weights=f"random:{seed}", **arguments).input
-    return replace(classifier, labels=tuple(labels), input=spec), head
+    # The input is that of the weights, which may differ from the untrained network's.
+    return replace(classifier, labels=tuple(labels), input=pretrained.input), head
 
 
 def _dependent_on_classes(

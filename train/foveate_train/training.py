@@ -241,7 +241,7 @@ class Training:
             return lr_scheduler.ConstantLR(optimizer, factor=1, total_iters=0)
         # Rising takes a step and falling another, however short the run.
         total = max(self.total, 2)
-        rising = max(settings.warm_up, min(1, 2 / total))
+        rising = max(settings.warm_up, min(1.0, 2 / total))
         if settings.schedule == "one_cycle":
             highest = [group["lr"] for group in optimizer.param_groups]
             return lr_scheduler.OneCycleLR(

@@ -21,8 +21,7 @@ Adapt = Callable[[StateDict, nn.Module], StateDict]
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 _OF_HUBS = "model.safetensors"
-# What torch's unpickler raises on bytes that are no torch file, or a damaged one.
-_DAMAGED = (
+DAMAGED = (
     pickle.UnpicklingError,
     struct.error,
     EOFError,
@@ -31,6 +30,7 @@ _DAMAGED = (
     TypeError,
     ValueError,
 )
+"""What torch's unpickler raises on bytes that are no torch file, or a damaged one."""
 _LISTED = 8
 """How many differing keys an error spells out before it counts the rest."""
 
@@ -130,7 +130,7 @@ def read_state_dict(path: Path) -> StateDict:
         raise WeightsError("there is no such file") from error
     except safetensors.SafetensorError as error:
         raise WeightsError(f"not a whole safetensors file ({error})") from error
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise WeightsError(
             "not a torch file of tensors alone (it is read with weights_only)"
         ) from error

@@ -4,7 +4,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from foveate_train.commands import mnist, study
+from foveate_train import distributed
+from foveate_train.commands import finetune, mnist, study
 from foveate_train.errors import (
     ArgumentsError,
     SettingsError,
@@ -19,11 +20,12 @@ def main(arguments: Sequence[str]) -> int:
     """Run `foveate train ...` and return its exit code."""
     parser = argparse.ArgumentParser(prog="foveate train", description="Train a classifier.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (mnist, study):
+    for command in (mnist, finetune, study):
         command.add_to(commands)
     options = parser.parse_args(arguments)
     try:
-        code: int = options.run(options)
+        with distributed.group():
+            code: int = options.run(options)
     except (UnknownClassifierError, ArgumentsError, SettingsError) as error:
         print(f"foveate train: {error}", file=sys.stderr)
         return _WRONG_USAGE

@@ -54,11 +54,10 @@ class Photographs:
     @cached_property
     def digest(self) -> str:
         """The identity of pictures and classes, wherever the folder lies."""
-        lines = [
-            f"{digest} {self.classes[label]}"
-            for digest, label in zip(self.digests, self.labels, strict=True)
-        ]
-        return f"sha256:{hashlib.sha256('\n'.join(lines).encode()).hexdigest()}"
+        state = hashlib.sha256()
+        for digest, label in zip(self.digests, self.labels, strict=True):
+            state.update(f"{digest} {self.classes[label]}\n".encode())
+        return f"sha256:{state.hexdigest()}"
 
     def split(self, share: float, seed: int) -> tuple[Self, Self]:
         """Return two parts, the second with this share of every class, rounded.
@@ -186,7 +185,7 @@ class FolderData:
 
     def all(self) -> Iterator[Batch]:
         """Give every picture once, resized and cropped as in serving, in order."""
-        indices = torch.arange(len(self)).split(_EVALUATED_AT_ONCE)
+        indices = torch.split(torch.arange(len(self)), _EVALUATED_AT_ONCE)
         for images, labels in self._load(
             self._as_is, [[(index, 0) for index in part.tolist()] for part in indices]
         ):

@@ -3,11 +3,13 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from foveate_train.studies import normalisation, residual, runner
+from foveate_train.studies import features, filters, normalisation, residual, runner
 from foveate_train.studies.options import Options
 
 STUDIES: Mapping[str, Callable[[Options], bool]] = {
     "normalisation": partial(runner.run, normalisation.STUDY),
     "residual": partial(runner.run, residual.STUDY),
+    features.NAME: features.run,
+    filters.NAME: filters.run,
 }
 """What runs each study, by its name on the command line, and returns whether it is complete."""

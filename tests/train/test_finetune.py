@@ -1,0 +1,211 @@
+"""Fine-tuning on an image folder, down to the bundle; and what a folder can have wrong."""
+
+import re
+import shutil
+
+import pytest
+import skimage
+import torch
+from PIL import Image
+
+from foveate_train import checkpoint, registry
+from foveate_train.commands.train import main
+from foveate_train.data.folder import FolderData, scan
+from foveate_train.errors import ArgumentsError, DataError
+from foveate_train.head import with_new_head
+from foveate_train.settings import Settings
+from foveate_train.training import Training
+
+NETWORK = "timm:mobilenetv3_small_050.lamb_in1k"
+PICTURES = {
+    "animals": (skimage.data.cat, skimage.data.chelsea),
+    "things": (skimage.data.coffee, skimage.data.rocket),
+}
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Two classes of eight pictures: two photographs each, cut into quarters."""
+    folder = tmp_path_factory.mktemp("photographs")
+    for name, sources in PICTURES.items():
+        (folder / name / "deeper").mkdir(parents=True)
+        for number, source in enumerate(sources):
+            pixels = source()
+            height, width = pixels.shape[0] // 2, pixels.shape[1] // 2
+            for quarter in range(4):
+                row, column = divmod(quarter, 2)
+                part = pixels[row * height :, column * width :][:height, :width]
+                below = "deeper" if quarter == 3 else "."
+                Image.fromarray(part).resize((96, 80)).save(
+                    folder / name / below / f"{number}{quarter}.jpg"
+                )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """The weights of a small network of a thousand classes, as a file."""
+    folder = tmp_path_factory.mktemp("weights") / "backbone"
+    classifier = registry.create(NETWORK, weights="random:5")
+    checkpoint.save(folder, classifier, metrics={}, data_digest="none", seed=5)
+    return folder / "model.safetensors"
+
+
+def _finetune(data, out, weights, *arguments):
+    small = ("--epochs", "3", "--frozen-epochs", "1", "--batch-size", "6", "--workers", "0")
+    return main(
+        [
+            *("finetune", str(data), "--model", NETWORK, "--weights", str(weights)),
+            *("--out", str(out), "--threads", "1", *small, *arguments),
+        ]
+    )
+
+
+def test_a_checkpoint_has_the_folders_classes_and_the_backbones_input(
+    photographs, weights, tmp_path, capsys
+):
+    assert _finetune(photographs, tmp_path / "own", weights, "--holdout", "0.25") == 0
+    output = capsys.readouterr()
+    assert len(re.findall(r"epoch \d/3: loss .*validation accuracy", output.err)) == 3
+    read = checkpoint.load(tmp_path / "own")
+    assert read.classifier.labels == ("animals", "things")
+    assert read.classifier.input == registry.create(NETWORK, weights="random:0").input
+    assert read.metrics["validation_accuracy"] > 0.4
+    assert read.record.data_digest.startswith("sha256:")
+
+
+def test_the_head_is_what_follows_the_classes_and_the_rest_is_pretrained(weights):
+    classifier, head = with_new_head(
+        NETWORK, ["a", "b", "c"], weights=str(weights), seed=0, arguments={}
+    )
+    assert head == {"classifier.weight", "classifier.bias"}
+    original = registry.create(NETWORK, weights=str(weights)).module.state_dict()
+    for key, value in classifier.module.state_dict().items():
+        assert (key in head) != (value.shape == original[key].shape)
+        assert key in head or torch.equal(value, original[key])
+    # A thousand new classes are as new as any other number.
+    _, same = with_new_head(
+        NETWORK, [str(i) for i in range(1000)], weights=str(weights), seed=0, arguments={}
+    )
+    assert same == head
+    with pytest.raises(ArgumentsError, match=r"foveate:lenet5 cannot have 3 classes.*num_classes"):
+        with_new_head("foveate:lenet5", "abc", weights=None, seed=0, arguments={})
+
+
+def test_the_backbone_rests_then_learns_at_its_own_rate(photographs, weights):
+    listed = scan(photographs, "fail")
+    classifier, head = with_new_head(
+        NETWORK, listed.classes, weights=str(weights), seed=0, arguments={}
+    )
+    settings = Settings(
+        epochs=2,
+        frozen_epochs=1,
+        batch_size=8,
+        learning_rate=0.01,
+        backbone_rate=0.5,
+        schedule="constant",
+        precision="float32",
+    )
+    data = FolderData(listed, classifier.input, settings, workers=0)
+    training = Training(classifier, data, settings, head=head)
+    assert training.learning_rates() == [0.01, 0.005]
+
+    def state():
+        return {k: v.clone() for k, v in training.result.module.state_dict().items()}
+
+    def changed(before, after):
+        return {key for key in before if not torch.equal(before[key], after[key])}
+
+    begin = state()
+    steps = training.steps()
+    while not next(steps).ends_epoch:
+        pass
+    frozen = state()
+    # Neither the backbone's weights nor its running statistics move.
+    assert changed(begin, frozen) == head
+    list(steps)
+    moved = changed(frozen, state())
+    assert {"conv_stem.weight", "bn1.running_mean"} < moved
+
+
+def test_batches_do_not_depend_on_the_workers(photographs):
+    listed = scan(photographs, "fail")
+    spec = registry.create("foveate:resnet18", weights="random:0", num_classes=2).input
+    settings = Settings(policy="trivialaugment", erase=0.5)
+    here, there = (
+        list(FolderData(listed, spec, settings, workers=workers).epoch(3, 2, 8))
+        for workers in (0, 2)
+    )
+    assert [batch.total for batch in here] == [8, 8]
+    for one, other in zip(here, there, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.labels, other.labels)
+    again = list(FolderData(listed, spec, settings, workers=0).epoch(3, 3, 8))
+    assert not torch.equal(here[0].images, again[0].images)
+    late = list(FolderData(listed, spec, settings, workers=0).epoch(3, 2, 8, start=1))
+    assert torch.equal(late[0].images, here[1].images)
+
+
+def test_a_split_takes_its_share_of_every_class(photographs):
+    listed = scan(photographs, "fail")
+    training, held = listed.split(0.25, seed=0)
+    assert sorted(training.files + held.files) == sorted(listed.files)
+    assert [held.labels.count(label) for label in (0, 1)] == [2, 2]
+    assert training.digest != held.digest
+    with pytest.raises(DataError, match=r"class animals has 8 pictures.* share of 0\.01 leaves"):
+        listed.split(0.01, seed=0)
+
+
+@pytest.fixture
+def own(photographs, tmp_path):
+    """A copy of the photographs, to spoil."""
+    return shutil.copytree(photographs, tmp_path / "own")
+
+
+def test_corrupt_files_are_reported_and_left_out_or_end_it(own, weights, tmp_path, capsys):
+    (own / "animals" / "notes.txt").write_text("no picture, and not named as one")
+    (own / "animals" / "00.jpg").write_bytes((own / "animals" / "01.jpg").read_bytes()[:700])
+    (own / "things" / "10.jpg").write_text("no picture")
+    assert _finetune(own, tmp_path / "out", weights) == 1
+    error = capsys.readouterr().err
+    assert "00.jpg: image file is truncated" in error
+    assert "2 of 16 pictures are corrupt, which --corrupt skip leaves out" in error
+    assert _finetune(own, tmp_path / "out", weights, "--corrupt", "skip", "--epochs", "1") == 0
+    error = capsys.readouterr().err
+    assert f"left out {own / 'animals' / '00.jpg'}: image file is truncated" in error
+    assert f"left out {own / 'things' / '10.jpg'}: is no picture" in error
+
+
+def test_data_that_changed_is_not_resumed(own, weights, tmp_path, capsys):
+    assert _finetune(own, tmp_path / "out", weights, "--epochs", "1") == 0
+    Image.open(own / "things" / "10.jpg").rotate(90).save(own / "things" / "10.jpg")
+    assert _finetune(own, tmp_path / "out", weights, "--epochs", "1", "--resume") == 1
+    assert re.search(r"data was 'sha256:\w+' and is 'sha256:\w+'", capsys.readouterr().err)
+
+
+def test_folders_that_cannot_be_used(own, tmp_path):
+    with pytest.raises(DataError, match="none: No such file"):
+        scan(tmp_path / "none", "fail")
+    with pytest.raises(DataError, match="deeper: has no folders; each class is a folder"):
+        scan(own / "animals" / "deeper", "fail")
+    with pytest.raises(DataError, match=r"has 2 classes, and 3 are wanted; .*alone: plants"):
+        scan(own, "fail", ["animals", "plants", "things"])
+    (own / "empty").mkdir()
+    with pytest.raises(DataError, match="empty: has no pictures"):
+        scan(own, "skip")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--argument", "depht=3"], "depht"),
+        (["--argument", "num_classes=5"], "num_classes is the number of the new labels, 2"),
+        (["--holdout", "1"], "holdout 1.0 is not a share between 0 and 1"),
+        (["--workers", "-1"], "workers -1 is below 0"),
+        (["--frozen-epochs", "9"], "frozen_epochs 9 is above epochs 3"),
+    ],
+)
+def test_wrong_usage_is_answered_with_2(photographs, tmp_path, capsys, arguments, message):
+    assert _finetune(photographs, tmp_path / "out", "random:0", *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
