@@ -7,6 +7,7 @@ second time. So the rows are gathered as they are, and these alone are widened.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx
@@ -75,7 +76,8 @@ def gather_first(graph: onnx.GraphProto) -> None:
         elif widening.op_type == "Cast":
             nodes += _cast_rows(widening.input[0], node.input[1], node.output[0])
         else:
-            nodes += _scaled_rows(*widening.input[:2], node.input[1], node.output[0])
+            quantised, scales, _ = widening.input
+            nodes += _scaled_rows(quantised, scales, node.input[1], node.output[0])
     if any(_LAST in node.input for node in nodes):
         graph.initializer.append(numpy_helper.from_array(np.array([-1]), _LAST))
     del graph.node[:]
@@ -92,7 +94,7 @@ def _cast_rows(weight: str, rows: str, result: str) -> list[onnx.NodeProto]:
 
 
 def _scaled_rows(quantised: str, scales: str, rows: str, result: str) -> list[onnx.NodeProto]:
-    steps = (
+    steps: tuple[tuple[str, list[str], str, dict[str, Any]], ...] = (
         ("GatherND", [quantised, rows], f"{result}.int8", {}),
         ("Cast", [f"{result}.int8"], f"{result}.float", {"to": TensorProto.FLOAT}),
         ("GatherND", [scales, rows], f"{result}.scale", {}),

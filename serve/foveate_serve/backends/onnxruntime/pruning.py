@@ -45,7 +45,7 @@ class OnnxFile:
             OSError: the file cannot be read.
             ValueError: it is no ONNX file.
         """
-        self._model = list(_fields(memoryview(np.memmap(path, np.uint8, "r"))))
+        self._model = list(_fields(np.memmap(path, np.uint8, "r").data))
         graphs = [field.value for field in self._model if field.number == _GRAPH]
         if len(graphs) != 1:
             raise ValueError(f"{path.name}: it holds {len(graphs)} graphs")

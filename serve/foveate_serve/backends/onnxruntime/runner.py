@@ -21,6 +21,7 @@ holds the weights again, in the order that its kernels want."""
 # ONNX Runtime's exceptions share no base class of their own.
 _ERRORS: tuple[type[Exception], ...] = (
     RuntimeError,
+    ValueError,  # by `OnnxFile`, of a node that cannot be read
     *(
         kind
         for kind in vars(onnxruntime_pybind11_state).values()
@@ -100,7 +101,7 @@ class OnnxRuntimeRunner(Runner):
             session = onnxruntime.InferenceSession(
                 self._file.prune(outputs), options, providers=self._providers
             )
-        except (ValueError, *_ERRORS) as error:
+        except _ERRORS as error:
             raise BackendError(f"ONNX Runtime cannot load the variant {self.variant!r}") from error
         providers.require(session, self._providers)
         return session
