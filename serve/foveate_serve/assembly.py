@@ -39,6 +39,7 @@ def make_engine(settings: Settings, observer: Observer | None = None) -> Engine:
             observer,
             policies={name: batch_policy(settings.of(name)) for name in settings.models},
             labels=settings.version_labels,
+            run_limit=settings.engine_timeout,
         ),
         Limits(
             image=ImageLimits(

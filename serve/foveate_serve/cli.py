@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from foveate_serve.observe.logs import configure_logging
-from foveate_serve.process import KilledError, Process, StartError, run_until_signals
+from foveate_serve.process import (
+    HungError,
+    KilledError,
+    Process,
+    StartError,
+    leave_at_once,
+    run_until_signals,
+)
 from foveate_serve.rpc.server import AddressError
 from foveate_serve.settings import (
     Settings,
@@ -52,6 +59,8 @@ async def serve(settings: Settings) -> int:
         await run_until_signals(make(settings), _tell)
     except SettingsError as error:
         return _fail(str(error), WRONG_USAGE)
+    except HungError as error:
+        leave_at_once(str(error))
     except (AddressError, StartError, KilledError) as error:
         return _fail(str(error), FAILED)
     return DONE

@@ -251,9 +251,10 @@ class Engine:
         image, view = await self._image(picture, manifest)
         decoded = time.perf_counter()
 
-        batched = await model.batcher.submit(
-            places, image, outputs=plan.outputs, class_ids=plan.class_ids, deadline=deadline
-        )
+        with model.running():
+            batched = await model.batcher.submit(
+                places, image, outputs=plan.outputs, class_ids=plan.class_ids, deadline=deadline
+            )
         inferred = time.perf_counter()
 
         answer = partial(_answer, plan, batched.outputs, model.bundle.labels, image)
@@ -313,13 +314,14 @@ class Engine:
             with _naming_image(index, len(pictures)):
                 image, _ = await self._image(pictures[index], manifest)
             decoded = time.perf_counter()
-            batched = await model.batcher.submit(
-                places,
-                image,
-                outputs=plan.outputs,
-                class_ids=plan.class_ids[index],
-                deadline=deadline,
-            )
+            with model.running():
+                batched = await model.batcher.submit(
+                    places,
+                    image,
+                    outputs=plan.outputs,
+                    class_ids=plan.class_ids[index],
+                    deadline=deadline,
+                )
             return decoded - started, batched
 
         runs = await _all([run(index) for index in range(len(pictures))])

@@ -10,6 +10,7 @@
       +-- UnauthenticatedError    the caller does not say who it is
       +-- ForbiddenError          not allowed here
       +-- EngineError             the engine failed
+      +-- EngineHungError         the engine does not come back
 
 `foveate_serve.rpc.errors` gives each its canonical code. A message is a
 sentence for the client and carries neither a path nor another exception's text.
@@ -120,3 +121,10 @@ class EngineError(ServeError):
 
     def __init__(self) -> None:
         super().__init__("ENGINE_FAILED", "the engine failed to run the model")
+
+
+class EngineHungError(ServeError):
+    """The engine does not come back from a run, of this request or of another one."""
+
+    def __init__(self) -> None:
+        super().__init__("ENGINE_HUNG", "the engine does not come back from running the model")

@@ -2,11 +2,13 @@
 
 import asyncio
 import logging
+import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib import import_module
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from foveate_serve.access import make_access_control
 from foveate_serve.assembly import make_engine
@@ -38,6 +40,10 @@ class KilledError(Exception):
     """A second signal stopped the server before the requests in flight were answered."""
 
 
+class HungError(Exception):
+    """The server has stopped, and the thread of an engine still runs: see `leave_at_once`."""
+
+
 class Service(Protocol):
     """What runs until it is told to stop."""
 
@@ -55,7 +61,8 @@ class Process:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        changes, statistics = Changes(), Statistics()
+        self._changes = changes = Changes()
+        statistics = Statistics()
         observers: list[Observer] = [statistics, changes]
         call_observers: list[CallObserver] = []
         self._metrics = None if settings.metrics_address is None else Metrics()
@@ -82,8 +89,10 @@ class Process:
         """Serve until `stop` is set, then finish what is in flight.
 
         Raises AddressError, SettingsError where the files of TLS are bad, and
-        StartError where there is nothing to serve.
+        StartError where there is nothing to serve, and HungError where an engine
+        did not come back from a run.
         """
+        hung = False
         async with self._beside():
             address = await self._server.start()
             problem = None
@@ -94,7 +103,8 @@ class Process:
                     self._server.ready()
                     ready(serving, address)
                     async with self._following_the_folder():
-                        await stop.wait()
+                        await self._over(stop)
+                    hung = self._engine.repository.hung
                 else:
                     problem = StartError("repository: it holds no model that can be loaded")
             await self._server.drain()
@@ -103,10 +113,16 @@ class Process:
             await asyncio.to_thread(self._tracing.close)
         if problem is not None:
             raise problem
+        if hung:
+            raise HungError("stopped, though an engine had not come back from a run")
 
     async def abort(self) -> None:
         """Stop at once; what is in flight is not answered."""
         await self._server.abort()
+
+    async def _over(self, stop: asyncio.Event) -> None:
+        """Wait until the process is to end."""
+        await stop.wait()
 
     async def _opened(self, stop: asyncio.Event) -> bool:
         """Load the models; return whether that ended before `stop` was set."""
@@ -199,6 +215,13 @@ async def run_until_signals(service: Service, ready: Ready) -> None:
     await service.abort()
     running.cancel()
     raise KilledError("stopped before the requests in flight were answered")
+
+
+def leave_at_once(message: str) -> NoReturn:
+    """End the process without waiting for its threads, of which one does not end."""
+    print(f"foveate serve: {message}", file=sys.stderr, flush=True)
+    logging.shutdown()
+    os._exit(1)
 
 
 def load_tracing() -> "Tracing":

@@ -16,6 +16,7 @@ from foveate_serve.batcher import Batcher, BatchPolicy
 from foveate_serve.bundle.bundle import Bundle, BundleError
 from foveate_serve.bundle.manifest import MANIFEST_FILE
 from foveate_serve.errors import (
+    EngineHungError,
     InvalidRequestError,
     LoadingError,
     NotFoundError,
@@ -28,6 +29,7 @@ from foveate_serve.instances import make_instances
 from foveate_serve.labels import LATEST, STABLE, check_label
 from foveate_serve.observer import BatchRun, Observer
 from foveate_serve.warmup import batch_sizes, warm_up
+from foveate_serve.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +68,8 @@ class ModelStatus:
 class LoadedModel:
     """A bundle that serves: its runners, which are alike, and its batcher.
 
-    `runner` is the first of them.
+    `runner` is the first of them. `hangs` is called with True where a run has
+    taken `run_limit` seconds, and with False when it has ended after all.
     """
 
     def __init__(
@@ -77,6 +80,8 @@ class LoadedModel:
         *,
         ran: Callable[[BatchRun], None] | None = None,
         alive: Callable[[bool], None] | None = None,
+        run_limit: float = 0.0,
+        hangs: Callable[[bool], None] | None = None,
     ) -> None:
         self.bundle = bundle
         self.runners = tuple(runners)
@@ -86,6 +91,41 @@ class LoadedModel:
         self._users = 0
         self._idle = asyncio.Event()
         self._idle.set()
+        self._hangs = hangs
+        self._hung = asyncio.Event()
+        self._waiting: set[asyncio.Task[object]] = set()
+        self._given_up: set[asyncio.Task[object]] = set()
+        self._watchdog = Watchdog(runners, run_limit, self._engine_hangs)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Wait in the block for what the engine runs; raises EngineHungError where it hangs."""
+        task = asyncio.current_task()
+        if self._hung.is_set() or task is None:
+            raise EngineHungError
+        cancelling = task.cancelling()
+        self._waiting.add(task)
+        try:
+            yield
+        except asyncio.CancelledError:
+            # As in asyncio.timeout: the caller may have left at the same time.
+            if task in self._given_up and task.uncancel() <= cancelling:
+                raise EngineHungError from None
+            raise
+        finally:
+            self._waiting.discard(task)
+            self._given_up.discard(task)
+
+    def _engine_hangs(self, hung: bool) -> None:
+        if hung:
+            self._hung.set()
+            self._given_up |= self._waiting
+            for task in self._waiting:
+                task.cancel()
+        else:
+            self._hung.clear()
+        if self._hangs is not None:
+            self._hangs(hung)
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -100,9 +140,19 @@ class LoadedModel:
                 self._idle.set()
 
     async def close(self) -> None:
-        """Wait until nobody uses the model, then release its engine."""
+        """Wait until nobody uses the model, then release its engine, unless that hangs."""
         await self._idle.wait()
-        await self.batcher.close()
+        closing = asyncio.create_task(self.batcher.close())
+        hung = asyncio.create_task(self._hung.wait())
+        await asyncio.wait((closing, hung), return_when=asyncio.FIRST_COMPLETED)
+        self._watchdog.close()
+        hung.cancel()
+        if not closing.done():
+            # The memory of an engine must not be freed while one of its runs goes on.
+            closing.cancel()
+            logger.error("an engine of %s hangs and is left as it is", self.bundle.manifest.name)
+            return
+        await closing
         for runner in self.runners:
             runner.close()
 
@@ -114,6 +164,7 @@ class _Version:
     state: State = State.UNLOADED
     reason: str = ""
     loaded: LoadedModel | None = None
+    hung: bool = False
     # What the last load that a look at the folder caused was made of.
     tried: Sighting | None = None
 
@@ -192,7 +243,8 @@ class Repository:
 
     `make_runner` loads a checked bundle on a backend; it is called on a thread
     and may raise BackendError. `policies` are those of the models named there,
-    `policy` that of the others. `labels` stand for versions, by model.
+    `policy` that of the others. `labels` stand for versions, by model. An
+    engine hangs where a run takes more than `run_limit` seconds, 0 for never.
     `observer` is told of loads, of every change of a state and of every batch.
     Used from one event loop.
     """
@@ -206,6 +258,7 @@ class Repository:
         *,
         policies: Mapping[str, BatchPolicy] | None = None,
         labels: Mapping[str, Mapping[str, int]] | None = None,
+        run_limit: float = 0.0,
     ) -> None:
         self._root = root
         self._make_runner = make_runner
@@ -213,6 +266,7 @@ class Repository:
         self._policies = policies or {}
         self._observer = observer or Observer()
         self._labels = labels or {}
+        self._run_limit = run_limit
         self._models: dict[str, _Model] = {}
         self._changes: set[asyncio.Task[object]] = set()
 
@@ -247,6 +301,11 @@ class Repository:
                 for version in model.versions.values()
             )
         )
+
+    @property
+    def hung(self) -> bool:
+        """Whether an engine does not come back from a run: only a restart frees what it holds."""
+        return any(v.hung for model in self._models.values() for v in model.versions.values())
 
     def models(self) -> list[ModelStatus]:
         """Return every model known, by name."""
@@ -429,8 +488,10 @@ class Repository:
             self._policy_of(model.name),
             ran=ran,
             alive=lambda alive: self._engine_is(version, loaded, alive=alive),
+            run_limit=self._run_limit,
+            hangs=lambda hung: self._engine_hangs(version, loaded, hung=hung),
         )
-        version.reason = ""
+        version.reason, version.hung = "", False
         self._move(version, State.READY)
         seconds = time.monotonic() - started
         self._observer.loaded(model.name, str(version.number), seconds)
@@ -444,6 +505,20 @@ class Repository:
         )
         if previous is not None:
             await previous.close()
+
+    def _engine_hangs(self, version: _Version, loaded: LoadedModel, *, hung: bool) -> None:
+        """Take a version out of service while its engine does not come back from a run."""
+        name = f"{loaded.bundle.manifest.name}, version {version.number}"
+        if hung:
+            logger.critical("an engine of %s has not finished in %g s", name, self._run_limit)
+        else:
+            logger.warning("the engine of %s that hung has finished", name)
+        if version.loaded is loaded and version.state in {State.READY, State.FAILED}:
+            version.reason = (
+                f"the engine has not finished a run within {self._run_limit:g} s" if hung else ""
+            )
+            version.hung = hung
+            self._move(version, State.FAILED if hung else State.READY)
 
     def _engine_is(self, version: _Version, loaded: LoadedModel, *, alive: bool) -> None:
         """Take a version out of service while its engine's thread does not run."""
@@ -481,7 +556,7 @@ class Repository:
             return
         self._move(version, State.UNLOADING)
         await version.loaded.close()
-        version.loaded = None
+        version.loaded, version.hung = None, False
         self._move(version, State.UNLOADED)
 
     def _scan(self, name: str) -> None:

@@ -190,6 +190,11 @@ class Settings(ModelSettings, BaseSettings):
     max_feature_bytes: Count = Field(
         default=16 * _MIB, description="the most bytes of feature maps in an answer"
     )
+    engine_timeout: Seconds = Field(
+        default=120.0,
+        description="seconds after which a run of an engine counts as hung: its model fails, a "
+        "worker starts anew, a lone server reports not to be well; 0 waits for ever",
+    )
     cache_bytes: int = Field(
         default=0,
         ge=0,

@@ -1,5 +1,6 @@
 """The interface of a backend."""
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -81,8 +82,9 @@ class Runner(ABC):
 
     `threads` are those of one run, 0 as many as the engine finds cores;
     `image_shape` is (height, width, channels), `inputs` and `outputs` are those
-    of the graph contract. A subclass loads the
-    graph when it is made, raising BackendError, and implements `_run`.
+    of the graph contract. `running_since` is the time of `time.monotonic` at
+    which the run under way began, None where there is none. A subclass loads
+    the graph when it is made, raising BackendError, and implements `_run`.
     """
 
     backend: ClassVar[str]
@@ -95,6 +97,7 @@ class Runner(ABC):
         self.image_shape = (spec.height, spec.width, spec.channels)
         self.inputs = graph_inputs(bundle.manifest)
         self.outputs = graph_outputs(bundle.manifest)
+        self.running_since: float | None = None
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         """Run the graph on a batch and return the outputs named, and only those.
@@ -105,7 +108,11 @@ class Runner(ABC):
         BackendError where the engine fails or breaks the contract.
         """
         self._check(inputs, outputs)
-        results = self._run(inputs, outputs)
+        self.running_since = time.monotonic()
+        try:
+            results = self._run(inputs, outputs)
+        finally:
+            self.running_since = None
         for name in outputs:
             if not self.outputs[name].accepts(results[name]):
                 result = results[name]

@@ -50,6 +50,11 @@ class Source(Protocol):
         """Whether requests are served."""
         ...
 
+    @property
+    def is_hung(self) -> bool:
+        """Whether only a new start can help."""
+        ...
+
     async def rows(self) -> Sequence[VersionRow]:
         """Return every version known, by model, the newest first."""
         ...
@@ -70,7 +75,7 @@ class Pages:
     async def respond(self, path: str, headers: Mapping[str, str]) -> Response:
         """Answer one path."""
         if path == "/healthz":
-            return Response(body=b"ok\n")
+            return self._health()
         if path == "/readyz":
             return self._readiness()
         if path not in {"/", "/metrics"}:
@@ -81,6 +86,11 @@ class Pages:
             except ServeError as error:
                 return _refusal(error)
         return await (self._status() if path == "/" else self._metrics(headers.get("accept", "")))
+
+    def _health(self) -> Response:
+        if not self._source.is_hung:
+            return Response(body=b"ok\n")
+        return Response(body=b"an engine hangs\n", status=HTTPStatus.SERVICE_UNAVAILABLE)
 
     def _readiness(self) -> Response:
         if self._source.is_ready:

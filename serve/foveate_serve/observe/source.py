@@ -25,6 +25,11 @@ class ServerSource:
         """Whether requests are served."""
         return self._server.is_ready
 
+    @property
+    def is_hung(self) -> bool:
+        """Whether an engine does not come back from a run."""
+        return self._repository.hung
+
     async def rows(self) -> Sequence[VersionRow]:
         """Return every version known, by model, the newest first."""
         return [

@@ -10,6 +10,7 @@ from foveate.status import ErrorStatus, FieldViolation, StatusError
 from foveate_serve.errors import (
     DeadlineError,
     EngineError,
+    EngineHungError,
     ForbiddenError,
     InvalidRequestError,
     LoadingError,
@@ -32,6 +33,8 @@ CODES: dict[type[ServeError], int] = {
     UnauthenticatedError: Code.UNAUTHENTICATED,
     ForbiddenError: Code.PERMISSION_DENIED,
     EngineError: Code.INTERNAL,
+    # Not UNAVAILABLE: clients would try again, and what hung one engine hang the next.
+    EngineHungError: Code.INTERNAL,
 }
 
 INTERNAL = ErrorStatus(

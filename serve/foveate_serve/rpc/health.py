@@ -35,18 +35,20 @@ class HealthServicer(HealthServicerBase):
         *,
         services: Sequence[str],
         model_service: str,
+        hung: Callable[[], bool],
     ) -> None:
         self._models = models
         self._changes = changes
         self._names = (OVERALL, *services)
         self._model_service = model_service
+        self._hung = hung
         self._ready = False
         self._ended = False
 
     @property
     def ready(self) -> bool:
         """Whether the server serves."""
-        return self._ready
+        return self._ready and not self._hung()
 
     @ready.setter
     def ready(self, ready: bool) -> None:
@@ -92,7 +94,7 @@ class HealthServicer(HealthServicerBase):
                 await changed.wait()
 
     def _statuses(self) -> Mapping[str, int]:
-        statuses = dict.fromkeys(self._names, _status(self._ready))
+        statuses = dict.fromkeys(self._names, _status(self.ready))
         for model in self._models():
             serves = self._ready and model.default_version is not None
             statuses[f"{self._model_service}/{model.name}"] = _status(serves)

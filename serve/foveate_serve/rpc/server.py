@@ -74,6 +74,7 @@ class Server:
             changes,
             services=(CLASSIFIER, REPOSITORY, OPEN_INFERENCE),
             model_service=CLASSIFIER,
+            hung=lambda: engine.repository.hung,
         )
         self._calls = CallsInFlight(self._stopping)
         self._server = grpc.aio.server(

@@ -175,6 +175,11 @@ class SupervisorSource:
         """Whether requests are served."""
         return self._supervisor.is_ready
 
+    @property
+    def is_hung(self) -> bool:
+        """Whether only a new start can help: never, for a worker that hangs starts anew."""
+        return False
+
     async def rows(self) -> Sequence[VersionRow]:
         """Return every version known to a worker, by model, the newest first."""
         for path in self._peers.all():

@@ -22,7 +22,14 @@ from pydantic import BaseModel
 from foveate_serve.errors import ServeError
 from foveate_serve.instances import deal_cores
 from foveate_serve.observe.logs import configure_logging
-from foveate_serve.process import KilledError, Process, StartError, run_until_signals
+from foveate_serve.process import (
+    HungError,
+    KilledError,
+    Process,
+    StartError,
+    leave_at_once,
+    run_until_signals,
+)
 from foveate_serve.repository import State
 from foveate_serve.rpc.server import AddressError
 from foveate_serve.settings import Settings, SettingsError
@@ -80,6 +87,15 @@ class Worker(Process):
             self._metrics.sample(self._engine.repository)
             await asyncio.sleep(_SAMPLE_SECONDS)
 
+    async def _over(self, stop: asyncio.Event) -> None:
+        """Wait until the process is to end: when it is told to, or when an engine hangs."""
+        stopped = asyncio.create_task(stop.wait())
+        while not (stopped.done() or self._engine.repository.hung):
+            changed = asyncio.create_task(self._changes.next().wait())
+            await asyncio.wait((stopped, changed), return_when=asyncio.FIRST_COMPLETED)
+            changed.cancel()
+        stopped.cancel()
+
     async def _opened(self, stop: asyncio.Event) -> bool:
         if not await super()._opened(stop):
             return False
@@ -124,6 +140,8 @@ def main() -> int:
     threading.Thread(target=_stop_with_the_supervisor, daemon=True).start()
     try:
         asyncio.run(_serve(assignment, settings))
+    except HungError as error:
+        leave_at_once(str(error))
     except (SettingsError, AddressError, StartError, KilledError) as error:
         print(f"foveate serve: {error}", file=sys.stderr)
         return FAILED

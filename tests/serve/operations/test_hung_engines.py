@@ -1,0 +1,124 @@
+"""A real engine that does not come back: its server says so, and a worker is replaced."""
+
+import time
+from collections.abc import Callable
+from http import HTTPStatus
+from pathlib import Path
+
+import grpc
+import onnx
+import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
+from onnx import TensorProto, helper
+
+from foveate.v1.classifier_service_pb2 import ClassifyRequest, ListModelsRequest, RawImage
+from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
+
+from ..conftest import relist
+
+SECONDS = "0.5"
+MODEL = "foveate.v1.ClassifierService/colours"
+UNLUCKY = ClassifyRequest(raw=RawImage(height=8, width=8, channels=3, data=bytes([13]) * 192))
+
+
+def trap(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """Make the graph loop for ages on a picture whose brightest byte is 13, before its logits."""
+    value = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go"], ["go_on"]),
+            helper.make_node("Mul", ["before", "half"], ["after"]),
+        ],
+        "body",
+        [
+            value("turn", TensorProto.INT64, []),
+            value("go", TensorProto.BOOL, []),
+            value("before", TensorProto.FLOAT, []),
+        ],
+        [value("go_on", TensorProto.BOOL, []), value("after", TensorProto.FLOAT, [])],
+    )
+    constants = {"half": 0.5, "nothing": 0.0, "unlucky": 13.0}
+    for name, number in constants.items():
+        tensor = helper.make_tensor(name, TensorProto.FLOAT, [], [number])
+        graph.graph.initializer.append(tensor)
+    for name, number in {"ages": 1 << 62, "no_turns": 0}.items():
+        graph.graph.initializer.append(helper.make_tensor(name, TensorProto.INT64, [], [number]))
+    (add,) = (node for node in graph.graph.node if "logits" in node.output)
+    add.output[0] = "logits_alone"
+    last = list(graph.graph.node).index(add) + 1
+    for place, node in enumerate(
+        (
+            helper.make_node("ReduceMax", ["float"], ["brightest"], keepdims=0),
+            helper.make_node("Equal", ["brightest", "unlucky"], ["is_unlucky"]),
+            helper.make_node("Where", ["is_unlucky", "ages", "no_turns"], ["turns"]),
+            helper.make_node("Loop", ["turns", "", "nothing"], ["zero_after"], body=body),
+            helper.make_node("Add", ["logits_alone", "zero_after"], ["logits"]),
+        )
+    ):
+        graph.graph.node.insert(last + place, node)
+    onnx.checker.check_model(graph)
+    return graph
+
+
+@pytest.fixture
+def trapped(write_bundle: Callable[..., Path]) -> Path:
+    """Write the bundle with the trap, and return its repository."""
+    path = write_bundle()
+    graph = trap(onnx.load(path / "model.onnx"))
+    (path / "model.onnx").write_bytes(graph.SerializeToString())
+    relist(path, "model.onnx")
+    return path.parents[1]
+
+
+def test_a_lone_server_says_that_it_is_not_well(
+    start: Callable, trapped: Path, picture: ClassifyRequest, error_of: Callable
+) -> None:
+    server = start(
+        *("--engine-timeout", SECONDS, "--metrics-address", "127.0.0.1:0"), repository=trapped
+    )
+    with server.channel() as channel:
+        classifier, health = ClassifierServiceStub(channel), HealthStub(channel)
+        assert classifier.Classify(picture, timeout=30).predictions
+        watch = health.Watch(HealthCheckRequest(service=MODEL), timeout=60)
+        assert next(watch).status == HealthCheckResponse.SERVING
+        with pytest.raises(grpc.RpcError) as raised:
+            classifier.Classify(UNLUCKY, timeout=30)
+        assert raised.value.code() is grpc.StatusCode.INTERNAL
+        assert error_of(raised.value).reason == "ENGINE_HUNG"
+        assert next(watch).status == HealthCheckResponse.NOT_SERVING
+        overall = health.Check(HealthCheckRequest(), timeout=30)
+        assert overall.status == HealthCheckResponse.NOT_SERVING
+        (model,) = classifier.ListModels(ListModelsRequest(), timeout=30).models
+        assert model.versions[0].reason == "the engine has not finished a run within 0.5 s"
+        with pytest.raises(grpc.RpcError) as raised:
+            classifier.Classify(picture, timeout=30)
+        assert raised.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        for path in ("/healthz", "/readyz"):
+            assert server.get(path)[0] is HTTPStatus.SERVICE_UNAVAILABLE
+    # Its thread does not end, and must not keep the process from it.
+    assert server.stop() == 1
+    assert "had not come back" in server.log.read_text(encoding="utf-8")
+
+
+def test_a_worker_starts_anew(start: Callable, trapped: Path, picture: ClassifyRequest) -> None:
+    server = start(
+        *("--engine-timeout", SECONDS, "--workers", "2", "--metrics-address", "127.0.0.1:0"),
+        repository=trapped,
+    )
+    with (
+        server.channel() as channel,
+        pytest.raises(grpc.RpcError, match="does not come back"),
+    ):
+        ClassifierServiceStub(channel).Classify(UNLUCKY, timeout=30)
+    give_up = time.monotonic() + 60
+    wanted = {"foveate_worker_restarts_total": 1, "foveate_workers_ready": 2}
+    while any(server.metrics()[name, frozenset()] != count for name, count in wanted.items()):
+        assert time.monotonic() < give_up, server.log.read_text(encoding="utf-8")
+        time.sleep(0.05)  # asking costs the workers the time in which they start
+    for _ in range(4):
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        with grpc.insecure_channel(server.address, options) as channel:
+            assert ClassifierServiceStub(channel).Classify(picture, timeout=30).predictions
+    assert server.get("/healthz")[0] is HTTPStatus.OK
+    assert server.stop() == 0
