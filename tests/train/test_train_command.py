@@ -104,7 +104,7 @@ def test_a_second_ctrl_c_interrupts(few, tmp_path, monkeypatch):
 
 def test_held_out_pictures_choose_the_epoch(few, tmp_path, capsys):
     arguments = ("--holdout", "256", "--epochs", "8", "--patience", "2", "--batch-size", "64")
-    assert _run(tmp_path / "digits", *arguments, "--learning-rate", "0.02") == 0
+    assert _run(tmp_path / "digits", *arguments) == 0
     told = re.findall(r"epoch (\d)/8: .*validation accuracy (\S+)%", capsys.readouterr().err)
     best, last = (checkpoint.load(tmp_path / p).metrics for p in ("digits", "digits.run/last"))
     highest = max(float(share) for _, share in told) / 100

@@ -1,7 +1,6 @@
 import copy
 import subprocess
 import sys
-from dataclasses import replace
 from itertools import islice
 from threading import Event
 
@@ -166,21 +165,6 @@ def test_half_precision_follows_full_precision(digits):
         for precision in ("float32", "bfloat16")
     )
     assert _losses(half, 20) == pytest.approx(_losses(full, 20), rel=0.05)
-
-
-def test_inception_learns_from_its_auxiliary_head_too(digits):
-    classifier = registry.create("torchvision:inception_v3", weights="random:0", num_classes=10)
-    small = replace(classifier.input, height=75, width=75, resize=75)
-    pictures = torch.nn.functional.interpolate(digits[0][:2].float(), (75, 75)).to(torch.uint8)
-    # The auxiliary head's kernel of 5 needs maps of 17, and so 299 pixels; one of
-    # the same channels and a kernel of 1 stands for it.
-    auxiliary = classifier.module.AuxLogits
-    auxiliary.conv1 = torch.nn.Conv2d(128, 768, 1)
-    data = InMemory(pictures.expand(-1, 3, -1, -1), digits[1][:2], small)
-    training = Training(classifier, data, Settings(batch_size=2, shift=0, precision="float32"))
-    before = auxiliary.fc.weight.detach().clone()
-    assert len(_losses(training, 1)) == 1
-    assert not torch.equal(before, auxiliary.fc.weight)
 
 
 def _fitting(digits, path, **settings):

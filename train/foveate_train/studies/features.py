@@ -11,7 +11,7 @@ from foveate_train.studies.options import Options
 
 NAME = "features"
 LAYERS = ("layer1", "layer2", "layer3", "layer4")
-SETTINGS = Settings(epochs=1)
+SETTINGS = Settings(epochs=1, shift=0)
 
 _SHOWN = 10
 _DIGITS = 10

@@ -12,7 +12,7 @@ from foveate_train.studies import network
 from foveate_train.studies.options import Options
 
 NAME = "filters"
-SETTINGS = Settings(epochs=3)
+SETTINGS = Settings(epochs=3, shift=0)
 # Heavy enough that the paper stays black where ink does not help, and light
 # enough that the class is still certain.
 PENALTY = 0.1

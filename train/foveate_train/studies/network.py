@@ -58,7 +58,7 @@ def trained(
     (seed,) = options.seeds
     settings = options.settings(settings).model_copy(update={"seed": seed})
     classifier = registry.create(name, weights=f"random:{seed}", **arguments)
-    data, test = options.digits(classifier.input)
+    data, test = options.digits(classifier.input, shift=settings.shift)
     identity = {"settings": settings.model_dump(mode="json"), "data": data.digest}
     keeper = Keeper(options.out / ".state" / "network.pt", identity)
     training = Training(classifier, data, settings, device=options.device)

@@ -43,7 +43,7 @@ class Options:
         """Return the study's settings with the changes asked for."""
         return Settings.model_validate({**study.model_dump(), **self.changed})
 
-    def digits(self, spec: InputSpec) -> tuple[InMemory, InMemory]:
+    def digits(self, spec: InputSpec, *, shift: int) -> tuple[InMemory, InMemory]:
         """Return MNIST's training and test pictures.
 
         Of a subset of the training pictures goes a sixth as many test pictures,
@@ -56,7 +56,7 @@ class Options:
         images, labels = map(torch.from_numpy, mnist.load("train", self.data))
         if self.subset is not None and not 2 <= self.subset <= len(images):
             raise SettingsError(f"subset {self.subset} is not within 2 and {len(images)}")
-        training = InMemory(images[: self.subset, None], labels[: self.subset], spec)
+        training = InMemory(images[: self.subset, None], labels[: self.subset], spec, shift=shift)
         images, labels = map(torch.from_numpy, mnist.load("test", self.data))
         tested = None if self.subset is None else max(self.subset // 6, 500)
         return training, InMemory(images[:tested, None], labels[:tested], spec)

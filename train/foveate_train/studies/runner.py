@@ -29,7 +29,7 @@ def run(study: Comparison, options: Options) -> bool:
     """
     settings = options.settings(study.settings)
     spec = registry.create(study.classifier).input
-    training, test = options.digits(spec)
+    training, test = options.digits(spec, shift=settings.shift)
     runs = list(itertools.product(study.variants, options.seeds))
     results = Results(
         study=study.name,
