@@ -22,7 +22,7 @@ from foveate_export.exporter import SEED, examine
 from foveate_export.graph import ExplainedClassifier
 from foveate_export.layers import select_layers
 from foveate_export.onnx_graph import write_onnx
-from foveate_export.pictures import for_classifier
+from foveate_export.parity_data import for_classifier
 from foveate_export.tensorrt.builder import build
 from foveate_export.tensorrt.target import Target, choose_target
 from foveate_export.variants.half import halve

@@ -10,15 +10,43 @@ import errno
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from foveate_export.errors import RepositoryError
+from pydantic import TypeAdapter, ValidationError
+
+from foveate_export.errors import ExportError, RepositoryError, UsageError
 from foveate_serve.bundle.bundle import Bundle, digest
-from foveate_serve.bundle.manifest import MANIFEST_FILE, FileEntry, Manifest
+from foveate_serve.bundle.manifest import MANIFEST_FILE, FileEntry, Manifest, Name
 
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A published bundle: its folder, its manifest, and what is to be said about it."""
+
+    path: Path
+    manifest: Manifest
+    note: str | None
+
+    @property
+    def size(self) -> int:
+        """The bytes of all its files."""
+        return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
+
+
+def check_name(name: str) -> None:
+    """Raise UsageError unless `name` can be a model's name and a folder's."""
+    try:
+        TypeAdapter(Name).validate_python(name)
+    except ValidationError as error:
+        raise UsageError(
+            f"name {name!r}: letters, digits, '.', '_' and '-', at most 128, "
+            "beginning with a letter or a digit"
+        ) from error
 
 
 @contextmanager
@@ -109,6 +137,18 @@ def publish(
                 raise RepositoryError(_taken(repository, manifest.name, chosen)) from error
         else:
             return target, manifest
+
+
+def write_labels(labels: Sequence[str], path: Path) -> None:
+    """Write one label a line.
+
+    Raises:
+        ExportError: a label holds a line break.
+    """
+    for label in labels:
+        if "\n" in label:
+            raise ExportError(f"label {label!r} holds a line break")
+    path.write_text("\n".join(labels) + "\n", encoding="utf-8", newline="\n")
 
 
 def _taken(repository: Path, name: str, version: int) -> str:

@@ -9,16 +9,18 @@ from importlib.metadata import version as installed
 from pathlib import Path
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from foveate_export import bundle, parity
+from foveate_export.bundle import Exported, check_name, write_labels
+from foveate_export.comparison import TOLERANCES
 from foveate_export.errors import ExportError, ParityError, UnsupportedHeadError, UsageError
 from foveate_export.evaluation import accuracy
 from foveate_export.graph import ExplainedClassifier
 from foveate_export.heads import Head, find_head
 from foveate_export.labelled import Labelled
-from foveate_export.layers import Layer, feature_layers, select_layers
+from foveate_export.layer import Layer
+from foveate_export.layers import feature_layers, select_layers
 from foveate_export.onnx_graph import OPSET, write_onnx
 from foveate_export.pictures import Pictures, serving_spec
 from foveate_export.progress import Stage
@@ -42,7 +44,6 @@ from foveate_serve.bundle.manifest import (
     FeatureOutput,
     GoldenEntry,
     Manifest,
-    Name,
     Parity,
     VariantEntry,
 )
@@ -62,20 +63,6 @@ class Anatomy:
     head: Head | None
     note: str | None
     layers: list[Layer]
-
-
-@dataclass(frozen=True)
-class Exported:
-    """A published bundle: its folder, its manifest, and what is to be said about it."""
-
-    path: Path
-    manifest: Manifest
-    note: str | None
-
-    @property
-    def size(self) -> int:
-        """The bytes of all its files."""
-        return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
 
 
 def examine(classifier: Classifier, cam_layer: str | None = None) -> Anatomy:
@@ -246,7 +233,7 @@ class _Maker:
             name=variant,
             file=file_name(variant),
             parity=self._compare(variant),
-            tolerances=parity.TOLERANCES[variant],
+            tolerances=TOLERANCES[variant],
             accuracy=scored,
             quantisation=quantisation,
         )
@@ -274,7 +261,7 @@ class _Maker:
                     self.layers,
                     self.pictures,
                     run=runner.run,
-                    tolerances=parity.TOLERANCES[variant],
+                    tolerances=TOLERANCES[variant],
                 )
             except ParityError as error:
                 raise ParityError(f"{variant}: {error}") from error
@@ -303,29 +290,6 @@ def check_variants(variants: Sequence[str], *, calibrated: bool) -> None:
             f"{', '.join(quantised)}: int8 needs pictures to measure its ranges on: "
             "--calibration with a folder of some hundred, or mnist for a classifier of digits"
         )
-
-
-def check_name(name: str) -> None:
-    """Raise UsageError unless `name` can be a model's name and a folder's."""
-    try:
-        TypeAdapter(Name).validate_python(name)
-    except ValidationError as error:
-        raise UsageError(
-            f"name {name!r}: letters, digits, '.', '_' and '-', at most 128, "
-            "beginning with a letter or a digit"
-        ) from error
-
-
-def write_labels(labels: Sequence[str], path: Path) -> None:
-    """Write one label a line.
-
-    Raises:
-        ExportError: a label holds a line break.
-    """
-    for label in labels:
-        if "\n" in label:
-            raise ExportError(f"label {label!r} holds a line break")
-    path.write_text("\n".join(labels) + "\n", encoding="utf-8", newline="\n")
 
 
 def _draft(

@@ -7,23 +7,11 @@ It can be returned when it runs once in a pass and its output is a map,
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from torch import nn
 
-from foveate_export.errors import UnknownLayerError
+from foveate_export.layer import Layer, named
 from foveate_export.taps import Call
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A module whose output is a feature map."""
-
-    path: str
-    kind: str
-    channels: int
-    height: int
-    width: int
 
 
 def feature_layers(calls: Sequence[Call]) -> list[Layer]:
@@ -66,13 +54,7 @@ def select_layers(
     Raises:
         UnknownLayerError: a name that is none of `layers`.
     """
-    if names is None:
-        return default_layers(module, layers)
-    by_path = {layer.path: layer for layer in layers}
-    for name in names:
-        if name not in by_path:
-            raise UnknownLayerError(name, list(by_path))
-    return [by_path[name] for name in dict.fromkeys(names)]
+    return default_layers(module, layers) if names is None else named(names, layers)
 
 
 def _listed_stages(module: nn.Module) -> list[str]:

@@ -9,18 +9,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from foveate_export.errors import ExportError
-from foveate_serve.bundle import manifest
+from foveate_serve.bundle.manifest import InputSpec
 from foveate_serve.imaging.decode import ImageError, ImageLimits
 from foveate_serve.imaging.transform import prepare
-from foveate_train.classifier import Classifier, InputSpec
-from foveate_train.data import mnist
-from foveate_train.errors import DataError
+
+if TYPE_CHECKING:
+    # It brings torch, which the export of an ONNX file does without.
+    from foveate_train import classifier
 
 MOST = 32
 """How many pictures are enough: each is compared in thousands of values."""
@@ -55,9 +57,9 @@ class Pictures:
             yield self.images[start : start + size]
 
 
-def serving_spec(spec: InputSpec) -> manifest.InputSpec:
+def serving_spec(spec: "InputSpec | classifier.InputSpec") -> InputSpec:
     """Return the input specification as the manifest holds it and the server reads it."""
-    return manifest.InputSpec(
+    return InputSpec(
         height=spec.height,
         width=spec.width,
         channels=spec.channels,
@@ -68,7 +70,7 @@ def serving_spec(spec: InputSpec) -> manifest.InputSpec:
     )
 
 
-def from_folder(folder: Path, spec: InputSpec) -> Pictures:
+def from_folder(folder: Path, spec: "InputSpec | classifier.InputSpec") -> Pictures:
     """Return up to `MOST` pictures of a folder and those in it, evenly spaced by name.
 
     Raises:
@@ -78,30 +80,17 @@ def from_folder(folder: Path, spec: InputSpec) -> Pictures:
     if not files:
         raise ExportError(f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))})")
     chosen = [files[i * len(files) // MOST] for i in range(MOST)] if len(files) > MOST else files
-    return _prepared(chosen, spec, f"pictures of {folder.name}")
+    return _prepared(chosen, serving_spec(spec), f"pictures of {folder.name}")
 
 
-def for_classifier(classifier: Classifier) -> Pictures:
-    """Return real pictures of the classifier's kind where there are any, or else noise.
-
-    MNIST's test digits for a classifier of digits, the photographs of
-    scikit-image where it is installed, or else noise with a fixed seed.
-    """
-    spec = classifier.input
-    if spec.channels == 1 and classifier.labels == DIGITS:
-        try:
-            digits, _ = mnist.load("test")
-        except DataError:
-            return _noise(spec)
-        serving = serving_spec(spec)
-        images = [decoded(png(digit), serving, "an MNIST digit") for digit in digits[:MOST]]
-        return Pictures(np.stack(images), "MNIST test digits")
+def shipped(spec: InputSpec) -> Pictures:
+    """Return the photographs of scikit-image where it is installed, or else noise with a seed."""
     found = find_spec("skimage") if spec.channels in (1, 3) else None
     if found is None or found.origin is None:
-        return _noise(spec)
+        return noise(spec)
     folder = Path(found.origin).parent / "data"
     files = [folder / name for name in PHOTOGRAPHS if (folder / name).is_file()]
-    return _prepared(files, spec, "scikit-image photographs") if files else _noise(spec)
+    return _prepared(files, spec, "scikit-image photographs") if files else noise(spec)
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -120,7 +109,7 @@ def png(image: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def decoded(data: bytes, spec: manifest.InputSpec, name: str) -> NDArray[np.uint8]:
+def decoded(data: bytes, spec: InputSpec, name: str) -> NDArray[np.uint8]:
     """Turn an encoded picture into uint8 [H, W, C], as the server does.
 
     Raises:
@@ -134,12 +123,12 @@ def decoded(data: bytes, spec: manifest.InputSpec, name: str) -> NDArray[np.uint
 
 
 def _prepared(files: list[Path], spec: InputSpec, description: str) -> Pictures:
-    serving = serving_spec(spec)
-    images = [decoded(path.read_bytes(), serving, str(path)) for path in files]
+    images = [decoded(path.read_bytes(), spec, str(path)) for path in files]
     return Pictures(np.stack(images), description)
 
 
-def _noise(spec: InputSpec) -> Pictures:
+def noise(spec: InputSpec) -> Pictures:
+    """Return noise with a fixed seed, for inputs that are no pictures."""
     shape = (MOST, spec.height, spec.width, spec.channels)
-    noise = np.random.default_rng(SEED).integers(0, 256, shape, dtype=np.uint8)
-    return Pictures(noise, f"noise with the seed {SEED}")
+    values = np.random.default_rng(SEED).integers(0, 256, shape, dtype=np.uint8)
+    return Pictures(values, f"noise with the seed {SEED}")

@@ -5,16 +5,15 @@ definition, and the maps come from autograd.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from foveate_export.comparison import Answers
 from foveate_export.heads import Head
 from foveate_export.taps import Tap, tapped
-from foveate_serve.bundle.manifest import CAM_PREFIX, FEATURES_PREFIX, LOGITS_OUTPUT
 from foveate_train.classifier import Classifier, InputSpec
 
 METHODS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -34,27 +33,6 @@ the gradient of the class's logit with respect to them, both [N, C, h, w].
 "Use HiResCAM instead of Grad-CAM" (2020), which has no ReLU, so that where one
 linear layer follows the map sums to the logit less its bias; `layercam` Jiang et
 al., "LayerCAM" (IEEE TIP 2021)."""
-
-
-@dataclass(frozen=True)
-class Answers:
-    """The outputs of a classifier, as the graph contract describes them.
-
-    `cams` is by method, `features` by layer.
-    """
-
-    logits: NDArray[np.float32]
-    cams: dict[str, NDArray[np.float32]]
-    features: dict[str, NDArray[np.float32]]
-
-    @property
-    def outputs(self) -> dict[str, NDArray[np.float32]]:
-        """All of them, by the names of the graph's outputs."""
-        return {
-            LOGITS_OUTPUT: self.logits,
-            **{CAM_PREFIX + method: maps for method, maps in self.cams.items()},
-            **{FEATURES_PREFIX + layer: maps for layer, maps in self.features.items()},
-        }
 
 
 def answer(

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from foveate_export.errors import UsageError
+from foveate_export.input_files import read_input_spec, read_labels
 from foveate_train import checkpoint, registry
 from foveate_train.classifier import Classifier, InputSpec
 
@@ -87,37 +87,10 @@ def load_function(
             name=reference,
             arguments={},
             module=made.eval(),
-            input=read_input_spec(input_spec),
+            input=read_input_spec(input_spec, InputSpec),
             labels=read_labels(labels),
         )
     )
-
-
-def read_input_spec(path: Path) -> InputSpec:
-    """Read an input specification from a JSON file; raises UsageError."""
-    try:
-        return TypeAdapter(InputSpec).validate_json(path.read_bytes())
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from error
-    except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc'])) or 'file'}: {fault['msg']}"
-            for fault in error.errors()
-        )
-        raise UsageError(f"{path}: {faults}") from error
-
-
-def read_labels(path: Path) -> tuple[str, ...]:
-    """Read one label a line, UTF-8; raises UsageError."""
-    try:
-        labels = tuple(path.read_text(encoding="utf-8").splitlines())
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not UTF-8 text") from error
-    if not labels:
-        raise UsageError(f"{path}: holds no labels")
-    return labels
 
 
 def _function(reference: str) -> Callable[[], object]:

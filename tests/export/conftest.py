@@ -12,9 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from foveate_export.exporter import Exported, export
+from foveate_export.bundle import Exported
+from foveate_export.exporter import export
 from foveate_export.labelled import Labelled, open_labelled
-from foveate_export.pictures import Pictures, for_classifier, from_folder
+from foveate_export.parity_data import for_classifier
+from foveate_export.pictures import Pictures, from_folder
 from foveate_export.variants.calibration import Calibration, open_calibration
 from foveate_serve.backends.base import Runner
 from foveate_serve.backends.registry import create_runner

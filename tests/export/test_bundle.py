@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from foveate_export import bundle
+from foveate_export.bundle import Exported
 from foveate_export.errors import ExportError, RepositoryError, UsageError
-from foveate_export.exporter import Exported, export
+from foveate_export.exporter import export
 from foveate_export.pictures import Pictures
 from foveate_serve.bundle.bundle import Bundle
 from foveate_train.classifier import Classifier

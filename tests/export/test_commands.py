@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from foveate_export.bundle import Exported
 from foveate_export.commands import evaluate
 from foveate_export.commands import export as export_command
-from foveate_export.exporter import Exported
 from foveate_export.sources import load_source
 from foveate_train import checkpoint, registry
 

@@ -9,11 +9,12 @@ import skimage
 import torch
 from timm.data import ImageNetInfo
 
+from foveate_export.bundle import Exported
 from foveate_export.errors import ExportError, UsageError
 from foveate_export.evaluation import accuracy
-from foveate_export.exporter import Exported
 from foveate_export.labelled import open_labelled
-from foveate_export.pictures import MOST, Pictures, for_classifier, from_folder
+from foveate_export.parity_data import for_classifier
+from foveate_export.pictures import MOST, Pictures, from_folder
 from foveate_serve.backends.base import Runner
 from foveate_train.classifier import Classifier
 from foveate_train.data import mnist

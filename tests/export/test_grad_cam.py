@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from foveate_export.comparison import relative_error
 from foveate_export.exporter import examine
 from foveate_export.graph import ExplainedClassifier
-from foveate_export.parity import relative_error
-from foveate_export.pictures import for_classifier
+from foveate_export.parity_data import for_classifier
 from foveate_export.reference import normalise
 from foveate_train import registry
 

@@ -11,8 +11,9 @@ from torch import nn
 from torch.nn import functional
 from torchvision.models.feature_extraction import create_feature_extractor
 
+from foveate_export.bundle import Exported
 from foveate_export.errors import UnsupportedHeadError
-from foveate_export.exporter import Exported, export
+from foveate_export.exporter import export
 from foveate_export.graph import resolve_ranks
 from foveate_export.onnx_graph import OPSET
 from foveate_export.pictures import Pictures

@@ -12,6 +12,7 @@ from skimage import data
 from torch import Tensor, nn
 from torch.nn import functional
 
+from foveate_export.comparison import relative_error
 from foveate_export.errors import UnknownLayerError, UnsupportedHeadError
 from foveate_export.exporter import examine
 from foveate_export.forward import HookedNetwork
@@ -25,8 +26,7 @@ from foveate_export.heads import (
     Target,
     find_head,
 )
-from foveate_export.parity import relative_error
-from foveate_export.pictures import for_classifier
+from foveate_export.parity_data import for_classifier
 from foveate_export.reference import answer
 from foveate_export.taps import Tap, record, tapped
 from foveate_train import registry

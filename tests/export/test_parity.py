@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from foveate_export.bundle import Exported
+from foveate_export.comparison import TOLERANCES, relative_error
 from foveate_export.errors import ParityError
-from foveate_export.exporter import Exported, export
-from foveate_export.parity import TOLERANCES, measure, relative_error
+from foveate_export.exporter import export
+from foveate_export.parity import measure
 from foveate_export.pictures import Pictures
 from foveate_train.classifier import Classifier
 

@@ -17,10 +17,11 @@ import pytest
 import tensorrt_rtx
 from onnx import helper
 
+from foveate_export.bundle import Exported
 from foveate_export.commands import engines as engines_command
 from foveate_export.commands import export as export_command
 from foveate_export.errors import EngineError, RepositoryError, UsageError
-from foveate_export.exporter import Exported, export
+from foveate_export.exporter import export
 from foveate_export.onnx_graph import OPSET
 from foveate_export.pictures import Pictures
 from foveate_export.tensorrt import builder, engines, target

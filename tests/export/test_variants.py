@@ -11,12 +11,13 @@ import skimage
 import torch
 from torch import Tensor, nn
 
+from foveate_export.bundle import Exported
 from foveate_export.commands import evaluate
 from foveate_export.commands import export as export_command
+from foveate_export.comparison import TOLERANCES
 from foveate_export.errors import AccuracyError, ExportError, UsageError
-from foveate_export.exporter import Exported, export
+from foveate_export.exporter import export
 from foveate_export.labelled import Labelled, open_labelled
-from foveate_export.parity import TOLERANCES
 from foveate_export.pictures import Pictures
 from foveate_export.variants.acceptance import check_drop
 from foveate_export.variants.calibration import MOST, Calibration, open_calibration

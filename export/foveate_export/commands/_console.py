@@ -4,17 +4,20 @@ import argparse
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 
 from rich.console import Console
 
 from foveate_export.errors import ExportError, UsageError
 from foveate_serve.backends.base import BackendError
 from foveate_serve.bundle.bundle import BundleError
-from foveate_train.errors import ArgumentsError, TrainError, UnknownClassifierError
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
+
+_TRAINING = ("foveate_train", "torch", "torchvision", "timm")
+"""What the extra `torch` brings."""
 
 
 class Stages:
@@ -40,15 +43,27 @@ def answer(command: Callable[[], int], prog: str) -> int:
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return command()
-    except (UsageError, UnknownClassifierError, ArgumentsError) as error:
+    except UsageError as error:
         return _say(prog, error, WRONG_USAGE)
     except BrokenPipeError:
         # The reader of stdout has left, which is the command line's to answer.
         raise
-    except (ExportError, TrainError, BundleError, BackendError, OSError) as error:
+    except (ExportError, BundleError, BackendError, OSError) as error:
         return _say(prog, error, FAILED)
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def run_with_torch(module: str, arguments: Sequence[str], prog: str) -> int:
+    """Run the `main` of a module that the extra `torch` is for, or print its pip line."""
+    try:
+        main: Callable[[Sequence[str]], int] = import_module(module).main
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _TRAINING:
+            raise
+        needs = 'this needs PyTorch: pip install "foveate-export[torch]"'
+        return _say(prog, needs, FAILED)
+    return main(arguments)
 
 
 def positive(text: str) -> int:

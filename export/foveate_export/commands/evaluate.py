@@ -1,94 +1,10 @@
 """`foveate evaluate`: the accuracy of a bundle, measured with the pieces that serve it."""
 
-import argparse
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from foveate_export.bundle import versions
-from foveate_export.commands._console import DONE, answer, positive
-from foveate_export.errors import UsageError
-from foveate_export.evaluation import accuracy
-from foveate_export.labelled import open_labelled
-from foveate_serve.backends.registry import BACKENDS, create_runner
-from foveate_serve.bundle.bundle import Bundle
-
-PROG = "foveate evaluate"
-
-DESCRIPTION = """\
-Classifies labelled pictures with a bundle, through the image pipeline and the
-backend that serve it, and prints how often the right class comes first and
-among the first five."""
+from foveate_export.commands._console import run_with_torch
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run `foveate evaluate` and return its exit code."""
-    options = _parser().parse_args(arguments)
-    return answer(lambda: _run(options), PROG)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=PROG, description=DESCRIPTION)
-    parser.add_argument("--repository", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--model", required=True, metavar="NAME")
-    parser.add_argument("--version", type=positive, metavar="N", help="default: the newest")
-    parser.add_argument(
-        "--data",
-        required=True,
-        metavar="DIR|mnist",
-        help="a folder with one folder a class, called as the label, by its WordNet id or by "
-        "its index; or MNIST's test set",
-    )
-    parser.add_argument("--variant", help="default: the bundle's first")
-    parser.add_argument("--backend", choices=list(BACKENDS), help="default: the first installed")
-    parser.add_argument("--limit", type=positive, metavar="N", help="take this many pictures")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    return parser
-
-
-def _run(options: argparse.Namespace) -> int:
-    bundle = Bundle.open(_folder(options.repository, options.model, options.version))
-    labelled = open_labelled(options.data, bundle.labels, options.limit)
-    columns = (
-        TextColumn("classifying"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with (
-        create_runner(bundle, variant=options.variant, backend=options.backend) as runner,
-        Progress(*columns, console=Console(stderr=True)) as progress,
-    ):
-        task = progress.add_task("", total=len(labelled))
-        scored = accuracy(
-            runner, bundle.manifest.input, labelled, lambda n: progress.advance(task, n)
-        )
-        variant, backend = runner.variant, runner.backend
-    result = {
-        "model": bundle.manifest.name,
-        "version": bundle.manifest.version,
-        "variant": variant,
-        "backend": backend,
-        **scored.model_dump(),
-    }
-    if options.json:
-        print(json.dumps(result))
-    else:
-        print(
-            f"{options.model} version {result['version']}, {variant} on {backend}: "
-            f"top-1 {scored.top1:.2%}, top-5 {scored.top5:.2%} "
-            f"of {scored.images} pictures ({scored.data})"
-        )
-    return DONE
-
-
-def _folder(repository: Path, model: str, version: int | None) -> Path:
-    found = versions(repository, model)
-    if not found:
-        raise UsageError(f"{repository} holds no model {model!r}")
-    if version is not None and version not in found:
-        raise UsageError(f"{model} has the versions {', '.join(map(str, found))}, not {version}")
-    return repository / model / str(version or found[-1])
+    return run_with_torch("foveate_export.commands._evaluate", arguments, "foveate evaluate")

@@ -1,0 +1,194 @@
+"""`foveate export` of a classifier in torch."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from foveate_export.bundle import check_name
+from foveate_export.commands._console import DONE, Stages, answer, names, points, positive
+from foveate_export.commands._engines import add_target_arguments, read_target
+from foveate_export.commands._report import print_exported, print_layers
+from foveate_export.commands._training import training_errors
+from foveate_export.errors import UsageError
+from foveate_export.exporter import check_variants, examine, export
+from foveate_export.labelled import open_labelled
+from foveate_export.layers import default_layers
+from foveate_export.parity_data import for_classifier
+from foveate_export.pictures import from_folder
+from foveate_export.sources import Source, load_function, load_source
+from foveate_export.variants import FP32, VARIANTS
+from foveate_export.variants.acceptance import MAX_DROP
+from foveate_export.variants.calibration import open_calibration
+
+PROG = "foveate export"
+
+DESCRIPTION = """\
+Exports a classifier to a bundle: one ONNX graph that takes pixels and returns
+logits, class activation maps and feature maps, compared with torch before it
+is published. A graph that differs is refused."""
+
+EPILOG = "An ONNX file in place of SOURCE has options of its own: foveate export FILE.onnx --help"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Export a classifier and return the exit code."""
+    options = _parser().parse_args(arguments)
+    return answer(lambda: _run(options), PROG)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=PROG, description=DESCRIPTION, epilog=EPILOG)
+    parser.add_argument(
+        "source",
+        nargs="?",
+        help="a checkpoint folder, or a classifier's name such as timm:resnet18",
+    )
+    parser.add_argument(
+        "--module",
+        metavar="PACKAGE.MODULE:FUNCTION",
+        help="in place of a source: a function that returns the network, or a Classifier",
+    )
+    parser.add_argument(
+        "--input-spec", type=Path, metavar="FILE", help="for --module: the input, as JSON"
+    )
+    parser.add_argument(
+        "--labels", type=Path, metavar="FILE", help="for --module: the labels, one a line"
+    )
+    parser.add_argument("--repository", type=Path, metavar="DIR", help="the folder of models")
+    parser.add_argument("--name", help="the model's name in the repository")
+    parser.add_argument(
+        "--version", type=positive, metavar="N", help="default: one above the newest"
+    )
+    parser.add_argument(
+        "--weights", metavar="FILE|random:SEED", help="the weights, for a classifier's name"
+    )
+    parser.add_argument(
+        "--argument",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an argument of the classifier; may be repeated",
+    )
+    parser.add_argument(
+        "--layers", type=names, metavar="A,B", help="the feature maps; default: the stage ends"
+    )
+    parser.add_argument(
+        "--cam-layer",
+        metavar="LAYER",
+        help="the layer whose activations Grad-CAM, HiResCAM and LayerCAM weigh; default: the last",
+    )
+    parser.add_argument(
+        "--list-layers",
+        action="store_true",
+        help="list the layers that --layers and --cam-layer may name",
+    )
+    parser.add_argument(
+        "--variants",
+        type=names,
+        default=[FP32],
+        metavar="A,B",
+        help=f"the precisions, the one to serve by default first: {', '.join(VARIANTS)}; "
+        f"default: {FP32}",
+    )
+    parser.add_argument(
+        "--calibration",
+        metavar="DIR|mnist",
+        help="pictures that int8 measures its ranges on: a folder, or MNIST's training digits",
+    )
+    parser.add_argument(
+        "--max-drop",
+        type=points,
+        default=MAX_DROP,
+        metavar="POINTS",
+        help="how much less than fp32 a variant may recognise of --data, in points of top-1; "
+        f"default: {MAX_DROP:g}",
+    )
+    parser.add_argument(
+        "--parity-data",
+        type=Path,
+        metavar="DIR",
+        help="pictures to compare the graph with torch on; default: MNIST's test digits or "
+        "scikit-image's photographs",
+    )
+    parser.add_argument(
+        "--data",
+        metavar="DIR|mnist",
+        help="labelled pictures, one folder a class; their accuracy goes into the manifest",
+    )
+    parser.add_argument(
+        "--tensorrt",
+        action="store_true",
+        help="also build TensorRT engines of the variants that it takes",
+    )
+    add_target_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    return parser
+
+
+@training_errors()
+def _run(options: argparse.Namespace) -> int:
+    if not options.list_layers:
+        if options.repository is None or options.name is None:
+            raise UsageError("--repository and --name say where the bundle goes")
+        check_name(options.name)
+        check_variants(options.variants, calibrated=options.calibration is not None)
+    if not options.tensorrt and (
+        options.flavour or options.compute_capability or options.timing_cache
+    ):
+        raise UsageError("--flavour, --compute-capability and --timing-cache go with --tensorrt")
+    target = read_target(options) if options.tensorrt else None
+    stages = Stages(Console(stderr=True))
+    with stages(f"loading {options.module or options.source}"):
+        source = _load(options)
+    if options.list_layers:
+        return _list_layers(source, as_json=options.json)
+    classifier = source.classifier
+    with stages("reading pictures"):
+        calibration = (
+            open_calibration(options.calibration, classifier) if options.calibration else None
+        )
+        labelled = open_labelled(options.data, classifier.labels) if options.data else None
+        pictures = (
+            from_folder(options.parity_data, classifier.input)
+            if options.parity_data
+            else for_classifier(classifier)
+        )
+    exported = export(
+        classifier,
+        repository=options.repository,
+        name=options.name,
+        version=options.version,
+        layers=options.layers,
+        cam_layer=options.cam_layer,
+        pictures=pictures,
+        variants=options.variants,
+        calibration=calibration,
+        max_drop=options.max_drop,
+        target=target,
+        labelled=labelled,
+        metadata=source.metadata,
+        stage=stages,
+    )
+    print_exported(exported, original="torch", as_json=options.json)
+    return DONE
+
+
+def _load(options: argparse.Namespace) -> Source:
+    if (options.source is None) == (options.module is None):
+        raise UsageError("give a source or --module, and not both")
+    if options.module is None:
+        if options.input_spec is not None or options.labels is not None:
+            raise UsageError("--input-spec and --labels go with --module")
+        return load_source(options.source, options.weights, options.argument)
+    if options.weights is not None or options.argument:
+        raise UsageError("--weights and --argument are for a classifier's name")
+    return load_function(options.module, input_spec=options.input_spec, labels=options.labels)
+
+
+def _list_layers(source: Source, *, as_json: bool) -> int:
+    anatomy = examine(source.classifier)
+    default = default_layers(source.classifier.module, anatomy.layers)
+    print_layers(anatomy.layers, default, as_json=as_json)
+    return DONE

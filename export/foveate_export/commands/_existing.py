@@ -1,0 +1,112 @@
+"""`foveate export FILE.onnx`: a bundle of a classifier that is ONNX already, without torch."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from foveate_export.bundle import check_name
+from foveate_export.commands._console import DONE, Stages, answer, names, positive
+from foveate_export.commands._report import print_exported, print_layers
+from foveate_export.errors import UsageError
+from foveate_export.existing import export_existing, open_existing
+from foveate_export.input_files import read_input_spec, read_labels
+from foveate_export.pictures import from_folder, shipped
+from foveate_serve.bundle.manifest import InputSpec
+
+PROG = "foveate export"
+
+DESCRIPTION = """\
+Exports a classifier that is an ONNX file already to a bundle. The graph is
+edited: it takes pixels and any number of pictures, and returns logits, feature
+maps, and class activation maps where it ends in average pooling and a linear
+layer. Every output is compared with the file's own before the bundle is
+published; a graph that differs is refused. Needs no torch."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Export an ONNX file and return the exit code."""
+    options = _parser().parse_args(arguments)
+    return answer(lambda: _run(options), PROG)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=PROG, description=DESCRIPTION)
+    parser.add_argument("source", type=Path, metavar="FILE.onnx")
+    parser.add_argument(
+        "--input-spec",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="how a picture becomes the network's input, as JSON",
+    )
+    parser.add_argument("--labels", type=Path, metavar="FILE", help="the labels, one a line")
+    parser.add_argument("--repository", type=Path, metavar="DIR", help="the folder of models")
+    parser.add_argument("--name", help="the model's name in the repository")
+    parser.add_argument(
+        "--version", type=positive, metavar="N", help="default: one above the newest"
+    )
+    parser.add_argument(
+        "--layout",
+        choices=["nchw", "nhwc"],
+        help="the axes of the file's input; default: those that the input specification fits",
+    )
+    parser.add_argument(
+        "--bgr",
+        action="store_true",
+        help="the file takes blue, green, red and not red, green, blue",
+    )
+    parser.add_argument(
+        "--logits", metavar="OUTPUT", help="the output to classify by; default: the only one"
+    )
+    parser.add_argument(
+        "--layers",
+        type=names,
+        metavar="A,B",
+        help="the nodes to return feature maps of; default: the last one of each size",
+    )
+    parser.add_argument(
+        "--list-layers", action="store_true", help="list the nodes that --layers may name"
+    )
+    parser.add_argument(
+        "--parity-data",
+        type=Path,
+        metavar="DIR",
+        help="pictures to compare the graph with the file on; default: scikit-image's photographs",
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    stages = Stages(Console(stderr=True))
+    spec = read_input_spec(options.input_spec, InputSpec)
+    if not options.list_layers:
+        if options.repository is None or options.name is None:
+            raise UsageError("--repository and --name say where the bundle goes")
+        check_name(options.name)
+        if options.labels is None:
+            raise UsageError("--labels names the classes, which an ONNX file does not")
+    labels = read_labels(options.labels) if options.labels else None
+    with stages(f"reading {options.source}"):
+        source = open_existing(
+            options.source, spec, layout=options.layout, bgr=options.bgr, logits=options.logits
+        )
+    if options.list_layers or labels is None:
+        print_layers(source.layers, source.default_layers, as_json=options.json)
+        return DONE
+    with stages("reading pictures"):
+        pictures = from_folder(options.parity_data, spec) if options.parity_data else shipped(spec)
+    exported = export_existing(
+        source,
+        labels,
+        repository=options.repository,
+        name=options.name,
+        pictures=pictures,
+        version=options.version,
+        layers=options.layers,
+        stage=stages,
+    )
+    print_exported(exported, original=options.source.name, as_json=options.json)
+    return DONE
