@@ -55,5 +55,5 @@ def test_the_next_start_keeps_it(demonstration: Composition) -> None:
 
 
 def test_engines_are_built_without_a_gpu(demonstration: Composition) -> None:
-    built = demonstration("--profile", "gpu", "run", "--rm", "-T", "engines")
+    built = demonstration("--profile", "engines", "run", "--rm", "-T", "engines")
     assert "fp32.explain.tensorrt_rtx.sm89.engine" in built
