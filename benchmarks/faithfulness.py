@@ -252,7 +252,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, default=os.environ.get("FOVEATE_IMAGENET_DIR"))
     parser.add_argument("--variant", default="fp32")
     parser.add_argument("--backend", help="default: the first installed")
-    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--limit", type=int, help="take this many photographs")
     parser.add_argument("--out", type=Path, default=RESULTS / "faithfulness.json")
     options = parser.parse_args()
