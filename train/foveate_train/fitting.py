@@ -1,8 +1,10 @@
 """Epochs: train, evaluate, and keep what is needed to go on after a kill.
 
-fitting = Fitting(training, test, Keeper(path, identity))
-for epoch in fitting.epochs(progress, stop):
-    print(epoch.number, epoch.accuracy)
+    fitting = Fitting(training, test, Keeper(path, identity))
+    for epoch in fitting.epochs(progress, stop):
+        print(epoch.number, epoch.accuracy)
+
+A run that was killed goes on in the same way: `Fitting` begins where the state says.
 """
 
 import os
