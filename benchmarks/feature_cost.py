@@ -58,6 +58,10 @@ FEATURES = {
     "traces, not sampled": ("--tracing",),
     "token": (),
     "TLS": (),
+    "poll": ("--repository-mode", "poll", "--poll-interval", "1"),
+    # No answer fits into one byte, so that every request pays for a look and finds nothing.
+    "cache, only misses": ("--cache-bytes", "1"),
+    "deduplicate": ("--deduplicate",),
 }
 """The flags of `foveate serve` by feature; tokens and TLS have theirs in the environment."""
 
