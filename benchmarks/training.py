@@ -34,9 +34,9 @@ from foveate_train.training import Training, compute_type, evaluate
 RESULTS = Path(__file__).parent / "results" / "training.json"
 NETWORK = "foveate:convnet4"
 RECIPES = {
-    # One pass at a high rate, then three more: the same network and schedule.
-    "fast": Settings(epochs=1, batch_size=128, learning_rate=1e-2),
-    "accurate": Settings(epochs=4, batch_size=128, learning_rate=1e-2, ema=0.995),
+    # Batches of 64 reach in one pass what batches of 128 do not; three more do the rest.
+    "fast": Settings(epochs=1, batch_size=64),
+    "accurate": Settings(epochs=4, batch_size=64),
 }
 GOALS = {"fast": (0.992, 40.0), "accurate": (0.994, 150.0)}
 STEPS = 40

@@ -18,11 +18,11 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import lr_scheduler
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.models import Inception3, InceptionOutputs
 from torchvision.transforms import v2
 
@@ -101,11 +101,7 @@ class Training:
         )
         self._optimizer = self._make_optimizer(head)
         self._schedule = self._make_schedule()
-        self._ema = (
-            None
-            if settings.ema is None
-            else ModelEmaV3(self._module, decay=settings.ema, use_warmup=True)
-        )
+        self._ema = None if settings.ema is None else _moving_average(self._module, settings.ema)
         self.precision = compute_type(settings, self.device)
         self._scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.precision is torch.float16
@@ -145,7 +141,7 @@ class Training:
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
             "scaler": self._scaler.state_dict(),
-            "ema": None if self._ema is None else self._ema.module.state_dict(),
+            "ema": None if self._ema is None else self._ema.state_dict(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -155,7 +151,7 @@ class Training:
         self._schedule.load_state_dict(state["schedule"])
         self._scaler.load_state_dict(state["scaler"])
         if self._ema is not None:
-            self._ema.module.load_state_dict(state["ema"])
+            self._ema.load_state_dict(state["ema"])
         self.number = state["number"]
 
     def _step(self, forward: nn.Module, batch: Batch) -> torch.Tensor:
@@ -186,7 +182,7 @@ class Training:
         self._scaler.update()
         self._schedule.step()
         if self._ema is not None:
-            self._ema.update(self._module, step=self.number)
+            self._ema.update_parameters(self._module)
         return distributed.total(mean)
 
     def _loss(self, output: torch.Tensor | InceptionOutputs, labels: torch.Tensor) -> torch.Tensor:
@@ -301,6 +297,19 @@ def _mixing(settings: Settings, classes: int) -> v2.Transform | None:
         if alpha > 0
     ]
     return v2.RandomChoice(mixing) if mixing else None
+
+
+def _moving_average(module: nn.Module, decay: float) -> AveragedModel:
+    """Return an average of weights and statistics that forgets its beginning sooner.
+
+    After n steps its decay is (1 + n) / (10 + n), until that reaches `decay`.
+    """
+
+    def average(kept: Any, current: Any, steps: Any) -> None:
+        now = min(decay, float((1 + steps) / (10 + steps)))
+        get_ema_multi_avg_fn(now)(kept, current, steps)  # type: ignore[no-untyped-call]
+
+    return AveragedModel(module, multi_avg_fn=average, use_buffers=True)
 
 
 def _use_auxiliary_head(module: nn.Module) -> None:

@@ -23,7 +23,7 @@ def _rows(out):
 
 
 def test_deeper_layers_tell_digits_apart(tmp_path):
-    assert _study("features", tmp_path, "--subset", 960, "--batch-size", 8) == 0
+    assert _study("features", tmp_path, "--subset", 640, "--batch-size", 8) == 0
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["test_accuracy"] > 0.3
     shares = results["explained_by_the_digit"]

@@ -47,7 +47,7 @@ class Options:
         """Return MNIST's training and test pictures.
 
         Of a subset of the training pictures goes a sixth as many test pictures,
-        as in the whole set, and at least 500.
+        as in the whole set, and at least 200.
 
         Raises:
             SettingsError: the subset is larger than the set.
@@ -58,5 +58,5 @@ class Options:
             raise SettingsError(f"subset {self.subset} is not within 2 and {len(images)}")
         training = InMemory(images[: self.subset, None], labels[: self.subset], spec, shift=shift)
         images, labels = map(torch.from_numpy, mnist.load("test", self.data))
-        tested = None if self.subset is None else max(self.subset // 6, 500)
+        tested = None if self.subset is None else max(self.subset // 6, 200)
         return training, InMemory(images[:tested, None], labels[:tested], spec)
