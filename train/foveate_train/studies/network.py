@@ -133,11 +133,13 @@ def described(record: Mapping[str, object]) -> str:
     """Return the sentence that says how the network was trained, and how to repeat it."""
     settings, accuracy = record["settings"], record["test_accuracy"]
     assert isinstance(settings, dict)  # noqa: S101  for the type checker
+    epochs = settings["epochs"]
     return (
-        f"`{record['classifier']}`, trained for {settings['epochs']} epochs on "
+        f"`{record['classifier']}`, trained for {epochs} {'epoch' if epochs == 1 else 'epochs'} on "
         f"{record['training_images']:,} digits, {accuracy:.2%} right on the test set. "
-        f"To repeat it:\n\n    foveate train study {record['study']} --epochs "
-        f"{settings['epochs']} --subset {record['training_images']} --seeds {settings['seed']}"
+        f"To repeat it:\n\n    foveate train study {record['study']} --epochs {epochs} "
+        f"--batch-size {settings['batch_size']} --learning-rate {settings['learning_rate']} "
+        f"--subset {record['training_images']} --seeds {settings['seed']}"
     )
 
 
