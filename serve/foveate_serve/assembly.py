@@ -1,7 +1,5 @@
 """The parts of a server, put together from its settings."""
 
-import os
-
 from foveate_serve.backends.base import Runner
 from foveate_serve.backends.registry import create_runner
 from foveate_serve.batcher import BatchPolicy
@@ -9,7 +7,7 @@ from foveate_serve.bundle.bundle import Bundle
 from foveate_serve.engine import Engine, Limits
 from foveate_serve.explain import ExplanationLimits
 from foveate_serve.imaging.decode import ImageLimits
-from foveate_serve.instances import ANY_CORE, deal_cores
+from foveate_serve.instances import ANY_CORE, count_cores, deal_cores
 from foveate_serve.observer import Observer
 from foveate_serve.repository import Repository
 from foveate_serve.settings import ModelSettings, Settings
@@ -79,4 +77,4 @@ def engine_threads(settings: ModelSettings) -> int:
     """Return the threads of one instance, 0 for as many as its engine finds cores."""
     if settings.engine_threads or (settings.instances == 1 and not settings.pin_cores):
         return settings.engine_threads
-    return max(1, (os.cpu_count() or 1) // settings.instances)
+    return max(1, count_cores() // settings.instances)

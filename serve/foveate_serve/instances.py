@@ -16,6 +16,11 @@ CAN_PIN = hasattr(os, "sched_setaffinity")
 """Whether this system lets a thread choose its cores: Linux does."""
 
 
+def count_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if CAN_PIN else os.cpu_count() or 1
+
+
 def deal_cores(instances: int) -> tuple[Cores, ...]:
     """Deal the cores of this process out to so many instances, in blocks of one size.
 
