@@ -9,15 +9,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from foveate_export import bundle
 from foveate_export.bundle import Exported
 from foveate_export.errors import ExportError, RepositoryError, UsageError
 from foveate_export.exporter import export
-from foveate_export.pictures import Pictures
+from foveate_export.pictures import Pictures, serving_spec
 from foveate_serve.bundle.bundle import Bundle
 from foveate_train.classifier import Classifier
+from foveate_train.networks.digits import DIGITS, MNIST_INPUT
 
 
 def contents(folder: Path) -> list[str]:
@@ -140,6 +144,43 @@ def test_a_repository_that_cannot_be_written(
     with pytest.raises(RepositoryError, match=r"cannot write to .*file/models: Not a directory"):
         export(convnet4, repository=file / "models", name="digits", pictures=digits)
     assert contents(tmp_path) == ["file"]
+
+
+def test_a_read_only_repository(convnet4: Classifier, digits: Pictures) -> None:
+    # Root may write where permissions forbid it, but not there.
+    with pytest.raises(RepositoryError, match=r"cannot write to /proc/models: "):
+        export(convnet4, repository=Path("/proc/models"), name="digits", pictures=digits)
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    foveate = Path(sys.executable).with_name("foveate")
+    weight = numpy_helper.from_array(np.ones((28 * 28, 10), np.float32), "weight")
+    graph = helper.make_graph(
+        [
+            helper.make_node("Flatten", ["x"], ["flat"]),
+            helper.make_node("MatMul", ["flat", "weight"], ["y"]),
+        ],
+        "flat",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 1, 28, 28])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 10])],
+        [weight],
+    )
+    opsets = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "flat.onnx")
+    spec = serving_spec(MNIST_INPUT).model_dump_json()
+    (tmp_path / "input.json").write_text(spec, encoding="utf-8")
+    (tmp_path / "labels.txt").write_text("\n".join(DIGITS), encoding="utf-8")
+    command = f"{foveate} export flat.onnx --input-spec input.json --labels labels.txt"
+    command += " --repository models --name flat"
+    # A file of more than 16 KiB cannot be written, as on a disk that is full.
+    done = subprocess.run(
+        ["bash", "-c", f"ulimit -f 16 && exec {command}"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "File too large" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "models").exists()
 
 
 @pytest.mark.parametrize("name", ["", "../outside", "a/b", ".hidden", "ä", "x" * 129])

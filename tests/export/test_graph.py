@@ -12,7 +12,7 @@ from torch.nn import functional
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from foveate_export.bundle import Exported
-from foveate_export.errors import UnsupportedHeadError
+from foveate_export.errors import ExportError, UnsupportedHeadError
 from foveate_export.exporter import export
 from foveate_export.graph import resolve_ranks
 from foveate_export.onnx_graph import OPSET
@@ -280,3 +280,24 @@ def test_a_head_that_cannot_be_differentiated_is_exported_without_maps_and_says_
     assert got["features.0"].shape == (len(digits), 8, 3, 3)
     with pytest.raises(UnsupportedHeadError, match="softmax in 2 cannot be differentiated"):
         export(classifier, repository=tmp_path, name="no", pictures=digits, cam_layer="0")
+
+
+def test_an_operator_without_an_onnx_counterpart_is_named(
+    tmp_path: Path, digits: Pictures, digit_classifier
+) -> None:
+    class Bessel(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(1, 10, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.special.bessel_j0(self.stem(x)).mean((2, 3))
+
+    with pytest.raises(ExportError, match=r"cannot be written as ONNX: .*bessel_j0"):
+        export(
+            digit_classifier(Bessel()),
+            repository=tmp_path / "models",
+            name="bessel",
+            pictures=Pictures(digits.images[:2], digits.description),
+        )
+    assert not (tmp_path / "models").exists()
