@@ -5,7 +5,10 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from foveate_export.commands import export
 from foveate_export.sources import load_function
@@ -75,6 +78,39 @@ def test_what_is_wrong_with_it_is_said_in_a_line(
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("foveate export: ")
     assert message in last
+
+
+def test_an_onnx_file(own_network: str, capsys: pytest.CaptureFixture[str]) -> None:
+    generator = np.random.default_rng(0)
+    weights = {
+        "kernel": generator.normal(size=(8, 3, 5, 5)).astype(np.float32),
+        "rows": generator.normal(size=(3, 8)).astype(np.float32),
+        "bias": generator.normal(size=3).astype(np.float32),
+    }
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "kernel"], ["scores"], strides=[2, 2]),
+            helper.make_node("Relu", ["scores"], ["maps"]),
+            helper.make_node("GlobalAveragePool", ["maps"], ["means"]),
+            helper.make_node("Flatten", ["means"], ["flat"]),
+            helper.make_node("Gemm", ["flat", "rows", "bias"], ["y"], transB=1),
+        ],
+        "classifier",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 56, 56])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3])],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    opsets = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), "classifier.onnx")
+
+    page = (PAGES / "bring-your-own.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"<!-- run: onnx -->\n```sh\n(.*?)```", page, re.DOTALL)
+    foveate, subcommand, *arguments = shlex.split(command.replace("\\\n", " "))
+    assert (foveate, subcommand) == ("foveate", "export")
+    assert export.main(arguments) == 0, capsys.readouterr().err
+    manifest = Bundle.open(Path("models/classifier/1")).manifest
+    assert [cam.method for cam in manifest.cams] == ["cam", "gradcam", "hirescam", "layercam"]
+    assert [feature.layer for feature in manifest.features] == ["maps"]
 
 
 def test_a_classifier_brings_all_that_is_needed(own_network: str) -> None:

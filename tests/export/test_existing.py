@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -70,16 +71,19 @@ class Small(nn.Module):
 def written(path: Path, *, head: str = "linear", batch: int = 1, dynamic: bool = False) -> Path:
     """Write a network by the exporter that writes TorchScript."""
     torch.manual_seed(0)
-    torch.onnx.export(
-        Small(head).eval(),
-        (torch.zeros(batch, SPEC.channels, SPEC.height, SPEC.width),),
-        path,
-        dynamo=False,
-        opset_version=17,
-        input_names=["image"],
-        output_names=["logits"],
-        dynamic_axes={"image": {0: "n"}, "logits": {0: "n"}} if dynamic else None,
-    )
+    with warnings.catch_warnings():
+        # The exporter is deprecated as a whole, and its files are everywhere.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.onnx.export(
+            Small(head).eval(),
+            (torch.zeros(batch, SPEC.channels, SPEC.height, SPEC.width),),
+            path,
+            dynamo=False,
+            opset_version=17,
+            input_names=["image"],
+            output_names=["logits"],
+            dynamic_axes={"image": {0: "n"}, "logits": {0: "n"}} if dynamic else None,
+        )
     return path
 
 
@@ -96,7 +100,6 @@ def exported(source: Existing, repository: Path, pictures: Pictures, **options):
     )
 
 
-@pytest.mark.filterwarnings("ignore:You are using the legacy:DeprecationWarning")
 @pytest.mark.parametrize(
     ("head", "methods", "layer_size"),
     [
@@ -145,7 +148,6 @@ def test_a_pooled_head_is_explained(
     np.testing.assert_allclose(got["cam.cam"], expected, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:You are using the legacy:DeprecationWarning")
 @pytest.mark.parametrize(
     ("head", "note"),
     [
@@ -170,7 +172,6 @@ def test_without_a_pooled_head_there_are_feature_maps_alone(
     assert verify.main([str(done.path)]) == 0
 
 
-@pytest.mark.filterwarnings("ignore:You are using the legacy:DeprecationWarning")
 @pytest.mark.parametrize(("batch", "dynamic"), [(1, True), (3, False)])
 def test_any_number_of_pictures_goes_in(
     tmp_path: Path, photographs: Pictures, batch: int, dynamic: bool
@@ -186,14 +187,14 @@ def test_any_number_of_pictures_goes_in(
 def graph_file(path: Path, nodes: list, constants: dict[str, np.ndarray], **options) -> Path:
     """Write nodes from `x` to `y` as an ONNX file."""
     inputs = options.get("inputs", [("x", ["n", 32, 40, 3])])
+    outputs = options.get("outputs", [("y", ["n", 5])])
     graph = helper.make_graph(
         nodes,
         "graph",
         [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n, shape in inputs],
-        [helper.make_tensor_value_info(n, TensorProto.FLOAT, None)
-         for n in options.get("outputs", ["y"])],
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n, shape in outputs],
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
-    )  # fmt: skip
+    )
     opsets = [helper.make_opsetid("", options.get("opset", 13)), helper.make_opsetid("own", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
     onnx.save(model, path)
@@ -228,13 +229,15 @@ def keras_like(path: Path, opset: int = 13) -> Path:
 def test_channels_last_blue_first_and_a_softmax(
     tmp_path: Path, photographs: Pictures, opset: int
 ) -> None:
-    source = open_existing(keras_like(tmp_path / "keras.onnx", opset), SPEC, bgr=True)
-    assert (source.layout, source.softmax, source.cam_layer) == ("nhwc", "Softmax", "last")
+    # One for all colours, or to turn the picture round would be another thing.
+    spec = SPEC.model_copy(update={"mean": (0.4,) * 3, "std": (0.2,) * 3})
+    source = open_existing(keras_like(tmp_path / "keras.onnx", opset), spec, bgr=True)
+    assert (source.layout, source.softmax, source.cam_layer) == ("nhwc", "Softmax", "relu")
     done = exported(source, tmp_path / "models", photographs, layers=["relu"])
     assert [cam.method for cam in done.manifest.cams] == POOLED_LINEAR
     assert done.manifest.parameters == 6 * 3 * 25 + 6 * 5 + 5
     assert done.manifest.opset == 13
-    other = open_existing(keras_like(tmp_path / "keras.onnx", opset), SPEC)
+    other = open_existing(keras_like(tmp_path / "keras.onnx", opset), spec)
     with create_runner(Bundle.open(done.path), backend="onnxruntime") as runner:
         backwards = runner.run({"image": photographs.images}, ["logits"])["logits"]
     assert (backwards < 0).any(), "logits, and no probabilities"
@@ -272,16 +275,19 @@ def test_what_is_no_classifier_is_refused(tmp_path: Path, photographs: Pictures)
     assert "and the specification says 3 x 32 x 40" in refusal(UsageError)
     simple(file)
     assert "says 3 x 32 x 40" in refusal(UsageError, layout="nchw")
-    simple(file, nodes=[helper.make_node("Relu", ["y"], ["z"])], outputs=["y", "z"])
+    simple(
+        file,
+        nodes=[helper.make_node("Relu", ["y"], ["z"])],
+        outputs=[("y", ["n", 5]), ("z", ["n", 5])],
+    )
     assert "the outputs y, z; --logits chooses one" in refusal(UsageError)
     assert "w is none of them" in refusal(UsageError, logits="w")
     assert open_existing(file, SPEC, logits="z").classes == 5
-    simple(file, outputs=["maps"])
+    simple(file, outputs=[("maps", ["n", 32, 40, 3])])
     assert "[N, classes] is expected" in refusal()
     simple(file, "Unheard", "own")
-    assert open_existing(file, SPEC, logits="y").classes == 5
-    with pytest.raises(ExportError, match=r"does not take .*Unheard"):
-        exported(open_existing(file, SPEC), tmp_path / "models", photographs)
+    assert "ONNX Runtime does not take" in (said := refusal())
+    assert "Unheard" in said
     with pytest.raises(UsageError, match="3 labels for the 5 classes"):
         export_existing(
             open_existing(simple(file), SPEC), ["a", "b", "c"],
@@ -306,6 +312,7 @@ def test_a_number_of_pictures_that_cannot_be_freed_is_refused(
             "weight": np.ones((32 * 40 * 3, 5), np.float32),
         },
         inputs=[("x", [1, 32, 40, 3])],
+        outputs=[("y", [1, 5])],
     )
     with pytest.raises(ExportError, match=r"not take 4 pictures at once .* with a dynamic batch"):
         exported(open_existing(file, SPEC), tmp_path / "models", photographs)
@@ -344,7 +351,7 @@ def test_the_command_needs_no_torch(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert export_command.main([*listing, "--list-layers", "--json"]) == 0
     layers = {layer["layer"]: layer for layer in json.loads(capsys.readouterr().out)}
     assert layers["relu"] == {
-        "layer": "relu", "type": "Relu", "channels": 6, "height": 7, "width": 9, "default": False,
+        "layer": "relu", "type": "Relu", "channels": 6, "height": 7, "width": 9, "default": True,
     }  # fmt: skip
     assert export_command.main(listing) == 2
     assert "--repository and --name say where" in capsys.readouterr().err

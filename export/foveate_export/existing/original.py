@@ -10,24 +10,14 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
-from onnxruntime.capi import onnxruntime_pybind11_state
 
 from foveate_export.comparison import Answers
 from foveate_export.errors import ExportError
 from foveate_export.existing.head import PooledHead
-from foveate_export.existing.source import Existing, first_line, read_model
+from foveate_export.existing.session import ENGINE_ERRORS, first_line, open_session
+from foveate_export.existing.source import Existing, read_model
 
 Array = NDArray[np.float32]
-
-# ONNX Runtime's exceptions share no base class of their own.
-_ERRORS: tuple[type[Exception], ...] = (
-    RuntimeError,
-    *(
-        kind
-        for kind in vars(onnxruntime_pybind11_state).values()
-        if isinstance(kind, type) and issubclass(kind, Exception)
-    ),
-)
 
 
 class Original:
@@ -50,8 +40,8 @@ class Original:
         self._layers = {layer: str(source.values[layer].name) for layer in layers}
         inner = [self._logits, *self._layers.values(), *filter(None, [self._activations])]
         self._inner = list(dict.fromkeys(inner))
-        self._file = _session(source, str(source.path))
-        self._model = _session(source, _with_outputs(source, self._inner))
+        self._file = open_session(str(source.path), source.path)
+        self._model = open_session(_with_outputs(source, self._inner), source.path)
 
     def outputs(self, images: NDArray[np.uint8]) -> Array:
         """Return the file's own output for `images`, uint8 [N, H, W, C]: [N, classes]."""
@@ -81,7 +71,7 @@ class Original:
         batch = np.repeat(self._pixels(image)[None], self._source.batch or 1, axis=0)
         try:
             results = session.run(names, {self._source.input: batch})
-        except _ERRORS as error:
+        except ENGINE_ERRORS as error:
             raise ExportError(
                 f"ONNX Runtime cannot run {self._source.path}: {first_line(error)}"
             ) from error
@@ -126,14 +116,3 @@ def _with_outputs(source: Existing, names: Sequence[str]) -> bytes:
     model.graph.outputs[:] = [values[name] for name in names]
     serialised: bytes = ir.to_proto(model).SerializeToString()
     return serialised
-
-
-def _session(source: Existing, model: str | bytes) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors; warnings are about optimisations not made
-    try:
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except _ERRORS as error:
-        raise ExportError(
-            f"ONNX Runtime does not take {source.path}: {first_line(error)}"
-        ) from error

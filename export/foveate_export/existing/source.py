@@ -13,6 +13,7 @@ from onnxscript.optimizer import fold_constants
 
 from foveate_export.errors import ExportError, UnsupportedHeadError, UsageError
 from foveate_export.existing.head import PooledHead, constant, find_head
+from foveate_export.existing.session import first_line, open_session
 from foveate_export.layer import Layer
 from foveate_serve.bundle.manifest import InputSpec
 
@@ -22,6 +23,8 @@ MIN_OPSET = 13
 """What the nodes that are added are written for; older files are converted to it."""
 
 _NORMALISING = ("Softmax", "LogSoftmax")
+_NO_LAYERS = frozenset({"Cast", "Identity", "Reshape", "Transpose"})
+"""Operators that hand a map on, whatever the order of its axes."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +71,13 @@ class Existing:
     @property
     def cam_layer(self) -> str:
         """The name of the layer whose activations the maps weigh."""
-        activations = self.head.activations if self.head else None
-        for layer, value in self.values.items():
-            if value is activations:
-                return layer
-        return str(activations.name) if activations is not None else ""
+        value = self.head.activations if self.head else None
+        producer = value.producer() if value is not None else None
+        if producer is not None and producer.op_type == "Transpose":
+            # The same map, with its channels last.
+            value = producer.inputs[0]
+        names = [layer for layer, found in self.values.items() if found is value]
+        return names[0] if names else str(value.name if value is not None else "")
 
     @property
     def default_layers(self) -> list[Layer]:
@@ -100,13 +105,15 @@ def open_existing(
 
     Raises:
         UsageError: the file does not exist, or has not what the arguments say.
-        ExportError: it is no ONNX file, or no classifier of one picture.
+        ExportError: it is no ONNX file, no classifier of one picture, or one that
+            ONNX Runtime does not take.
     """
     model = read_model(path)
     graph = model.graph
     image = _only_input(graph)
     layout = _layout(image, spec, layout)
     output = _output(graph, logits)
+    open_session(str(path), path)
     batch = _make_batch_dynamic(graph, image)
     _infer_shapes(model, image, spec, layout)
     value, softmax = _before_softmax(output)
@@ -277,7 +284,9 @@ def _maps(graph: ir.Graph) -> list[tuple[Layer, ir.Value]]:
     maps: dict[str, tuple[Layer, ir.Value]] = {}
     for node in graph:
         value = node.outputs[0]
-        if len(node.outputs) != 1 or value.dtype is not ir.DataType.FLOAT or value.shape is None:
+        if node.op_type in _NO_LAYERS or len(node.outputs) != 1:
+            continue
+        if value.dtype is not ir.DataType.FLOAT or value.shape is None:
             continue
         sizes = [size for size in value.shape.dims[1:] if isinstance(size, int)]
         if len(value.shape) != 4 or len(sizes) != 3 or sizes[1] * sizes[2] == 1:
@@ -285,8 +294,3 @@ def _maps(graph: ir.Graph) -> list[tuple[Layer, ir.Value]]:
         name = node.name or str(value.name)
         maps.setdefault(name, (Layer(name, node.op_type, *sizes), value))
     return list(maps.values())
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of what an error says."""
-    return str(error).strip().partition("\n")[0]
