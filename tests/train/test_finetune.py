@@ -8,6 +8,8 @@ import skimage
 import torch
 from PIL import Image
 
+from foveate_export.commands import export
+from foveate_serve.bundle.bundle import Bundle
 from foveate_train import checkpoint, registry
 from foveate_train.commands.train import main
 from foveate_train.data.folder import FolderData, scan
@@ -72,6 +74,16 @@ def test_a_checkpoint_has_the_folders_classes_and_the_backbones_input(
     assert read.classifier.input == registry.create(NETWORK, weights="random:0").input
     assert read.metrics["validation_accuracy"] > 0.4
     assert read.record.data_digest.startswith("sha256:")
+
+    arguments = [str(tmp_path / "own"), "--repository", str(tmp_path), "--name", "bundle"]
+    assert export.main(arguments) == 0
+    bundle = Bundle.open(tmp_path / "bundle" / "1")
+    assert bundle.labels == ("animals", "things")
+    spec = read.classifier.input
+    assert (bundle.manifest.input.height, bundle.manifest.input.resize) == (
+        spec.height,
+        spec.resize,
+    )
 
 
 def test_the_head_is_what_follows_the_classes_and_the_rest_is_pretrained(weights):

@@ -23,7 +23,7 @@ STUDY = Comparison(
         "plain": Variant("without shortcuts", {"shortcut": False}),
     },
     settings=Settings(
-        epochs=10,
+        epochs=5,
         batch_size=128,
         optimizer="sgd",
         momentum=0.9,
