@@ -144,10 +144,13 @@ def test_maps_dequantise_the_rows_that_they_read_alone(lite0_export: Exported) -
     }
 
 
-def test_golden_answers_hold_for_every_variant_and_engine(lite0_bundle: Bundle) -> None:
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "torch"])
+def test_golden_answers_hold_for_every_variant_and_engine(
+    lite0_bundle: Bundle, backend: str
+) -> None:
     golden = open_golden(lite0_bundle)
     assert (lite0_bundle.path / "golden.npz").stat().st_size < 1_000_000
-    checks = verify.verify(lite0_bundle, None, "openvino")
+    checks = verify.verify(lite0_bundle, None, backend)
     assert len(checks) == 3 * len(golden.outputs)
     assert all(check.accepted for check in checks)
 

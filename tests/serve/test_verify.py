@@ -25,7 +25,7 @@ def change_bias(bundle: Path, bias: tuple[float, ...]) -> None:
     relist(bundle, "model.onnx")
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "torch"])
 def test_every_output_of_a_right_bundle_is_accepted(
     golden_bundle: Path, capsys: pytest.CaptureFixture[str], backend: str
 ) -> None:

@@ -93,12 +93,15 @@ class InferenceHandler:
     ) -> pb.ModelStatisticsResponse:
         """Tell what the versions that serve have done so far."""
         with status_errors():
+            wanted = request.version
             if request.name:
-                self._model(request.name, request.version)
+                model = self._model(request.name, wanted)
+                # A label stands for one version, and so does a number; nothing for all.
+                wanted = wanted and str(model.bundle.manifest.version)
             return pb.ModelStatisticsResponse(
                 model_stats=[
                     description.model_statistics(name, version, self._statistics.of(name, version))
-                    for name, version in self._serving(request.name, request.version)
+                    for name, version in self._serving(request.name, wanted)
                 ]
             )
 

@@ -675,3 +675,25 @@ def fuzzed(tmp_path: Path, write_bundle: Callable[..., Path]):
     loop.run_until_complete(service.engine.close())
     loop.run_until_complete(loop.shutdown_default_executor())
     loop.close()
+
+
+async def test_a_label_is_a_version(service: Service, write_bundle: Callable[..., Path]) -> None:
+    write_bundle(version=2)
+    repository = service.engine.repository
+    await repository.load("colours", "2")
+    await repository.set_labels("colours", {"stable": "1", "canary": "2"})
+    answers = {
+        version: (await service.handler.infer(request(model_version=version), None)).model_version
+        for version in ("", "stable", "canary", "latest", "1")
+    }
+    assert answers == {"": "1", "stable": "1", "canary": "2", "latest": "2", "1": "1"}
+    ready = pb.ModelReadyRequest(name="colours", version="canary")
+    assert (await service.handler.model_ready(ready)).ready
+    asked = pb.ModelStatisticsRequest(name="colours", version="canary")
+    (statistics,) = (await service.handler.model_statistics(asked)).model_stats
+    assert (statistics.version, statistics.inference_stats.success.count) == ("2", 2)
+
+
+async def test_an_unknown_label_is_not_found(service: Service) -> None:
+    status = await service.fails(request(model_version="canary"))
+    assert (status.code, status.reason) == (Code.NOT_FOUND, "VERSION_NOT_FOUND")
