@@ -9,6 +9,7 @@ Beside the checkpoint DIR stands DIR.run, with what belongs to the run:
 
 import argparse
 import json
+import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,7 @@ def train_to_checkpoint(options: argparse.Namespace, plan: Plan, settings: Setti
     checkpoint.check_target(out)
     keeper = Keeper(_run_folder(out) / "state.pt", _identity(plan, settings))
     if not options.resume:
-        keeper.forget()
+        _forget(keeper, _run_folder(out))
     elif not keeper.path.is_file():
         raise ResumeError(f"{keeper.path}: there is no run to resume")
     training = Training(
@@ -113,6 +114,13 @@ def train_to_checkpoint(options: argparse.Namespace, plan: Plan, settings: Setti
     if distributed.rank() == 0:
         print(_result(out, plan.metric, interrupted=interrupted, as_json=options.json))
     return 1 if interrupted else 0
+
+
+def _forget(keeper: Keeper, folder: Path) -> None:
+    """Remove what an earlier run left, so that its log does not run into this one's."""
+    if distributed.rank() == 0:
+        keeper.forget()
+        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
 
 
 def _run_folder(out: Path) -> Path:
