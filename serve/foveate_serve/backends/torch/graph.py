@@ -16,7 +16,7 @@ from torch import Tensor
 from foveate_serve.backends.base import BackendError
 from foveate_serve.backends.torch.operators import OPERATORS, Result
 
-OPSETS = range(18, 24)
+OPSETS = range(13, 24)
 """The versions of ONNX's operators that `operators` has the semantics of."""
 
 _OWN_DOMAIN = ("", "ai.onnx")
@@ -100,6 +100,9 @@ class TorchGraph:
     def _step(self, node: onnx.NodeProto, device: torch.device) -> _Step:
         title = f"the node {node.name or node.output[0]} ({node.op_type})"
         attributes = {a.name: _value(a, device) for a in node.attribute}
+        if node.op_type == "Split" and len(node.input) == 1:
+            # Before opset 18 the node's outputs alone say how many parts there are.
+            attributes.setdefault("num_outputs", len(node.output))
         if node.op_type == "Constant":
             (value,) = attributes.values()
             self._weights[node.output[0]] = torch.as_tensor(value, device=device)

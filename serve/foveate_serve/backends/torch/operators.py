@@ -2,7 +2,7 @@
 
 Each function takes the operator's inputs in their order, None for one that is
 left out, and its attributes by their ONNX names. The semantics are those of
-opsets 18 to 23, as https://onnx.ai/onnx/operators has them. There are those
+opsets 13 to 23, as https://onnx.ai/onnx/operators has them. There are those
 operators that the exporter writes, and their close relatives.
 """
 
@@ -25,14 +25,6 @@ def _dtype(code: int) -> torch.dtype:
     if code == TensorProto.BFLOAT16:
         return torch.bfloat16
     return torch.from_numpy(np.empty(0, dtype=helper.tensor_dtype_to_np_dtype(code))).dtype
-
-
-def _axes(given: Tensor | None, tensor: Tensor) -> list[int]:
-    return list(range(tensor.ndim)) if given is None else given.tolist()
-
-
-def _unreduced(given: Tensor | None, noop_with_empty_axes: int) -> bool:
-    return bool(noop_with_empty_axes) and (given is None or given.numel() == 0)
 
 
 def _broadcast_last(values: Tensor, tensor: Tensor, axis: int) -> Tensor:
@@ -355,11 +347,17 @@ def _lrn(
 
 def _reduction(call: Callable[..., Tensor]) -> Operator:
     def run(
-        x: Tensor, axes: Tensor | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
+        x: Tensor,
+        axes: Tensor | Sequence[int] | None = None,
+        *,
+        keepdims: int = 1,
+        noop_with_empty_axes: int = 0,
     ) -> Tensor:
-        if _unreduced(axes, noop_with_empty_axes):
+        # An input since opset 18, an attribute before.
+        chosen = axes.tolist() if isinstance(axes, Tensor) else list(axes or ())
+        if not chosen and noop_with_empty_axes:
             return x
-        return call(x, _axes(axes, x), keepdim=bool(keepdims))
+        return call(x, chosen or list(range(x.ndim)), keepdim=bool(keepdims))
 
     return run
 
@@ -425,6 +423,7 @@ OPERATORS: MappingProxyType[str, Operator] = MappingProxyType(
         "AveragePool": _average_pool,
         "BatchNormalization": _batch_normalization,
         "Cast": _cast,
+        "Ceil": torch.ceil,
         "Clip": _clip,
         "Concat": _concat,
         "ConstantOfShape": _constant_of_shape,
@@ -437,6 +436,7 @@ OPERATORS: MappingProxyType[str, Operator] = MappingProxyType(
         "Exp": torch.exp,
         "Expand": _expand,
         "Flatten": _flatten,
+        "Floor": torch.floor,
         "Gather": _gather,
         "GatherElements": _gather_elements,
         "GatherND": _gather_nd,
