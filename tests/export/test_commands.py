@@ -35,11 +35,13 @@ def test_export_and_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     said = capsys.readouterr()
     assert code == 0
     scored = json.loads(said.out)
-    assert {key: scored[key] for key in ("model", "version", "variant", "backend", "images")} == {
+    assert {key: scored[key] for key in scored if not key.startswith("top")} == {
         "model": "digits",
         "version": 1,
         "variant": "fp32",
         "backend": "onnxruntime",
+        "device": "cpu",
+        "data": "MNIST test set",
         "images": 10000,
     }
     assert scored["top1"] == variant["accuracy"]["top1"]
@@ -180,6 +182,17 @@ def test_evaluate_names_what_is_missing(
     code = evaluate.main(["--repository", str(repository), "--data", "mnist", *arguments])
     assert code == 2
     assert message in capsys.readouterr().err
+
+
+def test_evaluate_takes_a_device(
+    convnet4_export: Exported, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repository = convnet4_export.path.parent.parent
+    arguments = ["--repository", str(repository), "--model", "convnet4", "--data", "mnist"]
+    assert evaluate.main([*arguments, "--device", "toaster"]) == 1
+    assert "no device 'toaster'" in capsys.readouterr().err
+    assert evaluate.main([*arguments, "--limit", "1", "--device", "cpu"]) == 0
+    assert "fp32 on onnxruntime, cpu: top-1" in capsys.readouterr().out
 
 
 def test_evaluate_refuses_a_bundle_with_a_changed_file(

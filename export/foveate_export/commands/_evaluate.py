@@ -45,6 +45,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--variant", help="default: the bundle's first")
     parser.add_argument("--backend", choices=list(BACKENDS), help="default: the first installed")
+    parser.add_argument(
+        "--device", default="cpu", help="what the backend runs on, such as cuda:0; default: cpu"
+    )
     parser.add_argument("--limit", type=positive, metavar="N", help="take this many pictures")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser
@@ -61,26 +64,29 @@ def _run(options: argparse.Namespace) -> int:
         TimeRemainingColumn(),
     )
     with (
-        create_runner(bundle, variant=options.variant, backend=options.backend) as runner,
+        create_runner(
+            bundle, variant=options.variant, backend=options.backend, device=options.device
+        ) as runner,
         Progress(*columns, console=Console(stderr=True)) as progress,
     ):
         task = progress.add_task("", total=len(labelled))
         scored = accuracy(
             runner, bundle.manifest.input, labelled, lambda n: progress.advance(task, n)
         )
-        variant, backend = runner.variant, runner.backend
+        variant, backend, device = runner.variant, runner.backend, runner.device
     result = {
         "model": bundle.manifest.name,
         "version": bundle.manifest.version,
         "variant": variant,
         "backend": backend,
+        "device": device,
         **scored.model_dump(),
     }
     if options.json:
         print(json.dumps(result))
     else:
         print(
-            f"{options.model} version {result['version']}, {variant} on {backend}: "
+            f"{options.model} version {result['version']}, {variant} on {backend}, {device}: "
             f"top-1 {scored.top1:.2%}, top-5 {scored.top5:.2%} "
             f"of {scored.images} pictures ({scored.data})"
         )
