@@ -20,6 +20,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import lr_scheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -98,6 +99,11 @@ class Training:
             []
             if head is None
             else [p for name, p in self._module.named_parameters() if name not in head]
+        )
+        self._normalisations = (
+            []
+            if head is None
+            else [layer for layer in self._module.modules() if isinstance(layer, _BatchNorm)]
         )
         self._optimizer = self._make_optimizer(head)
         self._schedule = self._make_schedule()
@@ -206,14 +212,13 @@ class Training:
         return cast("nn.Module", torch.compile(forward)) if self.settings.compile else forward
 
     def _train_mode(self) -> None:
-        """Set training mode, but leave layers that are frozen as they are in use."""
+        """Set training mode, but leave a backbone's normalisations as they are in use.
+
+        Their statistics come from far more pictures than a small data set has.
+        """
         self._module.train()
-        if not self._backbone or self._backbone[0].requires_grad:
-            return
-        for layer in self._module.modules():
-            own = list(layer.parameters(recurse=False))
-            if own and not any(parameter.requires_grad for parameter in own):
-                layer.eval()
+        for layer in self._normalisations:
+            layer.eval()
 
     def _make_optimizer(self, head: Collection[str] | None) -> torch.optim.Optimizer:
         settings = self.settings
