@@ -195,13 +195,13 @@ async def test_the_priority_of_a_request_decides_its_place(serve: Serve) -> None
         inference = GRPCInferenceServiceStub(busy.channel)
         tasks = []
         for call in (
-            inference.ModelInfer(infer(10)),
-            busy.classify(image=raw(20), priority=2),
-            inference.ModelInfer(infer(30, priority=1)),
-            busy.classify(image=raw(40), priority=7),
+            lambda: inference.ModelInfer(infer(10)),  # a call that is made has begun
+            lambda: busy.classify(image=raw(20), priority=2),
+            lambda: inference.ModelInfer(infer(30, priority=1)),
+            lambda: busy.classify(image=raw(40), priority=7),
         ):
             waiting = batcher.waiting
-            tasks.append(asyncio.ensure_future(call))
+            tasks.append(asyncio.ensure_future(call()))
             await until(lambda waiting=waiting: batcher.waiting == waiting + 1)
         # There is room for one at the highest priority, and for more at the other.
         with pytest.raises(grpc.aio.AioRpcError) as raised:
