@@ -13,7 +13,7 @@ from torch import Tensor
 
 from foveate_export import bundle, parity
 from foveate_export.bundle import Exported, check_name, write_labels
-from foveate_export.comparison import TOLERANCES
+from foveate_export.comparison import accepted
 from foveate_export.errors import ExportError, ParityError, UnsupportedHeadError, UsageError
 from foveate_export.evaluation import accuracy
 from foveate_export.graph import ExplainedClassifier
@@ -45,6 +45,7 @@ from foveate_serve.bundle.manifest import (
     GoldenEntry,
     Manifest,
     Parity,
+    Tolerances,
     VariantEntry,
 )
 from foveate_train.classifier import Classifier
@@ -233,7 +234,7 @@ class _Maker:
             name=variant,
             file=file_name(variant),
             parity=self._compare(variant),
-            tolerances=TOLERANCES[variant],
+            tolerances=self._tolerances(variant),
             accuracy=scored,
             quantisation=quantisation,
         )
@@ -261,10 +262,14 @@ class _Maker:
                     self.layers,
                     self.pictures,
                     run=runner.run,
-                    tolerances=TOLERANCES[variant],
+                    tolerances=self._tolerances(variant),
                 )
             except ParityError as error:
                 raise ParityError(f"{variant}: {error}") from error
+
+    def _tolerances(self, variant: str) -> Tolerances:
+        head = self.anatomy.head
+        return accepted(variant, selecting=head is not None and head.selects)
 
     def _score(self, variant: str) -> Accuracy | None:
         if self.labelled is None:

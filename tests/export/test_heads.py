@@ -4,6 +4,8 @@ The graph's module runs in torch here, which takes a second a network where an
 export takes ten; what ONNX makes of it is compared in test_graph.py.
 """
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -31,6 +33,7 @@ from foveate_export.reference import answer
 from foveate_export.taps import Tap, record, tapped
 from foveate_train import registry
 from foveate_train.classifier import Classifier, InputSpec
+from foveate_train.networks import plain10
 
 METHODS = ("gradcam", "hirescam", "layercam")
 CLASSES = np.array([[0, 3, 9], [5, 5, 1]])
@@ -153,6 +156,18 @@ def test_maps_of_digits_equal_autograd(
     assert isinstance(head, kind)
     assert head.targets["gradcam"].height == size
     assert ("cam" in head.methods) == (name == "foveate:convnet4")
+    assert head.selects == (layer in {"conv2", "pool1", "layer2"}), "a max-pooling follows"
+    images = for_classifier(classifier).images[:2]
+    for method, error in errors(classifier, images, head).items():
+        assert error < 1e-4, method
+
+
+@pytest.mark.parametrize("activation", get_args(plain10.Activation))
+def test_every_activation_of_the_study_is_differentiated(activation: str) -> None:
+    classifier = registry.create("foveate:plain10", weights="random:0", activation=activation)
+    head = examine(classifier, "layers.7").head
+    assert isinstance(head, Joined)
+    assert head.selects == (activation == "maxout")
     images = for_classifier(classifier).images[:2]
     for method, error in errors(classifier, images, head).items():
         assert error < 1e-4, method

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate_export.bundle import Exported
-from foveate_export.comparison import TOLERANCES, relative_error
+from foveate_export.comparison import SELECTING, TOLERANCES, relative_error
 from foveate_export.errors import ParityError
 from foveate_export.exporter import export
 from foveate_export.parity import measure
@@ -72,6 +72,25 @@ def test_another_graph_is_refused_and_leaves_nothing(
     assert "features.first" not in str(caught.value)
     assert "32 pictures (MNIST test digits)" in str(caught.value)
     assert not repository.exists()
+
+
+def test_maps_before_a_maximum_are_judged_by_their_power(
+    tmp_path: Path, digits: Pictures, digit_classifier
+) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(1, 8, 5, stride=2), nn.MaxPool2d(3, 2), nn.Flatten(), nn.Linear(200, 10)
+    )
+    exported = export(
+        digit_classifier(network),
+        repository=tmp_path,
+        name="selecting",
+        pictures=digits,
+        cam_layer="0",
+    )
+    assert exported.manifest.variant("fp32").tolerances == SELECTING
+    # Two nearly equal cells may have been told apart otherwise, in few windows.
+    assert max(exported.manifest.variant("fp32").parity.rms.values()) < SELECTING.cams
 
 
 def test_an_output_that_is_no_number_is_refused(

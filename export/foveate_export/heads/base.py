@@ -41,6 +41,15 @@ class Head(ABC):
         return tuple(self.targets)
 
     @property
+    def selects(self) -> bool:
+        """Whether gradients pass through a maximum, which hands each to one cell of a window.
+
+        Which one that is among cells equal to within rounding, engines decide
+        differently.
+        """
+        return False
+
+    @property
     def taps(self) -> tuple[Tap, ...]:
         """The tensors of the forward pass that `maps` needs."""
         return tuple(dict.fromkeys(target.tap for target in self.targets.values()))

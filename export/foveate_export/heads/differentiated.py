@@ -74,6 +74,11 @@ class Differentiated(Head):
             head.maps(traced(image), classes)
         return head
 
+    @property
+    def selects(self) -> bool:
+        """Whether a maximum stands between the layer and the logits."""
+        return self._traced.selects(self._tap)
+
     def network(self, taps: Sequence[Tap]) -> TracedNetwork:
         """Return the classifier as it was traced, which gives every layer's map anyway."""
         missing = ", ".join(str(tap) for tap in taps if tap not in self._traced.taps)

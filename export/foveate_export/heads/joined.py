@@ -18,6 +18,11 @@ class Joined(Head):
         self._first = first
         self._second = second
 
+    @property
+    def selects(self) -> bool:
+        """Whether the second head's gradients pass through a maximum; the first has none."""
+        return self._second.selects
+
     def network(self, taps: Sequence[Tap]) -> nn.Module:
         """Return the network of `second`, with what `first` reads besides."""
         return self._second.network([*self._first.taps, *taps])

@@ -7,7 +7,8 @@ operator but those that mix pictures can have a rule: axis 0 is the batch, and
 the axes of a cotangent stand one further than those of its tensor.
 
 The derivatives are those of PyTorch, also where a function has none: 0 at the
-kink of the ReLU, and all to the first of several equal maxima of a window.
+kink of the ReLU, all to the first of several equal maxima of a pooling's window,
+and equal parts to those of `amax`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -309,6 +310,21 @@ def _mean(operation: Operation, cotangent: Tensor) -> Cotangents:
     return {"self": (cotangent / count).expand(*cotangent.shape[:2], *x.shape[1:])}
 
 
+@rule("amax")
+def _amax(operation: Operation, cotangent: Tensor) -> Cotangents:
+    x, largest = operation["self"], operation.output
+    if not operation["dim"]:
+        raise unsupported(operation, "it takes the maximum over the pictures")
+    axes = sorted(_axis(operation, axis) for axis in operation["dim"])
+    if not operation["keepdim"]:
+        for axis in axes:
+            largest = largest.unsqueeze(axis)
+            cotangent = cotangent.unsqueeze(axis + 1)
+    # PyTorch shares this one out among equal maxima.
+    first = (x == largest).to(cotangent.dtype)
+    return {"self": cotangent * over_classes(first / first.sum(axes, keepdim=True))}
+
+
 @rule("adaptive_avg_pool2d")
 def _adaptive_avg_pool2d(operation: Operation, cotangent: Tensor) -> Cotangents:
     windows = [
@@ -395,6 +411,10 @@ def _max_pool2d(operation: Operation, cotangent: Tensor) -> Cotangents:
     )
     cropped = functional.pad(placed, [-width for width in borders]) if any(borders) else placed
     return {"self": cropped.reshape(*cotangent.shape[:3], *_size(x))}
+
+
+SELECTING = frozenset({"amax", "max_pool2d"})
+"""The operators that hand a cotangent to the largest of several values."""
 
 
 def preserves_sums(operation: Operation) -> bool:

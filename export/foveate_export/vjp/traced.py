@@ -12,7 +12,7 @@ from foveate_export.errors import UnsupportedHeadError
 from foveate_export.forward import Forward, HookedNetwork
 from foveate_export.taps import Tap
 from foveate_export.vjp.operation import ROOT, Operation, bind, layer_of, operator_name
-from foveate_export.vjp.rules import RULES, preserves_sums, unsupported
+from foveate_export.vjp.rules import RULES, SELECTING, preserves_sums, unsupported
 
 
 @dataclass(frozen=True)
@@ -188,6 +188,16 @@ class TracedNetwork(nn.Module):
     def taps(self) -> Iterable[Tap]:
         """The tensors that a pass gives."""
         return self._nodes
+
+    def selects(self, tap: Tap) -> bool:
+        """Tell whether a maximum is taken of what depends on the tensor at `tap`."""
+        reached = {self._nodes[tap]}
+        for node in self._graph.graph.nodes:
+            if not reached.isdisjoint(node.all_input_nodes):
+                reached.add(node)
+                if node.op == "call_function" and operator_name(node) in SELECTING:
+                    return True
+        return False
 
     def forward(self, pixels: Tensor) -> TracedForward:
         """Classify `pixels`, normalised, float [N, C, H, W]."""
