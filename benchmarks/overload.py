@@ -39,8 +39,8 @@ from benchmarks.server import Server, serving
 RESULTS = Path(__file__).parent / "results" / "overload.json"
 PLOT = Path(__file__).parents[1] / "docs" / "images" / "overload.png"
 LOADS = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0)
-CALLERS = 32
-"""Callers who wait for their answers: enough to keep every batch full."""
+CALLERS = 8
+"""Callers who wait for their answers: enough to keep the engine busy, too few to be refused."""
 WARMUP = 2.0
 REFUSED = "RESOURCE_EXHAUSTED"
 FOVEATE = Path(sys.executable).with_name("foveate")
