@@ -130,9 +130,8 @@ def save_plot(result: dict[str, Any], path: Path) -> None:
     loads = [step["load"] for step in result["loads"]]
     goodput = [step["goodput"] for step in result["loads"]]
     answers.plot(loads, goodput, marker="o", label="answered")
-    answers.plot(loads, [step["refused"] for step in result["loads"]], marker="o", label="refused")
     answers.axhline(0.9 * result["peak_goodput"], color="grey", ls=":", label="90 % of the peak")
-    answers.set_ylabel("requests a second")
+    answers.set_ylabel("answers a second")
     for name in ("p50_ms", "p99_ms"):
         label = name.removesuffix("_ms")
         latency.plot(loads, [step[name] for step in result["loads"]], marker="o", label=label)
