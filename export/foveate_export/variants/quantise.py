@@ -56,6 +56,9 @@ FLOAT_SHARES = (0, 0.05, 0.1, 0.15, 0.2)
 SEARCH_IMAGES = 16
 """The pictures that one layer is measured on."""
 
+MOST_CHANNELS = 1 << 16
+"""Zero points, one a channel, are alike in most layers and are held once."""
+
 BATCH = 4
 """Few enough for the activations of VGG16, all of which calibration returns."""
 
@@ -261,7 +264,7 @@ class _Writer:
         _share_weights(model.graph)
         gather_first(model.graph)
         shared = onnx_ir.from_proto(model)
-        DeduplicateInitializersPass()(shared)  # most zero points are alike
+        DeduplicateInitializersPass(size_limit=MOST_CHANNELS)(shared)
         onnx_ir.save(shared, self.target)
 
 
