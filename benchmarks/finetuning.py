@@ -32,15 +32,15 @@ NETWORK = "package:efficientnet_lite0"
 THINGS = "n02600000"
 DOGS = ("n02085000", "n02120000")
 FINE_TUNING = {
-    "batch_size": 20,
-    "learning_rate": 5e-3,
-    "backbone_rate": 0.02,
+    "batch_size": 10,
+    "learning_rate": 1e-3,
+    "backbone_rate": 0.1,
     "schedule": "cosine",
     "label_smoothing": 0.1,
     "crop": 0.5,
 }
 # One rate for all layers, and no smoothing to hold a beginner back.
-SCRATCH = {"batch_size": 20, "learning_rate": 2e-3, "schedule": "constant", "crop": 0.5}
+SCRATCH = {"batch_size": 10, "learning_rate": 2e-3, "schedule": "constant", "crop": 0.5}
 
 
 def coarse(synset: str) -> str:
