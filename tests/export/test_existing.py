@@ -68,9 +68,23 @@ class Small(nn.Module):
         return logits.softmax(1) if self.head == "softmax" else logits
 
 
-def written(path: Path, *, head: str = "linear", batch: int = 1, dynamic: bool = False) -> Path:
-    """Write a network by the exporter that writes TorchScript."""
+def written(
+    path: Path,
+    *,
+    head: str = "linear",
+    batch: int = 1,
+    dynamic: bool = False,
+    traced: bool = False,
+) -> Path:
+    """Write a network by one of the two exporters of torch; `traced` by the newer one.
+
+    That one keeps the weights in a file of their own.
+    """
     torch.manual_seed(0)
+    if traced:
+        example = (torch.zeros(batch, SPEC.channels, SPEC.height, SPEC.width),)
+        torch.onnx.export(Small(head).eval(), example, path, dynamo=True, verbose=False)
+        return path
     with warnings.catch_warnings():
         # The exporter is deprecated as a whole, and its files are everywhere.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -172,11 +186,13 @@ def test_without_a_pooled_head_there_are_feature_maps_alone(
     assert verify.main([str(done.path)]) == 0
 
 
-@pytest.mark.parametrize(("batch", "dynamic"), [(1, True), (3, False)])
+@pytest.mark.parametrize(
+    "options", [{"dynamic": True}, {"batch": 3}, {"traced": True}, {"traced": True, "batch": 2}]
+)
 def test_any_number_of_pictures_goes_in(
-    tmp_path: Path, photographs: Pictures, batch: int, dynamic: bool
+    tmp_path: Path, photographs: Pictures, options: dict[str, int]
 ) -> None:
-    file = written(tmp_path / "small.onnx", batch=batch, dynamic=dynamic)
+    file = written(tmp_path / "small.onnx", **options)
     done = exported(open_existing(file, SPEC), tmp_path / "models", photographs)
     with create_runner(Bundle.open(done.path), backend="onnxruntime") as runner:
         whole = runner.run({"image": photographs.images}, ["logits"])["logits"]
