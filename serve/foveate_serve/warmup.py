@@ -1,5 +1,6 @@
 """The runs before the first request, so that no request meets an engine that is cold."""
 
+import ctypes
 import logging
 import time
 from collections.abc import Sequence
@@ -29,12 +30,21 @@ def warm_up(runner: Runner, sizes: Sequence[int]) -> None:
     if cam is not None:
         class_ids = np.full((1, 1), -1, dtype=np.int64)
         runner.run({**_black(runner, 1), CLASS_IDS_INPUT: class_ids}, [LOGITS_OUTPUT, cam])
+    runner.trim()
+    _trim_heap()
     logger.debug(
         "warmed up on %s in batches of %s in %.2f s",
         runner.backend,
         ", ".join(map(str, sorted(sizes))),
         time.monotonic() - started,
     )
+
+
+def _trim_heap() -> None:
+    """Give the system what reading a graph has left behind, where the C library is glibc."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _black(runner: Runner, size: int) -> dict[str, Array]:

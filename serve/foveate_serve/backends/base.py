@@ -133,6 +133,12 @@ class Runner(ABC):
     ) -> None:
         self.close()
 
+    def trim(self) -> None:  # noqa: B027 - few engines have anything to give
+        """Give back what only large batches need; the next of them takes it again.
+
+        For engines that keep the memory of their largest batch. Raises BackendError.
+        """
+
     @abstractmethod
     def close(self) -> None:
         """Release the engine; the runner cannot be used afterwards."""

@@ -3,8 +3,10 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any, ClassVar
 
+import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state
 
@@ -12,7 +14,7 @@ from foveate_serve.backends.base import Array, BackendError, Runner
 from foveate_serve.backends.onnxruntime import providers
 from foveate_serve.backends.onnxruntime.pruning import OnnxFile
 from foveate_serve.bundle.bundle import Bundle
-from foveate_serve.bundle.manifest import FEATURES_PREFIX, LOGITS_OUTPUT
+from foveate_serve.bundle.manifest import FEATURES_PREFIX, IMAGE_INPUT, LOGITS_OUTPUT
 
 SESSIONS = 4
 """Plain requests, those with maps, those with feature maps, and one more. Each
@@ -28,6 +30,18 @@ _ERRORS: tuple[type[Exception], ...] = (
         if isinstance(kind, type) and issubclass(kind, Exception)
     ),
 )
+
+
+@cache
+def _share_arena() -> None:
+    """Have all sessions of the process take the memory of their runs from one arena.
+
+    Of their own, each would keep that of its largest batch.
+    """
+    memory = onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    )
+    onnxruntime.create_and_register_allocator(memory, None)
 
 
 class OnnxRuntimeRunner(Runner):
@@ -71,6 +85,18 @@ class OnnxRuntimeRunner(Runner):
             raise BackendError("ONNX Runtime failed to run the graph") from error
         return dict(zip(outputs, results, strict=True))
 
+    def trim(self) -> None:
+        """Give back what the arena holds beyond the need of one picture."""
+        if self.device != "cpu":
+            return
+        options = onnxruntime.RunOptions()
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        black = np.zeros((1, *self.image_shape), dtype=np.uint8)
+        try:
+            self._session([LOGITS_OUTPUT]).run([LOGITS_OUTPUT], {IMAGE_INPUT: black}, options)
+        except _ERRORS as error:
+            raise BackendError("ONNX Runtime failed to run the graph") from error
+
     def close(self) -> None:
         """Release the sessions and their memory."""
         self._sessions.clear()
@@ -97,6 +123,8 @@ class OnnxRuntimeRunner(Runner):
         options.log_severity_level = 3  # errors; warnings are about optimisations not made
         # A thread that spins between two runs takes its core from the decoders.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        _share_arena()
+        options.add_session_config_entry("session.use_env_allocators", "1")
         try:
             session = onnxruntime.InferenceSession(
                 self._file.prune(outputs), options, providers=self._providers
