@@ -32,15 +32,14 @@ NETWORK = "package:efficientnet_lite0"
 THINGS = "n02600000"
 DOGS = ("n02085000", "n02120000")
 FINE_TUNING = {
-    "batch_size": 10,
-    "learning_rate": 1e-3,
-    "backbone_rate": 0.1,
+    "batch_size": 20,
+    "learning_rate": 5e-3,
     "schedule": "cosine",
     "label_smoothing": 0.1,
     "crop": 0.5,
 }
 # One rate for all layers, and no smoothing to hold a beginner back.
-SCRATCH = {"batch_size": 10, "learning_rate": 2e-3, "schedule": "constant", "crop": 0.5}
+SCRATCH = {"batch_size": 20, "learning_rate": 2e-3, "schedule": "constant", "crop": 0.5}
 
 
 def coarse(synset: str) -> str:
@@ -96,7 +95,7 @@ def main() -> None:
         known = os.environ.get(variable)
         parser.add_argument(f"--{name}", type=Path, default=known, required=not known)
     parser.add_argument(
-        "--epochs", type=int, default=8, help="of fine-tuning; the last quarter unfrozen"
+        "--epochs", type=int, default=16, help="of fine-tuning; half of them frozen"
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -108,9 +107,7 @@ def main() -> None:
             joined(options.training, Path(folder) / "training"),
             joined(options.test, Path(folder) / "test"),
         )
-        tuning = Settings(
-            epochs=options.epochs, frozen_epochs=options.epochs * 3 // 4, **FINE_TUNING
-        )
+        tuning = Settings(epochs=options.epochs, frozen_epochs=options.epochs // 2, **FINE_TUNING)
         tuned = train(photographs, tuning, None, lambda _step, _spent: False)
         console.print("fine-tuned", tuned)
         beginning = Settings(epochs=10_000, **SCRATCH)
