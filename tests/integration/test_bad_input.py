@@ -170,7 +170,7 @@ def test_a_bad_argument_names_its_field_and_its_limit(name: str, fails) -> None:
         ("../efficientnet_lite0", "", "MODEL_NOT_FOUND"),
         ("x" * 100_000, "", "MODEL_NOT_FOUND"),
         (MODEL, "99", "VERSION_NOT_FOUND"),
-        (MODEL, "latest", "VERSION_NOT_FOUND"),
+        (MODEL, "canary", "VERSION_NOT_FOUND"),
     ],
 )
 def test_an_unknown_model_or_version_is_not_found(

@@ -58,9 +58,13 @@ def test_every_format_holds_the_same(run, folder, tmp_path):
     tables["jsonl"] = read_json_lines(tmp_path / "results.jsonl")
     with (tmp_path / "results.csv").open(encoding="utf-8", newline="") as lines:
         tables["csv"] = list(csv.DictReader(lines))
-    assert tables["jsonl"] == tables["parquet"]
-    for read, line in zip(tables["csv"], tables["parquet"], strict=True):
-        assert {name: type(line[name])(read[name]) for name in line} == line
+    for name in ("jsonl", "csv"):
+        for read, line in zip(tables[name], tables["parquet"], strict=True):
+            assert read.keys() == line.keys()
+            for key, value in line.items():
+                # Each run has batches of its own, and an engine's rounding differs with the size.
+                same = pytest.approx(value, rel=1e-5) if isinstance(value, float) else value
+                assert type(value)(read[key]) == same
 
 
 def test_embeddings_and_feature_maps_are_fixed_size_arrays(run, folder, photographs, tmp_path):
@@ -79,7 +83,7 @@ def test_embeddings_and_feature_maps_are_fixed_size_arrays(run, folder, photogra
     lines = tmp_path / "results.jsonl"
     run(folder, "--out", lines, "--ordered", "--embeddings", "planes")
     listed = [line["embedding.planes"] for line in read_json_lines(lines)]
-    assert listed == embeddings.tolist()
+    assert np.array(listed) == pytest.approx(embeddings, rel=1e-5)
 
 
 def test_overlays_are_drawn_into_a_folder(run, photographs, tmp_path):

@@ -29,6 +29,7 @@ OPEN = {
 ADMIN = {
     "/foveate.v1.RepositoryService/LoadModel",
     "/foveate.v1.RepositoryService/ReloadModel",
+    "/foveate.v1.RepositoryService/SetVersionLabels",
     "/foveate.v1.RepositoryService/UnloadModel",
     "/inference.GRPCInferenceService/RepositoryModelLoad",
     "/inference.GRPCInferenceService/RepositoryModelUnload",
