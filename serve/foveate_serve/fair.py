@@ -1,6 +1,9 @@
 """Threads shared by several users, of which none gets more of their time than another."""
 
 import asyncio
+import os
+import sys
+import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable
@@ -11,6 +14,10 @@ T = TypeVar("T")
 
 _AHEAD = 1
 """Pieces of work started beyond the threads, so that no thread waits for the event loop."""
+
+_NICENESS = 5
+"""Of the threads, above that of the engines' threads, which wait for each other at every
+operator: one that has to give its core to a decoder holds up the others too."""
 
 
 class FairThreads:
@@ -23,7 +30,7 @@ class FairThreads:
     """
 
     def __init__(self, threads: int, *, name: str) -> None:
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=_step_back)
         self._free = threads + _AHEAD
         self._waiting: defaultdict[str, deque[asyncio.Future[None]]] = defaultdict(deque)
         self._used: defaultdict[str, float] = defaultdict(float)
@@ -98,3 +105,11 @@ class FairThreads:
             future.set_result(result)
         else:
             future.set_exception(error)
+
+
+def _step_back() -> None:
+    # Elsewhere than on Linux a niceness is that of the whole process.
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        niceness = os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS
+        os.setpriority(os.PRIO_PROCESS, thread, min(niceness, 19))
