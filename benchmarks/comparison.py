@@ -159,7 +159,7 @@ def main() -> None:
         parser.error("--images is needed: a folder of JPEG photographs")
     options.images = Path(options.images)
     result = measure(options)
-    options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    machine.save(result, options.out)
     report(result)
     Console(stderr=True).print(f"written to {options.out}")
 

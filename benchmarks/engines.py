@@ -58,7 +58,7 @@ def main() -> None:
             "classes": target.classes.model_dump(),
             "classifiers": rows,
         }
-        RESULTS.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+        machine.save(report, RESULTS)
 
 
 def measure(name: str, target: Target) -> list[dict[str, object]]:

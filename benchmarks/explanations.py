@@ -234,8 +234,7 @@ def main() -> None:
         "models": found,
         "machine": machine.describe(),
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    machine.save(document, options.out)
     options.out.with_suffix(".md").write_text(markdown(found), encoding="utf-8")
     print(markdown(found))
 

@@ -29,7 +29,6 @@ drops are good, but a map that is bright everywhere has the smallest.
 """
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -285,8 +284,7 @@ def main() -> None:
         "methods": methods,
         "machine": machine.describe(),
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    machine.save(document, options.out)
     draw(methods, options.out.with_suffix(".png"))
     Console().print(report(methods))
     console.print(f"written to {options.out} and {options.out.with_suffix('.png')}")

@@ -14,7 +14,6 @@ classified by the ImageNet model, which `bare` is sent as well.
 
 import argparse
 import asyncio
-import json
 import os
 import subprocess
 import sys
@@ -205,8 +204,7 @@ def main() -> None:
     if options.images is None:
         parser.error("--images DIR is needed where FOVEATE_IMAGENET_DIR is not set")
     result = measure(options.repository, Path(options.images), options.rounds)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    machine.save(result, options.out)
     report(result)
     Console(stderr=True).print(f"written to {options.out}")
 

@@ -10,7 +10,6 @@ it for as many CPU-seconds. Both are evaluated on the other folder.
 """
 
 import argparse
-import json
 import os
 import tempfile
 import time
@@ -128,8 +127,7 @@ def main() -> None:
         "always the largest class": max(counts) / sum(counts),
         "machine": machine.describe(),
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    machine.save(result, options.out)
     console.print(f"written to {options.out}")
 
 

@@ -12,7 +12,6 @@ easily than it does in a trained network; the ratios say more.
 """
 
 import argparse
-import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -130,8 +129,7 @@ def main() -> None:
         "networks": rows,
         "machine": machine.describe(),
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    machine.save(document, options.out)
 
 
 if __name__ == "__main__":

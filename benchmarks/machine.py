@@ -1,7 +1,9 @@
-"""The machine and the versions that a result belongs to."""
+"""The machine and the versions that a result belongs to, and the file that holds both."""
 
+import json
 import os
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -29,6 +31,12 @@ def describe() -> dict[str, object]:
         "python": platform.python_version(),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
     }
+
+
+def save(result: Mapping[str, object], path: Path) -> None:
+    """Write a result as JSON, into a folder that is made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def _processor() -> str:

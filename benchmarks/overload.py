@@ -22,8 +22,7 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from rich.table import Table
 from benchmarks import machine
 from benchmarks.request_cost import MODEL, read_pictures, write_photographs
 from benchmarks.server import Server, serving
+from foveate_serve.instances import pinned
 
 RESULTS = Path(__file__).parent / "results" / "overload.json"
 PLOT = Path(__file__).parents[1] / "docs" / "images" / "overload.png"
@@ -44,17 +44,6 @@ CALLERS = 8
 WARMUP = 2.0
 REFUSED = "RESOURCE_EXHAUSTED"
 FOVEATE = Path(sys.executable).with_name("foveate")
-
-
-@contextmanager
-def on_cores(cores: Sequence[int]) -> Iterator[None]:
-    """Give what is started in the block these cores."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 def load(server: Server, images: Path, seconds: float, *arguments: str) -> dict[str, Any]:
@@ -96,9 +85,9 @@ def measure(repository: Path, images: Path, seconds: float, objective: float) ->
     threads = ("--engine-threads", str(len(own)), "--image-threads", str(len(own)))
     steps = []
     with ExitStack() as stack:
-        with on_cores(own):
+        with pinned(frozenset(own)):
             server = stack.enter_context(serving(repository, *flags, *threads))
-        stack.enter_context(on_cores(others))
+        stack.enter_context(pinned(frozenset(others)))
         capacity = load(server, images, seconds, "--concurrency", str(CALLERS))["goodput"]
         for share in track(LOADS, "loads", console=Console(stderr=True)):
             rate = share * capacity
@@ -169,7 +158,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         images = Path(options.images or write_photographs(Path(folder)))
         result = measure(options.repository, images, options.seconds, options.objective)
-    options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    machine.save(result, options.out)
     save_plot(result, options.plot)
     report(result)
     Console(stderr=True).print(f"written to {options.out} and {options.plot}")

@@ -181,8 +181,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         images = Path(options.images or write_photographs(Path(folder)))
         result = measure(options.repository, images, options.rounds)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    machine.save(result, options.out)
     report(result)
     Console(stderr=True).print(f"written to {options.out}")
 

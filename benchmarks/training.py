@@ -13,7 +13,6 @@ pair of rounds.
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Iterator
@@ -167,8 +166,7 @@ def main() -> None:
         "loop": compare_loops(digits, options.rounds) if options.rounds else None,
         "machine": machine.describe(),
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    machine.save(result, options.out)
     console.print(result["loop"])
     console.print(f"written to {options.out}")
 

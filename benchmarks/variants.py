@@ -173,8 +173,7 @@ def main() -> None:
         child(options.bundle, variant, backend, images)
         return
     result = measure(options.bundle, images, options.rounds)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    machine.save(result, options.out)
     report(result)
     Console(stderr=True).print(f"written to {options.out}")
 

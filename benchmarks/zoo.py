@@ -206,7 +206,7 @@ def main() -> None:
                 "compute_capability": CAPABILITY,
                 "classifiers": rows,
             }
-            RESULTS.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+            machine.save(report, RESULTS)
             PAGE.write_text(page(report), "utf-8")
             progress.advance(task)
 
