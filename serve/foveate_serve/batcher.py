@@ -348,9 +348,21 @@ class Batcher:
                         self._run(instance, batch)
         except BaseException:
             logger.exception("the engine's thread ended")
-            self._loop.call_soon_threadsafe(self._died, instance)
+            self._tell(self._died, instance)
         else:
-            self._loop.call_soon_threadsafe(self._ended)
+            self._tell(self._ended)
+
+    def _tell(self, callback: Callable[..., None], *arguments: object) -> None:
+        """Have a function called on the event loop.
+
+        A run that hung may end after the server gave it up and closed the loop:
+        then nobody waits for it.
+        """
+        try:
+            self._loop.call_soon_threadsafe(callback, *arguments)
+        except RuntimeError:
+            if not self._loop.is_closed():
+                raise
 
     def _next_batch(self) -> list[_Item] | None:
         """Wait for a batch. It may be empty; None means that there will be no other."""
@@ -384,7 +396,7 @@ class Batcher:
                 if item.future.done():
                     continue
                 if item.deadline is not None and item.deadline <= now:
-                    self._loop.call_soon_threadsafe(_fail, item, DeadlineError())
+                    self._tell(_fail, item, DeadlineError())
                 else:
                     alive.append(item)
             self._queues[level] = alive
@@ -415,16 +427,16 @@ class Batcher:
                     self._run(instance, [item])
             else:
                 logger.exception("the engine failed")
-                self._loop.call_soon_threadsafe(_fail, batch[0], EngineError())
+                self._tell(_fail, batch[0], EngineError())
             return
         except Exception as error:  # noqa: BLE001 - those who wait get it
             for item in batch:
-                self._loop.call_soon_threadsafe(_fail, item, error)
+                self._tell(_fail, item, error)
             return
         except BaseException:
             # What ends the thread must leave nobody waiting.
             for item in batch:
-                self._loop.call_soon_threadsafe(_fail, item, EngineError())
+                self._tell(_fail, item, EngineError())
             raise
         ended = time.monotonic()
         instance.pause = _FIRST_PAUSE
@@ -448,7 +460,7 @@ class Batcher:
             split=split - ended,
             instance=instance.number,
         )
-        self._loop.call_soon_threadsafe(self._deliver, batch, shares, run)
+        self._tell(self._deliver, batch, shares, run)
 
     def _note(self, picture_seconds: float) -> None:
         last = self._picture_seconds

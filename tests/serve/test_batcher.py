@@ -397,3 +397,24 @@ async def test_a_thread_that_has_ended_does_not_hold_up_the_close(gated) -> None
     await until(lambda: batcher.waiting == 1)
     await batcher.close()
     assert waiting.result().batch_size == 1
+
+
+def test_a_run_that_ends_after_the_loop_was_given_up_harms_nobody(gated) -> None:
+    async def hang() -> Batcher:
+        batcher = Batcher([gated])
+        gated.gate.clear()
+        asking = asyncio.ensure_future(ask(batcher, colour(200)))
+        await until(lambda: gated.entered.acquire(blocking=False))
+        asking.cancel()
+        return batcher
+
+    batcher = asyncio.run(hang())
+    # What the thread raised would fail this test: warnings are errors.
+    gated.gate.set()
+    with batcher._changed:
+        batcher._closing = True
+        batcher._changed.notify_all()
+    (instance,) = batcher._instances
+    instance.thread.join(timeout=30)
+    assert not instance.thread.is_alive()
+    assert gated.pictures == [200]
