@@ -1,0 +1,99 @@
+"""A benchmark's results as one document: `results.json`."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import SerializeAsAny, ValidationError
+
+from foveate_serve.bench.machine import Machine
+from foveate_serve.bench.results import (
+    Accuracy,
+    Amount,
+    Measurement,
+    OutputKind,
+    Record,
+    Refusal,
+    Ties,
+)
+from foveate_serve.bundle.manifest import Name, Positive
+
+RESULTS_FILE = "results.json"
+
+
+class DocumentError(Exception):
+    """A file that holds no results; the message names it and what is wrong."""
+
+
+class Settings(Record):
+    """How it was measured.
+
+    `data` is the labelled folder, None where there was none; `pictures` says
+    what was timed; `seconds` is the time of a turn, in which a case runs again
+    and again after `warm_up` runs that are not counted.
+    """
+
+    data: str | None
+    pictures: str
+    batches: tuple[Positive, ...]
+    outputs: tuple[OutputKind, ...]
+    rounds: Positive
+    seconds: Amount
+    warm_up: int
+
+
+class Model(Record):
+    """A model that was measured: `parameters` are its weights, `files` the bytes of each variant's.
+
+    `height`, `width` and `channels` are the input's.
+    """
+
+    name: Name
+    version: Positive
+    classifier: str
+    parameters: Positive
+    height: Positive
+    width: Positive
+    channels: Positive
+    classes: Positive
+    file_bytes: dict[str, int]
+
+
+class Report(Record):
+    """All results of one run of `foveate bench`.
+
+    `complete` is False where the run was stopped before its last round.
+    `load_average` is the machine's at the start, over one minute.
+    """
+
+    format: Literal["foveate.bench/1"] = "foveate.bench/1"
+    created: datetime
+    complete: bool
+    load_average: Amount
+    machine: Machine
+    settings: Settings
+    models: tuple[Model, ...]
+    measurements: tuple[Measurement, ...]
+    accuracies: tuple[Accuracy, ...] = ()
+    ties: tuple[Ties, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+    rooflines: tuple[SerializeAsAny[Record], ...] = ()
+    operators: tuple[SerializeAsAny[Record], ...] = ()
+    loadgen: tuple[SerializeAsAny[Record], ...] = ()
+    recommendation: SerializeAsAny[Record] | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a document; raises DocumentError and OSError."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the document"
+            raise DocumentError(f"{path}: {where}: {first['msg']}") from error
+
+    def write(self, folder: Path) -> Path:
+        """Write the document into `folder` and return its path; raises OSError."""
+        path = folder / RESULTS_FILE
+        path.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        return path
