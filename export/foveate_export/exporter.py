@@ -15,10 +15,8 @@ from foveate_export import bundle, parity
 from foveate_export.bundle import Exported, check_name, write_labels
 from foveate_export.comparison import accepted
 from foveate_export.errors import ExportError, ParityError, UnsupportedHeadError, UsageError
-from foveate_export.evaluation import accuracy
 from foveate_export.graph import ExplainedClassifier
 from foveate_export.heads import Head, find_head
-from foveate_export.labelled import Labelled
 from foveate_export.layer import Layer
 from foveate_export.layers import feature_layers, select_layers
 from foveate_export.onnx_graph import OPSET, write_onnx
@@ -48,6 +46,8 @@ from foveate_serve.bundle.manifest import (
     Tolerances,
     VariantEntry,
 )
+from foveate_serve.evaluation.accuracy import measure_accuracy
+from foveate_serve.evaluation.labelled import Labelled
 from foveate_train.classifier import Classifier
 
 SEED = 0
@@ -143,6 +143,8 @@ def export(
         AccuracyError: a variant recognises too much less than fp32.
         EngineError: TensorRT cannot build a variant.
         ExportError: the classifier cannot be written as ONNX.
+        foveate_serve.evaluation.labelled.LabelledError: a labelled picture cannot
+            be decoded.
     """
     check_name(name)
     check_variants(variants, calibrated=calibration is not None)
@@ -276,7 +278,7 @@ class _Maker:
             return None
         text = f"{variant}: classifying {len(self.labelled)} labelled pictures"
         with self.stage(text), self._runner(variant) as runner:
-            return accuracy(runner, self.bundle.manifest.input, self.labelled)
+            return measure_accuracy(runner, self.bundle.manifest.input, self.labelled)
 
     def _runner(self, variant: str) -> Runner:
         return create_runner(self.bundle, variant=variant, backend="onnxruntime")

@@ -17,6 +17,7 @@ from PIL import Image
 
 from foveate_export.errors import ExportError
 from foveate_serve.bundle.manifest import InputSpec
+from foveate_serve.evaluation.labelled import SUFFIXES, image_files
 from foveate_serve.imaging.decode import ImageError, ImageLimits
 from foveate_serve.imaging.transform import prepare
 
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 
 MOST = 32
 """How many pictures are enough: each is compared in thousands of values."""
-
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
-"""The names, in lower case, of the formats that the server decodes."""
 
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 """The photographs in colour that scikit-image holds, rather than downloads."""
@@ -91,15 +89,6 @@ def shipped(spec: InputSpec) -> Pictures:
     folder = Path(found.origin).parent / "data"
     files = [folder / name for name in PHOTOGRAPHS if (folder / name).is_file()]
     return _prepared(files, spec, "scikit-image photographs") if files else noise(spec)
-
-
-def image_files(folder: Path) -> list[Path]:
-    """Return the picture files in `folder` and its subfolders, sorted by path."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
 
 
 def png(image: NDArray[np.uint8]) -> bytes:

@@ -11,11 +11,12 @@ from timm.data import ImageNetInfo
 
 from foveate_export.bundle import Exported
 from foveate_export.errors import ExportError, UsageError
-from foveate_export.evaluation import accuracy
 from foveate_export.labelled import open_labelled
 from foveate_export.parity_data import for_classifier
 from foveate_export.pictures import MOST, Pictures, from_folder
 from foveate_serve.backends.base import Runner
+from foveate_serve.evaluation.accuracy import measure_accuracy
+from foveate_serve.evaluation.labelled import LabelledError, NoPicturesError
 from foveate_train.classifier import Classifier
 from foveate_train.data import mnist
 
@@ -54,14 +55,14 @@ def test_folders_are_called_by_label_wordnet_id_or_index(tmp_path: Path, lite0: 
 
 def test_a_label_that_stands_twice_names_no_class(tmp_path: Path) -> None:
     root = folder_of(tmp_path, {"crane": ["rocket.jpg"]})
-    with pytest.raises(ExportError, match="crane: neither a label"):
+    with pytest.raises(LabelledError, match="crane: neither a label"):
         open_labelled(str(root), ("crane", "heron", "crane"))
 
 
 def test_folders_that_are_no_class_are_named(tmp_path: Path) -> None:
     cats = {f"cat {n}": ["chelsea.png"] for n in range(7)}
     root = folder_of(tmp_path, {"0": ["coffee.png"], "2": ["rocket.jpg"], **cats})
-    with pytest.raises(ExportError) as caught:
+    with pytest.raises(LabelledError) as caught:
         open_labelled(str(root), ("coffee", "cat"))
     message = str(caught.value)
     assert ": 2, cat 0, cat 1, cat 2, cat 3 and 3 more: neither a label" in message
@@ -92,7 +93,7 @@ def test_data_that_cannot_be_is_wrong_usage(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty" / "a").mkdir(parents=True)
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises((UsageError, NoPicturesError), match=message):
         open_labelled(data, labels)
 
 
@@ -105,7 +106,7 @@ def test_the_accuracy_on_photographs(
         {"espresso": ["coffee.png"], str(MISSILE): ["rocket.jpg"], "tench": ["chelsea.png"]},
     )
     done: list[int] = []
-    scored = accuracy(
+    scored = measure_accuracy(
         lite0_runner,
         lite0_export.manifest.input,
         open_labelled(str(root), lite0.labels),
@@ -126,7 +127,7 @@ def test_the_accuracy_on_digits_is_that_in_torch(
         ranked = convnet4.module(pixels).argsort(1, descending=True).numpy()
     hits = ranked[:, :5] == labels[:200, None]
     with open_runner(convnet4_export) as runner:
-        scored = accuracy(
+        scored = measure_accuracy(
             runner, convnet4_export.manifest.input, open_labelled("mnist", convnet4.labels, 200)
         )
     assert scored.images == 200
@@ -142,8 +143,8 @@ def test_a_damaged_picture_is_named(
     data = (root / "espresso" / "coffee.png").read_bytes()
     (root / "espresso" / "half.png").write_bytes(data[: len(data) // 2])
     labelled = open_labelled(str(root), lite0.labels)
-    with pytest.raises(ExportError, match=r"half\.png: the picture is truncated"):
-        accuracy(lite0_runner, lite0_export.manifest.input, labelled)
+    with pytest.raises(LabelledError, match=r"half\.png: the picture is truncated"):
+        measure_accuracy(lite0_runner, lite0_export.manifest.input, labelled)
 
 
 def test_pictures_for_parity_come_from_a_folder(tmp_path: Path, lite0: Classifier) -> None:

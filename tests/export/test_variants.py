@@ -17,7 +17,7 @@ from foveate_export.commands import export as export_command
 from foveate_export.comparison import TOLERANCES
 from foveate_export.errors import AccuracyError, ExportError, UsageError
 from foveate_export.exporter import export
-from foveate_export.labelled import Labelled, open_labelled
+from foveate_export.labelled import open_labelled
 from foveate_export.pictures import Pictures
 from foveate_export.variants.acceptance import check_drop
 from foveate_export.variants.calibration import MOST, Calibration, open_calibration
@@ -28,6 +28,7 @@ from foveate_serve.bundle.bundle import Bundle
 from foveate_serve.bundle.golden import open_golden, refusals
 from foveate_serve.bundle.manifest import Accuracy
 from foveate_serve.commands import verify
+from foveate_serve.evaluation.labelled import Labelled
 from foveate_serve.imaging.decode import ImageLimits
 from foveate_serve.imaging.transform import prepare
 from foveate_train.classifier import Classifier

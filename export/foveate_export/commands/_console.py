@@ -13,6 +13,7 @@ from rich.console import Console
 from foveate_export.errors import ExportError, UsageError
 from foveate_serve.backends.base import BackendError
 from foveate_serve.bundle.bundle import BundleError
+from foveate_serve.evaluation.labelled import LabelledError, NoPicturesError
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
 
@@ -43,12 +44,12 @@ def answer(command: Callable[[], int], prog: str) -> int:
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return command()
-    except UsageError as error:
+    except (UsageError, NoPicturesError) as error:
         return _say(prog, error, WRONG_USAGE)
     except BrokenPipeError:
         # The reader of stdout has left, which is the command line's to answer.
         raise
-    except (ExportError, BundleError, BackendError, OSError) as error:
+    except (ExportError, BundleError, BackendError, LabelledError, OSError) as error:
         return _say(prog, error, FAILED)
     finally:
         signal.signal(signal.SIGTERM, previous)

@@ -12,10 +12,10 @@ from foveate_export.bundle import versions
 from foveate_export.commands._console import DONE, answer, positive
 from foveate_export.commands._training import training_errors
 from foveate_export.errors import UsageError
-from foveate_export.evaluation import accuracy
 from foveate_export.labelled import open_labelled
 from foveate_serve.backends.registry import BACKENDS, create_runner
 from foveate_serve.bundle.bundle import Bundle
+from foveate_serve.evaluation.accuracy import measure_accuracy
 
 PROG = "foveate evaluate"
 
@@ -70,7 +70,7 @@ def _run(options: argparse.Namespace) -> int:
         Progress(*columns, console=Console(stderr=True)) as progress,
     ):
         task = progress.add_task("", total=len(labelled))
-        scored = accuracy(
+        scored = measure_accuracy(
             runner, bundle.manifest.input, labelled, lambda n: progress.advance(task, n)
         )
         variant, backend, device = runner.variant, runner.backend, runner.device

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate_export.errors import ExportError, UsageError
-from foveate_export.pictures import DIGITS, SUFFIXES, decoded, image_files, png, serving_spec
+from foveate_export.pictures import DIGITS, decoded, png, serving_spec
+from foveate_serve.evaluation.labelled import SUFFIXES, image_files
 from foveate_train.classifier import Classifier
 from foveate_train.data import mnist
 

@@ -1,0 +1,1 @@
+"""What a bundle scores on labelled pictures."""
