@@ -2,10 +2,10 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,14 @@ from foveate_serve.bundle.manifest import (
 )
 
 Array = NDArray[Any]
+
+
+class BareEngine(Protocol):
+    """Runs graphs that are in no bundle, to find out what an engine can do."""
+
+    def __call__(self, model: bytes, *, threads: int) -> Callable[[Array], Array]:
+        """Load an ONNX graph of one input and one output; what is returned runs it."""
+        ...
 
 
 class BackendError(Exception):

@@ -1,11 +1,13 @@
 """The backends by name, imported when they are asked for."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from types import MappingProxyType
+from typing import Any
 
-from foveate_serve.backends.base import BackendError, Runner
+from foveate_serve.backends.base import BackendError, BareEngine, Runner
 from foveate_serve.bundle.bundle import Bundle
 
 
@@ -13,12 +15,14 @@ from foveate_serve.bundle.bundle import Bundle
 class Backend:
     """Where a backend lives: its runner, the packages it needs, and the extra that brings them.
 
-    The first package is the engine's own.
+    The first package is the engine's own. `bare` is what runs graphs that are in
+    no bundle, where there is such a thing.
     """
 
     runner: str
     packages: tuple[str, ...]
     extra: str
+    bare: str | None = None
 
 
 BACKENDS = MappingProxyType(
@@ -27,11 +31,13 @@ BACKENDS = MappingProxyType(
             runner="foveate_serve.backends.onnxruntime.runner:OnnxRuntimeRunner",
             packages=("onnxruntime",),
             extra="cpu",
+            bare="foveate_serve.backends.onnxruntime.bare:open_graph",
         ),
         "openvino": Backend(
             runner="foveate_serve.backends.openvino.runner:OpenVinoRunner",
             packages=("openvino",),
             extra="openvino",
+            bare="foveate_serve.backends.openvino.bare:open_graph",
         ),
         "tensorrt": Backend(
             runner="foveate_serve.backends.tensorrt.runner:TensorRTRunner",
@@ -81,9 +87,20 @@ def create_runner(
     if name not in BACKENDS:
         raise BackendError(f"no backend {name!r}; there are {', '.join(BACKENDS)}")
     _require(name)
-    module, _, attribute = BACKENDS[name].runner.partition(":")
-    runner: type[Runner] = getattr(import_module(module), attribute)
+    runner: type[Runner] = _imported(BACKENDS[name].runner)
     return runner(bundle, variant=variant, device=device, threads=threads)
+
+
+def bare_engines() -> Iterator[tuple[str, BareEngine]]:
+    """Yield the installed backends that run graphs without a bundle, by name."""
+    for name, backend in BACKENDS.items():
+        if backend.bare is not None and find_spec(backend.packages[0]) is not None:
+            yield name, _imported(backend.bare)
+
+
+def _imported(place: str) -> Any:
+    module, _, attribute = place.partition(":")
+    return getattr(import_module(module), attribute)
 
 
 def _first_installed() -> str:
