@@ -15,6 +15,8 @@ from PIL import Image
 from foveate.status import ErrorStatus, FieldViolation, StatusError
 from foveate_client.commands import classify
 
+from ..waiting import LIMIT_SECONDS
+
 INVALID_ARGUMENT = 3
 
 
@@ -280,8 +282,8 @@ def test_ctrl_c_during_a_call_leaves_no_traceback(server, coffee):
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        assert asked.wait(30)
+        assert asked.wait(LIMIT_SECONDS)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=LIMIT_SECONDS)
     assert (process.returncode, err) == (130, "foveate: interrupted\n")
-    assert ended.wait(30)
+    assert ended.wait(LIMIT_SECONDS)

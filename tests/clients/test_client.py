@@ -24,6 +24,8 @@ from foveate_client import (
     _plugins,
 )
 
+from ..waiting import LIMIT_SECONDS
+
 UNAVAILABLE, INTERNAL, NOT_FOUND = 14, 13, 5
 
 
@@ -97,23 +99,23 @@ def test_a_prepared_picture_travels_as_plain_bytes(server, coffee):
 
 
 def test_every_call_has_a_deadline(server, coffee):
-    with Client(server.address, timeout=9) as client:
+    with Client(server.address, timeout=900) as client:
         client.classify(coffee)
-        client.classify(coffee, timeout=4)
+        client.classify(coffee, timeout=400)
         client.model("pets")
-        client.model("pets", timeout=4)
+        client.model("pets", timeout=400)
         list(client.models())
-    for left, limit in zip(server.service.time_left, [9, 4, 9, 4, 9], strict=True):
-        assert left == pytest.approx(limit, abs=2)
+    for left, limit in zip(server.service.time_left, [900, 400, 900, 400, 900], strict=True):
+        assert left == pytest.approx(limit, abs=LIMIT_SECONDS)
 
 
 async def test_every_call_has_a_deadline_under_asyncio(server, coffee):
-    async with AsyncClient(server.address, timeout=9) as client:
-        await client.classify(coffee, timeout=4)
+    async with AsyncClient(server.address, timeout=900) as client:
+        await client.classify(coffee, timeout=400)
         await client.model("pets")
         assert [model async for model in client.models()] == []
-    for left, limit in zip(server.service.time_left, [4, 9, 9], strict=True):
-        assert left == pytest.approx(limit, abs=2)
+    for left, limit in zip(server.service.time_left, [400, 900, 900], strict=True):
+        assert left == pytest.approx(limit, abs=LIMIT_SECONDS)
 
 
 def test_a_late_answer_is_not_waited_for(server, coffee):

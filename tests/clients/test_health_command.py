@@ -42,7 +42,7 @@ def test_waiting_ends_at_the_limit(unused, capsys):
 
 
 def test_a_server_that_starts_is_waited_for(imagenet_repository, unused):
-    command = [FOVEATE, "health", "--address", unused, "--wait", "30"]
+    command = [FOVEATE, "health", "--address", unused, "--wait", "120"]
     serve = [FOVEATE, "serve", "--repository", imagenet_repository, "--address", unused]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as waiting:
         with subprocess.Popen(serve, stdout=subprocess.DEVNULL) as server:

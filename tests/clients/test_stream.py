@@ -18,6 +18,8 @@ from foveate_client import (
     UnavailableError,
 )
 
+from ..waiting import LIMIT_SECONDS
+
 NOT_FOUND = 5
 
 
@@ -212,7 +214,7 @@ def test_a_stream_that_stalls_is_given_up(silent, coffee):
     with Client(server.address, timeout=0.3) as client:
         with pytest.raises(DeadlineExceededError, match=r"no answer within 0\.3 s"):
             list(client.classify_many([coffee]))
-        assert ended.wait(10)
+        assert ended.wait(LIMIT_SECONDS)
 
 
 async def test_a_stream_that_stalls_is_given_up_under_asyncio(silent, coffee):
@@ -220,7 +222,7 @@ async def test_a_stream_that_stalls_is_given_up_under_asyncio(silent, coffee):
     async with AsyncClient(server.address, timeout=0.3) as client:
         with pytest.raises(DeadlineExceededError, match=r"no answer within 0\.3 s"):
             await anext(client.classify_many([coffee]))
-        assert ended.wait(10)
+        assert ended.wait(LIMIT_SECONDS)
 
 
 def test_slow_pictures_do_not_stall_a_stream(server, coffee):
@@ -228,10 +230,10 @@ def test_slow_pictures_do_not_stall_a_stream(server, coffee):
 
     def images():
         yield coffee
-        late.wait(0.7)
+        late.wait(3)
         yield coffee
 
-    with Client(server.address, timeout=0.3) as client:
+    with Client(server.address, timeout=2) as client:
         assert len(list(client.classify_many(images(), in_flight=4))) == 2
 
 
@@ -250,8 +252,8 @@ def test_leaving_early_ends_the_stream_and_its_threads(server, coffee):
             break
         del result
         gc.collect()
-        assert ended.wait(10)
+        assert ended.wait(LIMIT_SECONDS)
     for thread in threading.enumerate():
         if thread.name == "foveate-watchdog":
-            thread.join(10)
+            thread.join(LIMIT_SECONDS)
             assert not thread.is_alive()

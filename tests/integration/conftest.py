@@ -26,7 +26,6 @@ from foveate.v1.repository_service_pb2_grpc import RepositoryServiceStub
 from foveate_export.labelled import open_labelled
 
 FOVEATE = Path(sys.executable).with_name("foveate")
-STARTUP_SECONDS = 60
 
 
 @dataclass(frozen=True)

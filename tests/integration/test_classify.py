@@ -91,7 +91,7 @@ def test_maps_tell_their_range_and_their_class(answered: Answered, labels) -> No
 
 def test_scores_are_probabilities_best_first(server, photographs) -> None:
     response = server.classifier.Classify(
-        ClassifyRequest(model=MODEL, encoded=photographs[0].encoded, top_k=1000), timeout=10
+        ClassifyRequest(model=MODEL, encoded=photographs[0].encoded, top_k=1000), timeout=60
     )
     scores = [prediction.score for prediction in response.predictions]
     assert scores == sorted(scores, reverse=True)
@@ -110,7 +110,7 @@ def test_an_overlay_is_the_picture_the_classifier_saw_under_the_map(server, phot
                 forms=[HEATMAP_FORM_RAW, HEATMAP_FORM_HEATMAP, HEATMAP_FORM_OVERLAY], opacity=0.25
             ),
         ),
-        timeout=10,
+        timeout=60,
     )
     view, (cam,) = response.view, response.cams
     assert (view.source_width, view.source_height) == photograph.size
@@ -135,7 +135,7 @@ def test_pictures_come_in_the_size_and_the_encoding_asked_for(server, photograph
         forms=[HEATMAP_FORM_OVERLAY], width=300, height=200, encoding=PICTURE_ENCODING_JPEG
     )
     request = ClassifyRequest(model=MODEL, encoded=photographs[0].encoded, cam=options)
-    (cam,) = server.classifier.Classify(request, timeout=10).cams
+    (cam,) = server.classifier.Classify(request, timeout=60).cams
     assert picture(cam.overlay).size == (300, 200)
     assert picture(cam.overlay).format == "JPEG"
     assert not cam.values
@@ -143,7 +143,7 @@ def test_pictures_come_in_the_size_and_the_encoding_asked_for(server, photograph
 
 
 def test_feature_maps_are_those_of_the_layers_and_channels_asked_for(server, photographs) -> None:
-    model = server.classifier.GetModel(GetModelRequest(name=MODEL), timeout=10).model
+    model = server.classifier.GetModel(GetModelRequest(name=MODEL), timeout=60).model
     first, last = model.layers[0], model.layers[-1]
     request = ClassifyRequest(
         model=MODEL,
@@ -153,7 +153,7 @@ def test_feature_maps_are_those_of_the_layers_and_channels_asked_for(server, pho
             FeatureMapOptions(layer=first.name, channels=[3, 1]),
         ],
     )
-    whole, some = server.classifier.Classify(request, timeout=10).feature_maps
+    whole, some = server.classifier.Classify(request, timeout=60).feature_maps
     assert (whole.layer, some.layer) == (last.name, first.name)
     assert list(whole.channels) == list(range(last.channels))
     assert list(some.channels) == [3, 1]
@@ -162,7 +162,7 @@ def test_feature_maps_are_those_of_the_layers_and_channels_asked_for(server, pho
 
     del request.feature_maps[:]
     request.feature_maps.add(layer=first.name)
-    (full,) = server.classifier.Classify(request, timeout=10).feature_maps
+    (full,) = server.classifier.Classify(request, timeout=60).feature_maps
     channels = np.frombuffer(full.values, dtype="<f4").reshape(-1, first.height, first.width)
     np.testing.assert_array_equal(values, channels[[3, 1]])
 
@@ -174,8 +174,8 @@ def test_raw_bytes_and_the_same_file_give_the_same(server, cat: np.ndarray) -> N
     raw = RawImage(height=28, width=28, channels=1, data=crop.tobytes())
     encoded = ClassifyRequest(model="lenet5", encoded=buffer.getvalue())
     plain = ClassifyRequest(model="lenet5", raw=raw, timing=True)
-    from_file = server.classifier.Classify(encoded, timeout=10)
-    from_bytes = server.classifier.Classify(plain, timeout=10)
+    from_file = server.classifier.Classify(encoded, timeout=60)
+    from_bytes = server.classifier.Classify(plain, timeout=60)
     assert from_file.predictions == from_bytes.predictions
     assert len(from_file.predictions) == 5
     assert from_bytes.timing.backend == "onnxruntime"
@@ -202,16 +202,16 @@ def test_an_error_belongs_to_its_picture_and_not_to_the_stream(server, photograp
 
 
 def test_models_are_listed_and_described(server, labels) -> None:
-    first = server.classifier.ListModels(ListModelsRequest(page_size=1), timeout=10)
+    first = server.classifier.ListModels(ListModelsRequest(page_size=1), timeout=60)
     assert [model.name for model in first.models] == ["efficientnet_lite0"]
     rest = server.classifier.ListModels(
-        ListModelsRequest(page_size=1, page_token=first.next_page_token), timeout=10
+        ListModelsRequest(page_size=1, page_token=first.next_page_token), timeout=60
     )
     assert [model.name for model in rest.models] == ["lenet5"]
     assert not rest.next_page_token
     assert first.models[0].versions[0].state == MODEL_STATE_READY
 
-    model = server.classifier.GetModel(GetModelRequest(name=MODEL), timeout=10).model
+    model = server.classifier.GetModel(GetModelRequest(name=MODEL), timeout=60).model
     assert tuple(model.labels) == labels
     assert (model.input.height, model.input.width, model.input.channels) == (224, 224, 3)
     assert (model.input.resize, model.input.interpolation) == (256, "bicubic")

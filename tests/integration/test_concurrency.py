@@ -54,7 +54,7 @@ def same(found: ClassifyResponse, expected: ClassifyResponse) -> None:
 
 def test_no_answer_goes_to_another_request(server, photographs: list) -> None:
     requests = mixed_requests(photographs)
-    alone = [server.classifier.Classify(request, timeout=30) for request in requests]
+    alone = [server.classifier.Classify(request, timeout=60) for request in requests]
     order = np.random.default_rng(0).permutation(np.repeat(np.arange(len(requests)), 3)).tolist()
     calls = [
         (index, server.classifier.Classify.future(requests[index], timeout=120)) for index in order
@@ -68,7 +68,7 @@ def test_bad_and_abandoned_requests_among_good_ones_change_nothing(
 ) -> None:
     good = ClassifyRequest(model=MODEL, encoded=photographs[0].encoded)
     bad = ClassifyRequest(model=MODEL, encoded=photographs[0].encoded[:-5000])
-    expected = server.classifier.Classify(good, timeout=30)
+    expected = server.classifier.Classify(good, timeout=60)
     calls = []
     for number in range(60):
         request = bad if number % 3 == 1 else good
@@ -87,8 +87,8 @@ def test_bad_and_abandoned_requests_among_good_ones_change_nothing(
 def test_a_full_queue_answers_that_it_is_full_and_when_to_come_again(
     start, repository, error_of
 ) -> None:
-    server = start(repository, "--max-queue", "4", "--max-delay", "1", "--max-batch", "64")
-    calls = [server.classifier.Classify.future(digit(value), timeout=30) for value in range(20)]
+    server = start(repository, "--max-queue", "4", "--max-delay", "4", "--max-batch", "64")
+    calls = [server.classifier.Classify.future(digit(value), timeout=60) for value in range(20)]
     errors = [call.exception() for call in calls]
     refused = [error for error in errors if error is not None]
     assert len(refused) == 16

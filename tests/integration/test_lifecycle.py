@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,13 +40,13 @@ def test_one_line_tells_the_models_and_the_address(server) -> None:
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_health_is_told_by_service(server, service: str) -> None:
-    answer = HealthStub(server.channel).Check(HealthCheckRequest(service=service), timeout=10)
+    answer = HealthStub(server.channel).Check(HealthCheckRequest(service=service), timeout=60)
     assert answer.status == SERVING
 
 
 def test_the_health_of_an_unknown_service_is_not_found(server) -> None:
     with pytest.raises(grpc.RpcError) as raised:
-        HealthStub(server.channel).Check(HealthCheckRequest(service="nothing"), timeout=10)
+        HealthStub(server.channel).Check(HealthCheckRequest(service="nothing"), timeout=60)
     assert raised.value.code() is grpc.StatusCode.NOT_FOUND
 
 
@@ -71,59 +70,49 @@ def test_an_idle_server_is_small(start: Callable, repository: Path) -> None:
 def test_a_signal_turns_readiness_off_and_the_server_serves_on_for_its_delay(
     start: Callable, repository: Path
 ) -> None:
-    server = start(repository, "--shutdown-delay", "2")
-    watch = HealthStub(server.channel).Watch(HealthCheckRequest(), timeout=30)
+    server = start(repository, "--shutdown-delay", "4")
+    watch = HealthStub(server.channel).Watch(HealthCheckRequest(), timeout=60)
     assert next(watch).status == SERVING
     server.terminate()
     assert next(watch).status == NOT_SERVING
-    assert server.classifier.Classify(digit(), timeout=10).predictions
+    assert server.classifier.Classify(digit(), timeout=60).predictions
     for service in SERVICES:
-        answer = HealthStub(server.channel).Check(HealthCheckRequest(service=service), timeout=10)
+        answer = HealthStub(server.channel).Check(HealthCheckRequest(service=service), timeout=60)
         assert answer.status == NOT_SERVING
     # An open watch does not hold the server up.
-    assert server.process.wait(timeout=10) == 0
+    assert server.process.wait(timeout=60) == 0
 
 
-def test_requests_in_flight_are_answered_before_the_server_stops(
-    start: Callable, repository: Path
-) -> None:
-    # The batch is never full, so every request waits for two seconds.
-    server = start(repository, "--max-delay", "2", "--max-batch", "64", "--shutdown-delay", "1")
-    server.classifier.ListModels(ListModelsRequest(), timeout=10)
-    calls = [server.classifier.Classify.future(digit(value), timeout=30) for value in range(20)]
-    server.terminate()
-    assert not any(call.done() for call in calls)
-    answers = [call.result() for call in calls]
-    assert all(answer.predictions for answer in answers)
-    assert server.process.wait(timeout=10) == 0
-    with pytest.raises(grpc.RpcError) as raised:
-        server.classifier.Classify(digit(), timeout=5)
-    assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
-
-
-def test_a_request_that_comes_while_the_server_stops_is_told_to_go_elsewhere(
+def test_requests_in_flight_are_answered_and_later_ones_told_to_go_elsewhere(
     start: Callable, repository: Path, error_of: Callable
 ) -> None:
-    server = start(repository, "--max-delay", "3", "--max-batch", "64")
-    watch = HealthStub(server.channel).Watch(HealthCheckRequest(), timeout=30)
+    # The batch is never full, so every request waits for five seconds.
+    server = start(repository, "--max-delay", "5", "--max-batch", "64")
+    watch = HealthStub(server.channel).Watch(HealthCheckRequest(), timeout=60)
     assert next(watch).status == SERVING
-    taken = server.classifier.Classify.future(digit(), timeout=30)
+    calls = [server.classifier.Classify.future(digit(value), timeout=60) for value in range(20)]
+    server.classifier.ListModels(ListModelsRequest(), timeout=60)  # after which they are taken
     server.terminate()
+    assert not any(call.done() for call in calls)
     assert next(watch).status == NOT_SERVING
     # The watch ends when no more calls are taken.
     assert list(watch) == []
     with pytest.raises(grpc.RpcError) as raised:
-        server.classifier.Classify(digit(), timeout=5)
+        server.classifier.Classify(digit(), timeout=60)
     assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
     assert error_of(raised.value).reason == "STOPPING"
-    assert taken.result().predictions
-    assert server.process.wait(timeout=10) == 0
+    answers = [call.result() for call in calls]
+    assert all(answer.predictions for answer in answers)
+    assert server.process.wait(timeout=60) == 0
+    with pytest.raises(grpc.RpcError) as raised:
+        server.classifier.Classify(digit(), timeout=60)
+    assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
 def test_an_open_stream_gets_its_answers_and_is_told_to_go_elsewhere(
     start: Callable, repository: Path, error_of: Callable
 ) -> None:
-    server = start(repository, "--max-delay", "1", "--max-batch", "64")
+    server = start(repository, "--max-delay", "2", "--max-batch", "64")
 
     def requests():
         for number in range(3):
@@ -131,7 +120,7 @@ def test_an_open_stream_gets_its_answers_and_is_told_to_go_elsewhere(
         stopped.wait()
 
     stopped = threading.Event()
-    stream = server.classifier.ClassifyStream(requests(), timeout=30)
+    stream = server.classifier.ClassifyStream(requests(), timeout=60)
     assert next(stream).request_id == "0"
     server.terminate()
     assert [next(stream).request_id for _ in range(2)] == ["1", "2"]
@@ -140,36 +129,35 @@ def test_an_open_stream_gets_its_answers_and_is_told_to_go_elsewhere(
     stopped.set()
     assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
     assert error_of(raised.value).reason == "STOPPING"
-    assert server.process.wait(timeout=10) == 0
+    assert server.process.wait(timeout=60) == 0
 
 
 def test_a_second_signal_stops_at_once(start: Callable, repository: Path) -> None:
     server = start(repository, "--max-delay", "600", "--max-batch", "64")
-    watch = HealthStub(server.channel).Watch(HealthCheckRequest(), timeout=30)
+    watch = HealthStub(server.channel).Watch(HealthCheckRequest(), timeout=60)
     assert next(watch).status == SERVING
-    call = server.classifier.Classify.future(digit(), timeout=60)
-    server.classifier.ListModels(ListModelsRequest(), timeout=10)
+    call = server.classifier.Classify.future(digit(), timeout=120)
+    server.classifier.ListModels(ListModelsRequest(), timeout=60)
     server.terminate()
     assert next(watch).status == NOT_SERVING
-    started = time.monotonic()
     server.terminate()
-    assert server.process.wait(timeout=10) == 1
-    assert time.monotonic() - started < 5
+    # Not 0, as where it had waited for the batch.
+    assert server.process.wait(timeout=60) == 1
     assert call.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
 
 
 def test_the_log_of_a_whole_life_has_no_traceback(start: Callable, repository: Path) -> None:
     server = start(repository)
-    server.classifier.Classify(digit(), timeout=10)
+    server.classifier.Classify(digit(), timeout=60)
     with pytest.raises(grpc.RpcError):
-        server.classifier.Classify(ClassifyRequest(model="lenet5", encoded=b"x"), timeout=10)
+        server.classifier.Classify(ClassifyRequest(model="lenet5", encoded=b"x"), timeout=60)
     stream = server.classifier.ClassifyStream(
-        iter([ClassifyStreamRequest(request=digit())] * 100), timeout=30
+        iter([ClassifyStreamRequest(request=digit())] * 100), timeout=60
     )
     next(stream)
     stream.cancel()
     server.terminate()
-    assert server.process.wait(timeout=10) == 0
+    assert server.process.wait(timeout=60) == 0
     assert "Traceback" not in server.log.read_text(encoding="utf-8")
 
 
@@ -191,13 +179,13 @@ def test_a_broken_model_does_not_keep_the_others_from_serving(
     (own_repository / "efficientnet_lite0" / "1" / "model.onnx").write_bytes(b"broken")
     server = start(own_repository)
     assert server.line.startswith("foveate serving 1 model on ")
-    broken, _ = server.classifier.ListModels(ListModelsRequest(), timeout=10).models
+    broken, _ = server.classifier.ListModels(ListModelsRequest(), timeout=60).models
     assert broken.versions[0].reason.startswith("model.onnx: 6 bytes")
     assert not broken.default_version
     with pytest.raises(grpc.RpcError) as raised:
-        server.classifier.Classify(ClassifyRequest(model=broken.name, encoded=b"x"), timeout=10)
+        server.classifier.Classify(ClassifyRequest(model=broken.name, encoded=b"x"), timeout=60)
     assert raised.value.code() is grpc.StatusCode.FAILED_PRECONDITION
-    assert server.classifier.Classify(digit(), timeout=10).predictions
+    assert server.classifier.Classify(digit(), timeout=60).predictions
 
 
 def serve(repository: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

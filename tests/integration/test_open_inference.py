@@ -53,7 +53,7 @@ def material(server, photographs, tmp_path_factory: pytest.TempPathFactory) -> P
             cam=CamOptions(top=2),
             feature_maps=[FeatureMapOptions(layer="blocks.4")],
         )
-        responses.append(server.classifier.Classify(request, timeout=30))
+        responses.append(server.classifier.Classify(request, timeout=60))
     (features,) = responses[0].feature_maps
     shape = (len(features.channels), features.height, features.width)
     np.savez(
@@ -129,7 +129,7 @@ def test_damaged_messages_are_the_clients_fault(server) -> None:
     found: set[grpc.StatusCode] = set()
     for _ in range(500):
         try:
-            infer(damaged(message, chance), timeout=30)
+            infer(damaged(message, chance), timeout=60)
         except grpc.RpcError as error:
             found.add(error.code())
     assert {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND} <= found
@@ -138,14 +138,14 @@ def test_damaged_messages_are_the_clients_fault(server) -> None:
         grpc.StatusCode.NOT_FOUND,
         grpc.StatusCode.DEADLINE_EXCEEDED,
     }
-    answer = ModelInferResponse.FromString(infer(message, timeout=30))
+    answer = ModelInferResponse.FromString(infer(message, timeout=60))
     assert list(answer.outputs[0].shape) == [1, 10]
 
 
 @pytest.mark.parametrize("bad", [b"\xff\xff\xff", b"\x0a\x02\xff\xfe"], ids=["wire", "utf-8"])
 def test_a_stream_ends_at_bytes_that_are_no_message(server, bad: bytes, error_of) -> None:
     stream = server.channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
-    answers = stream(iter([digit().SerializeToString(), bad]), timeout=30)
+    answers = stream(iter([digit().SerializeToString(), bad]), timeout=60)
     assert next(answers)
     with pytest.raises(grpc.RpcError) as raised:
         next(answers)

@@ -42,22 +42,22 @@ def test_it_is_refused_unless_enabled(server, error_of: Callable, method: str) -
         "ReloadModel": ReloadModelRequest,
     }[method](name="lenet5")
     with pytest.raises(grpc.RpcError) as raised:
-        getattr(server.repository, method)(request, timeout=10)
+        getattr(server.repository, method)(request, timeout=60)
     assert raised.value.code() is grpc.StatusCode.PERMISSION_DENIED
     assert error_of(raised.value).reason == "ADMIN_DISABLED"
-    assert server.classifier.Classify(digit(), timeout=10).predictions
+    assert server.classifier.Classify(digit(), timeout=60).predictions
 
 
 def test_a_model_is_unloaded_and_loaded_again(start: Callable, own_repository: Path) -> None:
     server = start(own_repository, "--admin")
-    gone = server.repository.UnloadModel(UnloadModelRequest(name="lenet5"), timeout=30).model
+    gone = server.repository.UnloadModel(UnloadModelRequest(name="lenet5"), timeout=60).model
     assert [v.state for v in gone.versions] == [MODEL_STATE_UNLOADED]
     with pytest.raises(grpc.RpcError) as raised:
-        server.classifier.Classify(digit(), timeout=10)
+        server.classifier.Classify(digit(), timeout=60)
     assert raised.value.code() is grpc.StatusCode.FAILED_PRECONDITION
-    back = server.repository.LoadModel(LoadModelRequest(name="lenet5"), timeout=30).model
+    back = server.repository.LoadModel(LoadModelRequest(name="lenet5"), timeout=60).model
     assert [v.state for v in back.versions] == [MODEL_STATE_READY]
-    assert server.classifier.Classify(digit(), timeout=10).predictions
+    assert server.classifier.Classify(digit(), timeout=60).predictions
 
 
 def test_an_unknown_model_is_not_found(start: Callable, own_repository: Path) -> None:
@@ -67,7 +67,7 @@ def test_an_unknown_model_is_not_found(start: Callable, own_repository: Path) ->
         LoadModelRequest(name="lenet5", version="2"),
     ):
         with pytest.raises(grpc.RpcError) as raised:
-            server.repository.LoadModel(request, timeout=10)
+            server.repository.LoadModel(request, timeout=60)
         assert raised.value.code() is grpc.StatusCode.NOT_FOUND
 
 
@@ -75,20 +75,20 @@ def test_a_corrupt_bundle_leaves_the_old_one_serving(
     start: Callable, own_repository: Path, error_of: Callable
 ) -> None:
     server = start(own_repository, "--admin")
-    before = server.classifier.Classify(digit(), timeout=10)
+    before = server.classifier.Classify(digit(), timeout=60)
     break_bundle(own_repository / "lenet5" / "1")
     with pytest.raises(grpc.RpcError) as raised:
-        server.repository.ReloadModel(ReloadModelRequest(name="lenet5"), timeout=30)
+        server.repository.ReloadModel(ReloadModelRequest(name="lenet5"), timeout=60)
     assert raised.value.code() is grpc.StatusCode.FAILED_PRECONDITION
     status = error_of(raised.value)
     assert status.reason == "MODEL_LOAD_FAILED"
     assert "model.onnx: its SHA-256" in status.message
     assert str(own_repository) not in status.message
 
-    _, lenet = server.classifier.ListModels(ListModelsRequest(), timeout=10).models
+    _, lenet = server.classifier.ListModels(ListModelsRequest(), timeout=60).models
     assert lenet.versions[0].state == MODEL_STATE_READY
     assert "SHA-256" in lenet.versions[0].reason
-    assert server.classifier.Classify(digit(), timeout=10).predictions == before.predictions
+    assert server.classifier.Classify(digit(), timeout=60).predictions == before.predictions
 
 
 def test_a_corrupt_newer_version_leaves_the_older_one_serving(
@@ -98,13 +98,13 @@ def test_a_corrupt_newer_version_leaves_the_older_one_serving(
     newer = shutil.copytree(own_repository / "lenet5" / "1", own_repository / "lenet5" / "2")
     break_bundle(newer)
     with pytest.raises(grpc.RpcError):
-        server.repository.ReloadModel(ReloadModelRequest(name="lenet5"), timeout=30)
-    _, lenet = server.classifier.ListModels(ListModelsRequest(), timeout=10).models
+        server.repository.ReloadModel(ReloadModelRequest(name="lenet5"), timeout=60)
+    _, lenet = server.classifier.ListModels(ListModelsRequest(), timeout=60).models
     assert [(v.version, v.state) for v in lenet.versions] == [
         ("2", MODEL_STATE_FAILED),
         ("1", MODEL_STATE_READY),
     ]
-    assert server.classifier.Classify(digit(), timeout=10).version == "1"
+    assert server.classifier.Classify(digit(), timeout=60).version == "1"
 
 
 def test_reloading_under_load_loses_no_request(start: Callable, own_repository: Path) -> None:
@@ -117,7 +117,7 @@ def test_reloading_under_load_loses_no_request(start: Callable, own_repository: 
         count = 0
         while not done.is_set():
             try:
-                assert server.classifier.Classify(digit(), timeout=10).predictions
+                assert server.classifier.Classify(digit(), timeout=60).predictions
                 count += 1
             except grpc.RpcError as error:
                 errors.append(error)
@@ -127,7 +127,7 @@ def test_reloading_under_load_loses_no_request(start: Callable, own_repository: 
     for caller in callers:
         caller.start()
     for _ in range(5):
-        server.repository.ReloadModel(ReloadModelRequest(name="lenet5"), timeout=30)
+        server.repository.ReloadModel(ReloadModelRequest(name="lenet5"), timeout=60)
     done.set()
     for caller in callers:
         caller.join()

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -16,6 +16,8 @@ from foveate_serve.errors import DeadlineError, EngineError, OverloadedError
 from foveate_serve.instances import ANY_CORE, deal_cores
 from foveate_serve.observer import BatchRun
 
+from ..waiting import LIMIT_SECONDS, until
+
 LOGITS = ("logits",)
 WITH_CAM = ("logits", "cam.cam")
 
@@ -27,12 +29,6 @@ def colour(red: int, green: int = 0, blue: int = 0) -> np.ndarray:
 async def ask(batcher: Batcher, image: np.ndarray, *, priority: int = 0, **wanted) -> Batched:
     with batcher.places(priority=priority) as places:
         return await batcher.submit(places, image, **({"outputs": LOGITS} | wanted))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - a thread changes it
-            await asyncio.sleep(0)
 
 
 class Held:
@@ -76,7 +72,7 @@ async def test_a_lone_request_does_not_wait(gated) -> None:
     result = await ask(batcher, colour(255))
     np.testing.assert_allclose(result.outputs["logits"], [1.25, 0, -0.25], atol=1e-6)
     assert result.batch_size == 1
-    assert result.queue_seconds < 0.5
+    assert result.queue_seconds < LIMIT_SECONDS
     await batcher.close()
 
 
@@ -305,9 +301,15 @@ async def test_closing_several_instances_answers_what_waits_and_leaves_no_thread
     runners = [make_gated() for _ in range(2)]
     batcher = Batcher(runners, BatchPolicy(max_batch=1, cores=(ANY_CORE,) * 2))
     before = set(threading.enumerate())
+    for runner in runners:
+        runner.gate.clear()
     tasks = [asyncio.ensure_future(ask(batcher, colour(i))) for i in range(5)]
-    await until(lambda: batcher.waiting > 0)
-    await batcher.close()
+    await until(lambda: batcher.waiting == 3)
+    closing = asyncio.ensure_future(batcher.close())
+    await asyncio.sleep(0)
+    for runner in runners:
+        runner.gate.set()
+    await closing
     assert [task.result().batch_size for task in tasks] == [1] * 5
     names = {thread.name for thread in before - set(threading.enumerate())}
     assert names == {"foveate-engine-0", "foveate-engine-1"}
@@ -379,7 +381,7 @@ async def test_a_thread_that_ends_fails_its_batch_and_starts_again(gated) -> Non
     for expected in ([False], [False, True, False]):
         with pytest.raises(EngineError):
             await ask(batcher, colour(200))
-        await until(lambda wanted=expected: lives == wanted)
+        await until(lambda wanted=expected: lives[: len(wanted)] == wanted)
     # This one waits for the thread.
     assert (await ask(batcher, colour(200))).batch_size == 1
     assert lives == [False, True, False, True]
@@ -389,6 +391,7 @@ async def test_a_thread_that_ends_fails_its_batch_and_starts_again(gated) -> Non
 async def test_a_thread_that_has_ended_does_not_hold_up_the_close(gated) -> None:
     lives: list[bool] = []
     batcher = Batcher([gated], alive=lives.append)
+    batcher._instances[0].pause = LIMIT_SECONDS
     Dying(gated, times=1)
     with pytest.raises(EngineError):
         await ask(batcher, colour(200))
@@ -415,6 +418,6 @@ def test_a_run_that_ends_after_the_loop_was_given_up_harms_nobody(gated) -> None
         batcher._closing = True
         batcher._changed.notify_all()
     (instance,) = batcher._instances
-    instance.thread.join(timeout=30)
+    instance.thread.join(LIMIT_SECONDS)
     assert not instance.thread.is_alive()
     assert gated.pictures == [200]

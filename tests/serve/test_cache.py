@@ -20,6 +20,8 @@ from foveate_serve.graph import GraphRequest
 from foveate_serve.repository import Repository
 from foveate_serve.statistics import Statistics
 
+from ..waiting import until
+
 
 def picture(colour: tuple[int, int, int], kind: str = "PNG") -> bytes:
     buffer = io.BytesIO()
@@ -203,8 +205,7 @@ async def test_identical_requests_in_flight_share_a_run(opened: Callable, gated:
         gated.gate.clear()
         calls = [asyncio.create_task(engine.classify(Request(image=raw(9)))) for _ in range(4)]
         calls.append(asyncio.create_task(engine.classify(Request(image=raw(10)))))
-        while not gated.entered.acquire(blocking=False):  # noqa: ASYNC110 - a thread releases it
-            await asyncio.sleep(0)
+        await until(lambda: gated.entered.acquire(blocking=False))
         # The one who came first leaves.
         calls[0].cancel()
         await asyncio.wait(calls[:1])

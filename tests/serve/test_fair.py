@@ -7,10 +7,15 @@ import threading
 from collections import Counter
 from collections.abc import AsyncIterator
 from functools import partial
+from types import SimpleNamespace
 
+import pytest
 import pytest_asyncio
 
+from foveate_serve import fair
 from foveate_serve.fair import FairThreads
+
+from ..waiting import LIMIT_SECONDS
 
 
 @pytest_asyncio.fixture
@@ -29,7 +34,7 @@ class Gate:
         self.order: list[str] = []
 
     def hold(self) -> None:
-        assert self._event.wait(timeout=30)
+        assert self._event.wait(LIMIT_SECONDS)
 
     def open(self) -> None:
         self._event.set()
@@ -58,26 +63,31 @@ async def test_a_flood_does_not_hold_up_another_user(threads: FairThreads) -> No
     assert gate.order.index("lone") <= 2
 
 
-async def test_users_share_the_time_and_not_the_number(threads: FairThreads) -> None:
+async def test_users_share_the_time_and_not_the_number(
+    threads: FairThreads, monkeypatch: pytest.MonkeyPatch
+) -> None:
     done: list[str] = []
     begin = threading.Event()
+    clock = 0
 
-    def work(user: str, turns: int) -> None:
-        assert begin.wait(timeout=30)
-        sum(range(turns))
+    def work(user: str, seconds: int) -> None:
+        nonlocal clock
+        assert begin.wait(LIMIT_SECONDS)
+        clock += seconds
         done.append(user)
 
-    long, short = 400_000, 40_000
-    calls = [("long", long)] * 20 + [("short", short)] * 200
+    monkeypatch.setattr(fair, "time", SimpleNamespace(perf_counter=lambda: clock))
+    calls = [("long", 10)] * 20 + [("short", 1)] * 200
     tasks = [
-        asyncio.create_task(threads.run(user, partial(work, user, turns))) for user, turns in calls
+        asyncio.create_task(threads.run(user, partial(work, user, seconds)))
+        for user, seconds in calls
     ]
     await asyncio.sleep(0)
     begin.set()
     await asyncio.gather(*tasks)
     # While both wait, ten short pieces are done for each long one; by number it would be one.
     half = done[: done.index("long") + 1 + 110]
-    assert half.count("short") >= 4 * half.count("long")
+    assert half.count("short") >= 9 * half.count("long")
 
 
 async def test_work_that_was_cancelled_while_it_waited_never_runs(threads: FairThreads) -> None:

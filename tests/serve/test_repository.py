@@ -19,6 +19,8 @@ from foveate_serve.errors import (
 )
 from foveate_serve.repository import Repository, State
 
+from ..waiting import until
+
 Write = Callable[..., Path]
 
 
@@ -229,8 +231,7 @@ async def test_unload_waits_for_those_who_use_the_model(
     model = repository.get("colours", "")
     with model.in_use():
         unloading = asyncio.create_task(repository.unload("colours", ""))
-        while states(repository) != {1: State.UNLOADING}:  # noqa: ASYNC110 - no event tells
-            await asyncio.sleep(0)
+        await until(lambda: states(repository) == {1: State.UNLOADING})
         image = np.zeros((8, 8, 3), dtype=np.uint8)
         with model.batcher.places() as places:
             answer = await model.batcher.submit(places, image, outputs=("logits",))
@@ -282,6 +283,7 @@ async def test_a_version_does_not_serve_while_its_engines_thread_is_down(
         patch.setattr(runner, "run", end)
         with pytest.raises(EngineError):
             await red(repository)
+        # It is back in a moment: between two of these looks no timer can fire.
         while states(repository) == {1: State.READY}:  # noqa: ASYNC110 - a thread changes it
             await asyncio.sleep(0)
     assert states(repository) == {1: State.LOADING}
@@ -289,7 +291,6 @@ async def test_a_version_does_not_serve_while_its_engines_thread_is_down(
     assert "thread ended" in model.versions[0].reason
     with pytest.raises(LoadingError):
         repository.get("colours", "")
-    while states(repository) == {1: State.LOADING}:  # noqa: ASYNC110 - a timer changes it
-        await asyncio.sleep(0)
+    await until(lambda: states(repository) == {1: State.READY})
     assert repository.models()[0].versions[0].reason == ""
     assert await red(repository) == pytest.approx(1.25)

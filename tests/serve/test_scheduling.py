@@ -23,13 +23,9 @@ from foveate_serve.graph import GraphRequest
 from foveate_serve.instances import ANY_CORE
 from foveate_serve.repository import LoadedModel, Repository
 
+from ..waiting import LIMIT_SECONDS, until
+
 MAPS = CamRequest(forms=frozenset({"overlay"}))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - a thread changes it
-            await asyncio.sleep(0)
 
 
 class Gate:
@@ -49,7 +45,7 @@ class Gate:
 
     def __call__(self, *args: object, **kwargs: object) -> object:
         self.entered.release()
-        assert self._open.wait(timeout=30)
+        assert self._open.wait(2 * LIMIT_SECONDS)
         return self._function(*args, **kwargs)
 
 
@@ -158,6 +154,13 @@ STAGES = {
 }
 
 
+def pass_time(seconds: float) -> None:
+    """Put the clock of the event loop forward."""
+    loop = asyncio.get_running_loop()
+    now = loop.time
+    loop.time = lambda: now() + seconds
+
+
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("end", ["cancel", "deadline"])
 async def test_a_request_that_is_given_up_leaves_nothing_behind(
@@ -168,11 +171,13 @@ async def test_a_request_that_is_given_up_leaves_nothing_behind(
     ask, request = staged.engine.classify, Request(image=png(), cam=MAPS)
     others = [asyncio.create_task(ask(request)) for _ in range(held.others)]
     await until(lambda: held.occupied(staged))
-    deadline = time.monotonic() + 0.2 if end == "deadline" else None
+    deadline = time.monotonic() + 2 * LIMIT_SECONDS if end == "deadline" else None
     task = asyncio.create_task(ask(request, deadline=deadline))
     await until(lambda: held.reached(staged))
     if end == "cancel":
         task.cancel()
+    else:
+        pass_time(2 * LIMIT_SECONDS)
     with pytest.raises(asyncio.CancelledError if end == "cancel" else DeadlineError):
         await task
     staged.open()

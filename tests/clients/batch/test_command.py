@@ -18,6 +18,8 @@ from PIL import Image
 from foveate.status import ErrorStatus, StatusError
 from foveate_client.batch import arrow
 
+from ...waiting import LIMIT_SECONDS
+
 INVALID_ARGUMENT = 3
 
 
@@ -298,7 +300,7 @@ def test_ctrl_c_keeps_what_was_done(server, photographs, tmp_path):
     def classify(request):
         if request.encoded == photographs[5].path.read_bytes():
             answered.release()
-            gate.wait(timeout=30)
+            gate.wait(2 * LIMIT_SECONDS)
         return answer(request)
 
     server.service.classify = classify
@@ -307,9 +309,9 @@ def test_ctrl_c_keeps_what_was_done(server, photographs, tmp_path):
     command = [sys.executable, "-m", "foveate_client", "batch", *paths, "--out", str(out), "--json"]
     command += ["--address", server.address, "--in-flight", "1"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert answered.acquire(timeout=30)
+        assert answered.acquire(timeout=LIMIT_SECONDS)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=LIMIT_SECONDS)
     gate.set()
     assert process.returncode == 130
     assert "the same command goes on from there" in err

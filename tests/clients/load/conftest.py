@@ -22,6 +22,8 @@ from foveate_client._grpc import PLAINTEXT
 from foveate_client.load.driver import Driver, connect
 from foveate_client.load.workload import Mix, foveate_workload
 
+from ...waiting import LIMIT_SECONDS
+
 ANSWER = service.ClassifyResponse(
     model="pets", version="1", predictions=[service.Prediction(class_id=1, score=1)]
 )
@@ -72,14 +74,14 @@ class Served:
         self,
         *,
         connections: int = 1,
-        timeout: float = 10.0,  # noqa: ASYNC109 - a gRPC deadline
+        timeout: float = 60.0,  # noqa: ASYNC109 - a gRPC deadline
         mix: Mix | None = None,
         seed: int = 0,
         credentials: Credentials = PLAINTEXT,
     ) -> AsyncIterator[Driver]:
         async with connect(self.address, connections, credentials) as channels:
             workload = await foveate_workload(
-                channels[0], self._pictures, mix or Mix(), model="", timeout=timeout
+                channels[0], self._pictures, mix or Mix(), model="", timeout=LIMIT_SECONDS
             )
             self.service.asked.clear()
             self.service.peers.clear()

@@ -32,20 +32,20 @@ async def test_the_closed_loop_keeps_its_concurrency(served):
     latencies = found.overall
     assert latencies.minimum >= 0.02
     # Little's law: the requests in flight are the rate times the latency.
-    assert found.rate * latencies.mean == pytest.approx(4, rel=0.15)
+    assert found.rate * latencies.mean == pytest.approx(4, abs=0.9)
     assert not found.errors
 
 
 async def test_percentiles_tell_the_slow_from_the_fast(served):
     async with served.driver() as driver:
         fast = await driver.closed(1, seconds=0.3, warmup=0.0)
-        served.service.seconds = 0.3
-        slow = await driver.closed(10, seconds=0.25, warmup=0.0)
+        served.service.seconds = 1.0
+        slow = await driver.closed(10, seconds=0.9, warmup=0.0)
     assert len(slow.overall) == 10
     fast.merge(slow)
     share = 100 * (1 - 10 / len(fast.overall))
     below, above = fast.overall.percentiles([share - 1, share + 0.9 * (100 - share)]).values()
-    assert below < 0.3 <= above
+    assert below < 1.0 <= above
 
 
 async def test_the_open_loop_sends_at_its_rate_however_slow_the_answers(served):
@@ -65,16 +65,22 @@ async def test_the_open_loop_counts_what_waits_behind_a_stall(served):
         return await waiting
 
     def slow(measurement):
-        latencies = measurement.overall
-        share = next(x for x in np.linspace(0, 100, 2001) if latencies.percentiles([x])[x] >= 0.3)
-        return round(len(latencies) * (1 - share / 100))
+        """Return how many answers took 0.3 s or more."""
+        latencies, below, above = measurement.overall, 0.0, 100.0
+        while above - below > 0.01:
+            share = (below + above) / 2
+            if latencies.percentiles([share])[share] < 0.3:
+                below = share
+            else:
+                above = share
+        return round(len(latencies) * (1 - above / 100))
 
     async with served.driver() as driver:
         closed = await stalled(driver.closed(1, seconds=1.5, warmup=0.0))
-        opened = await stalled(driver.open(100, seconds=1.5, warmup=0.0))
-    # One caller meets the stall once; the thirty that were due in its first half meet it too.
-    assert slow(closed) <= 1
-    assert 10 <= slow(opened) <= 80
+        opened = await stalled(driver.open(50, seconds=1.5, warmup=0.0))
+    # One caller meets the stall once; the fifteen that were due in its first half meet it too.
+    assert slow(closed) <= 3
+    assert 5 <= slow(opened) <= 60
     assert opened.overall.maximum > 0.5
 
 
@@ -100,10 +106,12 @@ async def test_the_warm_up_does_not_count(served):
 
 
 async def test_errors_are_counted_by_code_and_not_timed(served):
-    async with served.driver(timeout=0.1) as driver:
+    async with served.driver() as driver:
         served.service.code = grpc.StatusCode.RESOURCE_EXHAUSTED
         refused = await driver.closed(2, seconds=0.2, warmup=0.0)
-        served.service.code, served.service.seconds = None, 5.0
+    served.service.code = None
+    async with served.driver(timeout=0.1) as driver:
+        served.service.seconds = 5.0
         late = await driver.closed(2, seconds=0.15, warmup=0.0)
     assert set(refused.errors) == {"RESOURCE_EXHAUSTED"}
     assert set(late.errors) == {"DEADLINE_EXCEEDED"}

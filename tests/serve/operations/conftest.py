@@ -42,11 +42,11 @@ class Server:
     def classify(self, **options: object) -> None:
         """Send one picture that the model takes."""
         with self.channel() as channel:
-            ClassifierServiceStub(channel).Classify(red(), timeout=30, **options)
+            ClassifierServiceStub(channel).Classify(red(), timeout=60, **options)
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=30)
+        return self.process.wait(timeout=60)
 
     @property
     def metrics_url(self) -> str:
@@ -58,7 +58,7 @@ class Server:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         request = urllib.request.Request(self.metrics_url + path, headers=headers)  # noqa: S310 - our own
         try:
-            with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310 - our own
+            with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310 - our own
                 return HTTPStatus(answer.status), answer.read().decode()
         except HTTPError as error:
             with error:

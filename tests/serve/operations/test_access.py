@@ -85,7 +85,7 @@ def classify(server, token: str) -> None:
 def outcome(channel: grpc.Channel, method: str, token: str) -> grpc.RpcError | None:
     """Call a method with an empty message, and return its error."""
     # One message, no matter what kind of method: it is answered or refused.
-    call = channel.stream_stream(method)(iter([b""]), metadata=bearer(token), timeout=10)
+    call = channel.stream_stream(method)(iter([b""]), metadata=bearer(token), timeout=60)
     try:
         next(call, None)
         call.cancel()

@@ -34,7 +34,7 @@ def test_a_models_health_follows_its_loads(
         health, repository = HealthStub(channel), RepositoryServiceStub(channel)
 
         def status(service: str) -> int:
-            return health.Check(HealthCheckRequest(service=service), timeout=10).status
+            return health.Check(HealthCheckRequest(service=service), timeout=60).status
 
         watch = health.Watch(HealthCheckRequest(service=COLOURS), timeout=60)
         later = health.Watch(HealthCheckRequest(service=LATER), timeout=60)
@@ -48,21 +48,21 @@ def test_a_models_health_follows_its_loads(
             status(LATER)
         assert raised.value.code() is grpc.StatusCode.NOT_FOUND
 
-        repository.UnloadModel(UnloadModelRequest(name="colours"), timeout=30)
+        repository.UnloadModel(UnloadModelRequest(name="colours"), timeout=60)
         assert next(watch).status == NOT_SERVING == status(COLOURS)
         assert status("") == status("foveate.v1.ClassifierService") == SERVING
 
         broken = write_bundle(name="later")
         shutil.copy(broken / "labels.txt", broken / "model.onnx")
         with pytest.raises(grpc.RpcError):
-            repository.LoadModel(LoadModelRequest(name="later"), timeout=30)
+            repository.LoadModel(LoadModelRequest(name="later"), timeout=60)
         assert next(later).status == NOT_SERVING == status(LATER)
         shutil.rmtree(broken)
         write_bundle(name="later")
-        repository.LoadModel(LoadModelRequest(name="later"), timeout=30)
+        repository.LoadModel(LoadModelRequest(name="later"), timeout=60)
         assert next(later).status == SERVING == status(LATER)
 
-        listed = health.List(HealthListRequest(), timeout=10).statuses
+        listed = health.List(HealthListRequest(), timeout=60).statuses
         assert {name: entry.status for name, entry in listed.items()} == {
             "": SERVING,
             "foveate.v1.ClassifierService": SERVING,
@@ -72,16 +72,16 @@ def test_a_models_health_follows_its_loads(
             LATER: SERVING,
         }
         with pytest.raises(grpc.RpcError) as raised:
-            ChannelzStub(channel).GetServers(GetServersRequest(), timeout=10)
+            ChannelzStub(channel).GetServers(GetServersRequest(), timeout=60)
         assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED  # it was not asked for
         server.process.terminate()
         assert next(overall).status == NOT_SERVING
         assert next(later).status == NOT_SERVING
         assert list(watch) == []
-    assert server.process.wait(timeout=30) == 0
+    assert server.process.wait(timeout=60) == 0
 
 
 def test_channelz_answers_on_request(start: Callable) -> None:
     with start("--channelz").channel() as channel:
-        (found,) = ChannelzStub(channel).GetServers(GetServersRequest(), timeout=10).server
+        (found,) = ChannelzStub(channel).GetServers(GetServersRequest(), timeout=60).server
         assert found.data.calls_started >= 1

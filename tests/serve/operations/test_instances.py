@@ -1,7 +1,6 @@
 """Several instances in a real server: their cores, what calls leave behind, the last answers."""
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,15 +12,10 @@ from foveate.v1.classifier_service_pb2 import ClassifyRequest, ClassifyStreamReq
 from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
 from foveate_serve.instances import deal_cores
 
+from ...waiting import LIMIT_SECONDS, wait_until
+
 COLOURS = frozenset({("model", "colours"), ("version", "1")})
 METRICS = ("--metrics-address", "127.0.0.1:0")
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to that"
-        time.sleep(0.02)
 
 
 def engine_affinities(process: psutil.Process) -> set[frozenset[int]]:
@@ -49,11 +43,11 @@ def test_calls_of_every_outcome_leave_nothing_behind(
     async def calls() -> None:
         async with grpc.aio.insecure_channel(server.address) as channel:
             stub = ClassifierServiceStub(channel)
-            async with asyncio.timeout(60):
-                flood = [stub.Classify(picture, timeout=30) for _ in range(40)]
+            async with asyncio.timeout(LIMIT_SECONDS):
+                flood = [stub.Classify(picture, timeout=60) for _ in range(40)]
                 late = [stub.Classify(picture, timeout=0.0005) for _ in range(10)]
-                bad = [stub.Classify(cut, timeout=30) for _ in range(10)]
-                cancelled = [stub.Classify(picture, timeout=30) for _ in range(10)]
+                bad = [stub.Classify(cut, timeout=60) for _ in range(10)]
+                cancelled = [stub.Classify(picture, timeout=60) for _ in range(10)]
                 streams = [stub.ClassifyStream() for _ in range(5)]
                 for stream in streams:
                     await stream.write(ClassifyStreamRequest(request=picture))
@@ -74,11 +68,11 @@ def test_calls_of_every_outcome_leave_nothing_behind(
         return (process.num_threads(), process.num_fds(), sum(idle))
 
     asyncio.run(calls())  # starts what is only started once
-    until(lambda: state()[2] == 0)
+    wait_until(lambda: state()[2] == 0)
     before = state()
     for _ in range(3):
         asyncio.run(calls())
-    until(lambda: all(now <= then for now, then in zip(state(), before, strict=True)))
+    wait_until(lambda: all(now <= then for now, then in zip(state(), before, strict=True)))
     server.classify()
 
 
@@ -86,11 +80,11 @@ def test_a_stop_answers_what_the_instances_have_taken(
     start: Callable, picture: ClassifyRequest
 ) -> None:
     # Nothing but the end of the server ends the wait for these batches to fill in time.
-    server = start("--instances", "2", "--max-delay", "2", "--max-batch", "64", *METRICS)
+    server = start("--instances", "2", "--max-delay", "5", "--max-batch", "64", *METRICS)
     with server.channel() as channel, ThreadPoolExecutor(20) as threads:
         classify = ClassifierServiceStub(channel).Classify
-        calls = [threads.submit(classify, picture, timeout=30) for _ in range(20)]
-        until(lambda: server.metrics()["foveate_requests_waiting", COLOURS] == 20)
+        calls = [threads.submit(classify, picture, timeout=60) for _ in range(20)]
+        wait_until(lambda: server.metrics()["foveate_requests_waiting", COLOURS] == 20)
         assert server.stop() == 0
         assert [call.result().predictions[0].label for call in calls] == ["red"] * 20
 
@@ -101,7 +95,7 @@ def test_an_objective_is_found_shown_and_kept_to(start: Callable, picture: Class
         classify = ClassifierServiceStub(channel).Classify
 
         def ask(_: int) -> grpc.StatusCode:
-            call = classify.future(picture, timeout=30)
+            call = classify.future(picture, timeout=60)
             return call.code()
 
         codes = Counter(threads.map(ask, range(300)))

@@ -23,13 +23,13 @@ def test_every_answer_and_every_line_of_a_call_have_its_id(
     with server.channel() as channel:
         classify = ClassifierServiceStub(channel).Classify
         own = (("x-request-id", "mine-1"),)
-        assert trailing_id(classify.with_call(picture, timeout=30, metadata=own)[1]) == "mine-1"
-        made = trailing_id(classify.with_call(picture, timeout=30)[1])
+        assert trailing_id(classify.with_call(picture, timeout=60, metadata=own)[1]) == "mine-1"
+        made = trailing_id(classify.with_call(picture, timeout=60)[1])
         odd = (("x-request-id", "no spaces, please"),)
-        other = trailing_id(classify.with_call(picture, timeout=30, metadata=odd)[1])
+        other = trailing_id(classify.with_call(picture, timeout=60, metadata=odd)[1])
         assert made != other != "no spaces, please"
         with pytest.raises(grpc.RpcError) as raised:
-            classify(ClassifyRequest(model="none", encoded=b"x"), timeout=30, metadata=own)
+            classify(ClassifyRequest(model="none", encoded=b"x"), timeout=60, metadata=own)
         # The details of the error and the id share the trailer.
         assert error_of(raised.value).reason == "MODEL_NOT_FOUND"
         assert trailing_id(raised.value) == "mine-1"

@@ -1,6 +1,5 @@
 """Who changes the models of a running server: its folder, or clients, and with labels."""
 
-import time
 from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
@@ -14,19 +13,15 @@ from foveate.v1.model_pb2 import ModelSummary
 from foveate.v1.repository_service_pb2 import LoadModelRequest, SetVersionLabelsRequest
 from foveate.v1.repository_service_pb2_grpc import RepositoryServiceStub
 
+from ...waiting import wait_until
+from ..conftest import write_colour_bundle
+
 POLL = ("--repository-mode", "poll", "--poll-interval", "0.05")
 
 
 def model(channel: grpc.Channel) -> ModelSummary:
-    answer = ClassifierServiceStub(channel).ListModels(ListModelsRequest(), timeout=30)
+    answer = ClassifierServiceStub(channel).ListModels(ListModelsRequest(), timeout=60)
     return next(iter(answer.models), ModelSummary())
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    give_up = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < give_up
-        time.sleep(0.02)
 
 
 def test_a_folder_is_followed_from_empty_to_new_versions(
@@ -38,19 +33,18 @@ def test_a_folder_is_followed_from_empty_to_new_versions(
         classifier = ClassifierServiceStub(channel)
         write_bundle(version=1)
         wait_until(lambda: model(channel).default_version == "1")
-        answered = set()
-        path = write_bundle(version=2)
         # What is still being copied: the manifest is there, and the graph is not.
-        graph = (path / "model.onnx").read_bytes()
-        (path / "model.onnx").unlink()
+        path = write_colour_bundle(tmp_path / "outside", version=2)
+        (path / "model.onnx").rename(tmp_path / "model.onnx")
+        path = path.rename(tmp_path / "repository" / "colours" / "2")
         wait_until(lambda: "model.onnx" in model(channel).versions[0].reason)
-        assert classifier.Classify(picture, timeout=30).version == "1"
-        (path / "model.onnx").write_bytes(graph)
+        answered = [classifier.Classify(picture, timeout=60).version]
+        (tmp_path / "model.onnx").rename(path / "model.onnx")
         while "2" not in answered:
-            answered.add(classifier.Classify(picture, timeout=30).version)
-        assert answered == {"1", "2"}
+            answered.append(classifier.Classify(picture, timeout=60).version)
+        assert answered == ["1"] * (len(answered) - 1) + ["2"]
         with pytest.raises(grpc.RpcError, match="serves what its folder holds"):
-            RepositoryServiceStub(channel).LoadModel(LoadModelRequest(name="colours"), timeout=30)
+            RepositoryServiceStub(channel).LoadModel(LoadModelRequest(name="colours"), timeout=60)
     assert server.stop() == 0
     assert "model.onnx: no such file" in server.log.read_text(encoding="utf-8")
 
@@ -62,11 +56,11 @@ def test_explicit_starts_without_models(
     with server.channel() as channel:
         classifier = ClassifierServiceStub(channel)
         with pytest.raises(grpc.RpcError) as raised:
-            classifier.Classify(picture, timeout=30)
+            classifier.Classify(picture, timeout=60)
         assert error_of(raised.value).reason == "MODEL_NOT_READY"
         assert server.get("/readyz")[0] is HTTPStatus.OK
-        RepositoryServiceStub(channel).LoadModel(LoadModelRequest(name="colours"), timeout=30)
-        assert classifier.Classify(picture, timeout=30).version == "1"
+        RepositoryServiceStub(channel).LoadModel(LoadModelRequest(name="colours"), timeout=60)
+        assert classifier.Classify(picture, timeout=60).version == "1"
 
 
 def test_labels_are_configured_named_by_requests_and_moved(
@@ -87,7 +81,7 @@ def test_labels_are_configured_named_by_requests_and_moved(
         for _ in range(8):
             options = [("grpc.use_local_subchannel_pool", 1)]
             with grpc.insecure_channel(server.address, options) as channel:
-                found.add(ClassifierServiceStub(channel).Classify(request, timeout=30).version)
+                found.add(ClassifierServiceStub(channel).Classify(request, timeout=60).version)
         return found
 
     asked = ("", "stable", "canary", "latest", "2")
@@ -95,7 +89,7 @@ def test_labels_are_configured_named_by_requests_and_moved(
     with server.channel() as channel:
         labels = {"stable": "2"}
         moved = RepositoryServiceStub(channel).SetVersionLabels(
-            SetVersionLabelsRequest(name="colours", version_labels=labels), timeout=30
+            SetVersionLabelsRequest(name="colours", version_labels=labels), timeout=60
         )
         assert moved.model.version_labels == labels
         assert [answers(version) for version in ("", "stable")] == [{"2"}, {"2"}]

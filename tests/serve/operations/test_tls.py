@@ -29,7 +29,7 @@ def result(address: str, credentials: grpc.ChannelCredentials | None) -> grpc.St
     )
     with channel:
         try:
-            ClassifierServiceStub(channel).ListModels(ListModelsRequest(), timeout=10)
+            ClassifierServiceStub(channel).ListModels(ListModelsRequest(), timeout=60)
         except grpc.RpcError as error:
             return error.code()
     return grpc.StatusCode.OK

@@ -66,16 +66,16 @@ def test_a_call_is_told_from_the_caller_to_its_batch(
     start: Callable, collector, picture: ClassifyRequest
 ) -> None:
     collected, environment = collector
-    server = start("--tracing", "--max-batch", "2", "--max-delay", "5", env=environment)
+    server = start("--tracing", "--max-batch", "2", "--max-delay", "60", env=environment)
     with server.channel() as channel:
         classify = ClassifierServiceStub(channel).Classify
         # Two pictures fill a batch.
-        calls = [classify.future(picture, timeout=30, metadata=SAMPLED) for _ in range(2)]
+        calls = [classify.future(picture, timeout=60, metadata=SAMPLED) for _ in range(2)]
         assert all(call.result().predictions for call in calls)
         with pytest.raises(grpc.RpcError):
-            classify(ClassifyRequest(encoded=b"no picture"), timeout=30, metadata=SAMPLED)
+            classify(ClassifyRequest(encoded=b"no picture"), timeout=60, metadata=SAMPLED)
         # Not sampled by its caller, and so not at all.
-        unsampled = [classify.future(picture, timeout=30, metadata=UNSAMPLED) for _ in range(2)]
+        unsampled = [classify.future(picture, timeout=60, metadata=UNSAMPLED) for _ in range(2)]
         assert all(call.result().predictions for call in unsampled)
     assert server.stop() == 0  # which exports what is left
 

@@ -4,7 +4,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from http import HTTPStatus
@@ -20,6 +19,8 @@ from foveate.v1.classifier_service_pb2 import ClassifyRequest, ListModelsRequest
 from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
 from foveate.v1.repository_service_pb2 import LoadModelRequest, UnloadModelRequest
 from foveate.v1.repository_service_pb2_grpc import RepositoryServiceStub
+
+from ...waiting import wait_until
 
 COLOURS = frozenset({("model", "colours"), ("version", "1")})
 READY = ("foveate_workers_ready", frozenset())
@@ -41,10 +42,12 @@ def workers(server) -> list[psutil.Process]:
     return psutil.Process(server.process.pid).children()
 
 
-def wait_for(condition: Callable[[], bool], server) -> None:
-    while not condition():
-        time.sleep(0.05)  # asking costs the workers the time in which they start
-        assert server.process.poll() is None, server.log.read_text(encoding="utf-8")
+def wait_for(ready: int, server) -> None:
+    """Wait until so many workers serve."""
+    wait_until(
+        lambda: server.metrics()[READY] == ready,
+        told=lambda: server.log.read_text(encoding="utf-8"),
+    )
 
 
 def test_a_worker_that_dies_is_replaced_while_the_other_serves(
@@ -54,17 +57,17 @@ def test_a_worker_that_dies_is_replaced_while_the_other_serves(
     before = workers(server)
     assert len(before) == 2
     for _ in range(8):
-        ClassifierServiceStub(connect(server)).Classify(picture, timeout=30)
+        ClassifierServiceStub(connect(server)).Classify(picture, timeout=60)
     before[0].kill()
-    wait_for(lambda: server.metrics()[READY] == 1, server)
+    wait_for(1, server)
     assert server.get("/readyz")[0] is HTTPStatus.OK
-    ClassifierServiceStub(connect(server)).Classify(picture, timeout=30)
-    wait_for(lambda: server.metrics()[READY] == 2, server)
+    ClassifierServiceStub(connect(server)).Classify(picture, timeout=60)
+    wait_for(2, server)
     after = workers(server)
     assert before[1] in after
     assert before[0] not in after
     for _ in range(8):
-        ClassifierServiceStub(connect(server)).Classify(picture, timeout=30)
+        ClassifierServiceStub(connect(server)).Classify(picture, timeout=60)
     samples = server.metrics()
     # The counts of the one that died are kept.
     assert samples["foveate_requests_total", COLOURS | {("code", "OK")}] == 17
@@ -86,7 +89,7 @@ def test_a_change_of_models_reaches_every_worker_and_those_that_come_later(
     def served() -> set[frozenset[str]]:
         """Return the sets of models that workers serve, asked over many connections."""
         answers = [
-            ClassifierServiceStub(connect(server)).ListModels(ListModelsRequest(), timeout=30)
+            ClassifierServiceStub(connect(server)).ListModels(ListModelsRequest(), timeout=60)
             for _ in range(16)
         ]
         return {frozenset(m.name for m in a.models if m.default_version) for a in answers}
@@ -98,8 +101,8 @@ def test_a_change_of_models_reaches_every_worker_and_those_that_come_later(
     repository.UnloadModel(UnloadModelRequest(name="colours"), timeout=60)
     assert served() == {frozenset({"later"})}
     workers(server)[0].kill()
-    wait_for(lambda: server.metrics()[READY] == 1, server)
-    wait_for(lambda: server.metrics()[READY] == 2, server)
+    wait_for(1, server)
+    wait_for(2, server)
     # The new one would load both by itself.
     assert served() == {frozenset({"later"})}
     with pytest.raises(grpc.RpcError) as raised:
@@ -110,12 +113,12 @@ def test_a_change_of_models_reaches_every_worker_and_those_that_come_later(
 def test_a_stop_answers_what_the_workers_have_taken(
     start: Callable, connect: Callable, picture: ClassifyRequest
 ) -> None:
-    server = start("--workers", "2", "--max-delay", "2", "--max-batch", "64")
+    server = start("--workers", "2", "--max-delay", "5", "--max-batch", "64")
     calls = []
     for _ in range(8):
         stub = ClassifierServiceStub(connect(server))
-        calls.append(stub.Classify.future(picture, timeout=30))
-        stub.ListModels(ListModelsRequest(), timeout=30)  # after which it has been taken
+        calls.append(stub.Classify.future(picture, timeout=60))
+        stub.ListModels(ListModelsRequest(), timeout=60)  # after which it has been taken
     assert server.stop() == 0
     assert all(call.result().predictions for call in calls)
     assert "Traceback" not in server.log.read_text(encoding="utf-8")
@@ -128,13 +131,13 @@ def test_a_second_signal_kills_the_workers(start: Callable, picture: ClassifyReq
         watch = HealthStub(channel).Watch(HealthCheckRequest(), timeout=60)
         next(watch)
         call = ClassifierServiceStub(channel).Classify.future(picture, timeout=60)
-        ClassifierServiceStub(channel).ListModels(ListModelsRequest(), timeout=30)
+        ClassifierServiceStub(channel).ListModels(ListModelsRequest(), timeout=60)
         server.process.send_signal(signal.SIGTERM)
         next(watch)
         server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(timeout=30) == 1
+        assert server.process.wait(timeout=60) == 1
         assert call.exception() is not None
-    psutil.wait_procs(children, timeout=30)
+    psutil.wait_procs(children, timeout=60)
     assert not any(child.is_running() for child in children)
 
 
@@ -142,7 +145,7 @@ def test_workers_do_not_outlive_their_supervisor(start: Callable) -> None:
     server = start("--workers", "2")
     children = workers(server)
     server.process.kill()
-    gone, alive = psutil.wait_procs(children, timeout=30)
+    gone, alive = psutil.wait_procs(children, timeout=60)
     assert (len(gone), alive) == (2, [])
 
 

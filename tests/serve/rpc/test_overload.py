@@ -31,6 +31,8 @@ from foveate_serve.rpc.server import Server
 from foveate_serve.settings import Settings
 from foveate_serve.statistics import Statistics
 
+from ...waiting import until
+
 CLASSIFY = "/foveate.v1.ClassifierService/Classify"
 NO_MESSAGE = b"\xff" * 50
 
@@ -76,12 +78,6 @@ class Busy:
             await self.channel.unary_unary(method)(message, timeout=30)
         details = dict(raised.value.trailing_metadata() or ())[TRAILER]
         return ErrorStatus.from_status(Status.FromString(details))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - a thread changes it
-            await asyncio.sleep(0.001)
 
 
 Serve = Callable[..., AbstractAsyncContextManager[Busy]]
