@@ -85,14 +85,29 @@ def graph_outputs(manifest: Manifest) -> dict[str, TensorSpec]:
     return outputs
 
 
+@dataclass(frozen=True, kw_only=True)
+class OperatorTime:
+    """What one operator of a graph took over several runs.
+
+    An engine merges nodes, so `name` and `operator`, its type, are the engine's.
+    """
+
+    name: str
+    operator: str
+    calls: int
+    seconds: float
+
+
 class Runner(ABC):
     """A variant loaded on a backend and a device.
 
     `threads` are those of one run, 0 as many as the engine finds cores;
     `image_shape` is (height, width, channels), `inputs` and `outputs` are those
     of the graph contract. `running_since` is the time of `time.monotonic` at
-    which the run under way began, None where there is none. A subclass loads
-    the graph when it is made, raising BackendError, and implements `_run`.
+    which the run under way began, None where there is none. `build_seconds` is
+    what building engines from the graph has taken so far, in this process or
+    when they were put into the bundle; None where nothing is built. A subclass
+    loads the graph when it is made, raising BackendError, and implements `_run`.
     """
 
     backend: ClassVar[str]
@@ -106,6 +121,7 @@ class Runner(ABC):
         self.inputs = graph_inputs(bundle.manifest)
         self.outputs = graph_outputs(bundle.manifest)
         self.running_since: float | None = None
+        self.build_seconds: float | None = None
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         """Run the graph on a batch and return the outputs named, and only those.
@@ -129,6 +145,18 @@ class Runner(ABC):
                     f"and the manifest says {self.outputs[name]}"
                 )
         return results
+
+    def profile(
+        self, inputs: Mapping[str, Array], outputs: Sequence[str], *, warm_up: int, runs: int
+    ) -> list[OperatorTime]:
+        """Return what each operator took in `runs` runs, which follow on `warm_up` others.
+
+        The engine loads the graph once more where it must be told before that it
+        is to measure. Arguments and errors as in `run`; BackendError also where
+        the backend does not tell what its operators take.
+        """
+        self._check(inputs, outputs)
+        return self._profile(inputs, outputs, warm_up, runs)
 
     def __enter__(self) -> Self:
         return self
@@ -154,6 +182,16 @@ class Runner(ABC):
     @abstractmethod
     def _run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         """Run checked inputs; raises BackendError."""
+
+    def _profile(
+        self,
+        inputs: Mapping[str, Array],  # noqa: ARG002 - for those that can
+        outputs: Sequence[str],  # noqa: ARG002
+        warm_up: int,  # noqa: ARG002
+        runs: int,  # noqa: ARG002
+    ) -> list[OperatorTime]:
+        """Profile checked inputs; raises BackendError."""
+        raise BackendError(f"the backend {self.backend!r} does not tell what its operators take")
 
     def _check(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> None:
         wanted = {IMAGE_INPUT}

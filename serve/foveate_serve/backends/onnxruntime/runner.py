@@ -4,14 +4,16 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state
 
-from foveate_serve.backends.base import Array, BackendError, Runner
-from foveate_serve.backends.onnxruntime import providers
+from foveate_serve.backends.base import Array, BackendError, OperatorTime, Runner
+from foveate_serve.backends.onnxruntime import profiling, providers
 from foveate_serve.backends.onnxruntime.pruning import OnnxFile
 from foveate_serve.bundle.bundle import Bundle
 from foveate_serve.bundle.manifest import FEATURES_PREFIX, IMAGE_INPUT, LOGITS_OUTPUT
@@ -77,13 +79,24 @@ class OnnxRuntimeRunner(Runner):
 
     def _run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         session = self._session(outputs)
-        # A map may not depend on the classes; then its graph has no such input.
-        feed = {node.name: inputs[node.name] for node in session.get_inputs()}
         try:
-            results = session.run(outputs, feed)
+            results = session.run(outputs, self._feed(session, inputs))
         except _ERRORS as error:
             raise BackendError("ONNX Runtime failed to run the graph") from error
         return dict(zip(outputs, results, strict=True))
+
+    def _profile(
+        self, inputs: Mapping[str, Array], outputs: Sequence[str], warm_up: int, runs: int
+    ) -> list[OperatorTime]:
+        with TemporaryDirectory(prefix="foveate-profile-") as folder:
+            session = self._load(self._computed(outputs), profile=Path(folder) / "run")
+            feed = self._feed(session, inputs)
+            try:
+                for _ in range(warm_up + runs):
+                    session.run(outputs, feed)
+            except _ERRORS as error:
+                raise BackendError("ONNX Runtime failed to run the graph") from error
+            return profiling.read(Path(session.end_profiling()), warm_up=warm_up)
 
     def trim(self) -> None:
         """Give back what the arena holds beyond the need of one picture."""
@@ -102,12 +115,20 @@ class OnnxRuntimeRunner(Runner):
         self._sessions.clear()
         del self._file
 
-    def _session(self, outputs: Sequence[str]) -> Any:
-        """Return the session that computes `outputs` and, with one feature map, all of them."""
+    @staticmethod
+    def _feed(session: Any, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        # A map may not depend on the classes; then its graph has no such input.
+        return {node.name: inputs[node.name] for node in session.get_inputs()}
+
+    def _computed(self, outputs: Sequence[str]) -> frozenset[str]:
+        """Return what a session for `outputs` computes: with one feature map, all of them."""
         computed = {LOGITS_OUTPUT, *outputs}
         if any(name.startswith(FEATURES_PREFIX) for name in outputs):
             computed.update(name for name in self.outputs if name.startswith(FEATURES_PREFIX))
-        key = frozenset(computed)
+        return frozenset(computed)
+
+    def _session(self, outputs: Sequence[str]) -> Any:
+        key = self._computed(outputs)
         with self._lock:
             if key in self._sessions:
                 self._sessions.move_to_end(key)
@@ -117,8 +138,12 @@ class OnnxRuntimeRunner(Runner):
             self._sessions[key] = self._load(key)
             return self._sessions[key]
 
-    def _load(self, outputs: frozenset[str]) -> Any:
+    def _load(self, outputs: frozenset[str], *, profile: Path | None = None) -> Any:
+        """Return a new session, which notes its times in files that begin with `profile`."""
         options = onnxruntime.SessionOptions()
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile)
         options.intra_op_num_threads = self.threads
         options.log_severity_level = 3  # errors; warnings are about optimisations not made
         # A thread that spins between two runs takes its core from the decoders.

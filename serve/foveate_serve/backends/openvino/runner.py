@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 import openvino
 
-from foveate_serve.backends.base import Array, BackendError, Runner
+from foveate_serve.backends.base import Array, BackendError, OperatorTime, Runner
+from foveate_serve.backends.openvino import profiling
 from foveate_serve.bundle.bundle import Bundle
 from foveate_serve.bundle.manifest import LOGITS_OUTPUT
 
@@ -63,6 +64,24 @@ class OpenVinoRunner(Runner):
                 raise BackendError("OpenVINO failed to run the graph") from error
         return {name: results[name] for name in outputs}
 
+    def _profile(
+        self, inputs: Mapping[str, Array], outputs: Sequence[str], warm_up: int, runs: int
+    ) -> list[OperatorTime]:
+        request = self._compile(outputs, {"PERF_COUNT": True})
+        feed = dict(inputs)
+
+        def run(times: int) -> None:
+            for _ in range(times):
+                request.infer(feed, share_inputs=True)
+
+        try:
+            run(warm_up)
+            before = profiling.read(request, runs=warm_up)
+            run(runs)
+        except RuntimeError as error:
+            raise BackendError("OpenVINO failed to run the graph") from error
+        return profiling.subtract(profiling.read(request, runs=warm_up + runs), before)
+
     def close(self) -> None:
         """Release the compiled models and their memory."""
         self._compiled.clear()
@@ -76,14 +95,20 @@ class OpenVinoRunner(Runner):
             return self._compiled[wanted]
         while len(self._compiled) >= COMPILED_MODELS:
             self._compiled.popitem(last=False)
+        self._compiled[wanted] = self._compile(outputs, {})
+        return self._compiled[wanted]
+
+    def _compile(self, outputs: Sequence[str], properties: Mapping[str, Any]) -> Any:
+        """Return a request to a new compiled model, with more properties than usual."""
         results = [self._results[name] for name in outputs]
         try:
             part = openvino.Model(results, self._needed(results), self._graph.friendly_name)
-            compiled = self._core.compile_model(part, _DEVICES[self.device], self._properties)
+            compiled = self._core.compile_model(
+                part, _DEVICES[self.device], {**self._properties, **properties}
+            )
         except RuntimeError as error:
             raise BackendError(f"OpenVINO cannot compile the variant {self.variant!r}") from error
-        self._compiled[wanted] = compiled.create_infer_request()
-        return self._compiled[wanted]
+        return compiled.create_infer_request()
 
     def _needed(self, results: Sequence[Any]) -> list[Any]:
         """Return the graph's inputs that `results` are computed from."""

@@ -23,10 +23,11 @@ _OWN_DOMAIN = ("", "ai.onnx")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Step:
+class Step:
     """One node: what it calls, and the names of the tensors it reads and writes."""
 
-    title: str
+    name: str
+    operator: str
     call: Callable[..., Result]
     reads: tuple[str, ...]
     writes: tuple[str, ...]
@@ -36,7 +37,7 @@ class _Step:
 class Program:
     """The nodes that lead to some outputs, and after each the tensors that nobody reads again."""
 
-    steps: tuple[_Step, ...]
+    steps: tuple[Step, ...]
     done_with: tuple[tuple[str, ...], ...]
 
 
@@ -90,15 +91,16 @@ class TorchGraph:
             try:
                 result = step.call(*(tensors[name] for name in step.reads))
             except (RuntimeError, IndexError, NotImplementedError) as error:
-                raise BackendError(f"torch failed at {step.title}") from error
+                raise BackendError(f"torch failed at {_title(step.name, step.operator)}") from error
             written = (result,) if isinstance(result, Tensor) else result
             tensors.update(zip(step.writes, written, strict=False))
             for name in done_with:
                 tensors.pop(name, None)
         return {name: tensors[name] for name in outputs}
 
-    def _step(self, node: onnx.NodeProto, device: torch.device) -> _Step:
-        title = f"the node {node.name or node.output[0]} ({node.op_type})"
+    def _step(self, node: onnx.NodeProto, device: torch.device) -> Step:
+        name, operator = node.name or node.output[0], node.op_type
+        title = _title(name, operator)
         attributes = {a.name: _value(a, device) for a in node.attribute}
         if node.op_type == "Split" and len(node.input) == 1:
             # Before opset 18 the node's outputs alone say how many parts there are.
@@ -106,7 +108,7 @@ class TorchGraph:
         if node.op_type == "Constant":
             (value,) = attributes.values()
             self._weights[node.output[0]] = torch.as_tensor(value, device=device)
-            return _Step(title=title, call=_nothing, reads=(), writes=())
+            return Step(name=name, operator=operator, call=_nothing, reads=(), writes=())
         call = OPERATORS.get(node.op_type) if node.domain in _OWN_DOMAIN else None
         if call is None:
             raise BackendError(f"{title}: torch has no such operator here")
@@ -115,12 +117,17 @@ class TorchGraph:
                 inspect.signature(call).bind_partial(**attributes)
             except TypeError as error:
                 raise BackendError(f"{title}: {error}") from error
-        return _Step(
-            title=title,
+        return Step(
+            name=name,
+            operator=operator,
             call=partial(call, **attributes),
             reads=tuple(node.input),
             writes=tuple(node.output),
         )
+
+
+def _title(name: str, operator: str) -> str:
+    return f"the node {name} ({operator})"
 
 
 def _nothing() -> tuple[Tensor, ...]:

@@ -7,8 +7,9 @@ from typing import ClassVar
 
 import torch
 
-from foveate_serve.backends.base import Array, BackendError, Runner
+from foveate_serve.backends.base import Array, BackendError, OperatorTime, Runner
 from foveate_serve.backends.torch.graph import Program, TorchGraph
+from foveate_serve.backends.torch.profiling import Stopwatch
 from foveate_serve.bundle.bundle import Bundle
 
 PROGRAMS = 16
@@ -48,15 +49,33 @@ class TorchRunner(Runner):
         self._program = lru_cache(PROGRAMS)(self._graph.program)
 
     def _run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
-        program: Program = self._program(tuple(outputs))
         with torch.inference_mode():
-            feed = {
-                # The caller's array may be read-only, which torch has no word for.
-                name: torch.tensor(array, device=self._device)
-                for name, array in inputs.items()
-            }
-            results = self._graph.run(program, feed, outputs)
-            return {name: result.cpu().contiguous().numpy() for name, result in results.items()}
+            results = self._execute(self._tensors(inputs), outputs)
+            return {name: results[name].cpu().contiguous().numpy() for name in outputs}
+
+    def _execute(
+        self, inputs: Mapping[str, torch.Tensor], outputs: Sequence[str]
+    ) -> Mapping[str, torch.Tensor]:
+        """Run the graph on its device; raises BackendError."""
+        program: Program = self._program(tuple(outputs))
+        return self._graph.run(program, inputs, outputs)
+
+    def _profile(
+        self, inputs: Mapping[str, Array], outputs: Sequence[str], warm_up: int, runs: int
+    ) -> list[OperatorTime]:
+        program = self._program(tuple(outputs))
+        watch = Stopwatch(program, self._device)
+        with torch.inference_mode():
+            feed = self._tensors(inputs)
+            for _ in range(warm_up):
+                self._graph.run(program, feed, outputs)
+            for _ in range(runs):
+                self._graph.run(watch.program, feed, outputs)
+        return watch.times()
+
+    def _tensors(self, inputs: Mapping[str, Array]) -> dict[str, torch.Tensor]:
+        # The caller's array may be read-only, which torch has no word for.
+        return {name: torch.tensor(array, device=self._device) for name, array in inputs.items()}
 
     def close(self) -> None:
         """Release the graph and its weights."""
