@@ -4,12 +4,11 @@ import asyncio
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
-from itertools import chain, count
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,15 +17,16 @@ from foveate_serve.backends.base import Array, BackendError, Runner
 from foveate_serve.bundle.manifest import CAM_PREFIX, CLASS_IDS_INPUT, IMAGE_INPUT
 from foveate_serve.classification import Timing
 from foveate_serve.errors import DeadlineError, EngineError, OverloadedError
-from foveate_serve.instances import ANY_CORE, Cores, pinned
+from foveate_serve.instances import Cores, pinned
 from foveate_serve.observer import BatchRun
+from foveate_serve.policy import BatchPolicy
+from foveate_serve.queueing import Item, Places, Queue
 from foveate_serve.tuning import Tuner
 
 logger = logging.getLogger(__name__)
 
 _BEST_CLASS = -1
 """Fills up the class ids of a batch: valid for every model, and its maps are cut off again."""
-
 
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 30.0
@@ -38,64 +38,6 @@ _SHORTEST_RETRY = 0.01
 _LONGEST_RETRY = 30.0
 
 _numbers = count(1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchPolicy:
-    """How batches form, and on how many instances of the model they run.
-
-    A batch holds at most `max_batch` pictures, and where there are
-    `preferred_sizes`, the largest of them that the waiting pictures fill. An
-    idle instance starts at once on whatever waits, and while it runs the next
-    batch gathers; `max_delay` makes it wait that many seconds from the arrival
-    of the oldest picture for a batch to fill: to a preferred size, or to
-    `max_batch`.
-
-    A picture is refused where `max_queue` others wait at its priority or above.
-    `priority_queues` has a bound for each priority besides, the highest, which
-    is 1, first; empty, there is one priority. A request without one gets
-    `default_priority`, or the lowest where that is None. Higher priorities run
-    first, however long lower ones have waited.
-
-    There is one instance for each entry of `cores`, which runs on those cores.
-
-    `objective`, in seconds, is the time within which 99 of 100 requests are to
-    be answered. Where it is set, sizes, delay and queue are found while
-    serving, and what stands here are their upper bounds.
-    """
-
-    max_batch: int = 8
-    preferred_sizes: tuple[int, ...] = ()
-    max_delay: float = 0.0
-    max_queue: int = 256
-    priority_queues: tuple[int, ...] = ()
-    default_priority: int | None = None
-    cores: tuple[Cores, ...] = (ANY_CORE,)
-    objective: float | None = None
-
-    @property
-    def priorities(self) -> int:
-        """How many priorities there are."""
-        return len(self.priority_queues) or 1
-
-    def level(self, priority: int) -> int:
-        """Return the place of a request's priority, from 0; those below the lowest are it."""
-        wanted = priority or self.default_priority or self.priorities
-        return min(wanted, self.priorities) - 1
-
-    def bound(self, level: int) -> int:
-        """Return how many pictures may wait at one level."""
-        return self.priority_queues[level] if self.priority_queues else self.max_queue
-
-    def size(self, waiting: int) -> int:
-        """Return the size of the batch to form of so many pictures."""
-        preferred = (size for size in self.preferred_sizes if size <= waiting)
-        return max(preferred, default=min(waiting, self.max_batch))
-
-    @property
-    def enough(self) -> int:
-        """How many pictures end the wait for a batch to fill."""
-        return min(self.preferred_sizes, default=self.max_batch)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,24 +54,6 @@ class Batched:
     run_seconds: float
     batch: int
     batch_size: int
-
-
-@dataclass(kw_only=True, slots=True)
-class Places:
-    """Places in the queue of one level, kept for pictures on their way there."""
-
-    level: int
-    left: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class _Item:
-    image: NDArray[np.uint8]
-    class_ids: NDArray[np.int64]
-    outputs: tuple[str, ...]
-    deadline: float | None
-    future: asyncio.Future[Batched]
-    arrival: float = field(default_factory=time.monotonic)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -178,10 +102,8 @@ class Batcher:
         self._ran = ran
         self._alive = alive
         self._loop = asyncio.get_running_loop()
-        levels = range(policy.priorities)
-        self._queues: list[deque[_Item]] = [deque() for _ in levels]
-        # Pictures that have a place and are still being decoded.
-        self._coming = [0 for _ in levels]
+        self._queue = Queue(policy.priorities)
+        # Held where items come and go; places are kept and given back on the event loop alone.
         self._changed = threading.Condition()
         self._closing = False
         self._stopped = asyncio.Event()
@@ -202,39 +124,37 @@ class Batcher:
     @property
     def waiting(self) -> int:
         """How many pictures wait for a batch."""
-        return sum(map(len, self._queues))
+        return self._queue.waiting
 
     @property
     def backlog_seconds(self) -> float:
         """How long the instances will take, by their last runs, for what waits or is coming."""
-        return self._drain_seconds(self.waiting + sum(self._coming))
+        return self._drain_seconds(self._queue.expected)
 
     @property
     def full(self) -> bool:
         """Whether a picture of any priority would be refused."""
-        return all(self._excess(level, 1) for level in range(len(self._queues)))
+        return self._queue.full(self.policy)
 
     @contextmanager
     def places(self, pictures: int = 1, priority: int = 0) -> Iterator[Places]:
         """Keep places for so many pictures, which `submit` then takes, until the block ends.
 
-        So the queue is bounded before anything is spent on a picture. More
-        pictures than the bound are let in where nothing waits, as otherwise
-        they never were. `priority` counts from 1, the highest; 0 is the
-        default. Raises OverloadedError.
+        So the queue is bounded before anything is spent on a picture.
+        `priority` counts from 1, the highest; 0 is the default. Raises
+        OverloadedError.
         """
         level = self.policy.level(priority)
-        if self._excess(level, pictures):
+        if self._queue.exceeds(self.policy, level, pictures):
             with self._changed:
                 self._drop_dead()
-            if self._excess(level, pictures):
+            if self._queue.exceeds(self.policy, level, pictures):
                 raise self._overloaded(level)
-        places = Places(level=level, left=pictures)
-        self._coming[level] += pictures
+        places = self._queue.keep(level, pictures)
         try:
             yield places
         finally:
-            self._coming[level] -= places.left
+            self._queue.give_back(places)
 
     async def submit(
         self,
@@ -252,7 +172,7 @@ class Batcher:
         call, or passing the deadline, takes a waiting picture out of the queue.
         Raises DeadlineError and EngineError.
         """
-        item = _Item(
+        item = Item(
             image=image,
             class_ids=np.asarray(class_ids, dtype=np.int64),
             outputs=tuple(outputs),
@@ -262,11 +182,10 @@ class Batcher:
         with self._changed:
             if self._closing:
                 raise RuntimeError("the batcher is closed")
-            places.left -= 1
-            self._coming[places.level] -= 1
-            self._queues[places.level].append(item)
+            self._queue.put(places, item)
             self._changed.notify()
-        return await item.future
+        batched: Batched = await item.future
+        return batched
 
     def answered(self, timing: Timing) -> None:
         """Hear how long an answer took, of which the batch is a part."""
@@ -288,16 +207,8 @@ class Batcher:
             if instance.thread is not None:
                 instance.thread.join()
 
-    def _excess(self, level: int, pictures: int) -> bool:
-        """Tell whether so many pictures more at one level are too many."""
-        own = len(self._queues[level]) + self._coming[level]
-        ahead = own + sum(map(len, self._queues[:level])) + sum(self._coming[:level])
-        return bool(own and own + pictures > self.policy.bound(level)) or bool(
-            ahead and ahead + pictures > self.policy.max_queue
-        )
-
     def _overloaded(self, level: int) -> OverloadedError:
-        ahead = sum(map(len, self._queues[: level + 1])) + sum(self._coming[: level + 1])
+        ahead = self._queue.ahead(level)
         limit = min(self.policy.bound(level), self.policy.max_queue)
         return OverloadedError(
             "QUEUE_FULL",
@@ -364,7 +275,7 @@ class Batcher:
             if not self._loop.is_closed():
                 raise
 
-    def _next_batch(self) -> list[_Item] | None:
+    def _next_batch(self) -> list[Item] | None:
         """Wait for a batch. It may be empty; None means that there will be no other."""
         with self._changed:
             self._changed.wait_for(lambda: self.waiting or self._closing)
@@ -375,46 +286,21 @@ class Batcher:
                 self.policy.max_delay
                 and not self._closing
                 and 0 < self.waiting < self.policy.enough
-                and (left := self._oldest() + self.policy.max_delay - time.monotonic()) > 0
+                and (left := self._queue.oldest() + self.policy.max_delay - time.monotonic()) > 0
             ):
                 self._changed.wait(left)
             self._drop_dead()
-            batch = self._take()
+            batch = self._queue.take(self.policy)
             if self.waiting:
                 self._changed.notify()
             return batch
 
-    def _oldest(self) -> float:
-        return min(queue[0].arrival for queue in self._queues if queue)
-
     def _drop_dead(self) -> None:
         """Take out of the queue what was cancelled or is too late."""
-        now = time.monotonic()
-        for level, queue in enumerate(self._queues):
-            alive: deque[_Item] = deque()
-            for item in queue:
-                if item.future.done():
-                    continue
-                if item.deadline is not None and item.deadline <= now:
-                    self._tell(_fail, item, DeadlineError())
-                else:
-                    alive.append(item)
-            self._queues[level] = alive
+        for item in self._queue.drop_dead(time.monotonic()):
+            self._tell(_fail, item, DeadlineError())
 
-    def _take(self) -> list[_Item]:
-        same: list[_Item] = []
-        for item in chain.from_iterable(self._queues):
-            if not same or item.outputs == same[0].outputs:
-                same.append(item)
-                if len(same) == self.policy.max_batch:
-                    break
-        batch = same[: self.policy.size(len(same))]
-        taken = set(batch)
-        for level, queue in enumerate(self._queues):
-            self._queues[level] = deque(item for item in queue if item not in taken)
-        return batch
-
-    def _run(self, instance: _Instance, batch: list[_Item]) -> None:
+    def _run(self, instance: _Instance, batch: list[Item]) -> None:
         started = time.monotonic()
         try:
             inputs = _assemble(batch, instance.buffer)
@@ -481,12 +367,11 @@ class Batcher:
 
     # On the event loop, where a caller may have gone in the meantime.
 
-    def _deliver(self, batch: list[_Item], shares: list[Batched], run: BatchRun) -> None:
+    def _deliver(self, batch: list[Item], shares: list[Batched], run: BatchRun) -> None:
         if self._ran is not None:
             self._ran(run)
         if self._tuner is not None:
-            waiting = self.waiting + sum(self._coming)
-            self._tuner.ran(run, waiting=waiting, now=time.monotonic())
+            self._tuner.ran(run, waiting=self._queue.expected, now=time.monotonic())
             self._adopt(self._tuner.policy)
         for item, share in zip(batch, shares, strict=True):
             if not item.future.done():
@@ -498,7 +383,7 @@ def retry_delay(seconds: float) -> timedelta:
     return timedelta(seconds=min(max(seconds, _SHORTEST_RETRY), _LONGEST_RETRY))
 
 
-def _assemble(batch: list[_Item], buffer: NDArray[np.uint8]) -> dict[str, Array]:
+def _assemble(batch: list[Item], buffer: NDArray[np.uint8]) -> dict[str, Array]:
     if len(batch) == 1:
         inputs: dict[str, Array] = {IMAGE_INPUT: batch[0].image[np.newaxis]}
     else:
@@ -521,6 +406,6 @@ def _share(results: dict[str, Array], index: int, classes: int) -> dict[str, Arr
     }
 
 
-def _fail(item: _Item, error: Exception) -> None:
+def _fail(item: Item, error: Exception) -> None:
     if not item.future.done():
         item.future.set_exception(error)

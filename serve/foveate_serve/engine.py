@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from foveate_serve import explain, graph
 from foveate_serve.admission import Admission
-from foveate_serve.batcher import Batched, Batcher, Places, retry_delay
+from foveate_serve.batcher import Batched, Batcher, retry_delay
 from foveate_serve.bundle.manifest import LOGITS_OUTPUT, InputSpec, Manifest
 from foveate_serve.cache import Cache, Flights
 from foveate_serve.classification import (
@@ -34,6 +34,7 @@ from foveate_serve.graph import GraphPlan, GraphRequest, GraphResult
 from foveate_serve.imaging.decode import ImageError, ImageLimits
 from foveate_serve.imaging.transform import View, prepare
 from foveate_serve.observer import Observer
+from foveate_serve.queueing import Places
 from foveate_serve.repository import LoadedModel, Repository
 
 T = TypeVar("T")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from foveate_serve.backends.base import BackendError, Runner
-from foveate_serve.batcher import Batcher, BatchPolicy
+from foveate_serve.batcher import Batcher
 from foveate_serve.bundle.bundle import Bundle, BundleError
 from foveate_serve.bundle.manifest import MANIFEST_FILE
 from foveate_serve.errors import (
@@ -28,6 +28,7 @@ from foveate_serve.folder import VERSION, Sighting, look, model_names, version_p
 from foveate_serve.instances import make_instances
 from foveate_serve.labels import LATEST, STABLE, check_label
 from foveate_serve.observer import BatchRun, Observer
+from foveate_serve.policy import BatchPolicy
 from foveate_serve.warmup import batch_sizes, warm_up
 from foveate_serve.watchdog import Watchdog
 

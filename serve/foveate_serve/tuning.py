@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from foveate_serve.batcher import BatchPolicy
     from foveate_serve.classification import Timing
     from foveate_serve.observer import BatchRun
+    from foveate_serve.policy import BatchPolicy
 
 _NEWEST_SHARE = 0.1
 """The weight of the newest value in the moving averages."""

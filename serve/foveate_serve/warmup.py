@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from foveate_serve.backends.base import Array, Runner
-from foveate_serve.batcher import BatchPolicy
 from foveate_serve.bundle.manifest import CAM_PREFIX, CLASS_IDS_INPUT, IMAGE_INPUT, LOGITS_OUTPUT
+from foveate_serve.policy import BatchPolicy
 
 logger = logging.getLogger(__name__)
 

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from foveate_serve.batcher import Batched, Batcher, BatchPolicy
+from foveate_serve.batcher import Batched, Batcher
 from foveate_serve.errors import DeadlineError, EngineError, OverloadedError
 from foveate_serve.instances import ANY_CORE, deal_cores
 from foveate_serve.observer import BatchRun
+from foveate_serve.policy import BatchPolicy
 
 from ..waiting import LIMIT_SECONDS, until
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from foveate_serve.batcher import BatchPolicy
 from foveate_serve.bundle.bundle import Bundle
 from foveate_serve.cache import Cache, Flights
 from foveate_serve.classification import CamRequest, FeatureMapRequest, RawImage, Request
 from foveate_serve.engine import Engine, Limits
 from foveate_serve.errors import DeadlineError, EngineError
 from foveate_serve.graph import GraphRequest
+from foveate_serve.policy import BatchPolicy
 from foveate_serve.repository import Repository
 from foveate_serve.statistics import Statistics
 

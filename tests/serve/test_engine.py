@@ -12,13 +12,13 @@ import pytest_asyncio
 from PIL import Image
 
 from foveate_serve.backends.registry import create_runner
-from foveate_serve.batcher import BatchPolicy
 from foveate_serve.classification import CamRequest, FeatureMapRequest, RawImage, Request
 from foveate_serve.engine import Engine, Limits
 from foveate_serve.errors import DeadlineError, EngineError, InvalidRequestError, OverloadedError
 from foveate_serve.explain import ExplanationLimits
 from foveate_serve.imaging.decode import ImageLimits
 from foveate_serve.imaging.heatmap import TURBO
+from foveate_serve.policy import BatchPolicy
 from foveate_serve.repository import Repository
 
 LIMITS = Limits(

@@ -10,11 +10,11 @@ import pytest_asyncio
 
 from foveate_serve import watchdog
 from foveate_serve.backends.registry import create_runner
-from foveate_serve.batcher import BatchPolicy
 from foveate_serve.bundle.bundle import Bundle
 from foveate_serve.classification import RawImage, Request
 from foveate_serve.engine import Engine, Limits
 from foveate_serve.errors import EngineHungError, NotReadyError
+from foveate_serve.policy import BatchPolicy
 from foveate_serve.repository import Repository, State
 
 from ..waiting import until

@@ -7,8 +7,8 @@ import pytest
 import pytest_asyncio
 
 from foveate_serve.backends.registry import create_runner
-from foveate_serve.batcher import BatchPolicy
 from foveate_serve.errors import InvalidRequestError, NotFoundError, NotReadyError
+from foveate_serve.policy import BatchPolicy
 from foveate_serve.repository import Repository, State
 
 Write = Callable[..., Path]

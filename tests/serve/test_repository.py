@@ -9,7 +9,6 @@ import pytest
 import pytest_asyncio
 
 from foveate_serve.backends.registry import create_runner
-from foveate_serve.batcher import BatchPolicy
 from foveate_serve.errors import (
     EngineError,
     InvalidRequestError,
@@ -17,6 +16,7 @@ from foveate_serve.errors import (
     NotFoundError,
     NotReadyError,
 )
+from foveate_serve.policy import BatchPolicy
 from foveate_serve.repository import Repository, State
 
 from ..waiting import until

@@ -15,12 +15,12 @@ from PIL import Image
 
 from foveate_serve import engine as engine_module
 from foveate_serve.backends.registry import create_runner
-from foveate_serve.batcher import BatchPolicy
 from foveate_serve.classification import CamRequest, RawImage, Request
 from foveate_serve.engine import Engine, Limits
 from foveate_serve.errors import DeadlineError, EngineError, InvalidRequestError, OverloadedError
 from foveate_serve.graph import GraphRequest
 from foveate_serve.instances import ANY_CORE
+from foveate_serve.policy import BatchPolicy
 from foveate_serve.repository import LoadedModel, Repository
 
 from ..waiting import LIMIT_SECONDS, until
@@ -64,7 +64,7 @@ class Staged:
         """Return everything that a request holds while it is under way, and the threads."""
         batcher, threads = self.model.batcher, self.engine._threads
         return (
-            (batcher.waiting, list(batcher._coming), self.model._users),
+            (batcher.waiting, batcher._queue.expected, self.model._users),
             (self.engine._admission._total.pictures, self.engine._admission._total.size),
             (threads._free, dict(threads._waiting)),
             len([thread for thread in threading.enumerate() if "foveate" in thread.name]),

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from foveate_serve.batcher import BatchPolicy
 from foveate_serve.classification import Timing
 from foveate_serve.instances import ANY_CORE
 from foveate_serve.observer import BatchRun
+from foveate_serve.policy import BatchPolicy
 from foveate_serve.tuning import Tuner
 
 TIMING = Timing(

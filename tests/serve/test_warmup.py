@@ -7,7 +7,7 @@ import pytest
 
 from foveate_serve.backends.base import BackendError
 from foveate_serve.backends.registry import create_runner
-from foveate_serve.batcher import BatchPolicy
+from foveate_serve.policy import BatchPolicy
 from foveate_serve.repository import Repository, State
 from foveate_serve.warmup import batch_sizes, warm_up
 

@@ -12,7 +12,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from numpy.typing import NDArray
 
 from foveate.v1 import classifier_service_pb2, explanation_pb2, model_pb2
-from foveate_serve.batcher import BatchPolicy
 from foveate_serve.bundle.manifest import Manifest, VariantEntry
 from foveate_serve.classification import (
     DEFAULT_OPACITY,
@@ -29,6 +28,7 @@ from foveate_serve.classification import (
 from foveate_serve.errors import InvalidRequestError
 from foveate_serve.imaging.heatmap import Encoding
 from foveate_serve.imaging.transform import View
+from foveate_serve.policy import BatchPolicy
 from foveate_serve.repository import LoadedModel, ModelStatus, State
 
 T = TypeVar("T")
