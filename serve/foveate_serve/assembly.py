@@ -38,6 +38,7 @@ def make_engine(settings: Settings, observer: Observer | None = None) -> Engine:
             policies={name: batch_policy(settings.of(name)) for name in settings.models},
             labels=settings.version_labels,
             run_limit=settings.engine_timeout,
+            load_limit=settings.load_timeout,
         ),
         Limits(
             image=ImageLimits(

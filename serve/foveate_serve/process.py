@@ -90,9 +90,9 @@ class Process:
 
         Raises AddressError, SettingsError where the files of TLS are bad, and
         StartError where there is nothing to serve, and HungError where an engine
-        did not come back from a run.
+        did not come back from a run or a load.
         """
-        hung = False
+        stuck = False
         async with self._beside():
             address = await self._server.start()
             problem = None
@@ -104,17 +104,18 @@ class Process:
                     ready(serving, address)
                     async with self._following_the_folder():
                         await self._over(stop)
-                    hung = self._engine.repository.hung
+                    stuck = self._engine.repository.stuck
                 else:
                     problem = StartError("repository: it holds no model that can be loaded")
             await self._server.drain()
             await self._engine.close()
+            stuck = stuck or self._engine.repository.stuck
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.close)
+        if stuck:
+            raise HungError(str(problem or "stopped, though an engine had not come back"))
         if problem is not None:
             raise problem
-        if hung:
-            raise HungError("stopped, though an engine had not come back from a run")
 
     async def abort(self) -> None:
         """Stop at once; what is in flight is not answered."""

@@ -27,6 +27,7 @@ from foveate_serve.errors import (
 from foveate_serve.folder import VERSION, Sighting, look, model_names, version_paths
 from foveate_serve.instances import make_instances
 from foveate_serve.labels import LATEST, STABLE, check_label
+from foveate_serve.loading import Loads, LoadTimeoutError
 from foveate_serve.observer import BatchRun, Observer
 from foveate_serve.policy import BatchPolicy
 from foveate_serve.warmup import batch_sizes, warm_up
@@ -245,9 +246,10 @@ class Repository:
     `make_runner` loads a checked bundle on a backend; it is called on a thread
     and may raise BackendError. `policies` are those of the models named there,
     `policy` that of the others. `labels` stand for versions, by model. An
-    engine hangs where a run takes more than `run_limit` seconds, 0 for never.
-    `observer` is told of loads, of every change of a state and of every batch.
-    Used from one event loop.
+    engine hangs where a run takes more than `run_limit` seconds, and a load is
+    given up after `load_limit` seconds, 0 for never. `observer` is told of
+    loads, of every change of a state and of every batch. Used from one event
+    loop.
     """
 
     def __init__(
@@ -260,6 +262,7 @@ class Repository:
         policies: Mapping[str, BatchPolicy] | None = None,
         labels: Mapping[str, Mapping[str, int]] | None = None,
         run_limit: float = 0.0,
+        load_limit: float = 0.0,
     ) -> None:
         self._root = root
         self._make_runner = make_runner
@@ -268,6 +271,7 @@ class Repository:
         self._observer = observer or Observer()
         self._labels = labels or {}
         self._run_limit = run_limit
+        self._loads = Loads(load_limit)
         self._models: dict[str, _Model] = {}
         self._changes: set[asyncio.Task[object]] = set()
 
@@ -295,6 +299,7 @@ class Repository:
         """Finish what runs and release every model."""
         while self._changes:
             await asyncio.wait(self._changes)
+        await self._loads.finish()
         await asyncio.gather(
             *(
                 self._unload(version)
@@ -307,6 +312,11 @@ class Repository:
     def hung(self) -> bool:
         """Whether an engine does not come back from a run: only a restart frees what it holds."""
         return any(v.hung for model in self._models.values() for v in model.versions.values())
+
+    @property
+    def stuck(self) -> bool:
+        """Whether the thread of an engine or of a load does not end."""
+        return self.hung or self._loads.stuck
 
     def models(self) -> list[ModelStatus]:
         """Return every model known, by name."""
@@ -471,8 +481,10 @@ class Repository:
             self._move(version, State.LOADING)
         started = time.monotonic()
         try:
-            bundle, runners = await asyncio.to_thread(self._open, model.name, version)
-        except (BundleError, BackendError) as error:
+            bundle, runners = await self._loads.run(
+                partial(self._open, model.name, version), _close_opened
+            )
+        except (BundleError, BackendError, LoadTimeoutError) as error:
             version.reason = str(error)
             if previous is None:
                 self._move(version, State.FAILED)
@@ -596,6 +608,12 @@ class Repository:
                 field=field,
             )
         return next(iter(self._models.values()))
+
+
+def _close_opened(opened: tuple[Bundle, list[Runner]]) -> None:
+    _, runners = opened
+    for runner in runners:
+        runner.close()
 
 
 def _check_labels(labels: Mapping[str, str]) -> dict[str, int]:

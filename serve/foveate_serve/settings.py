@@ -195,6 +195,11 @@ class Settings(ModelSettings, BaseSettings):
         description="seconds after which a run of an engine counts as hung: its model fails, a "
         "worker starts anew, a lone server reports not to be well; 0 waits for ever",
     )
+    load_timeout: Seconds = Field(
+        default=600.0,
+        description="seconds after which a load, its warm-up included, is given up: the version "
+        "fails, and the one that serves in its place serves on; 0 waits for ever",
+    )
     cache_bytes: int = Field(
         default=0,
         ge=0,
