@@ -3,11 +3,14 @@
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from .waiting import wait_until
 
 FOVEATE = Path(sys.executable).with_name("foveate")
 
@@ -16,6 +19,19 @@ def pytest_configure() -> None:
     # A shell that runs pytest in the background has it ignore SIGINT, and what
     # pytest starts would inherit that, so that no Ctrl-C could be tested.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_is_left() -> Iterator[None]:
+    """A thread of ours that outlives its test would end in the midst of another."""
+    before = set(threading.enumerate())
+    yield
+    new = [thread for thread in threading.enumerate() if thread not in before]
+    ours = [thread for thread in new if thread.name.startswith("foveate")]
+    wait_until(
+        lambda: not any(thread.is_alive() for thread in ours),
+        told=lambda: f"it left {[thread.name for thread in ours if thread.is_alive()]}",
+    )
 
 
 @contextmanager

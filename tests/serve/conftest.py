@@ -4,9 +4,8 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,8 @@ from foveate_serve.backends.base import Array, BackendError
 from foveate_serve.backends.onnxruntime.runner import OnnxRuntimeRunner
 from foveate_serve.bundle.bundle import Bundle
 from foveate_serve.bundle.golden import Golden, expect
+
+from ..waiting import LIMIT_SECONDS
 
 SIZE = 8
 LABELS = ("red", "green", "blue")
@@ -213,7 +214,7 @@ class GatedRunner(OnnxRuntimeRunner):
     def _run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         self.affinity = frozenset(os.sched_getaffinity(0))
         self.entered.release()
-        if not self.gate.wait(timeout=30):
+        if not self.gate.wait(2 * LIMIT_SECONDS):
             raise TimeoutError("the test left the gate closed")
         self.batches.append((len(inputs["image"]), tuple(outputs)))
         self.pictures += inputs["image"][:, 0, 0, 0].tolist()
@@ -227,8 +228,17 @@ class GatedRunner(OnnxRuntimeRunner):
 
 
 @pytest.fixture
-def make_gated(colours: Bundle) -> Callable[[], GatedRunner]:
-    return partial(GatedRunner, colours)
+def make_gated(colours: Bundle) -> Iterator[Callable[[], GatedRunner]]:
+    """Return a function that makes runners, whose gates are open when the test is over."""
+    made: list[GatedRunner] = []
+
+    def make() -> GatedRunner:
+        made.append(GatedRunner(colours))
+        return made[-1]
+
+    yield make
+    for runner in made:
+        runner.gate.set()
 
 
 @pytest.fixture
