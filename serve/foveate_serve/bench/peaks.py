@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from onnx import helper, numpy_helper
 
+from foveate_serve.backends.base import BackendError
 from foveate_serve.backends.registry import bare_engines
 from foveate_serve.bench.counting import Precision
 from foveate_serve.bench.results import Amount, Record
@@ -65,10 +66,18 @@ class Peaks(Record):
 
 
 def measure(threads: int, *, size: int = SIZE, copy_bytes: int = COPY_BYTES) -> Peaks:
-    """Measure the peaks with `threads` threads, the products on every engine that has them."""
+    """Measure the peaks with `threads` threads, the products on every engine that has them.
+
+    Raises BackendError where no such engine is installed.
+    """
     rng = np.random.default_rng(0)
     weights = rng.standard_normal((size, size))
     engines = list(bare_engines())
+    if not engines:
+        raise BackendError(
+            "no engine is installed that the peaks can be measured with: "
+            'pip install "foveate-serve[cpu]"'
+        )
     products = []
     for precision, dtype in _TYPES.items():
         graph = _products(precision, weights)
