@@ -106,10 +106,11 @@ class Engine:
         """Return the error of every request that would come now, None where some are let in.
 
         For those who can refuse a request before they have read it. Every such
-        refusal is counted.
+        refusal is counted. What may be answered without the engine must be
+        read: nothing is refused here with a cache, or with `deduplicate`.
         """
         # A server that refuses nothing pays no more than this for it.
-        if not self._refusing:
+        if not self._refusing or self._cache is not None or self._flights is not None:
             return None
         models = self.repository.serving()
         self._refusing = bool(models) and all(model.batcher.full for model in models)

@@ -14,7 +14,7 @@ from foveate_serve.bundle.bundle import Bundle
 from foveate_serve.cache import Cache, Flights
 from foveate_serve.classification import CamRequest, FeatureMapRequest, RawImage, Request
 from foveate_serve.engine import Engine, Limits
-from foveate_serve.errors import DeadlineError, EngineError
+from foveate_serve.errors import DeadlineError, EngineError, OverloadedError
 from foveate_serve.graph import GraphRequest
 from foveate_serve.policy import BatchPolicy
 from foveate_serve.repository import Repository
@@ -91,13 +91,15 @@ def opened(write_bundle: Callable[..., Path], gated: object) -> Callable[..., ob
     root = write_bundle().parents[1]
 
     @asynccontextmanager
-    async def open_engine(**options: object) -> AsyncIterator[tuple[Engine, Statistics]]:
+    async def open_engine(
+        max_queue: int = 256, **options: object
+    ) -> AsyncIterator[tuple[Engine, Statistics]]:
         statistics = Statistics()
 
         def make(bundle: Bundle) -> object:
             return gated
 
-        repository = Repository(root, make, BatchPolicy(max_batch=1))
+        repository = Repository(root, make, BatchPolicy(max_batch=1, max_queue=max_queue))
         await repository.open()
         gated.batches.clear()
         engine = Engine(repository, Limits(), image_threads=1, observer=statistics, **options)
@@ -231,3 +233,22 @@ async def test_a_deadline_ends_a_caller_and_not_the_run(opened: Callable, gated:
         gated.gate.set()
         assert (await patient).predictions
         assert len(gated.batches) == 1
+
+
+async def test_a_full_server_reads_what_it_may_answer_without_the_engine(
+    opened: Callable, gated: object
+) -> None:
+    async with opened(max_queue=1, cache_bytes=1 << 20) as (engine, _):
+        await engine.classify(Request(image=raw(1)))
+        gated.gate.clear()
+        batcher = engine.repository.get("colours", "").batcher
+        calls = [asyncio.create_task(engine.classify(Request(image=raw(2))))]
+        await until(lambda: gated.running_since is not None)
+        calls.append(asyncio.create_task(engine.classify(Request(image=raw(3)))))
+        await until(lambda: batcher.full)
+        with pytest.raises(OverloadedError):
+            await engine.classify(Request(image=raw(4)))
+        assert engine.refusal() is None
+        assert (await engine.classify(Request(image=raw(1)))).timing.cached
+        gated.gate.set()
+        await asyncio.gather(*calls)

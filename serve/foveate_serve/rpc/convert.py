@@ -30,6 +30,7 @@ from foveate_serve.imaging.heatmap import Encoding
 from foveate_serve.imaging.transform import View
 from foveate_serve.policy import BatchPolicy
 from foveate_serve.repository import LoadedModel, ModelStatus, State
+from foveate_serve.rpc.priority import priority_of
 
 T = TypeVar("T")
 
@@ -58,13 +59,6 @@ _STATES: Mapping[State, model_pb2.ModelState.ValueType] = {
 
 def to_request(message: classifier_service_pb2.ClassifyRequest) -> Request:
     """Read a request; raises InvalidRequestError."""
-    if message.priority < 0:
-        raise InvalidRequestError(
-            "PRIORITY_OUT_OF_RANGE",
-            f"priority is {message.priority}; the limit is 0 or more",
-            field="priority",
-            metadata={"minimum": 0},
-        )
     return Request(
         image=_to_image(message),
         model=message.model,
@@ -75,7 +69,7 @@ def to_request(message: classifier_service_pb2.ClassifyRequest) -> Request:
             FeatureMapRequest(layer=options.layer, channels=tuple(options.channels))
             for options in message.feature_maps
         ),
-        priority=message.priority,
+        priority=priority_of(message.priority, field="priority"),
     )
 
 

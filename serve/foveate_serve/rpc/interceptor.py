@@ -15,6 +15,7 @@ import grpc
 
 from foveate_serve.observe.logs import FIELDS, REQUEST_ID
 from foveate_serve.rpc.calls import Context, Continuation, Handler
+from foveate_serve.rpc.priority import CALL_PRIORITY, PRIORITY_KEY
 
 logger = logging.getLogger(__name__)
 
@@ -94,9 +95,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _call(self, method: str, context: Context) -> Iterator[None]:
         metadata: dict[str, Any] = dict(context.invocation_metadata() or ())
         request_id = _request_id(metadata.get(REQUEST_ID_KEY))
-        # Not reset: the call's task has a context of its own, and ends with it.
+        # Neither is reset: the call's task has a context of its own, and ends with it.
         REQUEST_ID.set(request_id)
         context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
+        if PRIORITY_KEY in metadata:
+            CALL_PRIORITY.set(metadata[PRIORITY_KEY])
         if not self._observers and not self._log:
             yield
             return

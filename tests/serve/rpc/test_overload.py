@@ -27,6 +27,7 @@ from foveate_serve.policy import BatchPolicy
 from foveate_serve.repository import Repository
 from foveate_serve.rpc.handlers import RepositoryHandler
 from foveate_serve.rpc.overload import METHODS
+from foveate_serve.rpc.priority import PRIORITY_KEY
 from foveate_serve.rpc.server import Server
 from foveate_serve.settings import Settings
 from foveate_serve.statistics import Statistics
@@ -68,10 +69,16 @@ class Busy:
             await until(lambda expected=expected: batcher.waiting == expected)
 
     async def classify(
-        self, model: str = "colours", *, image: RawImage | None = None, priority: int = 0
+        self,
+        model: str = "colours",
+        *,
+        image: RawImage | None = None,
+        priority: int = 0,
+        metadata: tuple[tuple[str, str], ...] = (),
     ) -> str:
         request = ClassifyRequest(model=model, raw=image or raw(255), priority=priority)
-        return (await self.stub.Classify(request, timeout=30)).predictions[0].label
+        response = await self.stub.Classify(request, timeout=30, metadata=metadata)
+        return response.predictions[0].label
 
     async def refused(self, message: bytes, method: str = CLASSIFY) -> ErrorStatus:
         with pytest.raises(grpc.aio.AioRpcError) as raised:
@@ -185,7 +192,8 @@ async def test_in_a_stream_each_picture_is_refused_for_itself(serve: Serve) -> N
 
 
 async def test_the_priority_of_a_request_decides_its_place(serve: Serve) -> None:
-    async with serve("colours", max_queue=8, priority_queues=(1, 8)) as busy:
+    highest = ((PRIORITY_KEY, "1"),)
+    async with serve("colours", max_queue=8, priority_queues=(2, 8)) as busy:
         await busy.fill(1)
         batcher = busy.engine.repository.get("colours", "").batcher
         inference = GRPCInferenceServiceStub(busy.channel)
@@ -195,21 +203,26 @@ async def test_the_priority_of_a_request_decides_its_place(serve: Serve) -> None
             lambda: busy.classify(image=raw(20), priority=2),
             lambda: inference.ModelInfer(infer(30, priority=1)),
             lambda: busy.classify(image=raw(40), priority=7),
+            lambda: busy.classify(image=raw(50), metadata=highest),
+            # That of the request counts for more than that of the call.
+            lambda: busy.classify(image=raw(60), priority=2, metadata=highest),
         ):
             waiting = batcher.waiting
             tasks.append(asyncio.ensure_future(call()))
             await until(lambda waiting=waiting: batcher.waiting == waiting + 1)
-        # There is room for one at the highest priority, and for more at the other.
+        # There is room for two at the highest priority, and for more at the other.
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await busy.classify(priority=1)
         assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         with pytest.raises(grpc.aio.AioRpcError, match="priority is -1; the limit is 0 or more"):
             await busy.classify(priority=-1)
+        with pytest.raises(grpc.aio.AioRpcError, match="priority is 'high'; the limit is 0 or"):
+            await busy.classify(metadata=((PRIORITY_KEY, "high"),))
         del busy.runner.pictures[:]
         busy.runner.gate.set()
         await asyncio.gather(*tasks)
         # The first ran already, and the second waited at the lower priority before the others.
-        assert busy.runner.pictures == [255, 30, 255, 10, 20, 40]
+        assert busy.runner.pictures == [255, 30, 50, 255, 10, 20, 40, 60]
 
 
 def raw(red: int) -> RawImage:

@@ -18,6 +18,7 @@ from foveate_serve.errors import InvalidRequestError, clip, quote
 from foveate_serve.graph import GraphRequest, GraphResult
 from foveate_serve.rpc.oip import tensors
 from foveate_serve.rpc.oip.tensors import BYTES, DATATYPES, InputTensor
+from foveate_serve.rpc.priority import priority_of
 
 _PIXELS = np.dtype(np.uint8)
 _CLASS_IDS = np.dtype(np.int64)
@@ -79,7 +80,9 @@ def read_request(message: ModelInferRequest, *, max_images: int) -> Inference:
             class_ids=None if class_ids is None else tensors.read_numbers(class_ids, _CLASS_IDS),
             model=message.model_name,
             version=message.model_version,
-            priority=_priority(message.parameters),
+            priority=priority_of(
+                _integer(message.parameters, "priority", "") or 0, field="parameters[priority]"
+            ),
         ),
         outputs=outputs,
         timeout=timeout,
@@ -186,19 +189,6 @@ def _timeout(parameters: Mapping[str, InferParameter]) -> timedelta | None:
             metadata={"minimum": 0, "limit": _MAX_TIMEOUT},
         )
     return timedelta(microseconds=microseconds)
-
-
-def _priority(parameters: Mapping[str, InferParameter]) -> int:
-    """Return the priority, 1 the highest, 0 for the model's default."""
-    priority = _integer(parameters, "priority", "") or 0
-    if priority < 0:
-        raise InvalidRequestError(
-            "PRIORITY_OUT_OF_RANGE",
-            f"priority is {priority}; the limit is 0 or more",
-            field="parameters[priority]",
-            metadata={"minimum": 0},
-        )
-    return priority
 
 
 def _integer(parameters: Mapping[str, InferParameter], name: str, owner: str) -> int | None:

@@ -1,0 +1,38 @@
+"""The priority of a request: its own, or its call's."""
+
+from contextvars import ContextVar
+
+from foveate_serve.errors import InvalidRequestError, quote
+
+PRIORITY_KEY = "x-priority"
+"""The metadata key of the priority of a call's requests, for callers who cannot set their own."""
+
+CALL_PRIORITY: ContextVar[str] = ContextVar("call_priority", default="")
+"""What the call at hand says under that key."""
+
+_DIGITS = 9
+
+
+def priority_of(own: int, *, field: str) -> int:
+    """Return a request's priority, 1 the highest, 0 for the model's default.
+
+    That of the call counts where its `own` is 0. Raises InvalidRequestError, on
+    `field` or on the metadata.
+    """
+    if own < 0:
+        raise _out_of_range(str(own), field)
+    given = CALL_PRIORITY.get()
+    if own or not given:
+        return own
+    if not (given.isascii() and given.isdigit() and len(given) <= _DIGITS):
+        raise _out_of_range(quote(given), f"metadata[{PRIORITY_KEY}]")
+    return int(given)
+
+
+def _out_of_range(given: str, field: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        "PRIORITY_OUT_OF_RANGE",
+        f"priority is {given}; the limit is 0 or more",
+        field=field,
+        metadata={"minimum": 0},
+    )
