@@ -32,9 +32,10 @@ DONE, FAILED, WRONG_USAGE = 0, 1, 2
 def main(arguments: Sequence[str]) -> int:
     """Run the command; return its exit code."""
     flags = vars(_parser().parse_args(arguments))
-    file, print_config = flags.pop("config", None), flags.pop("print_config", False)
+    file, profile = flags.pop("config", None), flags.pop("profile", None)
+    print_config = flags.pop("print_config", False)
     try:
-        settings = load_settings(flags, file)
+        settings = load_settings(flags, file, profile)
     except SettingsError as error:
         return _fail(str(error), WRONG_USAGE)
     if print_config:
@@ -82,11 +83,18 @@ def _parser() -> argparse.ArgumentParser:
         prog="foveate serve",
         description="Serve the models of a repository over gRPC.",
         epilog="Every setting can also stand in the file of --config, and in the environment "
-        "as FOVEATE_SERVE_<NAME>. Flags win over the environment, which wins over the file.",
+        "as FOVEATE_SERVE_<NAME>. Flags win over the environment, which wins over the files.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="a TOML file of settings")
+    parser.add_argument(
+        "--profile",
+        type=Path,
+        metavar="FILE",
+        help="what runs each model, as `foveate bench --objective` writes it; "
+        "wins over the file of --config",
+    )
     parser.add_argument(
         "--print-config", action="store_true", help="print the settings as such a file, and exit"
     )

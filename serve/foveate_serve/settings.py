@@ -41,8 +41,8 @@ class SettingsError(Exception):
     """The configuration is bad; the message names the setting."""
 
 
-class ModelSettings(BaseModel):
-    """The settings that each model may have for itself, in the table [models.NAME] of the file."""
+class EngineSettings(BaseModel):
+    """What runs a model, as `foveate bench` recommends it: a table [models.NAME] of a profile."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -53,19 +53,32 @@ class ModelSettings(BaseModel):
         default=None, description="the engine to use; unset takes the first that is installed"
     )
     device: str = Field(default="cpu", description="the device to run on")
-    instances: Count = Field(
-        default=1, description="how often a model is loaded, to run as many batches at one time"
-    )
     engine_threads: int = Field(
         default=0,
         ge=0,
         description="threads of one instance's engine; 0 shares the cores out among the instances",
     )
+    max_batch: Count = Field(default=8, description="the most pictures in a batch")
+
+
+class Profile(BaseModel):
+    """A file that `foveate bench --objective` writes: what runs each model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    models: dict[str, EngineSettings]
+
+
+class ModelSettings(EngineSettings):
+    """The settings that each model may have for itself, in the table [models.NAME] of the file."""
+
+    instances: Count = Field(
+        default=1, description="how often a model is loaded, to run as many batches at one time"
+    )
     pin_cores: bool = Field(
         default=False, description="whether each instance keeps to cores of its own (Linux)"
     )
 
-    max_batch: Count = Field(default=8, description="the most pictures in a batch")
     preferred_batches: Counts = Field(
         default=(),
         description="sizes that run best: a batch has the largest of them that can be filled",
@@ -306,16 +319,22 @@ def is_secret(name: str) -> bool:
     return SecretStr in get_args(Settings.model_fields[name].annotation)
 
 
-def load_settings(flags: Mapping[str, str | bool], file: Path | None = None) -> Settings:
-    """Read the settings: `flags` win over the environment, which wins over `file`, a TOML file.
+def load_settings(
+    flags: Mapping[str, str | bool], file: Path | None = None, profile: Path | None = None
+) -> Settings:
+    """Read the settings: `flags` win over the environment, which wins over the files.
 
-    Environment variables are called FOVEATE_SERVE_ and the setting's name in
-    upper case. Raises SettingsError, also for a name that is no setting.
+    `file` is a TOML file of settings and `profile` one of `Profile`, which wins
+    over the other for the models that it names. Environment variables are
+    called FOVEATE_SERVE_ and the setting's name in upper case. Raises
+    SettingsError, also for a name that is no setting.
     """
     _refuse_unknown_variables()
     layers = {} if file is None else _read(file)
-    layers.update(EnvSettingsSource(Settings)())
-    layers.update(flags)
+    above = {**EnvSettingsSource(Settings)(), **flags}
+    if profile is not None:
+        _lay_over(layers, _read_profile(profile), above)
+    layers.update(above)
     try:
         return Settings(**layers)
     except ValidationError as error:
@@ -331,6 +350,40 @@ def load_settings(flags: Mapping[str, str | bool], file: Path | None = None) -> 
         if is_secret(str(first["loc"][0])):
             raise SettingsError(f"{name}: {first['msg']}") from None
         raise SettingsError(f"{name}: {first['input']!r}: {first['msg']}") from error
+
+
+def _lay_over(layers: dict[str, Any], profile: Profile, above: dict[str, Any]) -> None:
+    """Give each model what the profile says of it and flags and environment do not, in place."""
+    models, single = layers.get("models", {}), above.get("models", {})
+    if not (_are_tables(models) and _are_tables(single)):
+        return  # and be refused with the other settings
+    models = dict(models)
+    above.pop("models", None)
+    # A model's own settings are otherwise above those of the server, wherever these come from.
+    for name, engine in profile.models.items():
+        values = engine.model_dump(exclude_unset=True).items()
+        models[name] = {
+            **models.get(name, {}),
+            **{setting: value for setting, value in values if setting not in above},
+        }
+    for name, own in single.items():
+        models[name] = {**models.get(name, {}), **own}
+    layers["models"] = models
+
+
+def _are_tables(value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(own, Mapping) for own in value.values())
+
+
+def _read_profile(file: Path) -> Profile:
+    try:
+        return Profile.model_validate(_read(file))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise SettingsError(f"{file}: {name}: there is no such setting in a profile") from error
+        raise SettingsError(f"{file}: {name}: {first['msg']}") from error
 
 
 def _check_batching(owner: str, values: ModelSettings) -> None:
