@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
 from foveate_serve.backends.onnxruntime.pruning import OnnxFile
-from foveate_serve.bundle.manifest import CLASS_IDS_INPUT
+from foveate_serve.bundle.manifest import CLASS_IDS_INPUT, IMAGE_INPUT
 
 Precision = Literal["fp32", "fp16", "int8"]
 """The type that products are computed in; fp16 stands for both halves, float16 and bfloat16."""
@@ -187,10 +187,11 @@ class _Tensor:
 
 
 def _fix_inputs(graph: onnx.GraphProto, *, batch: int, classes: int) -> None:
+    sizes = {IMAGE_INPUT: (batch,), CLASS_IDS_INPUT: (batch, classes)}
     for value in graph.input:
-        dims = value.type.tensor_type.shape.dim
-        sizes = (batch, classes) if value.name == CLASS_IDS_INPUT else (batch,)
-        for dim, size in zip(dims, sizes, strict=False):
+        for dim, size in zip(
+            value.type.tensor_type.shape.dim, sizes.get(value.name, ()), strict=False
+        ):
             dim.dim_value = size
 
 

@@ -30,7 +30,8 @@ Classify = Callable[[int], Awaitable[object]]
 """Classifies the picture of an index."""
 
 TRIAL_SECONDS = 1.0
-"""How long the throughput is tried out before, for LoadGen to know how much to ask for."""
+"""How long the throughput is tried out before, for LoadGen to know how much to ask for;
+no longer than the run itself."""
 
 SHARE = 0.6
 """Of that throughput, what the scenario Server asks for where nothing is said."""
@@ -42,6 +43,8 @@ _IN_FLIGHT = 4
 """Pictures asked for at one time, in batches of the largest size."""
 
 _MESSAGE_BYTES = 64 << 20
+
+DONE, FAILED = 0, 1
 
 
 class SystemUnderTest:
@@ -73,6 +76,10 @@ class SystemUnderTest:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
 
+    def _failed(self, message: str) -> None:
+        self.failures += 1
+        self.failure = self.failure or message
+
     def _enqueue(self, query: list[tuple[int, int]]) -> None:
         for sample in query:
             self._waiting.put_nowait(sample)
@@ -82,25 +89,35 @@ class SystemUnderTest:
             sample, index = await self._waiting.get()
             try:
                 await self._classify(index)
-            except (ServeError, grpc.RpcError) as error:
-                self.failures += 1
-                self.failure = self.failure or str(error)
+            except ServeError as error:
+                self._failed(error.message)
+            except grpc.aio.AioRpcError as error:
+                self._failed(error.details() or error.code().name)
             mlperf_loadgen.QuerySamplesComplete([mlperf_loadgen.QuerySampleResponse(sample, 0, 0)])
 
 
-def main(path: str) -> None:
-    """Run a job and print its outcome."""
+def main(path: str) -> int:
+    """Run a job and print its outcome, or on stderr why there is none; return the exit code."""
     # Ctrl-C ends this process at once, without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     job = Job.model_validate_json(Path(path).read_bytes())
-    outcome = asyncio.run(_run(job, np.load(job.pictures)))
+    try:
+        outcome = asyncio.run(_run(job, np.load(job.pictures)))
+    except (ServeError, OSError) as error:
+        print(error, file=sys.stderr)
+        return FAILED
+    except grpc.aio.AioRpcError as error:
+        print(error.details(), file=sys.stderr)
+        return FAILED
     print(outcome.model_dump_json())
+    return DONE
 
 
 async def _run(job: Job, images: NDArray[np.uint8]) -> Outcome:
     in_flight = _IN_FLIGHT * job.rules.max_batch
     async with _target(job, images) as classify:
-        rate = await _try_out(classify, len(images), in_flight)
+        trial = min(TRIAL_SECONDS, job.rules.seconds)
+        rate = await _try_out(classify, len(images), in_flight, trial)
         system = SystemUnderTest(classify, in_flight)
         settings = _test_settings(job, rate)
         # LoadGen lets go of the interpreter while it runs.
@@ -157,14 +174,14 @@ async def _server(address: str, model: str, images: NDArray[np.uint8]) -> AsyncI
         yield lambda index: stub.Classify(requests[index])
 
 
-async def _try_out(classify: Classify, pictures: int, in_flight: int) -> float:
+async def _try_out(classify: Classify, pictures: int, in_flight: int, seconds: float) -> float:
     """Return the pictures a second that are classified where there are always some to do."""
     done = 0
     started = time.perf_counter()
 
     async def ask(index: int) -> None:
         nonlocal done
-        while time.perf_counter() < started + TRIAL_SECONDS:
+        while not done or time.perf_counter() < started + seconds:
             await classify(index)
             done += 1
 
@@ -207,4 +224,4 @@ def _test(
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    sys.exit(main(sys.argv[1]))
