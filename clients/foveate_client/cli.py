@@ -47,12 +47,12 @@ _KNOWN = {
     "evaluate": _Command(_EXPORT, "measure a bundle's accuracy on labelled pictures"),
     "serve": _Command(_SERVE, "serve a repository of bundles over gRPC"),
     "verify": _Command(_SERVE, "compare a bundle with the answers kept in it"),
+    "bench": _Command("foveate-serve[bench]", "compare backends, variants and batches"),
     "classify": _Command(_CLIENT, "classify pictures and show what was looked at"),
     "health": _Command(_CLIENT, "ask a server whether it serves"),
     "models": _Command(_CLIENT, "list the models of a server or a repository"),
     "batch": _Command(_CLIENT, "classify a folder of pictures into a table"),
     "load": _Command(_CLIENT, "put a server under load and measure it"),
-    "bench": _Command(_CLIENT, "compare backends and variants"),
     "web": _Command(_CLIENT, "open a page that classifies pictures"),
 }
 

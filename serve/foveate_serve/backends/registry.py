@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from foveate_serve.backends.base import BackendError, BareEngine, Runner
 from foveate_serve.bundle.bundle import Bundle
@@ -15,13 +15,14 @@ from foveate_serve.bundle.bundle import Bundle
 class Backend:
     """Where a backend lives: its runner, the packages it needs, and the extra that brings them.
 
-    The first package is the engine's own. `bare` is what runs graphs that are in
-    no bundle, where there is such a thing.
+    The first package is the engine's own. `devices` are the kinds it runs on.
+    `bare` is what runs graphs that are in no bundle, where there is such a thing.
     """
 
     runner: str
     packages: tuple[str, ...]
     extra: str
+    devices: tuple[Literal["cpu", "cuda"], ...] = ("cpu", "cuda")
     bare: str | None = None
 
 
@@ -37,25 +38,34 @@ BACKENDS = MappingProxyType(
             runner="foveate_serve.backends.openvino.runner:OpenVinoRunner",
             packages=("openvino",),
             extra="openvino",
+            devices=("cpu",),
             bare="foveate_serve.backends.openvino.bare:open_graph",
         ),
         "tensorrt": Backend(
             runner="foveate_serve.backends.tensorrt.runner:TensorRTRunner",
             packages=("tensorrt",),
             extra="tensorrt",
+            devices=("cuda",),
         ),
         "tensorrt_rtx": Backend(
             runner="foveate_serve.backends.tensorrt.runner:TensorRTRTXRunner",
             packages=("tensorrt_rtx",),
             extra="tensorrt-rtx",
+            devices=("cuda",),
         ),
         "onnxruntime_tensorrt": Backend(
             runner="foveate_serve.backends.onnxruntime.runner:OnnxRuntimeTensorRTRunner",
             packages=("onnxruntime",),
             extra="gpu",
+            devices=("cuda",),
         ),
         "torch": Backend(
             runner="foveate_serve.backends.torch.runner:TorchRunner",
+            packages=("torch", "onnx"),
+            extra="torch",
+        ),
+        "torch_compile": Backend(
+            runner="foveate_serve.backends.torch.compiled:TorchCompileRunner",
             packages=("torch", "onnx"),
             extra="torch",
         ),
@@ -83,12 +93,34 @@ def create_runner(
     variant = names[0] if variant is None else variant
     if variant not in names:
         raise BackendError(f"no variant {variant!r}; the bundle has {', '.join(names)}")
-    name = _first_installed() if backend is None else backend
+    runner = load_backend(_first_installed() if backend is None else backend)
+    return runner(bundle, variant=variant, device=device, threads=threads)
+
+
+def load_backend(name: str) -> type[Runner]:
+    """Import a backend with its engine's package, and return its runner.
+
+    Raises BackendError where there is no such backend, or a package is missing.
+    """
+    require_backend(name)
+    runner: type[Runner] = _imported(BACKENDS[name].runner)
+    return runner
+
+
+def require_backend(name: str) -> None:
+    """Raise BackendError where there is no such backend, or one of its packages is missing.
+
+    Nothing is imported. The message names the line that installs what is missing.
+    """
     if name not in BACKENDS:
         raise BackendError(f"no backend {name!r}; there are {', '.join(BACKENDS)}")
-    _require(name)
-    runner: type[Runner] = _imported(BACKENDS[name].runner)
-    return runner(bundle, variant=variant, device=device, threads=threads)
+    backend = BACKENDS[name]
+    for package in backend.packages:
+        if find_spec(package) is None:
+            raise BackendError(
+                f"the backend {name!r} needs the package {package}: "
+                f'pip install "foveate-serve[{backend.extra}]"'
+            )
 
 
 def bare_engines() -> Iterator[tuple[str, BareEngine]]:
@@ -108,13 +140,3 @@ def _first_installed() -> str:
         if find_spec(backend.packages[0]) is not None:
             return name
     return next(iter(BACKENDS))
-
-
-def _require(name: str) -> None:
-    backend = BACKENDS[name]
-    for package in backend.packages:
-        if find_spec(package) is None:
-            raise BackendError(
-                f"the backend {name!r} needs the package {package}: "
-                f'pip install "foveate-serve[{backend.extra}]"'
-            )

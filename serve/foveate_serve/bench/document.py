@@ -28,24 +28,22 @@ class DocumentError(Exception):
 class Settings(Record):
     """How it was measured.
 
-    `data` is the labelled folder, None where there was none; `pictures` says
-    what was timed; `seconds` is the time of a turn, in which a case runs again
-    and again after `warm_up` runs that are not counted.
+    `seconds` is the time of a turn, in which a case runs again and again, after
+    runs of a fifth of that time that are not counted.
     """
 
-    data: str | None
-    pictures: str
     batches: tuple[Positive, ...]
     outputs: tuple[OutputKind, ...]
     rounds: Positive
     seconds: Amount
-    warm_up: int
 
 
 class Model(Record):
-    """A model that was measured: `parameters` are its weights, `files` the bytes of each variant's.
+    """A model that was measured.
 
-    `height`, `width` and `channels` are the input's.
+    `parameters` counts its weights; `height`, `width` and `channels` are the
+    input's; `pictures` says what it was measured on; `file_bytes` is the size of
+    each variant's graph.
     """
 
     name: Name
@@ -56,6 +54,7 @@ class Model(Record):
     width: Positive
     channels: Positive
     classes: Positive
+    pictures: str
     file_bytes: dict[str, int]
 
 

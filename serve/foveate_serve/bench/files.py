@@ -1,0 +1,20 @@
+"""The files of a report."""
+
+from pathlib import Path
+
+from foveate_serve.bench.document import Report
+from foveate_serve.bench.page import to_html
+from foveate_serve.bench.plots import draw_plots
+from foveate_serve.bench.report import to_markdown
+
+PAGE_FILE = "report.html"
+TEXT_FILE = "README.md"
+
+
+def write_files(report: Report, folder: Path) -> None:
+    """Write results.json, README.md, the charts and report.html into `folder`; raises OSError."""
+    report.write(folder)
+    draw_plots(report, folder)
+    text = to_markdown(report)
+    (folder / TEXT_FILE).write_text(text, encoding="utf-8")
+    (folder / PAGE_FILE).write_text(to_html(text, folder), encoding="utf-8")
