@@ -98,6 +98,8 @@ _UNCOUNTED = frozenset(
 
 _HALVES = {onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
 _BYTES = {onnx.TensorProto.UINT8, onnx.TensorProto.INT8}
+_INDICES = {onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL}
+"""The types that shapes and indices are computed in."""
 
 _SMALL = 1024
 """Numbers of a constant that is worked out: shapes and indices, not weights."""
@@ -228,7 +230,12 @@ def _infer(model: onnx.ModelProto) -> onnx.ModelProto:
 def _fold(model: onnx.ModelProto, tensors: Mapping[str, _Tensor]) -> bool:
     """Replace nodes whose results are known by constants; tell whether there were any."""
     graph = model.graph
-    known = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    known = {
+        tensor.name: numpy_helper.to_array(tensor)
+        for tensor in graph.initializer
+        # Others are weights, be they ever so small, and counted as the file has them.
+        if tensor.data_type in _INDICES
+    }
     left = []
     for node in graph.node:
         if node.op_type == "Shape" and node.input[0] in tensors:

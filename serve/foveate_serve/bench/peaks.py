@@ -78,23 +78,23 @@ def measure(threads: int, *, size: int = SIZE, copy_bytes: int = COPY_BYTES) -> 
             "no engine is installed that the peaks can be measured with: "
             'pip install "foveate-serve[cpu]"'
         )
-    products = []
+    found = []
     for precision, dtype in _TYPES.items():
-        graph = _products(precision, weights)
+        graph = products(precision, weights)
         values = (_LARGEST * rng.random((size, size))).astype(dtype)
         seconds, backend = min(
             (_fastest(partial(open_graph(graph, threads=threads), values)), name)
             for name, open_graph in engines
         )
         operations = 2 * PRODUCTS * size**3
-        products.append(
+        found.append(
             ProductPeak(
                 precision=precision, backend=backend, operations_per_second=operations / seconds
             )
         )
     return Peaks(
         threads=threads,
-        products=tuple(products),
+        products=tuple(found),
         copy_bytes_per_second=_copy(threads, copy_bytes),
     )
 
@@ -117,7 +117,7 @@ def _copy(threads: int, size: int) -> float:
         return 2 * source.nbytes / _fastest(lambda: list(pool.map(np.copyto, target, source)))
 
 
-def _products(precision: Precision, weights: NDArray[np.float64]) -> bytes:
+def products(precision: Precision, weights: NDArray[np.float64]) -> bytes:
     """Return the graph of `PRODUCTS` products with one matrix, as `precision` has them.
 
     The weights are scaled so that the results stay as large as the input.
