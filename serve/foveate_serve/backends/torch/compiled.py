@@ -68,6 +68,15 @@ class TorchCompileRunner(TorchRunner):
             self._compiled.move_to_end(key)
             return compiled(feed)
 
+    def _profile(
+        self,
+        inputs: Mapping[str, Array],  # noqa: ARG002 - none can be profiled
+        outputs: Sequence[str],  # noqa: ARG002
+        warm_up: int,  # noqa: ARG002
+        runs: int,  # noqa: ARG002
+    ) -> list[OperatorTime]:
+        raise BackendError(f"the backend {self.backend!r} merges the nodes and does not time them")
+
     def _compile(self, key: _Key, feed: dict[str, Tensor]) -> Mapping[str, Tensor]:
         names, _ = key
         program = self._program(names)
