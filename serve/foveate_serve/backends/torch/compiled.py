@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from foveate_serve.backends.base import BackendError, Runner
+from foveate_serve.backends.base import Array, BackendError, OperatorTime, Runner
 from foveate_serve.backends.torch.runner import TorchRunner
 from foveate_serve.bundle.bundle import Bundle
 from foveate_serve.bundle.manifest import IMAGE_INPUT, LOGITS_OUTPUT
