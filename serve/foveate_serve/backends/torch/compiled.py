@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from foveate_serve.backends.base import Array, BackendError, OperatorTime, Runner
+from foveate_serve.backends.base import BackendError, Runner
 from foveate_serve.backends.torch.runner import TorchRunner
 from foveate_serve.bundle.bundle import Bundle
 from foveate_serve.bundle.manifest import IMAGE_INPUT, LOGITS_OUTPUT
@@ -67,15 +67,6 @@ class TorchCompileRunner(TorchRunner):
                 return self._compile(key, feed)
             self._compiled.move_to_end(key)
             return compiled(feed)
-
-    def _profile(
-        self,
-        inputs: Mapping[str, Array],  # noqa: ARG002 - none can be profiled
-        outputs: Sequence[str],  # noqa: ARG002
-        warm_up: int,  # noqa: ARG002
-        runs: int,  # noqa: ARG002
-    ) -> list[OperatorTime]:
-        raise BackendError(f"the backend {self.backend!r} merges the nodes and does not time them")
 
     def _compile(self, key: _Key, feed: dict[str, Tensor]) -> Mapping[str, Tensor]:
         names, _ = key
