@@ -3,8 +3,10 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Coroutine, Generator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Generator, Iterable
+from contextlib import aclosing
 from pathlib import Path
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -41,7 +43,8 @@ class LocalTransport:
         )
         self._thread.start()
         self._engine = make_engine(settings)
-        self._handler = ClassifierHandler(self._engine, stream_window=settings.stream_window)
+        self._window = settings.stream_window
+        self._handler = ClassifierHandler(self._engine, stream_window=self._window)
         try:
             self._wait(self._engine.repository.open())
         except OSError:
@@ -60,16 +63,18 @@ class LocalTransport:
         `requests` is read on another thread. A timeout is that of the whole stream.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        responses = self._handler.classify_stream(self._read(requests), deadline)
-
-        async def following() -> ClassifyStreamResponse | None:
-            return await anext(responses, None)
-
+        stream = _Stream(self._loop, window=self._window)
+        answers = self._handler.classify_stream(stream.requests(), deadline)
+        running = asyncio.run_coroutine_threadsafe(stream.collect(answers), self._loop)
+        reader = threading.Thread(
+            target=stream.read, args=(requests,), name="foveate-requests", daemon=True
+        )
+        reader.start()
         try:
-            while (response := self._wait(following())) is not None:
-                yield response
+            yield from stream.answers()
+            running.result()
         finally:
-            self._wait(responses.aclose())
+            self._wait(stream.leave())
 
     def list_models(self, request: ListModelsRequest, timeout: float) -> ListModelsResponse:  # noqa: ARG002 - answered from memory
         """List the models, by name."""
@@ -103,10 +108,69 @@ class LocalTransport:
     def _wait(self, call: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(call, self._loop).result()
 
-    async def _read(
-        self, requests: Iterable[ClassifyStreamRequest]
-    ) -> AsyncIterator[ClassifyStreamRequest]:
-        # The caller's iterator may block, so it is kept off the event loop.
-        iterator = iter(requests)
-        while (request := await asyncio.to_thread(next, iterator, None)) is not None:
+
+class _Stream:
+    """Passes requests to the event loop and answers back, at most `window` of them under way.
+
+    A picture takes one change of thread on its way in and one on its way out.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, window: int) -> None:
+        self._loop = loop
+        self._slots = threading.Semaphore(window)
+        self._left = False
+        self._collecting: asyncio.Task[Any] | None = None
+        self._in: asyncio.Queue[ClassifyStreamRequest | BaseException | None] = asyncio.Queue()
+        self._out: SimpleQueue[ClassifyStreamResponse | None] = SimpleQueue()
+
+    def read(self, requests: Iterable[ClassifyStreamRequest]) -> None:
+        """Take the requests as there is room for them. On a thread, as the iterator may block."""
+        try:
+            for request in requests:
+                self._slots.acquire()
+                if self._left:
+                    return
+                self._pass_on(request)
+        except BaseException as error:  # noqa: BLE001 - the caller gets it
+            self._pass_on(error)
+        else:
+            self._pass_on(None)
+
+    def answers(self) -> Generator[ClassifyStreamResponse, None, None]:
+        """Yield the answers as they come. On the caller's thread."""
+        while (answer := self._out.get()) is not None:
+            self._slots.release()
+            yield answer
+
+    async def requests(self) -> AsyncIterator[ClassifyStreamRequest]:
+        """Yield the requests that were read, and raise the error that reading ended with."""
+        while (request := await self._in.get()) is not None:
+            if isinstance(request, BaseException):
+                raise request
             yield request
+
+    async def collect(self, answers: AsyncGenerator[ClassifyStreamResponse, None]) -> None:
+        """Hand over the answers."""
+        self._collecting = asyncio.current_task()
+        try:
+            async with aclosing(answers):
+                async for answer in answers:
+                    self._out.put(answer)
+        finally:
+            self._out.put(None)
+
+    async def leave(self) -> None:
+        """Read no further, and drop what is under way."""
+        self._left = True
+        self._slots.release()
+        if self._collecting is not None:
+            self._collecting.cancel()
+            await asyncio.wait([self._collecting])
+
+    def _pass_on(self, item: ClassifyStreamRequest | BaseException | None) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._in.put_nowait, item)
+        except RuntimeError:
+            # The iterator blocked until after the transport was closed.
+            if not self._loop.is_closed():
+                raise
