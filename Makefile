@@ -6,6 +6,8 @@ PYTHON ?= python3
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
+# Without bytecode in files each process compiles torch anew, which takes longer than most tests.
+unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help setup demo test containers check format stubs baseline bench clean
 
 bin := $(VENV)/bin
@@ -20,7 +22,7 @@ setup: $(ready) ## Install everything into VENV
 $(ready): constraints.txt pyproject.toml $(packages:%=%/pyproject.toml)
 	test -x $(bin)/uv || { $(PYTHON) -m venv $(VENV) && $(bin)/pip install --quiet --disable-pip-version-check --constraint constraints.txt uv; }
 	$(bin)/uv pip install --python $(bin)/python --constraint constraints.txt --group dev \
-	    -e proto -e clients -e 'serve[cpu,openvino]' -e 'train[weights]' -e export
+	    -e proto -e clients -e 'serve[cpu,images,openvino]' -e 'train[weights]' -e export
 	touch $@
 
 demo: $(ready) ## Train, export, serve and explain, on real pictures, into demo-output/
