@@ -18,6 +18,7 @@ from foveate_serve.bundle.manifest import CAM_PREFIX, CLASS_IDS_INPUT, IMAGE_INP
 from foveate_serve.classification import Timing
 from foveate_serve.errors import DeadlineError, EngineError, OverloadedError
 from foveate_serve.instances import Cores, pinned
+from foveate_serve.niceness import ENGINE, step_back
 from foveate_serve.observer import BatchRun
 from foveate_serve.policy import BatchPolicy
 from foveate_serve.queueing import Item, Places, Queue
@@ -253,6 +254,7 @@ class Batcher:
 
     def _work(self, instance: _Instance) -> None:
         try:
+            step_back(ENGINE)
             with pinned(instance.cores):
                 while (batch := self._next_batch()) is not None:
                     if batch:

@@ -1,23 +1,19 @@
 """Threads shared by several users, of which none gets more of their time than another."""
 
 import asyncio
-import os
-import sys
-import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
+
+from foveate_serve.niceness import DECODER, step_back
 
 T = TypeVar("T")
 
 _AHEAD = 1
 """Pieces of work started beyond the threads, so that no thread waits for the event loop."""
-
-_NICENESS = 5
-"""Of the threads, above that of the engines' threads, which wait for each other at every
-operator: one that has to give its core to a decoder holds up the others too."""
 
 
 class FairThreads:
@@ -30,7 +26,9 @@ class FairThreads:
     """
 
     def __init__(self, threads: int, *, name: str) -> None:
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=_step_back)
+        self._threads = ThreadPoolExecutor(
+            threads, thread_name_prefix=name, initializer=partial(step_back, DECODER)
+        )
         self._free = threads + _AHEAD
         self._waiting: defaultdict[str, deque[asyncio.Future[None]]] = defaultdict(deque)
         self._used: defaultdict[str, float] = defaultdict(float)
@@ -105,11 +103,3 @@ class FairThreads:
             future.set_result(result)
         else:
             future.set_exception(error)
-
-
-def _step_back() -> None:
-    # Elsewhere than on Linux a niceness is that of the whole process.
-    if sys.platform == "linux":
-        thread = threading.get_native_id()
-        niceness = os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS
-        os.setpriority(os.PRIO_PROCESS, thread, min(niceness, 19))

@@ -28,6 +28,7 @@ from foveate_serve.folder import VERSION, Sighting, look, model_names, version_p
 from foveate_serve.instances import make_instances
 from foveate_serve.labels import LATEST, STABLE, check_label
 from foveate_serve.loading import Loads, LoadTimeoutError
+from foveate_serve.niceness import ENGINE, step_back
 from foveate_serve.observer import BatchRun, Observer
 from foveate_serve.policy import BatchPolicy
 from foveate_serve.warmup import batch_sizes, warm_up
@@ -547,6 +548,8 @@ class Repository:
         return self._policies.get(name, self._policy)
 
     def _open(self, name: str, version: _Version) -> tuple[Bundle, list[Runner]]:
+        # On a thread of its own, from which the threads that the engine starts inherit it.
+        step_back(ENGINE)
         bundle = Bundle.open(version.path)
         if (bundle.manifest.name, bundle.manifest.version) != (name, version.number):
             raise BundleError(

@@ -1,8 +1,6 @@
 """Threads are shared by the time that they were used, and nothing waits for a cancelled call."""
 
 import asyncio
-import os
-import sys
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -139,11 +137,3 @@ async def test_cancelling_work_that_runs_gives_its_thread_back_only_when_it_ends
     gate.open()
     await later
     assert gate.order == ["b"]
-
-
-async def test_its_threads_step_back_behind_those_of_the_engines(threads: FairThreads) -> None:
-    def niceness() -> int:
-        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-
-    expected = min(niceness() + 5, 19) if sys.platform == "linux" else niceness()
-    assert await threads.run("user", niceness) == expected
