@@ -7,7 +7,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 
@@ -16,13 +15,15 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from foveate_serve.backends.base import BackendError
 from foveate_serve.backends.registry import BACKENDS
-from foveate_serve.bench import machine
-from foveate_serve.bench.document import Model, Report, Settings
-from foveate_serve.bench.files import write_files
-from foveate_serve.bench.measuring import Measured, Rounds, measure
-from foveate_serve.bench.plan import ALL, Choice, ChoiceError, ModelPlan, Plan, PlanError, make_plan
+from foveate_serve.bench import loadgen, machine
+from foveate_serve.bench.files import PAGE_FILE, write_files
+from foveate_serve.bench.loadgen import LoadGenError, Scenario
+from foveate_serve.bench.measuring import Rounds
+from foveate_serve.bench.plan import ALL, Choice, ChoiceError, PlanError, make_plan
+from foveate_serve.bench.recommend import PROFILE_FILE, Objective
 from foveate_serve.bench.report import verdicts
-from foveate_serve.bench.results import OUTPUT_KINDS, OutputKind, find_ties
+from foveate_serve.bench.results import OUTPUT_KINDS, OutputKind
+from foveate_serve.bench.run import Task, run
 from foveate_serve.bundle.bundle import BundleError
 from foveate_serve.evaluation.labelled import LabelledError, NoPicturesError
 
@@ -46,58 +47,51 @@ def main(arguments: Sequence[str]) -> int:
             return _run(options)
         except (ChoiceError, NoPicturesError) as error:
             return _fail(error, WRONG_USAGE)
-        except (PlanError, BackendError, BundleError, LabelledError, OSError) as error:
+        except (
+            PlanError,
+            BackendError,
+            BundleError,
+            LabelledError,
+            OSError,
+            LoadGenError,
+        ) as error:
             return _fail(error, FAILED)
 
 
 def _run(options: argparse.Namespace) -> int:
     here = machine.describe()
     plan = make_plan(_choice(options), here)
+    if options.loadgen:
+        loadgen.require()
     _check_writable(options.out)
-    rounds = Rounds(count=options.rounds, seconds=options.seconds)
-    created, load_average = datetime.now(UTC), os.getloadavg()[0]
-    measured = Measured()
-    complete = _measure(plan, rounds, measured)
-    measurements = measured.measurements()
-    report = Report(
-        created=created,
-        complete=complete,
-        load_average=load_average,
-        machine=here,
-        settings=Settings(
-            batches=options.batch,
-            outputs=options.outputs,
-            rounds=rounds.count,
-            seconds=rounds.seconds,
-        ),
-        models=tuple(map(_describe, plan.models)),
-        measurements=measurements,
-        accuracies=tuple(measured.accuracies),
-        ties=find_ties(measurements),
-        refusals=(*plan.refusals, *measured.refusals),
-    )
+    with _Watching() as watcher:
+        report = run(plan, here, _task(options), watcher)
     write_files(report, options.out)
     if options.json:
         print(report.model_dump_json(indent=2))
     else:
-        print("\n".join([*verdicts(report), f"the report is {options.out / 'report.html'}"]))
-    if not complete:
+        print("\n".join([*verdicts(report), f"the report is {options.out / PAGE_FILE}"]))
+    if not report.complete:
         print(f"{PROG}: stopped; what was measured is in {options.out}", file=sys.stderr)
         return INTERRUPTED
-    if not measurements:
+    if not report.measurements:
         return _fail(PlanError("nothing could be measured; the report says why"), FAILED)
     return DONE
 
 
-def _measure(plan: Plan, rounds: Rounds, measured: Measured) -> bool:
-    """Measure all models into `measured`; return whether that ended before Ctrl-C."""
-    try:
-        with _Watching() as watcher:
-            for model in plan.models:
-                measure(model, rounds, measured, watcher)
-    except KeyboardInterrupt:
-        return False
-    return True
+def _task(options: argparse.Namespace) -> Task:
+    return Task(
+        out=options.out,
+        rounds=Rounds(count=options.rounds, seconds=options.seconds),
+        roofline=options.roofline,
+        profiled=options.profile,
+        objective=options.objective,
+        max_drop=options.max_drop,
+        scenarios=options.loadgen,
+        rules=loadgen.Rules(
+            seconds=options.loadgen_seconds, target_latency_ms=options.loadgen_latency
+        ),
+    )
 
 
 class _Watching:
@@ -125,22 +119,6 @@ class _Watching:
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
-
-
-def _describe(plan: ModelPlan) -> Model:
-    manifest = plan.bundle.manifest
-    return Model(
-        name=manifest.name,
-        version=manifest.version,
-        classifier=manifest.classifier,
-        parameters=manifest.parameters,
-        height=manifest.input.height,
-        width=manifest.input.width,
-        channels=manifest.input.channels,
-        classes=manifest.classes,
-        pictures=plan.pictures,
-        file_bytes={entry.name: manifest.files[entry.file].size for entry in manifest.variants},
-    )
 
 
 def _choice(options: argparse.Namespace) -> Choice:
@@ -266,10 +244,57 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--seconds",
-        type=_seconds,
+        type=_not_negative,
         default=0.5,
         metavar="S",
         help="the time of a turn, and at least one run (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--roofline",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="measure the machine's peaks, and how far each case is from them (default: yes)",
+    )
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="time the operators of each engine, on its smallest batch",
+    )
+    parser.add_argument(
+        "--objective",
+        type=_objective,
+        metavar="GOAL",
+        help="p99=MILLISECONDS, throughput or memory: recommend what serves it best, and write "
+        f"{PROFILE_FILE} for foveate serve --profile",
+    )
+    parser.add_argument(
+        "--max-drop",
+        type=_not_negative,
+        default=1.0,
+        metavar="POINTS",
+        help="points of top-1 that a recommendation may lose against fp32 (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--loadgen",
+        type=_scenarios,
+        default=(),
+        metavar="SCENARIO,...",
+        help="have MLPerf's LoadGen ask what is recommended, or else the fastest of each model, "
+        f"in the process and over gRPC: {', '.join(s.value for s in Scenario)}, or {ALL}",
+    )
+    parser.add_argument(
+        "--loadgen-seconds",
+        type=_not_negative,
+        default=10.0,
+        metavar="S",
+        help="the least time of a scenario (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--loadgen-latency",
+        type=_not_negative,
+        default=100.0,
+        metavar="MS",
+        help="within which Server must answer 99 of 100 (default: %(default)g)",
     )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="where the report is written"
@@ -323,11 +348,28 @@ def _positive(text: str) -> int:
     return number
 
 
-def _seconds(text: str) -> float:
+def _not_negative(text: str) -> float:
     number = float(text)
     if not 0 <= number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is no time of 0 seconds or more")
+        raise argparse.ArgumentTypeError(f"{text} is below 0, or no number")
     return number
+
+
+def _objective(text: str) -> Objective:
+    try:
+        return Objective.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _scenarios(text: str) -> tuple[Scenario, ...]:
+    if text == ALL:
+        return tuple(Scenario)
+    known = {scenario.value: scenario for scenario in Scenario}
+    for name in _names(text):
+        if name not in known:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}, {ALL}")
+    return tuple(known[name] for name in _names(text))
 
 
 def _data(text: str) -> tuple[str, Path]:

@@ -4,9 +4,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import SerializeAsAny, ValidationError
+from pydantic import ValidationError
 
+from foveate_serve.bench.loadgen import LoadGenResult
 from foveate_serve.bench.machine import Machine
+from foveate_serve.bench.operators import Profile
+from foveate_serve.bench.recommend import Recommendation
 from foveate_serve.bench.results import (
     Accuracy,
     Amount,
@@ -16,6 +19,7 @@ from foveate_serve.bench.results import (
     Refusal,
     Ties,
 )
+from foveate_serve.bench.roofline import Roofline
 from foveate_serve.bundle.manifest import Name, Positive
 
 RESULTS_FILE = "results.json"
@@ -76,10 +80,10 @@ class Report(Record):
     accuracies: tuple[Accuracy, ...] = ()
     ties: tuple[Ties, ...] = ()
     refusals: tuple[Refusal, ...] = ()
-    rooflines: tuple[SerializeAsAny[Record], ...] = ()
-    operators: tuple[SerializeAsAny[Record], ...] = ()
-    loadgen: tuple[SerializeAsAny[Record], ...] = ()
-    recommendation: SerializeAsAny[Record] | None = None
+    roofline: Roofline | None = None
+    operators: tuple[Profile, ...] = ()
+    loadgen: tuple[LoadGenResult, ...] = ()
+    recommendation: Recommendation | None = None
 
     @classmethod
     def read(cls, path: Path) -> Self:

@@ -12,8 +12,14 @@ TEXT_FILE = "README.md"
 
 
 def write_files(report: Report, folder: Path) -> None:
-    """Write results.json, README.md, the charts and report.html into `folder`; raises OSError."""
+    """Write a report into `folder`; raises OSError.
+
+    These are results.json, README.md, the charts, report.html and, where
+    something is recommended, profile.toml.
+    """
     report.write(folder)
+    if report.recommendation is not None and report.recommendation.choices:
+        report.recommendation.write(folder)
     draw_plots(report, folder)
     text = to_markdown(report)
     (folder / TEXT_FILE).write_text(text, encoding="utf-8")

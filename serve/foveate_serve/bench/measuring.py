@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from foveate_serve.backends.base import BackendError
+from foveate_serve.bench.operators import Profile
 from foveate_serve.bench.plan import ModelPlan
 from foveate_serve.bench.results import (
     Accuracy,
@@ -48,6 +49,7 @@ class Measured:
     """What was measured so far; complete or not, it can be reported at any time."""
 
     accuracies: list[Accuracy] = field(default_factory=list)
+    profiles: list[Profile] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
     _loads: dict[tuple[Configuration, OutputKind], float] = field(default_factory=dict)
     _firsts: dict[tuple[Configuration, OutputKind], First] = field(default_factory=dict)
@@ -101,14 +103,17 @@ class Measured:
         )
 
 
-def measure(plan: ModelPlan, rounds: Rounds, measured: Measured, watcher: Watcher) -> None:
+def measure(
+    plan: ModelPlan, rounds: Rounds, measured: Measured, watcher: Watcher, *, profiled: bool = False
+) -> None:
     """Measure the cases of one model into `measured`.
 
     Every configuration has a process for each kind of outputs. They are started
     one after the other, since loading would disturb loading, and run each batch
     size once; then labelled pictures are classified; then every case has a turn
-    in each round, in an order that changes from round to round. What an engine
-    refuses is noted, and the others go on.
+    in each round, in an order that changes from round to round; then, if they are
+    to be `profiled`, the operators of each configuration are timed on its
+    smallest batch. What an engine refuses is noted, and the others go on.
 
     Raises LabelledError where a labelled picture cannot be decoded.
     """
@@ -116,6 +121,8 @@ def measure(plan: ModelPlan, rounds: Rounds, measured: Measured, watcher: Watche
         workers = _start(plan, measured, watcher, stack)
         _score(plan, workers, measured, watcher)
         _time(plan, workers, rounds, measured, watcher)
+        if profiled:
+            _profile(plan, workers, measured, watcher)
 
 
 def _start(plan: ModelPlan, measured: Measured, watcher: Watcher, stack: ExitStack) -> list[Worker]:
@@ -196,6 +203,21 @@ def _time(
                 measured.drop(worker, error)
                 failed.add(worker)
         watcher.advance(expected[case])
+
+
+def _profile(
+    plan: ModelPlan, workers: Sequence[Worker], measured: Measured, watcher: Watcher
+) -> None:
+    chosen = {worker.configuration: worker for worker in reversed(workers)}
+    watcher.begin(f"{plan.bundle.manifest.name}: operators", len(chosen))
+    for configuration, worker in reversed(chosen.items()):
+        case = plan.cases(configuration, worker.kind)[0]
+        try:
+            measured.profiles.append(worker.profile(case))
+        except (BackendError, WorkerError) as error:
+            what = f"operators of {configuration}"
+            measured.refusals.append(Refusal(what=what, reason=str(error)))
+        watcher.advance(1)
 
 
 def _rounds(turns: Sequence[tuple[Worker, Case]], count: int) -> Iterator[tuple[Worker, Case]]:

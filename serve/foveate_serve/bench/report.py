@@ -5,6 +5,7 @@ from math import floor, log10
 
 from foveate_serve.bench.document import Model, Report
 from foveate_serve.bench.plots import PLOTS
+from foveate_serve.bench.recommend import PROFILE_FILE
 from foveate_serve.bench.results import Case, Configuration, Measurement, OutputKind
 
 TITLE = "# Backends, variants and batches, measured"
@@ -78,7 +79,17 @@ def summary(report: Report, *, pictures: str = "") -> Iterator[str]:
 
 
 def details(report: Report) -> Iterator[str]:
-    """Yield every case."""
+    """Yield what was found out beside the times, and every case."""
+    yield from _recommended(report)
+    yield from _roofline(report)
+    if report.loadgen:
+        yield "## MLPerf's LoadGen"
+        yield _loadgen(report)
+    if report.operators:
+        yield "## The slowest operators"
+        for profile in report.operators:
+            yield f"### {profile.case}"
+            yield profile.table()
     yield "## All cases"
     for model in report.models:
         for kind, title in _KINDS.items():
@@ -227,6 +238,73 @@ def _accuracies(report: Report) -> str:
         for a in report.accuracies
     ]  # fmt: skip
     return _table(("model", "variant", "backend", "device", "top-1", "top-5", "pictures"), rows)
+
+
+def _recommended(report: Report) -> Iterator[str]:
+    found = report.recommendation
+    if found is None:
+        return
+    yield "## Recommended"
+    yield (
+        f"For {found.objective}, with at most {found.max_drop:g} points of top-1 lost against fp32:"
+    )
+    lines = [f"- {choice.case.model}: {choice.why}" for choice in found.choices]
+    lines += [f"- {refusal.what}: {refusal.reason}" for refusal in found.refusals]
+    yield "\n".join(lines)
+    if found.choices:
+        yield f"`foveate serve --profile {PROFILE_FILE}` takes it."
+
+
+def _roofline(report: Report) -> Iterator[str]:
+    found = report.roofline
+    if found is None:
+        return
+    yield "## The roofline"
+    lines = []
+    for peaks in found.peaks:
+        products = ", ".join(
+            f"{_digits(p.operations_per_second / 1e9)} G operations/s {p.precision} ({p.backend})"
+            for p in peaks.products
+        )
+        lines.append(
+            f"- {peaks.threads} {_plural('thread', peaks.threads)}: {products}; memory copies "
+            f"{_digits(peaks.copy_bytes_per_second / 1e9)} GB/s"
+        )
+    yield "\n".join(lines)
+    yield (
+        "The floor is the time that the graph's operations and bytes take at these peaks; the "
+        "distance is how many times longer the engine takes."
+    )
+    yield found.table()
+
+
+def _loadgen(report: Report) -> str:
+    rows = [
+        (
+            str(r.configuration),
+            r.target,
+            r.scenario.value,
+            f"{_digits(r.value)} {r.unit}",
+            r.metric,
+            "valid" if r.valid else f"not valid: {'; '.join(r.reasons)}",
+            str(r.queries),
+            _digits(r.p50_ms),
+            _digits(r.p99_ms),
+        )
+        for r in report.loadgen
+    ]
+    columns = (
+        "engine",
+        "where",
+        "scenario",
+        "result",
+        "of",
+        "verdict",
+        "queries",
+        "p50, ms",
+        "p99",
+    )
+    return _table(columns, rows)
 
 
 _NAME = ("backend", "variant", "device", "threads")

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from foveate_serve.backends.base import Array, BackendError, Runner
 from foveate_serve.backends.registry import load_backend
+from foveate_serve.bench.operators import Profile, profile
 from foveate_serve.bench.plan import output_names
-from foveate_serve.bench.results import Configuration, OutputKind
+from foveate_serve.bench.results import Case, Configuration, OutputKind
 from foveate_serve.bundle.bundle import Bundle
 from foveate_serve.bundle.manifest import CLASS_IDS_INPUT, IMAGE_INPUT, LOGITS_OUTPUT
 
@@ -91,6 +92,10 @@ class Worker:
     def turn(self, batch: int, seconds: float) -> Turn:
         """Run a batch again and again for so long, and at least once."""
         return self._ask(_Session.turn, batch, seconds)
+
+    def profile(self, case: Case) -> Profile:
+        """Return the slowest operators of a case."""
+        return self._ask(_Session.profile, case)
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Classify uint8 [N, H, W, C]; returns float32 [N, classes]."""
@@ -174,6 +179,9 @@ class _Session:
         while not times or time.perf_counter() < end:
             times.append(self._timed(inputs))
         return Turn(seconds=tuple(times), cpu_seconds=time.process_time() - cpu)
+
+    def profile(self, case: Case) -> Profile:
+        return profile(self._opened, case, self._inputs(case.batch), self._outputs)
 
     def logits(self, images: NDArray[np.uint8]) -> Array:
         return self._opened.run({IMAGE_INPUT: images}, [LOGITS_OUTPUT])[LOGITS_OUTPUT]
