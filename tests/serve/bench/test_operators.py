@@ -36,7 +36,8 @@ def test_a_run_is_split_up_among_its_operators(backend: str, colours: Bundle) ->
         times = runner.profile(inputs, outputs, warm_up=2, runs=RUNS)
         found = profile(runner, CASE, inputs, outputs, warm_up=2, runs=RUNS)
         after = runner.run(inputs, outputs)
-    assert {"ReduceMean", "TopK"} <= {time.operator for time in times}
+    # The largest of them; OpenVINO leaves out what takes less than a microsecond.
+    assert "Transpose" in {time.operator for time in times}
     assert {time.calls for time in times} == {RUNS}
     assert sum(time.seconds for time in times) > 0
     assert all(operator.calls == 1 for operator in found.operators)
