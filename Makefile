@@ -22,7 +22,7 @@ setup: $(ready) ## Install everything into VENV
 $(ready): constraints.txt pyproject.toml $(packages:%=%/pyproject.toml)
 	test -x $(bin)/uv || { $(PYTHON) -m venv $(VENV) && $(bin)/pip install --quiet --disable-pip-version-check --constraint constraints.txt uv; }
 	$(bin)/uv pip install --python $(bin)/python --constraint constraints.txt --group dev \
-	    -e proto -e clients -e 'serve[cpu,images,openvino]' -e 'train[weights]' -e export
+	    -e proto -e clients -e 'serve[bench,cpu,images,openvino]' -e 'train[weights]' -e export
 	touch $@
 
 demo: $(ready) ## Train, export, serve and explain, on real pictures, into demo-output/
@@ -55,11 +55,13 @@ stubs: $(ready) ## Generate the stubs from the .proto files
 baseline: $(ready) ## Take today's protocol as the one that must not break
 	cd proto && $(abspath $(bin))/buf build --exclude-source-info --output released.binpb
 
-bench: $(ready) demo-output/repository/efficientnet_lite0/1/manifest.json ## Measure the cost of a request on this machine
+bench: $(ready) demo-output/repository/efficientnet_lite0/1/manifest.json ## Compare backends, into bench-output/, and measure the cost of a request
+	$(bin)/foveate bench --repository demo-output/repository --model efficientnet_lite0 \
+	    --batch 1,8 --outputs logits,cam --rounds 3 --out bench-output
 	$(bin)/python -m benchmarks.request_cost
 
 demo-output/repository/efficientnet_lite0/1/manifest.json: | $(ready)
 	$(bin)/foveate export package:efficientnet_lite0 --repository demo-output/repository --name efficientnet_lite0
 
 clean: ## Remove what the targets made, but for VENV
-	rm -rf demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf demo-output bench-output .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -155,8 +155,10 @@ def _score(
         return
     manifest = plan.bundle.manifest
     # The number of threads changes nothing about the answers, nor do the outputs.
-    scored = {(w.configuration.variant, w.configuration.backend, w.configuration.device): w
-              for w in reversed(workers)}  # fmt: skip
+    scored: dict[tuple[str, str, str], Worker] = {}
+    for worker in workers:
+        of = worker.configuration
+        scored.setdefault((of.variant, of.backend, of.device), worker)
     tallies = {key: Tally() for key in scored}
     watcher.begin(f"{manifest.name}: accuracy", len(plan.labelled) * len(scored))
     for images, targets in prepared_batches(plan.labelled, manifest.input):
@@ -208,9 +210,11 @@ def _time(
 def _profile(
     plan: ModelPlan, workers: Sequence[Worker], measured: Measured, watcher: Watcher
 ) -> None:
-    chosen = {worker.configuration: worker for worker in reversed(workers)}
+    chosen: dict[Configuration, Worker] = {}
+    for worker in workers:
+        chosen.setdefault(worker.configuration, worker)
     watcher.begin(f"{plan.bundle.manifest.name}: operators", len(chosen))
-    for configuration, worker in reversed(chosen.items()):
+    for configuration, worker in chosen.items():
         case = plan.cases(configuration, worker.kind)[0]
         try:
             measured.profiles.append(worker.profile(case))
