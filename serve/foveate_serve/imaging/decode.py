@@ -9,7 +9,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
+
+from foveate_serve.imaging.jpeg import decode_rgb, power_of_two_scale
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 """The only formats whose decoders untrusted bytes reach."""
@@ -89,16 +93,24 @@ _ORIENTATIONS = {
 class Decoded:
     """A decoded picture as it is stored, perhaps at a reduced scale.
 
-    `image` has the mode "L" or "RGB". `width` and `height` are the stored
-    picture's at full scale, and the whole of it covers `extent` (width, height)
-    of `image`, which a reduced scale makes fractional.
+    `image` has the mode "L" or "RGB", or is uint8 [rows, columns, 3]. `width` and
+    `height` are the stored picture's at full scale, and the whole of it covers
+    `extent` (width, height) of `image`, which a reduced scale makes fractional.
     """
 
-    image: Image.Image
+    image: Image.Image | NDArray[np.uint8]
     width: int
     height: int
     extent: tuple[float, float]
     orientation: Orientation
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """The width and the height of `image`."""
+        if isinstance(self.image, Image.Image):
+            return self.image.size
+        rows, columns, _ = self.image.shape
+        return columns, rows
 
 
 def decode(
@@ -130,17 +142,22 @@ def decode(
                 limit=limits.max_pixels,
             )
         orientation = _ORIENTATIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1), UPRIGHT)
-        extent = (float(width), float(height))
-        if shorter_side is not None:
-            scale = shorter_side / min(width, height)
-            draft = image.draft(None, (round(width * scale), round(height * scale)))
-            if draft is not None:
-                extent = draft[1][2:]
+        scale = 1
+        pixels: Image.Image | NDArray[np.uint8] | None = None
+        if isinstance(image, JpegImageFile):
+            if shorter_side is not None:
+                scale = power_of_two_scale(min(width, height), shorter_side)
+            if image.mode == "RGB" and channels == 3:
+                pixels = decode_rgb(data, width, height, scale)
+            if pixels is None and scale > 1:
+                image.draft(None, (width // scale, height // scale))
+        if pixels is None:
+            pixels = _convert(image, "L" if channels == 1 else "RGB")
         return Decoded(
-            image=_convert(image, "L" if channels == 1 else "RGB"),
+            image=pixels,
             width=width,
             height=height,
-            extent=extent,
+            extent=(width / scale, height / scale),
             orientation=orientation,
         )
 

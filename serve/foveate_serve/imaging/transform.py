@@ -8,13 +8,7 @@ from PIL import Image
 
 from foveate_serve.bundle.manifest import InputSpec
 from foveate_serve.imaging.decode import Decoded, ImageLimits, Orientation, decode
-
-_FILTERS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
+from foveate_serve.imaging.resample import resample
 
 DRAFT_MARGIN = 2
 """A JPEG may be decoded at a reduced scale while its shorter side keeps this many resize lengths.
@@ -42,8 +36,8 @@ def prepare(data: bytes, spec: InputSpec, limits: ImageLimits) -> tuple[NDArray[
     Returns uint8 [height, width, channels] and the part of the picture seen.
     The same as torchvision's evaluation transform, `Resize(spec.resize)` of the
     shorter side and `CenterCrop`, with only the cropped part resized; pixels
-    differ where Pillow resizes the crop's rows before its columns and clips in
-    between. Raises ImageError.
+    differ by what is rounded and clipped between rows and columns. Raises
+    ImageError.
     """
     decoded = decode(
         data,
@@ -66,14 +60,15 @@ def fit(decoded: Decoded, spec: InputSpec) -> tuple[NDArray[np.uint8], View]:
     view = _central_view(width, height, spec)
 
     size = (spec.width, spec.height)
-    image = decoded.image.resize(
+    pixels = resample(
+        decoded.image,
         size[::-1] if orientation.swap else size,
-        _FILTERS[spec.interpolation],
-        box=_stored_box(view, decoded, orientation),
+        spec.interpolation,
+        _stored_box(view, decoded, orientation),
     )
     if orientation.transpose is not None:
-        image = image.transpose(orientation.transpose)
-    return np.asarray(image).reshape(spec.height, spec.width, spec.channels), view
+        pixels = np.asarray(Image.fromarray(pixels).transpose(orientation.transpose))
+    return pixels.reshape(spec.height, spec.width, spec.channels), view
 
 
 def _central_view(width: int, height: int, spec: InputSpec) -> View:
@@ -111,6 +106,6 @@ def _stored_box(
     return (
         max(0.0, left * across),
         max(0.0, top * down),
-        min(float(decoded.image.width), right * across),
-        min(float(decoded.image.height), bottom * down),
+        min(float(decoded.size[0]), right * across),
+        min(float(decoded.size[1]), bottom * down),
     )

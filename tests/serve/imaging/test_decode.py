@@ -82,7 +82,7 @@ def test_grey_is_the_luma(cat: Image.Image) -> None:
 def test_a_jpeg_is_decoded_at_a_reduced_scale_that_is_still_large_enough(cat: Image.Image) -> None:
     decoded = decode(encoded(cat, "JPEG"), channels=3, limits=LIMITS, shorter_side=100)
     assert (decoded.width, decoded.height) == cat.size == (451, 300)
-    assert decoded.image.size == (226, 150)
+    assert decoded.size == (226, 150)
     assert decoded.extent == (225.5, 150.0)
 
 
@@ -156,7 +156,7 @@ def test_damage_leads_to_a_picture_or_an_image_error(
         decoded = decode(bytes(data), channels=3, limits=ImageLimits(max_pixels=1_000_000))
     except ImageError:
         return
-    assert decoded.image.mode == "RGB"
+    assert np.asarray(decoded.image).shape == (*decoded.size[::-1], 3)
 
 
 def small_cat() -> np.ndarray:
