@@ -19,70 +19,31 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from benchmarks import machine
+from benchmarks.loops import looping
 from benchmarks.request_cost import MODEL, ratio, summary
 from benchmarks.server import serving
-from foveate_serve.backends.registry import create_runner
-from foveate_serve.bundle.bundle import Bundle
-from foveate_serve.imaging.decode import ImageLimits
-from foveate_serve.imaging.transform import prepare
 
 RESULTS = Path(__file__).parent / "results" / "batch.json"
 TARGETS = {"in_process / floor": 0.95, "grpc / floor": 0.85}
 
-MAX_BATCH = 8
-AHEAD = 32
 COPIES = 6
 """Of the pictures, so that filling and emptying the pipeline weighs little."""
 
 
-def floor_loop(bundle: Path, images: Path) -> None:
-    """Run the bare loop once; print its pictures a second and its best classes by path."""
-    opened = Bundle.open(bundle)
-    paths = sorted(path for path in images.rglob("*") if path.is_file())
-    best: list[int] = []
-    with (
-        create_runner(opened) as runner,
-        ThreadPoolExecutor(os.cpu_count() or 1) as threads,
-    ):
-
-        def pixels(path: Path) -> NDArray[np.uint8]:
-            return prepare(path.read_bytes(), opened.manifest.input, ImageLimits())[0]
-
-        started = time.monotonic()
-        decoded = _ahead(threads, pixels, paths)
-        while batch := list(islice(decoded, MAX_BATCH)):
-            logits = runner.run({"image": np.stack(batch)}, ["logits"])["logits"]
-            best += logits.argmax(axis=1).tolist()
-        seconds = time.monotonic() - started
-    found = dict(zip(map(str, paths), best, strict=True))
-    print(json.dumps({"rate": len(paths) / seconds, "best": found}))
-
-
-def _ahead(
-    threads: ThreadPoolExecutor, work: Callable[[Path], NDArray[np.uint8]], paths: Sequence[Path]
-) -> Iterator[NDArray[np.uint8]]:
-    """Yield the results in order, with at most AHEAD of them begun."""
-    begun: deque[Future[NDArray[np.uint8]]] = deque()
-    for path in paths:
-        begun.append(threads.submit(work, path))
-        if len(begun) == AHEAD:
-            yield begun.popleft().result()
-    while begun:
-        yield begun.popleft().result()
+def floor_run(bundle: Path, images: Path) -> dict[str, object]:
+    """Run the bare loop once; return its pictures a second and its best classes by path."""
+    with looping("floor", bundle, images) as loop:
+        answer = loop.run()
+    best = answer["best"]
+    paths = sorted(str(path) for path in images.rglob("*") if path.is_file())
+    return {"rate": len(best) / answer["seconds"], "best": dict(zip(paths, best, strict=True))}
 
 
 def batch_run(images: Path, *source: object) -> dict[str, object]:
@@ -108,10 +69,9 @@ def measure(repository: Path, images: Path, rounds: int) -> dict[str, object]:
         copies = Path(folder)
         for number in range(COPIES):
             shutil.copytree(images, copies / str(number))
-        floor = [sys.executable, "-m", "benchmarks.batch", "--floor", bundle, "--images", copies]
         for number in track(range(rounds + 1), "rounds", console=Console(stderr=True)):
             answers = {
-                "floor": json.loads(subprocess.run(floor, check=True, capture_output=True).stdout),
+                "floor": floor_run(bundle, copies),
                 "in_process": batch_run(copies, "--repository", repository),
                 "grpc": batch_run(copies, "--address", server.address),
             }
@@ -154,14 +114,10 @@ def main() -> None:
     parser.add_argument("--images", type=Path, default=os.environ.get("FOVEATE_IMAGENET_DIR"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--floor", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.images is None:
         parser.error("--images DIR is needed where FOVEATE_IMAGENET_DIR is not set")
     images = Path(options.images)
-    if options.floor:
-        floor_loop(options.floor, images)
-        return
     result = measure(options.repository, images, options.rounds)
     machine.save(result, options.out)
     report(result)

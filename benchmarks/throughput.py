@@ -1,0 +1,409 @@
+"""Photographs a second and processor time: a server against bare loops.
+
+    python -m benchmarks.throughput [--repository DIR] [--images DIR] [--calibration DIR]
+        [--seconds S] [--rounds N]
+
+The loops are those of `benchmarks.loops`: the floor, which does what a request
+cannot do without, the obvious one, and the floor with one photograph at a time.
+Two servers stand against them, each a process of its own that is asked in
+closed loop: one held to what the floor does (fp32 in ONNX Runtime), and one
+without any option, on a bundle that is exported first, with the int8 variant at
+its head. It answers photographs of the usual size, and enlarged ones of twelve
+megapixels as a phone makes them. The first server also answers with the class
+activation maps of the five best classes, as raw maps and as overlays; in open
+loop at 70 % of its highest rate; and digits, one by one.
+
+Rounds alternate everything, so that a drifting machine does not favour one, and
+ratios are taken round by round. CPU time is that of the server's whole process
+tree, or of the loop's process; the load comes from this machine too. Before the
+clock starts the answers are checked: the first server's against the floor, the
+second's against the obvious loop and the photographs' classes, which are the
+names of their folders.
+"""
+
+import argparse
+import asyncio
+import io
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from benchmarks import machine
+from benchmarks.loops import Loop, looping
+from benchmarks.request_cost import MODEL, ratio, summary
+from benchmarks.server import Server, serving
+from foveate.v1.classifier_service_pb2 import ClassifyRequest, RawImage
+from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
+from foveate.v1.explanation_pb2 import (
+    HEATMAP_FORM_OVERLAY,
+    HEATMAP_FORM_RAW,
+    PICTURE_ENCODING_JPEG,
+    CamOptions,
+)
+from foveate_client.load.driver import Driver, connect
+from foveate_client.load.recorder import Measurement
+from foveate_client.load.workload import PLAIN, Workload
+from foveate_serve.bundle.bundle import Bundle
+from foveate_serve.bundle.golden import open_golden
+from foveate_serve.evaluation.labelled import ImageFolder, open_folder
+
+RESULTS = Path(__file__).parent / "results" / "throughput.json"
+DIGITS = "mnist"
+METHOD = "/foveate.v1.ClassifierService/Classify"
+
+CONCURRENCIES = (1, 8, 32)
+COPIES = 3
+"""Of the photographs in a run of a loop, so that filling and emptying it weighs little."""
+LARGE = 12
+LARGE_PIXELS = 12_000_000
+OPEN_SHARE = 0.7
+OPEN_ROUNDS = 3
+TIMEOUT = 60
+
+TARGETS = {
+    "server / floor, CPU a request": "at most 1.05",
+    "server / floor, photographs a second": "at least 0.92",
+    "chosen / obvious, photographs a second": "at least 2",
+    "chosen / obvious, photographs of 12 megapixels a second": "at least 3",
+    "chosen, agreement with the obvious loop": "at least 0.97",
+    "chosen - obvious, top-1 in points": "at least -1",
+    "server alone / floor alone, p50": "at most 1.2",
+    "digit alone, p50 in ms": "at most 1",
+    "p99 / p50 at 70 %": "at most 3",
+    "raw maps / plain, CPU a request": "at most 1.05",
+    "overlays / plain, CPU a request": "at most 1.35",
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A server and the requests that it is asked."""
+
+    server: Server
+    requests: Sequence[ClassifyRequest]
+
+    def best(self) -> list[int]:
+        """Return the best class of each picture."""
+        with grpc.insecure_channel(self.server.address) as channel:
+            calls = [ClassifierServiceStub(channel).Classify.future(x) for x in self.requests]
+            return [call.result(timeout=TIMEOUT).predictions[0].class_id for call in calls]
+
+    def closed(self, concurrency: int, seconds: float) -> dict[str, float]:
+        """Keep `concurrency` requests going; return the rate, the CPU-ms a request and the p50."""
+        start = self.server.cpu_seconds()
+        measured = self._drive(seconds, concurrency=concurrency)
+        cpu = self.server.cpu_seconds() - start
+        return {
+            "rate": measured.rate,
+            "cpu_ms": 1000 * cpu / measured.requests,
+            "p50_ms": 1000 * measured.overall.percentiles([50.0])[50.0],
+        }
+
+    def open(self, rate: float, seconds: float) -> float:
+        """Send `rate` requests a second; return the p99 over the p50."""
+        found = self._drive(seconds, rate=rate).overall.percentiles([50.0, 99.0])
+        return found[99.0] / found[50.0]
+
+    def _drive(
+        self, seconds: float, *, concurrency: int = 0, rate: float | None = None
+    ) -> Measurement:
+        workload = Workload(
+            method=METHOD,
+            model=self.requests[0].model,
+            requests={PLAIN: [request.SerializeToString() for request in self.requests]},
+            shares={PLAIN: 1.0},
+        )
+
+        async def drive() -> Measurement:
+            async with connect(self.server.address, 1) as channels:
+                driver = Driver(channels, workload, timeout=TIMEOUT)
+                if rate is not None:
+                    return await driver.open(rate, seconds=seconds, warmup=0)
+                return await driver.closed(concurrency, seconds=seconds, warmup=0)
+
+        measured = asyncio.run(drive())
+        assert not measured.errors, measured.errors
+        return measured
+
+
+@dataclass
+class Samples:
+    """What was measured in each round, by name."""
+
+    values: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, **values: float) -> None:
+        """Note what one round gave."""
+        for name, value in values.items():
+            self.values.setdefault(name, []).append(value)
+
+    def over(self, above: str, below: str) -> dict[str, float]:
+        """Return the summary of the ratios, round by round."""
+        return ratio(self.values[above], self.values[below])
+
+
+def run_loop(loop: Loop) -> dict[str, Any]:
+    """Run a loop once; return its photographs a second, CPU-ms a photograph and best classes."""
+    answer = loop.run()
+    count = len(answer["best"])
+    return {"rate": count / answer["seconds"], "cpu_ms": 1000 * answer["cpu"] / count, **answer}
+
+
+def export_chosen(repository: Path, calibration: Path) -> None:
+    """Export the classifier with int8 first, which a server then takes by itself."""
+    foveate = Path(sys.executable).with_name("foveate")
+    command = [foveate, "export", f"package:{MODEL}", "--repository", repository, "--name", MODEL]
+    variants = ["--variants", "int8,fp32", "--calibration", calibration]
+    subprocess.run([*command, *variants], check=True, stdout=subprocess.DEVNULL)
+
+
+def enlarge(pictures: Sequence[bytes], folder: Path) -> list[bytes]:
+    """Write the pictures into `folder` at twelve megapixels, and return the files."""
+    files = []
+    for number, picture in enumerate(pictures):
+        with Image.open(io.BytesIO(picture)) as image:
+            factor = (LARGE_PIXELS / (image.width * image.height)) ** 0.5
+            size = round(factor * image.width), round(factor * image.height)
+            large = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+        path = folder / f"{number:02}.jpg"
+        large.save(path, "JPEG", quality=90)
+        files.append(path.read_bytes())
+    return files
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Everything that is measured, running."""
+
+    loops: Mapping[str, Loop]
+    targets: Mapping[str, Target]
+    floor_best: Sequence[int]
+    classes: Sequence[int]
+
+    def check(self) -> dict[str, object]:
+        """Check the answers; return the facts of the server that chooses by itself."""
+        server = self.targets["server"].best()
+        assert server == list(self.floor_best), "the server does not agree with the floor"
+        for name in ("raw maps", "overlays"):
+            assert self.targets[name].best() == server, f"{name} change the classes"
+        obvious = self.loops["obvious"].run()["best"][: len(self.classes)]
+        chosen = self.targets["chosen"].best()
+        with grpc.insecure_channel(self.targets["chosen"].server.address) as channel:
+            request = self.targets["chosen"].requests[0]
+            answer = ClassifierServiceStub(channel).Classify(
+                ClassifyRequest(model=MODEL, encoded=request.encoded, timing=True)
+            )
+        large = self.loops["obvious large"].run()["best"]
+        agreement = np.mean(np.equal(self.targets["chosen large"].best(), large))
+        return {
+            "backend": answer.timing.backend,
+            "variant": answer.timing.variant,
+            "agreement with the obvious loop": float(np.mean(np.equal(chosen, obvious))),
+            "agreement on photographs of 12 megapixels": float(agreement),
+            "top1": float(np.mean(np.equal(chosen, self.classes))),
+            "top1 of the obvious loop": float(np.mean(np.equal(obvious, self.classes))),
+        }
+
+    def round(self, seconds: float) -> dict[str, float]:
+        """Measure everything once."""
+        found: dict[str, float] = {}
+        for name, loop in self.loops.items():
+            answer = run_loop(loop)
+            found |= {f"{name}: rate": answer["rate"], f"{name}: cpu_ms": answer["cpu_ms"]}
+            if "latencies" in answer:
+                found[f"{name}: p50_ms"] = 1000 * float(np.median(answer["latencies"]))
+        for name, target in self.targets.items():
+            for concurrency in self.concurrencies(name):
+                for key, value in target.closed(concurrency, seconds).items():
+                    found[f"{name} at {concurrency}: {key}"] = value
+        return found
+
+    @staticmethod
+    def concurrencies(target: str) -> tuple[int, ...]:
+        """Return at how many requests at once a target is measured."""
+        if target == "digit":
+            return CONCURRENCIES[:1]
+        return CONCURRENCIES if target in ("server", "chosen") else CONCURRENCIES[-1:]
+
+
+@contextmanager
+def running(options: argparse.Namespace) -> Iterator[Bench]:
+    """Start the loops and the servers."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        (bundle,) = (options.repository / MODEL).glob("[0-9]*")
+        (digits,) = (options.repository / DIGITS).glob("[0-9]*")
+        photographs = open_folder(options.images, Bundle.open(bundle).labels)
+        pictures = [data for _, data, _ in photographs]
+        several, large = folder / "several", folder / "large"
+        copy(photographs, several)
+        large.mkdir()
+        enlarged = enlarge(pictures[:: len(pictures) // LARGE][:LARGE], large)
+        export_chosen(folder / "chosen", options.calibration)
+
+        held = ("--backend", "onnxruntime", "--variant", "fp32")
+        server = stack.enter_context(serving(options.repository, *held))
+        chosen = stack.enter_context(serving(folder / "chosen"))
+        cams = {
+            "raw maps": CamOptions(top=5, forms=[HEATMAP_FORM_RAW]),
+            "overlays": CamOptions(
+                top=5, forms=[HEATMAP_FORM_OVERLAY], encoding=PICTURE_ENCODING_JPEG
+            ),
+        }
+        plain = [ClassifyRequest(model=MODEL, encoded=picture) for picture in pictures]
+        explained = {
+            name: [ClassifyRequest(model=MODEL, encoded=picture, cam=cam) for picture in pictures]
+            for name, cam in cams.items()
+        }
+        bundles = {
+            "floor": (bundle, several),
+            "obvious": (bundle, several),
+            "alone": (bundle, options.images),
+            "obvious large": (bundle, large),
+        }
+        loops = {
+            name: stack.enter_context(looping(name.split()[0], *what))
+            for name, what in bundles.items()
+        }
+        yield Bench(
+            loops=loops,
+            targets={
+                "server": Target(server, plain),
+                **{name: Target(server, requests) for name, requests in explained.items()},
+                "digit": Target(server, digit_requests(digits)),
+                "chosen": Target(chosen, plain),
+                "chosen large": Target(
+                    chosen, [ClassifyRequest(model=MODEL, encoded=data) for data in enlarged]
+                ),
+            },
+            floor_best=loops["floor"].run()["best"][: len(pictures)],
+            classes=[target for _, _, target in photographs],
+        )
+
+
+def copy(photographs: ImageFolder, folder: Path) -> None:
+    """Write the photographs into `folder` several times, in their order each time."""
+    for number in range(COPIES):
+        target = folder / str(number)
+        target.mkdir(parents=True)
+        for index, (_, data, _) in enumerate(photographs):
+            (target / f"{index:05}.jpg").write_bytes(data)
+
+
+def digit_requests(bundle: Path) -> list[ClassifyRequest]:
+    """Return the digits that a bundle keeps, as requests."""
+    golden = open_golden(Bundle.open(bundle))
+    assert golden is not None
+    return [
+        ClassifyRequest(
+            model=DIGITS,
+            raw=RawImage(
+                height=image.shape[0],
+                width=image.shape[1],
+                channels=image.shape[2],
+                data=image.tobytes(),
+            ),
+        )
+        for image in golden.images
+    ]
+
+
+def measure(options: argparse.Namespace) -> dict[str, object]:
+    """Alternate everything; return what it costs and how it compares."""
+    load = os.getloadavg()[0]
+    samples = Samples()
+    with running(options) as bench, Progress(console=Console(stderr=True)) as progress:
+        facts = bench.check()
+        for number in progress.track(range(options.rounds + 1), description="rounds"):
+            found = bench.round(options.seconds)
+            if number > 0:  # the first round warms up
+                samples.add(**found)
+        highest = summary(samples.values["server at 32: rate"])["median"]
+        tails = [
+            bench.targets["server"].open(OPEN_SHARE * highest, 3 * options.seconds)
+            for _ in range(OPEN_ROUNDS)
+        ]
+    return {
+        "benchmark": "throughput",
+        "model": MODEL,
+        "photographs": len(bench.classes),
+        "rounds": options.rounds,
+        "seconds": options.seconds,
+        "chosen": facts,
+        "measured": {name: summary(values) for name, values in samples.values.items()},
+        "ratios": {
+            "server / floor, CPU a request": samples.over("server at 32: cpu_ms", "floor: cpu_ms"),
+            "server / floor, photographs a second": samples.over(
+                "server at 32: rate", "floor: rate"
+            ),
+            "chosen / obvious, photographs a second": samples.over(
+                "chosen at 32: rate", "obvious: rate"
+            ),
+            "chosen / obvious, photographs of 12 megapixels a second": samples.over(
+                "chosen large at 32: rate", "obvious large: rate"
+            ),
+            "server alone / floor alone, p50": samples.over("server at 1: p50_ms", "alone: p50_ms"),
+            "digit alone, p50 in ms": summary(samples.values["digit at 1: p50_ms"]),
+            "p99 / p50 at 70 %": summary(tails),
+            "raw maps / plain, CPU a request": samples.over(
+                "raw maps at 32: cpu_ms", "server at 32: cpu_ms"
+            ),
+            "overlays / plain, CPU a request": samples.over(
+                "overlays at 32: cpu_ms", "server at 32: cpu_ms"
+            ),
+        },
+        "targets": TARGETS,
+        # Above nothing, others were at work on the machine, and the rates are theirs as well.
+        "load_average_before": round(load, 2),
+        "machine": machine.describe(),
+    }
+
+
+def report(result: dict[str, object]) -> None:
+    """Print the result as tables."""
+    for heading in ("measured", "ratios"):
+        table = Table("", "min", "median", "max", title=heading)
+        rows = result[heading]
+        assert isinstance(rows, dict)
+        for name, row in rows.items():
+            table.add_row(name, *(str(row[key]) for key in ("min", "median", "max")))
+        Console().print(table)
+    Console().print(result["chosen"])
+
+
+def main() -> None:
+    """Parse the command line, measure, write the results and print them."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--repository", type=Path, default=Path("demo-output/repository"))
+    for name, variable in (("images", "IMAGENET"), ("calibration", "CALIBRATION")):
+        parser.add_argument(
+            f"--{name}", type=Path, default=os.environ.get(f"FOVEATE_{variable}_DIR")
+        )
+    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    if options.images is None or options.calibration is None:
+        parser.error("--images and --calibration are needed: folders of JPEG photographs")
+    options.images, options.calibration = Path(options.images), Path(options.calibration)
+    result = measure(options)
+    machine.save(result, options.out)
+    report(result)
+    Console(stderr=True).print(f"written to {options.out}")
+
+
+if __name__ == "__main__":
+    main()
