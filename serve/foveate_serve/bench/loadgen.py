@@ -284,7 +284,7 @@ def _result(
     metric, key, scale, unit = _METRICS[job.scenario]
     # The queries of MultiStream are what is judged, not their pictures.
     of = "per_query_" if job.scenario is Scenario.MULTI_STREAM else ""
-    reasons = _reasons(notes, outcome)
+    broken = reasons(notes, outcome)
     server = job.scenario is Scenario.SERVER
     return LoadGenResult(
         configuration=configuration,
@@ -294,7 +294,7 @@ def _result(
         value=scale * notes[key],
         unit=unit,
         valid=notes["result_validity"] == "VALID" and not outcome.failures,
-        reasons=reasons,
+        reasons=broken,
         queries=notes["result_query_count"],
         failures=outcome.failures,
         mean_ms=1e-6 * notes[f"result_mean_{'query_' if of else ''}latency_ns"],
@@ -328,7 +328,7 @@ _METRICS = {
 """What each scenario is judged by: its name, LoadGen's key, the factor to the unit, the unit."""
 
 
-def _reasons(notes: dict[str, Any], outcome: Outcome) -> tuple[str, ...]:
+def reasons(notes: dict[str, Any], outcome: Outcome) -> tuple[str, ...]:
     """Return why a run does not count: the rules that it broke, and LoadGen's own words."""
     rules = {
         "result_perf_constraints_met": "too many queries took longer than the bound",
@@ -336,10 +336,10 @@ def _reasons(notes: dict[str, Any], outcome: Outcome) -> tuple[str, ...]:
         "result_min_queries_met": "it had too few queries",
         "early_stopping_met": "too few queries for its percentile",
     }
-    reasons = [text for key, text in rules.items() if notes.get(key) is False]
+    broken = [text for key, text in rules.items() if notes.get(key) is False]
     said = str(notes.get("result_invalid_reason", "")).strip()
     if said:
-        reasons.append(f"LoadGen: {said}")
+        broken.append(f"LoadGen: {said}")
     if outcome.failures:
-        reasons.append(f"{outcome.failures} pictures were not classified: {outcome.failure}")
-    return tuple(reasons)
+        broken.append(f"{outcome.failures} pictures were not classified: {outcome.failure}")
+    return tuple(broken)
