@@ -45,6 +45,12 @@ _COMPRESSION = {
 }
 
 
+def model_headers(model: str) -> dict[str, str]:
+    """Return the header by which a server that is full refuses a call before it has read it."""
+    # What a header cannot hold is no model's name either, as the server will say.
+    return {"x-model": model} if model and model.isascii() and model.isprintable() else {}
+
+
 class Caller:
     """Who calls: opens what a channel needs, and names the headers of each call."""
 
@@ -71,9 +77,9 @@ class Caller:
         )
         return tls, options
 
-    def headers(self) -> tuple[tuple[str, str], ...]:
-        """Return the headers of one call: its trace and its token."""
-        headers = trace_headers()
+    def headers(self, model: str = "") -> tuple[tuple[str, str], ...]:
+        """Return the headers of one call: its trace, its token and the model it asks for."""
+        headers = {**trace_headers(), **model_headers(model)}
         authorization = self._credentials.authorization()
         if authorization is not None:
             headers["authorization"] = authorization
@@ -151,7 +157,9 @@ class GrpcTransport:
     def classify(self, request: ClassifyRequest, timeout: float) -> ClassifyResponse:
         """Classify one picture."""
         with _status_errors(timeout):
-            return self._stub.Classify(request, timeout=timeout, metadata=self._caller.headers())
+            return self._stub.Classify(
+                request, timeout=timeout, metadata=self._caller.headers(request.model)
+            )
 
     def classify_stream(
         self, requests: Iterable[ClassifyStreamRequest]
@@ -211,7 +219,7 @@ class AsyncGrpcTransport:
         """Classify one picture."""
         with _status_errors(timeout):
             return await self._stub.Classify(
-                request, timeout=timeout, metadata=self._caller.headers()
+                request, timeout=timeout, metadata=self._caller.headers(request.model)
             )
 
     async def classify_stream(

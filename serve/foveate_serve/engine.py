@@ -91,6 +91,7 @@ class Engine:
 
         Raises the errors of `foveate_serve.errors`.
         """
+        self._refuse(request.model)
         return await self._answered(deadline, partial(self._classify, request, deadline))
 
     async def infer(self, request: GraphRequest, *, deadline: float | None = None) -> GraphResult:
@@ -100,29 +101,40 @@ class Engine:
         request fails and the others are dropped. Raises the errors of
         `foveate_serve.errors`.
         """
+        self._refuse(request.model)
         return await self._answered(deadline, partial(self._infer, request, deadline))
 
-    def refusal(self) -> OverloadedError | None:
+    def refusal(self, model: str = "") -> OverloadedError | None:
         """Return the error of every request that would come now, None where some are let in.
 
-        For those who can refuse a request before they have read it. Every such
-        refusal is counted. What may be answered without the engine must be
-        read: nothing is refused here with a cache, or with `deduplicate`.
+        Of those for `model`, or of all where it is empty. For those who can
+        refuse a request before they have read it. Every such refusal is
+        counted. What may be answered without the engine must be read: nothing
+        is refused here with a cache, or with `deduplicate`.
         """
         # A server that refuses nothing pays no more than this for it.
         if not self._refusing or self._cache is not None or self._flights is not None:
             return None
-        models = self.repository.serving()
-        self._refusing = bool(models) and all(model.batcher.full for model in models)
-        if not self._refusing:
+        serving = self.repository.serving()
+        self._refusing = any(loaded.batcher.full for loaded in serving)
+        asked = [x.batcher for x in serving if model in {"", x.bundle.manifest.name}]
+        if not asked or not all(batcher.full for batcher in asked):
             return None
+        limit = max(batcher.policy.max_queue for batcher in asked)
         error = OverloadedError(
             "QUEUE_FULL",
-            "as many pictures wait for every model as may",
-            retry_delay=retry_delay(min(model.batcher.backlog_seconds for model in models)),
+            f"as many pictures wait for {'this' if model else 'every'} model as may; "
+            f"the limit is {limit}",
+            retry_delay=retry_delay(min(batcher.backlog_seconds for batcher in asked)),
+            metadata={"limit": limit},
         )
-        self._observer.failed("", "", error, 0.0)
+        self._observer.failed(model, "", error, 0.0)
         return error
+
+    def _refuse(self, model: str) -> None:
+        error = self.refusal(model)
+        if error is not None:
+            raise error
 
     async def close(self) -> None:
         """Finish what runs, then release the models and the threads."""

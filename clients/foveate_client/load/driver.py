@@ -19,7 +19,7 @@ from typing import TypeAlias
 import grpc.aio
 
 from foveate_client._connection import Credentials, Retries
-from foveate_client._grpc import PLAINTEXT, Caller
+from foveate_client._grpc import PLAINTEXT, Caller, model_headers
 from foveate_client.load.recorder import Measurement
 from foveate_client.load.workload import Workload
 
@@ -135,6 +135,7 @@ class _Run:
         self.measurement = Measurement(seconds=seconds)
         self._requests = workload.sequence(seed)
         self._timeout = timeout
+        self._metadata = tuple(model_headers(workload.model).items())
 
     async def request(self, call: Call, *, due: float) -> None:
         """Send the next request and note its latency, from `due` on."""
@@ -142,7 +143,7 @@ class _Run:
         started = time.perf_counter()
         error = None
         try:
-            await call(request, timeout=self._timeout)
+            await call(request, timeout=self._timeout, metadata=self._metadata)
         except grpc.aio.AioRpcError as failure:
             error = failure.code().name
         ended = time.perf_counter()

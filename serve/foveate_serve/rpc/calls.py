@@ -63,15 +63,14 @@ async def answer(context: Context, call: Awaitable[T]) -> T:
 
 async def abort(context: Context, status: ErrorStatus) -> NoReturn:
     """End a call with an error and its details."""
-    await context.abort(
-        _CODES[status.code],
-        status.message,
-        (
-            # What an interceptor has set for every answer.
-            *(context.trailing_metadata() or ()),
-            (TRAILER, status.to_status().SerializeToString()),
-        ),
-    )
+    await abort_with(context, status, (TRAILER, status.to_status().SerializeToString()))
+
+
+async def abort_with(context: Context, status: ErrorStatus, trailer: tuple[str, bytes]) -> NoReturn:
+    """End a call with an error whose details are written already."""
+    # The others are what an interceptor has set for every answer.
+    trailers = (*(context.trailing_metadata() or ()), trailer)
+    await context.abort(_CODES[status.code], status.message, trailers)
 
 
 def refusing(status: ErrorStatus) -> Handler:

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import grpc
@@ -23,6 +24,7 @@ REQUEST_ID_KEY = "x-request-id"
 """The metadata key of a call's id: the client's own, or one that the server makes."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+_HANDLERS = 128
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -45,21 +47,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def __init__(self, observers: Sequence[CallObserver] = (), *, log: bool = False) -> None:
         self._observers = tuple(observers)
         self._log = log
-        self._wrapped: dict[str, tuple[Handler, Handler]] = {}
+        # Bounded, as some handlers are made for one call.
+        self._wrapped = lru_cache(maxsize=_HANDLERS)(self._wrap)
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> Handler:
         """Put the call's handler within what is done for every call."""
         handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        method = handler_call_details.method
-        known, wrapped = self._wrapped.get(method, (None, None))
-        if known is not handler:
-            wrapped = self._wrap(handler, method)
-            self._wrapped[method] = (handler, wrapped)
-        return wrapped
+        return handler and self._wrapped(handler, handler_call_details.method)
 
     def _wrap(self, handler: "grpc.RpcMethodHandler[Any, Any]", method: str) -> Handler:
         behaviour: Any = (

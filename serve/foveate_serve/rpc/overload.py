@@ -1,13 +1,16 @@
-"""Refusing calls before their messages are read, while nothing can be taken on."""
+"""Refusing calls before their messages are read, while what they ask for cannot be taken on."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
 
 import grpc
 
 from foveate.inference import open_inference_pb2
+from foveate.status import TRAILER, ErrorStatus
 from foveate.v1 import classifier_service_pb2
 from foveate_serve.errors import ServeError
-from foveate_serve.rpc.calls import Continuation, Handler, refusing
+from foveate_serve.rpc.calls import Context, Continuation, Handler, abort_with
 from foveate_serve.rpc.errors import to_status
 
 _SERVICES = (
@@ -17,23 +20,57 @@ _SERVICES = (
 METHODS = frozenset(f"/{service.full_name}/{method}" for service, method in _SERVICES)
 """The calls of one request each; what a stream carries is refused item by item."""
 
+MODEL_KEY = "x-model"
+"""The metadata key under which a call may name the model that its message asks for."""
+
+_KEPT_SECONDS = 0.01
+"""Refusals of one model say the same for so long: the least that a delay to come again is."""
+
 
 class OverloadInterceptor(grpc.aio.ServerInterceptor):
     """Refuses the calls of `METHODS` with the error that `refusal` returns, if it returns one.
 
-    A picture that is refused is then neither received nor parsed, so that a
-    server spends next to nothing on what it cannot answer.
+    It is called with the model that the call's metadata names, or nothing. A
+    picture that is refused is then neither received nor parsed, so that a
+    server spends little on what it cannot answer.
     """
 
-    def __init__(self, refusal: Callable[[], ServeError | None]) -> None:
+    def __init__(self, refusal: Callable[[str], ServeError | None]) -> None:
         self._refusal = refusal
+        # By model, none but those that serve: until when it holds, the status, its trailer.
+        self._kept: dict[str, tuple[float, ErrorStatus, bytes]] = {}
+        # One handler for all, as others keep what they make of a handler.
+        # A streaming one answers any kind of call, without waiting for its message.
+        self._refusing: Handler = grpc.stream_stream_rpc_method_handler(self._refuse)
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> Handler:
         """Let a call through, or put the refusal in the place of its handler."""
         if handler_call_details.method in METHODS:
-            error = self._refusal()
+            model = _model(handler_call_details.invocation_metadata)
+            error = self._refusal(model)
             if error is not None:
-                return refusing(to_status(error))
+                self._keep(model, error)
+                return self._refusing
         return await continuation(handler_call_details)
+
+    def _keep(self, model: str, error: ServeError) -> None:
+        now = time.monotonic()
+        until, *_ = self._kept.get(model, (0.0,))
+        if now >= until:
+            status = to_status(error)
+            trailer = status.to_status().SerializeToString()
+            self._kept[model] = now + _KEPT_SECONDS, status, trailer
+
+    async def _refuse(self, _requests: object, context: Context) -> NoReturn:
+        _, status, trailer = self._kept[_model(context.invocation_metadata() or ())]
+        await abort_with(context, status, (TRAILER, trailer))
+
+
+def _model(metadata: Iterable[Any]) -> str:
+    """Return the model that a call's metadata names, or an empty string."""
+    for key, value in metadata:
+        if key == MODEL_KEY:
+            return str(value)
+    return ""

@@ -26,7 +26,7 @@ from foveate_serve.observer import Changes, Observer
 from foveate_serve.policy import BatchPolicy
 from foveate_serve.repository import Repository
 from foveate_serve.rpc.handlers import RepositoryHandler
-from foveate_serve.rpc.overload import METHODS
+from foveate_serve.rpc.overload import METHODS, MODEL_KEY
 from foveate_serve.rpc.priority import PRIORITY_KEY
 from foveate_serve.rpc.server import Server
 from foveate_serve.settings import Settings
@@ -80,9 +80,12 @@ class Busy:
         response = await self.stub.Classify(request, timeout=30, metadata=metadata)
         return response.predictions[0].label
 
-    async def refused(self, message: bytes, method: str = CLASSIFY) -> ErrorStatus:
+    async def refused(
+        self, message: bytes, method: str = CLASSIFY, *, model: str = ""
+    ) -> ErrorStatus:
+        metadata = ((MODEL_KEY, model),) if model else ()
         with pytest.raises(grpc.aio.AioRpcError) as raised:
-            await self.channel.unary_unary(method)(message, timeout=30)
+            await self.channel.unary_unary(method)(message, timeout=30, metadata=metadata)
         details = dict(raised.value.trailing_metadata() or ())[TRAILER]
         return ErrorStatus.from_status(Status.FromString(details))
 
@@ -161,6 +164,27 @@ async def test_while_one_model_has_room_requests_are_read(serve: Serve) -> None:
             assert (await busy.refused(flooded)).reason == "QUEUE_FULL"
             assert await busy.classify("quiet") == "red"
         assert (await busy.refused(NO_MESSAGE)).reason == "MESSAGE_MALFORMED"
+
+
+async def test_a_call_that_names_its_model_is_refused_unread_while_that_is_full(
+    serve: Serve,
+) -> None:
+    async with serve("colours", "quiet", max_queue=1) as busy:
+        assert (await busy.refused(NO_MESSAGE, model="colours")).reason == "MESSAGE_MALFORMED"
+        await busy.fill(1)
+        await busy.refused(ClassifyRequest(model="colours", raw=raw(255)).SerializeToString())
+        for _ in range(2):
+            status = await busy.refused(NO_MESSAGE, model="colours")
+            assert (status.code, status.reason) == (Code.RESOURCE_EXHAUSTED, "QUEUE_FULL")
+            assert status.metadata == {"limit": "1"}
+            assert status.retry_delay is not None
+            # Those for others are read, and so are those whose model is not there.
+            for other in ("quiet", "unknown"):
+                assert (await busy.refused(NO_MESSAGE, model=other)).reason == "MESSAGE_MALFORMED"
+        assert busy.failures.models == ["colours"] * 3
+        busy.runner.gate.set()
+        await asyncio.gather(*busy.waiting)
+        assert (await busy.refused(NO_MESSAGE, model="colours")).reason == "MESSAGE_MALFORMED"
 
 
 async def test_a_full_server_still_tells_of_its_models(serve: Serve) -> None:
