@@ -147,7 +147,7 @@ def _choose(
     if not accurate:
         return Refusal(
             what=f"a recommendation for {model}",
-            reason=f"no variant is known to lose at most {max_drop:g} points of top-1",
+            reason=f"no variant is known to lose at most {_many(max_drop, 'point')} of top-1",
             remedy="foveate bench --data DIR measures the accuracy",
         )
     bound = objective.p99_ms
@@ -245,7 +245,7 @@ def _why(
         f"{chosen.peak_memory_bytes / 2**20:.0f} MiB"
     )
     what = "the least memory" if objective.kind == "memory" else "the most pictures a second"
-    among = f"{what} of the {fitting} cases" + (
+    among = f"{what} of the {_many(fitting, 'case')}" + (
         f" with a p99 of at most {objective.p99_ms:g} ms" if objective.kind == "p99" else ""
     )
     if drop is None:
@@ -260,4 +260,8 @@ def _why(
 
 
 def _allowance(max_drop: float) -> str:
-    return f"at most {max_drop:g} points of top-1 lost against fp32"
+    return f"at most {_many(max_drop, 'point')} of top-1 lost against fp32"
+
+
+def _many(number: float, word: str) -> str:
+    return f"{number:g} {word}" if number == 1 else f"{number:g} {word}s"
