@@ -50,7 +50,8 @@ class EngineSettings(BaseModel):
         default=None, description="the precision to load; unset takes each bundle's first"
     )
     backend: str | None = Field(
-        default=None, description="the engine to use; unset takes the first that is installed"
+        default=None,
+        description="the engine to use; unset takes the quickest for the variant that is installed",
     )
     device: str = Field(default="cpu", description="the device to run on")
     engine_threads: int = Field(

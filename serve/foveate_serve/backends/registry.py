@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import chain
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -15,14 +16,16 @@ from foveate_serve.bundle.bundle import Bundle
 class Backend:
     """Where a backend lives: its runner, the packages it needs, and the extra that brings them.
 
-    The first package is the engine's own. `devices` are the kinds it runs on.
-    `bare` is what runs graphs that are in no bundle, where there is such a thing.
+    The first package is the engine's own. `devices` are the kinds it runs on, and
+    `quickest` the variants for which it is preferred to those before it. `bare`
+    is what runs graphs that are in no bundle, where there is such a thing.
     """
 
     runner: str
     packages: tuple[str, ...]
     extra: str
     devices: tuple[Literal["cpu", "cuda"], ...] = ("cpu", "cuda")
+    quickest: tuple[str, ...] = ()
     bare: str | None = None
 
 
@@ -39,6 +42,8 @@ BACKENDS = MappingProxyType(
             packages=("openvino",),
             extra="openvino",
             devices=("cpu",),
+            # A quarter less time than in ONNX Runtime; fp32 takes the same in both.
+            quickest=("int8",),
             bare="foveate_serve.backends.openvino.bare:open_graph",
         ),
         "tensorrt": Backend(
@@ -84,8 +89,8 @@ def create_runner(
 ) -> Runner:
     """Load one variant of a bundle on a backend.
 
-    `variant` None takes the manifest's first, `backend` None the first of
-    `BACKENDS` whose engine is installed. `threads` are those of one run, 0 as
+    `variant` None takes the manifest's first, `backend` None the preferred one for
+    the variant whose engine is installed. `threads` are those of one run, 0 as
     many as the engine finds cores. Raises BackendError where the variant, the
     backend or its engine is missing, or the graph cannot be loaded.
     """
@@ -93,7 +98,7 @@ def create_runner(
     variant = names[0] if variant is None else variant
     if variant not in names:
         raise BackendError(f"no variant {variant!r}; the bundle has {', '.join(names)}")
-    runner = load_backend(_first_installed() if backend is None else backend)
+    runner = load_backend(_preferred(variant, device) if backend is None else backend)
     return runner(bundle, variant=variant, device=device, threads=threads)
 
 
@@ -135,8 +140,13 @@ def _imported(place: str) -> Any:
     return getattr(import_module(module), attribute)
 
 
-def _first_installed() -> str:
-    for name, backend in BACKENDS.items():
-        if find_spec(backend.packages[0]) is not None:
-            return name
-    return next(iter(BACKENDS))
+def _preferred(variant: str, device: str) -> str:
+    """Return the backend that runs a variant where none is named."""
+    kind = device.partition(":")[0]
+    installed = [name for name, b in BACKENDS.items() if find_spec(b.packages[0]) is not None]
+    quick = [
+        name
+        for name in installed
+        if variant in BACKENDS[name].quickest and kind in BACKENDS[name].devices
+    ]
+    return next(chain(quick, installed, BACKENDS))

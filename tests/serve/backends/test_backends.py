@@ -4,6 +4,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +125,40 @@ def test_a_file_that_is_no_graph_is_a_backend_error(
 def test_unknown_names_are_refused(colours: Bundle, options: dict[str, str], message: str) -> None:
     with pytest.raises(BackendError, match=message):
         create_runner(colours, **options)
+
+
+@pytest.mark.parametrize(
+    ("variant", "missing", "backend"),
+    [
+        ("fp32", None, "onnxruntime"),
+        ("int8", None, "openvino"),
+        ("int8", "openvino", "onnxruntime"),
+    ],
+)
+def test_a_variant_gets_the_engine_that_runs_it_quickest(
+    colours: Bundle,
+    variant: str,
+    missing: str | None,
+    backend: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def find(package: str) -> ModuleSpec | None:
+        return None if package == missing else find_spec(package)
+
+    monkeypatch.setattr(registry, "find_spec", find)
+    (entry,) = colours.manifest.variants
+    variants = (entry.model_copy(update={"name": variant}),)
+    manifest = colours.manifest.model_copy(update={"variants": variants})
+    with create_runner(replace(colours, manifest=manifest)) as runner:
+        assert (runner.backend, runner.variant) == (backend, variant)
+
+
+def test_an_engine_is_not_preferred_on_a_device_that_it_lacks(colours: Bundle) -> None:
+    (entry,) = colours.manifest.variants
+    variants = (entry.model_copy(update={"name": "int8"}),)
+    manifest = colours.manifest.model_copy(update={"variants": variants})
+    with pytest.raises(BackendError, match="which this ONNX Runtime lacks"):
+        create_runner(replace(colours, manifest=manifest), device="cuda")
 
 
 def test_a_missing_engine_names_the_line_that_installs_it(
