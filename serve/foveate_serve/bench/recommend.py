@@ -81,9 +81,14 @@ class Recommendation(Record):
     choices: tuple[Choice, ...]
     refusals: tuple[Refusal, ...] = ()
 
+    @property
+    def allowance(self) -> str:
+        """What accuracy may be lost, in words."""
+        return f"at most {_many(self.max_drop, 'point')} of top-1 lost against {REFERENCE}"
+
     def to_toml(self) -> str:
         """Return the file that `foveate serve --profile` takes."""
-        lines = [f"# foveate bench: {self.objective}, {_allowance(self.max_drop)}."]
+        lines = [f"# foveate bench: {self.objective}, {self.allowance}."]
         for choice in self.choices:
             case = choice.case
             values = {
@@ -248,8 +253,10 @@ def _why(
     among = f"{what} of the {_many(fitting, 'case')}" + (
         f" with a p99 of at most {objective.p99_ms:g} ms" if objective.kind == "p99" else ""
     )
-    if drop is None:
+    if chosen.case.variant == REFERENCE or drop is None:
         accuracy = f"{REFERENCE} loses no accuracy"
+    elif drop == 0:
+        accuracy = f"its top-1 is {REFERENCE}'s"
     else:
         accuracy = f"its top-1 is {abs(drop):.2f} points {'above' if drop < 0 else 'below'} fp32's"
     if not tied:
@@ -257,10 +264,6 @@ def _why(
     names = "; ".join(str(m.case) for m in tied[:_NAMED])
     more = f"; and {len(tied) - _NAMED} more" if len(tied) > _NAMED else ""
     return f"{facts}; {accuracy}; it ties for {among} with {names}{more}, and is the plainest."
-
-
-def _allowance(max_drop: float) -> str:
-    return f"at most {_many(max_drop, 'point')} of top-1 lost against fp32"
 
 
 def _many(number: float, word: str) -> str:

@@ -100,7 +100,10 @@ def details(report: Report) -> Iterator[str]:
 
 
 def verdicts(report: Report) -> Iterator[str]:
-    """Yield a line for each question: what is the fastest, and what ties with it."""
+    """Yield a line for each question: what is the fastest, and what ties with it.
+
+    Then one for each model of what is recommended, if anything is.
+    """
     medians = {m.case: m.latency.p50_ms for m in report.measurements}
     for ties in report.ties:
         best = ties.fastest
@@ -109,6 +112,9 @@ def verdicts(report: Report) -> Iterator[str]:
             f"{best.model}, {best.outputs}, batch {best.batch}: {_short(best)}, "
             f"{_digits(medians[best])} ms{tied}"
         )
+    if report.recommendation is not None:
+        yield from (f"recommended: {choice.why}" for choice in report.recommendation.choices)
+        yield from (f"{r.what}: {r.reason}" for r in report.recommendation.refusals)
 
 
 def _overview(report: Report, model: Model) -> str:
@@ -245,10 +251,8 @@ def _recommended(report: Report) -> Iterator[str]:
     if found is None:
         return
     yield "## Recommended"
-    yield (
-        f"For {found.objective}, with at most {found.max_drop:g} points of top-1 lost against fp32:"
-    )
-    lines = [f"- {choice.case.model}: {choice.why}" for choice in found.choices]
+    yield f"For {found.objective}, {found.allowance}:"
+    lines = [f"- {choice.why}" for choice in found.choices]
     lines += [f"- {refusal.what}: {refusal.reason}" for refusal in found.refusals]
     yield "\n".join(lines)
     if found.choices:
