@@ -1,6 +1,7 @@
 """What a server still answers when it is asked for more than it can do.
 
-python -m benchmarks.overload [--repository DIR] [--images DIR] [--seconds S] [--objective MS]
+python -m benchmarks.overload [--repository DIR] [--model NAME ...] [--images DIR]
+                              [--seconds S] [--objective MS]
 
 A real server and a real load generator (`foveate load`, open loop: it asks on,
 whatever comes back) have cores of their own, so that neither takes from the
@@ -10,7 +11,10 @@ their answers. Then it is asked for half of that, and for up to ten times as
 much. Counted are the answers a second (goodput), the refusals, the 99th
 percentile of the latency of what was answered, from the moment when the
 request was due, and the processor time of both sides. The goodput at ten times
-the capacity is compared with the highest that the same generator saw.
+the capacity is compared with the highest that the same generator saw. What a
+refusal costs the server is what it used beyond the answers, at the cost that
+one has at the capacity. It is the same for every model, so that a heavier one,
+asked for ten times its capacity, spends less of its time on refusals.
 
 The generator must be able to ask so much: `late_ms_p99` tells how late it was.
 """
@@ -39,16 +43,18 @@ from foveate_serve.instances import pinned
 RESULTS = Path(__file__).parent / "results" / "overload.json"
 PLOT = Path(__file__).parents[1] / "docs" / "images" / "overload.png"
 LOADS = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0)
-CALLERS = 8
+CALLERS = 4
 """Callers who wait for their answers: enough to keep the engine busy, too few to be refused."""
 WARMUP = 2.0
 REFUSED = "RESOURCE_EXHAUSTED"
 FOVEATE = Path(sys.executable).with_name("foveate")
 
 
-def load(server: Server, images: Path, seconds: float, *arguments: str) -> dict[str, Any]:
+def load(
+    server: Server, model: str, images: Path, seconds: float, *arguments: str
+) -> dict[str, Any]:
     """Run the generator; return what it saw, and the processors' shares of both sides."""
-    command = [FOVEATE, "load", images, "--address", server.address, "--model", MODEL, "--json"]
+    command = [FOVEATE, "load", images, "--address", server.address, "--model", model, "--json"]
     options = ["--duration", str(seconds), "--warmup", str(WARMUP), "--connections", "4"]
     server_before, own_before = server.cpu_seconds(), generator_seconds()
     output = subprocess.run(
@@ -76,7 +82,9 @@ def generator_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def measure(repository: Path, images: Path, seconds: float, objective: float) -> dict[str, Any]:
+def measure(
+    repository: Path, model: str, images: Path, seconds: float, objective: float
+) -> dict[str, Any]:
     """Find the capacity, and put the loads on the server; `objective` is in milliseconds."""
     cores = sorted(os.sched_getaffinity(0))
     own, others = cores[: len(cores) // 2], cores[len(cores) // 2 :]
@@ -88,67 +96,80 @@ def measure(repository: Path, images: Path, seconds: float, objective: float) ->
         with pinned(frozenset(own)):
             server = stack.enter_context(serving(repository, *flags, *threads))
         stack.enter_context(pinned(frozenset(others)))
-        capacity = load(server, images, seconds, "--concurrency", str(CALLERS))["goodput"]
-        for share in track(LOADS, "loads", console=Console(stderr=True)):
+        alone = load(server, model, images, seconds, "--concurrency", str(CALLERS))
+        capacity = alone["goodput"]
+        for share in track(LOADS, model, console=Console(stderr=True)):
             rate = share * capacity
-            step = load(server, images, seconds, "--rate", str(rate))
+            step = load(server, model, images, seconds, "--rate", str(rate))
             steps.append({"load": share, "offered": round(rate, 1), **step})
     peak = max(step["goodput"] for step in steps)
     last = steps[-1]
+    answer_seconds = alone["server_cores"] / capacity
+    refusing = last["server_cores"] - last["goodput"] * answer_seconds
     return {
-        "benchmark": "overload",
-        "model": MODEL,
-        "photographs": len(read_pictures(images)),
-        "objective_ms": objective,
-        "seconds": seconds,
+        "model": model,
         "server_cores": len(own),
         "generator_cores": len(others),
         "capacity": capacity,
         "peak_goodput": peak,
         "goodput_at_ten_times / peak": round(last["goodput"] / peak, 3),
         "p99_within_objective": all(step["p99_ms"] <= objective for step in steps),
+        "server_cpu_ms": {
+            "answer": round(1000 * answer_seconds, 2),
+            "refusal": round(1000 * refusing / max(last["refused"], 1.0), 3),
+        },
         "loads": steps,
-        "machine": machine.describe(),
     }
 
 
 def save_plot(result: dict[str, Any], path: Path) -> None:
-    """Draw the goodput and the latency over the load."""
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    answers, latency = figure.subplots(1, 2)
-    loads = [step["load"] for step in result["loads"]]
-    goodput = [step["goodput"] for step in result["loads"]]
-    answers.plot(loads, goodput, marker="o", label="answered")
-    answers.axhline(0.9 * result["peak_goodput"], color="grey", ls=":", label="90 % of the peak")
-    answers.set_ylabel("answers a second")
-    for name in ("p50_ms", "p99_ms"):
-        label = name.removesuffix("_ms")
-        latency.plot(loads, [step[name] for step in result["loads"]], marker="o", label=label)
-    latency.axhline(result["objective_ms"], color="grey", ls=":", label="objective for p99")
-    latency.set_ylabel("milliseconds to an answer")
-    for axes in (answers, latency):
-        axes.set_xlabel("load, in capacities")
-        axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.3)
-        axes.legend()
+    """Draw the goodput and the latency over the load, a row for each model."""
+    models = result["models"]
+    figure = Figure(figsize=(9, 4 * len(models)), layout="constrained")
+    for (answers, latency), found in zip(
+        figure.subplots(len(models), 2, squeeze=False), models, strict=True
+    ):
+        loads = [step["load"] for step in found["loads"]]
+        goodput = [step["goodput"] for step in found["loads"]]
+        answers.plot(loads, goodput, marker="o", label="answered")
+        answers.axhline(0.9 * found["peak_goodput"], color="grey", ls=":", label="90 % of the peak")
+        answers.set_ylabel(f"{found['model']}: answers a second")
+        for name in ("p50_ms", "p99_ms"):
+            label = name.removesuffix("_ms")
+            latency.plot(loads, [step[name] for step in found["loads"]], marker="o", label=label)
+        latency.axhline(result["objective_ms"], color="grey", ls=":", label="objective for p99")
+        latency.set_ylabel("milliseconds to an answer")
+        for axes in (answers, latency):
+            axes.set_xlabel("load, in capacities")
+            axes.set_ylim(bottom=0)
+            axes.grid(alpha=0.3)
+            axes.legend()
     figure.savefig(path, dpi=120)
 
 
 def report(result: dict[str, Any]) -> None:
-    """Print the result as a table."""
-    columns = list(result["loads"][0])
-    table = Table(*(column.replace("_", " ") for column in columns))
-    for step in result["loads"]:
-        table.add_row(*(str(step[column] or "") for column in columns))
-    Console().print(table)
-    for name in ("capacity", "peak_goodput", "goodput_at_ten_times / peak", "p99_within_objective"):
-        Console().print(f"{name.replace('_', ' ')}: {result[name]}")
+    """Print the result, a table for each model."""
+    for found in result["models"]:
+        columns = list(found["loads"][0])
+        table = Table(
+            *(column.replace("_", " ") for column in columns),
+            title=found["model"],
+            caption=", ".join(
+                f"{name.replace('_', ' ')}: {value}"
+                for name, value in found.items()
+                if name not in {"model", "loads"}
+            ),
+        )
+        for step in found["loads"]:
+            table.add_row(*(str(step[column] or "") for column in columns))
+        Console().print(table)
 
 
 def main() -> None:
     """Parse the command line, measure, write the results and draw them."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--repository", type=Path, default=Path("demo-output/repository"))
+    parser.add_argument("--model", action="append", help=f"may be repeated; {MODEL} if not given")
     parser.add_argument("--images", type=Path, default=os.environ.get("FOVEATE_IMAGENET_DIR"))
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--objective", type=float, default=500.0, help="of the p99, in ms")
@@ -157,7 +178,17 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         images = Path(options.images or write_photographs(Path(folder)))
-        result = measure(options.repository, images, options.seconds, options.objective)
+        result = {
+            "benchmark": "overload",
+            "photographs": len(read_pictures(images)),
+            "objective_ms": options.objective,
+            "seconds": options.seconds,
+            "models": [
+                measure(options.repository, model, images, options.seconds, options.objective)
+                for model in options.model or [MODEL]
+            ],
+            "machine": machine.describe(),
+        }
     machine.save(result, options.out)
     save_plot(result, options.plot)
     report(result)
