@@ -1,12 +1,13 @@
 """Runs graphs through torch.compile."""
 
+import os
+import shutil
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -14,7 +15,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from foveate_serve.backends.base import BackendError, Runner
 from foveate_serve.backends.torch.runner import TorchRunner
 from foveate_serve.bundle.bundle import Bundle
-from foveate_serve.bundle.manifest import IMAGE_INPUT, LOGITS_OUTPUT
 
 COMPILED = 32
 """Compiled programs that are kept: one for each set of outputs and shape of the inputs."""
@@ -28,7 +28,7 @@ class TorchCompileRunner(TorchRunner):
 
     A program is for one set of outputs and one batch size, and is compiled when
     it is first wanted, which takes seconds: for batches of a few fixed sizes.
-    On a GPU it is replayed as a CUDA graph. On a CPU inductor needs a C++
+    On a GPU it is replayed as a CUDA graph, on a CPU it is C++ and needs a
     compiler.
     """
 
@@ -39,15 +39,13 @@ class TorchCompileRunner(TorchRunner):
 
     def __init__(self, bundle: Bundle, *, variant: str, device: str, threads: int) -> None:
         super().__init__(bundle, variant=variant, device=device, threads=threads)
-        self._options: dict[str, Any] = {
-            "freezing": True,
-            "triton.cudagraphs": self._device.type == "cuda",
-        }
+        on_gpu = self._device.type == "cuda"
+        if not on_gpu:
+            _require_compiler()
+        self._options: dict[str, Any] = {"freezing": True, "triton.cudagraphs": on_gpu}
         self._compiled: OrderedDict[_Key, _Compiled] = OrderedDict()
         self._lock = threading.Lock()
         self.build_seconds = 0.0
-        black = np.zeros((1, *self.image_shape), dtype=np.uint8)
-        self._run({IMAGE_INPUT: black}, [LOGITS_OUTPUT])
 
     def close(self) -> None:
         """Release the programs, the graph and its weights."""
@@ -88,3 +86,13 @@ class TorchCompileRunner(TorchRunner):
             self._compiled.popitem(last=False)
         self._compiled[key] = compiled
         return results
+
+
+def _require_compiler() -> None:
+    """Raise BackendError where the compiler is missing that inductor calls."""
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise BackendError(
+            f"torch.compile needs a C++ compiler, and there is no {compiler!r}: install one, or "
+            "name it in the environment variable CXX"
+        )
