@@ -7,14 +7,18 @@ Servers with the same models stand beside each other, one for each feature:
 `foveate serve` with every feature off; the others have one feature on. Each
 round sends the same small pictures (28 x 28 bytes, where the work around the
 engine is most of the work) to each server, one after another, and takes the
-CPU-seconds of its process tree. The cost of a feature is the difference to
-`bare` in the best round of each; as a share it is set against one photograph
-classified by the ImageNet model, which `bare` is sent as well.
+CPU-seconds of its process tree, in an order that changes from round to round.
+The cost of a feature is the difference to `bare` within a round: the median of
+the rounds, with its confidence interval. As a share it is set against one
+photograph classified by the ImageNet model, which `bare` is sent as well, and
+against the small picture itself.
 """
 
 import argparse
 import asyncio
 import os
+import random
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,10 +26,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import grpc
+import numpy as np
 import psutil
 import trustme
+from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
@@ -48,6 +55,8 @@ from foveate_serve.settings import Settings
 RESULTS = Path(__file__).parent / "results" / "feature_cost.json"
 SMALL = "mnist"
 REQUESTS = 400
+CONFIDENCE = 0.95
+RESAMPLES = 10_000
 TOKEN = "benchmark-of-the-token"  # noqa: S105 - of no other use
 
 FEATURES = {
@@ -147,46 +156,62 @@ def measure(repository: Path, images: Path, rounds: int) -> dict[str, object]:
     names = ("bare", *FEATURES)
     samples: dict[str, list[float]] = {name: [] for name in names}
     photograph: list[float] = []
+    chance = random.Random(0)  # noqa: S311 - an order, not a secret
     with ExitStack() as stack:
         servers = {name: stack.enter_context(connected(name, repository)) for name in names}
         for number in track(range(rounds + 1), "rounds", console=Console(stderr=True)):
-            for name in names:
+            for name in chance.sample(names, len(names)):
                 taken = cpu_microseconds(*servers[name], small, token=name == "token")
                 if number > 0:  # the first round warms up
                     samples[name].append(taken)
             taken = cpu_microseconds(*servers["bare"], photographs, token=False)
             if number > 0:
                 photograph.append(taken)
-    # What disturbs a round only ever adds to it, so the least of them says the most.
-    least = {name: min(values) for name, values in samples.items()}
-    costs = {name: least[name] - least["bare"] for name in FEATURES}
+    costs = {name: np.subtract(samples[name], samples["bare"]) for name in FEATURES}
     return {
         "benchmark": "feature_cost",
         "requests": REQUESTS,
         "rounds": rounds,
+        "confidence": CONFIDENCE,
         "cpu_us_per_small_picture": {name: summary(values) for name, values in samples.items()},
         "cpu_us_per_photograph": summary(photograph),
-        "cost_us": {name: round(cost, 1) for name, cost in costs.items()},
+        "cost_us": {name: interval(cost) for name, cost in costs.items()},
         "percent_of_a_photograph": {
-            name: round(100 * cost / min(photograph), 2) for name, cost in costs.items()
+            name: interval(100 * cost / statistics.median(photograph))
+            for name, cost in costs.items()
+        },
+        "percent_of_a_small_picture": {
+            name: interval(100 * cost / statistics.median(samples["bare"]))
+            for name, cost in costs.items()
         },
         "machine": machine.describe(),
     }
 
 
-def report(result: dict[str, object]) -> None:
+def interval(differences: NDArray[np.float64]) -> dict[str, float]:
+    """Return the median and its confidence interval, by a bootstrap of the rounds."""
+    drawn = np.random.default_rng(0).choice(differences, (RESAMPLES, len(differences)))
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = np.percentile(np.median(drawn, axis=1), (tail, 100 - tail))
+    return {
+        "median": round(float(np.median(differences)), 2),
+        "low": round(float(low), 2),
+        "high": round(float(high), 2),
+    }
+
+
+def report(result: dict[str, Any]) -> None:
     """Print the result as a table."""
-    table = Table("", "CPU-us, least", "cost in us", "% of a photograph")
-    whole, costs, shares = (
-        result[name] for name in ("cpu_us_per_small_picture", "cost_us", "percent_of_a_photograph")
-    )
-    assert isinstance(whole, dict)
-    assert isinstance(costs, dict)
-    assert isinstance(shares, dict)
-    for name, row in whole.items():
-        cost, share = costs.get(name, ""), shares.get(name, "")
-        table.add_row(name, str(row["min"]), str(cost), str(share))
+    columns = ("cost_us", "percent_of_a_photograph", "percent_of_a_small_picture")
+    table = Table("", "CPU-us", *(column.replace("_", " ") for column in columns))
+    for name, row in result["cpu_us_per_small_picture"].items():
+        cells = (result[column].get(name) for column in columns)
+        table.add_row(name, str(row["median"]), *(_cell(cell) for cell in cells))
     Console().print(table)
+
+
+def _cell(found: dict[str, float] | None) -> str:
+    return "" if found is None else f"{found['median']} ({found['low']} to {found['high']})"
 
 
 def main() -> None:
@@ -194,7 +219,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--repository", type=Path, default=Path("demo-output/repository"))
     parser.add_argument("--images", type=Path, default=os.environ.get("FOVEATE_IMAGENET_DIR"))
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--bare", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
