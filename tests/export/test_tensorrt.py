@@ -100,6 +100,8 @@ def test_every_precision_gets_an_engine_to_classify_and_one_to_explain(
             assert hashlib.sha256(engine.read()).hexdigest() == sidecar.engine_sha256
             assert sidecar.onnx_sha256 == hashlib.sha256(before[onnx_file]).hexdigest()
             assert sidecar.batch == Range(minimum=1, optimum=2, maximum=4)
+            assert sidecar.build_seconds is not None
+            assert sidecar.build_seconds > 0
     # Everything else is as it was, but for the manifest's list of files.
     after = contents(bundle)
     assert {name for name in before if before[name] != after[name]} == {"manifest.json"}

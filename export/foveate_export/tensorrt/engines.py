@@ -5,6 +5,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -80,7 +81,9 @@ def build_engines(
             with stage(
                 f"{name}: building the engine to {kind} with {target.library.flavour.title}"
             ):
+                started = time.perf_counter()
                 engine = build(onnx, outputs, target)
+                seconds = time.perf_counter() - started
             sidecar = Sidecar.model_validate(
                 {
                     "flavour": target.library.flavour.name,
@@ -94,6 +97,7 @@ def build_engines(
                     "classes": target.classes if manifest.cams else None,
                     "engine_sha256": hashlib.sha256(engine).hexdigest(),
                     "engine_size": len(engine),
+                    "build_seconds": round(seconds, 3),
                 }
             )
             _write(folder, sidecar, engine)

@@ -290,6 +290,20 @@ def test_answers_as_the_graph_does(machine: Machine, path: Path) -> None:
         np.testing.assert_allclose(again[name], expected_again[name], atol=1e-6)
 
 
+def test_the_time_of_building_is_that_of_the_engines_opened(
+    machine: Machine, write_bundle: Callable[[], Path]
+) -> None:
+    path = write_bundle()
+    add_engine(path, "classify", ("logits",), build_seconds=2.5)
+    add_engine(path, "explain", OUTPUTS, build_seconds=4.0)
+    with open_runner(path) as runner:
+        assert runner.build_seconds is None
+        runner.run({"image": pictures(1)}, ["logits"])
+        assert runner.build_seconds == 2.5
+        runner.run({"image": pictures(1)}, ["features.planes"])
+        assert runner.build_seconds == 6.5
+
+
 def test_the_engine_with_the_fewest_outputs_answers(machine: Machine, path: Path) -> None:
     with open_runner(path) as runner:
         assert machine.opened == 0

@@ -79,6 +79,8 @@ class _EngineRunner(Runner):
         engine = self._opened.get(file.path)
         if engine is None:
             engine = self._opened[file.path] = _Engine(self._library, self._stream, file.read())
+            if file.sidecar.build_seconds is not None:
+                self.build_seconds = (self.build_seconds or 0.0) + file.sidecar.build_seconds
         return engine
 
     def _choose(self, outputs: Sequence[str]) -> EngineFile:

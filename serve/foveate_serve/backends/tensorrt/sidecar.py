@@ -68,6 +68,7 @@ class Sidecar(_Model):
         classes: how many classes it explains at once; None where the graph has no maps.
         engine_sha256: the digest of the engine.
         engine_size: its bytes.
+        build_seconds: what building it took; None where that was not noted.
     """
 
     format: Literal["foveate.engine/1"] = "foveate.engine/1"
@@ -82,6 +83,7 @@ class Sidecar(_Model):
     classes: Range | None
     engine_sha256: Digest
     engine_size: Positive
+    build_seconds: Annotated[float, Field(ge=0)] | None = None
 
     @property
     def stem(self) -> str:
