@@ -47,7 +47,7 @@ _KNOWN = {
     "evaluate": _Command(_EXPORT, "measure a bundle's accuracy on labelled pictures"),
     "serve": _Command(_SERVE, "serve a repository of bundles over gRPC"),
     "verify": _Command(_SERVE, "compare a bundle with the answers kept in it"),
-    "bench": _Command("foveate-serve[bench]", "compare backends, variants and batches"),
+    "bench": _Command("foveate-serve[bench]", "compare backends and variants"),
     "classify": _Command(_CLIENT, "classify pictures and show what was looked at"),
     "health": _Command(_CLIENT, "ask a server whether it serves"),
     "models": _Command(_CLIENT, "list the models of a server or a repository"),
