@@ -49,6 +49,7 @@ from foveate_client._models import (
     Variant,
 )
 from foveate_client._options import Cam, ClassifyOptions, Features
+from foveate_client._repository import RepositoryClient
 from foveate_client._results import (
     Classification,
     FeatureMap,
@@ -102,6 +103,7 @@ __all__ = [
     "PermissionDeniedError",
     "Prediction",
     "Prepared",
+    "RepositoryClient",
     "ResourceExhaustedError",
     "Retries",
     "ThreadedTransport",

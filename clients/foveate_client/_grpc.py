@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import grpc
 import grpc.aio
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from google.rpc.status_pb2 import Status
 
 from foveate.status import TRAILER, ErrorStatus, StatusError
@@ -28,6 +28,8 @@ from foveate.v1.classifier_service_pb2 import (
     ListModelsResponse,
 )
 from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
+from foveate.v1.model_pb2 import ModelSummary
+from foveate.v1.repository_service_pb2_grpc import RepositoryServiceStub
 from foveate_client._connection import Compression, Credentials, Retries, pem
 from foveate_client._tracing import trace_headers
 
@@ -124,6 +126,16 @@ def _service_config(retries: Retries) -> dict[str, Any]:
     return config
 
 
+def _open_channel(
+    caller: Caller, address: str, retries: Retries | None, compression: Compression | None
+) -> grpc.Channel:
+    tls, options = caller.prepare(address, retries or Retries())
+    chosen = _COMPRESSION[compression]
+    if tls is None:
+        return grpc.insecure_channel(address, options, chosen)
+    return grpc.secure_channel(address, tls, options, chosen)
+
+
 class GrpcTransport:
     """Carries the calls of a Client to a server.
 
@@ -145,12 +157,7 @@ class GrpcTransport:
         compression: Compression | None = None,
     ) -> None:
         self._caller = Caller(credentials or PLAINTEXT)
-        tls, options = self._caller.prepare(address, retries or Retries())
-        chosen = _COMPRESSION[compression]
-        if tls is None:
-            self._channel = grpc.insecure_channel(address, options, chosen)
-        else:
-            self._channel = grpc.secure_channel(address, tls, options, chosen)
+        self._channel = _open_channel(self._caller, address, retries, compression)
         self._stub = ClassifierServiceStub(self._channel)
         self._stall_timeout = stall_timeout
 
@@ -258,6 +265,35 @@ class AsyncGrpcTransport:
     async def close(self) -> None:
         """Close the channel."""
         await self._channel.close()
+
+
+class RepositoryTransport:
+    """Carries the calls of a RepositoryClient; its arguments are GrpcTransport's."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        credentials: Credentials | None = None,
+        retries: Retries | None = None,
+        compression: Compression | None = None,
+    ) -> None:
+        self._caller = Caller(credentials or PLAINTEXT)
+        self._channel = _open_channel(self._caller, address, retries, compression)
+        self._stub = RepositoryServiceStub(self._channel)
+
+    def change(self, method: str, request: Message, timeout: float) -> ModelSummary:
+        """Call one of the service's methods, and return the model of its answer."""
+        with _status_errors(timeout):
+            response = getattr(self._stub, method)(
+                request, timeout=timeout, metadata=self._caller.headers()
+            )
+        model: ModelSummary = response.model
+        return model
+
+    def close(self) -> None:
+        """Close the channel."""
+        self._channel.close()
 
 
 class _Watchdog:

@@ -3,11 +3,14 @@
 import argparse
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from foveate_client._client import DEFAULT_TIMEOUT, Client
 from foveate_client._connection import ConnectionOptions, Credentials
 from foveate_client._exceptions import CallError, FoveateError
+from foveate_client._repository import RepositoryClient
 
 TOKEN_VARIABLE = "FOVEATE_TOKEN"  # noqa: S105 - its name, not its value
 
@@ -56,8 +59,22 @@ def open_client(arguments: argparse.Namespace) -> Client:
     """Return the client of the source that was chosen. Raises FoveateError."""
     if arguments.address is None:
         return Client.local(arguments.repository, timeout=arguments.timeout)
-    try:
+    with _connection_errors():
         return Client(arguments.address, timeout=arguments.timeout, **connection_options(arguments))
+
+
+def open_repository_client(arguments: argparse.Namespace) -> RepositoryClient:
+    """Return the client that changes the models of the server chosen. Raises FoveateError."""
+    with _connection_errors():
+        return RepositoryClient(
+            arguments.address, timeout=arguments.timeout, **connection_options(arguments)
+        )
+
+
+@contextmanager
+def _connection_errors() -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise FoveateError(f"cannot read {error.filename}: {error.strerror}") from error
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""`foveate models`: lists the models of a server or a repository, or describes one."""
+"""`foveate models`: lists models, describes one, and changes which ones a server serves."""
 
 import argparse
 import json
@@ -14,11 +14,13 @@ from rich.text import Text
 from foveate_client import _plugins
 from foveate_client._exceptions import FoveateError
 from foveate_client._models import Accuracy, Model, ModelSummary
+from foveate_client._repository import RepositoryClient
 from foveate_client.commands._shared import (
     add_source_arguments,
     complain,
     describe,
     open_client,
+    open_repository_client,
 )
 
 CATALOGUES = "foveate.catalogues"
@@ -35,10 +37,20 @@ def main(arguments: Sequence[str]) -> int:
         parser.error("give one of --address, --repository and --available")
     if options.available and options.name:
         parser.error("--available lists every classifier and takes no NAME")
+    change = _change(options)
+    if change is not None and (options.name is None or options.address is None):
+        parser.error("a change of a server's models needs NAME and --address")
+    if options.labels is not None and options.version:
+        parser.error("--labels names the versions itself and takes no --version")
     try:
         if options.available:
             rows = _available()
             _show(options, rows, _catalogue(rows))
+            return 0
+        if change is not None:
+            with open_repository_client(options) as repository:
+                changed = change(repository)
+            _show(options, asdict(changed), _summaries([changed]))
             return 0
         with open_client(options) as client:
             if options.name is None:
@@ -51,6 +63,31 @@ def main(arguments: Sequence[str]) -> int:
         complain(parser, describe(error))
         return 1
     return 0
+
+
+def _change(options: argparse.Namespace) -> Callable[[RepositoryClient], ModelSummary] | None:
+    """Return the change that is asked for, if there is one."""
+    name, version = options.name, options.version
+    if options.load:
+        return lambda repository: repository.load(name, version)
+    if options.reload:
+        return lambda repository: repository.reload(name, version)
+    if options.unload:
+        return lambda repository: repository.unload(name, version)
+    if options.labels is not None:
+        return lambda repository: repository.set_labels(name, options.labels)
+    return None
+
+
+def _labels(text: str) -> dict[str, str]:
+    """Read LABEL=VERSION,...; the type of an argument."""
+    labels = {}
+    for part in filter(None, text.split(",")):
+        label, equals, version = part.partition("=")
+        if not (label and equals and version):
+            raise argparse.ArgumentTypeError(f"must be LABEL=VERSION,..., not {text!r}")
+        labels[label] = version
+    return labels
 
 
 def _available() -> list[dict[str, Any]]:
@@ -179,12 +216,29 @@ def _columns(*names: str) -> Table:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="foveate models",
-        description="List the models of a server or a repository, or describe one.",
+        description="List the models of a server or a repository, describe one, or change "
+        "which ones a server serves.",
     )
-    parser.add_argument("name", nargs="?", metavar="NAME", help="describe this model")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="describe or change this model")
     add_source_arguments(parser, required=False)
     parser.add_argument(
-        "--version", metavar="V", default="", help="the version to describe, or its label"
+        "--version", metavar="V", default="", help="the version that is meant, or its label"
+    )
+    changes = parser.add_argument_group(
+        "changes",
+        "A server takes them where it was started with --admin. A load that takes longer than "
+        "--timeout goes on. Without --version, the newest is loaded, and every one is unloaded.",
+    ).add_mutually_exclusive_group()
+    changes.add_argument("--load", action="store_true", help="load NAME, and wait until it serves")
+    changes.add_argument(
+        "--reload", action="store_true", help="put NAME, read anew, in the place of what serves"
+    )
+    changes.add_argument("--unload", action="store_true", help="stop serving NAME, after its work")
+    changes.add_argument(
+        "--labels",
+        metavar="LABEL=VERSION,...",
+        type=_labels,
+        help='the labels of NAME from now on; "" for none',
     )
     parser.add_argument(
         "--available", action="store_true", help="list the classifiers that can be exported"

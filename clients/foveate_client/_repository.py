@@ -1,0 +1,85 @@
+"""The client that changes which models a server serves."""
+
+# ruff: noqa: PLC0415 - gRPC is imported by the first client that needs it
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+from foveate.v1.model_pb2 import ModelSummary as ModelSummaryMessage
+from foveate.v1.repository_service_pb2 import (
+    LoadModelRequest,
+    ReloadModelRequest,
+    SetVersionLabelsRequest,
+    UnloadModelRequest,
+)
+from foveate_client._connection import ConnectionOptions
+from foveate_client._exceptions import client_errors
+from foveate_client._models import ModelSummary
+
+DEFAULT_TIMEOUT = 600.0
+"""Seconds: a change may take as long as the load of a large model."""
+
+
+class RepositoryClient:
+    """Loads, unloads and labels models, on a server that lets its clients do so.
+
+        with RepositoryClient("localhost:50051") as repository:
+            repository.load("pets", "4")
+
+    `address` is HOST:PORT or any other gRPC target, and `timeout` the deadline
+    of every call in seconds; ConnectionOptions lists what else can be said of
+    the connection. Every change returns the model after it, and raises
+    CallError. A change goes on where its caller does not wait for the end.
+    Raises ValueError where a token would travel in the clear, and OSError where
+    a certificate's file cannot be read.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        **connection: Unpack[ConnectionOptions],
+    ) -> None:
+        from foveate_client._grpc import RepositoryTransport
+
+        self._transport = RepositoryTransport(address, **connection)
+        self._timeout = timeout
+
+    def load(self, name: str, version: str = "") -> ModelSummary:
+        """Load a version, by its number or label; where it is empty, the newest."""
+        return self._change("LoadModel", LoadModelRequest(name=name, version=version))
+
+    def reload(self, name: str, version: str = "") -> ModelSummary:
+        """Read a version anew and put it in the place of the one that serves."""
+        return self._change("ReloadModel", ReloadModelRequest(name=name, version=version))
+
+    def unload(self, name: str, version: str = "") -> ModelSummary:
+        """Stop serving a version, or where it is empty all of them."""
+        return self._change("UnloadModel", UnloadModelRequest(name=name, version=version))
+
+    def set_labels(self, name: str, labels: Mapping[str, str]) -> ModelSummary:
+        """Put `labels`, which stand for versions, in the place of those that the model has."""
+        request = SetVersionLabelsRequest(name=name, version_labels=dict(labels))
+        return self._change("SetVersionLabels", request)
+
+    def close(self) -> None:
+        """Give back the connection."""
+        self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _change(self, method: str, request: Any) -> ModelSummary:
+        with client_errors():
+            message: ModelSummaryMessage = self._transport.change(method, request, self._timeout)
+        return ModelSummary.from_message(message)
