@@ -15,7 +15,12 @@ from foveate_serve.bundle.bundle import Bundle
 from foveate_serve.bundle.golden import open_golden
 from foveate_serve.bundle.manifest import CAM_PREFIX, FEATURES_PREFIX, LOGITS_OUTPUT, Manifest
 from foveate_serve.evaluation.accuracy import prepared
-from foveate_serve.evaluation.labelled import ImageFolder, open_folder
+from foveate_serve.evaluation.labelled import (
+    ImageFolder,
+    LabelledError,
+    NoPicturesError,
+    open_folder,
+)
 from foveate_serve.folder import model_names, version_paths
 from foveate_serve.instances import count_cores
 
@@ -219,7 +224,14 @@ def _pictures(bundle: Bundle, choice: Choice) -> tuple[NDArray[np.uint8], str, I
     manifest = bundle.manifest
     folder = choice.data.get(manifest.name, choice.data.get(""))
     if folder is not None:
-        labelled = open_folder(folder, bundle.labels)
+        try:
+            labelled = open_folder(folder, bundle.labels)
+        except NoPicturesError:
+            raise
+        except LabelledError as error:
+            raise LabelledError(
+                f"{manifest.name}: {error} (--data MODEL=DIR names the folder of one model)"
+            ) from error
         some = open_folder(folder, bundle.labels, max(choice.batches))
         images = [prepared(data, manifest.input, name) for name, data, _ in some]
         return np.stack(images), f"{len(images)} pictures of {folder.name}", labelled

@@ -3,8 +3,10 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
@@ -186,23 +188,25 @@ def _curves(
         yield configuration, sorted(points, key=lambda m: m.case.batch)
 
 
-def _style(report: Report, configuration: Configuration) -> dict[str, object]:
-    """Return a backend's colour and a variant's dashes, the same in every chart of a report."""
-    engines = _distinct(_engine(m.case) for m in report.measurements)
-    variants = _distinct(m.case.variant for m in report.measurements)
+def _style(report: Report, configuration: Configuration) -> dict[str, Any]:
+    """Return a backend's colour, a variant's dashes, and a fainter line for fewer threads.
+
+    They are the same in every chart of a report.
+    """
+    cases = [m.case for m in report.measurements]
+    engines = list(dict.fromkeys(map(_engine, cases)))
+    variants = list(dict.fromkeys(case.variant for case in cases))
+    threads = sorted({case.threads for case in cases if case.device == configuration.device})
     return {
         "color": _COLOURS[engines.index(_engine(configuration)) % len(_COLOURS)],
         "linestyle": _DASHES[variants.index(configuration.variant) % len(_DASHES)],
         "linewidth": 1.6,
+        "alpha": (1 + threads.index(configuration.threads)) / len(threads),
     }
 
 
 def _engine(of: Configuration | Accuracy) -> str:
     return of.backend if of.device == "cpu" else f"{of.backend}, {of.device}"
-
-
-def _distinct(names: Iterator[str]) -> list[str]:
-    return list(dict.fromkeys(names))
 
 
 def _figure(columns: int, rows: int, *, width: float = 4.2) -> Figure:
@@ -217,7 +221,7 @@ def _add_legend(figure: Figure, report: Report, *, note: str = "") -> None:
         name = f"{_engine(configuration)} {configuration.variant}"
         if len(threads) > 1:
             name += f", {configuration.threads} threads"
-        lines[name] = Line2D([], [], label=name, **_style(report, configuration))  # type: ignore[arg-type]
+        lines[name] = Line2D([], [], label=name, **_style(report, configuration))
     figure.legend(
         handles=list(lines.values()),
         title=note or None,
@@ -243,10 +247,10 @@ def _log_axes(axes: Axes, batches: Sequence[int] | None) -> None:
     _clean(axes)
 
 
-def _plain_numbers(axis: object) -> None:
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # type: ignore[attr-defined]
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # type: ignore[attr-defined]
-    axis.set_minor_locator(NullLocator())  # type: ignore[attr-defined]
+def _plain_numbers(axis: Axis) -> None:
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def _clean(axes: Axes) -> None:

@@ -74,7 +74,7 @@ def summary(report: Report, *, pictures: str = "") -> Iterator[str]:
         yield "## Not measured"
         yield _table(
             ("what", "why", "what helps"),
-            [(r.what, r.reason, f"`{r.remedy}`" if r.remedy else "") for r in report.refusals],
+            [(r.what, r.reason, r.remedy) for r in report.refusals],
         )
 
 
@@ -121,6 +121,11 @@ def _overview(report: Report, model: Model) -> str:
     """Return a row for each configuration: its smallest batch, and its best one."""
     rows = []
     measured = _of(report, model)
+    scored = {
+        (a.variant, a.backend, a.device): a
+        for a in report.accuracies
+        if (a.model, a.version) == (model.name, model.version)
+    }
     for configuration in dict.fromkeys(m.case.configuration for m in measured):
         own = [m for m in measured if m.case.configuration == configuration]
         lone = {kind: _smallest(m for m in own if m.case.outputs == kind) for kind in _KINDS}
@@ -131,21 +136,7 @@ def _overview(report: Report, model: Model) -> str:
             default=None,
         )
         first = next(m for m in lone.values() if m is not None)
-        accuracy = next(
-            (
-                a
-                for a in report.accuracies
-                if (a.model, a.version, a.variant, a.backend, a.device)
-                == (
-                    model.name,
-                    model.version,
-                    configuration.variant,
-                    configuration.backend,
-                    configuration.device,
-                )
-            ),
-            None,
-        )
+        accuracy = scored.get((configuration.variant, configuration.backend, configuration.device))
         cells = (
             *_name(configuration),
             *(_latency(report, lone[kind]) for kind in _KINDS),

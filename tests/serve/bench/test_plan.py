@@ -128,7 +128,7 @@ def test_an_unknown_model_names_those_that_there_are(choice: Choice) -> None:
 
 def test_labelled_folders_must_be_classes_of_the_model(choice: Choice, labelled: Path) -> None:
     (labelled / "blue").rename(labelled / "mauve")
-    with pytest.raises(LabelledError, match="mauve: neither a label, nor a WordNet id"):
+    with pytest.raises(LabelledError, match=r"colours: .*mauve: neither a label, .* MODEL=DIR"):
         make_plan(replace(choice, data={"": labelled}), CPU_ONLY)
     with pytest.raises(NoPicturesError, match="nothing: no such folder"):
         make_plan(replace(choice, data={"": labelled / "nothing"}), CPU_ONLY)
