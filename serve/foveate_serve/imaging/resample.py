@@ -25,6 +25,9 @@ _PILLOW = {
 # Both take Keys' cubic kernel with a = -0.5 for bicubic.
 _CYKOOZ = {"bilinear": "bilinear", "bicubic": "catmull_rom", "lanczos": "lanczos3"}
 
+_SUPPORT = 3
+"""The kernels' reach on either side, in pixels of the larger scale: Lanczos', the widest."""
+
 Box = tuple[float, float, float, float]
 
 
@@ -53,6 +56,7 @@ def resample(
         resized = Image.new(image.mode, size)
         resizer.resize_pil(image, resized, options)
         return np.asarray(resized)
+    image, box = _around(image, box, size)
     height, width = image.shape[:2]
     options = cykooz_resizer.ResizeOptions(
         resize_alg=algorithm, crop_box=_crop_box(box, width, height)
@@ -62,6 +66,21 @@ def resample(
     target = cykooz_resizer.ImageData(*size, colour)
     resizer.resize(source, target, options)
     return np.frombuffer(target.get_buffer(), dtype=np.uint8).reshape(*size[::-1], 3)
+
+
+def _around(
+    image: NDArray[np.uint8], box: Box, size: tuple[int, int]
+) -> tuple[NDArray[np.uint8], Box]:
+    """Return the pixels that the part's own are made of, and where it lies in them.
+
+    They are copied before they are resized, and these are fewer.
+    """
+    left, top, right, bottom = box
+    across = math.ceil(_SUPPORT * max(1.0, (right - left) / size[0]))
+    down = math.ceil(_SUPPORT * max(1.0, (bottom - top) / size[1]))
+    x, y = max(0, math.floor(left) - across), max(0, math.floor(top) - down)
+    pixels = image[y : math.ceil(bottom) + down, x : math.ceil(right) + across]
+    return pixels, (left - x, top - y, right - x, bottom - y)
 
 
 def _crop_box(box: Box, width: int, height: int) -> Any:

@@ -14,7 +14,11 @@ CAT = Image.fromarray(data.chelsea())
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
-@pytest.mark.parametrize("box", [(0.0, 0.0, 451.0, 300.0), (75.4, 0.3, 375.1, 299.9)])
+@pytest.mark.parametrize(
+    "box",
+    [(0.0, 0.0, 451.0, 300.0), (75.4, 0.3, 375.1, 299.9), (200.2, 110.7, 240.9, 160.1)],
+    ids=["all of it", "the centre", "a small part"],
+)
 def test_both_libraries_and_both_kinds_of_picture_agree(
     interpolation: str, box: module.Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
