@@ -1,6 +1,7 @@
 """What every servicer does with a call: deadline, answer, abort, and the end of a stream."""
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn, TypeAlias, TypeVar
@@ -14,7 +15,10 @@ T = TypeVar("T")
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
+Trailers: TypeAlias = tuple[tuple[str, str | bytes], ...]
 Continuation: TypeAlias = Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]
+
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
 
 STOPPING = ErrorStatus(
     code=Code.UNAVAILABLE, reason="STOPPING", message="the server is stopping; try another"
@@ -63,14 +67,27 @@ async def answer(context: Context, call: Awaitable[T]) -> T:
 
 async def abort(context: Context, status: ErrorStatus) -> NoReturn:
     """End a call with an error and its details."""
-    await abort_with(context, status, (TRAILER, status.to_status().SerializeToString()))
+    await abort_with(context, status, trailers_of(status))
 
 
-async def abort_with(context: Context, status: ErrorStatus, trailer: tuple[str, bytes]) -> NoReturn:
+async def abort_with(context: Context, status: ErrorStatus, trailers: Trailers) -> NoReturn:
     """End a call with an error whose details are written already."""
     # The others are what an interceptor has set for every answer.
-    trailers = (*(context.trailing_metadata() or ()), trailer)
+    trailers = (*(context.trailing_metadata() or ()), *trailers)
     await context.abort(_CODES[status.code], status.message, trailers)
+
+
+def trailers_of(status: ErrorStatus) -> Trailers:
+    """Return the details of an error as the metadata that ends a call.
+
+    The delay of a RetryInfo stands besides where gRPC's own retries look for it
+    (gRFC A6).
+    """
+    trailers: Trailers = ((TRAILER, status.to_status().SerializeToString()),)
+    if status.retry_delay is None:
+        return trailers
+    milliseconds = math.ceil(1000 * status.retry_delay.total_seconds())
+    return (*trailers, (PUSHBACK_KEY, str(milliseconds)))
 
 
 def refusing(status: ErrorStatus) -> Handler:

@@ -7,10 +7,17 @@ from typing import Any, NoReturn
 import grpc
 
 from foveate.inference import open_inference_pb2
-from foveate.status import TRAILER, ErrorStatus
+from foveate.status import ErrorStatus
 from foveate.v1 import classifier_service_pb2
 from foveate_serve.errors import ServeError
-from foveate_serve.rpc.calls import Context, Continuation, Handler, abort_with
+from foveate_serve.rpc.calls import (
+    Context,
+    Continuation,
+    Handler,
+    Trailers,
+    abort_with,
+    trailers_of,
+)
 from foveate_serve.rpc.errors import to_status
 
 _SERVICES = (
@@ -37,8 +44,8 @@ class OverloadInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(self, refusal: Callable[[str], ServeError | None]) -> None:
         self._refusal = refusal
-        # By model, none but those that serve: until when it holds, the status, its trailer.
-        self._kept: dict[str, tuple[float, ErrorStatus, bytes]] = {}
+        # By model, none but those that serve: until when it holds, the status, its trailers.
+        self._kept: dict[str, tuple[float, ErrorStatus, Trailers]] = {}
         # One handler for all, as others keep what they make of a handler.
         # A streaming one answers any kind of call, without waiting for its message.
         self._refusing: Handler = grpc.stream_stream_rpc_method_handler(self._refuse)
@@ -60,12 +67,11 @@ class OverloadInterceptor(grpc.aio.ServerInterceptor):
         until, *_ = self._kept.get(model, (0.0,))
         if now >= until:
             status = to_status(error)
-            trailer = status.to_status().SerializeToString()
-            self._kept[model] = now + _KEPT_SECONDS, status, trailer
+            self._kept[model] = now + _KEPT_SECONDS, status, trailers_of(status)
 
     async def _refuse(self, _requests: object, context: Context) -> NoReturn:
-        _, status, trailer = self._kept[_model(context.invocation_metadata() or ())]
-        await abort_with(context, status, (TRAILER, trailer))
+        _, status, trailers = self._kept[_model(context.invocation_metadata() or ())]
+        await abort_with(context, status, trailers)
 
 
 def _model(metadata: Iterable[Any]) -> str:

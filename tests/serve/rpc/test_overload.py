@@ -25,6 +25,7 @@ from foveate_serve.engine import Engine, Limits
 from foveate_serve.observer import Changes, Observer
 from foveate_serve.policy import BatchPolicy
 from foveate_serve.repository import Repository
+from foveate_serve.rpc.calls import PUSHBACK_KEY
 from foveate_serve.rpc.handlers import RepositoryHandler
 from foveate_serve.rpc.overload import METHODS, MODEL_KEY
 from foveate_serve.rpc.priority import PRIORITY_KEY
@@ -86,8 +87,13 @@ class Busy:
         metadata = ((MODEL_KEY, model),) if model else ()
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await self.channel.unary_unary(method)(message, timeout=30, metadata=metadata)
-        details = dict(raised.value.trailing_metadata() or ())[TRAILER]
-        return ErrorStatus.from_status(Status.FromString(details))
+        trailers = dict(raised.value.trailing_metadata() or ())
+        status = ErrorStatus.from_status(Status.FromString(trailers[TRAILER]))
+        if status.retry_delay is not None:
+            # gRPC's own retries read the delay here, in whole milliseconds.
+            milliseconds = 1000 * status.retry_delay.total_seconds()
+            assert milliseconds <= int(trailers[PUSHBACK_KEY]) < milliseconds + 1
+        return status
 
 
 Serve = Callable[..., AbstractAsyncContextManager[Busy]]
