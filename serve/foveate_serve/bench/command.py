@@ -38,6 +38,9 @@ DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 LARGEST_BATCH = 1024
 
+_BUSY = 0.3
+"""The load a core from which on others are taken to be at work."""
+
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command; return its exit code."""
@@ -64,6 +67,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.loadgen:
         loadgen.require()
     _check_writable(options.out)
+    _warn_if_busy(here.cores)
     with _Watching() as watcher:
         report = run(plan, here, _task(options), watcher)
     write_files(report, options.out)
@@ -143,6 +147,16 @@ def _check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise PlanError(f"--out {folder}: cannot be written ({error.strerror})") from error
+
+
+def _warn_if_busy(cores: int) -> None:
+    load = os.getloadavg()[0]
+    if load > _BUSY * cores:
+        print(
+            f"{PROG}: others are at work on this machine (load average {load:.1f}); "
+            "differences may be theirs",
+            file=sys.stderr,
+        )
 
 
 @contextmanager

@@ -23,7 +23,7 @@ _READING = """\
   the one was ahead and in some the other. All other differences showed in every round.
 - *spread* is the largest round's median less the smallest, as a share of the median of all runs.
 - *CPU* is the processor time of the engine's whole process for a picture. *memory* is the most that
-  a process held that has loaded the engine and run this batch and smaller ones.
+  a process held that has loaded the engine and run this batch and smaller ones, without a GPU's.
 - *load* leaves out the import of the engine's package. *first* is the first run in a new process.
   *build* is what building an engine from the graph took, where that is done."""
 

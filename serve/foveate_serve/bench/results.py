@@ -120,8 +120,8 @@ class Measurement(Record):
         cpu_seconds_per_image: the processor time of the whole process, its
             engine's threads included.
         peak_memory_bytes: the most resident memory of a process that has loaded
-            the engine and run this case, and smaller batches before it.
-        peak_device_memory_bytes: the same of a GPU; None on a CPU.
+            the engine and run this case, and smaller batches before it; a GPU's
+            own memory is not in it.
         load_seconds: from the bundle to an engine that is ready, the import of
             the engine's package left out.
         build_seconds: what building the engine from the graph took; None where
@@ -136,7 +136,6 @@ class Measurement(Record):
     images_per_second: Amount
     cpu_seconds_per_image: Amount
     peak_memory_bytes: Annotated[int, Field(ge=0)]
-    peak_device_memory_bytes: Annotated[int, Field(ge=0)] | None = None
     load_seconds: Amount
     build_seconds: Amount | None = None
     first_request_seconds: Amount
