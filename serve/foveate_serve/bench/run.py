@@ -13,7 +13,7 @@ from foveate_serve.bench.machine import Machine
 from foveate_serve.bench.measuring import Measured, Rounds, Watcher, measure
 from foveate_serve.bench.plan import ModelPlan, Plan
 from foveate_serve.bench.recommend import Objective, Recommendation, recommend
-from foveate_serve.bench.results import Configuration, Measurement, Refusal, find_ties
+from foveate_serve.bench.results import Case, Measurement, Refusal, find_ties
 from foveate_serve.bench.roofline import Roofline
 
 
@@ -98,17 +98,16 @@ class _Extras:
             if chosen is not None:
                 self._ask(model, chosen, task, watcher)
 
-    def _ask(
-        self, model: ModelPlan, configuration: Configuration, task: Task, watcher: Watcher
-    ) -> None:
-        watcher.begin(f"{configuration.model}: LoadGen", 2 * len(task.scenarios))
+    def _ask(self, model: ModelPlan, case: Case, task: Task, watcher: Watcher) -> None:
+        watcher.begin(f"{case.model}: LoadGen", 2 * len(task.scenarios))
+        configuration = case.configuration
         try:
             for result in loadgen.run(
                 model.bundle,
                 configuration,
                 model.images,
                 scenarios=task.scenarios,
-                rules=task.rules,
+                rules=task.rules.model_copy(update={"max_batch": case.batch}),
                 out=task.out,
             ):
                 self.loadgen.append(result)
@@ -128,16 +127,16 @@ def _recommend(task: Task, measured: Measured) -> Recommendation | None:
 
 def _chosen(
     model: ModelPlan, measurements: Iterable[Measurement], recommendation: Recommendation | None
-) -> Configuration | None:
+) -> Case | None:
     """Return what is recommended for a model, or else what has the most pictures a second."""
     name = model.bundle.manifest.name
     if recommendation is not None:
         for choice in recommendation.choices:
             if choice.case.model == name:
-                return choice.case.configuration
+                return choice.case
     own = [m for m in measurements if m.case.model == name and m.case.outputs == "logits"]
     best = max(own, key=lambda m: m.images_per_second, default=None)
-    return None if best is None else best.case.configuration
+    return None if best is None else best.case
 
 
 def _describe(plan: ModelPlan) -> Model:
