@@ -138,11 +138,15 @@ class Batcher:
         return self._queue.full(self.policy)
 
     @contextmanager
-    def places(self, pictures: int = 1, priority: int = 0) -> Iterator[Places]:
+    def places(
+        self, pictures: int = 1, priority: int = 0, deadline: float | None = None
+    ) -> Iterator[Places]:
         """Keep places for so many pictures, which `submit` then takes, until the block ends.
 
         So the queue is bounded before anything is spent on a picture.
-        `priority` counts from 1, the highest; 0 is the default. Raises
+        `priority` counts from 1, the highest; 0 is the default. `deadline` is a
+        time of `time.monotonic`: what would not come to its turn before it is
+        refused as well, by the time that what waits will take. Raises
         OverloadedError.
         """
         level = self.policy.level(priority)
@@ -151,6 +155,8 @@ class Batcher:
                 self._drop_dead()
             if self._queue.exceeds(self.policy, level, pictures):
                 raise self._overloaded(level)
+        if deadline is not None:
+            self._require_time(level, deadline - time.monotonic())
         places = self._queue.keep(level, pictures)
         try:
             yield places
@@ -217,6 +223,18 @@ class Batcher:
             retry_delay=retry_delay(self._drain_seconds(ahead)),
             metadata={"limit": limit},
         )
+
+    def _require_time(self, level: int, seconds: float) -> None:
+        # Its own run does not count: where nothing waits, what it takes is learnt by running it.
+        wait = self._drain_seconds(self._queue.ahead(level))
+        if 0 < seconds < wait:
+            raise OverloadedError(
+                "DEADLINE_TOO_SHORT",
+                f"what waits for this model takes {wait:.2g} s; the limit is the deadline, "
+                f"{seconds:.2g} s away",
+                retry_delay=retry_delay(wait),
+                metadata={"limit": f"{seconds:.3f}"},
+            )
 
     def _drain_seconds(self, pictures: int) -> float:
         return pictures * self._picture_seconds / len(self._instances)

@@ -196,7 +196,10 @@ class Engine:
         model, batcher, images = job.model, job.model.batcher, job.images
         if self._cache is None and self._flights is None:
             # What the request will need is taken before anything is spent on it.
-            with batcher.places(len(images), job.priority) as places, self._admitted(model, images):
+            with (
+                batcher.places(len(images), job.priority, deadline) as places,
+                self._admitted(model, images),
+            ):
                 return await job.run(places, deadline)
         name, version = model.bundle.manifest.name, str(model.bundle.manifest.version)
         with self._admitted(model, images):
@@ -222,7 +225,7 @@ class Engine:
         """Run a job on behalf of whoever waits for it, and keep the answer where that is wanted."""
         with (
             job.model.in_use(),
-            job.model.batcher.places(len(job.images), job.priority) as places,
+            job.model.batcher.places(len(job.images), job.priority, deadline) as places,
         ):
             answer = await job.run(places, deadline)
         if self._cache is not None:

@@ -238,6 +238,22 @@ async def test_places_are_held_from_before_the_picture_is_there(held: Held) -> N
         pass
 
 
+async def test_what_would_be_late_behind_those_who_wait_is_refused(gated) -> None:
+    batcher = Batcher([gated], BatchPolicy(max_batch=4, max_queue=6))
+    batcher._picture_seconds = 10.0
+    now = time.monotonic()
+    # Where nothing waits it is let in: nobody would learn otherwise that runs are faster now.
+    with batcher.places(2, deadline=now + 1):
+        with pytest.raises(OverloadedError) as raised, batcher.places(deadline=now + 19):
+            pass
+        assert raised.value.reason == "DEADLINE_TOO_SHORT"
+        assert raised.value.retry_delay.total_seconds() == 20
+        for deadline in (None, now + 20 + LIMIT_SECONDS):
+            with batcher.places(deadline=deadline):
+                assert batcher.backlog_seconds == 30
+    await batcher.close()
+
+
 async def test_the_time_to_come_again_is_that_of_what_waits(gated) -> None:
     batcher = Batcher([gated], BatchPolicy(max_batch=4, max_queue=6))
     await ask(batcher, colour(1))  # so that the batcher knows how long a picture takes
