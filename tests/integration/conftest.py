@@ -85,13 +85,23 @@ def running(repository: Path, log: Path, *arguments: str) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def repository(imagenet_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Put LeNet-5, whose head is no pooling and a linear layer, beside the ImageNet classifier."""
-    folder = tmp_path_factory.mktemp("models")
-    shutil.copytree(imagenet_repository, folder, dirs_exist_ok=True)
+def digits_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Export LeNet-5 alone, whose head is no pooling and a linear layer; it is soon loaded."""
+    folder = tmp_path_factory.mktemp("digits")
     command = [FOVEATE, "export", "foveate:lenet5", "--weights", "random:0"]
     command += ["--repository", folder, "--name", "lenet5"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def repository(
+    imagenet_repository: Path, digits_repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Put LeNet-5 beside the ImageNet classifier."""
+    folder = tmp_path_factory.mktemp("models")
+    for part in (imagenet_repository, digits_repository):
+        shutil.copytree(part, folder, dirs_exist_ok=True)
     return folder
 
 
@@ -99,6 +109,12 @@ def repository(imagenet_repository: Path, tmp_path_factory: pytest.TempPathFacto
 def own_repository(repository: Path, tmp_path: Path) -> Path:
     """Return a copy of the repository that a test may change."""
     return shutil.copytree(repository, tmp_path / "models")
+
+
+@pytest.fixture
+def own_digits(digits_repository: Path, tmp_path: Path) -> Path:
+    """Return a copy of the repository of LeNet-5 alone that a test may change."""
+    return shutil.copytree(digits_repository, tmp_path / "models")
 
 
 @pytest.fixture(scope="session")

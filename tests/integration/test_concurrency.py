@@ -85,9 +85,9 @@ def test_bad_and_abandoned_requests_among_good_ones_change_nothing(
 
 
 def test_a_full_queue_answers_that_it_is_full_and_when_to_come_again(
-    start, repository, error_of
+    start, digits_repository, error_of
 ) -> None:
-    server = start(repository, "--max-queue", "4", "--max-delay", "4", "--max-batch", "64")
+    server = start(digits_repository, "--max-queue", "4", "--max-delay", "4", "--max-batch", "64")
     calls = [server.classifier.Classify.future(digit(value), timeout=60) for value in range(20)]
     errors = [call.exception() for call in calls]
     refused = [error for error in errors if error is not None]

@@ -68,9 +68,9 @@ def test_an_idle_server_is_small(start: Callable, repository: Path) -> None:
 
 
 def test_a_signal_turns_readiness_off_and_the_server_serves_on_for_its_delay(
-    start: Callable, repository: Path
+    start: Callable, digits_repository: Path
 ) -> None:
-    server = start(repository, "--shutdown-delay", "4")
+    server = start(digits_repository, "--shutdown-delay", "4")
     watch = HealthStub(server.channel).Watch(HealthCheckRequest(), timeout=60)
     assert next(watch).status == SERVING
     server.terminate()
@@ -84,10 +84,10 @@ def test_a_signal_turns_readiness_off_and_the_server_serves_on_for_its_delay(
 
 
 def test_requests_in_flight_are_answered_and_later_ones_told_to_go_elsewhere(
-    start: Callable, repository: Path, error_of: Callable
+    start: Callable, digits_repository: Path, error_of: Callable
 ) -> None:
     # The batch is never full, so every request waits for five seconds.
-    server = start(repository, "--max-delay", "5", "--max-batch", "64")
+    server = start(digits_repository, "--max-delay", "5", "--max-batch", "64")
     watch = HealthStub(server.channel).Watch(HealthCheckRequest(), timeout=60)
     assert next(watch).status == SERVING
     calls = [server.classifier.Classify.future(digit(value), timeout=60) for value in range(20)]
@@ -110,9 +110,9 @@ def test_requests_in_flight_are_answered_and_later_ones_told_to_go_elsewhere(
 
 
 def test_an_open_stream_gets_its_answers_and_is_told_to_go_elsewhere(
-    start: Callable, repository: Path, error_of: Callable
+    start: Callable, digits_repository: Path, error_of: Callable
 ) -> None:
-    server = start(repository, "--max-delay", "2", "--max-batch", "64")
+    server = start(digits_repository, "--max-delay", "2", "--max-batch", "64")
 
     def requests():
         for number in range(3):
@@ -132,8 +132,8 @@ def test_an_open_stream_gets_its_answers_and_is_told_to_go_elsewhere(
     assert server.process.wait(timeout=60) == 0
 
 
-def test_a_second_signal_stops_at_once(start: Callable, repository: Path) -> None:
-    server = start(repository, "--max-delay", "600", "--max-batch", "64")
+def test_a_second_signal_stops_at_once(start: Callable, digits_repository: Path) -> None:
+    server = start(digits_repository, "--max-delay", "600", "--max-batch", "64")
     watch = HealthStub(server.channel).Watch(HealthCheckRequest(), timeout=60)
     assert next(watch).status == SERVING
     call = server.classifier.Classify.future(digit(), timeout=120)
@@ -146,8 +146,8 @@ def test_a_second_signal_stops_at_once(start: Callable, repository: Path) -> Non
     assert call.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
 
 
-def test_the_log_of_a_whole_life_has_no_traceback(start: Callable, repository: Path) -> None:
-    server = start(repository)
+def test_the_log_of_a_whole_life_has_no_traceback(start: Callable, digits_repository: Path) -> None:
+    server = start(digits_repository)
     server.classifier.Classify(digit(), timeout=60)
     with pytest.raises(grpc.RpcError):
         server.classifier.Classify(ClassifyRequest(model="lenet5", encoded=b"x"), timeout=60)

@@ -48,8 +48,8 @@ def test_it_is_refused_unless_enabled(server, error_of: Callable, method: str) -
     assert server.classifier.Classify(digit(), timeout=60).predictions
 
 
-def test_a_model_is_unloaded_and_loaded_again(start: Callable, own_repository: Path) -> None:
-    server = start(own_repository, "--admin")
+def test_a_model_is_unloaded_and_loaded_again(start: Callable, own_digits: Path) -> None:
+    server = start(own_digits, "--admin")
     gone = server.repository.UnloadModel(UnloadModelRequest(name="lenet5"), timeout=60).model
     assert [v.state for v in gone.versions] == [MODEL_STATE_UNLOADED]
     with pytest.raises(grpc.RpcError) as raised:
@@ -60,8 +60,8 @@ def test_a_model_is_unloaded_and_loaded_again(start: Callable, own_repository: P
     assert server.classifier.Classify(digit(), timeout=60).predictions
 
 
-def test_an_unknown_model_is_not_found(start: Callable, own_repository: Path) -> None:
-    server = start(own_repository, "--admin")
+def test_an_unknown_model_is_not_found(start: Callable, own_digits: Path) -> None:
+    server = start(own_digits, "--admin")
     for request in (
         LoadModelRequest(name="../models"),
         LoadModelRequest(name="lenet5", version="2"),
@@ -72,34 +72,34 @@ def test_an_unknown_model_is_not_found(start: Callable, own_repository: Path) ->
 
 
 def test_a_corrupt_bundle_leaves_the_old_one_serving(
-    start: Callable, own_repository: Path, error_of: Callable
+    start: Callable, own_digits: Path, error_of: Callable
 ) -> None:
-    server = start(own_repository, "--admin")
+    server = start(own_digits, "--admin")
     before = server.classifier.Classify(digit(), timeout=60)
-    break_bundle(own_repository / "lenet5" / "1")
+    break_bundle(own_digits / "lenet5" / "1")
     with pytest.raises(grpc.RpcError) as raised:
         server.repository.ReloadModel(ReloadModelRequest(name="lenet5"), timeout=60)
     assert raised.value.code() is grpc.StatusCode.FAILED_PRECONDITION
     status = error_of(raised.value)
     assert status.reason == "MODEL_LOAD_FAILED"
     assert "model.onnx: its SHA-256" in status.message
-    assert str(own_repository) not in status.message
+    assert str(own_digits) not in status.message
 
-    _, lenet = server.classifier.ListModels(ListModelsRequest(), timeout=60).models
+    (lenet,) = server.classifier.ListModels(ListModelsRequest(), timeout=60).models
     assert lenet.versions[0].state == MODEL_STATE_READY
     assert "SHA-256" in lenet.versions[0].reason
     assert server.classifier.Classify(digit(), timeout=60).predictions == before.predictions
 
 
 def test_a_corrupt_newer_version_leaves_the_older_one_serving(
-    start: Callable, own_repository: Path
+    start: Callable, own_digits: Path
 ) -> None:
-    server = start(own_repository, "--admin")
-    newer = shutil.copytree(own_repository / "lenet5" / "1", own_repository / "lenet5" / "2")
+    server = start(own_digits, "--admin")
+    newer = shutil.copytree(own_digits / "lenet5" / "1", own_digits / "lenet5" / "2")
     break_bundle(newer)
     with pytest.raises(grpc.RpcError):
         server.repository.ReloadModel(ReloadModelRequest(name="lenet5"), timeout=60)
-    _, lenet = server.classifier.ListModels(ListModelsRequest(), timeout=60).models
+    (lenet,) = server.classifier.ListModels(ListModelsRequest(), timeout=60).models
     assert [(v.version, v.state) for v in lenet.versions] == [
         ("2", MODEL_STATE_FAILED),
         ("1", MODEL_STATE_READY),
@@ -107,8 +107,8 @@ def test_a_corrupt_newer_version_leaves_the_older_one_serving(
     assert server.classifier.Classify(digit(), timeout=60).version == "1"
 
 
-def test_reloading_under_load_loses_no_request(start: Callable, own_repository: Path) -> None:
-    server = start(own_repository, "--admin")
+def test_reloading_under_load_loses_no_request(start: Callable, own_digits: Path) -> None:
+    server = start(own_digits, "--admin")
     done = threading.Event()
     answers: list[int] = []
     errors: list[grpc.RpcError] = []
