@@ -10,7 +10,7 @@ asked for the logits of JPEG files over the Open Inference Protocol, and Foveate
 the five best classes over its own. Their rounds alternate. Compared are requests a
 second and the CPU-seconds of each server's whole process tree; the load comes from
 this machine too. Before the clock starts, every server must agree with Foveate on
-the best class of the photographs.
+the best class of the photographs. The table goes into docs/client/load.md as well.
 """
 
 import argparse
@@ -19,15 +19,18 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks import machine
+from benchmarks import machine, pages
 from benchmarks.request_cost import MODEL, ratio, read_pictures, summary
 from benchmarks.rivals.servers import mlserver, triton
 from benchmarks.server import Server, serving
@@ -37,7 +40,9 @@ from foveate_client.load.driver import connect
 from foveate_client.load.workload import oip_workload
 
 RESULTS = Path(__file__).parent / "results" / "comparison.json"
+PAGE = pages.DOCS / "client" / "load.md"
 RIVALS = {"triton": triton, "mlserver": mlserver}
+NAMES = {"foveate": "Foveate", "triton": "Triton's core", "mlserver": "MLServer"}
 AGREEMENT = 0.97
 """At least, of the best classes with Foveate's: pixels may differ in the last digit."""
 
@@ -86,6 +91,7 @@ def load(
 
 def measure(options: argparse.Namespace) -> dict[str, object]:
     """Alternate the servers; return their figures and how they compare with Foveate."""
+    load_average = os.getloadavg()[0]
     bundle = next(iter(sorted((options.repository / MODEL).glob("[0-9]*"))))
     cores = len(os.sched_getaffinity(0))
     pictures = read_pictures(options.images)
@@ -128,8 +134,32 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
             for name, column in columns.items()
             if name != "foveate"
         },
+        # Above nothing, others were at work on the machine, and the rates are theirs as well.
+        "load_average_before": round(load_average, 2),
         "machine": machine.describe(),
     }
+
+
+def page_part(result: Mapping[str, Any]) -> str:
+    """Return what the page says of a result: medians, and the range of the rounds."""
+    rows = [
+        [
+            NAMES[name],
+            pages.middle(row["requests_per_second"], 1),
+            pages.middle(row["cpu_ms_per_request"], 1),
+            pages.middle(row["p99_ms"], 0),
+        ]
+        for name, row in result["servers"].items()
+    ]
+    about = (
+        f"{result['concurrency']} requests at once, {result['photographs']} photographs in turn, "
+        f"{result['rounds']} rounds, on {result['machine']['cores']} cores of an "
+        f"{result['machine']['processor']}; the load average before was "
+        f"{result['load_average_before']:.1f}, where 0 is a machine that does nothing else. "
+        "Medians, and the range of the rounds:"
+    )
+    head = ["", "requests a second", "CPU-ms a request", "p99, ms"]
+    return f"{textwrap.fill(about, 100)}\n\n{pages.table(head, rows)}"
 
 
 def report(result: dict[str, object]) -> None:
@@ -153,6 +183,7 @@ def main() -> None:
     parser.add_argument("--duration", type=float, default=8.0)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--page", type=Path, default=PAGE)
     parser.add_argument("serve", nargs="*", metavar="-- OPTION", help="options of foveate serve")
     options = parser.parse_args()
     if options.images is None:
@@ -160,8 +191,9 @@ def main() -> None:
     options.images = Path(options.images)
     result = measure(options)
     machine.save(result, options.out)
+    pages.write_part(options.page, "comparison", page_part(result))
     report(result)
-    Console(stderr=True).print(f"written to {options.out}")
+    Console(stderr=True).print(f"written to {options.out} and {options.page}")
 
 
 if __name__ == "__main__":

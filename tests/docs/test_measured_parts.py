@@ -1,0 +1,31 @@
+"""What pages say of a benchmark is what its results say."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benchmarks import comparison, pages, throughput
+
+WRITERS = {"comparison": comparison, "throughput": throughput}
+
+
+@pytest.mark.parametrize("benchmark", WRITERS)
+def test_the_part_is_that_of_the_results(benchmark: str) -> None:
+    writer: Any = WRITERS[benchmark]
+    page: Path = writer.PAGE
+    page_part: Callable[[Mapping[str, Any]], str] = writer.page_part
+    result = json.loads(writer.RESULTS.read_text(encoding="utf-8"))
+    assert pages.part(page, benchmark) == page_part(result)
+
+
+def test_a_part_is_replaced_and_the_rest_of_the_page_stays(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    begin, end = "<!-- Written by `python -m benchmarks.it`. -->", "<!-- Written until here. -->"
+    page.write_text(f"before\n\n{begin}\n\nold\n\nolder\n\n{end}\nafter\n", encoding="utf-8")
+    pages.write_part(page, "it", r"new \1")
+    assert pages.part(page, "it") == r"new \1"
+    assert page.read_text("utf-8") == f"before\n\n{begin}\n\nnew \\1\n\n{end}\nafter\n"
+    with pytest.raises(AssertionError, match="has 0 parts of another"):
+        pages.write_part(page, "another", "")
