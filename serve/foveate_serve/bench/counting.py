@@ -96,6 +96,8 @@ _UNCOUNTED = frozenset(
 )
 """Operators with products that are not counted here."""
 
+_OWN_DOMAIN = ("", "ai.onnx")
+
 _HALVES = {onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
 _BYTES = {onnx.TensorProto.UINT8, onnx.TensorProto.INT8}
 _INDICES = {onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL}
@@ -241,7 +243,7 @@ def _fold(model: onnx.ModelProto, tensors: Mapping[str, _Tensor]) -> bool:
         if node.op_type == "Shape" and node.input[0] in tensors:
             part = slice(*(_integer(node, name) for name in ("start", "end")))
             results = [np.array(tensors[node.input[0]].shape[part], dtype=np.int64)]
-        elif node.op_type not in _UNCOUNTED and all(not n or n in known for n in node.input):
+        elif _is_counted(node) and all(not n or n in known for n in node.input):
             results = _evaluate(node, known, model.opset_import)
         else:
             left.append(node)
@@ -338,7 +340,7 @@ class _Counter:
             )
 
     def _place(self, index: int, node: onnx.NodeProto) -> None:
-        if node.op_type in _UNCOUNTED:
+        if not _is_counted(node):
             raise CountingError(f"{_title(node)}: this operator is not counted")
         inputs = [name for name in node.input if name]
         if all(name in self._constants for name in inputs):
@@ -388,6 +390,10 @@ class _Counter:
         if node.op_type == "Gemm":
             return precision, results * left[0 if _integer(node, "transA") else 1]
         return precision, results * left[-1]
+
+
+def _is_counted(node: onnx.NodeProto) -> bool:
+    return node.domain in _OWN_DOMAIN and node.op_type not in _UNCOUNTED
 
 
 def _integer(node: onnx.NodeProto, name: str) -> int | None:

@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from foveate_serve.bench import loadgen
+from foveate_serve.bench import loadgen, peaks
+from foveate_serve.bench.document import Report
 from foveate_serve.bench.loadgen import (
+    Job,
     LoadGenError,
     LoadGenResult,
     Outcome,
@@ -17,6 +19,7 @@ from foveate_serve.bench.loadgen import (
     run,
 )
 from foveate_serve.bundle.bundle import Bundle
+from foveate_serve.commands import bench
 
 from .conftest import measurement
 
@@ -117,3 +120,36 @@ def test_without_loadgen_the_line_that_installs_it_is_said(
     monkeypatch.setattr(loadgen, "find_spec", lambda name: None)
     with pytest.raises(LoadGenError, match=r'pip install "foveate-serve\[loadgen\]"'):
         loadgen.require()
+
+
+def test_the_command_asks_what_it_recommends(
+    golden_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs: list[Job] = []
+    run_job = loadgen._run_job
+
+    def noting(job: Job, folder: Path) -> Outcome:
+        jobs.append(job)
+        return run_job(job, folder)
+
+    monkeypatch.setattr(loadgen, "_run_job", noting)
+    monkeypatch.setattr(peaks, "SECONDS", 0.01)
+    out = tmp_path / "out"
+    code = bench.main(
+        [
+            *("--repository", str(golden_bundle.parents[1]), "--model", "colours"),
+            *("--backend", "onnxruntime", "--batch", "3", "--threads", "1", "--outputs", "logits"),
+            *("--rounds", "1", "--seconds", "0", "--objective", "throughput"),
+            *("--loadgen", "SingleStream", "--loadgen-seconds", "0", "--out", str(out)),
+        ]
+    )
+    assert code == 0
+    report = Report.read(out / "results.json")
+    assert report.recommendation is not None
+    (choice,) = report.recommendation.choices
+    assert [result.target for result in report.loadgen] == ["engine", "server"]
+    assert {result.configuration for result in report.loadgen} == {choice.case.configuration}
+    assert [job.settings["max_batch"] for job in jobs] == [3, 3]
+    assert all((out / result.log / loadgen.DETAIL_FILE).is_file() for result in report.loadgen)
+    assert report.roofline is not None
+    assert [floor.case for floor in report.roofline.floors] == [choice.case]

@@ -157,6 +157,8 @@ def test_shapes_that_are_computed_in_the_graph_are_worked_out(tmp_path: Path) ->
     [
         (helper.make_node("Einsum", ["image", "image"], ["logits"], equation="ij,ij->i"),
          r"\(Einsum\): this operator is not counted"),
+        (helper.make_node("Conv", ["image"], ["logits"], domain="com.example"),
+         r"\(Conv\): this operator is not counted"),
         (helper.make_node("NonZero", ["image"], ["logits"]), "logits: the shape"),
     ],
 )  # fmt: skip
