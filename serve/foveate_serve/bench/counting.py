@@ -173,6 +173,12 @@ def count(path: Path, *, batch: int, outputs: Collection[str], classes: int = 1)
         model = onnx.load_model_from_string(OnnxFile(path).prune(outputs))
     except ValueError as error:
         raise CountingError(f"{path.name}: {error}") from error
+    for node in model.graph.node:
+        if node.domain not in _OWN_DOMAIN or node.op_type in _UNCOUNTED:
+            raise CountingError(
+                f"the node {node.name or node.output[0]} ({node.op_type}): "
+                "this operator is not counted"
+            )
     _fix_inputs(model.graph, batch=batch, classes=classes)
     weights = _without_values(model.graph)
     inferred = _infer(model)
@@ -243,7 +249,7 @@ def _fold(model: onnx.ModelProto, tensors: Mapping[str, _Tensor]) -> bool:
         if node.op_type == "Shape" and node.input[0] in tensors:
             part = slice(*(_integer(node, name) for name in ("start", "end")))
             results = [np.array(tensors[node.input[0]].shape[part], dtype=np.int64)]
-        elif _is_counted(node) and all(not n or n in known for n in node.input):
+        elif all(not n or n in known for n in node.input):
             results = _evaluate(node, known, model.opset_import)
         else:
             left.append(node)
@@ -340,8 +346,6 @@ class _Counter:
             )
 
     def _place(self, index: int, node: onnx.NodeProto) -> None:
-        if not _is_counted(node):
-            raise CountingError(f"{_title(node)}: this operator is not counted")
         inputs = [name for name in node.input if name]
         if all(name in self._constants for name in inputs):
             # Worked out when the graph is loaded.
@@ -392,13 +396,5 @@ class _Counter:
         return precision, results * left[-1]
 
 
-def _is_counted(node: onnx.NodeProto) -> bool:
-    return node.domain in _OWN_DOMAIN and node.op_type not in _UNCOUNTED
-
-
 def _integer(node: onnx.NodeProto, name: str) -> int | None:
     return next((a.i for a in node.attribute if a.name == name), None)
-
-
-def _title(node: onnx.NodeProto) -> str:
-    return f"the node {node.name or node.output[0]} ({node.op_type})"
