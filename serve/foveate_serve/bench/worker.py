@@ -29,6 +29,9 @@ from foveate_serve.bundle.manifest import CLASS_IDS_INPUT, IMAGE_INPUT, LOGITS_O
 EXPLAINED = 5
 """The classes that maps are drawn of: the best ones."""
 
+GRACE_SECONDS = 5.0
+"""In which a process that has nothing to do ends by itself."""
+
 WARM_UP_SHARE = 0.2
 """Of the time of a turn: runs before it, so that the caches hold the engine again."""
 
@@ -102,8 +105,9 @@ class Worker:
         return self._ask(_Session.logits, images)
 
     def close(self) -> None:
-        """End the process, whatever it is doing, and wait for it."""
+        """End the process and wait for it; one that is busy for longer is stopped."""
         self._connection.close()
+        self._process.join(GRACE_SECONDS)
         self._process.terminate()
         self._process.join()
         self._process.close()
