@@ -18,6 +18,8 @@ from foveate.v1.classifier_service_pb2 import (
 )
 from foveate_serve.local import LocalTransport
 
+from ..waiting import LIMIT_SECONDS
+
 
 @pytest.fixture
 def transport(tmp_path: Path, write_bundle: Callable[..., Path]) -> Iterator[LocalTransport]:
@@ -81,6 +83,36 @@ def test_a_stream_may_be_left_early_and_reads_no_further_than_its_window(
     assert next(stream).HasField("response")
     stream.close()
     assert len(read) <= 40
+
+
+def test_an_error_of_the_requests_is_raised_after_the_answers_before_it(
+    transport: LocalTransport,
+) -> None:
+    def broken() -> Iterator[ClassifyStreamRequest]:
+        yield ClassifyStreamRequest(request_id="1", request=colour(1, 2, 3))
+        raise LookupError("no more pictures")
+
+    stream = transport.classify_stream(broken())
+    assert next(stream).request_id == "1"
+    with pytest.raises(LookupError, match="no more pictures"):
+        next(stream)
+
+
+def test_a_stream_whose_requests_block_may_be_left_and_the_transport_closed(
+    transport: LocalTransport,
+) -> None:
+    released = threading.Event()
+
+    def blocking() -> Iterator[ClassifyStreamRequest]:
+        yield ClassifyStreamRequest(request=colour(1, 2, 3))
+        assert released.wait(LIMIT_SECONDS)
+        yield ClassifyStreamRequest(request=colour(1, 2, 3))
+
+    stream = transport.classify_stream(blocking())
+    assert next(stream).HasField("response")
+    stream.close()
+    transport.close()
+    released.set()
 
 
 def test_describes_its_models(transport: LocalTransport) -> None:
