@@ -83,8 +83,8 @@ class Statistics(Observer):
         (statistics.cache_hit if hit else statistics.cache_miss).add(seconds)
 
     def failed(self, model: str, version: str, error: BaseException, seconds: float) -> None:  # noqa: ARG002
-        """Count a request that failed after its model was found."""
-        if model:
+        """Count a request that failed after its version was found."""
+        if version:
             self._models[model, version].failure.add(seconds)
 
     def ran(self, model: str, version: str, run: BatchRun) -> None:

@@ -183,7 +183,8 @@ class Metrics(Observer):
     def failed(self, model: str, version: str, error: BaseException, seconds: float) -> None:  # noqa: ARG002 - the histograms are of answers
         """Count a failure by its code."""
         self._requests.labels(model, version, _code(error)).inc()
-        if model:
+        # What was refused unread has a model, and never began.
+        if version:
             self._in_flight.labels(model, version).dec()
 
     def ran(self, model: str, version: str, run: BatchRun) -> None:

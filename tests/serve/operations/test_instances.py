@@ -57,22 +57,26 @@ def test_calls_of_every_outcome_leave_nothing_behind(
                 assert [answer.WhichOneof("result") async for answer in streams[0]]
                 await asyncio.gather(*flood, *late, *bad, *cancelled, return_exceptions=True)
 
-    def state() -> tuple[float, ...]:
-        samples = server.metrics()
-        idle = [
-            value
-            for (name, _), value in samples.items()
-            if name in {"foveate_requests_in_flight", "foveate_requests_waiting"}
-            or name == "foveate_calls_in_flight"
-        ]
-        return (process.num_threads(), process.num_fds(), sum(idle))
+    def busy() -> dict[object, float]:
+        """Return what is under way, by its metric."""
+        names = {"foveate_requests_in_flight", "foveate_requests_waiting"}
+        names.add("foveate_calls_in_flight")
+        samples = server.metrics().items()
+        return {key: value for key, value in samples if key[0] in names and value}
+
+    def held() -> tuple[int, int]:
+        return process.num_threads(), process.num_fds()
 
     asyncio.run(calls())  # starts what is only started once
-    wait_until(lambda: state()[2] == 0)
-    before = state()
+    wait_until(lambda: not busy(), told=lambda: str(busy()))
+    before = held()
     for _ in range(3):
         asyncio.run(calls())
-    wait_until(lambda: all(now <= then for now, then in zip(state(), before, strict=True)))
+    wait_until(lambda: not busy(), told=lambda: str(busy()))
+    wait_until(
+        lambda: all(now <= then for now, then in zip(held(), before, strict=True)),
+        told=lambda: f"{held()}, and before {before}",
+    )
     server.classify()
 
 
