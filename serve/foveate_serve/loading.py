@@ -77,7 +77,10 @@ class Loads:
                 if not loop.is_closed():
                     raise
 
-        threading.Thread(target=work, name="foveate-load", daemon=True).start()
+        thread = threading.Thread(target=work, name="foveate-load", daemon=True)
+        # It has only to return, and nobody is to find it after its load.
+        ended.add_done_callback(lambda _: thread.join())
+        thread.start()
         return ended
 
 

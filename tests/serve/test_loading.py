@@ -44,6 +44,7 @@ async def test_a_load_returns_what_it_brings_or_raises_its_error() -> None:
 
     loads, discarded = Loads(LIMIT_SECONDS), []
     assert await loads.run(lambda: 7, discarded.append) == 7
+    assert "foveate-load" not in {thread.name for thread in threading.enumerate()}
     with pytest.raises(ValueError, match="this one"):
         await loads.run(fail, discarded.append)
     await loads.finish()
