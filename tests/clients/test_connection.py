@@ -444,3 +444,20 @@ def test_the_command_takes_a_token_from_the_environment(start, monkeypatch, caps
 def test_the_command_says_what_is_wrong_with_its_credentials(flags, complaint, capsys):
     assert main(["models", "--address", "localhost:1", *flags]) == 1
     assert complaint in capsys.readouterr().err
+
+
+async def test_a_call_names_its_model_in_its_headers_where_they_can_hold_it(start, coffee):
+    running = start()
+    asked = ("pets", "", "Kätzchen")
+    with Client(running.address) as client:
+        for model in asked:
+            client.classify(coffee, model=model)
+    async with AsyncClient(running.address) as client:
+        for model in asked:
+            await client.classify(coffee, model=model)
+    assert [headers.get("x-model") for headers in running.service.headers] == [
+        "pets",
+        None,
+        None,
+    ] * 2
+    assert [request.model for request in running.service.asked] == [*asked] * 2
