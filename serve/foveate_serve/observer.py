@@ -27,7 +27,8 @@ class Observer:
 
     A method must be quick and must not raise. `model` and `version` are those
     of the bundle that answers, never what a client wrote; both are empty where
-    a request fails before its model is found.
+    a request fails before its model is found, and the version where it is
+    refused before it is read.
     """
 
     def began(self, model: str, version: str) -> None:
