@@ -65,7 +65,7 @@ def test_every_format_holds_the_same(run, folder, tmp_path):
             assert read.keys() == line.keys()
             for key, value in line.items():
                 # Each run has batches of its own, and an engine's rounding differs with the size.
-                same = pytest.approx(value, rel=1e-5) if isinstance(value, float) else value
+                same = pytest.approx(value, rel=1e-4) if isinstance(value, float) else value
                 assert type(value)(read[key]) == same
 
 
@@ -85,7 +85,7 @@ def test_embeddings_and_feature_maps_are_fixed_size_arrays(run, folder, photogra
     lines = tmp_path / "results.jsonl"
     run(folder, "--out", lines, "--ordered", "--embeddings", "planes")
     listed = [line["embedding.planes"] for line in read_json_lines(lines)]
-    assert np.array(listed) == pytest.approx(embeddings, rel=1e-5)
+    assert np.array(listed) == pytest.approx(embeddings, rel=1e-4)
 
 
 def test_overlays_are_drawn_into_a_folder(run, photographs, tmp_path):
