@@ -1,11 +1,14 @@
 """Class activation maps, drawn."""
 
 import io
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from foveate_serve.imaging.jpeg import encode_rgb
 
 Encoding = Literal["png", "jpeg"]
 
@@ -44,8 +47,16 @@ def intensity(values: NDArray[np.float32], width: int, height: int) -> NDArray[n
     if not maximum > 0:
         return None
     positive = np.maximum(values, 0.0) / maximum
-    enlarged = Image.fromarray(positive).resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(enlarged, dtype=np.float32)
+    rows, columns = values.shape
+    enlarged: NDArray[np.float32] = _bilinear(rows, height) @ positive @ _bilinear(columns, width).T
+    return enlarged
+
+
+@lru_cache(maxsize=16)
+def _bilinear(cells: int, pixels: int) -> NDArray[np.float32]:
+    """Return Pillow's weights, float32 [pixels, cells], of the cells in each pixel of a line."""
+    each = Image.fromarray(np.eye(cells, dtype=np.float32))
+    return np.asarray(each.resize((cells, pixels), Image.Resampling.BILINEAR))
 
 
 def colourise(
@@ -54,7 +65,8 @@ def colourise(
     """Colour intensities from 0 to 1 with `TURBO`: uint8 [height, width, 3], black without any."""
     if intensities is None:
         return np.zeros((height, width, 3), dtype=np.uint8)
-    return TURBO[_to_bytes(intensities)]
+    # Thrice as quick as TURBO[...].
+    return TURBO.take(_to_bytes(intensities), axis=0)
 
 
 def overlay(
@@ -90,6 +102,8 @@ def enlarge(image: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uin
 
 def encode(image: NDArray[np.uint8], encoding: Encoding) -> bytes:
     """Encode a picture, uint8 [height, width, 3]."""
+    if encoding == "jpeg" and (file := encode_rgb(image, JPEG_QUALITY)) is not None:
+        return file
     buffer = io.BytesIO()
     picture = Image.fromarray(image)
     if encoding == "png":

@@ -1,6 +1,6 @@
-"""JPEG files decoded by libjpeg-turbo's own interface, where simplejpeg is installed.
+"""JPEG files by libjpeg-turbo's own interface, where simplejpeg is installed.
 
-Pillow uses the same library and gives the same pixels, row by row and with a
+Pillow uses the same library and decodes to the same pixels, row by row and with a
 fourth byte a pixel, which takes half as long again.
 """
 
@@ -46,3 +46,16 @@ def decode_rgb(data: bytes, width: int, height: int, scale: int) -> NDArray[np.u
     except ValueError:
         return None
     return pixels
+
+
+def encode_rgb(pixels: NDArray[np.uint8], quality: int) -> bytes | None:
+    """Encode uint8 [height, width, 3], with half the colours' resolution as Pillow does.
+
+    Returns None where simplejpeg is missing.
+    """
+    if simplejpeg is None:
+        return None
+    file: bytes = simplejpeg.encode_jpeg(
+        np.ascontiguousarray(pixels), quality, "RGB", "420", fastdct=False
+    )
+    return file

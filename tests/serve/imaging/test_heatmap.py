@@ -9,7 +9,7 @@ from PIL import Image
 from skimage import data
 
 from foveate_client._drawing import turbo
-from foveate_serve.imaging import heatmap
+from foveate_serve.imaging import heatmap, jpeg
 
 
 def test_turbo_runs_from_dark_blue_over_green_to_dark_red() -> None:
@@ -68,3 +68,20 @@ def test_pictures_are_encoded(encoding: heatmap.Encoding, kind: str, loss: float
     decoded = Image.open(io.BytesIO(heatmap.encode(image, encoding)))
     assert decoded.format == kind
     assert np.abs(np.asarray(decoded).astype(int) - image).mean() <= loss
+
+
+def test_a_jpeg_is_as_near_to_the_picture_by_either_library(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pixels = data.chelsea()
+
+    def error() -> tuple[float, int]:
+        file = heatmap.encode(pixels, "jpeg")
+        with Image.open(io.BytesIO(file)) as image:
+            return float(np.abs(np.asarray(image).astype(int) - pixels).mean()), len(file)
+
+    quick, quick_bytes = error()
+    monkeypatch.setattr(jpeg, "simplejpeg", None)
+    slow, slow_bytes = error()
+    assert quick == pytest.approx(slow, rel=0.05)
+    assert quick_bytes == pytest.approx(slow_bytes, rel=0.05)
