@@ -69,7 +69,7 @@ METHOD = "/foveate.v1.ClassifierService/Classify"
 CONCURRENCIES = (1, 8, 32)
 COPIES = 3
 """Of the photographs in a run of a loop, so that filling and emptying it weighs little."""
-LARGE = 12
+LARGE = 25
 LARGE_PIXELS = 12_000_000
 OPEN_SHARE = 0.7
 OPEN_ROUNDS = 3
