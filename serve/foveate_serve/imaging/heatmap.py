@@ -65,8 +65,14 @@ def colourise(
     """Colour intensities from 0 to 1 with `TURBO`: uint8 [height, width, 3], black without any."""
     if intensities is None:
         return np.zeros((height, width, 3), dtype=np.uint8)
-    # Thrice as quick as TURBO[...].
-    return TURBO.take(_to_bytes(intensities), axis=0)
+    return np.asarray(_coloured(intensities))
+
+
+def _coloured(intensities: NDArray[np.float32]) -> Image.Image:
+    # As a palette, which is several times as quick as an array of indices.
+    picture = Image.fromarray(_to_bytes(intensities))
+    picture.putpalette(TURBO.tobytes())
+    return picture.convert("RGB")
 
 
 def overlay(
@@ -81,10 +87,8 @@ def overlay(
     """
     if intensities is None:
         return image
-    height, width = image.shape[:2]
-    colours = Image.fromarray(colourise(intensities, width, height))
     share = Image.fromarray(_to_bytes(intensities * opacity))
-    return np.asarray(Image.composite(colours, Image.fromarray(image), share))
+    return np.asarray(Image.composite(_coloured(intensities), Image.fromarray(image), share))
 
 
 def _to_bytes(shares: NDArray[np.float32]) -> NDArray[np.uint8]:
