@@ -14,7 +14,7 @@ import pytest
 
 from ...waiting import wait_until
 
-KILLS = 5
+KILLS = 10
 COPIES = 4
 """Of the sixty crops: 240 pictures."""
 
