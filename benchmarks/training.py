@@ -33,9 +33,10 @@ from foveate_train.training import Training, compute_type, evaluate
 RESULTS = Path(__file__).parent / "results" / "training.json"
 NETWORK = "foveate:convnet4"
 RECIPES = {
-    # Batches of 64 reach in one pass what batches of 128 do not; three more do the rest.
-    "fast": Settings(epochs=1, batch_size=64),
-    "accurate": Settings(epochs=4, batch_size=64),
+    # In so few passes smoothed labels are worth a tenth of a point, and batches of 96
+    # as much as those of 64 in less time.
+    "fast": Settings(epochs=1, batch_size=96, label_smoothing=0.1),
+    "accurate": Settings(epochs=3, batch_size=96, label_smoothing=0.1),
 }
 GOALS = {"fast": (0.992, 40.0), "accurate": (0.994, 150.0)}
 STEPS = 40
