@@ -159,7 +159,7 @@ def server_image(docker: Docker, base_image: str) -> str:
 
 @pytest.fixture(scope="session")
 def openvino_image(docker: Docker, base_image: str) -> str:
-    options = ("--target", "serve-cpu", "--build-arg", "SERVE_EXTRAS=cpu,openvino,tracing")
+    options = ("--target", "serve-cpu", "--build-arg", "SERVE_EXTRAS=cpu,images,openvino,tracing")
     return docker.build("foveate-serve-openvino", DOCKERFILE, *options)
 
 
