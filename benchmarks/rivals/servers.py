@@ -68,7 +68,9 @@ def mlserver(python: Path, bundle: Path, workers: int) -> Iterator[Server]:
         settings = dict(zip(("grpc_port", "http_port", "metrics_port"), ports, strict=True))
         model = Path(folder) / MODEL
         model.mkdir()
-        _write(Path(folder) / "settings.json", {**settings, "parallel_workers": workers})
+        # Its metrics would be files in the folder that this is run from.
+        more = {"parallel_workers": workers, "metrics_dir": folder}
+        _write(Path(folder) / "settings.json", {**settings, **more})
         _write(
             model / "model-settings.json",
             {
