@@ -1,7 +1,7 @@
 """A whole run: measures a plan and puts what came of it into one document."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +13,7 @@ from foveate_serve.bench.machine import Machine
 from foveate_serve.bench.measuring import Measured, Rounds, Watcher, measure
 from foveate_serve.bench.plan import ModelPlan, Plan
 from foveate_serve.bench.recommend import Objective, Recommendation, recommend
-from foveate_serve.bench.results import Case, Measurement, Refusal, find_ties
+from foveate_serve.bench.results import Accuracy, Case, Measurement, Refusal, find_ties
 from foveate_serve.bench.roofline import Roofline
 
 
@@ -44,15 +44,20 @@ def run(plan: Plan, machine: Machine, task: Task, watcher: Watcher) -> Report:
     """
     created, load_average = datetime.now(UTC), os.getloadavg()[0]
     measured = Measured()
-    extras = _Extras()
     complete = True
     try:
         for model in plan.models:
             measure(model, task.rounds, measured, watcher, profiled=task.profiled)
-        extras.add(plan, task, measured, watcher)
     except KeyboardInterrupt:
         complete = False
     measurements = measured.measurements()
+    recommendation = _recommend(task, measurements, measured.accuracies)
+    extras = _Extras()
+    if complete:
+        try:
+            extras.add(plan, task, measurements, recommendation, watcher)
+        except KeyboardInterrupt:
+            complete = False
     return Report(
         created=created,
         complete=complete,
@@ -72,27 +77,32 @@ def run(plan: Plan, machine: Machine, task: Task, watcher: Watcher) -> Report:
         roofline=extras.roofline,
         operators=tuple(measured.profiles),
         loadgen=tuple(extras.loadgen),
-        recommendation=_recommend(task, measured),
+        recommendation=recommendation,
     )
 
 
 class _Extras:
-    """What is worked out of the measurements, or measured after them."""
+    """What is measured after the cases: the machine's peaks, and what LoadGen finds."""
 
     def __init__(self) -> None:
         self.roofline: Roofline | None = None
         self.loadgen: list[LoadGenResult] = []
         self.refusals: list[Refusal] = []
 
-    def add(self, plan: Plan, task: Task, measured: Measured, watcher: Watcher) -> None:
-        measurements = measured.measurements()
+    def add(
+        self,
+        plan: Plan,
+        task: Task,
+        measurements: Sequence[Measurement],
+        recommendation: Recommendation | None,
+        watcher: Watcher,
+    ) -> None:
         if task.roofline and measurements:
             watcher.begin("the machine's peaks", 1)
             bundles = {model.bundle.manifest.name: model.bundle for model in plan.models}
             self.roofline, refusals = roofline.run(measurements, bundles)
             self.refusals += refusals
             watcher.advance(1)
-        recommendation = _recommend(task, measured)
         for model in plan.models if task.scenarios else ():
             chosen = _chosen(model, measurements, recommendation)
             if chosen is not None:
@@ -117,12 +127,12 @@ class _Extras:
             self.refusals.append(Refusal(what=what, reason=str(error)))
 
 
-def _recommend(task: Task, measured: Measured) -> Recommendation | None:
+def _recommend(
+    task: Task, measurements: Sequence[Measurement], accuracies: Sequence[Accuracy]
+) -> Recommendation | None:
     if task.objective is None:
         return None
-    return recommend(
-        measured.measurements(), measured.accuracies, task.objective, max_drop=task.max_drop
-    )
+    return recommend(measurements, accuracies, task.objective, max_drop=task.max_drop)
 
 
 def _chosen(

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import openvino
 
 from foveate_serve.backends.base import Array
+from foveate_serve.backends.openvino.properties import properties
 
 
 def open_graph(model: bytes, *, threads: int) -> Callable[[Array], Array]:
@@ -19,13 +20,7 @@ def open_graph(model: bytes, *, threads: int) -> Callable[[Array], Array]:
     hint = "f32"
     if graph.output(0).get_element_type() == openvino.Type.f16:
         hint = "bf16" if "BF16" in types else "f16" if "FP16" in types else hint
-    properties = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": 1,
-        "INFERENCE_NUM_THREADS": threads,
-        "INFERENCE_PRECISION_HINT": hint,
-    }
-    request = core.compile_model(graph, "CPU", properties).create_infer_request()
+    request = core.compile_model(graph, "CPU", properties(threads, hint)).create_infer_request()
 
     def run(values: Array) -> Array:
         result: Array = request.infer([values], share_inputs=True)[0]

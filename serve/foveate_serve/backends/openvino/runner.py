@@ -9,6 +9,7 @@ import openvino
 
 from foveate_serve.backends.base import Array, BackendError, OperatorTime, Runner
 from foveate_serve.backends.openvino import profiling
+from foveate_serve.backends.openvino.properties import properties
 from foveate_serve.bundle.bundle import Bundle
 from foveate_serve.bundle.manifest import LOGITS_OUTPUT
 
@@ -34,13 +35,7 @@ class OpenVinoRunner(Runner):
         if device not in _DEVICES:
             raise BackendError(f"no device {device!r}; there are {', '.join(_DEVICES)}")
         self._core = openvino.Core()
-        self._properties = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": 1,
-            "INFERENCE_NUM_THREADS": threads,
-            # Without it processors that have bfloat16 compute in it, whatever the graph says.
-            "INFERENCE_PRECISION_HINT": "f32",
-        }
+        self._properties = properties(threads)
         try:
             self._graph = self._core.read_model(bundle.file(variant))
         except RuntimeError as error:
@@ -98,13 +93,13 @@ class OpenVinoRunner(Runner):
         self._compiled[wanted] = self._compile(outputs, {})
         return self._compiled[wanted]
 
-    def _compile(self, outputs: Sequence[str], properties: Mapping[str, Any]) -> Any:
+    def _compile(self, outputs: Sequence[str], more: Mapping[str, Any]) -> Any:
         """Return a request to a new compiled model, with more properties than usual."""
         results = [self._results[name] for name in outputs]
         try:
             part = openvino.Model(results, self._needed(results), self._graph.friendly_name)
             compiled = self._core.compile_model(
-                part, _DEVICES[self.device], {**self._properties, **properties}
+                part, _DEVICES[self.device], {**self._properties, **more}
             )
         except RuntimeError as error:
             raise BackendError(f"OpenVINO cannot compile the variant {self.variant!r}") from error

@@ -1,0 +1,17 @@
+"""What OpenVINO is told about every graph that it compiles here."""
+
+from typing import Any
+
+
+def properties(threads: int, precision: str = "f32") -> dict[str, Any]:
+    """Return the properties of one stream of so many threads, 0 for one a core.
+
+    Without a precision processors that have bfloat16 compute in it, whatever
+    the graph says.
+    """
+    return {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": precision,
+    }
