@@ -70,6 +70,7 @@ def batch_policy(settings: ModelSettings) -> BatchPolicy:
         priority_queues=settings.priority_queues,
         default_priority=settings.default_priority,
         objective=settings.latency_objective,
+        lanes=settings.lanes,
         cores=deal_cores(instances) if settings.pin_cores else (ANY_CORE,) * instances,
     )
 

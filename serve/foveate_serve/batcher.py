@@ -59,24 +59,26 @@ class Batched:
 
 @dataclass(kw_only=True, eq=False)
 class _Instance:
-    """One runner and the thread that keeps it busy."""
+    """A lane of a runner and the thread that keeps it busy."""
 
     number: int
     runner: Runner
     cores: Cores
     buffer: NDArray[np.uint8]
+    busy: bool = False
     thread: threading.Thread | None = None
     pause: float = _FIRST_PAUSE
     revival: asyncio.TimerHandle | None = None
 
 
 class Batcher:
-    """Runs pictures through the runners of one model, each on a thread of its own.
+    """Runs pictures through the runners of one model, with a thread for each of their lanes.
 
     The threads take the next batch by themselves, so that an engine never waits
     for the event loop. A batch holds pictures that want the same outputs, led
-    by the one that has waited longest at the highest priority. `ran` is called
-    on the event loop with every run that did not fail.
+    by the one that has waited longest at the highest priority; what waits is
+    shared out among the lanes that are idle. `ran` is called on the event loop
+    with every run that did not fail.
 
     A thread that ends unasked is started again, after a pause that doubles from
     one time to the next until a run succeeds; `alive` is called on the event
@@ -98,7 +100,14 @@ class Batcher:
     ) -> None:
         self.bounds = policy = policy or BatchPolicy()
         self._name = name
-        self._tuner = None if policy.objective is None else Tuner(policy, policy.objective)
+        lanes = [
+            (runner, cores)
+            for runner, cores in zip(runners, policy.cores, strict=True)
+            for _ in range(policy.lanes_of(runner))
+        ]
+        self._tuner = (
+            None if policy.objective is None else Tuner(policy, policy.objective, lanes=len(lanes))
+        )
         self.policy = policy if self._tuner is None else self._tuner.policy
         self._ran = ran
         self._alive = alive
@@ -116,7 +125,7 @@ class Batcher:
                 cores=cores,
                 buffer=np.empty((policy.max_batch, *runner.image_shape), dtype=np.uint8),
             )
-            for number, (runner, cores) in enumerate(zip(runners, policy.cores, strict=True))
+            for number, (runner, cores) in enumerate(lanes)
         ]
         self._running = 0
         for instance in self._instances:
@@ -274,7 +283,7 @@ class Batcher:
         try:
             step_back(ENGINE)
             with pinned(instance.cores):
-                while (batch := self._next_batch()) is not None:
+                while (batch := self._next_batch(instance)) is not None:
                     if batch:
                         self._run(instance, batch)
         except BaseException:
@@ -295,7 +304,7 @@ class Batcher:
             if not self._loop.is_closed():
                 raise
 
-    def _next_batch(self) -> list[Item] | None:
+    def _next_batch(self, instance: _Instance) -> list[Item] | None:
         """Wait for a batch. It may be empty; None means that there will be no other."""
         with self._changed:
             self._changed.wait_for(lambda: self.waiting or self._closing)
@@ -310,7 +319,9 @@ class Batcher:
             ):
                 self._changed.wait(left)
             self._drop_dead()
-            batch = self._queue.take(self.policy)
+            idle = sum(not lane.busy for lane in self._lanes_of(instance.runner))
+            batch = self._queue.take(self.policy, idle)
+            instance.busy = bool(batch)
             if self.waiting:
                 self._changed.notify()
             return batch
@@ -325,7 +336,7 @@ class Batcher:
         try:
             inputs = _assemble(batch, instance.buffer)
             gathered = time.monotonic()
-            results = instance.runner.run(inputs, batch[0].outputs)
+            results = self._run_graph(instance, inputs, batch[0].outputs)
         except BackendError:
             if len(batch) > 1:
                 # One bad picture must not fail the others.
@@ -367,6 +378,22 @@ class Batcher:
             instance=instance.number,
         )
         self._tell(self._deliver, batch, shares, run)
+
+    def _run_graph(
+        self, instance: _Instance, inputs: dict[str, Array], outputs: tuple[str, ...]
+    ) -> dict[str, Array]:
+        instance.busy = True
+        try:
+            lanes = self._lanes_of(instance.runner)
+            # Those who wait are about to be taken by another lane.
+            beside = len(lanes) > 1 and (self.waiting > 0 or sum(lane.busy for lane in lanes) > 1)
+            return instance.runner.run(inputs, outputs, beside=beside)
+        finally:
+            # Before the answers go out: who asks again at once must not find the lane busy.
+            instance.busy = False
+
+    def _lanes_of(self, runner: Runner) -> list[_Instance]:
+        return [instance for instance in self._instances if instance.runner is runner]
 
     def _note(self, picture_seconds: float) -> None:
         last = self._picture_seconds

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from foveate_serve.backends.base import Runner
 from foveate_serve.instances import ANY_CORE, Cores
 
 
@@ -22,7 +23,9 @@ class BatchPolicy:
     `default_priority`, or the lowest where that is None. Higher priorities run
     first, however long lower ones have waited.
 
-    There is one instance for each entry of `cores`, which runs on those cores.
+    There is one instance for each entry of `cores`, which runs on those cores,
+    and runs at most `lanes` batches at one time, 0 meaning as many as its engine
+    takes.
 
     `objective`, in seconds, is the time within which 99 of 100 requests are to
     be answered. Where it is set, sizes, delay and queue are found while
@@ -36,12 +39,17 @@ class BatchPolicy:
     priority_queues: tuple[int, ...] = ()
     default_priority: int | None = None
     cores: tuple[Cores, ...] = (ANY_CORE,)
+    lanes: int = 0
     objective: float | None = None
 
     @property
     def priorities(self) -> int:
         """How many priorities there are."""
         return len(self.priority_queues) or 1
+
+    def lanes_of(self, runner: Runner) -> int:
+        """Return how many batches a runner runs at one time."""
+        return min(runner.lanes, self.lanes or runner.lanes)
 
     def level(self, priority: int) -> int:
         """Return the place of a request's priority, from 0; those below the lowest are it."""
@@ -56,6 +64,15 @@ class BatchPolicy:
         """Return the size of the batch to form of so many pictures."""
         preferred = (size for size in self.preferred_sizes if size <= waiting)
         return max(preferred, default=min(waiting, self.max_batch))
+
+    def share(self, waiting: int, idle: int) -> int:
+        """Return the most pictures that one of so many idle lanes takes of those that wait.
+
+        Where batches are to have a size, or to wait for one, no lane takes less.
+        """
+        if self.preferred_sizes or self.max_delay:
+            return self.max_batch
+        return min(self.max_batch, -(-waiting // idle))
 
     @property
     def enough(self) -> int:

@@ -113,13 +113,17 @@ class Queue:
             self._items[level] = alive
         return late
 
-    def take(self, policy: BatchPolicy) -> list[Item]:
-        """Take out a batch: items that want the outputs of the first, in their order."""
+    def take(self, policy: BatchPolicy, idle: int = 1) -> list[Item]:
+        """Take out a batch for one of so many idle lanes.
+
+        It holds items that want the outputs of the first, in their order.
+        """
+        most = policy.share(self.waiting, idle)
         same: list[Item] = []
         for item in self:
             if not same or item.outputs == same[0].outputs:
                 same.append(item)
-                if len(same) == policy.max_batch:
+                if len(same) == most:
                     break
         batch = same[: policy.size(len(same))]
         taken = set(batch)

@@ -560,7 +560,7 @@ class Repository:
         runners = make_instances(self._make_runner, bundle, policy.cores)
         try:
             for runner in runners:
-                warm_up(runner, batch_sizes(policy))
+                warm_up(runner, batch_sizes(policy), policy.lanes_of(runner))
         except BackendError:
             for runner in runners:
                 runner.close()

@@ -76,6 +76,12 @@ class ModelSettings(EngineSettings):
     instances: Count = Field(
         default=1, description="how often a model is loaded, to run as many batches at one time"
     )
+    lanes: int = Field(
+        default=0,
+        ge=0,
+        description="batches that an instance runs at one time under load, each on a share of its "
+        "threads; 0 as many as its engine takes, 1 to keep fewer copies of the weights",
+    )
     pin_cores: bool = Field(
         default=False, description="whether each instance keeps to cores of its own (Linux)"
     )

@@ -56,11 +56,12 @@ class Tuner:
     multiplicative decrease, as in Clipper, Crankshaw et al. 2017).
 
     `policy` is what is chosen now, within `bounds`, whose objective is
-    `objective`. Times are in seconds.
+    `objective`; `lanes` batches run at one time. Times are in seconds.
     """
 
-    def __init__(self, bounds: BatchPolicy, objective: float) -> None:
+    def __init__(self, bounds: BatchPolicy, objective: float, *, lanes: int) -> None:
         self._bounds = bounds
+        self._lanes = lanes
         self._aim = _AIM * objective
         self._sizes = _candidates(bounds)
         self._size = self._sizes[0]
@@ -115,16 +116,16 @@ class Tuner:
 
     def _choose(self) -> None:
         self._size = self._best_size()
-        seconds, instances = self._seconds(self._size), len(self._bounds.cores)
-        interval = self._busy_interval or seconds / (self._size * instances)
+        seconds = self._seconds(self._size)
+        interval = self._busy_interval or seconds / (self._size * self._lanes)
         queue = int((self._margin * self._aim - seconds) / interval)
         self.policy = replace(
             self._bounds,
             max_batch=self._size,
             preferred_sizes=tuple(s for s in self._bounds.preferred_sizes if s <= self._size),
             max_delay=self._delay(seconds),
-            # Each instance's next batch may always gather, however short the objective.
-            max_queue=min(max(self._size * instances, queue), self._bounds.max_queue),
+            # Each lane's next batch may always gather, however short the objective.
+            max_queue=min(max(self._size * self._lanes, queue), self._bounds.max_queue),
         )
 
     def _best_size(self) -> int:

@@ -14,9 +14,10 @@ from foveate_serve.policy import BatchPolicy
 logger = logging.getLogger(__name__)
 
 
-def warm_up(runner: Runner, sizes: Sequence[int]) -> None:
+def warm_up(runner: Runner, sizes: Sequence[int], lanes: int = 1) -> None:
     """Run black pictures in batches of `sizes` for the logits, and one for the first map as well.
 
+    With several `lanes` the largest batch and the map also run as beside others.
     An engine may prepare itself anew for every size, and for every set of
     outputs. Requests for maps come alone more often than not, and for other
     outputs seldom, so that no start has to wait for those. Also shows that the
@@ -27,9 +28,13 @@ def warm_up(runner: Runner, sizes: Sequence[int]) -> None:
     for size in sorted(sizes, reverse=True):
         runner.run(_black(runner, size), [LOGITS_OUTPUT])
     cam = next((name for name in runner.outputs if name.startswith(CAM_PREFIX)), None)
+    explained = {**_black(runner, 1), CLASS_IDS_INPUT: np.full((1, 1), -1, dtype=np.int64)}
     if cam is not None:
-        class_ids = np.full((1, 1), -1, dtype=np.int64)
-        runner.run({**_black(runner, 1), CLASS_IDS_INPUT: class_ids}, [LOGITS_OUTPUT, cam])
+        runner.run(explained, [LOGITS_OUTPUT, cam])
+    if lanes > 1:
+        runner.run(_black(runner, max(sizes)), [LOGITS_OUTPUT], beside=True)
+        if cam is not None:
+            runner.run(explained, [LOGITS_OUTPUT, cam], beside=True)
     runner.trim()
     _trim_heap()
     logger.debug(

@@ -198,7 +198,8 @@ class GatedRunner(OnnxRuntimeRunner):
     """ONNX Runtime behind a gate, noting the batches that it ran.
 
     A picture whose first byte is 13 makes its batch fail. `pictures` are the
-    first bytes of those that ran, `affinity` the cores of the last run.
+    first bytes of those that ran, `affinity` the cores of the last run, `beside`
+    the sizes of the batches that ran beside others.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -209,6 +210,7 @@ class GatedRunner(OnnxRuntimeRunner):
         self.batches: list[tuple[int, tuple[str, ...]]] = []
         self.closed = False
         self.pictures: list[int] = []
+        self.beside: list[int] = []
         self.affinity: frozenset[int] = frozenset()
 
     def _run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
@@ -221,6 +223,10 @@ class GatedRunner(OnnxRuntimeRunner):
         if (inputs["image"][:, 0, 0, 0] == 13).any():
             raise BackendError("unlucky")
         return super()._run(inputs, outputs)
+
+    def _run_beside(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        self.beside.append(len(inputs["image"]))
+        return self._run(inputs, outputs)
 
     def close(self) -> None:
         self.closed = True

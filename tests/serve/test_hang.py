@@ -55,7 +55,7 @@ def state(engine: Engine) -> State:
 async def begun(gated: object, ago: float) -> None:
     """Wait for the run to begin, and make it one that began `ago` seconds earlier."""
     await until(lambda: gated.running_since is not None)
-    gated.running_since -= ago
+    gated._started = {thread: start - ago for thread, start in gated._started.items()}
 
 
 async def hang(engine: Engine, gated: object) -> None:

@@ -51,7 +51,8 @@ class Engine:
 
 
 def tuned(objective: float, **bounds: object) -> Tuner:
-    return Tuner(BatchPolicy(objective=objective, **{"max_batch": 16, **bounds}), objective)
+    policy = BatchPolicy(objective=objective, **{"max_batch": 16, **bounds})
+    return Tuner(policy, objective, lanes=1)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +110,7 @@ def test_the_configuration_is_never_exceeded() -> None:
         priority_queues=(4, 8),
         cores=(ANY_CORE,) * 2,
     )
-    tuner = Tuner(policy, 2.0)
+    tuner = Tuner(policy, 2.0, lanes=2)
     engine = Engine(tuner, fixed=0.004, each=0.002)
     for _ in range(100):
         engine.run(5)

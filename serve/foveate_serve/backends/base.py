@@ -1,5 +1,6 @@
 """The interface of a backend."""
 
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -102,15 +103,17 @@ class Runner(ABC):
     """A variant loaded on a backend and a device.
 
     `threads` are those of one run, 0 as many as the engine finds cores;
+    `lanes` is how many runs it takes at one time, from as many threads;
     `image_shape` is (height, width, channels), `inputs` and `outputs` are those
-    of the graph contract. `running_since` is the time of `time.monotonic` at
-    which the run under way began, None where there is none. `build_seconds` is
-    what building engines from the graph has taken so far, in this process or
-    when they were put into the bundle; None where nothing is built. A subclass
-    loads the graph when it is made, raising BackendError, and implements `_run`.
+    of the graph contract. `build_seconds` is what building engines from the
+    graph has taken so far, in this process or when they were put into the
+    bundle; None where nothing is built. A subclass loads the graph when it is
+    made, raising BackendError, and implements `_run`, and with several lanes
+    `_run_beside`.
     """
 
     backend: ClassVar[str]
+    lanes = 1
 
     def __init__(self, bundle: Bundle, *, variant: str, device: str, threads: int) -> None:
         self.variant = variant
@@ -120,23 +123,33 @@ class Runner(ABC):
         self.image_shape = (spec.height, spec.width, spec.channels)
         self.inputs = graph_inputs(bundle.manifest)
         self.outputs = graph_outputs(bundle.manifest)
-        self.running_since: float | None = None
         self.build_seconds: float | None = None
+        self._started: dict[int, float] = {}
 
-    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+    @property
+    def running_since(self) -> float | None:
+        """When the oldest run under way began, by `time.monotonic`; None without one."""
+        return min(self._started.copy().values(), default=None)
+
+    def run(
+        self, inputs: Mapping[str, Array], outputs: Sequence[str], *, beside: bool = False
+    ) -> dict[str, Array]:
         """Run the graph on a batch and return the outputs named, and only those.
 
         `inputs` holds `image`, uint8 [N, height, width, channels], and
-        `class_ids`, int64 [N, K], where an output `cam.*` is wanted. Raises
-        ValueError for inputs or outputs that the contract does not have, and
-        BackendError where the engine fails or breaks the contract.
+        `class_ids`, int64 [N, K], where an output `cam.*` is wanted. `beside`
+        tells that other lanes are busy, so that this run had better take its
+        share of the cores than all of them. Raises ValueError for inputs or
+        outputs that the contract does not have, and BackendError where the
+        engine fails or breaks the contract.
         """
         self._check(inputs, outputs)
-        self.running_since = time.monotonic()
+        run = self._run_beside if beside else self._run
+        self._started[threading.get_ident()] = time.monotonic()
         try:
-            results = self._run(inputs, outputs)
+            results = run(inputs, outputs)
         finally:
-            self.running_since = None
+            del self._started[threading.get_ident()]
         for name in outputs:
             if not self.outputs[name].accepts(results[name]):
                 result = results[name]
@@ -182,6 +195,10 @@ class Runner(ABC):
     @abstractmethod
     def _run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         """Run checked inputs; raises BackendError."""
+
+    def _run_beside(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        """Run checked inputs on a share of the cores; raises BackendError."""
+        return self._run(inputs, outputs)
 
     def _profile(
         self,

@@ -18,10 +18,11 @@ from foveate_serve.backends.onnxruntime import profiling, providers
 from foveate_serve.backends.onnxruntime.pruning import OnnxFile
 from foveate_serve.bundle.bundle import Bundle
 from foveate_serve.bundle.manifest import FEATURES_PREFIX, IMAGE_INPUT, LOGITS_OUTPUT
+from foveate_serve.instances import count_cores
 
-SESSIONS = 4
-"""Plain requests, those with maps, those with feature maps, and one more. Each
-holds the weights again, in the order that its kernels want."""
+SESSIONS = 6
+"""Plain requests, those with maps and those with feature maps, alone and beside
+others. Each holds the weights again, in the order that its kernels want."""
 
 # ONNX Runtime's exceptions share no base class of their own.
 _ERRORS: tuple[type[Exception], ...] = (
@@ -54,6 +55,10 @@ class OnnxRuntimeRunner(Runner):
     to its outputs: a plain request must not pay for those of others. Feature
     maps are there anyway and cost a copy, and share a session, whichever of them
     are wanted. The `SESSIONS` used last are kept.
+
+    On a processor a run takes all threads when it is alone, and one when others
+    run beside it: threads that share a run wait for each other at every node,
+    the more so where decoders take their cores from them.
     """
 
     backend: ClassVar[str] = "onnxruntime"
@@ -68,9 +73,11 @@ class OnnxRuntimeRunner(Runner):
             raise BackendError(f"ONNX Runtime cannot load the variant {variant!r}") from error
         self._require(self.inputs, self._file.inputs, "input")
         self._require(self.outputs, self._file.outputs, "output")
-        self._sessions: OrderedDict[frozenset[str], Any] = OrderedDict()
+        if device == "cpu":
+            self.lanes = threads or count_cores()
+        self._sessions: OrderedDict[tuple[frozenset[str], int], Any] = OrderedDict()
         self._lock = threading.Lock()
-        self._session([LOGITS_OUTPUT])
+        self._session([LOGITS_OUTPUT], threads)
 
     @staticmethod
     def _require(wanted: Iterable[str], present: Sequence[str], kind: str) -> None:
@@ -79,7 +86,14 @@ class OnnxRuntimeRunner(Runner):
                 raise BackendError(f"the graph has no {kind} {name!r}, which the manifest names")
 
     def _run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
-        session = self._session(outputs)
+        return self._fetch(self._session(outputs, self.threads), inputs, outputs)
+
+    def _run_beside(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        return self._fetch(self._session(outputs, 1), inputs, outputs)
+
+    def _fetch(
+        self, session: Any, inputs: Mapping[str, Array], outputs: Sequence[str]
+    ) -> dict[str, Array]:
         try:
             results = session.run(outputs, self._feed(session, inputs))
         except _ERRORS as error:
@@ -90,7 +104,8 @@ class OnnxRuntimeRunner(Runner):
         self, inputs: Mapping[str, Array], outputs: Sequence[str], warm_up: int, runs: int
     ) -> list[OperatorTime]:
         with TemporaryDirectory(prefix="foveate-profile-") as folder:
-            session = self._load(self._computed(outputs), profile=Path(folder) / "run")
+            computed = self._computed(outputs)
+            session = self._load(computed, self.threads, profile=Path(folder) / "run")
             feed = self._feed(session, inputs)
             try:
                 for _ in range(warm_up + runs):
@@ -107,7 +122,8 @@ class OnnxRuntimeRunner(Runner):
         options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         black = np.zeros((1, *self.image_shape), dtype=np.uint8)
         try:
-            self._session([LOGITS_OUTPUT]).run([LOGITS_OUTPUT], {IMAGE_INPUT: black}, options)
+            session = self._session([LOGITS_OUTPUT], self.threads)
+            session.run([LOGITS_OUTPUT], {IMAGE_INPUT: black}, options)
         except _ERRORS as error:
             raise BackendError("ONNX Runtime failed to run the graph") from error
 
@@ -128,24 +144,24 @@ class OnnxRuntimeRunner(Runner):
             computed.update(name for name in self.outputs if name.startswith(FEATURES_PREFIX))
         return frozenset(computed)
 
-    def _session(self, outputs: Sequence[str]) -> Any:
-        key = self._computed(outputs)
+    def _session(self, outputs: Sequence[str], threads: int) -> Any:
+        key = (self._computed(outputs), threads)
         with self._lock:
             if key in self._sessions:
                 self._sessions.move_to_end(key)
                 return self._sessions[key]
             while len(self._sessions) >= SESSIONS:
                 self._sessions.popitem(last=False)
-            self._sessions[key] = self._load(key)
+            self._sessions[key] = self._load(*key)
             return self._sessions[key]
 
-    def _load(self, outputs: frozenset[str], *, profile: Path | None = None) -> Any:
+    def _load(self, outputs: frozenset[str], threads: int, *, profile: Path | None = None) -> Any:
         """Return a new session, which notes its times in files that begin with `profile`."""
         options = onnxruntime.SessionOptions()
         if profile is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile)
-        options.intra_op_num_threads = self.threads
+        options.intra_op_num_threads = threads
         options.log_severity_level = 3  # errors; warnings are about optimisations not made
         # A thread that spins between two runs takes its core from the decoders.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -170,8 +186,8 @@ class OnnxRuntimeTensorRTRunner(OnnxRuntimeRunner):
     backend: ClassVar[str] = "onnxruntime_tensorrt"
     tensorrt: ClassVar[bool] = True
 
-    def _load(self, outputs: frozenset[str], *, profile: Path | None = None) -> Any:
+    def _load(self, outputs: frozenset[str], threads: int, *, profile: Path | None = None) -> Any:
         started = time.perf_counter()
-        session = super()._load(outputs, profile=profile)
+        session = super()._load(outputs, threads, profile=profile)
         self.build_seconds = (self.build_seconds or 0.0) + time.perf_counter() - started
         return session

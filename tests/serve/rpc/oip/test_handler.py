@@ -404,7 +404,7 @@ async def test_with_an_objective_the_configuration_tells_what_was_found(
     tmp_path: Path, write_bundle: Callable[..., Path]
 ) -> None:
     write_bundle()
-    policy = BatchPolicy(max_batch=4, max_queue=200, objective=5e-5)
+    policy = BatchPolicy(max_batch=4, max_queue=200, lanes=1, objective=5e-5)
     service = Service(tmp_path / "repository", policy=policy)
     await service.engine.repository.open()
     for _ in range(40):

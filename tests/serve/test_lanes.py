@@ -1,0 +1,123 @@
+"""An engine that runs several batches at one time shares its cores among them, or gives one all."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnxruntime import InferenceSession
+
+from foveate_serve.backends.onnxruntime.runner import OnnxRuntimeRunner
+from foveate_serve.backends.registry import create_runner
+from foveate_serve.batcher import Batcher
+from foveate_serve.bundle.bundle import Bundle
+from foveate_serve.instances import count_cores
+from foveate_serve.policy import BatchPolicy
+from foveate_serve.warmup import warm_up
+
+from ..waiting import until
+from .test_batcher import ask, colour
+
+LANES = 3
+
+
+@pytest.fixture
+def three_lanes(gated: object) -> object:
+    gated.lanes = LANES
+    return gated
+
+
+async def test_a_picture_alone_has_the_whole_engine(three_lanes: object) -> None:
+    batcher = Batcher([three_lanes], BatchPolicy(max_batch=8))
+    for number in range(4):
+        await ask(batcher, colour(number))
+    assert len(three_lanes.batches) == 4
+    assert three_lanes.beside == []
+    await batcher.close()
+
+
+async def test_what_comes_while_the_engine_runs_runs_beside_it(three_lanes: object) -> None:
+    batcher = Batcher([three_lanes], BatchPolicy(max_batch=8))
+    three_lanes.gate.clear()
+    calls = []
+    for number in range(LANES):
+        calls.append(asyncio.ensure_future(ask(batcher, colour(number))))
+        await until(lambda: three_lanes.entered.acquire(blocking=False))
+    assert three_lanes.beside == [1] * (LANES - 1)
+    started = three_lanes.running_since
+    three_lanes.gate.set()
+    answers = await asyncio.gather(*calls)
+    assert [answer.batch_size for answer in answers] == [1] * LANES
+    assert started is not None
+    assert three_lanes.running_since is None
+    await batcher.close()
+
+
+async def test_idle_lanes_share_what_waits(three_lanes: object) -> None:
+    batcher = Batcher([three_lanes], BatchPolicy(max_batch=8))
+    three_lanes.gate.clear()
+    busy = []
+    for number in range(LANES):
+        busy.append(asyncio.ensure_future(ask(batcher, colour(number))))
+        await until(lambda: three_lanes.entered.acquire(blocking=False))
+    calls = [asyncio.ensure_future(ask(batcher, colour(number))) for number in range(6)]
+    await until(lambda: batcher.waiting == 6)
+    with batcher._changed:  # so that all lanes are idle before the first takes its share
+        three_lanes.gate.set()
+        await until(lambda: three_lanes.running_since is None)
+    answers = await asyncio.gather(*busy, *calls)
+    assert len(answers) == LANES + 6
+    assert max(size for size, _ in three_lanes.batches) == 2
+    await batcher.close()
+
+
+@pytest.mark.parametrize(
+    ("policy", "shares"),
+    [
+        (BatchPolicy(max_batch=4), [1, 1, 2, 4, 4]),
+        (BatchPolicy(max_batch=4, max_delay=0.1), [4] * 5),
+        (BatchPolicy(max_batch=4, preferred_sizes=(2,)), [4] * 5),
+    ],
+)
+def test_a_lanes_share(policy: BatchPolicy, shares: list[int]) -> None:
+    assert [policy.share(waiting, idle=3) for waiting in (1, 3, 5, 12, 100)] == shares
+
+
+def test_the_policy_bounds_the_lanes(three_lanes: object) -> None:
+    assert [BatchPolicy(lanes=lanes).lanes_of(three_lanes) for lanes in (0, 1, 2, 9)] == [
+        3,
+        1,
+        2,
+        3,
+    ]
+
+
+def test_a_batch_and_a_map_are_warmed_up_beside_others(three_lanes: object) -> None:
+    warm_up(three_lanes, (1, 4), LANES)
+    assert three_lanes.beside == [4, 1]
+
+
+def test_onnx_runtime_gives_a_run_beside_others_one_thread(colours: Bundle) -> None:
+    with OnnxRuntimeRunner(colours, variant="fp32", device="cpu", threads=2) as runner:
+        inputs = {"image": np.stack([colour(200), colour(0, 200), colour(0, 0, 200)])}
+        alone = runner.run(inputs, ["logits"])
+        beside = runner.run(inputs, ["logits"], beside=True)
+        assert np.array_equal(alone["logits"], beside["logits"])
+        sessions: dict[int, InferenceSession] = {
+            threads: session for (_, threads), session in runner._sessions.items()
+        }
+    assert {
+        threads: session.get_session_options().intra_op_num_threads
+        for threads, session in sessions.items()
+    } == {2: 2, 1: 1}
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_onnx_runtime_has_a_lane_for_each_thread(
+    write_bundle: Callable[..., Path], threads: int
+) -> None:
+    with create_runner(
+        Bundle.open(write_bundle()), backend="onnxruntime", threads=threads
+    ) as runner:
+        assert runner.lanes == (threads or count_cores())
