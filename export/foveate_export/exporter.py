@@ -163,7 +163,7 @@ def export(
             write_labels(classifier.labels, folder / LABELS_FILE)
         draft = _draft(classifier, name, anatomy.head, chosen, metadata or {})
         maker = _Maker(
-            classifier=classifier,
+            oracle=classifier,
             anatomy=anatomy,
             layers=paths,
             bundle=Bundle(path=folder, manifest=draft, labels=classifier.labels),
@@ -192,11 +192,14 @@ def export(
     return Exported(path, manifest, anatomy.note)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class _Maker:
-    """Makes the variants of one bundle and measures them through serve's own runner."""
+    """Makes the variants of one bundle and measures them through serve's own runner.
 
-    classifier: Classifier
+    `oracle` is the classifier in torch, in the precision that fp32 was compared in.
+    """
+
+    oracle: Classifier
     anatomy: Anatomy
     layers: Sequence[str]
     bundle: Bundle
@@ -245,8 +248,8 @@ class _Maker:
         """Keep some of the pictures and torch's answers to them in the bundle."""
         images = golden.fitting(self.pictures.images)
         head = self.anatomy.head
-        class_ids = parity.some_classes(self.classifier, images) if head else None
-        answers = answer(self.classifier, images, layers=self.layers, head=head, classes=class_ids)
+        class_ids = parity.some_classes(self.oracle, images) if head else None
+        answers = answer(self.oracle, images, layers=self.layers, head=head, classes=class_ids)
         golden.Golden(
             images=images, class_ids=class_ids, outputs=golden.expect(answers.outputs)
         ).write(self.bundle.path / golden.GOLDEN_FILE)
@@ -258,8 +261,8 @@ class _Maker:
         text = f"{variant}: comparing with torch on {len(self.pictures)} pictures"
         with self.stage(text), self._runner(variant) as runner:
             try:
-                return parity.measure(
-                    self.classifier,
+                figures, self.oracle = parity.settle(
+                    self.oracle,
                     self.anatomy.head,
                     self.layers,
                     self.pictures,
@@ -268,6 +271,7 @@ class _Maker:
                 )
             except ParityError as error:
                 raise ParityError(f"{variant}: {error}") from error
+        return figures
 
     def _tolerances(self, variant: str) -> Tolerances:
         head = self.anatomy.head

@@ -1,14 +1,16 @@
 """How far an exported graph lies from the classifier in torch, and how far it may."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foveate_export.comparison import Comparison, resolve_ranks, some_class_ids
+from foveate_export.errors import ParityError
 from foveate_export.heads import Head
 from foveate_export.pictures import Pictures
-from foveate_export.reference import answer
+from foveate_export.reference import answer, in_float64
 from foveate_serve.backends.base import Array
 from foveate_serve.bundle.manifest import (
     CAM_PREFIX,
@@ -63,6 +65,45 @@ def measure(
     cam_layers = {method: str(target.tap) for method, target in targets.items()}
     comparison.judge(cam_layers, tolerances, pictures)
     return comparison.result(pictures)
+
+
+def settle(
+    classifier: Classifier,
+    head: Head | None,
+    layers: Sequence[str],
+    pictures: Pictures,
+    *,
+    run: Run,
+    tolerances: Tolerances,
+) -> tuple[Parity, Classifier]:
+    """Compare as `measure` does, and again with torch in float64 where the graph would be refused.
+
+    Torch rounds too. Through the 81 plain convolutions of a `residual42` without
+    shortcuts its float32 gradients lie further from float64's than is accepted
+    of the graph, which then is refused for torch's error. float64 takes several
+    times as long, and so has the last word only. It has none on what is judged by
+    its root mean square: those limits are far above torch's rounding.
+
+    Returns:
+        the figures, and the classifier in the precision that they belong to.
+
+    Raises:
+        ParityError: an output differs by more than `tolerances` from either.
+    """
+    compare = partial(
+        measure, head=head, layers=layers, pictures=pictures, run=run, tolerances=tolerances
+    )
+    try:
+        return compare(classifier), classifier
+    except ParityError as refusal:
+        if tolerances.measure == "rms":
+            raise
+        exact = in_float64(classifier)
+        try:
+            return compare(exact), exact
+        except RuntimeError:
+            # Tensors made in float32 within the network do not follow its parameters.
+            raise refusal from None
 
 
 def some_classes(classifier: Classifier, images: NDArray[np.uint8]) -> NDArray[np.int64]:

@@ -4,7 +4,9 @@ Nothing of the exported graph is used here. The pixels are normalised by the
 definition, and the maps come from autograd.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -46,7 +48,8 @@ def answer(
     """Classify `images` in torch, and explain `classes` by autograd.
 
     Args:
-        classifier: the classifier, in evaluation mode.
+        classifier: the classifier, in evaluation mode; computed in the type of
+            its parameters.
         images: uint8 [N, H, W, C].
         layers: the module paths whose outputs to return.
         head: says which activations to weigh, and by which methods.
@@ -56,7 +59,8 @@ def answer(
     explained = head if classes is not None else None
     taps = [Tap(layer) for layer in layers]
     wanted = [*taps, *explained.taps] if explained else taps
-    pixels = normalise(images, classifier.input)
+    dtype = next((p.dtype for p in classifier.module.parameters()), torch.float32)
+    pixels = normalise(images, classifier.input, dtype)
     # Where every parameter is frozen, the pixels still carry the gradient.
     pixels.requires_grad_(explained is not None)
     with torch.set_grad_enabled(explained is not None):
@@ -66,18 +70,25 @@ def answer(
         if explained and classes is not None:
             cams = _explain(logits, tensors, classes, explained)
     return Answers(
-        logits=logits.detach().numpy(),
-        cams={method: maps.detach().numpy() for method, maps in cams.items()},
-        features={tap.path: tensors[tap].detach().numpy() for tap in taps},
+        logits=logits.detach().float().numpy(),
+        cams={method: maps.detach().float().numpy() for method, maps in cams.items()},
+        features={tap.path: tensors[tap].detach().float().numpy() for tap in taps},
     )
 
 
-def normalise(images: NDArray[np.uint8], spec: InputSpec) -> Tensor:
-    """Return (images / 255 - mean) / std, channels first: float32 [N, C, H, W]."""
+def in_float64(classifier: Classifier) -> Classifier:
+    """Return a copy of the classifier that computes in float64."""
+    return replace(classifier, module=copy.deepcopy(classifier.module).double())
+
+
+def normalise(
+    images: NDArray[np.uint8], spec: InputSpec, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Return (images / 255 - mean) / std, channels first: `dtype` [N, C, H, W]."""
     scaled = images.astype(np.float64) / 255
     normalised = (scaled - np.asarray(spec.mean)) / np.asarray(spec.std)
     # Channels stay innermost in memory, which convolutions on a CPU prefer.
-    return torch.from_numpy(normalised.astype(np.float32)).permute(0, 3, 1, 2)
+    return torch.from_numpy(normalised).to(dtype).permute(0, 3, 1, 2)
 
 
 def _explain(

@@ -13,6 +13,8 @@ from foveate_export.errors import ParityError
 from foveate_export.exporter import export
 from foveate_export.parity import measure
 from foveate_export.pictures import Pictures
+from foveate_serve.bundle.bundle import Bundle
+from foveate_serve.commands.verify import verify
 from foveate_train.classifier import Classifier
 
 
@@ -72,6 +74,28 @@ def test_another_graph_is_refused_and_leaves_nothing(
     assert "features.first" not in str(caught.value)
     assert "32 pictures (MNIST test digits)" in str(caught.value)
     assert not repository.exists()
+
+
+class RoundsInTorch(nn.Module):
+    """Loses twelve bits of float32 in torch, and none in the exported graph."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if torch.compiler.is_exporting() else (x + 4096) - 4096
+
+
+def test_torch_is_not_believed_beyond_its_own_rounding(
+    tmp_path: Path, digits: Pictures, digit_classifier
+) -> None:
+    torch.manual_seed(0)
+    network = OtherWhenExported()
+    network.first.append(RoundsInTorch())
+    classifier = digit_classifier(network)
+    exported = export(classifier, repository=tmp_path, name="rounded", pictures=digits)
+    (fp32,) = exported.manifest.variants
+    assert max(*fp32.parity.features.values(), *fp32.parity.cams.values()) < 1e-5
+    # The golden answers are float64's as well.
+    checks = verify(Bundle.open(exported.path), "fp32", "onnxruntime")
+    assert max(check.error for check in checks) < 1e-5
 
 
 def test_maps_before_a_maximum_are_judged_by_their_power(
