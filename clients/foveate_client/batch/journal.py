@@ -136,19 +136,20 @@ class Journal:
 
     def has(self, name: str, position: int) -> bool:
         """Return whether the picture `name` is done, and note its place in the input."""
-        for table in ("results", "errors"):
-            found = self._database.execute(
-                f"SELECT position FROM {table} WHERE name = ?",  # noqa: S608 - a constant
-                (name,),
-            ).fetchone()
-            if found is not None:
-                if found[0] != position:
-                    self._database.execute(
-                        f"UPDATE {table} SET position = ? WHERE name = ?",  # noqa: S608
-                        (position, name),
-                    )
-                return True
-        return False
+        found = self._database.execute(
+            "SELECT 'results', position FROM results WHERE name = ?1 "
+            "UNION ALL SELECT 'errors', position FROM errors WHERE name = ?1",
+            (name,),
+        ).fetchone()
+        if found is None:
+            return False
+        table, before = found
+        if before != position:
+            self._database.execute(
+                f"UPDATE {table} SET position = ? WHERE name = ?",  # noqa: S608 - a constant
+                (position, name),
+            )
+        return True
 
     def add(self, outcome: Row | Failure) -> None:
         """Note one picture's outcome, which is safe after the next commit."""
