@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 _NEWEST_SHARE = 0.1
 """The weight of the newest value in the moving averages."""
 
-_RUNS = 16
-"""The runs after which it is chosen anew."""
+_RUNS = 4
+"""The runs after which it is chosen anew: few, as each of a size that is too large is a long wait."""
 
 _AIM = 0.8
 """The share of the objective that the server uses up: it does not see the way to the client."""
@@ -29,7 +29,7 @@ _CUT = 0.8
 _RAISE = 0.05
 
 _WORTH = 1.1
-"""How many times the throughput another size must give, to be worth the change."""
+"""How many times the throughput a larger size must give, to be worth its longer runs."""
 
 _TOGETHER = 1.2
 """The mean batch size from which on pictures are taken to come together."""
@@ -44,7 +44,8 @@ class Tuner:
 
     - The size is that of the highest throughput among those whose runs fit
       twice into the objective, since a picture may have to wait for a whole run
-      before its own. Sizes that were never run are tried from small to large.
+      before its own; a smaller one where it gives as much, since its runs are
+      shorter. Sizes that were never run are tried from small to large.
     - The queue is as long as the pictures that are done within the objective,
       at the pace at which they are done while others wait (Little's law).
     - An idle engine waits for a batch to fill where larger batches have the
@@ -66,7 +67,9 @@ class Tuner:
         self._sizes = _candidates(bounds)
         self._size = self._sizes[0]
         self.policy = replace(bounds, max_batch=self._size, preferred_sizes=(), max_delay=0.0)
+        # By size: how long a run takes, and the number of the newest.
         self._seconds_of: dict[int, float] = {}
+        self._newest: dict[int, int] = {}
         self._runs = 0
         self._mean_size = 1.0
         # Seconds from one picture to the next: of all, and of those that came off a queue.
@@ -84,8 +87,7 @@ class Tuner:
 
         `waiting` are the pictures that then had a place in the queue.
         """
-        seconds = run.gather + run.infer + run.split
-        self._seconds_of[run.size] = _average(self._seconds_of.get(run.size), seconds)
+        self._learn(run.size, run.gather + run.infer + run.split)
         self._mean_size = _average(self._mean_size, run.size)
         if self._last is not None:
             interval = (now - self._last) / run.size
@@ -93,9 +95,16 @@ class Tuner:
             if self._queued:
                 self._busy_interval = _average(self._busy_interval, interval)
         self._last, self._queued = now, waiting > 0
-        self._runs += 1
         if self._runs % _RUNS == 1:
             self._choose()
+
+    def _learn(self, size: int, seconds: float) -> None:
+        self._runs += 1
+        # What was measured so many runs ago tells the less of now, of whatever size those were.
+        age = self._runs - self._newest.get(size, 0)
+        share = 1 - (1 - _NEWEST_SHARE) ** age
+        self._seconds_of[size] = _average(self._seconds_of.get(size), seconds, share)
+        self._newest[size] = self._runs
 
     def answered(self, timing: Timing) -> None:
         """Learn from an answer how long it took in all."""
@@ -135,8 +144,8 @@ class Tuner:
         untried = [size for size in feasible if size > max(self._seconds_of)]
         if untried:
             return untried[0]
-        best = self._size if self._size in feasible else feasible[-1]
-        for size in feasible:
+        best = feasible[0]
+        for size in feasible[1:]:
             if self._throughput(size) >= _WORTH * self._throughput(best):
                 best = size
         return best
@@ -172,5 +181,5 @@ def _candidates(bounds: BatchPolicy) -> Sequence[int]:
     return sorted({1, *(bounds.preferred_sizes or (*powers, bounds.max_batch))})
 
 
-def _average(average: float | None, newest: float) -> float:
-    return newest if average is None else average + _NEWEST_SHARE * (newest - average)
+def _average(average: float | None, newest: float, share: float = _NEWEST_SHARE) -> float:
+    return newest if average is None else average + share * (newest - average)
