@@ -375,7 +375,7 @@ class Batcher:
             gather=gathered - started,
             infer=ended - gathered,
             split=split - ended,
-            instance=instance.number,
+            lane=instance.number,
         )
         self._tell(self._deliver, batch, shares, run)
 

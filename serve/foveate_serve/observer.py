@@ -12,14 +12,14 @@ class BatchRun:
     """One run of an engine: `size` pictures, and where its time went, in seconds.
 
     `gather` is the making of the engine's input, `infer` the engine's run and
-    `split` the parting of its outputs; `instance` counts from 0.
+    `split` the parting of its outputs; `lane` counts from 0.
     """
 
     size: int
     gather: float
     infer: float
     split: float
-    instance: int
+    lane: int
 
 
 class Observer:

@@ -307,7 +307,7 @@ async def test_instances_run_at_one_time_from_one_queue(make_gated) -> None:
     for runner in runners:
         runner.gate.set()
     await asyncio.gather(*tasks)
-    assert sorted(run.instance for run in runs) == [0, 1, 1, 1, 1, 2]
+    assert sorted(run.lane for run in runs) == [0, 1, 1, 1, 1, 2]
     assert all(run.infer > 0 and run.gather >= 0 and run.split >= 0 for run in runs)
     await batcher.close()
 

@@ -87,8 +87,8 @@ class Metrics(Observer):
         )
         self._busy = Counter(
             "foveate_engine_busy_seconds",
-            "Seconds that an instance was busy: its rate is the busy share.",
-            (*_MODEL, "instance"),
+            "Seconds that a lane of an engine was busy: its rate is the busy share.",
+            (*_MODEL, "lane"),
             registry=own,
         )
         self._lookups, self._lookup_seconds = (
@@ -191,7 +191,7 @@ class Metrics(Observer):
         """Count a batch."""
         self._batch_size.labels(model, version).observe(run.size)
         self._batch_seconds.labels(model, version).observe(run.infer)
-        self._busy.labels(model, version, str(run.instance)).inc(run.gather + run.infer + run.split)
+        self._busy.labels(model, version, str(run.lane)).inc(run.gather + run.infer + run.split)
 
     def loaded(self, model: str, version: str, seconds: float) -> None:
         """Note how long a load took."""
