@@ -7,8 +7,9 @@ A real server and a real load generator (`foveate load`, open loop: it asks on,
 whatever comes back) have cores of their own, so that neither takes from the
 other: the first half of the machine's for the server, the rest for the
 generator. The capacity is what the server answers to callers who wait for
-their answers. Then it is asked for half of that, and for up to ten times as
-much. Counted are the answers a second (goodput), the refusals, the 99th
+their answers, without an objective, so that none of them is refused. With the
+objective it is then asked for half of that, and for up to ten times as much.
+Counted are the answers a second (goodput), the refusals, the 99th
 percentile of the latency of what was answered, from the moment when the
 request was due, and the processor time of both sides. The goodput at ten times
 the capacity is compared with the highest that the same generator saw. What a
@@ -26,7 +27,8 @@ import resource
 import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +40,13 @@ from rich.table import Table
 from benchmarks import machine
 from benchmarks.request_cost import MODEL, read_pictures, write_photographs
 from benchmarks.server import Server, serving
-from foveate_serve.instances import pinned
+from foveate_serve.instances import Cores, pinned
 
 RESULTS = Path(__file__).parent / "results" / "overload.json"
 PLOT = Path(__file__).parents[1] / "docs" / "images" / "overload.png"
 LOADS = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0)
-CALLERS = 4
-"""Callers who wait for their answers: enough to keep the engine busy, too few to be refused."""
+CALLERS = 8
+"""Callers who wait for their answers: as many as a batch holds by default."""
 WARMUP = 2.0
 REFUSED = "RESOURCE_EXHAUSTED"
 FOVEATE = Path(sys.executable).with_name("foveate")
@@ -82,22 +84,34 @@ def generator_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
+@contextmanager
+def serving_apart(repository: Path, *flags: str) -> Iterator[Server]:
+    """Serve on the first half of the cores; what runs in the block has the others."""
+    own, others = halves()
+    # An engine would count the machine's cores, and not those it is given.
+    threads = ("--engine-threads", str(len(own)), "--image-threads", str(len(own)))
+    with ExitStack() as stack:
+        with pinned(own):
+            server = stack.enter_context(serving(repository, *threads, *flags))
+        stack.enter_context(pinned(others))
+        yield server
+
+
+def halves() -> tuple[Cores, Cores]:
+    """Return the cores of the server, and those of the generator."""
+    cores = sorted(os.sched_getaffinity(0))
+    return frozenset(cores[: len(cores) // 2]), frozenset(cores[len(cores) // 2 :])
+
+
 def measure(
     repository: Path, model: str, images: Path, seconds: float, objective: float
 ) -> dict[str, Any]:
     """Find the capacity, and put the loads on the server; `objective` is in milliseconds."""
-    cores = sorted(os.sched_getaffinity(0))
-    own, others = cores[: len(cores) // 2], cores[len(cores) // 2 :]
-    flags = ("--latency-objective", str(objective / 1000))
-    # An engine would count the machine's cores, and not those it is given.
-    threads = ("--engine-threads", str(len(own)), "--image-threads", str(len(own)))
-    steps = []
-    with ExitStack() as stack:
-        with pinned(frozenset(own)):
-            server = stack.enter_context(serving(repository, *flags, *threads))
-        stack.enter_context(pinned(frozenset(others)))
+    with serving_apart(repository) as server:
         alone = load(server, model, images, seconds, "--concurrency", str(CALLERS))
-        capacity = alone["goodput"]
+    capacity = alone["goodput"]
+    steps = []
+    with serving_apart(repository, "--latency-objective", str(objective / 1000)) as server:
         for share in track(LOADS, model, console=Console(stderr=True)):
             rate = share * capacity
             step = load(server, model, images, seconds, "--rate", str(rate))
@@ -108,8 +122,8 @@ def measure(
     refusing = last["server_cores"] - last["goodput"] * answer_seconds
     return {
         "model": model,
-        "server_cores": len(own),
-        "generator_cores": len(others),
+        "server_cores": len(halves()[0]),
+        "generator_cores": len(halves()[1]),
         "capacity": capacity,
         "peak_goodput": peak,
         "goodput_at_ten_times / peak": round(last["goodput"] / peak, 3),

@@ -17,7 +17,7 @@ _NEWEST_SHARE = 0.1
 """The weight of the newest value in the moving averages."""
 
 _RUNS = 4
-"""The runs after which it is chosen anew: few, as each of a size that is too large is a long wait."""
+"""The runs after which it is chosen anew: few, as those of too large a size are long."""
 
 _AIM = 0.8
 """The share of the objective that the server uses up: it does not see the way to the client."""
