@@ -11,18 +11,22 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import numpy as np
 import onnx
 import pytest
 import tensorrt_rtx
+from numpy.typing import NDArray
 from onnx import helper
 
 from foveate_export.bundle import Exported
 from foveate_export.commands import engines as engines_command
 from foveate_export.commands import export as export_command
 from foveate_export.errors import EngineError, RepositoryError, UsageError
-from foveate_export.exporter import export
-from foveate_export.onnx_graph import OPSET
+from foveate_export.exporter import examine, export
+from foveate_export.graph import ExplainedClassifier
+from foveate_export.onnx_graph import OPSET, write_onnx
 from foveate_export.pictures import Pictures
 from foveate_export.tensorrt import builder, engines, target
 from foveate_export.tensorrt.builder import build
@@ -35,6 +39,7 @@ from foveate_serve.backends.base import BackendError, graph_outputs
 from foveate_serve.backends.tensorrt.flavour import TENSORRT_RTX, load_library
 from foveate_serve.backends.tensorrt.sidecar import Range, Sidecar, find_engines
 from foveate_serve.bundle.bundle import Bundle
+from foveate_train import registry
 from foveate_train.classifier import Classifier
 
 VARIANTS = ("fp32", "fp16", "int8", "int8-symmetric")
@@ -113,20 +118,42 @@ def test_half_precision_takes_less(bundle: Path, ada: Target) -> None:
     assert sizes["fp16"] < 0.75 * sizes["fp32"]
 
 
-def test_imagenet_engines_in_every_precision(
+def in_every_precision(graph: Path, images: NDArray[np.uint8]) -> list[Path]:
+    """Write what TensorRT takes beside a float graph; no layer of int8 is kept in float."""
+    half, int8 = graph.with_name("half.onnx"), graph.with_name("int8.onnx")
+    halve(graph, half)
+    next(candidates(graph, int8, images, "symmetric", stage=nullcontext))
+    return [graph, half, int8]
+
+
+def test_lite0_engines_in_every_precision(
     lite0_export: Exported, photographs: Pictures, tmp_path: Path, ada: Target
 ) -> None:
-    graph = lite0_export.path / "model.onnx"
-    halve(graph, tmp_path / "half.onnx")
-    # The first candidate keeps no layer in float.
-    next(
-        candidates(
-            graph, tmp_path / "int8.onnx", photographs.images[:2], "symmetric", stage=nullcontext
-        )
-    )
+    graph = Path(shutil.copy(lite0_export.path / "model.onnx", tmp_path))
     outputs = tuple(graph_outputs(lite0_export.manifest))
-    for file in (graph, tmp_path / "half.onnx", tmp_path / "int8.onnx"):
+    for file in in_every_precision(graph, photographs.images[:2]):
         assert len(build(file, outputs, ada)) > 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("name", "outputs"),
+    # Engines that explain VGG-16 take as long again; benchmarks/engines.py builds them.
+    [("torchvision:resnet50", ["logits", "cam.cam"]), ("torchvision:vgg16", ["logits"])],
+)
+def test_engines_of_large_networks_in_every_precision(
+    name: str, outputs: list[str], photographs: Pictures, ada: Target
+) -> None:
+    network = registry.create(name, weights="random:0")
+    head = examine(network).head
+    graph = ExplainedClassifier(network.module, network.input, head, []).eval()
+    parameters = sum(weight.numel() for weight in network.module.parameters())
+    # Not in `tmp_path`, of which pytest keeps the last three: VGG-16 takes a gigabyte.
+    with TemporaryDirectory() as folder:
+        written = Path(folder, "model.onnx")
+        write_onnx(graph, network.input, written)
+        for file in in_every_precision(written, photographs.images[:2]):
+            # Every weight is in the engine, in a byte at least.
+            assert len(build(file, outputs, ada)) > parameters
 
 
 def test_one_engine_for_several_gpus(exported: Exported, bundle: Path) -> None:
