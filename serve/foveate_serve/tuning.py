@@ -30,6 +30,8 @@ _RAISE = 0.05
 
 _WORTH = 1.1
 """How many times the throughput a larger size must give, to be worth its longer runs."""
+_STILL_WORTH = 1.03
+"""How many times it must go on to give, so that noise does not change the size to and fro."""
 
 _TOGETHER = 1.2
 """The mean batch size from which on pictures are taken to come together."""
@@ -146,7 +148,8 @@ class Tuner:
             return untried[0]
         best = feasible[0]
         for size in feasible[1:]:
-            if self._throughput(size) >= _WORTH * self._throughput(best):
+            worth = _STILL_WORTH if size == self._size else _WORTH
+            if self._throughput(size) >= worth * self._throughput(best):
                 best = size
         return best
 
