@@ -1,11 +1,5 @@
 """What is particular to OpenVINO: one compiled model for each set of outputs."""
 
-import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import partial
-
 import numpy as np
 import pytest
 
@@ -13,8 +7,6 @@ from foveate_serve.backends.openvino import runner as module
 from foveate_serve.backends.openvino.runner import OpenVinoRunner
 from foveate_serve.backends.registry import create_runner
 from foveate_serve.bundle.bundle import Bundle
-
-from ...waiting import LIMIT_SECONDS
 
 IMAGES = np.zeros((2, 8, 8, 3), dtype=np.uint8)
 
@@ -28,12 +20,10 @@ def runner(colours: Bundle) -> OpenVinoRunner:
 
 def compiled(runner: OpenVinoRunner) -> list[set[str]]:
     """The outputs of each compiled model, the one used last at the end."""
-    found = []
-    for model in runner._models.values():
-        with model.request() as request:
-            outputs = request.get_compiled_model().outputs
-            found.append({name for output in outputs for name in output.names})
-    return found
+    return [
+        {name for output in request.get_compiled_model().outputs for name in output.names}
+        for request in runner._compiled.values()
+    ]
 
 
 def test_only_the_outputs_wanted_are_computed(runner: OpenVinoRunner) -> None:
@@ -59,27 +49,3 @@ def test_an_answer_outlives_the_next_run(runner: OpenVinoRunner) -> None:
     before = black.copy()
     runner.run({"image": IMAGES + 255}, ["logits"])
     np.testing.assert_array_equal(black, before)
-
-
-def test_runs_beside_each_other_go_at_one_time_and_answer_the_same(
-    colours: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lanes = 2
-    together = threading.Barrier(lanes, timeout=LIMIT_SECONDS)
-    request = module._Compiled.request
-
-    @contextmanager
-    def met(self: object) -> Iterator[object]:
-        with request(self) as free:
-            together.wait()
-            yield free
-
-    with OpenVinoRunner(colours, variant="fp32", device="cpu", threads=lanes) as runner:
-        assert runner.lanes == lanes
-        alone = runner.run({"image": IMAGES}, ["logits"])["logits"]
-        monkeypatch.setattr(module._Compiled, "request", met)
-        run = partial(runner.run, {"image": IMAGES}, ["logits"], beside=True)
-        with ThreadPoolExecutor(lanes) as threads:
-            answers = [call.result() for call in [threads.submit(run) for _ in range(lanes)]]
-    for answer in answers:
-        np.testing.assert_allclose(answer["logits"], alone, rtol=1e-6)
