@@ -1,14 +1,18 @@
 """A real server in a process of its own, and what it has consumed."""
 
+import ctypes
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+_LIBC = ctypes.CDLL(None)
 
 
 @dataclass(frozen=True)
@@ -24,12 +28,19 @@ class Server:
 
     def cpu_seconds(self) -> float:
         """Return the CPU time of the whole process tree so far, user and system."""
-        times = [process.cpu_times() for process in self.tree()]
-        return sum(t.user + t.system for t in times)
+        return sum(_cpu_seconds(process.pid) for process in self.tree())
 
     def resident_bytes(self) -> int:
         """Return the resident set of the whole process tree."""
         return sum(process.memory_info().rss for process in self.tree())
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Return the CPU time of a process by its clock; /proc counts in hundredths of a second."""
+    clock = ctypes.c_int()
+    if error := _LIBC.clock_getcpuclockid(pid, ctypes.byref(clock)):
+        raise OSError(error, os.strerror(error))
+    return time.clock_gettime(clock.value)
 
 
 @contextmanager
