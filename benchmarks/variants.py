@@ -5,27 +5,30 @@ python -m benchmarks.variants BUNDLE [--rounds N] [--images DIR]
 Measured is the time of one run of serve's own runner, without decoding, with
 the logits alone and with the class activation maps of the five best classes as
 well, at batch 1 and 8. Each variant runs in a process of its own, on as many
-threads as there are cores. The processes take turns, so that a drifting
-machine does not favour one; of a turn the fastest run counts, since what else
-the machine does only makes runs slower, and the ratios are taken turn by turn.
+threads as there are cores. The processes take turns of consecutive runs, as a
+server under load makes them; the first runs of a turn, which find the caches
+filled by another process, are left out, and of the others the median counts.
+The ratios are taken round by round, so that a drifting machine does not favour
+a variant, over the rounds in which nothing else ran (`quiet`).
 """
 
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
-from benchmarks import machine
+from benchmarks import machine, quiet
 from benchmarks.request_cost import read_pictures
 from foveate_serve.backends.registry import create_runner
 from foveate_serve.bundle.bundle import Bundle
@@ -35,14 +38,14 @@ from foveate_serve.imaging.transform import prepare
 RESULTS = Path(__file__).parent / "results" / "variants.json"
 BACKENDS = ("onnxruntime", "openvino")
 WORKLOADS = {"logits": ["logits"], "logits and 5 maps": ["logits", "cam.cam"]}
-RUNS = {1: 20, 8: 5}
+RUNS = {1: 50, 8: 10}
 """The runs of one turn, by batch."""
 
 WARM_UP = 5
 
 
 def child(bundle: Path, variant: str, backend: str, images: Path) -> None:
-    """For each line of stdin, a workload and a batch, print the seconds of the fastest run."""
+    """For each line of stdin, a workload and a batch, print the median run's seconds."""
     opened = Bundle.open(bundle)
     pictures = read_pictures(images)[: max(RUNS)]
     pixels = np.stack([prepare(p, opened.manifest.input, ImageLimits())[0] for p in pictures])
@@ -60,13 +63,14 @@ def child(bundle: Path, variant: str, backend: str, images: Path) -> None:
                 start = time.perf_counter()
                 runner.run(inputs, outputs)
                 seconds.append(time.perf_counter() - start)
-            print(min(seconds[WARM_UP:]), flush=True)
+            print(statistics.median(seconds[WARM_UP:]), flush=True)
 
 
 def measure(bundle: Path, images: Path, rounds: int) -> dict[str, object]:
     """Let every variant take turns in each engine; return times and ratios."""
     variants = [entry.name for entry in Bundle.open(bundle).manifest.variants]
     assert variants[0] == "fp32", "ratios are to fp32, which must be the first variant"
+    console = Console(stderr=True)
     results = []
     for backend in BACKENDS:
         with ExitStack() as stack:
@@ -74,21 +78,20 @@ def measure(bundle: Path, images: Path, rounds: int) -> dict[str, object]:
                 variant: stack.enter_context(start(bundle, variant, backend, images))
                 for variant in variants
             }
+            processes = [runner.pid for runner in runners.values()]
             for workload in WORKLOADS:
                 for batch in RUNS:
-                    samples: dict[str, list[float]] = {variant: [] for variant in variants}
-                    title = f"{backend}, {workload}, batch {batch}"
-                    for _ in track(range(rounds), title, console=Console(stderr=True)):
-                        for variant, runner in runners.items():
-                            samples[variant].append(ask(runner, workload, batch))
+                    console.print(f"{backend}, {workload}, batch {batch}")
+                    one = partial(take_turns, runners, workload, batch)
+                    one()  # compiles what these outputs need
+                    played = quiet.play(one, processes, rounds)
                     results += [
-                        row(backend, workload, batch, variant, samples) for variant in variants
+                        row(backend, workload, batch, variant, played) for variant in variants
                     ]
     return {
         "benchmark": "variants",
         "model": Bundle.open(bundle).manifest.classifier,
         "rounds": rounds,
-        "load_average": [round(value, 2) for value in os.getloadavg()],
         "results": results,
         "machine": machine.describe(),
     }
@@ -107,8 +110,15 @@ def start(bundle: Path, variant: str, backend: str, images: Path) -> "subprocess
     )
 
 
+def take_turns(
+    runners: "Mapping[str, subprocess.Popen[str]]", workload: str, batch: int
+) -> dict[str, float]:
+    """Let every process take its turn; return the seconds of their median runs."""
+    return {variant: ask(runner, workload, batch) for variant, runner in runners.items()}
+
+
 def ask(runner: "subprocess.Popen[str]", workload: str, batch: int) -> float:
-    """Let a process take its turn; return the seconds of its fastest run."""
+    """Let a process take its turn; return the seconds of its median run."""
     assert runner.stdin is not None
     assert runner.stdout is not None
     print(json.dumps([workload, batch]), file=runner.stdin, flush=True)
@@ -116,17 +126,19 @@ def ask(runner: "subprocess.Popen[str]", workload: str, batch: int) -> float:
 
 
 def row(
-    backend: str, workload: str, batch: int, variant: str, samples: dict[str, list[float]]
+    backend: str, workload: str, batch: int, variant: str, played: quiet.Rounds[dict[str, float]]
 ) -> dict[str, object]:
     """Return one line of the results."""
-    ratios = [a / b for a, b in zip(samples["fp32"], samples[variant], strict=True)]
     return {
         "backend": backend,
         "workload": workload,
         "batch": batch,
         "variant": variant,
-        "milliseconds": quartiles([1000 * value for value in samples[variant]]),
-        "times_faster_than_fp32": quartiles(ratios),
+        "milliseconds": quartiles([1000 * took[variant] for took in played.results]),
+        "times_faster_than_fp32": quartiles(
+            [took["fp32"] / took[variant] for took in played.results]
+        ),
+        "rounds_disturbed": played.disturbed,
     }
 
 
@@ -172,7 +184,10 @@ def main() -> None:
         variant, _, backend = options.child.partition(":")
         child(options.bundle, variant, backend, images)
         return
-    result = measure(options.bundle, images, options.rounds)
+    try:
+        result = measure(options.bundle, images, options.rounds)
+    except quiet.BusyError as error:
+        sys.exit(f"{error}; nothing was written")
     machine.save(result, options.out)
     report(result)
     Console(stderr=True).print(f"written to {options.out}")
