@@ -319,8 +319,9 @@ class Batcher:
             ):
                 self._changed.wait(left)
             self._drop_dead()
-            idle = sum(not lane.busy for lane in self._lanes_of(instance.runner))
-            batch = self._queue.take(self.policy, idle)
+            lanes = self._lanes_of(instance.runner)
+            idle = sum(not lane.busy for lane in lanes)
+            batch = self._queue.take(self.policy, idle=idle, lanes=len(lanes))
             instance.busy = bool(batch)
             if self.waiting:
                 self._changed.notify()

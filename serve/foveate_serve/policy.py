@@ -65,14 +65,16 @@ class BatchPolicy:
         preferred = (size for size in self.preferred_sizes if size <= waiting)
         return max(preferred, default=min(waiting, self.max_batch))
 
-    def share(self, waiting: int, idle: int) -> int:
-        """Return the most pictures that one of so many idle lanes takes of those that wait.
+    def share(self, waiting: int, *, idle: int, lanes: int) -> int:
+        """Return the most pictures that an idle lane takes of those that wait.
 
-        Where batches are to have a size, or to wait for one, no lane takes less.
+        All lanes together hold no more than a batch for one would, whose memory
+        they would need several times over. Where batches are to have a size, or
+        to wait for one, no lane takes less.
         """
         if self.preferred_sizes or self.max_delay:
             return self.max_batch
-        return min(self.max_batch, -(-waiting // idle))
+        return min(max(1, self.max_batch // lanes), -(-waiting // idle))
 
     @property
     def enough(self) -> int:

@@ -113,12 +113,12 @@ class Queue:
             self._items[level] = alive
         return late
 
-    def take(self, policy: BatchPolicy, idle: int = 1) -> list[Item]:
-        """Take out a batch for one of so many idle lanes.
+    def take(self, policy: BatchPolicy, *, idle: int = 1, lanes: int = 1) -> list[Item]:
+        """Take out a batch for one of so many lanes, of which so many are idle.
 
         It holds items that want the outputs of the first, in their order.
         """
-        most = policy.share(self.waiting, idle)
+        most = policy.share(self.waiting, idle=idle, lanes=lanes)
         same: list[Item] = []
         for item in self:
             if not same or item.outputs == same[0].outputs:

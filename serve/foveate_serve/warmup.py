@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 def warm_up(runner: Runner, sizes: Sequence[int], lanes: int = 1) -> None:
     """Run black pictures in batches of `sizes` for the logits, and one for the first map as well.
 
-    With several `lanes` the largest batch and the map also run as beside others.
+    With several `lanes` a picture and the map also run as beside others.
     An engine may prepare itself anew for every size, and for every set of
     outputs. Requests for maps come alone more often than not, and for other
     outputs seldom, so that no start has to wait for those. Also shows that the
@@ -32,7 +32,7 @@ def warm_up(runner: Runner, sizes: Sequence[int], lanes: int = 1) -> None:
     if cam is not None:
         runner.run(explained, [LOGITS_OUTPUT, cam])
     if lanes > 1:
-        runner.run(_black(runner, max(sizes)), [LOGITS_OUTPUT], beside=True)
+        runner.run(_black(runner, 1), [LOGITS_OUTPUT], beside=True)
         if cam is not None:
             runner.run(explained, [LOGITS_OUTPUT, cam], beside=True)
     runner.trim()

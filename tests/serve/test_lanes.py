@@ -75,13 +75,14 @@ async def test_idle_lanes_share_what_waits(three_lanes: object) -> None:
 @pytest.mark.parametrize(
     ("policy", "shares"),
     [
-        (BatchPolicy(max_batch=4), [1, 1, 2, 4, 4]),
+        (BatchPolicy(max_batch=8), [1, 1, 2, 2, 2]),
+        (BatchPolicy(max_batch=2), [1] * 5),
         (BatchPolicy(max_batch=4, max_delay=0.1), [4] * 5),
         (BatchPolicy(max_batch=4, preferred_sizes=(2,)), [4] * 5),
     ],
 )
 def test_a_lanes_share(policy: BatchPolicy, shares: list[int]) -> None:
-    assert [policy.share(waiting, idle=3) for waiting in (1, 3, 5, 12, 100)] == shares
+    assert [policy.share(waiting, idle=3, lanes=3) for waiting in (1, 3, 5, 12, 100)] == shares
 
 
 def test_the_policy_bounds_the_lanes(three_lanes: object) -> None:
@@ -95,7 +96,7 @@ def test_the_policy_bounds_the_lanes(three_lanes: object) -> None:
 
 def test_a_batch_and_a_map_are_warmed_up_beside_others(three_lanes: object) -> None:
     warm_up(three_lanes, (1, 4), LANES)
-    assert three_lanes.beside == [4, 1]
+    assert three_lanes.beside == [1, 1]
 
 
 def test_onnx_runtime_gives_a_run_beside_others_one_thread(colours: Bundle) -> None:
