@@ -148,6 +148,12 @@ def raw_tensors(client: triton.InferenceServerClient, material: Material) -> Non
     ]
     np.testing.assert_allclose(logits, alone, rtol=1e-4, atol=1e-5)
     assert len({row.tobytes() for row in logits.round(4)}) == 20
+    # More than the 4 MiB that gRPC takes where it is not told otherwise.
+    noise = np.random.default_rng(2).integers(0, 256, (28, 224, 224, 3), dtype=np.uint8)
+    assert noise.nbytes > 4 << 20
+    large = client.infer(MODEL, [tensor("image", noise, "UINT8")]).as_numpy("logits")
+    last = client.infer(MODEL, [tensor("image", noise[-1:], "UINT8")]).as_numpy("logits")
+    np.testing.assert_allclose(large[-1], last[0], rtol=1e-3, atol=1e-3)
 
 
 def encoded_files(client: triton.InferenceServerClient, material: Material) -> None:
@@ -189,7 +195,9 @@ def maps(client: triton.InferenceServerClient, material: Material) -> None:
 def errors(client: triton.InferenceServerClient, material: Material) -> None:
     good = pixels(0)
     square = tensor("image", np.zeros((1, 32, 32, 1), dtype=np.uint8), "UINT8")
-    single = tensor("image", np.zeros((1, 28, 28, 1), dtype=np.float32), "FP32")
+    odd = np.resize(np.float32([np.nan, np.inf, -np.inf, 0.5]), (1, 28, 28, 1))
+    single = tensor("image", odd, "FP32")
+    no_class = tensor("class_ids", np.full((1, 1), np.nan, dtype=np.float32), "FP32")
     for call, code in (
         (lambda: client.infer("x", [good]), "NOT_FOUND"),
         (lambda: client.infer(DIGITS, [good], model_version="9"), "NOT_FOUND"),
@@ -198,6 +206,7 @@ def errors(client: triton.InferenceServerClient, material: Material) -> None:
         (lambda: client.get_inference_statistics("x"), "NOT_FOUND"),
         (lambda: client.infer(DIGITS, [square]), "INVALID_ARGUMENT"),
         (lambda: client.infer(DIGITS, [single]), "INVALID_ARGUMENT"),
+        (lambda: client.infer(DIGITS, [good, no_class]), "INVALID_ARGUMENT"),
         (lambda: client.infer(DIGITS, [pixels(0, 33)]), "INVALID_ARGUMENT"),
         (lambda: client.infer(DIGITS, [files(b"no picture")]), "INVALID_ARGUMENT"),
         (lambda: client.infer(DIGITS, [good], outputs=[wanted("x")]), "INVALID_ARGUMENT"),

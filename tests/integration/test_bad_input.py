@@ -197,6 +197,13 @@ def test_a_message_over_the_size_limit_is_refused_by_grpc(server, cat_image: Ima
     assert good.predictions[0].class_id in CATS
 
 
+def test_a_file_of_almost_the_largest_size_is_answered(server, cat_image: Image.Image) -> None:
+    file = encoded(cat_image.resize((2364, 2364)), "BMP")
+    assert 0.999 < len(file) / (16 << 20) <= 1
+    response = server.classifier.Classify(request(file), timeout=60)
+    assert response.predictions[0].class_id in CATS
+
+
 def test_a_deadline_that_is_too_short_is_told(server, cat_image: Image.Image) -> None:
     with pytest.raises(grpc.RpcError) as raised:
         server.classifier.Classify(request(encoded(cat_image)), timeout=0.001)
