@@ -174,6 +174,8 @@ class OnnxRuntimeRunner(Runner):
         except _ERRORS as error:
             raise BackendError(f"ONNX Runtime cannot load the variant {self.variant!r}") from error
         providers.require(session, self._providers)
+        # Kept for `set_providers`, which nobody calls: the weights once more.
+        session._model_bytes = b""  # noqa: SLF001 - there is no public way
         return session
 
 
