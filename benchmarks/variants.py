@@ -23,20 +23,25 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import machine, quiet
+from benchmarks import machine, pages, quiet
 from benchmarks.request_cost import read_pictures
 from foveate_serve.backends.registry import create_runner
 from foveate_serve.bundle.bundle import Bundle
 from foveate_serve.imaging.decode import ImageLimits
 from foveate_serve.imaging.transform import prepare
 
+PAGE = pages.DOCS / "export" / "variants.md"
 RESULTS = Path(__file__).parent / "results" / "variants.json"
-BACKENDS = ("onnxruntime", "openvino")
+BACKENDS = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+AIMS = {"onnxruntime": 1.7, "openvino": 2}
+"""How many times as fast as fp32 int8 is to be."""
+
 WORKLOADS = {"logits": ["logits"], "logits and 5 maps": ["logits", "cam.cam"]}
 RUNS = {1: 50, 8: 10}
 """The runs of one turn, by batch."""
@@ -168,6 +173,32 @@ def report(result: dict[str, object]) -> None:
     Console().print(table)
 
 
+def page_part(result: Mapping[str, Any]) -> str:
+    """Return the table of the ratios for the page."""
+    found = {
+        (row["backend"], row["workload"], row["batch"], row["variant"]): row
+        for row in result["results"]
+    }
+    rows = []
+    for backend, workload, batch in dict.fromkeys(key[:3] for key in found):
+        fp32, fp16, int8 = (
+            found[backend, workload, batch, variant] for variant in ("fp32", "fp16", "int8")
+        )
+        ratio = int8["times_faster_than_fp32"]
+        rows.append(
+            [
+                f"{BACKENDS[backend]}, {workload}, batch {batch}",
+                f"{fp32['milliseconds']['median']:.1f}",
+                f"{int8['milliseconds']['median']:.1f}",
+                f"{fp16['times_faster_than_fp32']['median']:.2f}",
+                f"{ratio['median']:.2f} ({ratio['lower']:.2f} to {ratio['upper']:.2f})",
+                str(AIMS[backend]),
+            ]
+        )
+    head = ["", "fp32, ms", "int8, ms", "fp16 is faster", "int8 is faster (quartiles)", "aim"]
+    return pages.table(head, rows)
+
+
 def main() -> None:
     """Parse the command line, measure, write the results and print them."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -190,6 +221,8 @@ def main() -> None:
         sys.exit(f"{error}; nothing was written")
     machine.save(result, options.out)
     report(result)
+    if options.out == RESULTS:
+        pages.write_part(PAGE, "variants", page_part(result))
     Console(stderr=True).print(f"written to {options.out}")
 
 

@@ -6,9 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks import comparison, pages, throughput
+from benchmarks import comparison, int8_networks, pages, quantisers, throughput, variants
 
-WRITERS = {"comparison": comparison, "throughput": throughput}
+WRITERS = {
+    "comparison": comparison,
+    "int8_networks": int8_networks,
+    "quantisers": quantisers,
+    "throughput": throughput,
+    "variants": variants,
+}
 
 
 @pytest.mark.parametrize("benchmark", WRITERS)
