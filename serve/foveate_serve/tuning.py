@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _NEWEST_SHARE = 0.1
 """The weight of the newest value in the moving averages."""
 
-_RUNS = 4
+_RUNS = 8
 """The runs after which it is chosen anew: few, as those of too large a size are long."""
 
 _AIM = 0.8
@@ -69,9 +69,7 @@ class Tuner:
         self._sizes = _candidates(bounds)
         self._size = self._sizes[0]
         self.policy = replace(bounds, max_batch=self._size, preferred_sizes=(), max_delay=0.0)
-        # By size: how long a run takes, and the number of the newest.
-        self._seconds_of: dict[int, float] = {}
-        self._newest: dict[int, int] = {}
+        self._seconds_of = _BySize()
         self._runs = 0
         self._mean_size = 1.0
         # Seconds from one picture to the next: of all, and of those that came off a queue.
@@ -89,7 +87,8 @@ class Tuner:
 
         `waiting` are the pictures that then had a place in the queue.
         """
-        self._learn(run.size, run.gather + run.infer + run.split)
+        self._runs += 1
+        self._seconds_of.learn(run.size, run.gather + run.infer + run.split, self._runs)
         self._mean_size = _average(self._mean_size, run.size)
         if self._last is not None:
             interval = (now - self._last) / run.size
@@ -99,14 +98,6 @@ class Tuner:
         self._last, self._queued = now, waiting > 0
         if self._runs % _RUNS == 1:
             self._choose()
-
-    def _learn(self, size: int, seconds: float) -> None:
-        self._runs += 1
-        # What was measured so many runs ago tells the less of now, of whatever size those were.
-        age = self._runs - self._newest.get(size, 0)
-        share = 1 - (1 - _NEWEST_SHARE) ** age
-        self._seconds_of[size] = _average(self._seconds_of.get(size), seconds, share)
-        self._newest[size] = self._runs
 
     def answered(self, timing: Timing) -> None:
         """Learn from an answer how long it took in all."""
@@ -178,11 +169,27 @@ class Tuner:
         return size / self._seconds(size)
 
 
+class _BySize(dict[int, float]):
+    """Means by batch size, weighted by age: each run that is over weighs less by a share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._weights: dict[int, tuple[float, int]] = {}
+
+    def learn(self, size: int, value: float, run: int) -> None:
+        """Take in a value of the run of that number, which counts the runs of all sizes."""
+        weight, newest = self._weights.get(size, (0.0, run))
+        weight = 1 + weight * (1 - _NEWEST_SHARE) ** (run - newest)
+        mean = self.get(size, value)
+        self[size] = mean + (value - mean) / weight
+        self._weights[size] = weight, run
+
+
 def _candidates(bounds: BatchPolicy) -> Sequence[int]:
     """Return 1 and the preferred sizes, or where there are none, powers of two and the largest."""
     powers = (1 << exponent for exponent in range(bounds.max_batch.bit_length()))
     return sorted({1, *(bounds.preferred_sizes or (*powers, bounds.max_batch))})
 
 
-def _average(average: float | None, newest: float, share: float = _NEWEST_SHARE) -> float:
-    return newest if average is None else average + share * (newest - average)
+def _average(average: float | None, newest: float) -> float:
+    return newest if average is None else average + _NEWEST_SHARE * (newest - average)
