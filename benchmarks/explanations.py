@@ -9,7 +9,7 @@ of the machine meets all of them alike. In its turn a request runs `REPEATS` tim
 and the fastest counts, since what else the machine does only makes runs slower; a
 cost is the median over the rounds of its ratio to the logits of the same round.
 
-PYTHON is an interpreter of an environment with grad-cam and torch. It explains the
+PYTHON is an interpreter of an environment with grad-cam, torch and timm. It explains the
 same five classes of the same architectures, in a process of its own, on as many
 threads, and the same picture's size: five classes are five calls of pytorch-grad-cam,
 as its targets are one a picture, or one call with the picture five times. The
@@ -55,12 +55,17 @@ REPEATS = 3
 # Run by the other interpreter, which has torch and grad-cam and nothing of Foveate.
 GRAD_CAM = """
 import json, sys, time
-import torch, torchvision
+import timm, torch, torchvision
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 torch.set_num_threads(int(sys.argv[3]))
-model = getattr(torchvision.models, sys.argv[1])().eval()
-layer = model.features[-1] if sys.argv[1].startswith("vgg") else model.layer4[-1]
+if sys.argv[1] == "efficientnet_lite0":  # which torchvision has not
+    model = timm.create_model("tf_efficientnet_lite0")
+    layer = model.bn2
+else:
+    model = getattr(torchvision.models, sys.argv[1])()
+    layer = model.features[-1] if sys.argv[1].startswith("vgg") else model.layer4[-1]
+model.eval()
 x = torch.randn(1, 3, 224, 224)
 targets = [ClassifierOutputTarget(c) for c in range(5)]
 times = {"logits": [], "five calls": [], "one call": []}
@@ -223,7 +228,7 @@ def main() -> None:
         newest = max((options.repository / name).glob("[0-9]*"), key=lambda path: int(path.name))
         bundle = Bundle.open(newest)
         found[name] = measure(bundle, options.rounds, console)
-        if options.grad_cam and name != "efficientnet_lite0":  # which torchvision has not
+        if options.grad_cam:
             theirs = grad_cam(options.grad_cam, name, max(3, options.rounds // 5))
             method = bundle.manifest.cams[0].method
             found[name]["grad_cam"] = compared(found[name], theirs, method)
