@@ -1,7 +1,7 @@
 """What a server still answers when it is asked for more than it can do.
 
 python -m benchmarks.overload [--repository DIR] [--model NAME ...] [--images DIR]
-                              [--seconds S] [--objective MS]
+                              [--seconds S] [--objective MS] [--page FILE]
 
 A real server and a real load generator (`foveate load`, open loop: it asks on,
 whatever comes back) have cores of their own, so that neither takes from the
@@ -27,7 +27,7 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,13 +37,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks import machine
+from benchmarks import machine, pages
 from benchmarks.request_cost import MODEL, read_pictures, write_photographs
 from benchmarks.server import Server, serving
 from foveate_serve.instances import Cores, pinned
 
 RESULTS = Path(__file__).parent / "results" / "overload.json"
-PLOT = Path(__file__).parents[1] / "docs" / "images" / "overload.png"
+PLOT = pages.DOCS / "images" / "overload.png"
+PAGE = pages.DOCS / "serving" / "batching.md"
 LOADS = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0)
 CALLERS = 8
 """Callers who wait for their answers: as many as a batch holds by default."""
@@ -136,6 +137,48 @@ def measure(
     }
 
 
+def page_part(result: Mapping[str, Any]) -> str:
+    """Return what the page says of a result: a line and a table for each model."""
+    objective = result["objective_ms"]
+    about = (
+        f"{result['photographs']} photographs in turn, {result['seconds']:g} s at each load, on an "
+        f"{result['machine']['processor']}. The load is in capacities; rates are a second, and "
+        f"latencies in milliseconds of an objective of {objective:g}."
+    )
+    return "\n\n".join([about, *(_model_part(found, objective) for found in result["models"])])
+
+
+def _model_part(found: Mapping[str, Any], objective: float) -> str:
+    cost, at_ten = found["server_cpu_ms"], found["goodput_at_ten_times / peak"]
+    late = [f"{step['load']:g}" for step in found["loads"] if step["p99_ms"] > objective]
+    kept = (
+        f"beyond the objective at loads of {', '.join(late)}"
+        if late
+        else "always within the objective"
+    )
+    about = (
+        f"`{found['model']}` on {_cores(found['server_cores'])}, the generator on "
+        f"{_cores(found['generator_cores'])}: at ten times its capacity, {found['capacity']:.1f} "
+        f"answers a second, it keeps {at_ten:.0%} of its peak; the 99th percentile is {kept}. "
+        f"An answer costs {cost['answer']:.1f} ms of processor time, a refusal "
+        f"{cost['refusal']:.2f} ms."
+    )
+    rows = [
+        [
+            f"{step['load']:g}",
+            *(f"{step[name]:,.1f}" for name in ("offered", "goodput", "refused")),
+            *(f"{step[name]:,.0f}" for name in ("p50_ms", "p99_ms")),
+        ]
+        for step in found["loads"]
+    ]
+    head = ["load", "asked", "answered", "refused", "p50", "p99"]
+    return f"{about}\n\n{pages.table(head, rows)}"
+
+
+def _cores(count: int) -> str:
+    return "one core" if count == 1 else f"{count} cores"
+
+
 def save_plot(result: dict[str, Any], path: Path) -> None:
     """Draw the goodput and the latency over the load, a row for each model."""
     models = result["models"]
@@ -189,6 +232,7 @@ def main() -> None:
     parser.add_argument("--objective", type=float, default=500.0, help="of the p99, in ms")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--plot", type=Path, default=PLOT)
+    parser.add_argument("--page", type=Path, default=PAGE, help="whose part is written")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         images = Path(options.images or write_photographs(Path(folder)))
@@ -205,8 +249,9 @@ def main() -> None:
         }
     machine.save(result, options.out)
     save_plot(result, options.plot)
+    pages.write_part(options.page, "overload", page_part(result))
     report(result)
-    Console(stderr=True).print(f"written to {options.out} and {options.plot}")
+    Console(stderr=True).print(f"written to {options.out}, {options.plot} and {options.page}")
 
 
 if __name__ == "__main__":

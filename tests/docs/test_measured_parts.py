@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks import comparison, int8_networks, pages, quantisers, throughput, variants
+from benchmarks import comparison, int8_networks, overload, pages, quantisers, throughput, variants
 
 WRITERS = {
     "comparison": comparison,
     "int8_networks": int8_networks,
+    "overload": overload,
     "quantisers": quantisers,
     "throughput": throughput,
     "variants": variants,
