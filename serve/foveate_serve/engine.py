@@ -45,6 +45,9 @@ DEFAULT_TOP_K = 5
 _DIGEST_AT_ONCE = 256 << 10
 """The digest of fewer bytes takes less time than a change of thread."""
 
+_DECODE_AT_ONCE = ImageLimits(max_bytes=4 << 10, max_pixels=64 * 64)
+"""Decoding no more than this into an input of no more pixels takes less time, too."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -375,6 +378,9 @@ class Engine:
         if isinstance(image, RawImage):
             return _raw(image, spec)
         try:
+            small = _prepare_small(image, spec, self._limits.image)
+            if small is not None:
+                return small
             return await self._threads.run(
                 manifest.name, lambda: prepare(image, spec, self._limits.image)
             )
@@ -405,6 +411,25 @@ class _Asked:
     model: str = ""
     version: str = ""
     batcher: Batcher | None = None
+
+
+def _prepare_small(
+    image: bytes, spec: InputSpec, limits: ImageLimits
+) -> tuple[NDArray[np.uint8], View] | None:
+    """Return a small picture decoded, None where it is larger; raises ImageError."""
+    most = _DECODE_AT_ONCE
+    if len(image) > most.max_bytes or spec.height * spec.width > most.max_pixels:
+        return None
+    both = ImageLimits(
+        max_bytes=limits.max_bytes, max_pixels=min(limits.max_pixels, most.max_pixels)
+    )
+    try:
+        return prepare(image, spec, both)
+    except ImageError as error:
+        # A few bytes may hold millions of pixels, which the file's header tells.
+        if error.reason == "IMAGE_TOO_LARGE":
+            return None
+        raise
 
 
 async def _all(calls: Sequence[Coroutine[None, None, T]]) -> list[T]:

@@ -276,7 +276,7 @@ async def test_a_version_does_not_serve_while_its_engines_thread_is_down(
     await repository.open()
     runner = repository.get("colours", "").runner
 
-    def end(inputs: object, outputs: object) -> None:
+    def end(inputs: object, outputs: object, *, beside: bool) -> None:
         raise SystemExit("the thread is to end")
 
     with monkeypatch.context() as patch:

@@ -48,10 +48,10 @@ async def test_a_model_that_fails_to_warm_up_does_not_serve(
         runner = create_runner(bundle)
         run = runner.run
 
-        def fail_on_eight(inputs: dict, outputs: list) -> dict:
+        def fail_on_eight(inputs: dict, outputs: list, **how: bool) -> dict:
             if len(inputs["image"]) == 8:
                 raise BackendError("no memory for a batch of 8")
-            return run(inputs, outputs)
+            return run(inputs, outputs, **how)
 
         monkeypatch.setattr(runner, "run", fail_on_eight)
         monkeypatch.setattr(runner, "close", lambda: opened.remove(runner))

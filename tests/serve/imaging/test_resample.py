@@ -51,3 +51,15 @@ def test_a_part_that_ends_at_the_edge_is_within_the_picture(
     left, top = corners[0] * width, corners[1] * height
     found = resample(pixels, (8, 8), "bicubic", (left, top, float(width), float(height)))
     assert (found == (10, 200, 30)).all()
+
+
+def test_a_picture_of_the_size_already_is_left_as_it_is() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (28, 20, 3), dtype=np.uint8)
+    for kernel in ("nearest", "bilinear", "bicubic", "lanczos"):
+        for image in (pixels, Image.fromarray(pixels)):
+            same = resample(image, (20, 28), kernel, (0.0, 0.0, 20.0, 28.0))
+            np.testing.assert_array_equal(same, pixels)
+        resized = Image.fromarray(pixels).resize(
+            (20, 28), getattr(Image.Resampling, kernel.upper())
+        )
+        np.testing.assert_array_equal(np.asarray(resized), pixels)
