@@ -1,6 +1,7 @@
 """What the features of operations cost a plain request, unused and used.
 
 python -m benchmarks.feature_cost [--repository DIR] [--images DIR] [--rounds N]
+                                  [--page FILE]
 
 Servers with the same models stand beside each other, one for each feature:
 `bare` has the same engine and service, and nothing around them; `off` is
@@ -23,7 +24,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -39,7 +40,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks import machine
+from benchmarks import machine, pages
 from benchmarks.request_cost import MODEL as PHOTOGRAPHS
 from benchmarks.request_cost import read_pictures, summary
 from benchmarks.server import Server, serving
@@ -54,6 +55,7 @@ from foveate_serve.rpc.servicers import ClassifierServicer
 from foveate_serve.settings import Settings
 
 RESULTS = Path(__file__).parent / "results" / "feature_cost.json"
+PAGE = pages.DOCS / "serving" / "operations.md"
 SMALL = "mnist"
 REQUESTS = 80
 PHOTOGRAPHS_A_ROUND = 5
@@ -202,6 +204,22 @@ def interval(differences: NDArray[np.float64]) -> dict[str, float]:
     }
 
 
+def page_part(result: Mapping[str, Any]) -> str:
+    """Return what the page says of a result."""
+    unused = result["percent_of_a_photograph"]["off"]
+    photograph = result["cpu_us_per_photograph"]["median"] / 1000
+    about = (
+        f"All of them together, unused, cost a photograph ({photograph:.1f} ms of processor time) "
+        f"{unused['median']:.2f} % (with {result['confidence']:.0%} confidence {unused['low']:.2f} "
+        f"to {unused['high']:.2f} %): the row `off`. The others are servers with one feature in "
+        f"use. Medians of {result['rounds']} rounds of {result['requests']} requests:"
+    )
+    columns = ("cost_us", "percent_of_a_photograph", "percent_of_a_small_picture")
+    rows = [[name, *(_cell(result[column][name]) for column in columns)] for name in FEATURES]
+    head = ["", "microseconds a request", "% of a photograph", "% of a digit of 28 x 28"]
+    return f"{about}\n\n{pages.table(head, rows)}"
+
+
 def report(result: dict[str, Any]) -> None:
     """Print the result as a table."""
     columns = ("cost_us", "percent_of_a_photograph", "percent_of_a_small_picture")
@@ -221,8 +239,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--repository", type=Path, default=Path("demo-output/repository"))
     parser.add_argument("--images", type=Path, default=os.environ.get("FOVEATE_IMAGENET_DIR"))
-    parser.add_argument("--rounds", type=int, default=240)
+    parser.add_argument("--rounds", type=int, default=160)
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--page", type=Path, default=PAGE, help="whose part is written")
     parser.add_argument("--bare", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.bare is not None:
@@ -232,8 +251,9 @@ def main() -> None:
         parser.error("--images DIR is needed where FOVEATE_IMAGENET_DIR is not set")
     result = measure(options.repository, Path(options.images), options.rounds)
     machine.save(result, options.out)
+    pages.write_part(options.page, "feature_cost", page_part(result))
     report(result)
-    Console(stderr=True).print(f"written to {options.out}")
+    Console(stderr=True).print(f"written to {options.out} and {options.page}")
 
 
 if __name__ == "__main__":

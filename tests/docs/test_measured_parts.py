@@ -6,10 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks import comparison, int8_networks, overload, pages, quantisers, throughput, variants
+from benchmarks import (
+    comparison,
+    feature_cost,
+    int8_networks,
+    overload,
+    pages,
+    quantisers,
+    throughput,
+    variants,
+)
 
 WRITERS = {
     "comparison": comparison,
+    "feature_cost": feature_cost,
     "int8_networks": int8_networks,
     "overload": overload,
     "quantisers": quantisers,
