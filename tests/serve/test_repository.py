@@ -27,7 +27,7 @@ Write = Callable[..., Path]
 @pytest_asyncio.fixture
 async def repository(tmp_path: Path) -> AsyncIterator[Repository]:
     (tmp_path / "repository").mkdir()
-    repository = Repository(tmp_path / "repository", create_runner, BatchPolicy())
+    repository = Repository(tmp_path / "repository", create_runner, BatchPolicy(lanes=1))
     yield repository
     await repository.close()
 
