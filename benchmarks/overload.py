@@ -12,10 +12,10 @@ objective it is then asked for half of that, and for up to ten times as much.
 Counted are the answers a second (goodput), the refusals, the 99th
 percentile of the latency of what was answered, from the moment when the
 request was due, and the processor time of both sides. The goodput at ten times
-the capacity is compared with the highest that the same generator saw. What a
-refusal costs the server is what it used beyond the answers, at the cost that
-one has at the capacity. It is the same for every model, so that a heavier one,
-asked for ten times its capacity, spends less of its time on refusals.
+the capacity is compared with the highest that the same generator saw. What an
+answer and a refusal cost the server is what explains its processor time at all
+loads best (least squares). A refusal costs the same whatever the model, so that
+a heavier one, asked for ten times its capacity, spends less of its time on them.
 
 The generator must be able to ask so much: `late_ms_p99` tells how late it was.
 """
@@ -27,11 +27,12 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
@@ -119,8 +120,7 @@ def measure(
             steps.append({"load": share, "offered": round(rate, 1), **step})
     peak = max(step["goodput"] for step in steps)
     last = steps[-1]
-    answer_seconds = alone["server_cores"] / capacity
-    refusing = last["server_cores"] - last["goodput"] * answer_seconds
+    answer_seconds, refusal_seconds = costs(steps)
     return {
         "model": model,
         "server_cores": len(halves()[0]),
@@ -131,10 +131,18 @@ def measure(
         "p99_within_objective": all(step["p99_ms"] <= objective for step in steps),
         "server_cpu_ms": {
             "answer": round(1000 * answer_seconds, 2),
-            "refusal": round(1000 * refusing / max(last["refused"], 1.0), 3),
+            "refusal": round(1000 * refusal_seconds, 3),
         },
         "loads": steps,
     }
+
+
+def costs(steps: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """Return the seconds of a core that an answer and a refusal cost the server."""
+    made = np.array([[step["goodput"], step["refused"]] for step in steps])
+    cores = np.array([step["server_cores"] for step in steps])
+    answer, refusal = np.linalg.lstsq(made, cores)[0]
+    return float(answer), float(refusal)
 
 
 def page_part(result: Mapping[str, Any]) -> str:
