@@ -19,6 +19,7 @@ from foveate_serve.classification import CamRequest, RawImage, Request
 from foveate_serve.engine import Engine, Limits
 from foveate_serve.errors import DeadlineError, EngineError, InvalidRequestError, OverloadedError
 from foveate_serve.graph import GraphRequest
+from foveate_serve.imaging.decode import ImageLimits
 from foveate_serve.instances import ANY_CORE
 from foveate_serve.policy import BatchPolicy
 from foveate_serve.repository import LoadedModel, Repository
@@ -90,6 +91,8 @@ async def staged(
     await repository.open()
     decode, draw = Gate(engine_module.prepare), Gate(engine_module.explain.draw)
     monkeypatch.setattr(engine_module, "prepare", decode)
+    # As photographs are: on threads.
+    monkeypatch.setattr(engine_module, "_DECODE_AT_ONCE", ImageLimits(max_bytes=0))
     monkeypatch.setattr(engine_module.explain, "draw", draw)
     engine = Engine(repository, Limits(), image_threads=1)
     # The threads of a pool come with its first work.
@@ -262,3 +265,23 @@ async def test_one_models_flood_does_not_shut_out_another(
     # The flood had half of what the server takes on at one time.
     assert len(refused) == 100
     assert {error.reason for error in refused} == {"TOO_MANY_REQUESTS"}
+
+
+async def test_only_what_takes_less_than_a_change_of_thread_is_decoded_on_the_event_loop(
+    shared: Engine, photograph: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished: list[bool] = []
+    prepare = engine_module.prepare
+
+    def noted(*arguments: object) -> object:
+        prepared = prepare(*arguments)
+        finished.append(threading.current_thread() is threading.main_thread())
+        return prepared
+
+    monkeypatch.setattr(engine_module, "prepare", noted)
+    black = io.BytesIO()
+    Image.new("1", (1000, 1000)).save(black, "PNG")  # a million pixels
+    assert len(black.getvalue()) < 4096
+    for picture in (png(), black.getvalue(), photograph):
+        await shared.classify(Request(image=picture, model="quiet"))
+    assert finished == [True, False, False]
