@@ -3,7 +3,7 @@
 A program that takes one of two cores slows the engines and precisions by
 different amounts, so that the ratio of two of them can come out anywhere:
 EfficientNet-Lite0 in OpenVINO was 1.4 to 3 times as fast in int8 as in fp32 while
-something else ran, and 2.2 to 2.3 times, round after round, while nothing did.
+something else ran, and 2.2 to 2.3 times in seven rounds in a row in which nothing did.
 Taking the fastest runs does not help where the disturbance outlasts a round.
 So the processor time that others took is read from the system, and a round in
 which they had more than `LARGEST_SHARE` of a core is played again. The rule
