@@ -47,7 +47,7 @@ from rich.console import Console
 
 from benchmarks import machine, pages, quiet
 from benchmarks.request_cost import read_pictures
-from benchmarks.variants import BACKENDS, quartiles
+from benchmarks.variants import quartiles
 from foveate_export.variants import INT8, file_name
 from foveate_export.variants.quantise import Scheme, candidates, find_trunk
 from foveate_serve.backends.base import Runner
@@ -60,6 +60,7 @@ from foveate_serve.imaging.decode import ImageLimits
 from foveate_serve.imaging.transform import prepare
 
 PAGE = pages.DOCS / "export" / "variants.md"
+BACKENDS = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 RESULTS = Path(__file__).parent / "results" / "quantisers.json"
 CHILD = Path(__file__).parent / "rivals" / "quantise.py"
 PACKAGES = {"nncf": "nncf", "modelopt": "nvidia-modelopt"}
