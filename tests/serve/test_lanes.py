@@ -10,7 +10,7 @@ from onnxruntime import InferenceSession
 
 from foveate_serve.backends.onnxruntime.runner import OnnxRuntimeRunner
 from foveate_serve.backends.registry import create_runner
-from foveate_serve.batcher import Batcher
+from foveate_serve.batcher import Batched, Batcher
 from foveate_serve.bundle.bundle import Bundle
 from foveate_serve.instances import count_cores
 from foveate_serve.policy import BatchPolicy
@@ -28,6 +28,16 @@ def three_lanes(gated: object) -> object:
     return gated
 
 
+async def occupy(batcher: Batcher, runner: object) -> list[asyncio.Future[Batched]]:
+    """Hold every lane at a picture of its own, behind the runner's gate."""
+    runner.gate.clear()
+    calls = []
+    for number in range(LANES):
+        calls.append(asyncio.ensure_future(ask(batcher, colour(number))))
+        await until(lambda: runner.entered.acquire(blocking=False))
+    return calls
+
+
 async def test_a_picture_alone_has_the_whole_engine(three_lanes: object) -> None:
     batcher = Batcher([three_lanes], BatchPolicy(max_batch=8))
     for number in range(4):
@@ -39,11 +49,7 @@ async def test_a_picture_alone_has_the_whole_engine(three_lanes: object) -> None
 
 async def test_what_comes_while_the_engine_runs_runs_beside_it(three_lanes: object) -> None:
     batcher = Batcher([three_lanes], BatchPolicy(max_batch=8))
-    three_lanes.gate.clear()
-    calls = []
-    for number in range(LANES):
-        calls.append(asyncio.ensure_future(ask(batcher, colour(number))))
-        await until(lambda: three_lanes.entered.acquire(blocking=False))
+    calls = await occupy(batcher, three_lanes)
     assert three_lanes.beside == [1] * (LANES - 1)
     started = three_lanes.running_since
     three_lanes.gate.set()
@@ -56,11 +62,7 @@ async def test_what_comes_while_the_engine_runs_runs_beside_it(three_lanes: obje
 
 async def test_idle_lanes_share_what_waits(three_lanes: object) -> None:
     batcher = Batcher([three_lanes], BatchPolicy(max_batch=8))
-    three_lanes.gate.clear()
-    busy = []
-    for number in range(LANES):
-        busy.append(asyncio.ensure_future(ask(batcher, colour(number))))
-        await until(lambda: three_lanes.entered.acquire(blocking=False))
+    busy = await occupy(batcher, three_lanes)
     calls = [asyncio.ensure_future(ask(batcher, colour(number))) for number in range(6)]
     await until(lambda: batcher.waiting == 6)
     with batcher._changed:  # so that all lanes are idle before the first takes its share
