@@ -100,8 +100,8 @@ class Client:
         """
         window = Window(in_flight)
         requests: SimpleQueue[ClassifyStreamRequest | None] = SimpleQueue()
-        with closing(self._transport.classify_stream(iter(requests.get, None))) as answers:
-            try:
+        try:
+            with closing(self._transport.classify_stream(iter(requests.get, None))) as answers:
                 for image in images:
                     if window.full:
                         yield _take(window, answers)
@@ -113,8 +113,10 @@ class Client:
                         requests.put(window.sent(request))
                 while window:
                     yield _take(window, answers)
-            finally:
-                requests.put(None)
+        finally:
+            # Once the call has ended: gRPC's thread that waits for requests must not
+            # half-close a call whose channel an interrupted caller closes meanwhile.
+            requests.put(None)
 
     def models(self) -> Iterator[ModelSummary]:
         """Yield the models by name, fetching the server's pages as they are needed."""

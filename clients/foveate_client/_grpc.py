@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from importlib.metadata import version
 from typing import Any, cast
 
@@ -173,16 +173,15 @@ class GrpcTransport:
     ) -> Generator[ClassifyStreamResponse, None, None]:
         """Classify a stream of pictures, answering in their order."""
         call = self._stub.ClassifyStream(iter(requests), metadata=self._caller.headers())
-        watchdog = _Watchdog(self._stall_timeout, call.cancel)
         try:
-            while True:
-                with _status_errors(self._stall_timeout, late=lambda: watchdog.barked), watchdog:
-                    response = next(call, None)
-                if response is None:
-                    return
-                yield response
+            with closing(_Watchdog(self._stall_timeout, call.cancel)) as watchdog:
+                while True:
+                    with _status_errors(self._stall_timeout, lambda: watchdog.barked), watchdog:
+                        response = next(call, None)
+                    if response is None:
+                        return
+                    yield response
         finally:
-            watchdog.stop()
             call.cancel()
 
     def list_models(self, request: ListModelsRequest, timeout: float) -> ListModelsResponse:
@@ -317,7 +316,7 @@ class _Watchdog:
     def __exit__(self, *_: object) -> None:
         self._deadline = float("inf")
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """End the thread."""
         self._stopped.set()
 

@@ -16,6 +16,7 @@ from foveate.status import ErrorStatus, FieldViolation, StatusError
 from foveate_client.commands import classify
 
 from ..waiting import LIMIT_SECONDS
+from .conftest import answer, stream_answer
 
 INVALID_ARGUMENT = 3
 
@@ -268,21 +269,25 @@ def test_the_installed_command_classifies(server, coffee):
 
 
 def test_ctrl_c_during_a_call_leaves_no_traceback(server, coffee):
-    asked, ended = threading.Event(), threading.Event()
+    ended = threading.Event()
 
     def classify_stream(requests, context):
         context.add_callback(ended.set)
-        asked.set()
+        yield stream_answer(next(requests), answer)
         ended.wait()
-        yield from ()
 
     server.service.classify_stream = classify_stream
     with subprocess.Popen(
-        [sys.executable, "-m", "foveate_client", "classify", coffee, "--address", server.address],
+        [
+            *(sys.executable, "-m", "foveate_client", "classify", coffee, coffee),
+            *("--json", "--address", server.address),
+        ],
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        assert asked.wait(LIMIT_SECONDS)
+        # The first picture's line shows that the client waits for the second answer.
+        assert "tiger cat" in process.stdout.readline()
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=LIMIT_SECONDS)
     assert (process.returncode, err) == (130, "foveate: interrupted\n")

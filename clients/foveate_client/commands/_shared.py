@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,8 +56,20 @@ def add_security_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def open_client(arguments: argparse.Namespace) -> Client:
-    """Return the client of the source that was chosen. Raises FoveateError."""
+@contextmanager
+def open_client(arguments: argparse.Namespace) -> Iterator[Client]:
+    """Give the client of the source that was chosen. Raises FoveateError."""
+    with _client(arguments) as client:
+        try:
+            yield client
+        except KeyboardInterrupt:
+            # An interrupt may cut gRPC's bookkeeping of a call in half. Its thread then fails
+            # as the channel closes, and would write a traceback beside what the command says.
+            threading.excepthook = lambda _: None
+            raise
+
+
+def _client(arguments: argparse.Namespace) -> Client:
     if arguments.address is None:
         return Client.local(arguments.repository, timeout=arguments.timeout)
     with _connection_errors():
