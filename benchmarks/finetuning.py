@@ -11,20 +11,22 @@ on digits of MNIST's test set.
 import argparse
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from rich.console import Console
 
-from benchmarks import machine
+from benchmarks import machine, pages
 from foveate_train.data import mnist
 from foveate_train.data.folder import FolderData, Photographs, scan
 from foveate_train.head import with_new_head
 from foveate_train.settings import Settings
 from foveate_train.training import Step, Training, evaluate
 
+PAGE = pages.DOCS / "train" / "training.md"
 RESULTS = Path(__file__).parent / "results" / "finetuning.json"
 NETWORK = "package:efficientnet_lite0"
 
@@ -35,7 +37,6 @@ FINE_TUNING = {
     "learning_rate": 5e-3,
     "schedule": "cosine",
     "label_smoothing": 0.1,
-    "backbone_rate": 0.3,
 }
 # One rate for all layers, and no smoothing to hold a beginner back.
 SCRATCH = {**PICTURES, "learning_rate": 2e-3, "schedule": "constant"}
@@ -81,6 +82,17 @@ def train(
     }
 
 
+def page_part(result: Mapping[str, Any]) -> str:
+    """Return the table of the two for the page."""
+    rows = []
+    for name in ("fine-tuned", "from scratch"):
+        found = result[name]
+        accuracies = f"{found['test_accuracy']:.1%}", f"{found['train_accuracy']:.1%}"
+        rows.append([name, *accuracies, f"{found['cpu_seconds']:.0f}", f"{found['epochs']:.1f}"])
+    head = ["", "test accuracy", "training accuracy", "CPU-seconds", "epochs"]
+    return pages.table(head, rows)
+
+
 def main() -> None:
     """Parse the command line, train twice, write the results and print them."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -116,6 +128,8 @@ def main() -> None:
         "machine": machine.describe(),
     }
     machine.save(result, options.out)
+    if options.out == RESULTS:
+        pages.write_part(PAGE, "finetuning", page_part(result))
     console.print(f"written to {options.out}")
 
 

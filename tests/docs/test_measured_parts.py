@@ -9,21 +9,25 @@ import pytest
 from benchmarks import (
     comparison,
     feature_cost,
+    finetuning,
     int8_networks,
     overload,
     pages,
     quantisers,
     throughput,
+    training,
     variants,
 )
 
 WRITERS = {
     "comparison": comparison,
     "feature_cost": feature_cost,
+    "finetuning": finetuning,
     "int8_networks": int8_networks,
     "overload": overload,
     "quantisers": quantisers,
     "throughput": throughput,
+    "training": training,
     "variants": variants,
 }
 

@@ -120,7 +120,7 @@ def test_the_backbone_rests_then_learns_at_its_own_rate(photographs, weights):
     )
     data = FolderData(listed, classifier.input, settings, workers=0)
     training = Training(classifier, data, settings, head=head)
-    assert training.learning_rates() == [0.01, 0.005]
+    assert training.learning_rates() == [0.01, 0]
 
     def state():
         return {k: v.clone() for k, v in training.result.module.state_dict().items()}
@@ -134,11 +134,32 @@ def test_the_backbone_rests_then_learns_at_its_own_rate(photographs, weights):
         pass
     frozen = state()
     assert changed(begin, frozen) == head
+    assert training.learning_rates() == [0.01, 0.005]
     list(steps)
     moved = changed(frozen, state())
     assert {"conv_stem.weight", "bn1.weight"} < moved
     # Statistics of a thousand classes are not replaced by those of a few pictures.
     assert not any("running" in key for key in moved)
+
+
+def test_the_backbone_warms_up_when_it_is_unfrozen(photographs, weights):
+    listed = scan(photographs, "fail")
+    classifier, head = with_new_head(
+        NETWORK, listed.classes, weights=str(weights), seed=0, arguments={}
+    )
+    settings = Settings(
+        epochs=4, frozen_epochs=2, batch_size=4, learning_rate=0.01, schedule="cosine"
+    )
+    data = FolderData(listed, classifier.input, settings, workers=0)
+    training = Training(classifier, data, settings, head=head)
+    rates = [training.learning_rates()[1]]
+    rates += [training.learning_rates()[1] for _ in training.steps()]
+    begins = training.total // 2
+    assert rates[:begins] == [0] * begins
+    # As any schedule does, and up to a tenth of the head's highest.
+    assert rates[begins] == pytest.approx(0.001 / 25)
+    assert max(rates) == pytest.approx(0.001)
+    assert rates[-1] < 0.0001
 
 
 def test_batches_do_not_depend_on_the_workers(photographs):

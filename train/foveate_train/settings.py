@@ -69,7 +69,7 @@ class Settings(BaseModel):
     frozen_epochs: Annotated[int, Field(ge=0)] = 0
     """Fine-tuning: for so many epochs only the new head learns."""
     backbone_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """Fine-tuning: the backbone's learning rate, as a share of the head's."""
+    """Fine-tuning: the backbone's highest learning rate, as a share of the head's."""
 
     precision: Precision = "auto"
     """auto takes bfloat16 or float16 where the device multiplies it natively."""

@@ -13,9 +13,9 @@ on bit for bit, since the random draws of a step depend on the seed and the
 step's number alone.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import nn
@@ -105,8 +105,7 @@ class Training:
             if head is None
             else [layer for layer in self._module.modules() if isinstance(layer, _BatchNorm)]
         )
-        self._optimizer = self._make_optimizer(head)
-        self._schedule = self._make_schedule()
+        self._learners = self._make_learners(head)
         self._ema = None if settings.ema is None else _moving_average(self._module, settings.ema)
         self.precision = compute_type(settings, self.device)
         self._scaler = torch.amp.GradScaler(
@@ -122,7 +121,10 @@ class Training:
 
     def learning_rates(self) -> list[float]:
         """Return the rate of the next step: one value, or the head's and the backbone's."""
-        return [float(group["lr"]) for group in self._optimizer.param_groups]
+        return [
+            float(learner.optimizer.param_groups[0]["lr"]) if self.number >= learner.begins else 0.0
+            for learner in self._learners
+        ]
 
     def steps(self) -> Iterator[Step]:
         """Do the steps that remain, and hand over what each did."""
@@ -144,8 +146,8 @@ class Training:
         return {
             "number": self.number,
             "module": self._module.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-            "schedule": self._schedule.state_dict(),
+            "optimizers": [learner.optimizer.state_dict() for learner in self._learners],
+            "schedules": [learner.schedule.state_dict() for learner in self._learners],
             "scaler": self._scaler.state_dict(),
             "ema": None if self._ema is None else self._ema.state_dict(),
         }
@@ -153,8 +155,11 @@ class Training:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` returned in a run of the same settings and data."""
         self._module.load_state_dict(state["module"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self._schedule.load_state_dict(state["schedule"])
+        for learner, optimizer, schedule in zip(
+            self._learners, state["optimizers"], state["schedules"], strict=True
+        ):
+            learner.optimizer.load_state_dict(optimizer)
+            learner.schedule.load_state_dict(schedule)
         self._scaler.load_state_dict(state["scaler"])
         if self._ema is not None:
             self._ema.load_state_dict(state["ema"])
@@ -166,7 +171,9 @@ class Training:
         labels = batch.labels.to(self.device, non_blocking=True)
         if self._mix is not None:
             images, labels = self._mix(images, labels)
-        self._optimizer.zero_grad()
+        learning = [learner for learner in self._learners if self.number >= learner.begins]
+        for learner in learning:
+            learner.optimizer.zero_grad()
         mean = torch.zeros((), device=self.device)
         for part, truth in zip(
             images.tensor_split(self.settings.accumulate),
@@ -182,11 +189,13 @@ class Training:
             torch.autograd.backward(self._scaler.scale(loss * distributed.world()))
             mean += loss.detach()
         if self.settings.clip_norm is not None:
-            self._scaler.unscale_(self._optimizer)
+            for learner in learning:
+                self._scaler.unscale_(learner.optimizer)
             nn.utils.clip_grad_norm_(self._module.parameters(), self.settings.clip_norm)
-        self._scaler.step(self._optimizer)
+        for learner in learning:
+            self._scaler.step(learner.optimizer)
+            learner.schedule.step()
         self._scaler.update()
-        self._schedule.step()
         if self._ema is not None:
             self._ema.update_parameters(self._module)
         return distributed.total(mean)
@@ -220,38 +229,68 @@ class Training:
         for layer in self._normalisations:
             layer.eval()
 
-    def _make_optimizer(self, head: Collection[str] | None) -> torch.optim.Optimizer:
+    def _make_learners(self, head: Collection[str] | None) -> "list[_Learner]":
         settings = self.settings
         rate = settings.learning_rate
-        groups = [{"params": list(self._module.parameters()), "lr": rate}]
-        if head is not None:
-            own = [p for name, p in self._module.named_parameters() if name in head]
-            groups = [
-                {"params": own, "lr": rate},
-                {"params": self._backbone, "lr": rate * settings.backbone_rate},
-            ]
-        if settings.optimizer == "sgd":
-            return torch.optim.SGD(
-                groups, momentum=settings.momentum, weight_decay=settings.weight_decay
-            )
-        return torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+        if head is None:
+            return [_Learner.make(self._module.parameters(), rate, settings, 0, self.total)]
+        own = [p for name, p in self._module.named_parameters() if name in head]
+        learners = [_Learner.make(own, rate, settings, 0, self.total)]
+        # A backbone rises from a low rate when it is unfrozen: Adam's first steps are as long
+        # as its rate allows, and from pretrained weights a few of them can undo everything.
+        begins = self._per_epoch * settings.frozen_epochs
+        if self._backbone and begins < self.total:
+            rate *= settings.backbone_rate
+            learners.append(_Learner.make(self._backbone, rate, settings, begins, self.total))
+        return learners
 
-    def _make_schedule(self) -> lr_scheduler.LRScheduler:
-        settings, optimizer = self.settings, self._optimizer
-        if settings.schedule == "constant":
-            return lr_scheduler.ConstantLR(optimizer, factor=1, total_iters=0)
-        # Rising takes a step and falling another, however short the run.
-        total = max(self.total, 2)
-        rising = max(settings.warm_up, min(1.0, 2 / total))
-        if settings.schedule == "one_cycle":
-            highest = [group["lr"] for group in optimizer.param_groups]
-            return lr_scheduler.OneCycleLR(
-                optimizer, highest, total_steps=total + 1, pct_start=rising
-            )
-        first = max(1, round(settings.warm_up * total))
-        rise = lr_scheduler.LinearLR(optimizer, _FIRST_RATE, total_iters=first)
-        fall = lr_scheduler.CosineAnnealingLR(optimizer, max(1, total - first))
-        return lr_scheduler.SequentialLR(optimizer, [rise, fall], [first])
+
+@dataclass(frozen=True)
+class _Learner:
+    """Parameters that learn together, from step `begins` on, at the rate of their own schedule."""
+
+    optimizer: torch.optim.Optimizer
+    schedule: lr_scheduler.LRScheduler
+    begins: int
+
+    @classmethod
+    def make(
+        cls,
+        parameters: Iterable[nn.Parameter],
+        rate: float,
+        settings: Settings,
+        begins: int,
+        ends: int,
+    ) -> Self:
+        """Return the learner of `parameters` from step `begins` to step `ends`."""
+        optimizer = _optimizer(parameters, rate, settings)
+        return cls(optimizer, _schedule(optimizer, rate, settings, ends - begins), begins)
+
+
+def _optimizer(
+    parameters: Iterable[nn.Parameter], rate: float, settings: Settings
+) -> torch.optim.Optimizer:
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters, rate, momentum=settings.momentum, weight_decay=settings.weight_decay
+        )
+    return torch.optim.AdamW(parameters, rate, weight_decay=settings.weight_decay)
+
+
+def _schedule(
+    optimizer: torch.optim.Optimizer, rate: float, settings: Settings, steps: int
+) -> lr_scheduler.LRScheduler:
+    if settings.schedule == "constant":
+        return lr_scheduler.ConstantLR(optimizer, factor=1, total_iters=0)
+    # Rising takes a step and falling another, however short the run.
+    total = max(steps, 2)
+    rising = max(settings.warm_up, min(1.0, 2 / total))
+    if settings.schedule == "one_cycle":
+        return lr_scheduler.OneCycleLR(optimizer, rate, total_steps=total + 1, pct_start=rising)
+    first = max(1, round(settings.warm_up * total))
+    rise = lr_scheduler.LinearLR(optimizer, _FIRST_RATE, total_iters=first)
+    fall = lr_scheduler.CosineAnnealingLR(optimizer, max(1, total - first))
+    return lr_scheduler.SequentialLR(optimizer, [rise, fall], [first])
 
 
 @torch.inference_mode()
