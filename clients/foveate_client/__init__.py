@@ -58,6 +58,7 @@ from foveate_client._results import (
     Timing,
     View,
 )
+from foveate_client._throttle import Throttling
 from foveate_client._transports import AsyncTransport, ThreadedTransport, Transport
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ __all__ = [
     "ResourceExhaustedError",
     "Retries",
     "ThreadedTransport",
+    "Throttling",
     "Timing",
     "Transport",
     "UnauthenticatedError",

@@ -18,7 +18,7 @@ from foveate.v1.classifier_service_pb2 import (
     ListModelsRequest,
 )
 from foveate_client._client import DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT
-from foveate_client._connection import ConnectionOptions
+from foveate_client._connection import ClientOptions
 from foveate_client._exceptions import FoveateError, ImageError, client_errors
 from foveate_client._images import ImageInput
 from foveate_client._models import Model, ModelSummary
@@ -37,7 +37,7 @@ class AsyncClient:
     `target` is the server's HOST:PORT, any other gRPC target, or an
     AsyncTransport. `timeout` is the deadline in seconds of every call that
     states none, and the longest wait for the next answer of `classify_many`.
-    ConnectionOptions lists what else can be said of the connection to an
+    ClientOptions lists what else can be said of the connection to an
     address. It is made and used within one event loop. Raises ValueError where
     a token would travel in the clear, and OSError where a certificate's file
     cannot be read.
@@ -48,7 +48,7 @@ class AsyncClient:
         target: str | AsyncTransport,
         *,
         timeout: float = DEFAULT_TIMEOUT,
-        **connection: Unpack[ConnectionOptions],
+        **connection: Unpack[ClientOptions],
     ) -> None:
         if not isinstance(target, str) and connection:
             raise TypeError(f"{', '.join(connection)}: a transport has its own")
@@ -188,7 +188,7 @@ async def _until_none(
         yield request
 
 
-def _connect(address: str, timeout: float, connection: ConnectionOptions) -> AsyncTransport:
+def _connect(address: str, timeout: float, connection: ClientOptions) -> AsyncTransport:
     from foveate_client._grpc import AsyncGrpcTransport
 
     return AsyncGrpcTransport(address, stall_timeout=timeout, **connection)

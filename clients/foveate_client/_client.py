@@ -16,7 +16,7 @@ from foveate.v1.classifier_service_pb2 import (
     GetModelRequest,
     ListModelsRequest,
 )
-from foveate_client._connection import ConnectionOptions
+from foveate_client._connection import ClientOptions
 from foveate_client._exceptions import FoveateError, ImageError, client_errors
 from foveate_client._images import ImageInput
 from foveate_client._models import Model, ModelSummary
@@ -38,7 +38,7 @@ class Client:
 
     `target` is the server's HOST:PORT, any other gRPC target, or a Transport.
     `timeout` is the deadline in seconds of every call that states none, and
-    the longest wait for the next answer of `classify_many`. ConnectionOptions
+    the longest wait for the next answer of `classify_many`. ClientOptions
     lists what else can be said of the connection to an address. A client may
     be used from several threads at once. Raises ValueError where a token would
     travel in the clear, and OSError where a certificate's file cannot be read.
@@ -49,7 +49,7 @@ class Client:
         target: str | Transport,
         *,
         timeout: float = DEFAULT_TIMEOUT,
-        **connection: Unpack[ConnectionOptions],
+        **connection: Unpack[ClientOptions],
     ) -> None:
         if not isinstance(target, str) and connection:
             raise TypeError(f"{', '.join(connection)}: a transport has its own")
@@ -165,7 +165,7 @@ def _take(
         return outcome(oldest, next(answers, None))
 
 
-def _connect(address: str, timeout: float, connection: ConnectionOptions) -> Transport:
+def _connect(address: str, timeout: float, connection: ClientOptions) -> Transport:
     from foveate_client._grpc import GrpcTransport
 
     return GrpcTransport(address, stall_timeout=timeout, **connection)

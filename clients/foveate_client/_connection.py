@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias, TypedDict
 
+from foveate_client._throttle import Throttling
+
 Pem: TypeAlias = "str | os.PathLike[str] | bytes"
 """PEM text, as bytes or as the path of a file."""
 
@@ -104,6 +106,13 @@ class ConnectionOptions(TypedDict, total=False):
     """How often a call is tried; unset, four times."""
     compression: Compression
     """How requests are compressed, "gzip" or "deflate"; unset, not at all."""
+
+
+class ClientOptions(ConnectionOptions, total=False):
+    """What a client of pictures takes by keyword besides."""
+
+    throttling: Throttling
+    """How `classify` holds back from a server that is overloaded; unset, not at all."""
 
 
 def pem(source: Pem | None) -> bytes | None:

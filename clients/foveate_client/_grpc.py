@@ -31,6 +31,7 @@ from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
 from foveate.v1.model_pb2 import ModelSummary
 from foveate.v1.repository_service_pb2_grpc import RepositoryServiceStub
 from foveate_client._connection import Compression, Credentials, Retries, pem
+from foveate_client._throttle import Throttle, Throttling
 from foveate_client._tracing import trace_headers
 
 _SERVICE = "foveate.v1.ClassifierService"
@@ -39,6 +40,15 @@ _SERVICE = "foveate.v1.ClassifierService"
 MAX_MESSAGE_BYTES = 256 * 2**20
 
 PLAINTEXT = Credentials(tls=False)
+
+_PUSHBACK = "grpc-retry-pushback-ms"
+"""The trailer by which a server that refuses a call says when to try again (gRFC A6)."""
+
+HELD_BACK = ErrorStatus(
+    code=grpc.StatusCode.RESOURCE_EXHAUSTED.value[0],
+    reason="HELD_BACK",
+    message="not sent: the server refuses most calls, and this client holds back",
+)
 
 _COMPRESSION = {
     None: grpc.Compression.NoCompression,
@@ -142,9 +152,10 @@ class GrpcTransport:
     `address` is HOST:PORT or any other gRPC target; calls go in turn to every
     address it resolves to. `stall_timeout` is the longest wait for the next
     answer of a stream, in seconds. Without `credentials` the connection is in
-    the clear. `compression` is that of requests. Raises ValueError where a
-    token would travel in the clear, and OSError where a certificate's file
-    cannot be read.
+    the clear. `compression` is that of requests; with `throttling`, pictures are
+    held back from a server that refuses them. Raises ValueError where a token
+    would travel in the clear, and OSError where a certificate's file cannot be
+    read.
     """
 
     def __init__(
@@ -155,15 +166,17 @@ class GrpcTransport:
         credentials: Credentials | None = None,
         retries: Retries | None = None,
         compression: Compression | None = None,
+        throttling: Throttling | None = None,
     ) -> None:
         self._caller = Caller(credentials or PLAINTEXT)
         self._channel = _open_channel(self._caller, address, retries, compression)
         self._stub = ClassifierServiceStub(self._channel)
+        self._throttle = None if throttling is None else Throttle(throttling)
         self._stall_timeout = stall_timeout
 
     def classify(self, request: ClassifyRequest, timeout: float) -> ClassifyResponse:
         """Classify one picture."""
-        with _status_errors(timeout):
+        with _status_errors(timeout), throttled(self._throttle):
             return self._stub.Classify(
                 request, timeout=timeout, metadata=self._caller.headers(request.model)
             )
@@ -210,6 +223,7 @@ class AsyncGrpcTransport:
         credentials: Credentials | None = None,
         retries: Retries | None = None,
         compression: Compression | None = None,
+        throttling: Throttling | None = None,
     ) -> None:
         self._caller = Caller(credentials or PLAINTEXT)
         tls, options = self._caller.prepare(address, retries or Retries())
@@ -219,11 +233,12 @@ class AsyncGrpcTransport:
         else:
             self._channel = grpc.aio.secure_channel(address, tls, options, chosen)
         self._stub = ClassifierServiceStub(self._channel)
+        self._throttle = None if throttling is None else Throttle(throttling)
         self._stall_timeout = stall_timeout
 
     async def classify(self, request: ClassifyRequest, timeout: float) -> ClassifyResponse:
         """Classify one picture."""
-        with _status_errors(timeout):
+        with _status_errors(timeout), throttled(self._throttle):
             return await self._stub.Classify(
                 request, timeout=timeout, metadata=self._caller.headers(request.model)
             )
@@ -332,6 +347,33 @@ class _Watchdog:
 
 
 @contextmanager
+def throttled(throttle: Throttle | None) -> Iterator[None]:
+    """Make one call where `throttle` admits it; raises StatusError where it is held back."""
+    if throttle is None:
+        yield
+        return
+    if not throttle.admits():
+        raise StatusError(HELD_BACK)
+    try:
+        yield
+    except grpc.RpcError as error:
+        if not _is_refusal(error):
+            throttle.accepted()
+        raise
+    throttle.accepted()
+
+
+def _is_refusal(error: grpc.RpcError) -> bool:
+    # gRPC answers RESOURCE_EXHAUSTED to a message that is too large as well.
+    return error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and _PUSHBACK in _trailers(error)
+
+
+def _trailers(error: grpc.RpcError) -> dict[str, bytes]:
+    # The stubs describe an entry as an object, which both kinds of metadata are not: pairs.
+    return dict(cast("Iterable[tuple[str, bytes]]", error.trailing_metadata() or ()))
+
+
+@contextmanager
 def _status_errors(timeout: float, late: Callable[[], bool] = lambda: False) -> Iterator[None]:
     try:
         yield
@@ -340,10 +382,7 @@ def _status_errors(timeout: float, late: Callable[[], bool] = lambda: False) -> 
 
 
 def _status_of(error: grpc.RpcError, timeout: float) -> ErrorStatus:
-    # The stubs describe an entry as an object, which both kinds of metadata are not: pairs.
-    details = dict(cast("Iterable[tuple[str, bytes]]", error.trailing_metadata() or ())).get(
-        TRAILER
-    )
+    details = _trailers(error).get(TRAILER)
     if details is not None:
         with suppress(DecodeError):
             return ErrorStatus.from_status(Status.FromString(details))

@@ -187,7 +187,11 @@ class Service(ClassifierServiceServicer):
 
 
 def abort(context: grpc.ServicerContext, status: ErrorStatus) -> NoReturn:
-    context.set_trailing_metadata(((TRAILER, status.to_status().SerializeToString()),))
+    trailers = [(TRAILER, status.to_status().SerializeToString())]
+    if status.retry_delay is not None:
+        milliseconds = round(1000 * status.retry_delay.total_seconds())
+        trailers.append(("grpc-retry-pushback-ms", str(milliseconds)))
+    context.set_trailing_metadata(trailers)
     codes = {code.value[0]: code for code in grpc.StatusCode}
     context.abort(codes[status.code], status.message)
 

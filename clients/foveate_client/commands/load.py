@@ -17,6 +17,7 @@ from rich.text import Text
 from foveate_client._connection import Credentials
 from foveate_client._exceptions import FoveateError
 from foveate_client._grpc import PLAINTEXT
+from foveate_client._throttle import Throttling
 from foveate_client.commands._shared import (
     add_security_arguments,
     complain,
@@ -120,6 +121,10 @@ def _require_sense(parser: argparse.ArgumentParser, options: argparse.Namespace)
         parser.error("the Open Inference Protocol has no maps: --cam-share needs foveate alone")
     if options.protocol == OIP and not options.model:
         parser.error("--protocol oip needs --model")
+    if options.throttle and (options.rate is None or options.find_rate):
+        parser.error(
+            "--throttle needs --rate, and not --find-rate: it is for more than is answered"
+        )
     if options.compare is None and (options.compare_protocol or options.compare_model):
         parser.error("--compare-protocol and --compare-model need --compare")
 
@@ -207,7 +212,10 @@ async def _driving(
 async def _one(driver: Driver, options: argparse.Namespace) -> Measurement:
     seconds, warmup = options.duration, options.warmup
     if options.rate is not None:
-        return await driver.open(options.rate, seconds=seconds, warmup=warmup)
+        throttling = Throttling() if options.throttle else None
+        return await driver.open(
+            options.rate, seconds=seconds, warmup=warmup, throttling=throttling
+        )
     return await driver.closed(options.concurrency, seconds=seconds, warmup=warmup)
 
 
@@ -270,6 +278,8 @@ def _table(outcomes: Sequence[_Outcome]) -> Table:
     table.add_row("requests", *(f"{x.measurement.requests:,}" for x in outcomes))
     for code in sorted({code for x in outcomes for code in x.measurement.errors}):
         table.add_row(code, *(f"{x.measurement.errors[code]:,}" for x in outcomes))
+    if any(x.measurement.held_back for x in outcomes):
+        table.add_row("of these held back", *(f"{x.measurement.held_back:,}" for x in outcomes))
     return table
 
 
@@ -322,6 +332,7 @@ def _record(outcome: _Outcome, options: argparse.Namespace) -> dict[str, Any]:
         "completed": measurement.completed,
         "rate": measurement.rate,
         "errors": dict(sorted(measurement.errors.items())),
+        "held_back": measurement.held_back,
         "latency_ms": _latency_record(measurement.overall),
         "kinds": {
             kind: _latency_record(latencies) for kind, latencies in measurement.latencies.items()
@@ -389,6 +400,11 @@ def _parser() -> argparse.ArgumentParser:
         "--find-rate",
         action="store_true",
         help="find the highest rate of the open loop that keeps --p99",
+    )
+    parser.add_argument(
+        "--throttle",
+        action="store_true",
+        help="hold requests back from a server that refuses, as a client with Throttling does",
     )
     parser.add_argument(
         "--p99", metavar="MS", type=_above_zero, help="the objective: 99 %% are answered within"

@@ -18,8 +18,10 @@ from typing import TypeAlias
 
 import grpc.aio
 
+from foveate.status import StatusError
 from foveate_client._connection import Credentials, Retries
-from foveate_client._grpc import PLAINTEXT, Caller, model_headers
+from foveate_client._grpc import PLAINTEXT, Caller, model_headers, throttled
+from foveate_client._throttle import Throttle, Throttling
 from foveate_client.load.recorder import Measurement
 from foveate_client.load.workload import Workload
 
@@ -105,9 +107,14 @@ class Driver:
                 callers.create_task(caller(next(calls)))
         return run.measurement
 
-    async def open(self, rate: float, *, seconds: float, warmup: float) -> Measurement:
-        """Send `rate` requests a second on average, for `seconds` after `warmup` seconds."""
-        run = self._run(seconds, warmup)
+    async def open(
+        self, rate: float, *, seconds: float, warmup: float, throttling: Throttling | None = None
+    ) -> Measurement:
+        """Send `rate` requests a second on average, for `seconds` after `warmup` seconds.
+
+        With `throttling`, some of them are held back from a server that refuses.
+        """
+        run = self._run(seconds, warmup, throttling)
         calls = cycle(self._calls)
         async with asyncio.TaskGroup() as requests:
             for due in poisson_times(rate, run.begin, run.end, random.Random(run.seed)):  # noqa: S311
@@ -115,18 +122,33 @@ class Driver:
                 requests.create_task(run.request(next(calls), due=due))
         return run.measurement
 
-    def _run(self, seconds: float, warmup: float) -> "_Run":
+    def _run(self, seconds: float, warmup: float, throttling: Throttling | None = None) -> "_Run":
         # Each run goes on with other requests and other times.
         self._runs += 1
         seed = self._seed + self._runs - 1
-        return _Run(self._workload, seconds, warmup, self._timeout, seed)
+        throttle = None if throttling is None else Throttle(throttling)
+        return _Run(
+            self._workload,
+            seconds=seconds,
+            warmup=warmup,
+            timeout=self._timeout,
+            seed=seed,
+            throttle=throttle,
+        )
 
 
 class _Run:
     """One run: its times, its requests, and what was measured."""
 
     def __init__(
-        self, workload: Workload, seconds: float, warmup: float, timeout: float, seed: int
+        self,
+        workload: Workload,
+        *,
+        seconds: float,
+        warmup: float,
+        timeout: float,
+        seed: int,
+        throttle: Throttle | None,
     ) -> None:
         self.seed = seed
         self.begin = time.perf_counter()
@@ -135,17 +157,21 @@ class _Run:
         self.measurement = Measurement(seconds=seconds)
         self._requests = workload.sequence(seed)
         self._timeout = timeout
+        self._throttle = throttle
         self._metadata = tuple(model_headers(workload.model).items())
 
     async def request(self, call: Call, *, due: float) -> None:
         """Send the next request and note its latency, from `due` on."""
         kind, request = next(self._requests)
         started = time.perf_counter()
-        error = None
+        error, held_back = None, False
         try:
-            await call(request, timeout=self._timeout, metadata=self._metadata)
+            with throttled(self._throttle):
+                await call(request, timeout=self._timeout, metadata=self._metadata)
         except grpc.aio.AioRpcError as failure:
             error = failure.code().name
+        except StatusError:
+            error, held_back = grpc.StatusCode.RESOURCE_EXHAUSTED.name, True
         ended = time.perf_counter()
         if error is None and self.measured_from <= ended < self.end:
             self.measurement.completed += 1
@@ -156,6 +182,7 @@ class _Run:
             self.measurement.record(kind, ended - due)
         else:
             self.measurement.errors[error] += 1
+            self.measurement.held_back += held_back
 
 
 def poisson_times(rate: float, begin: float, end: float, chance: random.Random) -> Iterator[float]:

@@ -85,7 +85,8 @@ class Measurement:
 
     Counted are the requests that began, or were due to begin, in that time:
     `latencies` are those that succeeded, by kind, and `errors` those that
-    failed, by canonical code. `completed` are the successes that came within
+    failed, by canonical code, of which `held_back` were not sent at all.
+    `completed` are the successes that came within
     that time, whenever they began. `delays` is how late the generator itself
     began requests that were due.
     """
@@ -93,6 +94,7 @@ class Measurement:
     seconds: float = 0.0
     latencies: dict[str, Latencies] = field(default_factory=dict)
     errors: Counter[str] = field(default_factory=Counter)
+    held_back: int = 0
     completed: int = 0
     delays: Latencies = field(default_factory=Latencies)
 
@@ -108,6 +110,7 @@ class Measurement:
         for kind, latencies in other.latencies.items():
             self.latencies.setdefault(kind, Latencies()).add(latencies)
         self.errors += other.errors
+        self.held_back += other.held_back
         self.completed += other.completed
         self.delays.add(other.delays)
 

@@ -1,5 +1,6 @@
 import json
 import sys
+from datetime import timedelta
 
 import pytest
 from PIL import Image
@@ -76,6 +77,33 @@ def test_errors_are_told_by_code(run, server):
     assert "RESOURCE_EXHAUSTED" in printed
 
 
+def test_requests_are_held_back_from_a_server_that_refuses(run, server):
+    answer, asked = server.service.classify, []
+
+    def classify(request):
+        asked.append(request)
+        if len(asked) > 1:
+            full = ErrorStatus(
+                code=8, reason="QUEUE_FULL", message="full", retry_delay=timedelta(seconds=1)
+            )
+            raise StatusError(full)
+        return answer(request)
+
+    server.service.classify = classify
+    often = ("--rate", 200, "--duration", 1, "--warmup", 0)
+    _, printed, _ = run(*often, "--throttle")
+    assert "of these held back" in printed
+    asked.clear()
+    _, printed, _ = run(*often, "--throttle", "--json")
+    (found,) = json.loads(printed)["targets"]
+    refused = found["errors"]["RESOURCE_EXHAUSTED"]
+    # The first, which was answered, is of the driver and not of the load.
+    assert refused == found["requests"]
+    assert refused - found["held_back"] == len(asked) - 1
+    # Held back with the probability n / (n + 1): as many are sent as the harmonic series has it.
+    assert found["held_back"] > 0.8 * refused
+
+
 def test_two_servers_are_driven_in_turn(run, server, tmp_path):
     plot = tmp_path / "latencies.png"
     code, printed, err = run(*SHORT, "--compare", server.address, "--rounds", 2, "--plot", plot)
@@ -137,6 +165,8 @@ def test_without_matplotlib_the_pip_line_is_told(run, monkeypatch, tmp_path):
         (["--warmup", "-1"], "must not be below 0, not -1"),
         (["--connections", "0"], "must be at least 1, not 0"),
         (["--compare-model", "x"], "need --compare"),
+        (["--throttle"], "--throttle needs --rate"),
+        (["--throttle", "--rate", "5", "--find-rate", "--p99", "5"], "and not --find-rate"),
     ],
 )
 def test_wrong_usage_is_told(run, capsys, arguments, message):

@@ -48,11 +48,13 @@ def test_measurements_add_up():
     other = Measurement(seconds=3.0, completed=30)
     other.record("plain", 0.1)
     other.errors["UNAVAILABLE"] += 3
+    other.held_back = 2
     found.merge(other)
     found.merge(other)
     assert found.rate == 70 / 8
     assert found.requests == 8
     assert found.error_share == 6 / 8
+    assert found.held_back == 4
     assert len(other.overall) == 1
 
 
