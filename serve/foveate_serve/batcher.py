@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate_serve.backends.base import Array, BackendError, Runner
-from foveate_serve.bundle.manifest import CAM_PREFIX, CLASS_IDS_INPUT, IMAGE_INPUT
+from foveate_serve.bundle.manifest import CAM_PREFIX, CLASS_IDS_INPUT, IMAGE_INPUT, LOGITS_OUTPUT
 from foveate_serve.classification import Timing
 from foveate_serve.errors import DeadlineError, EngineError, OverloadedError
-from foveate_serve.instances import Cores, pinned
+from foveate_serve.instances import ANY_CORE, Cores, pinned
 from foveate_serve.niceness import ENGINE, step_back
 from foveate_serve.observer import BatchRun
 from foveate_serve.policy import BatchPolicy
@@ -78,7 +78,9 @@ class Batcher:
     for the event loop. A batch holds pictures that want the same outputs, led
     by the one that has waited longest at the highest priority; what waits is
     shared out among the lanes that are idle. `ran` is called on the event loop
-    with every run that did not fail.
+    with every run that did not fail. Where the runners are instant, a picture
+    that comes while nothing waits or runs, and wants its logits alone, is run on
+    the event loop itself.
 
     A thread that ends unasked is started again, after a pause that doubles from
     one time to the next until a run succeeds; `alive` is called on the event
@@ -198,8 +200,13 @@ class Batcher:
         with self._changed:
             if self._closing:
                 raise RuntimeError("the batcher is closed")
-            self._queue.put(places, item)
-            self._changed.notify()
+            at_once = self._runs_at_once(item)
+            if not at_once:
+                self._queue.put(places, item)
+                self._changed.notify()
+        if at_once:
+            # Nothing comes to the lanes in the meantime, as all of it comes from this thread.
+            self._run(self._instances[0], [item])
         batched: Batched = await item.future
         return batched
 
@@ -222,6 +229,18 @@ class Batcher:
         for instance in self._instances:
             if instance.thread is not None:
                 instance.thread.join()
+
+    def _runs_at_once(self, item: Item) -> bool:
+        policy = self.policy
+        return (
+            self._instances[0].runner.instant
+            and item.outputs == (LOGITS_OUTPUT,)
+            and self._instances[0].cores == ANY_CORE
+            and not policy.max_delay
+            and not policy.preferred_sizes
+            and not self.waiting
+            and not any(instance.busy for instance in self._instances)
+        )
 
     def _overloaded(self, level: int) -> OverloadedError:
         ahead = self._queue.ahead(level)
@@ -277,7 +296,8 @@ class Batcher:
         if self._alive is not None and first:
             self._alive(True)
 
-    # Below: on an instance's thread, but for _drop_dead, which holds the lock.
+    # Below: on an instance's thread, but for _drop_dead, which holds the lock, and for a _run
+    # at once.
 
     def _work(self, instance: _Instance) -> None:
         try:

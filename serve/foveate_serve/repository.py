@@ -25,6 +25,7 @@ from foveate_serve.errors import (
     quote,
 )
 from foveate_serve.folder import VERSION, Sighting, look, model_names, version_paths
+from foveate_serve.idling import Idling
 from foveate_serve.instances import make_instances
 from foveate_serve.labels import LATEST, STABLE, check_label
 from foveate_serve.loading import Loads, LoadTimeoutError
@@ -90,7 +91,9 @@ class LoadedModel:
         self.runners = tuple(runners)
         self.runner = runners[0]
         name = f"{bundle.manifest.name}/{bundle.manifest.version}"
-        self.batcher = Batcher(runners, policy, name=name, ran=ran, alive=alive)
+        self._ran = ran
+        self._idling = Idling(runners)
+        self.batcher = Batcher(runners, policy, name=name, ran=self._has_run, alive=alive)
         self._users = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -118,6 +121,11 @@ class LoadedModel:
         finally:
             self._waiting.discard(task)
             self._given_up.discard(task)
+
+    def _has_run(self, run: BatchRun) -> None:
+        self._idling.ran()
+        if self._ran is not None:
+            self._ran(run)
 
     def _engine_hangs(self, hung: bool) -> None:
         if hung:
@@ -149,6 +157,7 @@ class LoadedModel:
         hung = asyncio.create_task(self._hung.wait())
         await asyncio.wait((closing, hung), return_when=asyncio.FIRST_COMPLETED)
         self._watchdog.close()
+        await self._idling.close()
         hung.cancel()
         if not closing.done():
             # The memory of an engine must not be freed while one of its runs goes on.

@@ -2,6 +2,7 @@
 
 import ctypes
 import logging
+import math
 import time
 from collections.abc import Sequence
 
@@ -13,6 +14,12 @@ from foveate_serve.policy import BatchPolicy
 
 logger = logging.getLogger(__name__)
 
+_INSTANT_SECONDS = 0.2e-3
+"""What handing a run to another thread and its answer back takes at least."""
+
+_SLOW_SECONDS = 10 * _INSTANT_SECONDS
+_TRIALS = 5
+
 
 def warm_up(runner: Runner, sizes: Sequence[int], lanes: int = 1) -> None:
     """Run black pictures in batches of `sizes` for the logits, and one for the first map as well.
@@ -20,8 +27,9 @@ def warm_up(runner: Runner, sizes: Sequence[int], lanes: int = 1) -> None:
     With several `lanes` a picture and the map also run as beside others.
     An engine may prepare itself anew for every size, and for every set of
     outputs. Requests for maps come alone more often than not, and for other
-    outputs seldom, so that no start has to wait for those. Also shows that the
-    graph keeps its contract: raises BackendError.
+    outputs seldom, so that no start has to wait for those. Also finds out whether
+    the runner is instant, and shows that the graph keeps its contract: raises
+    BackendError.
     """
     started = time.monotonic()
     # The largest first: what it allocates does for the others.
@@ -35,6 +43,7 @@ def warm_up(runner: Runner, sizes: Sequence[int], lanes: int = 1) -> None:
         runner.run(_black(runner, 1), [LOGITS_OUTPUT], beside=True)
         if cam is not None:
             runner.run(explained, [LOGITS_OUTPUT, cam], beside=True)
+    runner.instant = _is_instant(runner)
     runner.trim()
     _trim_heap()
     logger.debug(
@@ -43,6 +52,21 @@ def warm_up(runner: Runner, sizes: Sequence[int], lanes: int = 1) -> None:
         ", ".join(map(str, sorted(sizes))),
         time.monotonic() - started,
     )
+
+
+def _is_instant(runner: Runner) -> bool:
+    if runner.device != "cpu":
+        # What waits for a driver that hangs must not be the event loop.
+        return False
+    picture = _black(runner, 1)
+    shortest = math.inf
+    for _ in range(_TRIALS):
+        started = time.perf_counter()
+        runner.run(picture, [LOGITS_OUTPUT])
+        shortest = min(shortest, time.perf_counter() - started)
+        if shortest > _SLOW_SECONDS:
+            break
+    return shortest < _INSTANT_SECONDS
 
 
 def _trim_heap() -> None:

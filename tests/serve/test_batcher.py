@@ -1,6 +1,7 @@
 """Requests that wait together run together, and each gets its own answer."""
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable
@@ -75,6 +76,62 @@ async def test_a_lone_request_does_not_wait(gated) -> None:
     assert result.batch_size == 1
     assert result.queue_seconds < LIMIT_SECONDS
     await batcher.close()
+
+
+async def test_a_lone_picture_of_an_instant_runner_changes_no_thread(gated) -> None:
+    ran, runs, threads = gated._run, [], []
+
+    def run(inputs, outputs):
+        threads.append(threading.current_thread())
+        return ran(inputs, outputs)
+
+    gated._run = run
+    gated.instant = True
+    batcher = Batcher([gated], ran=runs.append)
+    alone = await ask(batcher, colour(200))
+    assert alone.outputs["logits"].argmax() == 0
+    assert alone.batch_size == 1
+    with pytest.raises(EngineError):
+        await ask(batcher, colour(13))
+    # A map may have to be prepared, and takes longer.
+    await ask(batcher, colour(200), outputs=WITH_CAM, class_ids=[1])
+    both = await asyncio.gather(ask(batcher, colour(200)), ask(batcher, colour(0, 200)))
+    assert [answer.outputs["logits"].argmax() for answer in both] == [0, 1]
+    await batcher.close()
+    here = threading.current_thread()
+    assert [thread is here for thread in threads] == [True, True, False, True, True]
+    assert [run.size for run in runs] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        BatchPolicy(max_delay=0.001),
+        BatchPolicy(preferred_sizes=(1, 4)),
+        BatchPolicy(cores=(frozenset(os.sched_getaffinity(0)),)),
+    ],
+    ids=["delay", "sizes", "cores"],
+)
+async def test_an_instant_runner_keeps_to_the_policy(gated, policy: BatchPolicy) -> None:
+    ran, threads = gated._run, []
+
+    def run(inputs, outputs):
+        threads.append(threading.current_thread())
+        return ran(inputs, outputs)
+
+    gated._run = run
+    gated.instant = True
+    batcher = Batcher([gated], policy)
+    await ask(batcher, colour(200))
+    await batcher.close()
+    assert threading.current_thread() not in threads
+
+
+async def test_an_instant_runner_that_is_busy_gathers_a_batch(held: Held) -> None:
+    held.runner.instant = True
+    waiting = await held.queue(*(ask(held.batcher, colour(200)) for _ in range(4)))
+    await held.release()
+    assert {answer.batch_size for answer in await asyncio.gather(*waiting)} == {4}
 
 
 async def test_what_waits_while_the_engine_runs_forms_batches(held: Held) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from foveate_serve import warmup
 from foveate_serve.backends.base import BackendError
 from foveate_serve.backends.registry import create_runner
 from foveate_serve.policy import BatchPolicy
@@ -30,12 +31,39 @@ def test_sizes_are_those_that_batches_will_have(
 
 def test_every_size_is_run_for_the_logits_and_one_picture_for_a_map(gated: object) -> None:
     warm_up(gated, (1, 2, 4))
-    assert gated.batches == [
+    assert gated.batches[:4] == [
         (4, ("logits",)),
         (2, ("logits",)),
         (1, ("logits",)),
         (1, ("logits", "cam.cam")),
     ]
+    # What comes after them finds out how long a picture takes.
+    assert set(gated.batches[4:]) == {(1, ("logits",))}
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "instant", "runs"),
+    [([1.5, 0.5, 0.1, 0.3, 0.4], True, 5), ([0.3] * 5, False, 5), ([3], False, 1)],
+    ids=["once-quick", "never-quick", "slow"],
+)
+def test_a_runner_is_instant_by_the_shortest_of_a_few_runs(
+    gated: object,
+    monkeypatch: pytest.MonkeyPatch,
+    milliseconds: list[float],
+    instant: bool,
+    runs: int,
+) -> None:
+    ends = (stamp for took in milliseconds for stamp in (0.0, took / 1000))
+    monkeypatch.setattr(warmup.time, "perf_counter", lambda: next(ends))
+    warm_up(gated, (1,))
+    assert gated.instant is instant
+    assert len(gated.batches) == 2 + runs
+
+
+def test_what_waits_for_a_gpu_is_never_the_event_loop(gated: object) -> None:
+    gated.device = "cuda:0"
+    warm_up(gated, (1,))
+    assert not gated.instant
 
 
 async def test_a_model_that_fails_to_warm_up_does_not_serve(

@@ -107,9 +107,10 @@ class Runner(ABC):
     `image_shape` is (height, width, channels), `inputs` and `outputs` are those
     of the graph contract. `build_seconds` is what building engines from the
     graph has taken so far, in this process or when they were put into the
-    bundle; None where nothing is built. A subclass loads the graph when it is
-    made, raising BackendError, and implements `_run`, and with several lanes
-    `_run_beside`.
+    bundle; None where nothing is built. `instant` tells that a picture's run
+    for its logits takes less than a change of thread, which `warm_up` finds out.
+    A subclass loads the graph when it is made, raising BackendError, and
+    implements `_run`, and with several lanes `_run_beside`.
     """
 
     backend: ClassVar[str]
@@ -124,6 +125,7 @@ class Runner(ABC):
         self.inputs = graph_inputs(bundle.manifest)
         self.outputs = graph_outputs(bundle.manifest)
         self.build_seconds: float | None = None
+        self.instant = False
         self._started: dict[int, float] = {}
 
     @property

@@ -17,9 +17,8 @@ copied as they are, and of the schema (onnx.proto) only these fields matter:
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from mmap import ACCESS_READ, MADV_DONTNEED, mmap
 from pathlib import Path
-
-import numpy as np
 
 _GRAPH = 7
 _NODE, _INPUT, _OUTPUT = 1, 11, 12
@@ -45,7 +44,9 @@ class OnnxFile:
             OSError: the file cannot be read.
             ValueError: it is no ONNX file.
         """
-        self._model = list(_fields(np.memmap(path, np.uint8, "r").data))
+        with path.open("rb") as file:
+            self._map = mmap(file.fileno(), 0, access=ACCESS_READ)
+        self._model = list(_fields(memoryview(self._map)))
         graphs = [field.value for field in self._model if field.number == _GRAPH]
         if len(graphs) != 1:
             raise ValueError(f"{path.name}: it holds {len(graphs)} graphs")
@@ -73,7 +74,10 @@ class OnnxFile:
         )
         head = _varint(_GRAPH << 3 | _BYTES) + _varint(len(graph))
         others = [field.whole for field in self._model if field.number != _GRAPH]
-        return b"".join([*others, head, graph])
+        pruned = b"".join([*others, head, graph])
+        # What was read would stay resident, as large as the weights; it can be read again.
+        self._map.madvise(MADV_DONTNEED)
+        return pruned
 
     def _names(self, number: int) -> list[str]:
         return [_name(field.value) for field in self._graph if field.number == number]

@@ -40,12 +40,14 @@ _ERRORS: tuple[type[Exception], ...] = (
 def _share_arena() -> None:
     """Have all sessions of the process take the memory of their runs from one arena.
 
-    Of their own, each would keep that of its largest batch.
+    Of their own, each would keep that of its largest batch. It grows by what is
+    asked for, as doubling would leave it with up to twice of that.
     """
     memory = onnxruntime.OrtMemoryInfo(
         "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
     )
-    onnxruntime.create_and_register_allocator(memory, None)
+    same_as_requested = onnxruntime.OrtArenaCfg({"arena_extend_strategy": 1})
+    onnxruntime.create_and_register_allocator(memory, same_as_requested)
 
 
 class OnnxRuntimeRunner(Runner):
@@ -165,6 +167,8 @@ class OnnxRuntimeRunner(Runner):
         options.log_severity_level = 3  # errors; warnings are about optimisations not made
         # A thread that spins between two runs takes its core from the decoders.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # A block for a whole run, another for every size of batch, would leave holes for no other.
+        options.enable_mem_pattern = False
         _share_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")
         try:
