@@ -11,7 +11,9 @@ without any option, on a bundle that is exported first, with the int8 variant at
 its head. It answers photographs of the usual size, and enlarged ones of twelve
 megapixels as a phone makes them. The first server also answers with the class
 activation maps of the five best classes, as raw maps and as overlays; in open
-loop at 70 % of its highest rate; and digits, one by one.
+loop at 70 % of its highest rate; and digits, one by one. A third server has
+LeNet-5, whose run costs next to nothing: what its digits take is what the rest of a
+request takes.
 
 Rounds alternate everything, so that a drifting machine does not favour one, and
 ratios are taken round by round. CPU time is that of the server's whole process
@@ -43,6 +45,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks import machine, pages
+from benchmarks.digits import NAME as LENET
+from benchmarks.digits import export_lenet
 from benchmarks.loops import Loop, looping
 from benchmarks.request_cost import MODEL, ratio, summary
 from benchmarks.server import Server, serving
@@ -83,7 +87,7 @@ TARGETS = {
     "chosen, agreement with the obvious loop": "at least 0.97",
     "chosen - obvious, top-1 in points": "at least -1",
     "server alone / floor alone, p50": "at most 1.2",
-    "digit alone, p50 in ms": "at most 1",
+    "digit alone, LeNet-5, p50 in ms": "at most 1",
     "p99 / p50 at 70 %": "at most 3",
     "raw maps / plain, CPU a request": "at most 1.05",
     "overlays / plain, CPU a request": "at most 1.35",
@@ -238,6 +242,8 @@ class Bench:
         """Return at how many requests at once a target is measured."""
         if target == "digit":
             return CONCURRENCIES[:1]
+        if target == "small digit":
+            return CONCURRENCIES[0], CONCURRENCIES[-1]
         return CONCURRENCIES if target in ("server", "chosen") else CONCURRENCIES[-1:]
 
 
@@ -259,6 +265,8 @@ def running(options: argparse.Namespace) -> Iterator[Bench]:
         held = ("--backend", "onnxruntime", "--variant", "fp32")
         server = stack.enter_context(serving(options.repository, *held))
         chosen = stack.enter_context(serving(folder / "chosen"))
+        lenet = export_lenet(folder / "digits")
+        small = stack.enter_context(serving(lenet.parents[1]))
         cams = {
             "raw maps": CamOptions(top=5, forms=[HEATMAP_FORM_RAW]),
             "overlays": CamOptions(
@@ -285,7 +293,8 @@ def running(options: argparse.Namespace) -> Iterator[Bench]:
             targets={
                 "server": Target(server, plain),
                 **{name: Target(server, requests) for name, requests in explained.items()},
-                "digit": Target(server, digit_requests(digits)),
+                "digit": Target(server, digit_requests(digits, DIGITS)),
+                "small digit": Target(small, digit_requests(lenet, LENET)),
                 "chosen": Target(chosen, plain),
                 "chosen large": Target(
                     chosen, [ClassifyRequest(model=MODEL, encoded=data) for data in enlarged]
@@ -305,13 +314,13 @@ def copy(photographs: ImageFolder, folder: Path) -> None:
             (target / f"{index:05}.jpg").write_bytes(data)
 
 
-def digit_requests(bundle: Path) -> list[ClassifyRequest]:
+def digit_requests(bundle: Path, model: str) -> list[ClassifyRequest]:
     """Return the digits that a bundle keeps, as requests."""
     golden = open_golden(Bundle.open(bundle))
     assert golden is not None
     return [
         ClassifyRequest(
-            model=DIGITS,
+            model=model,
             raw=RawImage(
                 height=image.shape[0],
                 width=image.shape[1],
@@ -358,7 +367,8 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
                 "chosen large at 32: rate", "obvious large: rate"
             ),
             "server alone / floor alone, p50": samples.over("server at 1: p50_ms", "alone: p50_ms"),
-            "digit alone, p50 in ms": summary(samples.values["digit at 1: p50_ms"]),
+            "digit alone, convnet4, p50 in ms": summary(samples.values["digit at 1: p50_ms"]),
+            "digit alone, LeNet-5, p50 in ms": summary(samples.values["small digit at 1: p50_ms"]),
             "p99 / p50 at 70 %": summary(tails),
             "raw maps / plain, CPU a request": samples.over(
                 "raw maps at 32: cpu_ms", "server at 32: cpu_ms"

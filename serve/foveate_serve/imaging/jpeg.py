@@ -49,13 +49,14 @@ def decode_rgb(data: bytes, width: int, height: int, scale: int) -> NDArray[np.u
 
 
 def encode_rgb(pixels: NDArray[np.uint8], quality: int) -> bytes | None:
-    """Encode uint8 [height, width, 3], with half the colours' resolution as Pillow does.
+    """Encode uint8 [height, width, 3 or 4], with half the colours' resolution as Pillow does.
 
-    Returns None where simplejpeg is missing.
+    A fourth channel is passed over. Returns None where simplejpeg is missing.
     """
     if simplejpeg is None:
         return None
+    layout = "RGB" if pixels.shape[2] == 3 else "RGBX"
     file: bytes = simplejpeg.encode_jpeg(
-        np.ascontiguousarray(pixels), quality, "RGB", "420", fastdct=False
+        np.ascontiguousarray(pixels), quality, layout, "420", fastdct=False
     )
     return file

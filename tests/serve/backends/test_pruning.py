@@ -40,6 +40,20 @@ def test_with_every_output_the_graph_is_as_it_was(colours: Bundle) -> None:
     assert onnx.load_from_string(file.prune(file.outputs)) == onnx.load(colours.file("fp32"))
 
 
+def test_what_was_read_does_not_stay_resident(colours: Bundle) -> None:
+    file = OnnxFile(colours.file("fp32"))
+
+    def resident() -> int:
+        _, _, mapping = (
+            Path("/proc/self/smaps").read_text("utf-8").partition(str(colours.file("fp32")))
+        )
+        return int(mapping.partition("Rss:")[2].split()[0])
+
+    assert resident() > 0
+    file.prune(["logits"])
+    assert resident() == 0
+
+
 @pytest.fixture
 def save(tmp_path: Path) -> Callable[[onnx.GraphProto], Path]:
     def write(graph: onnx.GraphProto) -> Path:

@@ -46,20 +46,46 @@ def test_without_positive_evidence_there_is_no_intensity(value: float) -> None:
 
 def test_the_overlay_mixes_by_its_opacity_times_the_evidence() -> None:
     image = data.chelsea()[:200, :300].copy()
+    canvas = heatmap.enlarge(image, 300, 200)
     intensity = np.linspace(0, 1, 200 * 300, dtype=np.float32).reshape(200, 300)
     colours = heatmap.colourise(intensity, 300, 200)
-    assert np.array_equal(heatmap.overlay(image, intensity, 0.0), image)
-    for opacity in (0.5, 1.0):
+    assert np.array_equal(heatmap.overlay(canvas, intensity, 0.0)[..., :3], image)
+    for opacity in (0.5, 0.7, 1.0):
         share = opacity * intensity[..., None]
         expected = (1 - share) * image + share * colours
-        assert np.abs(heatmap.overlay(image, intensity, opacity) - expected).max() <= 2
-    assert np.array_equal(heatmap.overlay(image, None, 0.5), image)
+        mixed = heatmap.overlay(canvas, intensity, opacity)[..., :3]
+        assert np.abs(mixed - expected).max() <= 2
+    assert np.array_equal(heatmap.overlay(canvas, None, 0.5), canvas)
+
+
+@pytest.mark.parametrize("value", [0, 255])
+def test_the_overlay_does_not_overflow(value: int) -> None:
+    canvas = heatmap.enlarge(np.full((16, 16, 3), value, dtype=np.uint8), 16, 16)
+    intensity = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
+    colours = heatmap.colourise(intensity, 16, 16)
+    for opacity in np.linspace(0, 1, 101):
+        share = opacity * intensity[..., None]
+        expected = (1 - share) * value + share * colours
+        mixed = heatmap.overlay(canvas, intensity, float(opacity))[..., :3]
+        assert np.abs(mixed - expected).max() <= 2
 
 
 def test_enlarge_gives_rgb_of_the_size_asked_for() -> None:
     grey = data.chelsea()[:28, :28, :1].copy()
-    assert np.array_equal(heatmap.enlarge(grey, 28, 28), np.repeat(grey, 3, axis=2))
-    assert heatmap.enlarge(grey, 56, 84).shape == (84, 56, 3)
+    assert np.array_equal(heatmap.enlarge(grey, 28, 28)[..., :3], np.repeat(grey, 3, axis=2))
+    assert heatmap.enlarge(grey, 56, 84).shape == (84, 56, 4)
+
+
+@pytest.mark.parametrize("encoding", ["png", "jpeg"])
+@pytest.mark.parametrize("library", ["simplejpeg", "Pillow"])
+def test_a_fourth_channel_is_not_encoded(
+    monkeypatch: pytest.MonkeyPatch, encoding: heatmap.Encoding, library: str
+) -> None:
+    if library == "Pillow":
+        monkeypatch.setattr(jpeg, "simplejpeg", None)
+    image = data.chelsea()
+    padded = np.pad(image, ((0, 0), (0, 0), (0, 1)), constant_values=77)
+    assert heatmap.encode(padded, encoding) == heatmap.encode(image, encoding)
 
 
 @pytest.mark.parametrize(("encoding", "kind", "loss"), [("png", "PNG", 0), ("jpeg", "JPEG", 4)])
