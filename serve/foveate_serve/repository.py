@@ -569,7 +569,8 @@ class Repository:
         runners = make_instances(self._make_runner, bundle, policy.cores)
         try:
             for runner in runners:
-                warm_up(runner, batch_sizes(policy), policy.lanes_of(runner))
+                lanes = policy.lanes_of(runner)
+                warm_up(runner, batch_sizes(policy, lanes), lanes)
         except BackendError:
             for runner in runners:
                 runner.close()

@@ -1,6 +1,5 @@
 """The runs before the first request, so that no request meets an engine that is cold."""
 
-import ctypes
 import logging
 import math
 import time
@@ -10,6 +9,7 @@ import numpy as np
 
 from foveate_serve.backends.base import Array, Runner
 from foveate_serve.bundle.manifest import CAM_PREFIX, CLASS_IDS_INPUT, IMAGE_INPUT, LOGITS_OUTPUT
+from foveate_serve.idling import trim_heap
 from foveate_serve.policy import BatchPolicy
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def warm_up(runner: Runner, sizes: Sequence[int], lanes: int = 1) -> None:
             runner.run(explained, [LOGITS_OUTPUT, cam], beside=True)
     runner.instant = _is_instant(runner)
     runner.trim()
-    _trim_heap()
+    trim_heap()
     logger.debug(
         "warmed up on %s in batches of %s in %.2f s",
         runner.backend,
@@ -69,22 +69,16 @@ def _is_instant(runner: Runner) -> bool:
     return shortest < _INSTANT_SECONDS
 
 
-def _trim_heap() -> None:
-    """Give the system what reading a graph has left behind, where the C library is glibc."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
 def _black(runner: Runner, size: int) -> dict[str, Array]:
     return {IMAGE_INPUT: np.zeros((size, *runner.image_shape), dtype=np.uint8)}
 
 
-def batch_sizes(policy: BatchPolicy) -> tuple[int, ...]:
+def batch_sizes(policy: BatchPolicy, lanes: int = 1) -> tuple[int, ...]:
     """Return the sizes to warm up for: those preferred, or else powers of two up to the largest.
 
-    One and the largest are always among them.
+    One and the largest are always among them. Each of several `lanes` runs
+    smaller ones.
     """
-    most = policy.max_batch
+    most = policy.share(policy.max_batch, idle=1, lanes=lanes)
     between = policy.preferred_sizes or [1 << power for power in range((most - 1).bit_length())]
     return tuple(sorted({1, *between, most}))

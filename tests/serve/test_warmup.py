@@ -29,6 +29,21 @@ def test_sizes_are_those_that_batches_will_have(
     assert batch_sizes(policy) == sizes
 
 
+@pytest.mark.parametrize(
+    ("policy", "lanes", "sizes"),
+    [
+        (BatchPolicy(max_batch=8), 2, (1, 2, 4)),
+        (BatchPolicy(max_batch=8), 16, (1,)),
+        (BatchPolicy(max_batch=8, preferred_sizes=(4,)), 2, (1, 4, 8)),
+        (BatchPolicy(max_batch=8, max_delay=0.1), 2, (1, 2, 4, 8)),
+    ],
+)
+def test_a_lane_beside_others_runs_no_larger_batches_than_its_share(
+    policy: BatchPolicy, lanes: int, sizes: tuple[int, ...]
+) -> None:
+    assert batch_sizes(policy, lanes) == sizes
+
+
 def test_every_size_is_run_for_the_logits_and_one_picture_for_a_map(gated: object) -> None:
     warm_up(gated, (1, 2, 4))
     assert gated.batches[:4] == [
@@ -86,7 +101,7 @@ async def test_a_model_that_fails_to_warm_up_does_not_serve(
         opened.append(runner)
         return runner
 
-    repository = Repository(root, make, BatchPolicy(max_batch=8))
+    repository = Repository(root, make, BatchPolicy(max_batch=8, lanes=1))
     await repository.open()
     ((status,),) = (model.versions for model in repository.models())
     assert (status.state, status.reason) == (State.FAILED, "no memory for a batch of 8")
