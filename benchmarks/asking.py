@@ -1,0 +1,91 @@
+"""Requests whose answers are known, and a client that checks every one of them."""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import TypeAlias
+
+import grpc.aio
+
+from benchmarks.loops import looping
+from benchmarks.request_cost import read_pictures
+from foveate.v1.classifier_service_pb2 import ClassifyRequest, ClassifyResponse, RawImage
+from foveate.v1.explanation_pb2 import CamOptions
+from foveate_serve.bundle.bundle import Bundle
+from foveate_serve.bundle.golden import open_golden
+from foveate_serve.bundle.manifest import LOGITS_OUTPUT
+
+METHOD = "/foveate.v1.ClassifierService/Classify"
+TIMEOUT = 60
+
+Call: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[bytes, ClassifyResponse]"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A serialised request and the class that is the best one."""
+
+    request: bytes
+    best: int
+
+
+def digits(bundle: Path, model: str) -> list[Question]:
+    """Return the digits that a bundle keeps with torch's answers, for the model of that name."""
+    golden = open_golden(Bundle.open(bundle))
+    assert golden is not None
+    height, width, channels = golden.images.shape[1:]
+    return [
+        Question(
+            ClassifyRequest(
+                model=model,
+                raw=RawImage(height=height, width=width, channels=channels, data=image.tobytes()),
+            ).SerializeToString(),
+            int(logits.argmax()),
+        )
+        for image, logits in zip(golden.images, golden.outputs[LOGITS_OUTPUT].values, strict=True)
+    ]
+
+
+def photographs(
+    bundle: Path, model: str, images: Path, cams: Sequence[CamOptions | None] = (None,)
+) -> list[Question]:
+    """Return the JPEG files below `images`, with the bare loop's answers, each with each of `cams`.
+
+    The bare loop reads every file below the folder, so that there must be no others.
+    """
+    with looping("floor", bundle, images) as loop:
+        best = loop.run()["best"]
+    return [
+        Question(ClassifyRequest(model=model, encoded=data, cam=cam).SerializeToString(), answer)
+        for data, answer in zip(read_pictures(images), best, strict=True)
+        for cam in cams
+    ]
+
+
+def calls(channels: Iterable[grpc.aio.Channel]) -> list[Call]:
+    """Return the call of each channel that `ask` makes."""
+    return [
+        channel.unary_unary(METHOD, response_deserializer=ClassifyResponse.FromString)
+        for channel in channels
+    ]
+
+
+async def ask(calls: Iterable[Call], questions: Iterable[Question], concurrency: int) -> None:
+    """Ask every question once, so many at a time, through the `calls` in turn.
+
+    Whoever has an answer asks the next question. Raises AssertionError where an
+    answer is wrong.
+    """
+    turns, left = cycle(calls), iter(questions)
+
+    async def caller() -> None:
+        for question in left:
+            answer = await next(turns)(question.request, timeout=TIMEOUT)
+            best = answer.predictions[0].class_id
+            assert best == question.best, f"the class {best}, which should be {question.best}"
+
+    async with asyncio.TaskGroup() as callers:
+        for _ in range(concurrency):
+            callers.create_task(caller())

@@ -1,0 +1,227 @@
+"""What a request costs with more workers, more models and more connections.
+
+    python -m benchmarks.scale [--repository DIR] [--images DIR] [--rounds N] [--page FILE]
+
+Servers stand beside each other: with 1, 2, 4 and 8 workers, with 1, 4, 16 and 64
+models, which are the classifier of digits under so many names, and with 1, 10, 100
+and 1,000 connections from this process, each with a subchannel of its own. Each
+round asks every one of them, one after another, in an order that changes: 32
+requests at once over all connections in turn, the workers for digits and for
+photographs, the models for digits of all of them in turn and then of one while the
+others idle. Taken are the CPU time of the server's whole process tree and the
+time on the clock. What a request costs is set against the first of each kind
+within a round: the median of the ratios, with its confidence interval.
+
+Every answer is compared: a digit's with torch's, which its bundle keeps, a
+photograph's with the bare loop's.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import shutil
+import tempfile
+import textwrap
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from benchmarks import machine, pages
+from benchmarks.asking import Call, Question, ask, calls, digits, photographs
+from benchmarks.feature_cost import CONFIDENCE, interval
+from benchmarks.memory import DIGITS, HELD
+from benchmarks.request_cost import MODEL, summary
+from benchmarks.server import Server, serving
+from benchmarks.throughput import Samples
+from foveate_client.load.driver import connect
+from foveate_serve.bundle.manifest import MANIFEST_FILE
+
+RESULTS = Path(__file__).parent / "results" / "scale.json"
+PAGE = pages.DOCS / "serving" / "scale.md"
+
+WORKERS = (1, 2, 4, 8)
+MODELS = (1, 4, 16, 64)
+CONNECTIONS = (1, 10, 100, 1000)
+CONCURRENCY = 32
+SMALL, LARGE = 1000, 64
+"""Digits, and photographs, that a server is asked for in a round."""
+WANTED = 1.15
+
+KINDS = {
+    "workers, digits": ("workers", WORKERS),
+    "workers, photographs": ("workers", WORKERS),
+    "models, digits of all": ("models", MODELS),
+    "models, digits of one": ("models", MODELS),
+    "connections, digits": ("connections", CONNECTIONS),
+}
+"""What is counted, and how many there are of it, the first of which is compared with."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A server, the ways to it, and what it is asked in a round."""
+
+    server: Server
+    ways: Sequence[Call]
+    questions: Iterator[Question]
+    count: int
+
+    async def round(self) -> dict[str, float]:
+        """Ask for a round's answers; return the rate and the CPU-ms a request."""
+        questions = list(islice(self.questions, self.count))
+        started, before = time.perf_counter(), self.server.cpu_seconds()
+        await ask(self.ways, questions, CONCURRENCY)
+        seconds, cpu = time.perf_counter() - started, self.server.cpu_seconds() - before
+        return {"rate": self.count / seconds, "cpu_ms": 1000 * cpu / self.count}
+
+
+def copies(bundle: Path, count: int, folder: Path) -> list[str]:
+    """Copy a bundle into a repository so many times; return the names."""
+    names = [f"digits-{number:02}" for number in range(count)]
+    for name in names:
+        copy = folder / name / bundle.name
+        shutil.copytree(bundle, copy)
+        manifest = json.loads((copy / MANIFEST_FILE).read_text(encoding="utf-8"))
+        (copy / MANIFEST_FILE).write_text(json.dumps({**manifest, "name": name}), encoding="utf-8")
+    return names
+
+
+async def measure(repository: Path, images: Path, rounds: int) -> dict[str, object]:
+    """Alternate the servers; return what a request costs in each, and how they compare."""
+    load = os.getloadavg()[0]
+    (large,) = (repository / MODEL).glob("[0-9]*")
+    (small,) = (repository / DIGITS).glob("[0-9]*")
+    pictures = photographs(large, MODEL, images)
+    cases: dict[str, Case] = {}
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+
+        async def start(where: Path, connections: int, *flags: str) -> tuple[Server, list[Call]]:
+            log = folder / "log"
+            server = stack.enter_context(serving(where, *HELD, *flags, log=log))
+            channels = await stack.enter_async_context(connect(server.address, connections))
+            await asyncio.gather(*(channel.channel_ready() for channel in channels))
+            return server, calls(channels)
+
+        for number in WORKERS:
+            server = await start(repository, CONCURRENCY, "--workers", str(number))
+            numbers = cycle(digits(small, DIGITS))
+            cases[f"workers, digits: {number}"] = Case(*server, numbers, SMALL)
+            cases[f"workers, photographs: {number}"] = Case(*server, cycle(pictures), LARGE)
+        for number in MODELS:
+            names = copies(small, number, folder / f"models-{number}")
+            server = await start(folder / f"models-{number}", CONCURRENCY)
+            of_each = [digits(small, name) for name in names]
+            of_all = cycle([digit for some in zip(*of_each, strict=True) for digit in some])
+            cases[f"models, digits of all: {number}"] = Case(*server, of_all, SMALL)
+            cases[f"models, digits of one: {number}"] = Case(*server, cycle(of_each[0]), SMALL)
+        for number in CONNECTIONS:
+            server = await start(folder / f"models-{MODELS[0]}", number)
+            numbers = cycle(of_each[0])
+            cases[f"connections, digits: {number}"] = Case(*server, numbers, SMALL)
+
+        samples = await play(cases, rounds)
+        resident = {name: case.server.resident_bytes() / 1e6 for name, case in cases.items()}
+    return {
+        "benchmark": "scale",
+        "rounds": rounds,
+        "concurrency": CONCURRENCY,
+        "digits": SMALL,
+        "photographs": LARGE,
+        "confidence": CONFIDENCE,
+        "wanted": WANTED,
+        "kinds": {kind: about(kind, samples, resident) for kind in KINDS},
+        # Above nothing, others were at work on the machine, and the rates are theirs as well.
+        "load_average_before": round(load, 2),
+        "machine": machine.describe(),
+    }
+
+
+async def play(cases: Mapping[str, Case], rounds: int) -> Samples:
+    """Ask every server in every round, in an order that changes."""
+    samples = Samples()
+    chance = random.Random(0)  # noqa: S311 - an order, not a secret
+    for number in track(range(rounds + 1), "rounds", console=Console(stderr=True)):
+        for name in chance.sample(list(cases), len(cases)):
+            found = await cases[name].round()
+            if number > 0:  # the first round warms up
+                samples.add(**{f"{name}: {key}": value for key, value in found.items()})
+    return samples
+
+
+def about(kind: str, samples: Samples, resident: Mapping[str, float]) -> list[dict[str, object]]:
+    """Return what was measured for every number of a kind."""
+    _, numbers = KINDS[kind]
+    first = samples.values[f"{kind}: {numbers[0]}: cpu_ms"]
+    return [
+        {
+            "number": number,
+            "cpu_ms": summary(costs := samples.values[f"{kind}: {number}: cpu_ms"]),
+            "ratio": interval(np.divide(costs, first)),
+            "rate": summary(samples.values[f"{kind}: {number}: rate"]),
+            "megabytes": round(resident[f"{kind}: {number}"], 1),
+        }
+        for number in numbers
+    ]
+
+
+def page_part(result: Mapping[str, Any]) -> str:
+    """Return what the page says of a result: a table for each kind."""
+    text = (
+        f"Medians of {result['rounds']} rounds of {result['digits']:,} digits or "
+        f"{result['photographs']} photographs, {result['concurrency']} at once, on "
+        f"{result['machine']['cores']} cores of an {result['machine']['processor']}, which the "
+        f"client takes its share of; the load average before was "
+        f"{result['load_average_before']:.1f}. The ratio is that of the processor time of a "
+        f"request to the first row's, with {result['confidence']:.0%} confidence; wanted is at "
+        f"most {result['wanted']:g}. MB are the resident set of the process tree."
+    )
+    parts = [textwrap.fill(text, 100)]
+    for kind, rows in result["kinds"].items():
+        counted, _, asked = kind.partition(", ")
+        head = [f"{counted} ({asked})", "CPU-ms a request", "ratio", "requests a second", "MB"]
+        cells = [
+            [
+                f"{row['number']:,}",
+                pages.middle(row["cpu_ms"], 2),
+                "{median:.2f} ({low:.2f} to {high:.2f})".format_map(row["ratio"]),
+                f"{row['rate']['median']:,.0f}",
+                f"{row['megabytes']:,.0f}",
+            ]
+            for row in rows
+        ]
+        parts.append(pages.table(head, cells))
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    """Parse the command line, measure, write the results and print them."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--repository", type=Path, default=Path("demo-output/repository"))
+    parser.add_argument("--images", type=Path, default=os.environ.get("FOVEATE_IMAGENET_DIR"))
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--page", type=Path, default=PAGE, help="whose part is written")
+    options = parser.parse_args()
+    if options.images is None:
+        parser.error("--images DIR is needed where FOVEATE_IMAGENET_DIR is not set")
+    result = asyncio.run(measure(options.repository, Path(options.images), options.rounds))
+    machine.save(result, options.out)
+    part = page_part(result)
+    pages.write_part(options.page, "scale", part)
+    Console().print(part, soft_wrap=True)
+    Console(stderr=True).print(f"written to {options.out} and {options.page}")
+
+
+if __name__ == "__main__":
+    main()
