@@ -12,7 +12,7 @@ tenth of the requests warms up; from there on the growth is counted, and its rat
 is the slope of a line through what was read (least squares).
 
 A second server holds EfficientNet-Lite0 alone: its resident set when it says
-that it serves, and after photographs without maps, and with them.
+that it serves, after photographs without maps, and with them, and after a pause.
 
 Every answer is compared: a digit's with torch's, which its bundle keeps, a
 photograph's with the bare loop's.
@@ -45,6 +45,7 @@ from foveate.v1.explanation_pb2 import (
     CamOptions,
 )
 from foveate_client.load.driver import connect
+from foveate_serve.idling import IDLE_SECONDS
 
 RESULTS = Path(__file__).parent / "results" / "memory.json"
 PLOT = pages.DOCS / "images" / "memory.png"
@@ -60,6 +61,8 @@ PHOTOGRAPHS_EVERY = 50
 WARM_UP_SHARE = 0.1
 ALONE = 600
 """Photographs that the second server is asked for, without maps and with them."""
+PAUSE = IDLE_SECONDS + 2
+"""After which the server has given back what it does not need."""
 LIMIT_MB = 250
 
 CAMS = (
@@ -103,13 +106,15 @@ async def follow(
 async def alone(
     server: Server, plain: Sequence[Question], explained: Sequence[Question]
 ) -> dict[str, float]:
-    """Return the resident set in megabytes: at first, and after two kinds of photographs."""
+    """Return the resident set in megabytes: at first, after photographs, and after a pause."""
     found = {"when it serves": read(server)["megabytes"]}
     async with connect(server.address, CONNECTIONS) as channels:
         ways = calls(channels)
         for name, questions in (("photographs", plain), ("photographs with maps", explained)):
             await ask(ways, islice(cycle(questions), ALONE), CONCURRENCY)
             found[f"after {ALONE} {name}"] = read(server)["megabytes"]
+    await asyncio.sleep(PAUSE)
+    found[f"after {PAUSE:g} idle seconds"] = read(server)["megabytes"]
     return found
 
 
