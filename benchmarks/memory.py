@@ -172,7 +172,7 @@ def page_part(result: Mapping[str, Any]) -> str:
         f"photograph, with and without maps. From the {grown['from_request']:,}th request to the "
         f"last the resident set of the process tree grows by {grown['megabytes']:.1f} MB and moves "
         f"within {grown['largest_less_smallest']:.1f} MB; a line through all readings rises by "
-        f"{grown['bytes_a_request']:.0f} bytes a request, and one through the last third of them by "
+        f"{grown['bytes_a_request']:.0f} bytes a request, and one through their last third by "
         f"{late['bytes_a_request']:.0f}."
     )
     first, last = readings[0], readings[-1]
