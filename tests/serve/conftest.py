@@ -13,6 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from foveate_serve import warmup
 from foveate_serve.backends.base import Array, BackendError
 from foveate_serve.backends.onnxruntime.runner import OnnxRuntimeRunner
 from foveate_serve.bundle.bundle import Bundle
@@ -192,6 +193,12 @@ def golden_bundle(tmp_path: Path, colours_golden: Golden) -> Path:
     (path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     relist(path, "golden.npz")
     return path
+
+
+@pytest.fixture(autouse=True)
+def no_runner_is_instant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run pictures on the engine's threads, however quick the machine is."""
+    monkeypatch.setattr(warmup, "_INSTANT_SECONDS", 0.0)
 
 
 class GatedRunner(OnnxRuntimeRunner):

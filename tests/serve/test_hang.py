@@ -81,13 +81,14 @@ async def test_those_who_wait_are_told_and_the_model_fails(engine: Engine, gated
 
 
 async def test_an_engine_that_comes_back_serves_again(engine: Engine, gated: object) -> None:
+    warm_ups = len(gated.batches)
     await hang(engine, gated)
     gated.gate.set()
     await until(lambda: state(engine) is State.READY)
     assert (await engine.classify(RED)).predictions
     assert not engine.repository.hung
     # Who was told of the hang was not run afterwards.
-    assert len([batch for batch in gated.batches if batch[1] == ("logits",)]) == 3
+    assert len(gated.batches) == warm_ups + 2
 
 
 async def test_a_run_that_is_slow_and_ends_in_time_is_no_hang(

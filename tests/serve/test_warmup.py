@@ -1,5 +1,6 @@
 """An engine has run every batch that requests will make before it answers any of them."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,6 +69,7 @@ def test_a_runner_is_instant_by_the_shortest_of_a_few_runs(
     instant: bool,
     runs: int,
 ) -> None:
+    monkeypatch.setattr(warmup, "_INSTANT_SECONDS", 0.2e-3)
     ends = (stamp for took in milliseconds for stamp in (0.0, took / 1000))
     monkeypatch.setattr(warmup.time, "perf_counter", lambda: next(ends))
     warm_up(gated, (1,))
@@ -75,7 +77,10 @@ def test_a_runner_is_instant_by_the_shortest_of_a_few_runs(
     assert len(gated.batches) == 2 + runs
 
 
-def test_what_waits_for_a_gpu_is_never_the_event_loop(gated: object) -> None:
+def test_what_waits_for_a_gpu_is_never_the_event_loop(
+    gated: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warmup, "_INSTANT_SECONDS", math.inf)
     gated.device = "cuda:0"
     warm_up(gated, (1,))
     assert not gated.instant
