@@ -13,7 +13,7 @@ megapixels as a phone makes them. The first server also answers with the class
 activation maps of the five best classes, as raw maps and as overlays; in open
 loop at 70 % of its highest rate; and digits, one by one. A third server has
 LeNet-5, whose run costs next to nothing: what its digits take is what the rest of a
-request takes.
+request takes. Nothing there waits for a thread (`--engine-timeout 0`).
 
 Rounds alternate everything, so that a drifting machine does not favour one, and
 ratios are taken round by round. CPU time is that of the server's whole process
@@ -266,7 +266,8 @@ def running(options: argparse.Namespace) -> Iterator[Bench]:
         server = stack.enter_context(serving(options.repository, *held))
         chosen = stack.enter_context(serving(folder / "chosen"))
         lenet = export_lenet(folder / "digits")
-        small = stack.enter_context(serving(lenet.parents[1]))
+        # Without it a run that hangs would be noticed, at the price of a change of thread.
+        small = stack.enter_context(serving(lenet.parents[1], "--engine-timeout", "0"))
         cams = {
             "raw maps": CamOptions(top=5, forms=[HEATMAP_FORM_RAW]),
             "overlays": CamOptions(

@@ -571,6 +571,8 @@ class Repository:
             for runner in runners:
                 lanes = policy.lanes_of(runner)
                 warm_up(runner, batch_sizes(policy, lanes), lanes)
+                # What is to be noticed where it hangs must not run on the event loop.
+                runner.instant = runner.instant and not self._run_limit
         except BackendError:
             for runner in runners:
                 runner.close()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from foveate_serve import watchdog
+from foveate_serve import warmup, watchdog
 from foveate_serve.backends.registry import create_runner
 from foveate_serve.bundle.bundle import Bundle
 from foveate_serve.classification import RawImage, Request
@@ -67,6 +67,18 @@ async def hang(engine: Engine, gated: object) -> None:
     for outcome in await asyncio.gather(*calls, return_exceptions=True):
         assert isinstance(outcome, EngineHungError)
     assert not any(call.cancelled() for call in calls)
+
+
+@pytest.mark.parametrize("limit", [0.0, LIMIT], ids=["unwatched", "watched"])
+async def test_what_is_watched_runs_on_a_thread_of_its_own(
+    write_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, limit: float
+) -> None:
+    monkeypatch.setattr(warmup, "_INSTANT_SECONDS", LIMIT)
+    root = write_bundle().parents[1]
+    repository = Repository(root, create_runner, BatchPolicy(max_batch=1), run_limit=limit)
+    await repository.open()
+    assert repository.get("colours", "").runner.instant is not bool(limit)
+    await repository.close()
 
 
 async def test_those_who_wait_are_told_and_the_model_fails(engine: Engine, gated: object) -> None:
