@@ -16,6 +16,8 @@ the capacity is compared with the highest that the same generator saw. What an
 answer and a refusal cost the server is what explains its processor time at all
 loads best (least squares). A refusal costs the same whatever the model, so that
 a heavier one, asked for ten times its capacity, spends less of its time on them.
+The heavier loads are then put on once more by a generator that holds back from a
+server that refuses (`--throttle`), as clients with Throttling do.
 
 The generator must be able to ask so much: `late_ms_p99` tells how late it was.
 """
@@ -47,6 +49,7 @@ RESULTS = Path(__file__).parent / "results" / "overload.json"
 PLOT = pages.DOCS / "images" / "overload.png"
 PAGE = pages.DOCS / "serving" / "batching.md"
 LOADS = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0)
+THROTTLED_LOADS = (2.0, 5.0, 10.0)
 CALLERS = 8
 """Callers who wait for their answers: as many as a batch holds by default."""
 WARMUP = 2.0
@@ -67,10 +70,12 @@ def load(
     elapsed = seconds + WARMUP
     (found,) = json.loads(output)["targets"]
     answered = found["latency_ms"] or {}
-    refused = found["errors"].pop(REFUSED, 0)
+    held_back = found["held_back"]
+    refused = found["errors"].pop(REFUSED, 0) - held_back
     return {
         "goodput": round(found["rate"], 1),
         "refused": round(refused / seconds, 1),
+        "held_back": round(held_back / seconds, 1),
         "other_errors": found["errors"],
         "p50_ms": round(answered.get("p50", 0.0), 1),
         "p99_ms": round(answered.get("p99", 0.0), 1),
@@ -112,14 +117,16 @@ def measure(
     with serving_apart(repository) as server:
         alone = load(server, model, images, seconds, "--concurrency", str(CALLERS))
     capacity = alone["goodput"]
-    steps = []
+    runs = [(share, ()) for share in LOADS]
+    runs += [(share, ("--throttle",)) for share in THROTTLED_LOADS]
+    found = []
     with serving_apart(repository, "--latency-objective", str(objective / 1000)) as server:
-        for share in track(LOADS, model, console=Console(stderr=True)):
+        for share, flags in track(runs, model, console=Console(stderr=True)):
             rate = share * capacity
-            step = load(server, model, images, seconds, "--rate", str(rate))
-            steps.append({"load": share, "offered": round(rate, 1), **step})
+            step = load(server, model, images, seconds, "--rate", str(rate), *flags)
+            found.append({"load": share, "offered": round(rate, 1), **step})
+    steps, throttled = found[: len(LOADS)], found[len(LOADS) :]
     peak = max(step["goodput"] for step in steps)
-    last = steps[-1]
     answer_seconds, refusal_seconds = costs(steps)
     return {
         "model": model,
@@ -127,13 +134,15 @@ def measure(
         "generator_cores": len(halves()[1]),
         "capacity": capacity,
         "peak_goodput": peak,
-        "goodput_at_ten_times / peak": round(last["goodput"] / peak, 3),
-        "p99_within_objective": all(step["p99_ms"] <= objective for step in steps),
+        "goodput_at_ten_times / peak": round(steps[-1]["goodput"] / peak, 3),
+        "throttled_at_ten_times / peak": round(throttled[-1]["goodput"] / peak, 3),
+        "p99_within_objective": all(step["p99_ms"] <= objective for step in found),
         "server_cpu_ms": {
             "answer": round(1000 * answer_seconds, 2),
             "refusal": round(1000 * refusal_seconds, 3),
         },
         "loads": steps,
+        "throttled_loads": throttled,
     }
 
 
@@ -157,29 +166,32 @@ def page_part(result: Mapping[str, Any]) -> str:
 
 
 def _model_part(found: Mapping[str, Any], objective: float) -> str:
-    cost, at_ten = found["server_cpu_ms"], found["goodput_at_ten_times / peak"]
-    late = [f"{step['load']:g}" for step in found["loads"] if step["p99_ms"] > objective]
+    cost = found["server_cpu_ms"]
+    runs = [*((step, "") for step in found["loads"])]
+    runs += [(step, ", throttled") for step in found["throttled_loads"]]
+    late = [f"{step['load']:g}{how}" for step, how in runs if step["p99_ms"] > objective]
     kept = (
-        f"beyond the objective at loads of {', '.join(late)}"
+        f"beyond the objective at loads of {'; '.join(late)}"
         if late
         else "always within the objective"
     )
     about = (
         f"`{found['model']}` on {_cores(found['server_cores'])}, the generator on "
         f"{_cores(found['generator_cores'])}: at ten times its capacity, {found['capacity']:.1f} "
-        f"answers a second, it keeps {at_ten:.0%} of its peak; the 99th percentile is {kept}. "
-        f"An answer costs {cost['answer']:.1f} ms of processor time, a refusal "
-        f"{cost['refusal']:.2f} ms."
+        f"answers a second, it keeps {found['goodput_at_ten_times / peak']:.0%} of its peak, and "
+        f"{found['throttled_at_ten_times / peak']:.0%} where the generator holds back; the 99th "
+        f"percentile is {kept}. An answer costs {cost['answer']:.1f} ms of processor time, a "
+        f"refusal {cost['refusal']:.2f} ms."
     )
     rows = [
         [
-            f"{step['load']:g}",
-            *(f"{step[name]:,.1f}" for name in ("offered", "goodput", "refused")),
+            f"{step['load']:g}{how}",
+            *(f"{step[name]:,.1f}" for name in ("offered", "goodput", "refused", "held_back")),
             *(f"{step[name]:,.0f}" for name in ("p50_ms", "p99_ms")),
         ]
-        for step in found["loads"]
+        for step, how in runs
     ]
-    head = ["load", "asked", "answered", "refused", "p50", "p99"]
+    head = ["load", "asked", "answered", "refused", "held back", "p50", "p99"]
     return f"{about}\n\n{pages.table(head, rows)}"
 
 
@@ -197,6 +209,14 @@ def save_plot(result: dict[str, Any], path: Path) -> None:
         loads = [step["load"] for step in found["loads"]]
         goodput = [step["goodput"] for step in found["loads"]]
         answers.plot(loads, goodput, marker="o", label="answered")
+        held = found["throttled_loads"]
+        answers.plot(
+            [step["load"] for step in held],
+            [step["goodput"] for step in held],
+            marker="s",
+            ls="--",
+            label="answered, clients hold back",
+        )
         answers.axhline(0.9 * found["peak_goodput"], color="grey", ls=":", label="90 % of the peak")
         answers.set_ylabel(f"{found['model']}: answers a second")
         for name in ("p50_ms", "p99_ms"):
@@ -222,10 +242,10 @@ def report(result: dict[str, Any]) -> None:
             caption=", ".join(
                 f"{name.replace('_', ' ')}: {value}"
                 for name, value in found.items()
-                if name not in {"model", "loads"}
+                if name not in {"model", "loads", "throttled_loads"}
             ),
         )
-        for step in found["loads"]:
+        for step in found["loads"] + found["throttled_loads"]:
             table.add_row(*(str(step[column] or "") for column in columns))
         Console().print(table)
 
