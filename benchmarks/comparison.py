@@ -1,4 +1,4 @@
-"""The same classifier behind Foveate and behind other servers, driven by `foveate load`.
+"""The same classifiers behind Foveate and behind other servers, driven by `foveate load`.
 
     python -m benchmarks.comparison [--triton PYTHON] [--mlserver PYTHON] [--concurrency N]
 
@@ -6,11 +6,15 @@ Each PYTHON is an interpreter of an environment with that server (nvidia-pytrito
 which holds Triton's program, or mlserver with uvloop below 0.22, without which its
 workers do not start), onnxruntime and Pillow. The others run
 `benchmarks.rivals.classifier`, one worker a core, on the same ONNX file: they are
-asked for the logits of JPEG files over the Open Inference Protocol, and Foveate for
-the five best classes over its own. Their rounds alternate. Compared are requests a
-second and the CPU-seconds of each server's whole process tree; the load comes from
-this machine too. Before the clock starts, every server must agree with Foveate on
-the best class of the photographs. The table goes into docs/client/load.md as well.
+asked for the logits of picture files over the Open Inference Protocol, and Foveate
+for the five best classes over its own. Two classifiers are compared: that of the
+photographs, and LeNet-5 on digits, whose run costs next to nothing. For the
+photographs a second Foveate has a bundle that is exported first with its int8
+variant at the head, which it serves as it chooses by itself. The servers' rounds
+alternate. Compared are requests a second and the CPU-seconds of each server's whole
+process tree; the load comes from this machine too. Before the clock starts, every
+server must agree with Foveate on the best class of the pictures. The tables go into
+docs/client/load.md as well.
 """
 
 import argparse
@@ -19,9 +23,11 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +37,11 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks import machine, pages
+from benchmarks.digits import export_lenet, write_digits
 from benchmarks.request_cost import MODEL, ratio, read_pictures, summary
 from benchmarks.rivals.servers import mlserver, triton
 from benchmarks.server import Server, serving
+from benchmarks.throughput import export_chosen
 from foveate.inference.open_inference_pb2 import ModelInferResponse
 from foveate_client import Client
 from foveate_client.load.driver import connect
@@ -42,15 +50,36 @@ from foveate_client.load.workload import oip_workload
 RESULTS = Path(__file__).parent / "results" / "comparison.json"
 PAGE = pages.DOCS / "client" / "load.md"
 RIVALS = {"triton": triton, "mlserver": mlserver}
-NAMES = {"foveate": "Foveate", "triton": "Triton's core", "mlserver": "MLServer"}
+OURS = {"foveate": "Foveate", "chosen": "Foveate, int8 as it chooses"}
+NAMES = {**OURS, "triton": "Triton's core", "mlserver": "MLServer"}
 AGREEMENT = 0.97
 """At least, of the best classes with Foveate's: pixels may differ in the last digit."""
+DIGITS = 1000
+KEYS = ("requests_per_second", "cpu_ms_per_request", "p99_ms")
 
 
-async def best_classes(address: str, pictures: list[bytes]) -> list[int]:
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A classifier and its pictures; `chosen` is the repository of its int8 variant."""
+
+    about: str
+    bundle: Path
+    images: Path
+    pictures: list[bytes]
+    chosen: Path | None = None
+
+    @property
+    def model(self) -> str:
+        """The classifier's name."""
+        return self.bundle.parent.name
+
+
+async def best_classes(address: str, subject: Subject) -> list[int]:
     """Return the class of the largest logit of each picture, over the Open Inference Protocol."""
     async with connect(address, 1) as (channel,):
-        workload = await oip_workload(channel, pictures, model=MODEL, output="logits", timeout=60)
+        workload = await oip_workload(
+            channel, subject.pictures, model=subject.model, output="logits", timeout=60
+        )
         call = channel.unary_unary(
             workload.method, response_deserializer=ModelInferResponse.FromString
         )
@@ -61,6 +90,13 @@ async def best_classes(address: str, pictures: list[bytes]) -> list[int]:
     return best
 
 
+def own_best_classes(address: str, subject: Subject) -> list[int]:
+    """Return the best class of each picture, of a Foveate."""
+    with Client(address) as client:
+        answers = [client.classify(picture, model=subject.model) for picture in subject.pictures]
+    return [answer.predictions[0].class_id for answer in answers]
+
+
 def _logits(answer: ModelInferResponse) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
     if answer.raw_output_contents:
         return np.frombuffer(answer.raw_output_contents[0], dtype=np.float32)
@@ -68,13 +104,13 @@ def _logits(answer: ModelInferResponse) -> np.ndarray[tuple[int], np.dtype[np.fl
 
 
 def load(
-    server: Server, protocol: str, images: Path, options: argparse.Namespace
+    server: Server, protocol: str, subject: Subject, options: argparse.Namespace
 ) -> dict[str, float]:
     """Run `foveate load` once; return requests a second, CPU-ms a request and the p99 in ms."""
     foveate = Path(sys.executable).with_name("foveate")
     command = [
-        *(foveate, "load", images, "--address", server.address, "--protocol", protocol),
-        *("--model", MODEL, "--concurrency", str(options.concurrency), "--json"),
+        *(foveate, "load", subject.images, "--address", server.address, "--protocol", protocol),
+        *("--model", subject.model, "--concurrency", str(options.concurrency), "--json"),
         *("--duration", str(options.duration), "--warmup", "0"),
     ]
     start = server.cpu_seconds()
@@ -90,93 +126,136 @@ def load(
 
 
 def measure(options: argparse.Namespace) -> dict[str, object]:
-    """Alternate the servers; return their figures and how they compare with Foveate."""
+    """Compare the servers on photographs and on digits."""
     load_average = os.getloadavg()[0]
-    bundle = next(iter(sorted((options.repository / MODEL).glob("[0-9]*"))))
-    cores = len(os.sched_getaffinity(0))
-    pictures = read_pictures(options.images)
-    with ExitStack() as stack:
-        ours = stack.enter_context(serving(options.repository, *options.serve))
-        targets = {"foveate": (ours, "foveate")}
-        for name, start in RIVALS.items():
-            if (python := getattr(options, name)) is not None:
-                targets[name] = (stack.enter_context(start(python, bundle, cores)), "oip")
-        with Client(ours.address) as client:
-            answers = [client.classify(picture, model=MODEL) for picture in pictures]
-        expected = [answer.predictions[0].class_id for answer in answers]
-        for name in targets.keys() & RIVALS.keys():
-            found = asyncio.run(best_classes(targets[name][0].address, pictures))
-            agreement = np.mean(np.equal(found, expected))
-            assert agreement >= AGREEMENT, f"{name} agrees with Foveate on {agreement:.1%}"
-        rounds: dict[str, list[dict[str, float]]] = {name: [] for name in targets}
-        for number in track(range(options.rounds + 1), "rounds", console=Console(stderr=True)):
-            for name, (server, protocol) in targets.items():
-                figures = load(server, protocol, options.images, options)
-                if number > 0:  # the first round warms up
-                    rounds[name].append(figures)
-    keys = ("requests_per_second", "cpu_ms_per_request", "p99_ms")
-    columns = {
-        name: {key: [x[key] for x in found] for key in keys} for name, found in rounds.items()
-    }
+    with tempfile.TemporaryDirectory() as folder:
+        chosen, digits = Path(folder) / "chosen", Path(folder) / "digits"
+        export_chosen(chosen, options.calibration)
+        digits.mkdir()
+        subjects = [
+            Subject(
+                about="photographs",
+                bundle=next(iter(sorted((options.repository / MODEL).glob("[0-9]*")))),
+                images=options.images,
+                pictures=read_pictures(options.images),
+                chosen=chosen,
+            ),
+            Subject(
+                about="digits",
+                bundle=export_lenet(Path(folder) / "lenet"),
+                images=digits,
+                pictures=write_digits(digits, DIGITS),
+            ),
+        ]
+        compared = [compare(subject, options) for subject in subjects]
     return {
         "benchmark": "comparison",
-        "model": MODEL,
-        "photographs": len(pictures),
         "concurrency": options.concurrency,
         "serve": options.serve,
         "rounds": options.rounds,
-        "servers": {
-            name: {key: summary(values) for key, values in column.items()}
-            for name, column in columns.items()
-        },
-        "foveate / other": {
-            name: {key: ratio(columns["foveate"][key], column[key]) for key in keys}
-            for name, column in columns.items()
-            if name != "foveate"
-        },
+        "subjects": compared,
         # Above nothing, others were at work on the machine, and the rates are theirs as well.
         "load_average_before": round(load_average, 2),
         "machine": machine.describe(),
     }
 
 
+def compare(subject: Subject, options: argparse.Namespace) -> dict[str, object]:
+    """Alternate the servers; return their figures and how Foveate's compare with the others'."""
+    cores = len(os.sched_getaffinity(0))
+    with ExitStack() as stack:
+        ours = stack.enter_context(serving(subject.bundle.parents[1], *options.serve))
+        targets = {"foveate": (ours, "foveate")}
+        if subject.chosen is not None:
+            targets["chosen"] = (stack.enter_context(serving(subject.chosen)), "foveate")
+        for name, start in RIVALS.items():
+            if (python := getattr(options, name)) is not None:
+                targets[name] = (stack.enter_context(start(python, subject.bundle, cores)), "oip")
+        expected = own_best_classes(ours.address, subject)
+        for name in targets.keys() - {"foveate"}:
+            address = targets[name][0].address
+            if name in RIVALS:
+                found = asyncio.run(best_classes(address, subject))
+            else:
+                found = own_best_classes(address, subject)
+            agreement = np.mean(np.equal(found, expected))
+            assert agreement >= AGREEMENT, f"{name} agrees with Foveate on {agreement:.1%}"
+        rounds: dict[str, list[dict[str, float]]] = {name: [] for name in targets}
+        for number in track(range(options.rounds + 1), subject.about, console=Console(stderr=True)):
+            for name, (server, protocol) in targets.items():
+                figures = load(server, protocol, subject, options)
+                if number > 0:  # the first round warms up
+                    rounds[name].append(figures)
+    columns = {
+        name: {key: [x[key] for x in found] for key in KEYS} for name, found in rounds.items()
+    }
+    return {
+        "about": subject.about,
+        "model": subject.model,
+        "pictures": len(subject.pictures),
+        "servers": {
+            name: {key: summary(values) for key, values in column.items()}
+            for name, column in columns.items()
+        },
+        "ratios": {
+            f"{own} / {other}": {key: ratio(columns[own][key], columns[other][key]) for key in KEYS}
+            for own in columns
+            if own in OURS
+            for other in columns
+            if other not in OURS
+        },
+    }
+
+
 def page_part(result: Mapping[str, Any]) -> str:
     """Return what the page says of a result: medians, and the range of the rounds."""
-    rows = [
-        [
-            NAMES[name],
-            pages.middle(row["requests_per_second"], 1),
-            pages.middle(row["cpu_ms_per_request"], 1),
-            pages.middle(row["p99_ms"], 0),
-        ]
-        for name, row in result["servers"].items()
-    ]
     about = (
-        f"{result['concurrency']} requests at once, {result['photographs']} photographs in turn, "
-        f"{result['rounds']} rounds, on {result['machine']['cores']} cores of an "
-        f"{result['machine']['processor']}; the load average before was "
-        f"{result['load_average_before']:.1f}, where 0 is a machine that does nothing else. "
-        "Medians, and the range of the rounds:"
+        f"{result['concurrency']} requests at once, {result['rounds']} rounds, on "
+        f"{result['machine']['cores']} cores of an {result['machine']['processor']}; the load "
+        f"average before was {result['load_average_before']:.1f}, where 0 is a machine that does "
+        "nothing else. Medians, and the range of the rounds; ratios are taken round by round."
     )
-    head = ["", "requests a second", "CPU-ms a request", "p99, ms"]
-    return f"{textwrap.fill(about, 100)}\n\n{pages.table(head, rows)}"
+    parts = [textwrap.fill(about, 100)]
+    for subject in result["subjects"]:
+        decimals = 1 if subject["about"] == "photographs" else 2
+        rows = [
+            [
+                NAMES[name],
+                pages.middle(row["requests_per_second"], 1),
+                pages.middle(row["cpu_ms_per_request"], decimals),
+                pages.middle(row["p99_ms"], 0),
+            ]
+            for name, row in subject["servers"].items()
+        ]
+        rows += [
+            [
+                " / ".join(NAMES[side] for side in name.split(" / ")),
+                *(pages.middle(row[key], 2) for key in KEYS),
+            ]
+            for name, row in subject["ratios"].items()
+        ]
+        parts.append(f"`{subject['model']}`, {subject['pictures']} {subject['about']} in turn:")
+        parts.append(pages.table(["", "requests a second", "CPU-ms a request", "p99, ms"], rows))
+    return "\n\n".join(parts)
 
 
-def report(result: dict[str, object]) -> None:
-    """Print the medians as a table."""
-    table = Table("", "requests/s", "CPU-ms a request", "p99, ms", title="medians")
-    servers = result["servers"]
-    assert isinstance(servers, dict)
-    for name, row in servers.items():
-        table.add_row(name, *(str(cell["median"]) for cell in row.values()))
-    Console().print(table)
+def report(result: Mapping[str, Any]) -> None:
+    """Print the medians as tables."""
+    for subject in result["subjects"]:
+        table = Table("", "requests/s", "CPU-ms a request", "p99, ms", title=subject["about"])
+        for name, row in (subject["servers"] | subject["ratios"]).items():
+            table.add_row(name, *(str(row[key]["median"]) for key in KEYS))
+        Console().print(table)
 
 
 def main() -> None:
     """Parse the command line, measure, write the results and print them."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--repository", type=Path, default=Path("demo-output/repository"))
-    parser.add_argument("--images", type=Path, default=os.environ.get("FOVEATE_IMAGENET_DIR"))
+    for name, variable in (("images", "IMAGENET"), ("calibration", "CALIBRATION")):
+        parser.add_argument(
+            f"--{name}", type=Path, default=os.environ.get(f"FOVEATE_{variable}_DIR")
+        )
     for name in RIVALS:
         parser.add_argument(f"--{name}", type=Path, metavar="PYTHON")
     parser.add_argument("--concurrency", type=int, default=32)
@@ -186,9 +265,9 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=PAGE)
     parser.add_argument("serve", nargs="*", metavar="-- OPTION", help="options of foveate serve")
     options = parser.parse_args()
-    if options.images is None:
-        parser.error("--images is needed: a folder of JPEG photographs")
-    options.images = Path(options.images)
+    if options.images is None or options.calibration is None:
+        parser.error("--images and --calibration are needed: folders of JPEG photographs")
+    options.images, options.calibration = Path(options.images), Path(options.calibration)
     result = measure(options)
     machine.save(result, options.out)
     pages.write_part(options.page, "comparison", page_part(result))

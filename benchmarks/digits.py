@@ -4,6 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from PIL import Image
+
+from foveate_train.data import mnist
+
 NAME = "lenet5"
 _EPOCHS = "1"
 
@@ -17,3 +21,14 @@ def export_lenet(folder: Path) -> Path:
     export = ["export", checkpoint, "--repository", repository, "--name", NAME]
     subprocess.run([foveate, *export], check=True, stdout=subprocess.DEVNULL)
     return repository / NAME / "1"
+
+
+def write_digits(folder: Path, count: int) -> list[bytes]:
+    """Write the first digits of MNIST's test set as PNG files, and return these."""
+    images, _ = mnist.load("test")
+    files = []
+    for number, image in enumerate(images[:count]):
+        path = folder / f"{number:05}.png"
+        Image.fromarray(image).save(path)
+        files.append(path.read_bytes())
+    return files

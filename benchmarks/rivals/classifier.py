@@ -1,6 +1,6 @@
-"""JPEG bytes to logits, as a careful user of another server would write it.
+"""Encoded pictures to logits, as a careful user of another server would write it.
 
-Needs Pillow, numpy and onnxruntime, and nothing of Foveate: the photograph is
+Needs Pillow, numpy and onnxruntime, and nothing of Foveate: a photograph is
 decoded at a reduced scale where the file permits, only the part that the
 classifier sees is resized, and one session of one thread serves each worker.
 """
@@ -38,13 +38,17 @@ class Classifier:
 
     def _pixels(self, file: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
         size, resize = self._input["height"], self._input["resize"]
+        grey = self._input["channels"] == 1
         with Image.open(io.BytesIO(file)) as image:
             image.draft("RGB", (2 * resize, 2 * resize))
-            picture = image.convert("RGB")
+            picture = image.convert("L" if grey else "RGB")
+        if grey and picture.size == (size, size):
+            return np.asarray(picture)[..., None]
         # torchvision's Resize truncates the longer side, and its CenterCrop rounds the corner.
         resized = [side * resize // min(picture.size) for side in picture.size]
         corner = [round((side - size) / 2) for side in resized]
         across, down = (side / fitted for side, fitted in zip(picture.size, resized, strict=True))
         left, top = corner[0] * across, corner[1] * down
         box = (left, top, left + size * across, top + size * down)
-        return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC, box))
+        pixels = np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC, box))
+        return pixels[..., None] if grey else pixels

@@ -10,7 +10,7 @@ from mlserver.types import InferenceRequest, InferenceResponse
 from benchmarks.rivals.classifier import Classifier
 
 
-class Photographs(MLModel):  # type: ignore[misc] # MLServer lives in an environment of its own
+class Pictures(MLModel):  # type: ignore[misc] # MLServer lives in an environment of its own
     """BYTES [N, 1] in, one encoded picture each; `logits` FP32 [N, classes] out."""
 
     async def load(self) -> bool:

@@ -19,7 +19,6 @@ from foveate.inference.open_inference_pb2 import ModelReadyRequest
 from foveate.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
 
 ROOT = Path(__file__).parents[2]
-MODEL = "efficientnet_lite0"
 READY_SECONDS = 180
 
 
@@ -38,13 +37,12 @@ def triton(python: Path, bundle: Path, workers: int) -> Iterator[Server]:
         backend = Path(folder) / "backends" / "python"
         shutil.copytree(home / "backends" / "python", backend)
         shutil.copy(home / "python_backend_stubs" / minor / "triton_python_backend_stub", backend)
-        repository = Path(folder) / "repository"
-        shutil.copytree(Path(__file__).parent / "triton", repository)
-        config = repository / MODEL / "config.pbtxt"
-        config.write_text(
-            config.read_text(encoding="utf-8").replace("count: 2", f"count: {workers}"),
-            encoding="utf-8",
-        )
+        repository, model = Path(folder) / "repository", bundle.parent.name
+        shutil.copytree(Path(__file__).parent / "triton" / "classifier", repository / model)
+        config = repository / model / "config.pbtxt"
+        text = config.read_text(encoding="utf-8")
+        filled = text.replace("count: 2", f"count: {workers}")
+        config.write_text(filled.replace("1000", str(_classes(bundle))), encoding="utf-8")
         command = [
             *(home / "bin" / "tritonserver", "--model-repository", repository),
             *("--backend-directory", backend.parent, "--grpc-port", str(port)),
@@ -56,7 +54,7 @@ def triton(python: Path, bundle: Path, workers: int) -> Iterator[Server]:
             "PYTHONPATH": f"{ROOT}:{packages}",
             "PATH": f"{python.parent}:{os.environ['PATH']}",
         }
-        with _running(command, variables, port) as server:
+        with _running(command, variables, port, model) as server:
             yield server
 
 
@@ -66,7 +64,7 @@ def mlserver(python: Path, bundle: Path, workers: int) -> Iterator[Server]:
     ports = [_free_port() for _ in range(3)]
     with tempfile.TemporaryDirectory() as folder:
         settings = dict(zip(("grpc_port", "http_port", "metrics_port"), ports, strict=True))
-        model = Path(folder) / MODEL
+        model = Path(folder) / bundle.parent.name
         model.mkdir()
         # Its metrics would be files in the folder that this is run from.
         more = {"parallel_workers": workers, "metrics_dir": folder}
@@ -74,21 +72,23 @@ def mlserver(python: Path, bundle: Path, workers: int) -> Iterator[Server]:
         _write(
             model / "model-settings.json",
             {
-                "name": MODEL,
-                "implementation": "benchmarks.rivals.mlserver_model.Photographs",
+                "name": model.name,
+                "implementation": "benchmarks.rivals.mlserver_model.Pictures",
                 "parameters": {"uri": str(bundle.resolve())},
                 "inputs": [{"name": "image", "datatype": "BYTES", "shape": [-1, 1]}],
-                "outputs": [{"name": "logits", "datatype": "FP32", "shape": [-1, 1000]}],
+                "outputs": [
+                    {"name": "logits", "datatype": "FP32", "shape": [-1, _classes(bundle)]}
+                ],
             },
         )
         command = [python.parent / "mlserver", "start", folder]
-        with _running(command, {"PYTHONPATH": str(ROOT)}, ports[0]) as server:
+        with _running(command, {"PYTHONPATH": str(ROOT)}, ports[0], model.name) as server:
             yield server
 
 
 @contextmanager
 def _running(
-    command: Sequence[str | Path], variables: Mapping[str, str], port: int
+    command: Sequence[str | Path], variables: Mapping[str, str], port: int, model: str
 ) -> Iterator[Server]:
     """Run the server until the model answers ready, and stop it afterwards."""
     environment = {**os.environ, **variables}
@@ -98,7 +98,7 @@ def _running(
     with log, subprocess.Popen(command, stdout=log, stderr=log, env=environment) as process:
         try:
             address = f"127.0.0.1:{port}"
-            if not _ready(process, address):
+            if not _ready(process, address, model):
                 log.seek(0)
                 tail = log.read().decode(errors="replace")[-2000:]
                 raise RuntimeError(f"{Path(command[0]).name} did not get ready:\n{tail}")
@@ -107,19 +107,23 @@ def _running(
             process.terminate()
 
 
-def _ready(process: subprocess.Popen[bytes], address: str) -> bool:
+def _ready(process: subprocess.Popen[bytes], address: str, model: str) -> bool:
     with grpc.insecure_channel(address) as channel:
         stub = GRPCInferenceServiceStub(channel)
         until = time.monotonic() + READY_SECONDS
         while process.poll() is None and time.monotonic() < until:
             try:
-                request = ModelReadyRequest(name=MODEL)
+                request = ModelReadyRequest(name=model)
                 if stub.ModelReady(request, timeout=5, wait_for_ready=True).ready:
                     return True
             except grpc.RpcError:
                 pass  # not yet
             time.sleep(0.5)
     return False
+
+
+def _classes(bundle: Path) -> int:
+    return len((bundle / "labels.txt").read_text(encoding="utf-8").splitlines())
 
 
 def _printed(python: Path, code: str) -> str:
