@@ -38,7 +38,8 @@ def main() -> None:
     policy = import_module("foveate_serve.assembly").batch_policy(settings)
     warmup = import_module("foveate_serve.warmup")
     lanes = policy.lanes_of(runner)
-    warmup.warm_up(runner, warmup.batch_sizes(policy, lanes), lanes)
+    sizes = warmup.batch_sizes(policy, lanes)
+    warmup.warm_up(runner, sizes, lanes, watched=bool(settings.engine_timeout))
     ended("the other sessions, and the runs that warm up")
     print(json.dumps(seconds))
 

@@ -570,9 +570,8 @@ class Repository:
         try:
             for runner in runners:
                 lanes = policy.lanes_of(runner)
-                warm_up(runner, batch_sizes(policy, lanes), lanes)
-                # What is to be noticed where it hangs must not run on the event loop.
-                runner.instant = runner.instant and not self._run_limit
+                sizes = batch_sizes(policy, lanes)
+                warm_up(runner, sizes, lanes, watched=bool(self._run_limit))
         except BackendError:
             for runner in runners:
                 runner.close()

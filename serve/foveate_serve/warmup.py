@@ -21,15 +21,16 @@ _SLOW_SECONDS = 10 * _INSTANT_SECONDS
 _TRIALS = 5
 
 
-def warm_up(runner: Runner, sizes: Sequence[int], lanes: int = 1) -> None:
+def warm_up(runner: Runner, sizes: Sequence[int], lanes: int = 1, *, watched: bool = False) -> None:
     """Run black pictures in batches of `sizes` for the logits, and one for the first map as well.
 
     With several `lanes` a picture and the map also run as beside others.
     An engine may prepare itself anew for every size, and for every set of
     outputs. Requests for maps come alone more often than not, and for other
     outputs seldom, so that no start has to wait for those. Also finds out whether
-    the runner is instant, and shows that the graph keeps its contract: raises
-    BackendError.
+    the runner is instant, unless its runs are `watched`: what is to be noticed
+    where it hangs must not run on the event loop. Shows that the graph keeps its
+    contract: raises BackendError.
     """
     started = time.monotonic()
     # The largest first: what it allocates does for the others.
@@ -43,7 +44,7 @@ def warm_up(runner: Runner, sizes: Sequence[int], lanes: int = 1) -> None:
         runner.run(_black(runner, 1), [LOGITS_OUTPUT], beside=True)
         if cam is not None:
             runner.run(explained, [LOGITS_OUTPUT, cam], beside=True)
-    runner.instant = _is_instant(runner)
+    runner.instant = not watched and _is_instant(runner)
     runner.trim()
     trim_heap()
     logger.debug(

@@ -78,14 +78,20 @@ async def test_a_lone_request_does_not_wait(gated) -> None:
     await batcher.close()
 
 
-async def test_a_lone_picture_of_an_instant_runner_changes_no_thread(gated) -> None:
-    ran, runs, threads = gated._run, [], []
+def threads_of_runs(runner: "GatedRunner") -> list[threading.Thread]:  # noqa: F821
+    """Have a runner note the thread of each run, and return where."""
+    ran, threads = runner._run, []
 
     def run(inputs, outputs):
         threads.append(threading.current_thread())
         return ran(inputs, outputs)
 
-    gated._run = run
+    runner._run = run
+    return threads
+
+
+async def test_a_lone_picture_of_an_instant_runner_changes_no_thread(gated) -> None:
+    threads, runs = threads_of_runs(gated), []
     gated.instant = True
     batcher = Batcher([gated], ran=runs.append)
     alone = await ask(batcher, colour(200))
@@ -113,13 +119,7 @@ async def test_a_lone_picture_of_an_instant_runner_changes_no_thread(gated) -> N
     ids=["delay", "sizes", "cores"],
 )
 async def test_an_instant_runner_keeps_to_the_policy(gated, policy: BatchPolicy) -> None:
-    ran, threads = gated._run, []
-
-    def run(inputs, outputs):
-        threads.append(threading.current_thread())
-        return ran(inputs, outputs)
-
-    gated._run = run
+    threads = threads_of_runs(gated)
     gated.instant = True
     batcher = Batcher([gated], policy)
     await ask(batcher, colour(200))
