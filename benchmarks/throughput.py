@@ -45,12 +45,13 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks import machine, pages
+from benchmarks.asking import METHOD, TIMEOUT, digits
 from benchmarks.digits import NAME as LENET
 from benchmarks.digits import export_lenet
 from benchmarks.loops import Loop, looping
 from benchmarks.request_cost import MODEL, ratio, summary
 from benchmarks.server import Server, serving
-from foveate.v1.classifier_service_pb2 import ClassifyRequest, RawImage
+from foveate.v1.classifier_service_pb2 import ClassifyRequest
 from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
 from foveate.v1.explanation_pb2 import (
     HEATMAP_FORM_OVERLAY,
@@ -62,13 +63,11 @@ from foveate_client.load.driver import Driver, connect
 from foveate_client.load.recorder import Measurement
 from foveate_client.load.workload import PLAIN, Workload
 from foveate_serve.bundle.bundle import Bundle
-from foveate_serve.bundle.golden import open_golden
 from foveate_serve.evaluation.labelled import ImageFolder, open_folder
 
 RESULTS = Path(__file__).parent / "results" / "throughput.json"
 PAGE = pages.DOCS / "serving" / "throughput.md"
 DIGITS = "mnist"
-METHOD = "/foveate.v1.ClassifierService/Classify"
 
 CONCURRENCIES = (1, 8, 32)
 COPIES = 3
@@ -77,7 +76,6 @@ LARGE = 25
 LARGE_PIXELS = 12_000_000
 OPEN_SHARE = 0.7
 OPEN_ROUNDS = 3
-TIMEOUT = 60
 
 TARGETS = {
     "server / floor, CPU a request": "at most 1.05",
@@ -253,7 +251,7 @@ def running(options: argparse.Namespace) -> Iterator[Bench]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         (bundle,) = (options.repository / MODEL).glob("[0-9]*")
-        (digits,) = (options.repository / DIGITS).glob("[0-9]*")
+        (digit_bundle,) = (options.repository / DIGITS).glob("[0-9]*")
         photographs = open_folder(options.images, Bundle.open(bundle).labels)
         pictures = [data for _, data, _ in photographs]
         several, large = folder / "several", folder / "large"
@@ -294,7 +292,7 @@ def running(options: argparse.Namespace) -> Iterator[Bench]:
             targets={
                 "server": Target(server, plain),
                 **{name: Target(server, requests) for name, requests in explained.items()},
-                "digit": Target(server, digit_requests(digits, DIGITS)),
+                "digit": Target(server, digit_requests(digit_bundle, DIGITS)),
                 "small digit": Target(small, digit_requests(lenet, LENET)),
                 "chosen": Target(chosen, plain),
                 "chosen large": Target(
@@ -317,20 +315,7 @@ def copy(photographs: ImageFolder, folder: Path) -> None:
 
 def digit_requests(bundle: Path, model: str) -> list[ClassifyRequest]:
     """Return the digits that a bundle keeps, as requests."""
-    golden = open_golden(Bundle.open(bundle))
-    assert golden is not None
-    return [
-        ClassifyRequest(
-            model=model,
-            raw=RawImage(
-                height=image.shape[0],
-                width=image.shape[1],
-                channels=image.shape[2],
-                data=image.tobytes(),
-            ),
-        )
-        for image in golden.images
-    ]
+    return [ClassifyRequest.FromString(question.request) for question in digits(bundle, model)]
 
 
 def measure(options: argparse.Namespace) -> dict[str, object]:
