@@ -19,6 +19,8 @@ from foveate_serve.bundle.manifest import LOGITS_OUTPUT
 
 METHOD = "/foveate.v1.ClassifierService/Classify"
 TIMEOUT = 60
+DIGITS = "mnist"
+"""The classifier of digits in a repository."""
 
 Call: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[bytes, ClassifyResponse]"
 

@@ -37,9 +37,9 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks import machine, pages
-from benchmarks.asking import Question, ask, calls, digits, photographs
+from benchmarks.asking import DIGITS, Question, ask, calls, digits, photographs
 from benchmarks.request_cost import MODEL
-from benchmarks.server import Server, serving
+from benchmarks.server import HELD, Server, serving
 from foveate.v1.explanation_pb2 import (
     HEATMAP_FORM_OVERLAY,
     HEATMAP_FORM_RAW,
@@ -52,8 +52,6 @@ from foveate_serve.idling import IDLE_SECONDS
 RESULTS = Path(__file__).parent / "results" / "memory.json"
 PLOT = pages.DOCS / "images" / "memory.png"
 PAGE = pages.DOCS / "serving" / "scale.md"
-DIGITS = "mnist"
-HELD = ("--backend", "onnxruntime", "--variant", "fp32")
 
 CONCURRENCY = 32
 CONNECTIONS = 4

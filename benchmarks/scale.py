@@ -37,11 +37,10 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks import machine, pages
-from benchmarks.asking import Call, Question, ask, calls, digits, photographs
+from benchmarks.asking import DIGITS, Call, Question, ask, calls, digits, photographs
 from benchmarks.feature_cost import CONFIDENCE, interval
-from benchmarks.memory import DIGITS, HELD
 from benchmarks.request_cost import MODEL, summary
-from benchmarks.server import Server, serving
+from benchmarks.server import HELD, Server, serving
 from benchmarks.throughput import Samples
 from foveate_client.load.driver import connect
 from foveate_serve.bundle.manifest import MANIFEST_FILE

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import psutil
 
+HELD = ("--backend", "onnxruntime", "--variant", "fp32")
+"""Options of a server that is held to what the floor does."""
+
 _LIBC = ctypes.CDLL(None)
 
 

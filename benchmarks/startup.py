@@ -31,9 +31,8 @@ from rich.progress import track
 
 from benchmarks import machine, pages
 from benchmarks.asking import Question, photographs
-from benchmarks.memory import HELD
 from benchmarks.request_cost import MODEL, summary
-from benchmarks.server import Server, serving
+from benchmarks.server import HELD, Server, serving
 from benchmarks.throughput import Samples
 from foveate.v1.classifier_service_pb2 import ClassifyRequest
 from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub

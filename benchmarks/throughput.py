@@ -45,12 +45,12 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks import machine, pages
-from benchmarks.asking import METHOD, TIMEOUT, digits
+from benchmarks.asking import DIGITS, METHOD, TIMEOUT, digits
 from benchmarks.digits import NAME as LENET
 from benchmarks.digits import export_lenet
 from benchmarks.loops import Loop, looping
 from benchmarks.request_cost import MODEL, ratio, summary
-from benchmarks.server import Server, serving
+from benchmarks.server import HELD, Server, serving
 from foveate.v1.classifier_service_pb2 import ClassifyRequest
 from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
 from foveate.v1.explanation_pb2 import (
@@ -67,7 +67,6 @@ from foveate_serve.evaluation.labelled import ImageFolder, open_folder
 
 RESULTS = Path(__file__).parent / "results" / "throughput.json"
 PAGE = pages.DOCS / "serving" / "throughput.md"
-DIGITS = "mnist"
 
 CONCURRENCIES = (1, 8, 32)
 COPIES = 3
@@ -260,8 +259,7 @@ def running(options: argparse.Namespace) -> Iterator[Bench]:
         enlarged = enlarge(pictures[:: len(pictures) // LARGE][:LARGE], large)
         export_chosen(folder / "chosen", options.calibration)
 
-        held = ("--backend", "onnxruntime", "--variant", "fp32")
-        server = stack.enter_context(serving(options.repository, *held))
+        server = stack.enter_context(serving(options.repository, *HELD))
         chosen = stack.enter_context(serving(folder / "chosen"))
         lenet = export_lenet(folder / "digits")
         # Without it a run that hangs would be noticed, at the price of a change of thread.
