@@ -20,9 +20,7 @@ Every answer is compared: a digit's with torch's, which its bundle keeps, a
 photograph's with the bare loop's.
 """
 
-import argparse
 import asyncio
-import os
 import shutil
 import tempfile
 import textwrap
@@ -36,7 +34,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks import machine, pages
+from benchmarks import machine, pages, script
 from benchmarks.asking import DIGITS, Question, ask, calls, digits, photographs
 from benchmarks.request_cost import MODEL
 from benchmarks.server import HELD, Server, serving
@@ -213,23 +211,14 @@ def save_plot(result: Mapping[str, Any], path: Path) -> None:
 
 def main() -> None:
     """Parse the command line, measure, write the results and draw them."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--repository", type=Path, default=Path("demo-output/repository"))
-    parser.add_argument("--images", type=Path, default=os.environ.get("FOVEATE_IMAGENET_DIR"))
+    parser = script.parser(__doc__, out=RESULTS, page=PAGE)
     parser.add_argument("--requests", type=int, default=100_000)
-    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--plot", type=Path, default=PLOT)
-    parser.add_argument("--page", type=Path, default=PAGE, help="whose part is written")
-    options = parser.parse_args()
-    if options.images is None:
-        parser.error("--images DIR is needed where FOVEATE_IMAGENET_DIR is not set")
-    result = measure(options.repository, Path(options.images), options.requests)
-    machine.save(result, options.out)
+    options = script.parse(parser)
+    result = measure(options.repository, options.images, options.requests)
+    script.finish(result, page_part, options)
     save_plot(result, options.plot)
-    part = page_part(result)
-    pages.write_part(options.page, "memory", part)
-    Console().print(part, soft_wrap=True)
-    Console(stderr=True).print(f"written to {options.out}, {options.plot} and {options.page}")
+    Console(stderr=True).print(f"drawn in {options.plot}")
 
 
 if __name__ == "__main__":

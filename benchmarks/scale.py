@@ -16,7 +16,6 @@ Every answer is compared: a digit's with torch's, which its bundle keeps, a
 photograph's with the bare loop's.
 """
 
-import argparse
 import asyncio
 import json
 import os
@@ -36,7 +35,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks import machine, pages
+from benchmarks import machine, pages, script
 from benchmarks.asking import DIGITS, Call, Question, ask, calls, digits, photographs
 from benchmarks.feature_cost import CONFIDENCE, interval
 from benchmarks.request_cost import MODEL, summary
@@ -205,21 +204,11 @@ def page_part(result: Mapping[str, Any]) -> str:
 
 def main() -> None:
     """Parse the command line, measure, write the results and print them."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--repository", type=Path, default=Path("demo-output/repository"))
-    parser.add_argument("--images", type=Path, default=os.environ.get("FOVEATE_IMAGENET_DIR"))
+    parser = script.parser(__doc__, out=RESULTS, page=PAGE)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--page", type=Path, default=PAGE, help="whose part is written")
-    options = parser.parse_args()
-    if options.images is None:
-        parser.error("--images DIR is needed where FOVEATE_IMAGENET_DIR is not set")
-    result = asyncio.run(measure(options.repository, Path(options.images), options.rounds))
-    machine.save(result, options.out)
-    part = page_part(result)
-    pages.write_part(options.page, "scale", part)
-    Console().print(part, soft_wrap=True)
-    Console(stderr=True).print(f"written to {options.out} and {options.page}")
+    options = script.parse(parser)
+    result = asyncio.run(measure(options.repository, options.images, options.rounds))
+    script.finish(result, page_part, options)
 
 
 if __name__ == "__main__":

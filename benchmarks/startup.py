@@ -10,7 +10,6 @@ the same work stage by stage (`benchmarks.startup_stages`). The files lie in the
 system's cache.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -29,7 +28,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks import machine, pages
+from benchmarks import machine, pages, script
 from benchmarks.asking import Question, photographs
 from benchmarks.request_cost import MODEL, summary
 from benchmarks.server import HELD, Server, serving
@@ -121,21 +120,11 @@ def page_part(result: Mapping[str, Any]) -> str:
 
 def main() -> None:
     """Parse the command line, measure, write the results and print them."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--repository", type=Path, default=Path("demo-output/repository"))
-    parser.add_argument("--images", type=Path, default=os.environ.get("FOVEATE_IMAGENET_DIR"))
+    parser = script.parser(__doc__, out=RESULTS, page=PAGE)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--page", type=Path, default=PAGE, help="whose part is written")
-    options = parser.parse_args()
-    if options.images is None:
-        parser.error("--images DIR is needed where FOVEATE_IMAGENET_DIR is not set")
-    result = measure(options.repository, Path(options.images), options.rounds)
-    machine.save(result, options.out)
-    part = page_part(result)
-    pages.write_part(options.page, "startup", part)
-    Console().print(part, soft_wrap=True)
-    Console(stderr=True).print(f"written to {options.out} and {options.page}")
+    options = script.parse(parser)
+    result = measure(options.repository, options.images, options.rounds)
+    script.finish(result, page_part, options)
 
 
 if __name__ == "__main__":
