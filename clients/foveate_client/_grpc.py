@@ -16,7 +16,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError, Message
 from google.rpc.status_pb2 import Status
 
-from foveate.status import TRAILER, ErrorStatus, StatusError
+from foveate.status import PUSHBACK_KEY, TRAILER, ErrorStatus, StatusError
 from foveate.v1.classifier_service_pb2 import (
     ClassifyRequest,
     ClassifyResponse,
@@ -40,9 +40,6 @@ _SERVICE = "foveate.v1.ClassifierService"
 MAX_MESSAGE_BYTES = 256 * 2**20
 
 PLAINTEXT = Credentials(tls=False)
-
-_PUSHBACK = "grpc-retry-pushback-ms"
-"""The trailer by which a server that refuses a call says when to try again (gRFC A6)."""
 
 HELD_BACK = ErrorStatus(
     code=grpc.StatusCode.RESOURCE_EXHAUSTED.value[0],
@@ -365,7 +362,7 @@ def throttled(throttle: Throttle | None) -> Iterator[None]:
 
 def _is_refusal(error: grpc.RpcError) -> bool:
     # gRPC answers RESOURCE_EXHAUSTED to a message that is too large as well.
-    return error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and _PUSHBACK in _trailers(error)
+    return error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and PUSHBACK_KEY in _trailers(error)
 
 
 def _trailers(error: grpc.RpcError) -> dict[str, bytes]:

@@ -22,6 +22,9 @@ DOMAIN = "foveate"
 TRAILER = "grpc-status-details-bin"
 """The metadata key under which gRPC carries a serialised google.rpc.Status."""
 
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
+"""The metadata key under which a server that refuses a call says when to try again (gRFC A6)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FieldViolation:

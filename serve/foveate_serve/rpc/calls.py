@@ -9,7 +9,7 @@ from typing import Any, NoReturn, TypeAlias, TypeVar
 import grpc
 from google.rpc.code_pb2 import Code
 
-from foveate.status import TRAILER, ErrorStatus, StatusError
+from foveate.status import PUSHBACK_KEY, TRAILER, ErrorStatus, StatusError
 
 T = TypeVar("T")
 
@@ -17,8 +17,6 @@ Context = grpc.aio.ServicerContext[Any, Any]
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 Trailers: TypeAlias = tuple[tuple[str, str | bytes], ...]
 Continuation: TypeAlias = Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]
-
-PUSHBACK_KEY = "grpc-retry-pushback-ms"
 
 STOPPING = ErrorStatus(
     code=Code.UNAVAILABLE, reason="STOPPING", message="the server is stopping; try another"

@@ -13,7 +13,7 @@ from google.rpc.status_pb2 import Status
 
 from foveate.inference import open_inference_pb2 as pb
 from foveate.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
-from foveate.status import TRAILER, ErrorStatus
+from foveate.status import PUSHBACK_KEY, TRAILER, ErrorStatus
 from foveate.v1.classifier_service_pb2 import (
     ClassifyRequest,
     ClassifyStreamRequest,
@@ -25,7 +25,6 @@ from foveate_serve.engine import Engine, Limits
 from foveate_serve.observer import Changes, Observer
 from foveate_serve.policy import BatchPolicy
 from foveate_serve.repository import Repository
-from foveate_serve.rpc.calls import PUSHBACK_KEY
 from foveate_serve.rpc.handlers import RepositoryHandler
 from foveate_serve.rpc.overload import METHODS, MODEL_KEY
 from foveate_serve.rpc.priority import PRIORITY_KEY
