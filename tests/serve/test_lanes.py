@@ -107,13 +107,13 @@ def test_onnx_runtime_gives_a_run_beside_others_one_thread(colours: Bundle) -> N
         alone = runner.run(inputs, ["logits"])
         beside = runner.run(inputs, ["logits"], beside=True)
         assert np.array_equal(alone["logits"], beside["logits"])
-        sessions: dict[int, InferenceSession] = {
-            threads: session for (_, threads), session in runner._sessions.items()
-        }
-    assert {
-        threads: session.get_session_options().intra_op_num_threads
-        for threads, session in sessions.items()
-    } == {2: 2, 1: 1}
+        sessions = runner._sessions_for(["logits"])
+        assert threads_of(sessions.alone) == 2
+        assert threads_of(sessions.beside) == 1
+
+
+def threads_of(session: InferenceSession) -> int:
+    return session.get_session_options().intra_op_num_threads
 
 
 @pytest.mark.parametrize("threads", [0, 1, 3])

@@ -1,4 +1,4 @@
-"""Cuts out of an ONNX file the graph that leads to some of its outputs.
+"""Reads ONNX files: cuts out the graph that leads to some of the outputs, and finds the weights.
 
 ONNX Runtime computes every node of a graph at every run, whichever outputs are
 fetched: `only_execute_path_to_fetches` has an effect in its training builds
@@ -9,10 +9,11 @@ An ONNX file is one message of Protocol Buffers. Its weights are passed over and
 copied as they are, and of the schema (onnx.proto) only these fields matter:
 
     ModelProto      7 graph
-    GraphProto      1 node, 11 input, 12 output
+    GraphProto      1 node, 5 initializer, 11 input, 12 output
     NodeProto       1 input, 2 output, 5 attribute
     AttributeProto  6 g, 11 graphs (the branches of If, the bodies of loops)
     ValueInfoProto  1 name
+    TensorProto     1 dims, 2 data_type, 8 name, 9 raw_data
 """
 
 from collections.abc import Collection, Iterator
@@ -20,11 +21,16 @@ from dataclasses import dataclass
 from mmap import ACCESS_READ, MADV_DONTNEED, mmap
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 _GRAPH = 7
-_NODE, _INPUT, _OUTPUT = 1, 11, 12
+_NODE, _INITIALIZER, _INPUT, _OUTPUT = 1, 5, 11, 12
 _READS, _WRITES, _ATTRIBUTE = 1, 2, 5
 _SUBGRAPHS = (6, 11)
 _NAME = 1
+_DIMS, _DATA_TYPE, _TENSOR_NAME, _RAW_DATA = 1, 2, 8, 9
+_FLOAT = 1
 
 _VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5
 
@@ -78,6 +84,15 @@ class OnnxFile:
         # What was read would stay resident, as large as the weights; it can be read again.
         self._map.madvise(MADV_DONTNEED)
         return pruned
+
+    def arrays(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        """Yield the name and the numbers of each initializer in float32, read where they lie."""
+        for field in self._graph:
+            if field.number == _INITIALIZER:
+                parts = {part.number: part.value for part in _fields(field.value)}
+                if _read_varint(parts[_DATA_TYPE], 0)[0] == _FLOAT and _RAW_DATA in parts:
+                    numbers = np.frombuffer(parts[_RAW_DATA], dtype="<f4")
+                    yield str(parts[_TENSOR_NAME], "utf-8"), numbers.reshape(_dims(field.value))
 
     def _names(self, number: int) -> list[str]:
         return [_name(field.value) for field in self._graph if field.number == number]
@@ -140,6 +155,17 @@ def _strings(message: memoryview, number: int) -> list[str]:
 
 def _name(value_info: memoryview) -> str:
     return "".join(_strings(value_info, _NAME))
+
+
+def _dims(tensor: memoryview) -> list[int]:
+    """Return the lengths of a tensor: a field for each, or one for all of them."""
+    lengths = []
+    for field in _fields(tensor):
+        at = 0
+        while field.number == _DIMS and at < len(field.value):
+            length, at = _read_varint(field.value, at)
+            lengths.append(length)
+    return lengths
 
 
 def _reads(node: memoryview) -> Iterator[str]:

@@ -4,6 +4,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,13 +17,13 @@ from onnxruntime.capi import onnxruntime_pybind11_state
 from foveate_serve.backends.base import Array, BackendError, OperatorTime, Runner
 from foveate_serve.backends.onnxruntime import profiling, providers
 from foveate_serve.backends.onnxruntime.pruning import OnnxFile
+from foveate_serve.backends.onnxruntime.sharing import SharedWeights, nameless_file
 from foveate_serve.bundle.bundle import Bundle
 from foveate_serve.bundle.manifest import FEATURES_PREFIX, IMAGE_INPUT, LOGITS_OUTPUT
 from foveate_serve.instances import count_cores
 
-SESSIONS = 6
-"""Plain requests, those with maps and those with feature maps, alone and beside
-others. Each holds the weights again, in the order that its kernels want."""
+GRAPHS = 4
+"""Those of plain requests, of requests with maps by two methods, and with feature maps."""
 
 # ONNX Runtime's exceptions share no base class of their own.
 _ERRORS: tuple[type[Exception], ...] = (
@@ -50,17 +51,26 @@ def _share_arena() -> None:
     onnxruntime.create_and_register_allocator(memory, same_as_requested)
 
 
+@dataclass(frozen=True, slots=True)
+class _Sessions:
+    """The same graph, for a run `alone` and for one `beside` others."""
+
+    alone: Any
+    beside: Any
+
+
 class OnnxRuntimeRunner(Runner):
-    """A graph in ONNX Runtime, with a session for each set of outputs when it is first wanted.
+    """A graph in ONNX Runtime, with sessions for each set of outputs when it is first wanted.
 
     A session computes its whole graph at every run, so each has only what leads
     to its outputs: a plain request must not pay for those of others. Feature
-    maps are there anyway and cost a copy, and share a session, whichever of them
-    are wanted. The `SESSIONS` used last are kept.
+    maps are there anyway and cost a copy, and share a graph, whichever of them
+    are wanted. The sessions of the `GRAPHS` used last are kept.
 
     On a processor a run takes all threads when it is alone, and one when others
     run beside it: threads that share a run wait for each other at every node,
-    the more so where decoders take their cores from them.
+    the more so where decoders take their cores from them. All sessions there
+    have the weights of convolutions in common.
     """
 
     backend: ClassVar[str] = "onnxruntime"
@@ -77,9 +87,10 @@ class OnnxRuntimeRunner(Runner):
         self._require(self.outputs, self._file.outputs, "output")
         if device == "cpu":
             self.lanes = threads or count_cores()
-        self._sessions: OrderedDict[tuple[frozenset[str], int], Any] = OrderedDict()
+        self._weights = SharedWeights()
+        self._sessions: OrderedDict[frozenset[str], _Sessions] = OrderedDict()
         self._lock = threading.Lock()
-        self._session([LOGITS_OUTPUT], threads)
+        self._sessions_for([LOGITS_OUTPUT])
 
     @staticmethod
     def _require(wanted: Iterable[str], present: Sequence[str], kind: str) -> None:
@@ -88,10 +99,10 @@ class OnnxRuntimeRunner(Runner):
                 raise BackendError(f"the graph has no {kind} {name!r}, which the manifest names")
 
     def _run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
-        return self._fetch(self._session(outputs, self.threads), inputs, outputs)
+        return self._fetch(self._sessions_for(outputs).alone, inputs, outputs)
 
     def _run_beside(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
-        return self._fetch(self._session(outputs, 1), inputs, outputs)
+        return self._fetch(self._sessions_for(outputs).beside, inputs, outputs)
 
     def _fetch(
         self, session: Any, inputs: Mapping[str, Array], outputs: Sequence[str]
@@ -106,10 +117,12 @@ class OnnxRuntimeRunner(Runner):
         self, inputs: Mapping[str, Array], outputs: Sequence[str], warm_up: int, runs: int
     ) -> list[OperatorTime]:
         with TemporaryDirectory(prefix="foveate-profile-") as folder:
-            computed = self._computed(outputs)
-            session = self._load(computed, self.threads, profile=Path(folder) / "run")
-            feed = self._feed(session, inputs)
+            options = self._options(self.threads)
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(folder) / "run")
             try:
+                session = self._session(self._file.prune(self._computed(outputs)), options)
+                feed = self._feed(session, inputs)
                 for _ in range(warm_up + runs):
                     session.run(outputs, feed)
             except _ERRORS as error:
@@ -124,7 +137,7 @@ class OnnxRuntimeRunner(Runner):
         options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         black = np.zeros((1, *self.image_shape), dtype=np.uint8)
         try:
-            session = self._session([LOGITS_OUTPUT], self.threads)
+            session = self._sessions_for([LOGITS_OUTPUT]).alone
             session.run([LOGITS_OUTPUT], {IMAGE_INPUT: black}, options)
         except _ERRORS as error:
             raise BackendError("ONNX Runtime failed to run the graph") from error
@@ -132,6 +145,7 @@ class OnnxRuntimeRunner(Runner):
     def close(self) -> None:
         """Release the sessions and their memory."""
         self._sessions.clear()
+        del self._weights
         del self._file
 
     @staticmethod
@@ -146,37 +160,58 @@ class OnnxRuntimeRunner(Runner):
             computed.update(name for name in self.outputs if name.startswith(FEATURES_PREFIX))
         return frozenset(computed)
 
-    def _session(self, outputs: Sequence[str], threads: int) -> Any:
-        key = (self._computed(outputs), threads)
+    def _sessions_for(self, outputs: Sequence[str]) -> _Sessions:
+        computed = self._computed(outputs)
         with self._lock:
-            if key in self._sessions:
-                self._sessions.move_to_end(key)
-                return self._sessions[key]
-            while len(self._sessions) >= SESSIONS:
+            if computed in self._sessions:
+                self._sessions.move_to_end(computed)
+                return self._sessions[computed]
+            while len(self._sessions) >= GRAPHS:
                 self._sessions.popitem(last=False)
-            self._sessions[key] = self._load(*key)
-            return self._sessions[key]
+            try:
+                self._sessions[computed] = self._load(self._file.prune(computed))
+            except _ERRORS as error:
+                raise BackendError(
+                    f"ONNX Runtime cannot load the variant {self.variant!r}"
+                ) from error
+            return self._sessions[computed]
 
-    def _load(self, outputs: frozenset[str], threads: int, *, profile: Path | None = None) -> Any:
-        """Return a new session, which notes its times in files that begin with `profile`."""
+    def _load(self, graph: bytes) -> _Sessions:
+        if self.device != "cpu":
+            session = self._session(graph, self._options(self.threads))
+            return _Sessions(alone=session, beside=session)
+        with nameless_file() as optimised:
+            options = self._options(1)
+            options.optimized_model_filepath = str(optimised)
+            self._session(graph, options)
+            weights = self._weights.adopt(optimised)
+
+            def sharing(threads: int) -> Any:
+                options = self._options(threads)
+                options.graph_optimization_level = (
+                    onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+                )
+                for name, value in weights.items():
+                    options.add_initializer(name, value)
+                return self._session(str(optimised), options)
+
+            return _Sessions(alone=sharing(self.threads), beside=sharing(1))
+
+    @staticmethod
+    def _options(threads: int) -> Any:
         options = onnxruntime.SessionOptions()
-        if profile is not None:
-            options.enable_profiling = True
-            options.profile_file_prefix = str(profile)
         options.intra_op_num_threads = threads
         options.log_severity_level = 3  # errors; warnings are about optimisations not made
         # A thread that spins between two runs takes its core from the decoders.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         # A block for a whole run, another for every size of batch, would leave holes for no other.
         options.enable_mem_pattern = False
         _share_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")
-        try:
-            session = onnxruntime.InferenceSession(
-                self._file.prune(outputs), options, providers=self._providers
-            )
-        except _ERRORS as error:
-            raise BackendError(f"ONNX Runtime cannot load the variant {self.variant!r}") from error
+        return options
+
+    def _session(self, graph: bytes | str, options: Any) -> Any:
+        session = onnxruntime.InferenceSession(graph, options, providers=self._providers)
         providers.require(session, self._providers)
         # Kept for `set_providers`, which nobody calls: the weights once more.
         session._model_bytes = b""  # noqa: SLF001 - there is no public way
@@ -192,8 +227,8 @@ class OnnxRuntimeTensorRTRunner(OnnxRuntimeRunner):
     backend: ClassVar[str] = "onnxruntime_tensorrt"
     tensorrt: ClassVar[bool] = True
 
-    def _load(self, outputs: frozenset[str], threads: int, *, profile: Path | None = None) -> Any:
+    def _session(self, graph: bytes | str, options: Any) -> Any:
         started = time.perf_counter()
-        session = super()._load(outputs, threads, profile=profile)
+        session = super()._session(graph, options)
         self.build_seconds = (self.build_seconds or 0.0) + time.perf_counter() - started
         return session
