@@ -202,8 +202,8 @@ class OnnxRuntimeRunner(Runner):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3  # errors; warnings are about optimisations not made
-        # A thread that spins between two runs takes its core from the decoders.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+        # A thread that spins takes its core from the decoders.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # A block for a whole run, another for every size of batch, would leave holes for no other.
         options.enable_mem_pattern = False
         _share_arena()
