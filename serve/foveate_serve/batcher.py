@@ -341,7 +341,12 @@ class Batcher:
             self._drop_dead()
             lanes = self._lanes_of(instance.runner)
             idle = sum(not lane.busy for lane in lanes)
-            batch = self._queue.take(self.policy, idle=idle, lanes=len(lanes))
+            batch = self._queue.take(
+                self.policy,
+                idle=idle,
+                lanes=len(lanes),
+                picture_seconds=self._picture_seconds,
+            )
             instance.busy = bool(batch)
             if self.waiting:
                 self._changed.notify()

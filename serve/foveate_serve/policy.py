@@ -1,9 +1,13 @@
 """How a model's batches form, and how many pictures may wait for them."""
 
+import math
 from dataclasses import dataclass
 
 from foveate_serve.backends.base import Runner
 from foveate_serve.instances import ANY_CORE, Cores
+
+LONG_SECONDS = 0.02
+"""A run on a lane of several gains nothing by being longer: handing it over takes a hundredth."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,16 +69,21 @@ class BatchPolicy:
         preferred = (size for size in self.preferred_sizes if size <= waiting)
         return max(preferred, default=min(waiting, self.max_batch))
 
-    def share(self, waiting: int, *, idle: int, lanes: int) -> int:
+    def share(self, waiting: int, *, idle: int, lanes: int, picture_seconds: float = 0.0) -> int:
         """Return the most pictures that an idle lane takes of those that wait.
 
         All lanes together hold no more than a batch for one would, whose memory
-        they would need several times over. Where batches are to have a size, or
-        to wait for one, no lane takes less.
+        they would need several times over. One of several takes no more than two
+        pictures, or what keeps it busy for `LONG_SECONDS`, where one takes
+        `picture_seconds`, 0 if that is unknown. Where batches are to have a
+        size, or to wait for one, no lane takes less.
         """
         if self.preferred_sizes or self.max_delay:
             return self.max_batch
-        return min(max(1, self.max_batch // lanes), -(-waiting // idle))
+        most = max(1, self.max_batch // lanes)
+        if lanes > 1 and picture_seconds:
+            most = min(most, max(2, math.ceil(LONG_SECONDS / picture_seconds)))
+        return min(most, -(-waiting // idle))
 
     @property
     def enough(self) -> int:

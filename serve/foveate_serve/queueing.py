@@ -113,12 +113,15 @@ class Queue:
             self._items[level] = alive
         return late
 
-    def take(self, policy: BatchPolicy, *, idle: int = 1, lanes: int = 1) -> list[Item]:
+    def take(
+        self, policy: BatchPolicy, *, idle: int = 1, lanes: int = 1, picture_seconds: float = 0.0
+    ) -> list[Item]:
         """Take out a batch for one of so many lanes, of which so many are idle.
 
-        It holds items that want the outputs of the first, in their order.
+        It holds items that want the outputs of the first, in their order. A
+        picture takes `picture_seconds`, 0 if that is unknown.
         """
-        most = policy.share(self.waiting, idle=idle, lanes=lanes)
+        most = policy.share(self.waiting, idle=idle, lanes=lanes, picture_seconds=picture_seconds)
         same: list[Item] = []
         for item in self:
             if not same or item.outputs == same[0].outputs:

@@ -87,6 +87,27 @@ def test_a_lanes_share(policy: BatchPolicy, shares: list[int]) -> None:
     assert [policy.share(waiting, idle=3, lanes=3) for waiting in (1, 3, 5, 12, 100)] == shares
 
 
+@pytest.mark.parametrize(
+    ("lanes", "picture_seconds", "share"),
+    [(2, 0.0, 8), (2, 0.0001, 8), (2, 0.005, 4), (2, 0.011, 2), (2, 1.0, 2), (1, 1.0, 16)],
+)
+def test_no_run_beside_others_is_long(lanes: int, picture_seconds: float, share: int) -> None:
+    policy = BatchPolicy(max_batch=16)
+    assert share == policy.share(100, idle=1, lanes=lanes, picture_seconds=picture_seconds)
+
+
+async def test_a_lane_takes_less_of_what_takes_long(three_lanes: object) -> None:
+    batcher = Batcher([three_lanes], BatchPolicy(max_batch=24))
+    busy = await occupy(batcher, three_lanes)
+    calls = [asyncio.ensure_future(ask(batcher, colour(100 + number))) for number in range(24)]
+    await until(lambda: batcher.waiting == 24)
+    batcher._picture_seconds, batcher._note = 0.005, lambda seconds: None
+    three_lanes.gate.set()
+    await asyncio.gather(*busy, *calls)
+    assert max(size for size, _ in three_lanes.batches) == 4
+    await batcher.close()
+
+
 def test_the_policy_bounds_the_lanes(three_lanes: object) -> None:
     assert [BatchPolicy(lanes=lanes).lanes_of(three_lanes) for lanes in (0, 1, 2, 9)] == [
         3,
