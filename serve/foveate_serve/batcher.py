@@ -6,9 +6,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from itertools import count
+from itertools import accumulate, count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,9 +43,10 @@ _numbers = count(1)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batched:
-    """One picture's share of a batch.
+    """A share of a batch.
 
-    `outputs` are the outputs wanted without the batch's dimension;
+    `outputs` are the outputs wanted, without the batch's dimension where one
+    picture was submitted by itself;
     `queue_seconds` passed before the engine ran and `run_seconds` while it ran;
     `batch` is the number of the batch among those of the process.
     """
@@ -174,6 +175,11 @@ class Batcher:
         finally:
             self._queue.give_back(places)
 
+    @property
+    def largest(self) -> int:
+        """How many pictures are best submitted together, at most."""
+        return self.policy.max_batch
+
     async def submit(
         self,
         places: Places,
@@ -185,13 +191,33 @@ class Batcher:
     ) -> Batched:
         """Run one picture, uint8 [height, width, channels], and return the outputs wanted.
 
-        It takes one of the `places`. `class_ids` are those that the maps among
-        `outputs` explain, `deadline` a time of `time.monotonic`. Cancelling the
-        call, or passing the deadline, takes a waiting picture out of the queue.
-        Raises DeadlineError and EngineError.
+        `class_ids` are those that the maps among `outputs` explain; the rest is
+        as in `submit_all`.
+        """
+        share = await self.submit_all(
+            places, image[np.newaxis], outputs=outputs, class_ids=[class_ids], deadline=deadline
+        )
+        return replace(share, outputs={name: rows[0] for name, rows in share.outputs.items()})
+
+    async def submit_all(
+        self,
+        places: Places,
+        images: NDArray[np.uint8],
+        *,
+        outputs: Sequence[str],
+        class_ids: Sequence[Sequence[int]],
+        deadline: float | None = None,
+    ) -> Batched:
+        """Run pictures in one batch, perhaps with others: at most `bounds.max_batch`.
+
+        `images` is uint8 [n, height, width, channels], and each takes one of the
+        `places`. `class_ids` [n, K] are those that the maps among `outputs`
+        explain, `deadline` a time of `time.monotonic`. Cancelling the call, or
+        passing the deadline, takes waiting pictures out of the queue. Returns
+        the outputs, [n, ...] each. Raises DeadlineError and EngineError.
         """
         item = Item(
-            image=image,
+            images=images,
             class_ids=np.asarray(class_ids, dtype=np.int64),
             outputs=tuple(outputs),
             deadline=deadline,
@@ -234,6 +260,7 @@ class Batcher:
         policy = self.policy
         return (
             self._instances[0].runner.instant
+            and item.pictures == 1
             and item.outputs == (LOGITS_OUTPUT,)
             and self._instances[0].cores == ANY_CORE
             and not policy.max_delay
@@ -365,7 +392,7 @@ class Batcher:
             results = self._run_graph(instance, inputs, batch[0].outputs)
         except BackendError:
             if len(batch) > 1:
-                # One bad picture must not fail the others.
+                # One bad picture must not fail those of others.
                 for item in batch:
                     self._run(instance, [item])
             else:
@@ -383,21 +410,21 @@ class Batcher:
             raise
         ended = time.monotonic()
         instance.pause = _FIRST_PAUSE
-        number = next(_numbers)
+        number, pictures = next(_numbers), sum(item.pictures for item in batch)
         shares = [
             Batched(
-                outputs=_share(results, index, len(item.class_ids)),
+                outputs=_share(results, rows, item.class_ids.shape[1]),
                 queue_seconds=gathered - item.arrival,
                 run_seconds=ended - gathered,
                 batch=number,
-                batch_size=len(batch),
+                batch_size=pictures,
             )
-            for index, item in enumerate(batch)
+            for item, rows in zip(batch, _rows(batch), strict=True)
         ]
         split = time.monotonic()
-        self._note((split - started) / len(batch))
+        self._note((split - started) / pictures)
         run = BatchRun(
-            size=len(batch),
+            size=pictures,
             gather=gathered - started,
             infer=ended - gathered,
             split=split - ended,
@@ -456,25 +483,35 @@ def retry_delay(seconds: float) -> timedelta:
     return timedelta(seconds=min(max(seconds, _SHORTEST_RETRY), _LONGEST_RETRY))
 
 
+def _rows(batch: list[Item]) -> list[slice]:
+    """Return where in a batch the pictures of each item are."""
+    ends = list(accumulate(item.pictures for item in batch))
+    return [slice(end - item.pictures, end) for end, item in zip(ends, batch, strict=True)]
+
+
 def _assemble(batch: list[Item], buffer: NDArray[np.uint8]) -> dict[str, Array]:
+    explained = any(name.startswith(CAM_PREFIX) for name in batch[0].outputs)
     if len(batch) == 1:
-        inputs: dict[str, Array] = {IMAGE_INPUT: batch[0].image[np.newaxis]}
-    else:
-        for row, item in zip(buffer, batch, strict=False):
-            row[:] = item.image
-        inputs = {IMAGE_INPUT: buffer[: len(batch)]}
-    if any(name.startswith(CAM_PREFIX) for name in batch[0].outputs):
-        longest = max(len(item.class_ids) for item in batch)
-        class_ids = np.full((len(batch), longest), _BEST_CLASS, dtype=np.int64)
-        for index, item in enumerate(batch):
-            class_ids[index, : len(item.class_ids)] = item.class_ids
+        inputs: dict[str, Array] = {IMAGE_INPUT: batch[0].images}
+        if explained:
+            inputs[CLASS_IDS_INPUT] = batch[0].class_ids
+        return inputs
+    rows = _rows(batch)
+    inputs = {IMAGE_INPUT: buffer[: rows[-1].stop]}
+    for place, item in zip(rows, batch, strict=True):
+        buffer[place] = item.images
+    if explained:
+        longest = max(item.class_ids.shape[1] for item in batch)
+        class_ids = np.full((rows[-1].stop, longest), _BEST_CLASS, dtype=np.int64)
+        for place, item in zip(rows, batch, strict=True):
+            class_ids[place, : item.class_ids.shape[1]] = item.class_ids
         inputs[CLASS_IDS_INPUT] = class_ids
     return inputs
 
 
-def _share(results: dict[str, Array], index: int, classes: int) -> dict[str, Array]:
+def _share(results: dict[str, Array], rows: slice, classes: int) -> dict[str, Array]:
     return {
-        name: result[index, :classes] if name.startswith(CAM_PREFIX) else result[index]
+        name: result[rows, :classes] if name.startswith(CAM_PREFIX) else result[rows]
         for name, result in results.items()
     }
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
-from typing import Generic, TypeVar, cast
+from typing import Generic, TypeAlias, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,8 @@ from foveate_serve.imaging.transform import View, prepare
 from foveate_serve.observer import Observer
 from foveate_serve.queueing import Places
 from foveate_serve.repository import LoadedModel, Repository
+
+_Images: TypeAlias = Sequence[bytes | RawImage] | NDArray[np.uint8]
 
 T = TypeVar("T")
 A = TypeVar("A", bound=Answer)
@@ -100,9 +102,9 @@ class Engine:
     async def infer(self, request: GraphRequest, *, deadline: float | None = None) -> GraphResult:
         """Run the graph on one or more pictures, all by one version. `deadline` as in `classify`.
 
-        The pictures join batches one by one; where one of them fails, the
-        request fails and the others are dropped. Raises the errors of
-        `foveate_serve.errors`.
+        Pixels run together, files join batches one by one; where one of
+        them fails, the request fails and the others are dropped. Raises the
+        errors of `foveate_serve.errors`.
         """
         self._refuse(request.model)
         return await self._answered(deadline, partial(self._infer, request, deadline))
@@ -184,8 +186,8 @@ class Engine:
             yield model
 
     @contextmanager
-    def _admitted(self, model: LoadedModel, images: Sequence[bytes | RawImage]) -> Iterator[None]:
-        size = sum(len(image.data if isinstance(image, RawImage) else image) for image in images)
+    def _admitted(self, model: LoadedModel, images: _Images) -> Iterator[None]:
+        size = images.nbytes if isinstance(images, np.ndarray) else sum(map(_bytes, images))
         with self._admission.entered(
             model.bundle.manifest.name,
             pictures=len(images),
@@ -207,7 +209,7 @@ class Engine:
         name, version = model.bundle.manifest.name, str(model.bundle.manifest.version)
         with self._admitted(model, images):
             started = time.perf_counter()
-            contents = [await self._content(name, image) for image in images]
+            contents = await self._contents(name, images)
             key = (model.bundle.digest, model.runner.variant, job.plan, *contents)
             kept = None if self._cache is None else self._cache.get(key)
             if self._cache is not None:
@@ -235,16 +237,21 @@ class Engine:
             self._cache.put(key, answer.kept(), answer.size)
         return answer
 
-    async def _content(self, model: str, image: bytes | RawImage) -> Hashable:
-        """Return what stands for a picture: two that differ have different ones."""
-        data = image.data if isinstance(image, RawImage) else image
+    async def _contents(self, model: str, images: _Images) -> list[Hashable]:
+        """Return what stands for the pictures: others have another."""
+        if isinstance(images, np.ndarray):
+            return [await self._digest(model, images.tobytes()), images.shape]
+        return [
+            (await self._digest(model, image.data), image.height, image.width, image.channels)
+            if isinstance(image, RawImage)
+            else await self._digest(model, image)
+            for image in images
+        ]
+
+    async def _digest(self, model: str, data: bytes | memoryview) -> bytes:
         if len(data) < _DIGEST_AT_ONCE:
-            digest = sha256(data).digest()
-        else:
-            digest = await self._threads.run(model, lambda: sha256(data).digest())
-        if isinstance(image, RawImage):
-            return digest, image.height, image.width, image.channels
-        return digest
+            return sha256(data).digest()
+        return await self._threads.run(model, lambda: sha256(data).digest())
 
     async def _classify(self, request: Request, deadline: float | None, asked: "_Asked") -> Result:
         with self._found(request, asked) as model:
@@ -310,6 +317,8 @@ class Engine:
     ) -> GraphResult:
         with self._found(request, asked) as model:
             plan = graph.plan(request, model.bundle.manifest, self._limits.explanation)
+            if isinstance(request.images, np.ndarray):
+                _require_size(request.images.shape[1:], model.bundle.manifest.input, "images")
             job = _Job(
                 model=model,
                 plan=plan,
@@ -322,32 +331,40 @@ class Engine:
     async def _run_infer(
         self,
         model: LoadedModel,
-        pictures: Sequence[bytes | RawImage],
+        pictures: Sequence[bytes] | NDArray[np.uint8],
         plan: GraphPlan,
         places: Places,
         deadline: float | None,
     ) -> GraphResult:
         started = time.perf_counter()
-        manifest = model.bundle.manifest
+        manifest, batcher = model.bundle.manifest, model.batcher
+        # Pixels are there at once, and run together; files as each is decoded.
+        size = batcher.largest if isinstance(pictures, np.ndarray) else 1
 
-        async def run(index: int) -> tuple[float, Batched]:
-            with _naming_image(index, len(pictures)):
-                image, _ = await self._image(pictures[index], manifest)
+        async def run(start: int) -> tuple[float, Batched]:
+            part = slice(start, start + size)
+            if isinstance(pictures, np.ndarray):
+                images = pictures[part]
+            else:
+                with _naming_image(start, len(pictures)):
+                    image, _ = await self._image(pictures[start], manifest)
+                images = image[np.newaxis]
             decoded = time.perf_counter()
             with model.running():
-                batched = await model.batcher.submit(
+                batched = await batcher.submit_all(
                     places,
-                    image,
+                    images,
                     outputs=plan.outputs,
-                    class_ids=plan.class_ids[index],
+                    class_ids=plan.class_ids[part],
                     deadline=deadline,
                 )
             return decoded - started, batched
 
-        runs = await _all([run(index) for index in range(len(pictures))])
+        runs = await _all([run(start) for start in range(0, len(pictures), size)])
         inferred = time.perf_counter()
         outputs = {
-            name: np.stack([batched.outputs[name] for _, batched in runs]) for name in plan.outputs
+            name: np.concatenate([batched.outputs[name] for _, batched in runs])
+            for name in plan.outputs
         }
         finished = time.perf_counter()
 
@@ -399,7 +416,7 @@ class _Job(Generic[A]):
 
     model: LoadedModel
     plan: Hashable
-    images: Sequence[bytes | RawImage]
+    images: _Images
     priority: int
     run: Callable[[Places, float | None], Awaitable[A]]
 
@@ -500,16 +517,27 @@ def _top_k(wanted: int | None, classes: int) -> int:
     return wanted
 
 
-def _raw(image: RawImage, spec: InputSpec) -> tuple[NDArray[np.uint8], View]:
-    for name in ("height", "width", "channels"):
-        have, want = getattr(image, name), getattr(spec, name)
+def _bytes(image: bytes | RawImage) -> int:
+    return len(image.data if isinstance(image, RawImage) else image)
+
+
+def _require_size(shape: tuple[int, ...], spec: InputSpec, field: str) -> None:
+    """Raise InvalidRequestError unless (height, width, channels) is the classifier's."""
+    names = ("height", "width", "channels")
+    for name, have, want in zip(
+        names, shape, (spec.height, spec.width, spec.channels), strict=True
+    ):
         if have != want:
             raise InvalidRequestError(
                 "SHAPE_MISMATCH",
                 f"the picture's {name} is {have}; the model takes {want}",
-                field=f"raw.{name}",
+                field=f"{field}.{name}",
                 metadata={"limit": want},
             )
+
+
+def _raw(image: RawImage, spec: InputSpec) -> tuple[NDArray[np.uint8], View]:
+    _require_size((image.height, image.width, image.channels), spec, "raw")
     size = spec.height * spec.width * spec.channels
     if len(image.data) != size:
         raise InvalidRequestError(

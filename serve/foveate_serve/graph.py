@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from foveate_serve.backends.base import graph_outputs
 from foveate_serve.bundle.manifest import CAM_PREFIX, FEATURES_PREFIX, LOGITS_OUTPUT, Manifest
-from foveate_serve.classification import ANSWER_BYTES, Answer, RawImage
+from foveate_serve.classification import ANSWER_BYTES, Answer
 from foveate_serve.errors import InvalidRequestError, clip, listing, quote
 from foveate_serve.explain import ExplanationLimits
 
@@ -20,13 +20,14 @@ BEST_CLASS = -1
 class GraphRequest:
     """Asks for outputs of the graph for one or more pictures.
 
-    `outputs` are names of the graph contract. `class_ids`, int64 [N, K], are the
-    classes that maps explain, with the contract's negative values; None means
-    the best class of each picture. `model`, `version` and `priority` as in
-    Request.
+    `images` are encoded files, or the pixels of all, uint8 [N, height, width,
+    channels] of the classifier's size. `outputs` are names of the graph contract.
+    `class_ids`, int64 [N, K], are the classes that maps explain, with the
+    contract's negative values; None means the best class of each picture.
+    `model`, `version` and `priority` as in Request.
     """
 
-    images: Sequence[bytes | RawImage]
+    images: Sequence[bytes] | NDArray[np.uint8]
     outputs: Sequence[str] = (LOGITS_OUTPUT,)
     class_ids: NDArray[np.int64] | None = None
     model: str = ""

@@ -24,18 +24,24 @@ class Places:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Item:
-    """A picture, uint8 [height, width, channels], and the future of whoever waits for it.
+    """Pictures that run together, and the future of whoever waits for them.
 
-    `class_ids` are those that the maps among `outputs` explain; `deadline` and
-    `arrival` are times of `time.monotonic`.
+    `images` is uint8 [n, height, width, channels]. `class_ids`, int64 [n, K],
+    are those that the maps among `outputs` explain; `deadline` and `arrival` are
+    times of `time.monotonic`.
     """
 
-    image: NDArray[np.uint8]
+    images: NDArray[np.uint8]
     class_ids: NDArray[np.int64]
     outputs: tuple[str, ...]
     deadline: float | None
     future: asyncio.Future[Any]
     arrival: float = field(default_factory=time.monotonic)
+
+    @property
+    def pictures(self) -> int:
+        """How many pictures there are."""
+        return len(self.images)
 
 
 class Queue:
@@ -47,12 +53,13 @@ class Queue:
 
     def __init__(self, levels: int) -> None:
         self._items: list[deque[Item]] = [deque() for _ in range(levels)]
+        self._waiting = [0] * levels
         self._kept = [0] * levels
 
     @property
     def waiting(self) -> int:
         """How many pictures wait for a batch."""
-        return sum(map(len, self._items))
+        return sum(self._waiting)
 
     @property
     def expected(self) -> int:
@@ -61,7 +68,7 @@ class Queue:
 
     def ahead(self, level: int) -> int:
         """Return how many pictures wait or have a place at a level or above."""
-        return sum(map(len, self._items[: level + 1])) + sum(self._kept[: level + 1])
+        return sum(self._waiting[: level + 1]) + sum(self._kept[: level + 1])
 
     def exceeds(self, policy: BatchPolicy, level: int, pictures: int) -> bool:
         """Tell whether so many pictures more at one level are too many.
@@ -69,7 +76,7 @@ class Queue:
         More than the bound are let in where nothing waits, as otherwise they
         never were.
         """
-        own, ahead = len(self._items[level]) + self._kept[level], self.ahead(level)
+        own, ahead = self._waiting[level] + self._kept[level], self.ahead(level)
         return bool(own and own + pictures > policy.bound(level)) or bool(
             ahead and ahead + pictures > policy.max_queue
         )
@@ -89,9 +96,10 @@ class Queue:
         places.left = 0
 
     def put(self, places: Places, item: Item) -> None:
-        """Put an item on one of the places kept."""
-        places.left -= 1
-        self._kept[places.level] -= 1
+        """Put an item on as many of the places kept as it has pictures."""
+        places.left -= item.pictures
+        self._kept[places.level] -= item.pictures
+        self._waiting[places.level] += item.pictures
         self._items[places.level].append(item)
 
     def oldest(self) -> float:
@@ -100,39 +108,46 @@ class Queue:
 
     def drop_dead(self, now: float) -> list[Item]:
         """Take out what was cancelled, and what is too late at `now`; return the latter."""
-        late: list[Item] = []
-        for level, items in enumerate(self._items):
-            alive: deque[Item] = deque()
-            for item in items:
-                if item.future.done():
-                    continue
-                if item.deadline is not None and item.deadline <= now:
-                    late.append(item)
-                else:
-                    alive.append(item)
-            self._items[level] = alive
-        return late
+        dead = [
+            item
+            for item in self
+            if item.future.done() or (item.deadline is not None and item.deadline <= now)
+        ]
+        self._remove(dead)
+        return [item for item in dead if not item.future.done()]
 
     def take(
         self, policy: BatchPolicy, *, idle: int = 1, lanes: int = 1, picture_seconds: float = 0.0
     ) -> list[Item]:
         """Take out a batch for one of so many lanes, of which so many are idle.
 
-        It holds items that want the outputs of the first, in their order. A
-        picture takes `picture_seconds`, 0 if that is unknown.
+        It holds items that want the outputs of the first, in their order, the
+        first however many pictures it has. A picture takes `picture_seconds`, 0
+        if that is unknown.
         """
         most = policy.share(self.waiting, idle=idle, lanes=lanes, picture_seconds=picture_seconds)
-        same: list[Item] = []
+        batch: list[Item] = []
+        pictures = 0
         for item in self:
-            if not same or item.outputs == same[0].outputs:
-                same.append(item)
-                if len(same) == most:
-                    break
-        batch = same[: policy.size(len(same))]
-        taken = set(batch)
-        for level, items in enumerate(self._items):
-            self._items[level] = deque(item for item in items if item not in taken)
+            if batch and item.outputs != batch[0].outputs:
+                continue
+            if batch and pictures + item.pictures > most:
+                break
+            batch.append(item)
+            pictures += item.pictures
+        size = policy.size(pictures)
+        while len(batch) > 1 and pictures > size:
+            pictures -= batch.pop().pictures
+        self._remove(batch)
         return batch
+
+    def _remove(self, items: list[Item]) -> None:
+        gone = set(items)
+        if not gone:
+            return
+        for level, waiting in enumerate(self._items):
+            self._items[level] = deque(item for item in waiting if item not in gone)
+            self._waiting[level] = sum(item.pictures for item in self._items[level])
 
     def __iter__(self) -> Iterator[Item]:
         """Iterate over the items in the order in which they are to run."""

@@ -164,6 +164,60 @@ async def test_a_batch_holds_one_kind_of_outputs_led_by_the_oldest(held: Held) -
     np.testing.assert_allclose(three.outputs["cam.cam"][:, 0, 0] * 255, [90, 70, 90], atol=1e-4)
 
 
+async def ask_all(batcher: Batcher, *images: np.ndarray, **wanted) -> Batched:
+    class_ids = wanted.pop("class_ids", [[]] * len(images))
+    with batcher.places(len(images)) as places:
+        return await batcher.submit_all(
+            places, np.stack(images), class_ids=class_ids, **({"outputs": LOGITS} | wanted)
+        )
+
+
+async def test_pictures_submitted_together_share_a_batch_with_others(held: Held) -> None:
+    one = await held.queue(ask(held.batcher, colour(50)))
+    two = asyncio.ensure_future(ask_all(held.batcher, colour(100), colour(150)))
+    await until(lambda: held.batcher.waiting == 3)
+    three = asyncio.ensure_future(ask_all(held.batcher, *map(colour, (200, 210, 220))))
+    await until(lambda: held.batcher.waiting == 6)
+    await held.release()
+    found = [(await task).outputs["logits"] for task in (*one, two, three)]
+    assert [logits.shape for logits in found] == [(3,), (2, 3), (3, 3)]
+    reds = np.concatenate([np.atleast_2d(logits)[:, 0] for logits in found])
+    expected = np.array([50, 100, 150, 200, 210, 220]) / 255 + 0.25
+    np.testing.assert_allclose(reds, expected, atol=1e-6)
+    # The three do not fit beside the others, and stay together.
+    assert [size for size, _ in held.runner.batches] == [1, 3, 3]
+    assert (await two).batch_size == 3
+
+
+async def test_maps_of_pictures_submitted_together(held: Held) -> None:
+    wanted = {"outputs": WITH_CAM, "class_ids": [[0, 1], [2, -1]]}
+    two = asyncio.ensure_future(
+        ask_all(held.batcher, colour(90, 70, 50), colour(10, 20, 30), **wanted)
+    )
+    await until(lambda: held.batcher.waiting == 2)
+    one = asyncio.ensure_future(ask(held.batcher, colour(60), outputs=WITH_CAM, class_ids=[0]))
+    await until(lambda: held.batcher.waiting == 3)
+    await held.release()
+    cams = (await two).outputs["cam.cam"]
+    assert cams.shape == (2, 2, 8, 8)
+    np.testing.assert_allclose(cams[..., 0, 0] * 255, [[90, 70], [30, 10]], atol=1e-4)
+    np.testing.assert_allclose((await one).outputs["cam.cam"][:, 0, 0] * 255, [60], atol=1e-4)
+    assert held.runner.batches[1:] == [(3, WITH_CAM)]
+
+
+async def test_pictures_that_fail_together_fail_no_others(held: Held) -> None:
+    bad = asyncio.ensure_future(ask_all(held.batcher, colour(13), colour(50)))
+    await until(lambda: held.batcher.waiting == 2)
+    good = asyncio.ensure_future(ask_all(held.batcher, colour(100), colour(150)))
+    await until(lambda: held.batcher.waiting == 4)
+    await held.release()
+    with pytest.raises(EngineError):
+        await bad
+    np.testing.assert_allclose(
+        (await good).outputs["logits"][:, 0], np.array([100, 150]) / 255 + 0.25, atol=1e-6
+    )
+
+
 async def test_a_full_queue_refuses_and_says_when_to_come_again(held: Held) -> None:
     tasks = await held.queue(*(ask(held.batcher, colour(i)) for i in range(6)))
     with pytest.raises(OverloadedError) as raised:

@@ -33,6 +33,7 @@ def raw(value: int) -> RawImage:
     return RawImage(height=8, width=8, channels=3, data=bytes([value]) * 192)
 
 
+PIXELS = np.stack([np.full((8, 8, 3), value, dtype=np.uint8) for value in (9, 7)])
 RED, BLUE = picture((255, 0, 0)), picture((0, 0, 255))
 
 
@@ -172,14 +173,18 @@ async def test_the_default_and_what_it_stands_for_are_one_request(
         assert (await engine.classify(same)).timing.cached
 
 
-async def test_outputs_of_the_graph_are_kept_too(opened: Callable, gated: object) -> None:
+@pytest.mark.parametrize("images", [[RED, BLUE], PIXELS], ids=["files", "pixels"])
+async def test_outputs_of_the_graph_are_kept_too(
+    opened: Callable, gated: object, images: list[bytes] | np.ndarray
+) -> None:
     async with opened(cache_bytes=1 << 20) as (engine, _):
-        request = GraphRequest(images=[RED, raw(9)], outputs=["logits"])
+        request = GraphRequest(images=images, outputs=["logits"])
         first = await engine.infer(request)
         second = await engine.infer(request)
         assert (first.timing.cached, second.timing.cached) == (False, True)
         np.testing.assert_array_equal(second.outputs["logits"], first.outputs["logits"])
-        assert not (await engine.infer(GraphRequest(images=[raw(9), RED]))).timing.cached
+        for other in (images[::-1], images[:1]):
+            assert not (await engine.infer(GraphRequest(images=other))).timing.cached
 
 
 async def test_errors_are_not_kept(opened: Callable, gated: object) -> None:

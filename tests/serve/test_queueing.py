@@ -14,13 +14,13 @@ SINGLE = BatchPolicy(max_batch=4, max_queue=6)
 RANKED = BatchPolicy(max_batch=4, max_queue=6, priority_queues=(2, 5, 3))
 
 
-def put(queue: Queue, level: int = 0, **item: object) -> Item:
+def put(queue: Queue, level: int = 0, pictures: int = 1, **item: object) -> Item:
     made = Item(
-        image=np.zeros((2, 2, 3), dtype=np.uint8),
-        class_ids=np.zeros(0, dtype=np.int64),
+        images=np.zeros((pictures, 2, 2, 3), dtype=np.uint8),
+        class_ids=np.zeros((pictures, 0), dtype=np.int64),
         **{"outputs": PLAIN, "deadline": None, "future": asyncio.Future(), **item},
     )
-    queue.put(queue.keep(level, 1), made)
+    queue.put(queue.keep(level, pictures), made)
     return made
 
 
@@ -48,6 +48,33 @@ async def test_a_batch_has_the_largest_preferred_size_that_is_filled(
     for _ in range(waiting):
         put(queue)
     assert [len(queue.take(policy)) for _ in sizes] == sizes
+
+
+async def test_pictures_that_belong_together_stay_together() -> None:
+    queue = Queue(1)
+    items = [put(queue, pictures=pictures) for pictures in (3, 2, 1, 9)]
+    assert queue.waiting == 15
+    assert queue.take(SINGLE) == [items[0]]
+    assert queue.take(SINGLE) == [items[1], items[2]]
+    assert queue.waiting == 9
+    assert queue.take(SINGLE) == [items[3]]
+    assert queue.waiting == 0
+
+
+async def test_a_preferred_size_is_kept_to_with_pictures_that_belong_together() -> None:
+    policy, queue = BatchPolicy(max_batch=6, preferred_sizes=(2, 4)), Queue(1)
+    items = [put(queue, pictures=pictures) for pictures in (2, 1, 2)]
+    assert queue.take(policy) == items[:2]
+    assert queue.take(policy) == items[2:]
+
+
+async def test_what_belongs_together_is_dropped_together() -> None:
+    queue = Queue(1)
+    gone, late, left = (put(queue, pictures=2, deadline=deadline) for deadline in (None, 1.0, 3.0))
+    gone.future.cancel()
+    assert queue.drop_dead(2.0) == [late]
+    assert list(queue) == [left]
+    assert queue.waiting == 2
 
 
 async def test_places_count_like_pictures_until_they_are_given_back() -> None:

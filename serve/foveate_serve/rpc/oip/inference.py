@@ -1,5 +1,6 @@
 """From a ModelInferRequest to the engine's request, and from its result to a ModelInferResponse."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,7 +14,6 @@ from foveate.inference.open_inference_pb2 import (
     ModelInferResponse,
 )
 from foveate_serve.bundle.manifest import CLASS_IDS_INPUT, IMAGE_INPUT, LOGITS_OUTPUT
-from foveate_serve.classification import RawImage
 from foveate_serve.errors import InvalidRequestError, clip, quote
 from foveate_serve.graph import GraphRequest, GraphResult
 from foveate_serve.rpc.oip import tensors
@@ -47,7 +47,7 @@ class Inference:
 
     def locate(self, error: InvalidRequestError) -> InvalidRequestError:
         """Put an error of the engine on the field of the message that is at fault."""
-        name = error.field.partition("[")[0]
+        name, *_ = re.split(r"[.[]", error.field)
         return InvalidRequestError(
             error.reason,
             error.message,
@@ -111,7 +111,7 @@ def write_response(inference: Inference, result: GraphResult, *, name: str) -> M
     return response
 
 
-def _images(tensor: InputTensor, max_images: int) -> list[bytes | RawImage]:
+def _images(tensor: InputTensor, max_images: int) -> list[bytes] | NDArray[np.uint8]:
     tensors.require_datatype(tensor, DATATYPES[_PIXELS], BYTES)
     shape = tensor.shape
     dimensions = (1, 2) if tensor.datatype == BYTES else (4,)
@@ -132,13 +132,8 @@ def _images(tensor: InputTensor, max_images: int) -> list[bytes | RawImage]:
             metadata={"minimum": 1, "limit": max_images},
         )
     if tensor.datatype == BYTES:
-        return list(tensors.read_bytes(tensor))
-    pixels = tensors.read_numbers(tensor, _PIXELS)
-    _, height, width, channels = shape
-    return [
-        RawImage(height=height, width=width, channels=channels, data=image.reshape(-1).data)
-        for image in pixels
-    ]
+        return tensors.read_bytes(tensor)
+    return tensors.read_numbers(tensor, _PIXELS)
 
 
 def _outputs(message: ModelInferRequest) -> tuple[WantedOutput, ...]:
