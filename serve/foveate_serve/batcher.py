@@ -437,10 +437,12 @@ class Batcher:
     ) -> dict[str, Array]:
         instance.busy = True
         try:
-            lanes = self._lanes_of(instance.runner)
+            runner, lanes = instance.runner, self._lanes_of(instance.runner)
             # Those who wait are about to be taken by another lane.
-            beside = len(lanes) > 1 and (self.waiting > 0 or sum(lane.busy for lane in lanes) > 1)
-            return instance.runner.run(inputs, outputs, beside=beside)
+            beside = len(lanes) > 1 and (
+                runner.light or self.waiting > 0 or sum(lane.busy for lane in lanes) > 1
+            )
+            return runner.run(inputs, outputs, beside=beside)
         finally:
             # Before the answers go out: who asks again at once must not find the lane busy.
             instance.busy = False

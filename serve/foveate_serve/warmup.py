@@ -17,7 +17,10 @@ logger = logging.getLogger(__name__)
 _INSTANT_SECONDS = 0.2e-3
 """What handing a run to another thread and its answer back takes at least."""
 
-_SLOW_SECONDS = 10 * _INSTANT_SECONDS
+_LIGHT_SECONDS = 1e-3
+"""What a thread does in less gets no shorter where others, which must wake first, take a part."""
+
+_SLOW_SECONDS = 2 * _LIGHT_SECONDS
 _TRIALS = 5
 
 
@@ -28,9 +31,9 @@ def warm_up(runner: Runner, sizes: Sequence[int], lanes: int = 1, *, watched: bo
     An engine may prepare itself anew for every size, and for every set of
     outputs. Requests for maps come alone more often than not, and for other
     outputs seldom, so that no start has to wait for those. Also finds out whether
-    the runner is instant, unless its runs are `watched`: what is to be noticed
-    where it hangs must not run on the event loop. Shows that the graph keeps its
-    contract: raises BackendError.
+    the runner is light, and whether it is instant, unless its runs are `watched`:
+    what is to be noticed where it hangs must not run on the event loop. Shows
+    that the graph keeps its contract: raises BackendError.
     """
     started = time.monotonic()
     # The largest first: what it allocates does for the others.
@@ -44,7 +47,10 @@ def warm_up(runner: Runner, sizes: Sequence[int], lanes: int = 1, *, watched: bo
         runner.run(_black(runner, 1), [LOGITS_OUTPUT], beside=True)
         if cam is not None:
             runner.run(explained, [LOGITS_OUTPUT, cam], beside=True)
-    runner.instant = not watched and _is_instant(runner)
+    if runner.device == "cpu" and (lanes > 1 or not watched):
+        shortest = _shortest_run(runner, beside=lanes > 1)
+        runner.light = lanes > 1 and shortest < _LIGHT_SECONDS
+        runner.instant = not watched and shortest < _INSTANT_SECONDS
     runner.trim()
     trim_heap()
     logger.debug(
@@ -55,19 +61,17 @@ def warm_up(runner: Runner, sizes: Sequence[int], lanes: int = 1, *, watched: bo
     )
 
 
-def _is_instant(runner: Runner) -> bool:
-    if runner.device != "cpu":
-        # What waits for a driver that hangs must not be the event loop.
-        return False
+def _shortest_run(runner: Runner, *, beside: bool) -> float:
+    """Return the seconds of the shortest of a few runs; those of the first where they are many."""
     picture = _black(runner, 1)
     shortest = math.inf
     for _ in range(_TRIALS):
         started = time.perf_counter()
-        runner.run(picture, [LOGITS_OUTPUT])
+        runner.run(picture, [LOGITS_OUTPUT], beside=beside)
         shortest = min(shortest, time.perf_counter() - started)
         if shortest > _SLOW_SECONDS:
             break
-    return shortest < _INSTANT_SECONDS
+    return shortest
 
 
 def _black(runner: Runner, size: int) -> dict[str, Array]:

@@ -77,6 +77,27 @@ def test_a_runner_is_instant_by_the_shortest_of_a_few_runs(
     assert len(gated.batches) == 2 + runs
 
 
+@pytest.mark.parametrize(
+    ("lanes", "milliseconds", "light"),
+    [(2, [3, 0.9, 1.1, 1.2, 1.3], True), (2, [1.1] * 5, False), (1, [0.5] * 5, False)],
+    ids=["short", "long", "one-lane"],
+)
+def test_a_runner_is_light_by_its_shortest_run_on_one_thread(
+    gated: object,
+    monkeypatch: pytest.MonkeyPatch,
+    lanes: int,
+    milliseconds: list[float],
+    light: bool,
+) -> None:
+    ends = (stamp for took in milliseconds for stamp in (0.0, took / 1000))
+    monkeypatch.setattr(warmup.time, "perf_counter", lambda: next(ends))
+    monkeypatch.setattr(warmup, "_SLOW_SECONDS", 4e-3)
+    warm_up(gated, (1,), lanes)
+    assert gated.light is light
+    # The picture and the map that are run beside others come before those measured.
+    assert gated.beside == ([1] * 7 if lanes > 1 else [])
+
+
 def test_what_waits_for_a_gpu_is_never_the_event_loop(
     gated: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:

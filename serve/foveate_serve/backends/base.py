@@ -107,8 +107,9 @@ class Runner(ABC):
     `image_shape` is (height, width, channels), `inputs` and `outputs` are those
     of the graph contract. `build_seconds` is what building engines from the
     graph has taken so far, in this process or when they were put into the
-    bundle; None where nothing is built. `instant` tells that a picture's run
-    for its logits takes less than a change of thread, which `warm_up` finds out.
+    bundle; None where nothing is built. `light` tells that a picture's run for
+    its logits is so short that it had better take one thread, though it be alone,
+    and `instant` that it takes less than a change of thread; `warm_up` finds out.
     A subclass loads the graph when it is made, raising BackendError, and
     implements `_run`, and with several lanes `_run_beside`.
     """
@@ -125,6 +126,7 @@ class Runner(ABC):
         self.inputs = graph_inputs(bundle.manifest)
         self.outputs = graph_outputs(bundle.manifest)
         self.build_seconds: float | None = None
+        self.light = False
         self.instant = False
         self._started: dict[int, float] = {}
 
