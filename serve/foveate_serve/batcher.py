@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from itertools import accumulate, count
 
@@ -194,10 +194,15 @@ class Batcher:
         `class_ids` are those that the maps among `outputs` explain; the rest is
         as in `submit_all`.
         """
-        share = await self.submit_all(
-            places, image[np.newaxis], outputs=outputs, class_ids=[class_ids], deadline=deadline
+        item = Item(
+            images=image[np.newaxis],
+            class_ids=np.asarray([class_ids], dtype=np.int64),
+            outputs=tuple(outputs),
+            deadline=deadline,
+            future=self._loop.create_future(),
+            single=True,
         )
-        return replace(share, outputs={name: rows[0] for name, rows in share.outputs.items()})
+        return await self._submit(places, item)
 
     async def submit_all(
         self,
@@ -223,18 +228,7 @@ class Batcher:
             deadline=deadline,
             future=self._loop.create_future(),
         )
-        with self._changed:
-            if self._closing:
-                raise RuntimeError("the batcher is closed")
-            at_once = self._runs_at_once(item)
-            if not at_once:
-                self._queue.put(places, item)
-                self._changed.notify()
-        if at_once:
-            # Nothing comes to the lanes in the meantime, as all of it comes from this thread.
-            self._run(self._instances[0], [item])
-        batched: Batched = await item.future
-        return batched
+        return await self._submit(places, item)
 
     def answered(self, timing: Timing) -> None:
         """Hear how long an answer took, of which the batch is a part."""
@@ -256,11 +250,25 @@ class Batcher:
             if instance.thread is not None:
                 instance.thread.join()
 
+    async def _submit(self, places: Places, item: Item) -> Batched:
+        with self._changed:
+            if self._closing:
+                raise RuntimeError("the batcher is closed")
+            at_once = self._runs_at_once(item)
+            if not at_once:
+                self._queue.put(places, item)
+                self._changed.notify()
+        if at_once:
+            # Nothing comes to the lanes in the meantime, as all of it comes from this thread.
+            self._run(self._instances[0], [item])
+        batched: Batched = await item.future
+        return batched
+
     def _runs_at_once(self, item: Item) -> bool:
         policy = self.policy
         return (
             self._instances[0].runner.instant
-            and item.pictures == 1
+            and item.single
             and item.outputs == (LOGITS_OUTPUT,)
             and self._instances[0].cores == ANY_CORE
             and not policy.max_delay
@@ -413,7 +421,7 @@ class Batcher:
         number, pictures = next(_numbers), sum(item.pictures for item in batch)
         shares = [
             Batched(
-                outputs=_share(results, rows, item.class_ids.shape[1]),
+                outputs=_share(results, rows.start if item.single else rows, item),
                 queue_seconds=gathered - item.arrival,
                 run_seconds=ended - gathered,
                 batch=number,
@@ -511,9 +519,10 @@ def _assemble(batch: list[Item], buffer: NDArray[np.uint8]) -> dict[str, Array]:
     return inputs
 
 
-def _share(results: dict[str, Array], rows: slice, classes: int) -> dict[str, Array]:
+def _share(results: dict[str, Array], rows: slice | int, item: Item) -> dict[str, Array]:
+    classes = item.class_ids.shape[1]
     return {
-        name: result[rows, :classes] if name.startswith(CAM_PREFIX) else result[rows]
+        name: result[rows][..., :classes, :, :] if name.startswith(CAM_PREFIX) else result[rows]
         for name, result in results.items()
     }
 

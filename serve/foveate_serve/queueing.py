@@ -28,7 +28,8 @@ class Item:
 
     `images` is uint8 [n, height, width, channels]. `class_ids`, int64 [n, K],
     are those that the maps among `outputs` explain; `deadline` and `arrival` are
-    times of `time.monotonic`.
+    times of `time.monotonic`. `single` tells that there is one picture, whose
+    answer has no dimension for several.
     """
 
     images: NDArray[np.uint8]
@@ -36,6 +37,7 @@ class Item:
     outputs: tuple[str, ...]
     deadline: float | None
     future: asyncio.Future[Any]
+    single: bool = False
     arrival: float = field(default_factory=time.monotonic)
 
     @property
