@@ -13,7 +13,8 @@ megapixels as a phone makes them. The first server also answers with the class
 activation maps of the five best classes, as raw maps and as overlays; in open
 loop at 70 % of its highest rate; and digits, one by one. A third server has
 LeNet-5, whose run costs next to nothing: what its digits take is what the rest of a
-request takes. Nothing there waits for a thread (`--engine-timeout 0`).
+request takes. Nothing there waits for a thread (`--engine-timeout 0`). A fourth one
+has LeNet-5 too, and takes requests of many digits each (`benchmarks.batched`).
 
 Rounds alternate everything, so that a drifting machine does not favour one, and
 ratios are taken round by round. CPU time is that of the server's whole process
@@ -46,6 +47,7 @@ from rich.table import Table
 
 from benchmarks import machine, pages
 from benchmarks.asking import DIGITS, METHOD, TIMEOUT, digits
+from benchmarks.batched import LIMITS, Batches
 from benchmarks.digits import NAME as LENET
 from benchmarks.digits import export_lenet
 from benchmarks.loops import Loop, looping
@@ -85,6 +87,7 @@ TARGETS = {
     "chosen - obvious, top-1 in points": "at least -1",
     "server alone / floor alone, p50": "at most 1.2",
     "digit alone, LeNet-5, p50 in ms": "at most 1",
+    "digits a second in batches": "at least 15,000",
     "p99 / p50 at 70 %": "at most 3",
     "raw maps / plain, CPU a request": "at most 1.05",
     "overlays / plain, CPU a request": "at most 1.35",
@@ -193,6 +196,7 @@ class Bench:
 
     loops: Mapping[str, Loop]
     targets: Mapping[str, Target]
+    batches: Batches
     floor_best: Sequence[int]
     classes: Sequence[int]
 
@@ -232,6 +236,8 @@ class Bench:
             for concurrency in self.concurrencies(name):
                 for key, value in target.closed(concurrency, seconds).items():
                     found[f"{name} at {concurrency}: {key}"] = value
+        for key, value in self.batches.closed(seconds).items():
+            found[f"small digits in batches: {key}"] = value
         return found
 
     @staticmethod
@@ -264,6 +270,7 @@ def running(options: argparse.Namespace) -> Iterator[Bench]:
         lenet = export_lenet(folder / "digits")
         # Without it a run that hangs would be noticed, at the price of a change of thread.
         small = stack.enter_context(serving(lenet.parents[1], "--engine-timeout", "0"))
+        batches = stack.enter_context(serving(lenet.parents[1], *LIMITS))
         cams = {
             "raw maps": CamOptions(top=5, forms=[HEATMAP_FORM_RAW]),
             "overlays": CamOptions(
@@ -297,6 +304,7 @@ def running(options: argparse.Namespace) -> Iterator[Bench]:
                     chosen, [ClassifyRequest(model=MODEL, encoded=data) for data in enlarged]
                 ),
             },
+            batches=Batches.of(batches, lenet, LENET),
             floor_best=loops["floor"].run()["best"][: len(pictures)],
             classes=[target for _, _, target in photographs],
         )
@@ -353,6 +361,7 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
             "server alone / floor alone, p50": samples.over("server at 1: p50_ms", "alone: p50_ms"),
             "digit alone, convnet4, p50 in ms": summary(samples.values["digit at 1: p50_ms"]),
             "digit alone, LeNet-5, p50 in ms": summary(samples.values["small digit at 1: p50_ms"]),
+            "digits a second in batches": summary(samples.values["small digits in batches: rate"]),
             "p99 / p50 at 70 %": summary(tails),
             "raw maps / plain, CPU a request": samples.over(
                 "raw maps at 32: cpu_ms", "server at 32: cpu_ms"
@@ -385,7 +394,7 @@ def page_part(result: Mapping[str, Any]) -> str:
         "Medians, and the range of the rounds:"
     )
     ratios = [
-        [name, pages.middle(values, 2), targets.get(name, "")]
+        [name, pages.middle(values, 0 if "a second in" in name else 2), targets.get(name, "")]
         for name, values in result["ratios"].items()
     ]
     names = [name.removesuffix(": rate") for name in measured if name.endswith(": rate")]
@@ -393,7 +402,8 @@ def page_part(result: Mapping[str, Any]) -> str:
         [
             name,
             pages.middle(measured[f"{name}: rate"], 1),
-            pages.middle(measured[f"{name}: cpu_ms"], 1),
+            # A digit of a batch takes hundredths of a millisecond.
+            pages.middle(measured[f"{name}: cpu_ms"], 3 if "batches" in name else 1),
         ]
         for name in names
     ]
