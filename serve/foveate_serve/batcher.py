@@ -257,7 +257,8 @@ class Batcher:
             at_once = self._runs_at_once(item)
             if not at_once:
                 self._queue.put(places, item)
-                self._changed.notify()
+                if not self._manned:
+                    self._changed.notify()
         if at_once:
             # Nothing comes to the lanes in the meantime, as all of it comes from this thread.
             self._run(self._instances[0], [item])
@@ -343,6 +344,9 @@ class Batcher:
                         self._run(instance, batch)
         except BaseException:
             logger.exception("the engine's thread ended")
+            with self._changed:
+                # What waited for this lane is for the others now.
+                self._changed.notify()
             self._tell(self._died, instance)
         else:
             self._tell(self._ended)
@@ -362,7 +366,7 @@ class Batcher:
     def _next_batch(self, instance: _Instance) -> list[Item] | None:
         """Wait for a batch. It may be empty; None means that there will be no other."""
         with self._changed:
-            self._changed.wait_for(lambda: self.waiting or self._closing)
+            self._changed.wait_for(lambda: (self.waiting and not self._manned) or self._closing)
             if not self.waiting:
                 return None
             # Another instance may take what this one gathers.
@@ -378,14 +382,28 @@ class Batcher:
             idle = sum(not lane.busy for lane in lanes)
             batch = self._queue.take(
                 self.policy,
-                idle=idle,
-                lanes=len(lanes),
+                # One lane at a time has all that waits for a light run.
+                idle=1 if instance.runner.light else idle,
+                lanes=1 if instance.runner.light else len(lanes),
                 picture_seconds=self._picture_seconds,
             )
             instance.busy = bool(batch)
-            if self.waiting:
+            if self.waiting and not self._manned:
                 self._changed.notify()
             return batch
+
+    @property
+    def _manned(self) -> bool:
+        """Whether what waits had better wait for a lane that runs than wake another.
+
+        A light run takes no longer than waking a thread does, and what gathers
+        behind it runs together.
+        """
+        return (
+            self._instances[0].runner.light
+            and self.waiting < self.policy.max_batch
+            and any(instance.busy for instance in self._instances)
+        )
 
     def _drop_dead(self) -> None:
         """Take out of the queue what was cancelled or is too late."""

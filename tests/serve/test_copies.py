@@ -54,6 +54,21 @@ async def test_a_lone_picture_reaches_the_engine_where_the_request_has_put_it(
         assert np.shares_memory(runner.given[0], pictures[0])
 
 
+async def test_pictures_that_come_together_reach_the_engine_where_they_are(
+    colours: Bundle, pictures: list[np.ndarray]
+) -> None:
+    together = np.stack(pictures)
+    with Noting(colours) as runner:
+        batcher = Batcher([runner], BatchPolicy(lanes=1))
+        with batcher.places(len(together)) as places:
+            await batcher.submit_all(
+                places, together, outputs=("logits",), class_ids=[()] * len(together)
+            )
+        await batcher.close()
+        assert np.shares_memory(runner.given[0], together)
+        assert len(runner.given[0]) == len(together)
+
+
 async def test_batches_are_gathered_in_one_buffer_again_and_again(
     colours: Bundle, pictures: list[np.ndarray]
 ) -> None:

@@ -55,6 +55,36 @@ async def test_a_light_picture_has_one_thread_though_it_is_alone(three_lanes: ob
     await batcher.close()
 
 
+async def test_light_pictures_wait_for_the_lane_that_runs(three_lanes: object) -> None:
+    three_lanes.light = True
+    batcher = Batcher([three_lanes], BatchPolicy(max_batch=4))
+    three_lanes.gate.clear()
+    calls = [asyncio.ensure_future(ask(batcher, colour(1)))]
+    await until(lambda: three_lanes.entered.acquire(blocking=False))
+    calls += [asyncio.ensure_future(ask(batcher, colour(number))) for number in (2, 3, 4)]
+    await until(lambda: batcher.waiting == 3)
+    assert not three_lanes.entered.acquire(timeout=0.05)
+    three_lanes.gate.set()
+    await asyncio.gather(*calls)
+    assert [size for size, _ in three_lanes.batches] == [1, 3]
+    await batcher.close()
+
+
+async def test_a_full_batch_of_light_pictures_has_a_lane_of_its_own(three_lanes: object) -> None:
+    three_lanes.light = True
+    batcher = Batcher([three_lanes], BatchPolicy(max_batch=4))
+    three_lanes.gate.clear()
+    calls = [asyncio.ensure_future(ask(batcher, colour(1)))]
+    await until(lambda: three_lanes.entered.acquire(blocking=False))
+    calls += [asyncio.ensure_future(ask(batcher, colour(number))) for number in (2, 3, 4, 5, 6)]
+    await until(lambda: three_lanes.entered.acquire(blocking=False))
+    await until(lambda: batcher.waiting == 1)
+    three_lanes.gate.set()
+    await asyncio.gather(*calls)
+    assert sorted(size for size, _ in three_lanes.batches) == [1, 1, 4]
+    await batcher.close()
+
+
 async def test_what_comes_while_the_engine_runs_runs_beside_it(three_lanes: object) -> None:
     batcher = Batcher([three_lanes], BatchPolicy(max_batch=8))
     calls = await occupy(batcher, three_lanes)
