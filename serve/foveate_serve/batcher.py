@@ -177,8 +177,13 @@ class Batcher:
 
     @property
     def largest(self) -> int:
-        """How many pictures are best submitted together, at most."""
-        return self.policy.max_batch
+        """How many pictures are best submitted together, at most: what a lane takes."""
+        return self.policy.share(
+            self.policy.max_batch,
+            idle=1,
+            lanes=self._lanes_at_work(self._instances[0].runner),
+            picture_seconds=self._picture_seconds,
+        )
 
     async def submit(
         self,
@@ -378,13 +383,12 @@ class Batcher:
             ):
                 self._changed.wait(left)
             self._drop_dead()
-            lanes = self._lanes_of(instance.runner)
-            idle = sum(not lane.busy for lane in lanes)
+            lanes = self._lanes_at_work(instance.runner)
+            idle = sum(not lane.busy for lane in self._lanes_of(instance.runner))
             batch = self._queue.take(
                 self.policy,
-                # One lane at a time has all that waits for a light run.
-                idle=1 if instance.runner.light else idle,
-                lanes=1 if instance.runner.light else len(lanes),
+                idle=min(idle, lanes),
+                lanes=lanes,
                 picture_seconds=self._picture_seconds,
             )
             instance.busy = bool(batch)
@@ -472,6 +476,10 @@ class Batcher:
         finally:
             # Before the answers go out: who asks again at once must not find the lane busy.
             instance.busy = False
+
+    def _lanes_at_work(self, runner: Runner) -> int:
+        """Return how many lanes of a runner share what waits: one where its runs are light."""
+        return 1 if runner.light else len(self._lanes_of(runner))
 
     def _lanes_of(self, runner: Runner) -> list[_Instance]:
         return [instance for instance in self._instances if instance.runner is runner]

@@ -146,6 +146,16 @@ async def test_a_lane_takes_less_of_what_takes_long(three_lanes: object) -> None
     await batcher.close()
 
 
+async def test_what_is_submitted_together_is_what_a_lane_takes(three_lanes: object) -> None:
+    batcher = Batcher([three_lanes], BatchPolicy(max_batch=24))
+    assert batcher.largest == 8
+    batcher._picture_seconds = 0.005
+    assert batcher.largest == 4
+    three_lanes.light = True
+    assert batcher.largest == 24
+    await batcher.close()
+
+
 def test_the_policy_bounds_the_lanes(three_lanes: object) -> None:
     assert [BatchPolicy(lanes=lanes).lanes_of(three_lanes) for lanes in (0, 1, 2, 9)] == [
         3,
