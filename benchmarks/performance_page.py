@@ -21,12 +21,13 @@ _INTRODUCTION = """\
 <!-- Written by `python -m benchmarks.performance_page` from benchmarks/results/bench. -->
 
 What a request costs, where its time goes and what was tried to make it cheaper stands in
-[what a request costs](serving/throughput.md); the copies of its pixels, memory, start, workers, models
-and connections in [memory, start and scale](serving/scale.md); the comparison with Triton's core and
-MLServer in [load](client/load.md).
+[what a request costs](serving/throughput.md); the copies of its pixels, memory, start, workers,
+models and connections in [memory, start and scale](serving/scale.md); the comparison with
+Triton's core and MLServer in [load](client/load.md).
 
 Below is what [`foveate bench`](serving/bench.md) measured on the machines at hand. It measures the
-same on yours in one command. Every case, the roofline and the slowest operators stand in the reports.
+same on yours in one command. Every case, the roofline and the slowest operators stand in the
+reports.
 """
 
 
