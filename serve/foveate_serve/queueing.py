@@ -137,6 +137,8 @@ class Queue:
                 break
             batch.append(item)
             pictures += item.pictures
+            if pictures >= most:
+                break
         size = policy.size(pictures)
         while len(batch) > 1 and pictures > size:
             pictures -= batch.pop().pictures
