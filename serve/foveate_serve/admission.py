@@ -1,8 +1,7 @@
 """What the whole server takes on at one time, and how the models share it."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -13,6 +12,26 @@ from foveate_serve.errors import OverloadedError
 class _Held:
     pictures: int = 0
     size: int = 0
+
+    def add(self, pictures: int, size: int) -> None:
+        self.pictures += pictures
+        self.size += size
+
+
+@dataclass(slots=True)
+class Entry:
+    """A request let in, which counts until its `with` block ends."""
+
+    counts: tuple[_Held, ...]
+    pictures: int
+    size: int
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        for count in self.counts:
+            count.add(-self.pictures, -self.size)
 
 
 class Admission:
@@ -31,11 +50,10 @@ class Admission:
         self._total = _Held()
         self._models: defaultdict[str, _Held] = defaultdict(_Held)
 
-    @contextmanager
     def entered(
         self, model: str, *, pictures: int, size: int, retry_delay: Callable[[], timedelta]
-    ) -> Iterator[None]:
-        """Count a request of so many pictures, `size` bytes together, until the block ends.
+    ) -> Entry:
+        """Count a request of so many pictures, `size` bytes together, until its block ends.
 
         Raises OverloadedError with what `retry_delay` returns.
         """
@@ -57,15 +75,10 @@ class Admission:
                     retry_delay=retry_delay(),
                     metadata={"limit": self._max_bytes},
                 )
-        for count in (held, total):
-            count.pictures += pictures
-            count.size += size
-        try:
-            yield
-        finally:
-            for count in (held, total):
-                count.pictures -= pictures
-                count.size -= size
+        counts = (held, total)
+        for count in counts:
+            count.add(pictures, size)
+        return Entry(counts, pictures, size)
 
     def _exceeds(self, limit: int, more: int, held: int, total: int) -> bool:
         if len(self._models) > 1:

@@ -4,8 +4,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import accumulate, count
@@ -22,6 +21,7 @@ from foveate_serve.niceness import ENGINE, step_back
 from foveate_serve.observer import BatchRun
 from foveate_serve.policy import BatchPolicy
 from foveate_serve.queueing import Item, Places, Queue
+from foveate_serve.ranking import Ranking
 from foveate_serve.tuning import Tuner
 
 logger = logging.getLogger(__name__)
@@ -46,12 +46,14 @@ class Batched:
     """A share of a batch.
 
     `outputs` are the outputs wanted, without the batch's dimension where one
-    picture was submitted by itself;
+    picture was submitted by itself, which `row` of the batch's `ranking` ranks;
     `queue_seconds` passed before the engine ran and `run_seconds` while it ran;
     `batch` is the number of the batch among those of the process.
     """
 
     outputs: dict[str, Array]
+    ranking: Ranking
+    row: int
     queue_seconds: float
     run_seconds: float
     batch: int
@@ -149,11 +151,8 @@ class Batcher:
         """Whether a picture of any priority would be refused."""
         return self._queue.full(self.policy)
 
-    @contextmanager
-    def places(
-        self, pictures: int = 1, priority: int = 0, deadline: float | None = None
-    ) -> Iterator[Places]:
-        """Keep places for so many pictures, which `submit` then takes, until the block ends.
+    def places(self, pictures: int = 1, priority: int = 0, deadline: float | None = None) -> Places:
+        """Keep places for so many pictures, which `submit` then takes, until their block ends.
 
         So the queue is bounded before anything is spent on a picture.
         `priority` counts from 1, the highest; 0 is the default. `deadline` is a
@@ -169,11 +168,7 @@ class Batcher:
                 raise self._overloaded(level)
         if deadline is not None:
             self._require_time(level, deadline - time.monotonic())
-        places = self._queue.keep(level, pictures)
-        try:
-            yield places
-        finally:
-            self._queue.give_back(places)
+        return self._queue.keep(level, pictures)
 
     @property
     def largest(self) -> int:
@@ -441,9 +436,12 @@ class Batcher:
         ended = time.monotonic()
         instance.pause = _FIRST_PAUSE
         number, pictures = next(_numbers), sum(item.pictures for item in batch)
+        ranking = Ranking(results)
         shares = [
             Batched(
                 outputs=_share(results, rows.start if item.single else rows, item),
+                ranking=ranking,
+                row=rows.start,
                 queue_seconds=gathered - item.arrival,
                 run_seconds=ended - gathered,
                 batch=number,

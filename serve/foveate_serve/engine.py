@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate_serve import explain, graph
-from foveate_serve.admission import Admission
+from foveate_serve.admission import Admission, Entry
 from foveate_serve.batcher import Batched, Batcher, retry_delay
 from foveate_serve.bundle.manifest import LOGITS_OUTPUT, InputSpec, Manifest
 from foveate_serve.cache import Cache, Flights
@@ -150,51 +150,39 @@ class Engine:
         self, deadline: float | None, work: Callable[["_Asked"], Awaitable[A]]
     ) -> A:
         left = None if deadline is None else deadline - time.monotonic()
-        with self._observed() as asked:
+        asked, started = _Asked(), time.perf_counter()
+        try:
             try:
                 async with asyncio.timeout(left):
                     answer = await work(asked)
             except TimeoutError as error:
                 raise DeadlineError from error
-            except OverloadedError:
-                self._refusing = True
-                raise
+        except BaseException as error:
+            self._refusing = self._refusing or isinstance(error, OverloadedError)
+            seconds = time.perf_counter() - started
+            self._observer.failed(asked.model, asked.version, error, seconds)
+            raise
         if asked.batcher is not None and not answer.timing.cached:
             asked.batcher.answered(answer.timing)
         self._observer.answered(answer)
         return answer
 
-    @contextmanager
-    def _observed(self) -> Iterator["_Asked"]:
-        asked = _Asked()
-        started = time.perf_counter()
-        try:
-            yield asked
-        except BaseException as error:
-            seconds = time.perf_counter() - started
-            self._observer.failed(asked.model, asked.version, error, seconds)
-            raise
-
-    @contextmanager
-    def _found(self, request: Request | GraphRequest, asked: "_Asked") -> Iterator[LoadedModel]:
+    def _find(self, request: Request | GraphRequest, asked: "_Asked") -> LoadedModel:
         model = self.repository.get(request.model, request.version)
-        with model.in_use():
-            manifest = model.bundle.manifest
-            asked.model, asked.version = manifest.name, str(manifest.version)
-            asked.batcher = model.batcher
-            self._observer.began(asked.model, asked.version)
-            yield model
+        manifest = model.bundle.manifest
+        asked.model, asked.version = manifest.name, str(manifest.version)
+        asked.batcher = model.batcher
+        self._observer.began(asked.model, asked.version)
+        return model
 
-    @contextmanager
-    def _admitted(self, model: LoadedModel, images: _Images) -> Iterator[None]:
+    def _admitted(self, model: LoadedModel, images: _Images) -> Entry:
         size = images.nbytes if isinstance(images, np.ndarray) else sum(map(_bytes, images))
-        with self._admission.entered(
+        return self._admission.entered(
             model.bundle.manifest.name,
             pictures=len(images),
             size=size,
             retry_delay=lambda: retry_delay(model.batcher.backlog_seconds),
-        ):
-            yield
+        )
 
     async def _reply(self, job: "_Job[A]", deadline: float | None) -> A:
         """Run a job, or spare it where the same was done before, or is being done."""
@@ -254,7 +242,8 @@ class Engine:
         return await self._threads.run(model, lambda: sha256(data).digest())
 
     async def _classify(self, request: Request, deadline: float | None, asked: "_Asked") -> Result:
-        with self._found(request, asked) as model:
+        model = self._find(request, asked)
+        with model.in_use():
             plan = _plan(request, model.bundle.manifest, self._limits.explanation)
             job = _Job(
                 model=model,
@@ -284,7 +273,7 @@ class Engine:
             )
         inferred = time.perf_counter()
 
-        answer = partial(_answer, plan, batched.outputs, model.bundle.labels, image)
+        answer = partial(_answer, plan, batched, model.bundle.labels, image)
         # Ranking takes microseconds and is not worth a change of thread.
         predictions, cams, feature_maps = (
             await self._threads.run(manifest.name, answer) if plan.draws else answer()
@@ -315,7 +304,8 @@ class Engine:
     async def _infer(
         self, request: GraphRequest, deadline: float | None, asked: "_Asked"
     ) -> GraphResult:
-        with self._found(request, asked) as model:
+        model = self._find(request, asked)
+        with model.in_use():
             plan = graph.plan(request, model.bundle.manifest, self._limits.explanation)
             if isinstance(request.images, np.ndarray):
                 _require_size(request.images.shape[1:], model.bundle.manifest.input, "images")
@@ -560,28 +550,26 @@ def _raw(image: RawImage, spec: InputSpec) -> tuple[NDArray[np.uint8], View]:
 
 def _answer(
     plan: _Plan,
-    outputs: Mapping[str, NDArray[np.float32]],
+    batched: Batched,
     labels: tuple[str, ...],
     image: NDArray[np.uint8],
 ) -> tuple[tuple[Prediction, ...], tuple[Cam, ...], tuple[FeatureMap, ...]]:
-    logits = outputs[LOGITS_OUTPUT]
-    # Stable, so that equal logits rank as in the graph: the lower class first.
-    ranking = np.argsort(-logits, kind="stable")
+    outputs, classes = batched.outputs, batched.ranking.classes[batched.row]
     return (
-        _predictions(logits, ranking[: plan.top_k], labels),
-        () if plan.cam is None else explain.draw(plan.cam, outputs, ranking, labels, image),
+        _predictions(batched, plan.top_k, labels),
+        () if plan.cam is None else explain.draw(plan.cam, outputs, classes, labels, image),
         tuple(explain.select(features, outputs) for features in plan.features),
     )
 
 
-def _predictions(
-    logits: NDArray[np.float32], best: NDArray[np.int64], labels: tuple[str, ...]
-) -> tuple[Prediction, ...]:
-    exponentials = np.exp(logits - logits.max())
-    scores = exponentials[best] / exponentials.sum()
+def _predictions(batched: Batched, top_k: int, labels: tuple[str, ...]) -> tuple[Prediction, ...]:
+    ranking, best = batched.ranking, (batched.row, slice(top_k))
     return tuple(
         Prediction(class_id=class_id, label=labels[class_id], score=score, logit=logit)
         for class_id, score, logit in zip(
-            best.tolist(), scores.tolist(), logits[best].tolist(), strict=True
+            ranking.classes[best].tolist(),
+            ranking.scores[best].tolist(),
+            ranking.logits[best].tolist(),
+            strict=True,
         )
     )

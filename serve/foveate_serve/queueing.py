@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +16,20 @@ from foveate_serve.policy import BatchPolicy
 
 @dataclass(kw_only=True, slots=True)
 class Places:
-    """Places in the queue of one level, kept for pictures on their way there."""
+    """Places in one level of a queue, kept for pictures on their way there.
 
+    Those that no picture took are given back where a `with` block ends.
+    """
+
+    queue: "Queue"
     level: int
     left: int
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.queue.give_back(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -90,7 +100,7 @@ class Queue:
     def keep(self, level: int, pictures: int) -> Places:
         """Keep places for so many pictures."""
         self._kept[level] += pictures
-        return Places(level=level, left=pictures)
+        return Places(queue=self, level=level, left=pictures)
 
     def give_back(self, places: Places) -> None:
         """Give back the places that no picture took."""

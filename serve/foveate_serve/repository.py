@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
@@ -32,6 +32,7 @@ from foveate_serve.loading import Loads, LoadTimeoutError
 from foveate_serve.niceness import ENGINE, step_back
 from foveate_serve.observer import BatchRun, Observer
 from foveate_serve.policy import BatchPolicy
+from foveate_serve.users import EngineWait, Users
 from foveate_serve.warmup import batch_sizes, warm_up
 from foveate_serve.watchdog import Watchdog
 
@@ -94,33 +95,19 @@ class LoadedModel:
         self._ran = ran
         self._idling = Idling(runners)
         self.batcher = Batcher(runners, policy, name=name, ran=self._has_run, alive=alive)
-        self._users = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._users = Users()
         self._hangs = hangs
         self._hung = asyncio.Event()
         self._waiting: set[asyncio.Task[object]] = set()
         self._given_up: set[asyncio.Task[object]] = set()
         self._watchdog = Watchdog(runners, run_limit, self._engine_hangs)
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self) -> AbstractContextManager[None]:
         """Wait in the block for what the engine runs; raises EngineHungError where it hangs."""
         task = asyncio.current_task()
         if self._hung.is_set() or task is None:
             raise EngineHungError
-        cancelling = task.cancelling()
-        self._waiting.add(task)
-        try:
-            yield
-        except asyncio.CancelledError:
-            # As in asyncio.timeout: the caller may have left at the same time.
-            if task in self._given_up and task.uncancel() <= cancelling:
-                raise EngineHungError from None
-            raise
-        finally:
-            self._waiting.discard(task)
-            self._given_up.discard(task)
+        return EngineWait(task, self._waiting, self._given_up)
 
     def _has_run(self, run: BatchRun) -> None:
         self._idling.ran()
@@ -138,21 +125,13 @@ class LoadedModel:
         if self._hangs is not None:
             self._hangs(hung)
 
-    @contextmanager
-    def in_use(self) -> Iterator[None]:
+    def in_use(self) -> AbstractContextManager[None]:
         """Keep the model open until the block ends."""
-        self._users += 1
-        self._idle.clear()
-        try:
-            yield
-        finally:
-            self._users -= 1
-            if not self._users:
-                self._idle.set()
+        return self._users
 
     async def close(self) -> None:
         """Wait until nobody uses the model, then release its engine, unless that hangs."""
-        await self._idle.wait()
+        await self._users.gone()
         closing = asyncio.create_task(self.batcher.close())
         hung = asyncio.create_task(self._hung.wait())
         await asyncio.wait((closing, hung), return_when=asyncio.FIRST_COMPLETED)

@@ -17,6 +17,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 Trailers: TypeAlias = tuple[tuple[str, str | bytes], ...]
 Continuation: TypeAlias = Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]
+Gate: TypeAlias = Callable[[grpc.HandlerCallDetails], Handler]
+"""Returns the handler that refuses a call, or None to let it in; called in the call's own task."""
 
 STOPPING = ErrorStatus(
     code=Code.UNAVAILABLE, reason="STOPPING", message="the server is stopping; try another"

@@ -1,4 +1,4 @@
-"""What every call gets: an id, a line in the log, and those who measure it."""
+"""What every call gets: a gate, an id, a request that is read, and those who measure it."""
 
 import asyncio
 import inspect
@@ -7,15 +7,19 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from itertools import count
+from typing import Any, TypeAlias
 
 import grpc
+from google.protobuf.message import DecodeError
+from google.rpc.code_pb2 import Code
 
+from foveate.status import ErrorStatus
 from foveate_serve.observe.logs import FIELDS, REQUEST_ID
-from foveate_serve.rpc.calls import Context, Continuation, Handler
+from foveate_serve.rpc.calls import Context, Continuation, Gate, Handler, abort
 from foveate_serve.rpc.priority import CALL_PRIORITY, PRIORITY_KEY
 
 logger = logging.getLogger(__name__)
@@ -23,8 +27,20 @@ logger = logging.getLogger(__name__)
 REQUEST_ID_KEY = "x-request-id"
 """The metadata key of a call's id: the client's own, or one that the server makes."""
 
+MALFORMED = ErrorStatus(
+    code=Code.INVALID_ARGUMENT,
+    reason="MESSAGE_MALFORMED",
+    message="the bytes of the request are no message of this method",
+)
+"""gRPC alone answers UNKNOWN with the text of Python's exception, and logs a traceback for each."""
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
-_HANDLERS = 128
+_PROCESS = secrets.token_hex(4)
+"""What the ids made by this process begin with; the system is asked for no more of them."""
+_numbers = count(1)
+_REFUSALS = 128
+_NOTHING = nullcontext()
+_Metadata: TypeAlias = Mapping[str, str | bytes]
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -42,20 +58,43 @@ CallObserver = Callable[[Call], AbstractContextManager[None]]
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Gives every call an id, and tells `observers` of it; `log` writes a line for each call."""
+    """Lets calls in, gives each an id, reads their requests, and tells `observers` of them.
 
-    def __init__(self, observers: Sequence[CallObserver] = (), *, log: bool = False) -> None:
+    The first of `gates` to refuse a call ends it before its message is read;
+    `log` writes a line for each call. There is one interceptor for all of this,
+    as each costs every call a coroutine or two.
+    """
+
+    def __init__(
+        self,
+        gates: Sequence[Gate] = (),
+        observers: Sequence[CallObserver] = (),
+        *,
+        log: bool = False,
+    ) -> None:
+        self._gates = tuple(gates)
         self._observers = tuple(observers)
         self._log = log
-        # Bounded, as some handlers are made for one call.
-        self._wrapped = lru_cache(maxsize=_HANDLERS)(self._wrap)
+        self._handlers: dict[str, Handler] = {}
+        # Bounded, as some refusals are made for one call.
+        self._refusal = lru_cache(maxsize=_REFUSALS)(self._wrap)
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> Handler:
-        """Put the call's handler within what is done for every call."""
-        handler = await continuation(handler_call_details)
-        return handler and self._wrapped(handler, handler_call_details.method)
+        """Put the call's handler, or that of its refusal, within what is done for every call."""
+        method = handler_call_details.method
+        for gate in self._gates:
+            refusing = gate(handler_call_details)
+            if refusing is not None:
+                return self._refusal(refusing, method)
+        if method not in self._handlers:
+            handler = await continuation(handler_call_details)
+            if handler is None:
+                # Not kept: a client can make up any number of methods.
+                return None
+            self._handlers[method] = self._wrap(handler, method)
+        return self._handlers[method]
 
     def _wrap(self, handler: "grpc.RpcMethodHandler[Any, Any]", method: str) -> Handler:
         behaviour: Any = (
@@ -64,41 +103,42 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             or handler.unary_stream
             or handler.unary_unary
         )
+        streaming = handler.request_streaming
+        # gRPC reads a lone request before it calls its handler, and those of a
+        # stream within it, where the error can be caught.
+        read: Any = (lambda request: request) if streaming else handler.request_deserializer
+        observed = self._observed if self._observers or self._log else _unobserved
 
         async def answer(request: object, context: Context) -> object:
-            with self._call(method, context):
-                return await behaviour(request, context)
+            with observed(method, context, _begin(context)):
+                try:
+                    return await behaviour(read(request), context)
+                except DecodeError:
+                    await abort(context, MALFORMED)
 
         async def answers(request: object, context: Context) -> AsyncIterator[object]:
-            with self._call(method, context):
-                async for response in behaviour(request, context):
-                    yield response
+            with observed(method, context, _begin(context)):
+                try:
+                    async for response in behaviour(read(request), context):
+                        yield response
+                except DecodeError:
+                    await abort(context, MALFORMED)
 
         make: Any = {
             (False, False): grpc.unary_unary_rpc_method_handler,
             (False, True): grpc.unary_stream_rpc_method_handler,
             (True, False): grpc.stream_unary_rpc_method_handler,
             (True, True): grpc.stream_stream_rpc_method_handler,
-        }[handler.request_streaming, handler.response_streaming]
+        }[streaming, handler.response_streaming]
         wrapped: Handler = make(
             answers if inspect.isasyncgenfunction(behaviour) else answer,
-            request_deserializer=handler.request_deserializer,
+            request_deserializer=handler.request_deserializer if streaming else None,
             response_serializer=handler.response_serializer,
         )
         return wrapped
 
     @contextmanager
-    def _call(self, method: str, context: Context) -> Iterator[None]:
-        metadata: dict[str, Any] = dict(context.invocation_metadata() or ())
-        request_id = _request_id(metadata.get(REQUEST_ID_KEY))
-        # Neither is reset: the call's task has a context of its own, and ends with it.
-        REQUEST_ID.set(request_id)
-        context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
-        if PRIORITY_KEY in metadata:
-            CALL_PRIORITY.set(metadata[PRIORITY_KEY])
-        if not self._observers and not self._log:
-            yield
-            return
+    def _observed(self, method: str, context: Context, metadata: _Metadata) -> Iterator[None]:
         call = Call(method=method, metadata=metadata)
         # Asked for now: once a call has ended, gRPC reads freed memory for it.
         peer = context.peer() if self._log else ""
@@ -116,10 +156,30 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     _log(call, peer, time.perf_counter() - started)
 
 
+def _unobserved(
+    method: str,  # noqa: ARG001 - in the place of `_observed`
+    context: Context,  # noqa: ARG001
+    metadata: _Metadata,  # noqa: ARG001
+) -> AbstractContextManager[None]:
+    return _NOTHING
+
+
+def _begin(context: Context) -> _Metadata:
+    """Give a call its id, and take its priority; return its metadata."""
+    metadata: dict[str, Any] = dict(context.invocation_metadata() or ())
+    request_id = _request_id(metadata.get(REQUEST_ID_KEY))
+    # Neither is reset: the call's task has a context of its own, and ends with it.
+    REQUEST_ID.set(request_id)
+    context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
+    if PRIORITY_KEY in metadata:
+        CALL_PRIORITY.set(metadata[PRIORITY_KEY])
+    return metadata
+
+
 def _request_id(given: object) -> str:
     if isinstance(given, str) and _REQUEST_ID.fullmatch(given):
         return given
-    return secrets.token_hex(8)
+    return f"{_PROCESS}{next(_numbers):08x}"
 
 
 def _code(error: BaseException, context: Context) -> grpc.StatusCode:

@@ -12,7 +12,6 @@ from foveate.v1 import classifier_service_pb2
 from foveate_serve.errors import ServeError
 from foveate_serve.rpc.calls import (
     Context,
-    Continuation,
     Handler,
     Trailers,
     abort_with,
@@ -34,7 +33,7 @@ _KEPT_SECONDS = 0.01
 """Refusals of one model say the same for so long: the least that a delay to come again is."""
 
 
-class OverloadInterceptor(grpc.aio.ServerInterceptor):
+class OverloadGate:
     """Refuses the calls of `METHODS` with the error that `refusal` returns, if it returns one.
 
     It is called with the model that the call's metadata names, or nothing. A
@@ -50,17 +49,16 @@ class OverloadInterceptor(grpc.aio.ServerInterceptor):
         # A streaming one answers any kind of call, without waiting for its message.
         self._refusing: Handler = grpc.stream_stream_rpc_method_handler(self._refuse)
 
-    async def intercept_service(
-        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
-    ) -> Handler:
-        """Let a call through, or put the refusal in the place of its handler."""
-        if handler_call_details.method in METHODS:
-            model = _model(handler_call_details.invocation_metadata)
-            error = self._refusal(model)
-            if error is not None:
-                self._keep(model, error)
-                return self._refusing
-        return await continuation(handler_call_details)
+    def __call__(self, call: grpc.HandlerCallDetails) -> Handler:
+        """Refuse a call, or let it in."""
+        if call.method not in METHODS:
+            return None
+        model = _model(call.invocation_metadata)
+        error = self._refusal(model)
+        if error is None:
+            return None
+        self._keep(model, error)
+        return self._refusing
 
     def _keep(self, model: str, error: ServeError) -> None:
         now = time.monotonic()

@@ -9,7 +9,7 @@ import grpc
 from foveate_serve.access import AccessControl, Permission
 from foveate_serve.errors import ServeError
 from foveate_serve.observe.logs import CALLER
-from foveate_serve.rpc.calls import Continuation, Handler, refusing
+from foveate_serve.rpc.calls import Handler, refusing
 from foveate_serve.rpc.errors import to_status
 from foveate_serve.settings import Settings, SettingsError
 
@@ -49,26 +49,24 @@ def permission_of(method: str) -> Permission | None:
     return METHODS.get(method) or SERVICES.get(service, Permission.ADMIN)
 
 
-class AccessInterceptor(grpc.aio.ServerInterceptor):
+class AccessGate:
     """Refuses calls whose token is missing, unknown or without the permission."""
 
     def __init__(self, access: AccessControl) -> None:
         self._access = access
 
-    async def intercept_service(
-        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
-    ) -> Handler:
-        """Check a call before its message is read."""
-        permission = permission_of(handler_call_details.method)
+    def __call__(self, call: grpc.HandlerCallDetails) -> Handler:
+        """Check a call."""
+        permission = permission_of(call.method)
         if permission is not None:
-            header = dict(handler_call_details.invocation_metadata or ()).get("authorization")
+            header = dict(call.invocation_metadata or ()).get("authorization")
             text = header.decode("latin-1") if isinstance(header, bytes) else header
             try:
                 # Not reset: the call's task has a context of its own, and ends with it.
                 CALLER.set(self._access.check(text, permission))
             except ServeError as error:
                 return refusing(to_status(error))
-        return await continuation(handler_call_details)
+        return None
 
 
 def server_credentials(settings: Settings) -> grpc.ServerCredentials | None:
