@@ -482,6 +482,11 @@ class _Plan:
         return self.cam.class_ids if self.cam else ()
 
     @property
+    def ranks(self) -> int:
+        """How many of the best classes must be known; -1 asks for a map of the best, and so on."""
+        return max(self.top_k, -min(self.class_ids, default=0))
+
+    @property
     def draws(self) -> bool:
         return self.cam is not None and self.cam.draws
 
@@ -554,22 +559,25 @@ def _answer(
     labels: tuple[str, ...],
     image: NDArray[np.uint8],
 ) -> tuple[tuple[Prediction, ...], tuple[Cam, ...], tuple[FeatureMap, ...]]:
-    outputs, classes = batched.outputs, batched.ranking.classes[batched.row]
+    outputs = batched.outputs
+    best = batched.ranking.best(batched.row, plan.ranks)
     return (
-        _predictions(batched, plan.top_k, labels),
-        () if plan.cam is None else explain.draw(plan.cam, outputs, classes, labels, image),
+        _predictions(batched, best[: plan.top_k], labels),
+        () if plan.cam is None else explain.draw(plan.cam, outputs, best, labels, image),
         tuple(explain.select(features, outputs) for features in plan.features),
     )
 
 
-def _predictions(batched: Batched, top_k: int, labels: tuple[str, ...]) -> tuple[Prediction, ...]:
-    ranking, best = batched.ranking, (batched.row, slice(top_k))
+def _predictions(
+    batched: Batched, best: NDArray[np.int64], labels: tuple[str, ...]
+) -> tuple[Prediction, ...]:
+    ranking, row = batched.ranking, batched.row
     return tuple(
         Prediction(class_id=class_id, label=labels[class_id], score=score, logit=logit)
         for class_id, score, logit in zip(
-            ranking.classes[best].tolist(),
-            ranking.scores[best].tolist(),
-            ranking.logits[best].tolist(),
+            best.tolist(),
+            ranking.scores[row, best].tolist(),
+            ranking.logits[row, best].tolist(),
             strict=True,
         )
     )

@@ -138,20 +138,20 @@ def plan_features(
 def draw(
     plan: CamPlan,
     outputs: Mapping[str, NDArray[np.float32]],
-    ranking: NDArray[np.int64],
+    best: NDArray[np.int64],
     labels: tuple[str, ...],
     image: NDArray[np.uint8],
 ) -> tuple[Cam, ...]:
     """Make the maps of an answer.
 
-    `outputs` holds the raw maps, float32 [K, h, w]; `ranking` the classes, best
-    first; `image` what the classifier saw, uint8 [height, width, channels].
+    `outputs` holds the raw maps, float32 [K, h, w]; `best` the best classes, as
+    many as the plan names; `image` what the classifier saw, uint8 [height, width, channels].
     """
     width, height = plan.width, plan.height
     canvas = heatmap.enlarge(image, width, height) if "overlay" in plan.forms else None
     cams = []
     for wanted, values in zip(plan.class_ids, outputs[plan.output], strict=True):
-        class_id = wanted if wanted >= 0 else int(ranking[-wanted - 1])
+        class_id = wanted if wanted >= 0 else int(best[-wanted - 1])
         intensity = heatmap.intensity(values, width, height) if plan.draws else None
         cams.append(
             Cam(

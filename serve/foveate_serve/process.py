@@ -1,6 +1,7 @@
 """One process that serves: its engine, its gRPC server, and what operators see of them."""
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -100,6 +101,8 @@ class Process:
                 models = self._engine.repository.models()
                 serving = sum(model.default_version is not None for model in models)
                 if serving or self._settings.admin or self._polled:
+                    # What has been loaded stays: no collection need look at it again.
+                    gc.freeze()
                     self._server.ready()
                     ready(serving, address)
                     async with self._following_the_folder():

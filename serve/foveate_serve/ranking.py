@@ -1,4 +1,4 @@
-"""The classes of a batch's pictures, best first."""
+"""The best classes of a batch's pictures, and how likely they are."""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -8,31 +8,48 @@ from numpy.typing import NDArray
 
 from foveate_serve.bundle.manifest import LOGITS_OUTPUT
 
+_FEW = 64
+"""To sort so many classes of a whole batch takes no longer than to look for the best of one row."""
+
 
 class Ranking:
-    """The ranking of every picture of a batch, worked out for all of them when one is looked at.
+    """The ranking of the pictures of a batch.
 
-    So a small picture does not pay for a dozen calls of numpy by itself.
-    `outputs` are the batch's, of which the logits, float32 [n, classes], must be
-    one where anything is looked at. All arrays are [n, classes], best first.
+    What can be is worked out for all of them when one is looked at, so that a
+    small picture does not pay for a dozen calls of numpy by itself. `outputs`
+    are the batch's, of which the logits, float32 [n, classes], must be one where
+    anything is looked at.
     """
 
     def __init__(self, outputs: Mapping[str, NDArray[np.float32]]) -> None:
         self._outputs = outputs
 
-    @cached_property
-    def classes(self) -> NDArray[np.int64]:
-        """The classes, int64; of equal logits the lower class first, as in the graph."""
-        return np.argsort(-self._outputs[LOGITS_OUTPUT], axis=1, kind="stable")
+    def best(self, row: int, count: int) -> NDArray[np.int64]:
+        """Return the best classes of a picture, int64 [count], the best first.
 
-    @cached_property
+        Of equal logits the lower class comes first, as in the graph.
+        """
+        if self.logits.shape[1] <= _FEW:
+            return self._order[row, :count]
+        negated = -self.logits[row]
+        last = np.partition(negated, count - 1)[count - 1]
+        # Those equal to the last as well, in the order of the classes; and what is no number.
+        candidates = np.flatnonzero(~(negated > last))
+        best: NDArray[np.int64] = candidates[np.argsort(negated[candidates], kind="stable")]
+        return best[:count]
+
+    @property
     def logits(self) -> NDArray[np.float32]:
-        """The logits, float32."""
-        return np.take_along_axis(self._outputs[LOGITS_OUTPUT], self.classes, axis=1)
+        """The logits, float32 [n, classes]."""
+        return self._outputs[LOGITS_OUTPUT]
 
     @cached_property
     def scores(self) -> NDArray[np.float32]:
-        """The softmax probabilities, float32."""
-        exponentials = np.exp(self.logits - self.logits[:, :1])
+        """The softmax probabilities, float32 [n, classes]."""
+        exponentials = np.exp(self.logits - self.logits.max(axis=1, keepdims=True))
         scores: NDArray[np.float32] = exponentials / exponentials.sum(axis=1, keepdims=True)
         return scores
+
+    @cached_property
+    def _order(self) -> NDArray[np.int64]:
+        return np.argsort(-self.logits, axis=1, kind="stable")
