@@ -36,20 +36,21 @@ TURBO = _turbo()
 """The colour map "turbo": uint8 [256, 3], from dark blue over green to dark red."""
 
 
-def intensity(values: NDArray[np.float32], width: int, height: int) -> NDArray[np.float32] | None:
-    """Scale a raw map to a picture of intensities from 0 to 1.
+def intensity(values: NDArray[np.float32], width: int, height: int) -> NDArray[np.uint8] | None:
+    """Scale a raw map to a picture of intensities from 0 to 255.
 
     `values` is float32 [h, w]. Its positive part is divided by its maximum and
-    enlarged bilinearly to float32 [height, width]. Returns None where no value
+    enlarged bilinearly to uint8 [height, width]. Returns None where no value
     is positive: nothing speaks for the class, and no scale would be honest.
     """
     maximum = values.max()
     if not maximum > 0:
         return None
-    positive = np.maximum(values, 0.0) / maximum
+    # The half that rounds is added to the few cells: a pixel's weights sum up to one.
+    positive = np.maximum(values, 0.0) / maximum * np.float32(255.0) + np.float32(0.5)
     rows, columns = values.shape
     enlarged: NDArray[np.float32] = _bilinear(rows, height) @ positive @ _bilinear(columns, width).T
-    return enlarged
+    return enlarged.astype(np.uint8)
 
 
 @lru_cache(maxsize=16)
@@ -59,37 +60,32 @@ def _bilinear(cells: int, pixels: int) -> NDArray[np.float32]:
     return np.asarray(each.resize((cells, pixels), Image.Resampling.BILINEAR))
 
 
-def colourise(
-    intensities: NDArray[np.float32] | None, width: int, height: int
-) -> NDArray[np.uint8]:
-    """Colour intensities from 0 to 1 with `TURBO`: uint8 [height, width, 3], black without any."""
+def colourise(intensities: NDArray[np.uint8] | None, width: int, height: int) -> NDArray[np.uint8]:
+    """Colour intensities with `TURBO`: uint8 [height, width, 3], black without any."""
     if intensities is None:
         return np.zeros((height, width, 3), dtype=np.uint8)
-    return np.asarray(_coloured(intensities))
-
-
-def _coloured(intensities: NDArray[np.float32]) -> Image.Image:
     # As a palette, which is several times as quick as an array of indices.
-    picture = Image.fromarray(_to_bytes(intensities))
+    picture = Image.fromarray(intensities)
     picture.putpalette(TURBO.tobytes())
-    return picture.convert("RGB")
+    return np.asarray(picture.convert("RGB"))
 
 
 def overlay(
-    canvas: NDArray[np.uint8], intensities: NDArray[np.float32] | None, opacity: float
+    canvas: NDArray[np.uint8], intensities: NDArray[np.uint8] | None, opacity: float
 ) -> NDArray[np.uint8]:
     """Lay the coloured map over a picture, in proportion to the evidence.
 
     `canvas` is a picture of `enlarge`, uint8 [height, width, 4], and so is the
-    result; `intensities` is float32 [height, width]. The colour's share is
-    `opacity` (from 0 to 1) times the intensity: where nothing speaks for the
+    result; `intensities` is uint8 [height, width]. The colour's share is
+    `opacity` (from 0 to 1) times the intensity over 255: where nothing speaks for the
     class the picture stays as it is. Without intensities it is returned unchanged.
     """
     if intensities is None:
         return canvas
-    shares = _to_bytes(intensities)
+    # Once, what numpy would make of them for either table.
+    places = intensities.astype(np.intp)
     kept, added = (
-        np.take(table, shares).view(np.uint16).reshape(canvas.shape) for table in _blend(opacity)
+        np.take(table, places).view(np.uint16).reshape(canvas.shape) for table in _blend(opacity)
     )
     kept *= canvas
     kept += added
@@ -111,10 +107,6 @@ def _blend(opacity: float) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     return multiply.view(np.uint64)[:, 0], add.view(np.uint64)[:, 0]
 
 
-def _to_bytes(shares: NDArray[np.float32]) -> NDArray[np.uint8]:
-    return (np.clip(shares, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
-
-
 def enlarge(image: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
     """Resize a picture, uint8 [h, w, channels], to uint8 [height, width, 4]; grey becomes RGB.
 
@@ -122,7 +114,7 @@ def enlarge(image: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uin
     encoded more quickly than those of three.
     """
     squeezed = image[..., 0] if image.shape[2] == 1 else image
-    picture = Image.fromarray(squeezed).convert("RGB")
+    picture = Image.fromarray(squeezed)
     if picture.size != (width, height):
         picture = picture.resize((width, height), Image.Resampling.BICUBIC)
     return np.asarray(picture.convert("RGBX"))

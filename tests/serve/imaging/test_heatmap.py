@@ -33,7 +33,19 @@ def test_intensity_is_the_positive_part_over_the_maximum_enlarged_bilinearly() -
     scaled = torch.tensor([[[[0.0, 0.0], [0.25, 1.0]]]])
     expected = torch.nn.functional.interpolate(scaled, (5, 7), mode="bilinear")[0, 0]
     assert found is not None
-    np.testing.assert_allclose(found, expected.numpy(), atol=1e-6)
+    np.testing.assert_allclose(found, 255 * expected.numpy(), atol=0.501)
+    assert found.max() == 255
+
+
+def test_intensity_is_largest_where_the_map_is_and_never_wraps() -> None:
+    numbers = np.random.default_rng(0)
+    for scale in (1e-38, 1e-3, 1.0, 1e20):
+        values = (scale * numbers.normal(size=(7, 7))).astype(np.float32)
+        found = heatmap.intensity(values, 70, 70)
+        assert found is not None
+        cells = found.reshape(7, 10, 7, 10).max(axis=(1, 3))
+        assert cells.argmax() == values.argmax()
+        assert cells.min() < 128
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, np.nan])
@@ -47,11 +59,11 @@ def test_without_positive_evidence_there_is_no_intensity(value: float) -> None:
 def test_the_overlay_mixes_by_its_opacity_times_the_evidence() -> None:
     image = data.chelsea()[:200, :300].copy()
     canvas = heatmap.enlarge(image, 300, 200)
-    intensity = np.linspace(0, 1, 200 * 300, dtype=np.float32).reshape(200, 300)
+    intensity = np.linspace(0, 255, 200 * 300).astype(np.uint8).reshape(200, 300)
     colours = heatmap.colourise(intensity, 300, 200)
     assert np.array_equal(heatmap.overlay(canvas, intensity, 0.0)[..., :3], image)
     for opacity in (0.5, 0.7, 1.0):
-        share = opacity * intensity[..., None]
+        share = opacity * intensity[..., None] / 255
         expected = (1 - share) * image + share * colours
         mixed = heatmap.overlay(canvas, intensity, opacity)[..., :3]
         assert np.abs(mixed - expected).max() <= 2
@@ -61,10 +73,10 @@ def test_the_overlay_mixes_by_its_opacity_times_the_evidence() -> None:
 @pytest.mark.parametrize("value", [0, 255])
 def test_the_overlay_does_not_overflow(value: int) -> None:
     canvas = heatmap.enlarge(np.full((16, 16, 3), value, dtype=np.uint8), 16, 16)
-    intensity = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
+    intensity = np.arange(256, dtype=np.uint8).reshape(16, 16)
     colours = heatmap.colourise(intensity, 16, 16)
     for opacity in np.linspace(0, 1, 101):
-        share = opacity * intensity[..., None]
+        share = opacity * intensity[..., None] / 255
         expected = (1 - share) * value + share * colours
         mixed = heatmap.overlay(canvas, intensity, float(opacity))[..., :3]
         assert np.abs(mixed - expected).max() <= 2
