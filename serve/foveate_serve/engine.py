@@ -32,7 +32,7 @@ from foveate_serve.explain import CamPlan, ExplanationLimits, FeatureMapPlan
 from foveate_serve.fair import FairThreads
 from foveate_serve.graph import GraphPlan, GraphRequest, GraphResult
 from foveate_serve.imaging.decode import ImageError, ImageLimits
-from foveate_serve.imaging.transform import View, prepare
+from foveate_serve.imaging.transform import View, prepare, whole_view
 from foveate_serve.observer import Observer
 from foveate_serve.queueing import Places
 from foveate_serve.repository import LoadedModel, Repository
@@ -542,15 +542,7 @@ def _raw(image: RawImage, spec: InputSpec) -> tuple[NDArray[np.uint8], View]:
             metadata={"limit": size},
         )
     pixels = np.frombuffer(image.data, dtype=np.uint8)
-    view = View(
-        source_width=spec.width,
-        source_height=spec.height,
-        left=0.0,
-        top=0.0,
-        width=spec.width,
-        height=spec.height,
-    )
-    return pixels.reshape(spec.height, spec.width, spec.channels), view
+    return pixels.reshape(spec.height, spec.width, spec.channels), whole_view(spec)
 
 
 def _answer(

@@ -3,8 +3,6 @@
 import io
 import struct
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,8 +21,10 @@ MAX_PIXELS = 178_000_000
 
 Reason = Literal["IMAGE_EMPTY", "IMAGE_TOO_LARGE", "IMAGE_UNSUPPORTED", "IMAGE_CORRUPT"]
 
-# What Pillow's decoders are known to raise on malformed files.
-_MALFORMED = (
+# What Pillow is known to raise on large, unknown and malformed files.
+_REFUSED = (
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
     OSError,
     EOFError,
     SyntaxError,
@@ -132,7 +132,14 @@ def decode(
             f"the picture has {len(data)} bytes; the limit is {limits.max_bytes} bytes",
             limit=limits.max_bytes,
         )
-    with _image_errors(limits), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    try:
+        return _decode(data, channels, limits, shorter_side)
+    except _REFUSED as error:
+        raise _image_error(error, limits) from error
+
+
+def _decode(data: bytes, channels: int, limits: ImageLimits, shorter_side: int | None) -> Decoded:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         width, height = image.size
         if width * height > limits.max_pixels:
             raise ImageError(
@@ -172,19 +179,15 @@ def _convert(image: Image.Image, mode: Literal["L", "RGB"]) -> Image.Image:
     return image.convert(mode) if image.mode != mode else image
 
 
-@contextmanager
-def _image_errors(limits: ImageLimits) -> Iterator[None]:
-    try:
-        yield
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(
+def _image_error(error: Exception, limits: ImageLimits) -> ImageError:
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return ImageError(
             "IMAGE_TOO_LARGE",
             f"the picture has more than {limits.max_pixels} pixels, which is the limit",
             limit=limits.max_pixels,
-        ) from error
-    except UnidentifiedImageError as error:
-        raise ImageError(
+        )
+    if isinstance(error, UnidentifiedImageError):
+        return ImageError(
             "IMAGE_UNSUPPORTED", f"the bytes are no picture in one of {', '.join(FORMATS)}"
-        ) from error
-    except _MALFORMED as error:
-        raise ImageError("IMAGE_CORRUPT", "the picture is truncated or damaged") from error
+        )
+    return ImageError("IMAGE_CORRUPT", "the picture is truncated or damaged")

@@ -44,9 +44,6 @@ def resample(
     bottom) in pixels and fractions of them. Returns uint8 [height, width], or
     [height, width, 3] in colour.
     """
-    whole = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
-    if whole == size and box == (0, 0, *size):
-        return np.asarray(image)  # every kernel leaves it as it is
     if cykooz_resizer is None or interpolation not in _CYKOOZ:
         picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
         return np.asarray(picture.resize(size, _PILLOW[interpolation], box=box))

@@ -57,18 +57,33 @@ def fit(decoded: Decoded, spec: InputSpec) -> tuple[NDArray[np.uint8], View]:
     width, height = decoded.width, decoded.height
     if orientation.swap:
         width, height = height, width
-    view = _central_view(width, height, spec)
-
     size = (spec.width, spec.height)
-    pixels = resample(
-        decoded.image,
-        size[::-1] if orientation.swap else size,
-        spec.interpolation,
-        _stored_box(view, decoded, orientation),
-    )
+    if size == (width, height) == decoded.size and spec.resize == min(size):
+        view = whole_view(spec)
+        pixels = np.asarray(decoded.image)
+    else:
+        view = _central_view(width, height, spec)
+        pixels = resample(
+            decoded.image,
+            size[::-1] if orientation.swap else size,
+            spec.interpolation,
+            _stored_box(view, decoded, orientation),
+        )
     if orientation.transpose is not None:
         pixels = np.asarray(Image.fromarray(pixels).transpose(orientation.transpose))
     return pixels.reshape(spec.height, spec.width, spec.channels), view
+
+
+def whole_view(spec: InputSpec) -> View:
+    """Return what is seen of a picture of the classifier's size: all of it."""
+    return View(
+        source_width=spec.width,
+        source_height=spec.height,
+        left=0.0,
+        top=0.0,
+        width=spec.width,
+        height=spec.height,
+    )
 
 
 def _central_view(width: int, height: int, spec: InputSpec) -> View:
