@@ -1,6 +1,9 @@
 """What is particular to OpenVINO: one compiled model for each set of outputs."""
 
+import os
+
 import numpy as np
+import psutil
 import pytest
 
 from foveate_serve.backends.openvino import runner as module
@@ -33,6 +36,20 @@ def test_only_the_outputs_wanted_are_computed(runner: OpenVinoRunner) -> None:
     assert compiled(runner) == [{"features.planes"}, {"logits"}]
     runner.run({"image": IMAGES, "class_ids": np.array([[0], [1]])}, ["logits", "cam.cam"])
     assert compiled(runner)[-1] == {"logits", "cam.cam"}
+
+
+def threads_kept_to_cores() -> set[int]:
+    whole = os.sched_getaffinity(0)
+    threads = (thread.id for thread in psutil.Process().threads())
+    return {thread for thread in threads if os.sched_getaffinity(thread) != whole}
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="asks Linux for each thread")
+def test_its_threads_keep_to_no_core(colours: Bundle) -> None:
+    before = threads_kept_to_cores()
+    with create_runner(colours, backend="openvino", threads=2) as runner:
+        runner.run({"image": IMAGES}, ["logits"])
+        assert threads_kept_to_cores() <= before
 
 
 def test_the_least_recently_used_model_goes(

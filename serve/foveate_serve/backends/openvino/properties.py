@@ -14,4 +14,6 @@ def properties(threads: int, precision: str = "f32") -> dict[str, Any]:
         "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": threads,
         "INFERENCE_PRECISION_HINT": precision,
+        # A thread that keeps to its core waits there for the decoder that has it.
+        "ENABLE_CPU_PINNING": False,
     }
