@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import logging
+import random
 import re
 import secrets
 import time
@@ -10,7 +11,6 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import count
 from typing import Any, TypeAlias
 
 import grpc
@@ -35,9 +35,8 @@ MALFORMED = ErrorStatus(
 """gRPC alone answers UNKNOWN with the text of Python's exception, and logs a traceback for each."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
-_PROCESS = secrets.token_hex(4)
-"""What the ids made by this process begin with; the system is asked for no more of them."""
-_numbers = count(1)
+# The system is asked once: an id tells calls apart, and is no secret.
+_random = random.Random(secrets.randbits(128))  # noqa: S311
 _REFUSALS = 128
 _NOTHING = nullcontext()
 _Metadata: TypeAlias = Mapping[str, str | bytes]
@@ -179,7 +178,7 @@ def _begin(context: Context) -> _Metadata:
 def _request_id(given: object) -> str:
     if isinstance(given, str) and _REQUEST_ID.fullmatch(given):
         return given
-    return f"{_PROCESS}{next(_numbers):08x}"
+    return f"{_random.getrandbits(64):016x}"
 
 
 def _code(error: BaseException, context: Context) -> grpc.StatusCode:
