@@ -3,13 +3,15 @@
 import asyncio
 import logging
 from collections.abc import Sequence
+from typing import Any
 
-import grpc
-from grpc_channelz.v1 import channelz, channelz_pb2
+from grpc_channelz.v1 import channelz_pb2
+from grpc_channelz.v1.channelz_pb2_grpc import add_ChannelzServicer_to_server
 from grpc_health.v1.health import SERVICE_NAME as HEALTH
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION
-from grpc_reflection.v1alpha.reflection import enable_server_reflection
+from grpc_reflection.v1alpha.reflection import aio as reflection
+from grpc_reflection.v1alpha.reflection_pb2_grpc import add_ServerReflectionServicer_to_server
 
 from foveate.inference import open_inference_pb2
 from foveate.inference.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
@@ -25,10 +27,12 @@ from foveate_serve.rpc.interceptor import CallInterceptor, CallObserver
 from foveate_serve.rpc.oip.handler import InferenceHandler
 from foveate_serve.rpc.oip.servicer import InferenceServicer
 from foveate_serve.rpc.overload import OverloadGate
-from foveate_serve.rpc.security import AccessGate, server_credentials
+from foveate_serve.rpc.security import AccessGate, server_tls
 from foveate_serve.rpc.servicers import CallsInFlight, ClassifierServicer, RepositoryServicer
 from foveate_serve.settings import Settings
 from foveate_serve.statistics import Statistics
+from foveate_serve.wire.channelz import ChannelzServicer
+from foveate_serve.wire.server import Server as WireServer
 
 logger = logging.getLogger(__name__)
 
@@ -39,15 +43,6 @@ OPEN_INFERENCE = open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceSe
 
 FLUSH_SECONDS = 1.0
 """What the last answers get to leave the server, after all calls are done."""
-
-
-def _look_up_by_name(server: grpc.aio.Server) -> None:
-    """Have a server look a call's handler up by the name of its method, for every service.
-
-    For each method that is registered besides, grpc.aio keeps a task, and waits
-    for all of them anew at every call: a tenth of what a small one costs.
-    """
-    server.add_registered_method_handlers = lambda *_: None  # type: ignore[method-assign]
 
 
 class AddressError(Exception):
@@ -90,20 +85,18 @@ class Server:
             *(() if access is None else (AccessGate(access),)),
             OverloadGate(engine.refusal),
         )
-        self._server = grpc.aio.server(
+        self._server = WireServer(
             interceptors=(CallInterceptor(gates, observers, log=settings.log_requests),),
-            options=(
-                ("grpc.max_receive_message_length", settings.max_message_bytes),
-                # A second server on the same port must fail; workers share theirs.
-                ("grpc.so_reuseport", int(settings.workers > 1)),
-            ),
+            max_message_bytes=settings.max_message_bytes,
+            max_receiving_bytes=max(settings.max_request_bytes, settings.max_message_bytes),
         )
-        _look_up_by_name(self._server)
+        # Generated code wants a grpc.aio.Server, of which it calls nothing else.
+        services: Any = self._server
         classifier = ClassifierHandler(engine, stream_window=settings.stream_window)
         add_ClassifierServiceServicer_to_server(
-            ClassifierServicer(classifier, self._stopping), self._server
+            ClassifierServicer(classifier, self._stopping), services
         )
-        add_RepositoryServiceServicer_to_server(RepositoryServicer(repository), self._server)
+        add_RepositoryServiceServicer_to_server(RepositoryServicer(repository), services)
         inference = InferenceHandler(
             engine,
             statistics,
@@ -112,14 +105,16 @@ class Server:
             max_images=settings.stream_window,
         )
         add_GRPCInferenceServiceServicer_to_server(
-            InferenceServicer(inference, self._stopping), self._server
+            InferenceServicer(inference, self._stopping), services
         )
-        add_HealthServicer_to_server(self._health, self._server)
-        services = [CLASSIFIER, REPOSITORY, OPEN_INFERENCE, HEALTH, REFLECTION]
+        add_HealthServicer_to_server(self._health, services)
+        names = [CLASSIFIER, REPOSITORY, OPEN_INFERENCE, HEALTH, REFLECTION]
         if settings.channelz:
-            channelz.add_channelz_servicer(self._server)
-            services.append(CHANNELZ)
-        enable_server_reflection(services, self._server)
+            add_ChannelzServicer_to_server(ChannelzServicer(self._server), services)
+            names.append(CHANNELZ)
+        add_ServerReflectionServicer_to_server(  # type: ignore[no-untyped-call]
+            reflection.ReflectionServicer(names), services
+        )
 
     async def start(self) -> str:
         """Listen, and return the address with the port that was bound.
@@ -127,15 +122,14 @@ class Server:
         Raises AddressError where it cannot be listened on, and SettingsError
         where the files of TLS cannot be read.
         """
-        address, credentials = self._settings.address, server_credentials(self._settings)
+        address, tls = self._settings.address, server_tls(self._settings)
         try:
-            if credentials is None:
-                port = self._server.add_insecure_port(address)
-            else:
-                port = self._server.add_secure_port(address, credentials)
-        except RuntimeError as error:
+            # A second server on the same port must fail; workers share theirs.
+            port = await self._server.listen(
+                address, tls=tls, share_port=self._settings.workers > 1
+            )
+        except OSError as error:
             raise AddressError(f"cannot listen on {address}") from error
-        await self._server.start()
         return f"{address.rpartition(':')[0]}:{port}"
 
     @property

@@ -42,6 +42,7 @@ from foveate_serve.rpc.convert import MAX_PAGE_SIZE
 from foveate_serve.rpc.errors import status_errors
 from foveate_serve.rpc.handlers import ClassifierHandler, RepositoryHandler
 from foveate_serve.rpc.servicers import ClassifierServicer, RepositoryServicer
+from foveate_serve.wire.server import Server
 
 logger = logging.getLogger(__name__)
 
@@ -137,18 +138,19 @@ class PeerServer:
 
     def __init__(self, engine: Engine, socket: Path) -> None:
         self._socket = socket
-        self._server = grpc.aio.server()
+        self._server = Server()
+        # Generated code wants a grpc.aio.Server, of which it calls nothing else.
+        services: Any = self._server
         models = ClassifierHandler(engine, stream_window=1)
         add_ClassifierServiceServicer_to_server(
-            ClassifierServicer(models, asyncio.Event()), self._server
+            ClassifierServicer(models, asyncio.Event()), services
         )
         repository = RepositoryHandler(engine.repository, enabled=True)
-        add_RepositoryServiceServicer_to_server(RepositoryServicer(repository), self._server)
+        add_RepositoryServiceServicer_to_server(RepositoryServicer(repository), services)
 
     async def start(self) -> None:
         """Listen."""
-        self._server.add_insecure_port(f"unix:{self._socket}")
-        await self._server.start()
+        await self._server.listen_unix(self._socket)
 
     async def stop(self) -> None:
         """Listen no more, and finish the changes that run."""

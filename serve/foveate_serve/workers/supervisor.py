@@ -24,7 +24,7 @@ from foveate_serve.access import make_access_control
 from foveate_serve.observe.pages import Pages, VersionRow
 from foveate_serve.observe.triton import TritonNames
 from foveate_serve.process import Ready, StartError, serving_pages
-from foveate_serve.rpc.security import server_credentials
+from foveate_serve.rpc.security import server_tls
 from foveate_serve.rpc.server import AddressError
 from foveate_serve.settings import Settings
 from foveate_serve.workers.peers import Peers, rows_of
@@ -50,7 +50,7 @@ class Supervisor:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._access = make_access_control(settings)
-        server_credentials(settings)  # bad files are told of once, not by every worker
+        server_tls(settings)  # bad files are told of once, not by every worker
         self._workers: dict[int, Process] = {}
         self._ready: dict[int, int] = {}
         self._came = asyncio.Event()

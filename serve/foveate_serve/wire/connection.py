@@ -1,0 +1,784 @@
+"""One connection of HTTP/2, as a server sees it (RFC 9113).
+
+Knows nothing of gRPC: what its streams carry is for the `Stream` that `accept`
+makes of each.
+"""
+
+import asyncio
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+from foveate_serve.wire import frames
+from foveate_serve.wire.frames import (
+    DEFAULT_FRAME_BYTES,
+    DEFAULT_TABLE_BYTES,
+    DEFAULT_WINDOW,
+    HEADER_BYTES,
+    LARGEST_FRAME_BYTES,
+    LARGEST_STREAM,
+    LARGEST_WINDOW,
+    PREFACE,
+    ErrorCode,
+    Flag,
+    Kind,
+    ProtocolError,
+    Setting,
+    StreamError,
+)
+from foveate_serve.wire.headers import MAX_LIST_BYTES, Head, HeadReader
+
+MAX_STREAMS = 4096
+"""Of one client at one time. More are refused, which by HTTP/2 they may try again at once."""
+
+STREAM_WINDOW = 1 << 20
+"""What a client may send on a stream before it hears that it was taken."""
+
+CONNECTION_WINDOW = 16 << 20
+
+FRAME_BYTES = 1 << 20
+"""The largest frame taken: one for most pictures."""
+
+HANDSHAKE_SECONDS = 20.0
+"""What a client gets to say that it speaks HTTP/2."""
+
+GOODBYE_SECONDS = 1.0
+"""What a client gets to hear that it should open no stream any more."""
+
+_BLOCK_BYTES = 2 * MAX_LIST_BYTES
+_MOST_REPLIES = 1 << 20
+"""Bytes of answers to a client's PINGs and SETTINGS that may wait for it to read them."""
+_MOST_EMPTY = 10_000
+"""Frames that carry nothing, between two streams: padding is no reason for as many."""
+_REMEMBERED = 1024
+"""Streams whose end is remembered: frames may be on their way when one ends."""
+
+_OUR_SETTINGS = {
+    Setting.MAX_CONCURRENT_STREAMS: MAX_STREAMS,
+    Setting.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
+    Setting.MAX_FRAME_SIZE: FRAME_BYTES,
+    Setting.MAX_HEADER_LIST_SIZE: MAX_LIST_BYTES,
+}
+_HELLO = frames.settings(_OUR_SETTINGS) + frames.window_update(
+    0, CONNECTION_WINDOW - DEFAULT_WINDOW
+)
+_DROP_TABLE = b"\x20"
+"""Says that our blocks use no table (RFC 7541, section 6.3), which they never do."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a connection has seen: see `wire.channelz`."""
+
+    started: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    messages_sent: int = 0
+    messages_received: int = 0
+    last_started: float = 0.0
+    """A time of `time.time`."""
+
+    def add(self, other: "Counts") -> None:
+        """Count what another has counted, too."""
+        self.started += other.started
+        self.succeeded += other.succeeded
+        self.failed += other.failed
+        self.messages_sent += other.messages_sent
+        self.messages_received += other.messages_received
+        self.last_started = max(self.last_started, other.last_started)
+
+
+class Stream:
+    """One stream, to be answered by a subclass, which hears what comes."""
+
+    def __init__(self, connection: "Connection", number: int) -> None:
+        self.connection = connection
+        self.number = number
+        self.send_window = connection.initial_send_window
+        self.receive_window = STREAM_WINDOW
+        self.owed = 0
+        self.ended_by_client = False
+        self.closed = False
+        self.outbox: deque[memoryview] = deque()
+        self.trailers: bytes | None = None
+        self.drained: asyncio.Future[None] | None = None
+
+    def received(self, data: memoryview) -> None:
+        """Take bytes of the stream, valid until this returns; they are to be credited."""
+
+    def ended(self) -> None:
+        """Hear that the client sends no more."""
+
+    def lost(self) -> None:
+        """Hear that the client has reset the stream, or is gone."""
+
+
+class Connection(asyncio.BufferedProtocol):
+    """Takes frames apart and puts them together.
+
+    `accept` makes the stream of a call from its head. What is read goes through
+    `buffer`, which all connections of an event loop may share: nothing of it is
+    kept once it is read.
+    """
+
+    def __init__(
+        self,
+        accept: Callable[["Connection", int, Head], Stream],
+        buffer: bytearray,
+        *,
+        opened: Callable[["Connection"], None],
+        closed: Callable[["Connection"], None],
+    ) -> None:
+        self._accept = accept
+        self._buffer = memoryview(buffer)
+        self._opened = opened
+        self._closed = closed
+        self._loop = asyncio.get_running_loop()
+        self._reader = HeadReader()
+        self.number = 0
+        """Among those of a server."""
+        self.counts = Counts()
+        self.streams: dict[int, Stream] = {}
+        self.running = 0
+        """How many streams are worked on, those included that the client has given up."""
+        self.initial_send_window = DEFAULT_WINDOW
+        self.transport: asyncio.Transport = cast("asyncio.Transport", None)
+
+        self._carry = b""
+        self._expected = PREFACE
+        self._settled = False
+        self._data_left = 0
+        self._data_stream: Stream | None = None
+        self._data_ends = False
+        self._block: bytearray | None = None
+        self._block_stream = 0
+        self._block_ends = False
+        self._last = 0
+        self._ended: dict[int, bool] = {}
+        self._empty = 0
+        self._unacknowledged = 0
+        self._receive_window = CONNECTION_WINDOW
+        self._send_window = DEFAULT_WINDOW
+        self._frame_bytes = DEFAULT_FRAME_BYTES
+        self._table_update = b""
+        self._blocked: dict[int, Stream] = {}
+        self._out: list[bytes | memoryview] = []
+        self._flushing = False
+        self._paused = False
+        self._leaving = False
+        self._goodbye = b""
+        self._timer: asyncio.TimerHandle | None = None
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Say hello."""
+        self.transport = cast("asyncio.Transport", transport)
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            # A peer that vanished without a word is noticed in the end.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._timer = self._loop.call_later(HANDSHAKE_SECONDS, self._give_up)
+        self._opened(self)
+        self._emit(_HELLO)
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's
+        """Return where to put what is read."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take what was read."""
+        if self.transport.is_closing():
+            return
+        data = self._buffer[:nbytes]
+        if self._carry:
+            data = memoryview(self._carry + data)
+            self._carry = b""
+        try:
+            if self._expected:
+                data = self._greet(data)
+            position = self._take(data)
+        except ProtocolError as error:
+            self._fail(error)
+            return
+        if position < len(data):
+            self._carry = bytes(data[position:])
+
+    def pause_writing(self) -> None:
+        """Hear that the client does not read as fast as it is answered."""
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        """Hear that it has caught up."""
+        self._paused = False
+        for stream in list(self.streams.values()):
+            self._tell_drained(stream)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's
+        """Give up what is not answered."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._out.clear()
+        for stream in list(self.streams.values()):
+            self._drop(stream)
+        self._closed(self)
+
+    # What streams call.
+
+    def send_headers(self, stream: Stream, block: bytes) -> None:
+        """Send a header block that does not end the stream."""
+        if not stream.closed:
+            self._emit(self._headers(stream.number, block, 0))
+
+    def send(self, stream: Stream, data: bytes) -> None:
+        """Send bytes, as soon as the windows let them."""
+        if not stream.closed:
+            stream.outbox.append(memoryview(data))
+            self._pump(stream)
+
+    def finish(self, stream: Stream, block: bytes) -> None:
+        """End the stream with a header block, after what was sent before."""
+        if not stream.closed:
+            stream.trailers = block
+            self._pump(stream)
+
+    def answer(self, stream: Stream, head: bytes, data: bytes, trailers: bytes) -> None:
+        """Send header block, bytes and the block that ends the stream, all at one time."""
+        size, number = len(data), stream.number
+        if stream.closed:
+            return
+        if (
+            size > self._frame_bytes
+            or size > self._send_window
+            or size > stream.send_window
+            or len(head) + len(trailers) > self._frame_bytes
+            or self._table_update
+            or self._blocked
+        ):
+            self.send_headers(stream, head)
+            self.send(stream, data)
+            self.finish(stream, trailers)
+            return
+        self._send_window -= size
+        self._emit(
+            b"".join(
+                (
+                    frames.head(Kind.HEADERS, Flag.END_HEADERS, number, len(head)),
+                    head,
+                    frames.head(Kind.DATA, 0, number, size),
+                    data,
+                    frames.head(
+                        Kind.HEADERS, Flag.END_HEADERS | Flag.END_STREAM, number, len(trailers)
+                    ),
+                    trailers,
+                )
+            )
+        )
+        self._end(stream)
+
+    def credit(self, stream: Stream, size: int) -> None:
+        """Let the client send so many bytes more on a stream."""
+        stream.owed += size
+        if stream.owed >= STREAM_WINDOW // 2 and not (stream.ended_by_client or stream.closed):
+            stream.receive_window += stream.owed
+            self._emit(frames.window_update(stream.number, stream.owed))
+            stream.owed = 0
+
+    def reset(self, stream: Stream, code: ErrorCode) -> None:
+        """End a stream at once; what was not sent of it is lost."""
+        if not stream.closed:
+            self._emit(frames.reset(stream.number, code))
+            self._forget(stream, by_us=True)
+
+    async def drain(self, stream: Stream) -> None:
+        """Wait until what was sent on a stream has gone, or the stream is closed."""
+        if (stream.outbox or self._paused) and not stream.closed:
+            stream.drained = self._loop.create_future()
+            await stream.drained
+
+    # What a server calls.
+
+    def go_away(self) -> None:
+        """Have the client open no more streams, and close once those that are open have ended."""
+        if self._leaving or self.transport.is_closing():
+            return
+        self._leaving = True
+        # What it opened before it hears this is answered still (RFC 9113, section 6.8).
+        self._goodbye = b"goodbye!"
+        self._emit(frames.go_away(LARGEST_STREAM, ErrorCode.NO_ERROR))
+        self._emit(frames.ping(self._goodbye, ack=False))
+        self._timer = self._loop.call_later(GOODBYE_SECONDS, self._heard)
+
+    def close(self) -> None:
+        """Close once what was sent has left."""
+        self._flush()
+        self.transport.close()
+
+    def abort(self) -> None:
+        """Close at once."""
+        self.transport.abort()
+
+    @property
+    def send_window(self) -> int:
+        """How many bytes the client takes in all."""
+        return self._send_window
+
+    @property
+    def receive_window(self) -> int:
+        """How many bytes the client may send in all."""
+        return self._receive_window
+
+    # Frames that come.
+
+    def _greet(self, data: memoryview) -> memoryview:
+        """Take as much of the preface as is there, and return the rest."""
+        size = min(len(self._expected), len(data))
+        if data[:size] != self._expected[:size]:
+            raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "the preface is not that of HTTP/2")
+        self._expected = self._expected[size:]
+        return data[size:]
+
+    def _take(self, data: memoryview) -> int:
+        """Take the frames that are there, and return where the rest begins."""
+        position, end = 0, len(data)
+        while position < end:
+            if self._data_left:
+                size = min(self._data_left, end - position)
+                self._data(data[position : position + size])
+                position += size
+                continue
+            if end - position < HEADER_BYTES:
+                break
+            size = data[position] << 16 | data[position + 1] << 8 | data[position + 2]
+            kind, flags = data[position + 3], data[position + 4]
+            number = int.from_bytes(data[position + 5 : position + 9]) & LARGEST_STREAM
+            if size > FRAME_BYTES:
+                raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "the frame is too large")
+            if not self._settled and kind != Kind.SETTINGS:
+                raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "the settings are missing")
+            if self._block is not None and (
+                kind != Kind.CONTINUATION or number != self._block_stream
+            ):
+                raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "a header block is interrupted")
+            if kind == Kind.DATA and not flags & Flag.PADDED:
+                position += HEADER_BYTES
+                self._begin_data(number, size, ends=bool(flags & Flag.END_STREAM))
+                continue
+            if end - position - HEADER_BYTES < size:
+                break
+            start = position + HEADER_BYTES
+            position = start + size
+            try:
+                self._frame(kind, flags, number, data[start:position])
+            except StreamError as error:
+                self._fail_stream(number, error)
+        return position
+
+    def _frame(self, kind: int, flags: int, number: int, payload: memoryview) -> None:
+        match kind:
+            case Kind.HEADERS:
+                self._on_headers(number, flags, payload)
+            case Kind.CONTINUATION:
+                self._on_continuation(flags, payload)
+            case Kind.DATA:
+                self._on_padded_data(number, flags, payload)
+            case Kind.WINDOW_UPDATE:
+                self._on_window_update(number, payload)
+            case Kind.RST_STREAM:
+                self._on_reset(number, payload)
+            case Kind.PING:
+                self._on_ping(number, flags, payload)
+            case Kind.SETTINGS:
+                self._on_settings(number, flags, payload)
+            case Kind.PRIORITY:
+                self._on_priority(number, payload)
+            case Kind.GOAWAY:
+                _require(number == 0, "GOAWAY belongs to the connection")
+            case Kind.PUSH_PROMISE:
+                raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "a client pushes nothing")
+            case _:
+                self._count_empty()  # of an extension, to be ignored
+
+    def _on_headers(self, number: int, flags: int, payload: memoryview) -> None:
+        payload = _unpadded(flags, payload)
+        _require(number % 2 == 1, "a client's streams have odd numbers")
+        if flags & Flag.PRIORITY:
+            if len(payload) < 5:
+                raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "a priority has five bytes")
+            _require_other(number, payload)
+            payload = payload[5:]
+        self._block = bytearray(payload)
+        self._block_stream = number
+        self._block_ends = bool(flags & Flag.END_STREAM)
+        self._end_block(flags)
+
+    def _on_continuation(self, flags: int, payload: memoryview) -> None:
+        if self._block is None:
+            raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "no header block is to be continued")
+        if not payload:
+            self._count_empty()
+        self._block += payload
+        self._end_block(flags)
+
+    def _end_block(self, flags: int) -> None:
+        assert self._block is not None  # noqa: S101 - a frame of it has come
+        if len(self._block) > _BLOCK_BYTES:
+            raise ProtocolError(
+                ErrorCode.ENHANCE_YOUR_CALM,
+                f"the header block is too large; the limit is {_BLOCK_BYTES} bytes",
+            )
+        if not flags & Flag.END_HEADERS:
+            return
+        block, self._block = bytes(self._block), None
+        number, stream = self._block_stream, self.streams.get(self._block_stream)
+        if stream is not None:
+            self._on_trailers(stream, block)
+        elif number > self._last:
+            self._open(number, block)
+        else:
+            self._reader.skip(block)
+            if number not in self._ended:
+                raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "a stream's number goes down")
+            if not self._ended[number]:
+                raise ProtocolError(ErrorCode.STREAM_CLOSED, "the stream has ended")
+
+    def _on_trailers(self, stream: Stream, block: bytes) -> None:
+        self._reader.skip(block)
+        if stream.ended_by_client:
+            raise StreamError(ErrorCode.STREAM_CLOSED, "the client has ended the stream")
+        if not self._block_ends:
+            raise StreamError(ErrorCode.PROTOCOL_ERROR, "headers within a stream must end it")
+        self._end_by_client(stream)
+
+    def _open(self, number: int, block: bytes) -> None:
+        if self._leaving and not self._goodbye:
+            # It has been told that this one is not answered.
+            self._reader.skip(block)
+            return
+        self._last = number
+        self._empty = 0
+        head = self._reader.read(block)
+        if max(self.running, len(self.streams)) >= MAX_STREAMS:
+            raise StreamError(ErrorCode.REFUSED_STREAM, "the client has too many streams")
+        self.counts.started += 1
+        self.counts.last_started = time.time()
+        stream = self.streams[number] = self._accept(self, number, head)
+        if self._block_ends:
+            self._end_by_client(stream)
+
+    def _begin_data(self, number: int, size: int, *, ends: bool) -> None:
+        """Account for a DATA frame whose bytes are about to come."""
+        self._receive_window -= size
+        if self._receive_window < 0:
+            raise ProtocolError(ErrorCode.FLOW_CONTROL_ERROR, "the connection's window is full")
+        self._unacknowledged += size
+        if self._unacknowledged >= CONNECTION_WINDOW // 2:
+            self._receive_window += self._unacknowledged
+            self._emit(frames.window_update(0, self._unacknowledged))
+            self._unacknowledged = 0
+        self._data_left, self._data_ends = size, ends
+        self._data_stream = None
+        try:
+            self._data_stream = self._receiver(number, size)
+        except StreamError as error:
+            self._fail_stream(number, error)
+        if not size:
+            if not ends:
+                self._count_empty()
+            self._data(memoryview(b""))
+
+    def _receiver(self, number: int, size: int) -> Stream | None:
+        """Return the stream that takes so many bytes, None where they are for nobody any more."""
+        stream = self.streams.get(number)
+        if stream is None:
+            self._require_known(number)
+            if not self._ended.get(number, False):
+                raise StreamError(ErrorCode.STREAM_CLOSED, "the stream has ended")
+            return None
+        if stream.ended_by_client:
+            raise StreamError(ErrorCode.STREAM_CLOSED, "the client has ended the stream")
+        stream.receive_window -= size
+        if stream.receive_window < 0:
+            raise StreamError(ErrorCode.FLOW_CONTROL_ERROR, "the stream's window is full")
+        return stream
+
+    def _data(self, data: memoryview) -> None:
+        """Take bytes of the DATA frame at hand."""
+        self._data_left -= len(data)
+        stream = self._data_stream
+        if stream is None:
+            return
+        if data and not stream.closed:
+            stream.received(data)
+        if not self._data_left and self._data_ends and not stream.closed:
+            self._end_by_client(stream)
+
+    def _on_padded_data(self, number: int, flags: int, payload: memoryview) -> None:
+        data = _unpadded(flags, payload)
+        padding = len(payload) - len(data)
+        self._begin_data(number, len(payload), ends=bool(flags & Flag.END_STREAM))
+        stream = self._data_stream
+        self._data_left = len(data)
+        self._data(data)
+        if stream is not None:
+            self.credit(stream, padding)
+
+    def _on_window_update(self, number: int, payload: memoryview) -> None:
+        size = _number(payload) & LARGEST_WINDOW
+        if number == 0:
+            _require(size > 0, "a window is not opened by nothing")
+            self._send_window += size
+            if self._send_window > LARGEST_WINDOW:
+                raise ProtocolError(ErrorCode.FLOW_CONTROL_ERROR, "the window is too large")
+            self._pump_blocked()
+            return
+        self._require_known(number)
+        stream = self.streams.get(number)
+        if size == 0:
+            raise StreamError(ErrorCode.PROTOCOL_ERROR, "a window is not opened by nothing")
+        if stream is None:
+            return
+        stream.send_window += size
+        if stream.send_window > LARGEST_WINDOW:
+            raise StreamError(ErrorCode.FLOW_CONTROL_ERROR, "the window is too large")
+        if stream.outbox:
+            self._pump(stream)
+
+    def _on_reset(self, number: int, payload: memoryview) -> None:
+        _number(payload)
+        self._require_known(number)
+        stream = self.streams.get(number)
+        if stream is not None:
+            self._drop(stream)
+
+    def _on_ping(self, number: int, flags: int, payload: memoryview) -> None:
+        if len(payload) != 8:
+            raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "a PING has eight bytes")
+        _require(number == 0, "PING belongs to the connection")
+        if not flags & Flag.ACK:
+            self._reply(frames.ping(bytes(payload), ack=True))
+        elif self._goodbye and payload == self._goodbye:
+            self._heard()
+
+    def _on_settings(self, number: int, flags: int, payload: memoryview) -> None:
+        _require(number == 0, "SETTINGS belong to the connection")
+        if len(payload) % frames.SETTING.size or (flags & Flag.ACK and payload):
+            raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "settings have six bytes each")
+        if flags & Flag.ACK:
+            return
+        for name, value in frames.SETTING.iter_unpack(payload):
+            self._set(name, value)
+        if not self._settled:
+            self._settled = True
+            if self._timer is not None and not self._leaving:
+                self._timer.cancel()
+        self._reply(frames.SETTINGS_ACK)
+
+    def _set(self, name: int, value: int) -> None:
+        match name:
+            case Setting.HEADER_TABLE_SIZE:
+                if value < DEFAULT_TABLE_BYTES:
+                    self._table_update = _DROP_TABLE
+            case Setting.ENABLE_PUSH:
+                _require(value in (0, 1), "a setting is neither 0 nor 1")
+            case Setting.INITIAL_WINDOW_SIZE:
+                if value > LARGEST_WINDOW:
+                    raise ProtocolError(ErrorCode.FLOW_CONTROL_ERROR, "the window is too large")
+                more = value - self.initial_send_window
+                self.initial_send_window = value
+                for stream in list(self.streams.values()):
+                    stream.send_window += more
+                    if stream.send_window > LARGEST_WINDOW:
+                        raise ProtocolError(
+                            ErrorCode.FLOW_CONTROL_ERROR, "a stream's window is too large"
+                        )
+                self._pump_blocked()
+            case Setting.MAX_FRAME_SIZE:
+                _require(
+                    DEFAULT_FRAME_BYTES <= value <= LARGEST_FRAME_BYTES,
+                    "the largest frame is out of range",
+                )
+                self._frame_bytes = min(value, FRAME_BYTES)
+
+    def _on_priority(self, number: int, payload: memoryview) -> None:
+        _require(number != 0, "PRIORITY belongs to a stream")
+        if len(payload) != 5:
+            raise StreamError(ErrorCode.FRAME_SIZE_ERROR, "a priority has five bytes")
+        _require_other(number, payload)
+        self._count_empty()
+
+    def _require_known(self, number: int) -> None:
+        _require(0 < number <= self._last, "the stream was never opened")
+
+    def _count_empty(self) -> None:
+        self._empty += 1
+        if self._empty > _MOST_EMPTY:
+            raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "too many frames carry nothing")
+
+    # The ends of streams and of the connection.
+
+    def _end_by_client(self, stream: Stream) -> None:
+        stream.ended_by_client = True
+        stream.ended()
+
+    def _end(self, stream: Stream) -> None:
+        """Forget a stream that was answered in full."""
+        if not stream.ended_by_client:
+            # What the client goes on to send would be for nobody (RFC 9113, section 8.1).
+            self._emit(frames.reset(stream.number, ErrorCode.NO_ERROR))
+        self._forget(stream, by_us=not stream.ended_by_client)
+
+    def _drop(self, stream: Stream) -> None:
+        """Forget a stream that the client has given up."""
+        self._forget(stream, by_us=False)
+        stream.lost()
+
+    def _forget(self, stream: Stream, *, by_us: bool) -> None:
+        stream.closed = True
+        stream.outbox.clear()
+        self._tell_drained(stream)
+        self.streams.pop(stream.number, None)
+        self._blocked.pop(stream.number, None)
+        self._remember(stream.number, by_us=by_us)
+        if not self.streams:
+            if self._leaving and not self._goodbye:
+                self.close()
+            else:
+                # Nobody else has anything to say on this round of the loop.
+                self._flush()
+
+    def _remember(self, number: int, *, by_us: bool) -> None:
+        self._ended[number] = by_us
+        if len(self._ended) > _REMEMBERED:
+            del self._ended[next(iter(self._ended))]
+
+    def _fail_stream(self, number: int, error: StreamError) -> None:
+        stream = self.streams.get(number)
+        self._reply(frames.reset(number, error.code))
+        if stream is not None:
+            self._forget(stream, by_us=True)
+            stream.lost()
+        else:
+            self._remember(number, by_us=True)
+
+    def _fail(self, error: ProtocolError) -> None:
+        self._emit(frames.go_away(self._last, error.code, str(error)))
+        self._carry = b""
+        self._data_left = 0
+        self.close()
+
+    def _heard(self) -> None:
+        """Go on with leaving: the client has heard of it, or had the time to."""
+        if not self._goodbye or self.transport.is_closing():
+            return
+        self._goodbye = b""
+        self._emit(frames.go_away(self._last, ErrorCode.NO_ERROR))
+        if not self.streams:
+            self.close()
+
+    def _give_up(self) -> None:
+        self.transport.abort()
+
+    # Frames that go.
+
+    def _headers(self, number: int, block: bytes, flags: int) -> bytes:
+        block, self._table_update = self._table_update + block, b""
+        size = self._frame_bytes
+        if len(block) <= size:
+            return frames.head(Kind.HEADERS, flags | Flag.END_HEADERS, number, len(block)) + block
+        parts = [block[start : start + size] for start in range(0, len(block), size)]
+        kinds = [(Kind.HEADERS, flags), *[(Kind.CONTINUATION, 0)] * (len(parts) - 1)]
+        kinds[-1] = kinds[-1][0], kinds[-1][1] | Flag.END_HEADERS
+        return b"".join(
+            frames.head(kind, its, number, len(part)) + part
+            for (kind, its), part in zip(kinds, parts, strict=True)
+        )
+
+    def _pump(self, stream: Stream) -> None:
+        """Send what the windows let of a stream."""
+        while stream.outbox:
+            room = min(self._send_window, stream.send_window, self._frame_bytes)
+            chunk = stream.outbox[0]
+            if room <= 0 < len(chunk):
+                self._blocked[stream.number] = stream
+                return
+            part = chunk[:room]
+            self._emit(frames.head(Kind.DATA, 0, stream.number, len(part)))
+            self._emit(part)
+            self._send_window -= len(part)
+            stream.send_window -= len(part)
+            if len(part) == len(chunk):
+                stream.outbox.popleft()
+            else:
+                stream.outbox[0] = chunk[room:]
+        self._blocked.pop(stream.number, None)
+        if stream.trailers is not None:
+            self._emit(self._headers(stream.number, stream.trailers, Flag.END_STREAM))
+            self._end(stream)
+        else:
+            self._tell_drained(stream)
+
+    def _pump_blocked(self) -> None:
+        # Those who were served last wait behind the others.
+        for stream in list(self._blocked.values()):
+            if self._send_window <= 0:
+                return
+            del self._blocked[stream.number]
+            self._pump(stream)
+
+    def _tell_drained(self, stream: Stream) -> None:
+        waiter = stream.drained
+        if waiter is not None and (stream.closed or not (stream.outbox or self._paused)):
+            stream.drained = None
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _reply(self, data: bytes) -> None:
+        """Answer what costs the client nothing to ask."""
+        if self.transport.get_write_buffer_size() > _MOST_REPLIES:
+            raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "the client does not read")
+        self._emit(data)
+
+    def _emit(self, data: bytes | memoryview) -> None:
+        """Send bytes, together with what else is sent on this round of the loop."""
+        self._out.append(data)
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        if self._out and not self.transport.is_closing():
+            self.transport.write(b"".join(self._out))
+        self._out.clear()
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ProtocolError(ErrorCode.PROTOCOL_ERROR, message)
+
+
+def _require_other(number: int, priority: memoryview) -> None:
+    depends_on = int.from_bytes(priority[:4]) & LARGEST_STREAM
+    _require(depends_on != number, "a stream does not depend on itself")
+
+
+def _number(payload: memoryview) -> int:
+    if len(payload) != frames.NUMBER.size:
+        raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "the frame has four bytes")
+    number: int = frames.NUMBER.unpack(payload)[0]
+    return number
+
+
+def _unpadded(flags: int, payload: memoryview) -> memoryview:
+    if not flags & Flag.PADDED:
+        return payload
+    if not payload:
+        raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "the length of the padding is missing")
+    padding = payload[0]
+    if padding >= len(payload):
+        raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "the padding is longer than the frame")
+    return payload[1 : len(payload) - padding]

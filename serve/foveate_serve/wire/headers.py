@@ -1,0 +1,190 @@
+"""The header blocks of calls: HPACK (RFC 7541) as gRPC uses it."""
+
+import base64
+import binascii
+import logging
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from hpack import Decoder, HPACKError, OversizedHeaderListError
+
+from foveate_serve.wire.frames import ErrorCode, ProtocolError, StreamError
+
+# It logs every header at the level debug, and tokens with them.
+logging.getLogger("hpack").setLevel(logging.WARNING)
+
+Metadata: TypeAlias = tuple[tuple[str, str | bytes], ...]
+
+MAX_LIST_BYTES = 32 << 10
+"""Of a call's headers, counted as in RFC 9113, section 6.5.2."""
+
+_FULLY_INDEXED = 0x80
+_LONG_INDEX = 0xFF
+_KEPT_BLOCKS = 64
+_NAME = re.compile(rb":?[!#$%&'*+\-.^_`|~0-9a-z]+")
+_BAD_IN_VALUES = re.compile(rb"[\x00\r\n]")
+_REQUEST_PSEUDO = frozenset({b":method", b":scheme", b":path", b":authority"})
+_OF_ONE_HOP = frozenset(
+    {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
+)
+_NOT_METADATA = frozenset(
+    {b"te", b"content-type", b"grpc-timeout", b"grpc-encoding", b"grpc-accept-encoding"}
+)
+_TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
+_UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+_GRPC = re.compile(rb"application/grpc([+;].*)?", re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Head:
+    """What a call's headers say.
+
+    `http_status` is not 200 where they are no call of gRPC, and `timeout` is in
+    seconds, None where the call has none.
+    """
+
+    path: str
+    metadata: Metadata
+    timeout: float | None
+    encoding: str
+    http_status: int
+
+
+class HeadReader:
+    """Reads the header blocks of one connection, in their order.
+
+    A client's calls look alike, and after the first few their blocks are nothing
+    but indices into the connection's table: as long as no other block has
+    changed it, the same bytes mean the same.
+    """
+
+    def __init__(self) -> None:
+        self._decoder = Decoder(max_header_list_size=MAX_LIST_BYTES)
+        self._known: dict[bytes, Head] = {}
+
+    def read(self, block: bytes) -> Head:
+        """Read the headers of a call.
+
+        Raises ProtocolError, after which the connection's table is lost, and
+        StreamError where these headers alone are bad.
+        """
+        head = self._known.get(block)
+        if head is None:
+            lasting = min(block, default=0) >= _FULLY_INDEXED and max(block) < _LONG_INDEX
+            if not lasting:
+                self._known.clear()
+            head = _to_head(self._decode(block))
+            if lasting and len(self._known) < _KEPT_BLOCKS:
+                self._known[block] = head
+        return head
+
+    def skip(self, block: bytes) -> list[tuple[bytes, bytes]]:
+        """Read a block that begins no call; raises ProtocolError."""
+        self._known.clear()
+        return self._decode(block)
+
+    def _decode(self, block: bytes) -> list[tuple[bytes, bytes]]:
+        try:
+            return [
+                (bytes(name), bytes(value)) for name, value in self._decoder.decode(block, True)
+            ]
+        except OversizedHeaderListError as error:
+            raise ProtocolError(
+                ErrorCode.ENHANCE_YOUR_CALM,
+                f"the headers are too large; the limit is {MAX_LIST_BYTES} bytes",
+            ) from error
+        except HPACKError as error:
+            raise ProtocolError(
+                ErrorCode.COMPRESSION_ERROR, "the header block is no HPACK"
+            ) from error
+
+
+def _to_head(fields: Iterable[tuple[bytes, bytes]]) -> Head:
+    pseudo: dict[bytes, bytes] = {}
+    known: dict[bytes, bytes] = {}
+    metadata: list[tuple[str, str | bytes]] = []
+    for name, value in fields:
+        if not _NAME.fullmatch(name) or _BAD_IN_VALUES.search(value):
+            raise _malformed("a header's name or value has bytes that it must not have")
+        if name.startswith(b":"):
+            if name not in _REQUEST_PSEUDO or name in pseudo or known or metadata:
+                raise _malformed("a pseudo-header is unknown, repeated or late")
+            pseudo[name] = value
+        elif name in _OF_ONE_HOP or (name == b"te" and value.lower() != b"trailers"):
+            raise _malformed("a header belongs to another version of HTTP")
+        elif name in _NOT_METADATA:
+            known[name] = value
+        else:
+            metadata.extend(_to_metadata(name, value))
+    if not {b":method", b":scheme", b":path"} <= pseudo.keys() or not pseudo[b":path"]:
+        raise _malformed("a pseudo-header is missing")
+    return Head(
+        path=pseudo[b":path"].decode("latin-1"),
+        metadata=tuple(metadata),
+        timeout=_to_seconds(known.get(b"grpc-timeout")),
+        encoding=known.get(b"grpc-encoding", b"identity").decode("latin-1"),
+        http_status=_http_status(pseudo[b":method"], known.get(b"content-type", b"")),
+    )
+
+
+def _http_status(method: bytes, content_type: bytes) -> int:
+    if method != b"POST":
+        return 405
+    return 200 if _GRPC.fullmatch(content_type.lower()) else 415
+
+
+def _to_metadata(name: bytes, value: bytes) -> Iterable[tuple[str, str | bytes]]:
+    key = name.decode("ascii")
+    if not key.endswith("-bin"):
+        yield key, value.decode("latin-1")
+        return
+    # Several values of one key may have been joined, and padding may be left out.
+    for part in value.split(b","):
+        bare = part.strip().rstrip(b"=")
+        try:
+            yield key, base64.b64decode(bare + b"=" * (-len(bare) % 4), validate=True)
+        except binascii.Error as error:
+            raise _malformed("binary metadata is no base64") from error
+
+
+def _to_seconds(timeout: bytes | None) -> float | None:
+    if timeout is None:
+        return None
+    match = _TIMEOUT.fullmatch(timeout)
+    if match is None:
+        raise _malformed("grpc-timeout is no number with a unit")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def _malformed(message: str) -> StreamError:
+    return StreamError(ErrorCode.PROTOCOL_ERROR, message)
+
+
+def write(fields: Iterable[tuple[str, str | bytes]]) -> bytes:
+    """Return a header block that leaves the peer's table as it is; `-bin` values are base64."""
+    return b"".join(_literal(name, value) for name, value in fields)
+
+
+def _literal(name: str, value: str | bytes) -> bytes:
+    if name.endswith("-bin"):
+        raw = value if isinstance(value, bytes) else value.encode()
+        text = base64.b64encode(raw).rstrip(b"=")
+    else:
+        text = value if isinstance(value, bytes) else value.encode("latin-1", "replace")
+    return b"".join((b"\x00", _sized(name.encode("ascii")), _sized(text)))
+
+
+def _sized(text: bytes) -> bytes:
+    """Return a string after its length, an integer with a prefix of seven bits."""
+    size = len(text)
+    if size < 0x7F:
+        return bytes((size,)) + text
+    size -= 0x7F
+    length = bytearray((0x7F,))
+    while size >= 0x80:
+        length.append(size & 0x7F | 0x80)
+        size >>= 7
+    length.append(size)
+    return bytes(length) + text

@@ -1,0 +1,121 @@
+"""The messages in the bytes of a stream: a flag, a length and so many bytes each."""
+
+import zlib
+from collections.abc import Mapping
+from struct import Struct
+
+import grpc
+
+PREFIX = Struct(">BI")
+
+_WINDOW_BITS: Mapping[str, int] = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
+ENCODINGS = ("identity", "deflate", "gzip")
+"""What a client may compress its messages with."""
+
+
+class MessageError(Exception):
+    """A message that is not taken, with the status that its call gets."""
+
+    def __init__(self, code: grpc.StatusCode, details: str) -> None:
+        super().__init__(details)
+        self.code = code
+        self.details = details
+
+
+class Assembler:
+    """Cuts what comes into messages of at most `limit` bytes, compressed with `encoding` or not."""
+
+    def __init__(self, limit: int, encoding: str) -> None:
+        self._limit = limit
+        self._encoding = encoding
+        self._prefix = b""
+        self._compressed = False
+        self._left = 0
+        self._body: bytearray | None = None
+
+    @property
+    def within(self) -> bool:
+        """Whether a message has begun and not ended."""
+        return self._body is not None or bool(self._prefix)
+
+    def feed(self, data: memoryview) -> "list[Message]":
+        """Take bytes, and return the messages that they complete; raises MessageError."""
+        messages: list[Message] = []
+        position, end = 0, len(data)
+        while position < end:
+            if self._body is None:
+                position = self._begin(data, position)
+                if self._body is None:
+                    break
+            taken = min(self._left, end - position)
+            self._body += data[position : position + taken]
+            self._left -= taken
+            position += taken
+            self._finish(messages)
+        return messages
+
+    def _begin(self, data: memoryview, position: int) -> int:
+        """Read the bytes before a message, as far as they are there."""
+        taken = PREFIX.size - len(self._prefix)
+        self._prefix += bytes(data[position : position + taken])
+        if len(self._prefix) == PREFIX.size:
+            flag, length = PREFIX.unpack(self._prefix)
+            self._prefix = b""
+            self._compressed = self._is_compressed(flag)
+            self._require_size(length)
+            self._left, self._body = length, bytearray()
+        return position + taken
+
+    def _finish(self, messages: "list[Message]") -> None:
+        if self._body is not None and not self._left:
+            messages.append(Message(self._body, self._encoding if self._compressed else ""))
+            self._body = None
+
+    def _is_compressed(self, flag: int) -> bool:
+        if flag > 1:
+            raise MessageError(grpc.StatusCode.INTERNAL, "a message's flag is neither 0 nor 1")
+        if flag and self._encoding == "identity":
+            raise MessageError(
+                grpc.StatusCode.INTERNAL, "a message is compressed, and grpc-encoding is missing"
+            )
+        return bool(flag)
+
+    def _require_size(self, length: int) -> None:
+        if length > self._limit:
+            raise too_large(length, self._limit)
+
+
+class Message:
+    """A message as it came, compressed where `encoding` is not empty."""
+
+    __slots__ = ("body", "encoding")
+
+    def __init__(self, body: bytearray, encoding: str = "") -> None:
+        self.body = body
+        self.encoding = encoding
+
+    def inflated(self, limit: int) -> bytearray | bytes:
+        """Return the message's bytes; raises MessageError where they are more than `limit`."""
+        if not self.encoding:
+            return self.body
+        inflate = zlib.decompressobj(_WINDOW_BITS[self.encoding])
+        try:
+            data = inflate.decompress(self.body, limit + 1)
+        except zlib.error as error:
+            raise MessageError(
+                grpc.StatusCode.INTERNAL, f"a message is no {self.encoding}"
+            ) from error
+        if len(data) > limit:
+            raise too_large(None, limit)
+        if not inflate.eof:
+            raise MessageError(grpc.StatusCode.INTERNAL, f"a message is no whole {self.encoding}")
+        return data
+
+
+def too_large(size: int | None, limit: int) -> MessageError:
+    """Return the error of a message of so many bytes, or of an unknown number after inflating."""
+    found = "more bytes than it may" if size is None else f"{size} bytes"
+    return MessageError(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        f"the message has {found}; the limit is {limit} bytes (max_message_bytes)",
+    )

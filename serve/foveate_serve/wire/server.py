@@ -1,0 +1,179 @@
+"""Listens, and makes a call of every stream."""
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import grpc
+
+from foveate_serve.wire.call import Budget, Call, Find, Handler
+from foveate_serve.wire.connection import Connection, Counts
+from foveate_serve.wire.headers import Head
+
+BUFFER_BYTES = 256 << 10
+"""What is read at one time: more than a picture has, and once for all connections."""
+
+TLS_SECONDS = 20.0
+"""What a client gets for the handshake of TLS."""
+
+BACKLOG = 1024
+
+
+class Server:
+    """A server of gRPC on the running event loop, with the interface of `grpc.aio.Server`.
+
+    The first of `interceptors` sees a call first. A message has at most
+    `max_message_bytes`; those that are being received at one time have
+    `max_receiving_bytes` together.
+    """
+
+    def __init__(
+        self,
+        *,
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+        max_message_bytes: int = 4 << 20,
+        max_receiving_bytes: int = 256 << 20,
+    ) -> None:
+        self._max_message_bytes = max_message_bytes
+        self._budget = Budget(limit=max_receiving_bytes)
+        self._handlers: list[grpc.GenericRpcHandler] = []
+        self._buffer = bytearray(BUFFER_BYTES)
+        self._listeners: list[asyncio.Server] = []
+        self.connections: dict[int, Connection] = {}
+        self._numbers = 0
+        self._past = Counts()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._find: Find = self.handler
+        for interceptor in reversed(interceptors):
+            self._find = _intercepted(interceptor, self._find)
+
+    def add_generic_rpc_handlers(
+        self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]
+    ) -> None:
+        """Answer the methods that some handlers know."""
+        self._handlers.extend(generic_rpc_handlers)
+
+    def add_registered_method_handlers(self, service_name: str, method_handlers: object) -> None:
+        """Do nothing: generated code registers the same methods in both ways."""
+
+    async def listen(
+        self,
+        address: str,
+        *,
+        tls: ssl.SSLContext | None = None,
+        share_port: bool = False,
+    ) -> int:
+        """Listen on HOST:PORT, and return the port; 0 picks a free one.
+
+        With `share_port` other processes may listen there as well. Raises OSError.
+        """
+        host, _, port = address.rpartition(":")
+        host, number = host.strip("[]"), int(port)
+        loop = asyncio.get_running_loop()
+        # A name may stand for several addresses, which are to have one port.
+        places = await loop.getaddrinfo(
+            host, number, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        for family, _, _, _, place in places:
+            listener = await loop.create_server(
+                self._connection,
+                str(place[0]),
+                number,
+                family=family,
+                ssl=tls,
+                ssl_handshake_timeout=None if tls is None else TLS_SECONDS,
+                backlog=BACKLOG,
+                reuse_port=share_port or None,
+            )
+            self._listeners.append(listener)
+            number = listener.sockets[0].getsockname()[1]
+        return number
+
+    async def listen_unix(self, path: Path) -> None:
+        """Listen on a socket in the file system; raises OSError."""
+        loop = asyncio.get_running_loop()
+        self._listeners.append(await loop.create_unix_server(self._connection, str(path)))
+
+    async def stop(self, grace: float | None) -> None:
+        """Take no more calls, wait so many seconds for those in flight, and cancel the rest.
+
+        What was answered gets as long again to leave.
+        """
+        for listener in self._listeners:
+            listener.close()
+        for connection in self.connections.values():
+            connection.go_away()
+        calls = self._calls()
+        if grace and calls:
+            await asyncio.wait(calls, timeout=grace)
+        calls = self._calls()
+        for task in calls:
+            task.cancel()
+        if calls:
+            await asyncio.wait(calls)
+        for connection in list(self.connections.values()):
+            connection.close()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._empty.wait(), grace or 0)
+        for connection in list(self.connections.values()):
+            connection.abort()
+
+    async def handler(self, details: grpc.HandlerCallDetails) -> "Handler | None":
+        """Return what answers a call, None where nothing does."""
+        for handlers in self._handlers:
+            found = handlers.service(details)
+            if found is not None:
+                return found
+        return None
+
+    def counts(self) -> Counts:
+        """Return what all connections have seen, those that are closed included."""
+        counts = replace(self._past)
+        for connection in self.connections.values():
+            counts.add(connection.counts)
+        return counts
+
+    def _calls(self) -> list[asyncio.Task[None]]:
+        return [
+            stream.task
+            for connection in self.connections.values()
+            for stream in connection.streams.values()
+            if isinstance(stream, Call)
+        ]
+
+    def _connection(self) -> Connection:
+        return Connection(self._accept, self._buffer, opened=self._opened, closed=self._closed)
+
+    def _accept(self, connection: Connection, number: int, head: Head) -> Call:
+        return Call(
+            connection,
+            number,
+            head,
+            find=self._find,
+            max_message_bytes=self._max_message_bytes,
+            budget=self._budget,
+        )
+
+    def _opened(self, connection: Connection) -> None:
+        self._numbers += 1
+        connection.number = self._numbers
+        self.connections[connection.number] = connection
+        self._empty.clear()
+
+    def _closed(self, connection: Connection) -> None:
+        del self.connections[connection.number]
+        self._past.add(connection.counts)
+        if not self.connections:
+            self._empty.set()
+
+
+def _intercepted(interceptor: grpc.aio.ServerInterceptor, find: Find) -> Find:
+    async def intercepted(details: grpc.HandlerCallDetails) -> "Handler | None":
+        return await interceptor.intercept_service(find, details)
+
+    return intercepted
