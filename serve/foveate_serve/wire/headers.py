@@ -20,8 +20,6 @@ Metadata: TypeAlias = tuple[tuple[str, str | bytes], ...]
 MAX_LIST_BYTES = 32 << 10
 """Of a call's headers, counted as in RFC 9113, section 6.5.2."""
 
-_FULLY_INDEXED = 0x80
-_LONG_INDEX = 0xFF
 _KEPT_BLOCKS = 64
 _NAME = re.compile(rb":?[!#$%&'*+\-.^_`|~0-9a-z]+")
 _BAD_IN_VALUES = re.compile(rb"[\x00\r\n]")
@@ -55,9 +53,9 @@ class Head:
 class HeadReader:
     """Reads the header blocks of one connection, in their order.
 
-    A client's calls look alike, and after the first few their blocks are nothing
-    but indices into the connection's table: as long as no other block has
-    changed it, the same bytes mean the same.
+    A client's calls look alike, and after the first few their blocks add nothing
+    to the connection's table any more: as long as no other block does, the same
+    bytes mean the same.
     """
 
     def __init__(self) -> None:
@@ -72,11 +70,11 @@ class HeadReader:
         """
         head = self._known.get(block)
         if head is None:
-            lasting = min(block, default=0) >= _FULLY_INDEXED and max(block) < _LONG_INDEX
-            if not lasting:
+            lasting = not _changes_table(block)
+            if not lasting or len(self._known) >= _KEPT_BLOCKS:
                 self._known.clear()
             head = _to_head(self._decode(block))
-            if lasting and len(self._known) < _KEPT_BLOCKS:
+            if lasting:
                 self._known[block] = head
         return head
 
@@ -99,6 +97,40 @@ class HeadReader:
             raise ProtocolError(
                 ErrorCode.COMPRESSION_ERROR, "the header block is no HPACK"
             ) from error
+
+
+def _changes_table(block: bytes) -> bool:
+    """Tell whether a header block may change the connection's table (RFC 7541, section 6)."""
+    position = 0
+    try:
+        while position < len(block):
+            first = block[position]
+            if first & 0x80:  # an index
+                position, _ = _integer(block, position, 7)
+            elif first & 0x60:  # a literal to be added, or another size of the table
+                return True
+            else:
+                position, index = _integer(block, position, 4)
+                for _ in range(1 if index else 2):
+                    start, length = _integer(block, position, 7)
+                    position = start + length
+    except IndexError:
+        return True  # it is cut off, and the decoder will say so
+    return False
+
+
+def _integer(block: bytes, position: int, bits: int) -> tuple[int, int]:
+    """Read an integer with a prefix of so many bits; return where it ends, and it."""
+    most = (1 << bits) - 1
+    value = block[position] & most
+    position += 1
+    if value == most:
+        for shift in range(0, 28, 7):
+            value += (block[position] & 0x7F) << shift
+            position += 1
+            if not block[position - 1] & 0x80:
+                break
+    return position, value
 
 
 def _to_head(fields: Iterable[tuple[bytes, bytes]]) -> Head:
