@@ -81,9 +81,9 @@ class Batcher:
     for the event loop. A batch holds pictures that want the same outputs, led
     by the one that has waited longest at the highest priority; what waits is
     shared out among the lanes that are idle. `ran` is called on the event loop
-    with every run that did not fail. Where the runners are instant, a picture
-    that comes while nothing waits or runs, and wants its logits alone, is run on
-    the event loop itself.
+    with every run that did not fail. Where the runners are light, a batch is
+    gathered for as long as the event loop brings more; where they are instant,
+    pictures that want their logits alone are then run on the event loop itself.
 
     A thread that ends unasked is started again, after a pause that doubles from
     one time to the next until a run succeeds; `alive` is called on the event
@@ -117,9 +117,12 @@ class Batcher:
         self._ran = ran
         self._alive = alive
         self._loop = asyncio.get_running_loop()
+        self._loop_thread = threading.get_ident()
         self._queue = Queue(policy.priorities)
         # Held where items come and go; places are kept and given back on the event loop alone.
         self._changed = threading.Condition()
+        self._came = 0
+        self._gathering = False
         self._closing = False
         self._stopped = asyncio.Event()
         self._picture_seconds = 0.0
@@ -254,28 +257,52 @@ class Batcher:
         with self._changed:
             if self._closing:
                 raise RuntimeError("the batcher is closed")
-            at_once = self._runs_at_once(item)
-            if not at_once:
-                self._queue.put(places, item)
-                if not self._manned:
-                    self._changed.notify()
-        if at_once:
-            # Nothing comes to the lanes in the meantime, as all of it comes from this thread.
-            self._run(self._instances[0], [item])
+            self._queue.put(places, item)
+            self._came += 1
+            runner = self._instances[0].runner
+            if (runner.light or runner.instant) and not self._gathering:
+                self._gathering = True
+                self._loop.call_soon(self._gather, self._came)
+            if not self._manned:
+                self._changed.notify()
         batched: Batched = await item.future
         return batched
 
-    def _runs_at_once(self, item: Item) -> bool:
+    def _gather(self, came: int) -> None:
+        """Let light pictures run, once a round of the event loop has brought no other.
+
+        To hand a run over takes longer than the run: what is being read and
+        decoded had better come along.
+        """
+        if came != self._came and self.waiting < self.policy.max_batch:
+            self._loop.call_soon(self._gather, self._came)
+            return
+        with self._changed:
+            batches = self._take_all() if self._runs_at_once else []
+            self._gathering = False
+            if self.waiting and not self._manned:
+                self._changed.notify()
+        # Nothing comes to the lanes in the meantime, as all of it comes from this thread.
+        for batch in batches:
+            self._run(self._instances[0], batch)
+
+    def _take_all(self) -> list[list[Item]]:
+        self._drop_dead()
+        batches = []
+        while self.waiting:
+            batches.append(self._queue.take(self.policy))
+        return batches
+
+    @property
+    def _runs_at_once(self) -> bool:
         policy = self.policy
         return (
             self._instances[0].runner.instant
-            and item.single
-            and item.outputs == (LOGITS_OUTPUT,)
             and self._instances[0].cores == ANY_CORE
             and not policy.max_delay
             and not policy.preferred_sizes
-            and not self.waiting
             and not any(instance.busy for instance in self._instances)
+            and all(item.single and item.outputs == (LOGITS_OUTPUT,) for item in self._queue)
         )
 
     def _overloaded(self, level: int) -> OverloadedError:
@@ -352,11 +379,14 @@ class Batcher:
             self._tell(self._ended)
 
     def _tell(self, callback: Callable[..., None], *arguments: object) -> None:
-        """Have a function called on the event loop.
+        """Have a function called on the event loop, at once where this is its thread.
 
         A run that hung may end after the server gave it up and closed the loop:
         then nobody waits for it.
         """
+        if threading.get_ident() == self._loop_thread:
+            callback(*arguments)
+            return
         try:
             self._loop.call_soon_threadsafe(callback, *arguments)
         except RuntimeError:
@@ -393,15 +423,18 @@ class Batcher:
 
     @property
     def _manned(self) -> bool:
-        """Whether what waits had better wait for a lane that runs than wake another.
+        """Whether what waits had better wait for more, or for a lane that runs, than wake a lane.
 
         A light run takes no longer than waking a thread does, and what gathers
         behind it runs together.
         """
+        runner = self._instances[0].runner
+        if self._gathering and runner.instant:
+            return True
         return (
-            self._instances[0].runner.light
+            runner.light
             and self.waiting < self.policy.max_batch
-            and any(instance.busy for instance in self._instances)
+            and (self._gathering or any(instance.busy for instance in self._instances))
         )
 
     def _drop_dead(self) -> None:
