@@ -15,7 +15,12 @@ from numpy.typing import NDArray
 from foveate_serve.backends.base import Array, BackendError, Runner
 from foveate_serve.bundle.manifest import CAM_PREFIX, CLASS_IDS_INPUT, IMAGE_INPUT, LOGITS_OUTPUT
 from foveate_serve.classification import Timing
-from foveate_serve.errors import DeadlineError, EngineError, OverloadedError
+from foveate_serve.errors import (
+    DeadlineError,
+    EngineError,
+    EngineHungError,
+    OverloadedError,
+)
 from foveate_serve.instances import ANY_CORE, Cores, pinned
 from foveate_serve.niceness import ENGINE, step_back
 from foveate_serve.observer import BatchRun
@@ -121,6 +126,8 @@ class Batcher:
         self._queue = Queue(policy.priorities)
         # Held where items come and go; places are kept and given back on the event loop alone.
         self._changed = threading.Condition()
+        self._unanswered: set[Item] = set()
+        self._hung = False
         self._came = 0
         self._gathering = False
         self._closing = False
@@ -239,6 +246,13 @@ class Batcher:
             self._tuner.answered(timing)
             self._adopt(self._tuner.policy)
 
+    def hangs(self, hung: bool) -> None:
+        """Hear that a run does not come back, or that it has: those who wait need not."""
+        self._hung = hung
+        if hung:
+            for item in list(self._unanswered):
+                _fail(item, EngineHungError())
+
     async def close(self) -> None:
         """Run what waits, then stop the threads."""
         with self._changed:
@@ -257,6 +271,8 @@ class Batcher:
         with self._changed:
             if self._closing:
                 raise RuntimeError("the batcher is closed")
+            if self._hung:
+                raise EngineHungError
             self._queue.put(places, item)
             self._came += 1
             runner = self._instances[0].runner
@@ -265,7 +281,11 @@ class Batcher:
                 self._loop.call_soon(self._gather, self._came)
             if not self._manned:
                 self._changed.notify()
-        batched: Batched = await item.future
+        self._unanswered.add(item)
+        try:
+            batched: Batched = await item.future
+        finally:
+            self._unanswered.discard(item)
         return batched
 
     def _gather(self, came: int) -> None:

@@ -1,7 +1,7 @@
 """What a request asks of the engine, and what it gets."""
 
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,8 +78,7 @@ class Request:
     priority: int = 0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Prediction:
+class Prediction(NamedTuple):
     """A class, its softmax probability and its logit."""
 
     class_id: int

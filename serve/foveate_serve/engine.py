@@ -27,6 +27,7 @@ from foveate_serve.classification import (
     Result,
     Timing,
 )
+from foveate_serve.deadlines import Deadlines, Within
 from foveate_serve.errors import DeadlineError, InvalidRequestError, OverloadedError
 from foveate_serve.explain import CamPlan, ExplanationLimits, FeatureMapPlan
 from foveate_serve.fair import FairThreads
@@ -90,6 +91,7 @@ class Engine:
         self._cache: Cache[Answer] | None = Cache(cache_bytes) if cache_bytes else None
         self._flights: Flights[Answer] | None = Flights() if deduplicate else None
         self._refusing = False
+        self._deadlines = Deadlines()
 
     async def classify(self, request: Request, *, deadline: float | None = None) -> Result:
         """Classify one picture. `deadline` is a time of `time.monotonic`.
@@ -149,11 +151,10 @@ class Engine:
     async def _answered(
         self, deadline: float | None, work: Callable[["_Asked"], Awaitable[A]]
     ) -> A:
-        left = None if deadline is None else deadline - time.monotonic()
         asked, started = _Asked(), time.perf_counter()
         try:
             try:
-                async with asyncio.timeout(left):
+                with Within(self._deadlines, deadline):
                     answer = await work(asked)
             except TimeoutError as error:
                 raise DeadlineError from error
@@ -267,10 +268,9 @@ class Engine:
         image, view = await self._image(picture, manifest)
         decoded = time.perf_counter()
 
-        with model.running():
-            batched = await model.batcher.submit(
-                places, image, outputs=plan.outputs, class_ids=plan.class_ids, deadline=deadline
-            )
+        batched = await model.batcher.submit(
+            places, image, outputs=plan.outputs, class_ids=plan.class_ids, deadline=deadline
+        )
         inferred = time.perf_counter()
 
         answer = partial(_answer, plan, batched, model.bundle.labels, image)
@@ -340,14 +340,13 @@ class Engine:
                     image, _ = await self._image(pictures[start], manifest)
                 images = image[np.newaxis]
             decoded = time.perf_counter()
-            with model.running():
-                batched = await batcher.submit_all(
-                    places,
-                    images,
-                    outputs=plan.outputs,
-                    class_ids=plan.class_ids[part],
-                    deadline=deadline,
-                )
+            batched = await batcher.submit_all(
+                places,
+                images,
+                outputs=plan.outputs,
+                class_ids=plan.class_ids[part],
+                deadline=deadline,
+            )
             return decoded - started, batched
 
         runs = await _all([run(start) for start in range(0, len(pictures), size)])
@@ -564,12 +563,13 @@ def _predictions(
     batched: Batched, best: NDArray[np.int64], labels: tuple[str, ...]
 ) -> tuple[Prediction, ...]:
     ranking, row = batched.ranking, batched.row
+    ids = best.tolist()
     return tuple(
-        Prediction(class_id=class_id, label=labels[class_id], score=score, logit=logit)
-        for class_id, score, logit in zip(
-            best.tolist(),
+        map(
+            Prediction,
+            ids,
+            [labels[class_id] for class_id in ids],
             ranking.scores[row, best].tolist(),
             ranking.logits[row, best].tolist(),
-            strict=True,
         )
     )

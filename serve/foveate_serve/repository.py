@@ -16,7 +16,6 @@ from foveate_serve.batcher import Batcher
 from foveate_serve.bundle.bundle import Bundle, BundleError
 from foveate_serve.bundle.manifest import MANIFEST_FILE
 from foveate_serve.errors import (
-    EngineHungError,
     InvalidRequestError,
     LoadingError,
     NotFoundError,
@@ -32,7 +31,7 @@ from foveate_serve.loading import Loads, LoadTimeoutError
 from foveate_serve.niceness import ENGINE, step_back
 from foveate_serve.observer import BatchRun, Observer
 from foveate_serve.policy import BatchPolicy
-from foveate_serve.users import EngineWait, Users
+from foveate_serve.users import Users
 from foveate_serve.warmup import batch_sizes, warm_up
 from foveate_serve.watchdog import Watchdog
 
@@ -98,16 +97,7 @@ class LoadedModel:
         self._users = Users()
         self._hangs = hangs
         self._hung = asyncio.Event()
-        self._waiting: set[asyncio.Task[object]] = set()
-        self._given_up: set[asyncio.Task[object]] = set()
         self._watchdog = Watchdog(runners, run_limit, self._engine_hangs)
-
-    def running(self) -> AbstractContextManager[None]:
-        """Wait in the block for what the engine runs; raises EngineHungError where it hangs."""
-        task = asyncio.current_task()
-        if self._hung.is_set() or task is None:
-            raise EngineHungError
-        return EngineWait(task, self._waiting, self._given_up)
 
     def _has_run(self, run: BatchRun) -> None:
         self._idling.ran()
@@ -117,11 +107,9 @@ class LoadedModel:
     def _engine_hangs(self, hung: bool) -> None:
         if hung:
             self._hung.set()
-            self._given_up |= self._waiting
-            for task in self._waiting:
-                task.cancel()
         else:
             self._hung.clear()
+        self.batcher.hangs(hung)
         if self._hangs is not None:
             self._hangs(hung)
 

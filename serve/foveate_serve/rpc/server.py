@@ -28,7 +28,7 @@ from foveate_serve.rpc.oip.handler import InferenceHandler
 from foveate_serve.rpc.oip.servicer import InferenceServicer
 from foveate_serve.rpc.overload import OverloadGate
 from foveate_serve.rpc.security import AccessGate, server_tls
-from foveate_serve.rpc.servicers import CallsInFlight, ClassifierServicer, RepositoryServicer
+from foveate_serve.rpc.servicers import ClassifierServicer, RepositoryServicer, gate_until
 from foveate_serve.settings import Settings
 from foveate_serve.statistics import Statistics
 from foveate_serve.wire.channelz import ChannelzServicer
@@ -40,9 +40,6 @@ CLASSIFIER = classifier_service_pb2.DESCRIPTOR.services_by_name["ClassifierServi
 CHANNELZ = channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name
 REPOSITORY = repository_service_pb2.DESCRIPTOR.services_by_name["RepositoryService"].full_name
 OPEN_INFERENCE = open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
-
-FLUSH_SECONDS = 1.0
-"""What the last answers get to leave the server, after all calls are done."""
 
 
 class AddressError(Exception):
@@ -79,9 +76,8 @@ class Server:
             model_service=CLASSIFIER,
             hung=lambda: engine.repository.hung,
         )
-        self._calls = CallsInFlight(self._stopping)
         gates = (
-            self._calls,
+            gate_until(self._stopping),
             *(() if access is None else (AccessGate(access),)),
             OverloadGate(engine.refusal),
         )
@@ -146,8 +142,7 @@ class Server:
         self._health.ready = False
         await asyncio.sleep(self._settings.shutdown_delay)
         self._stop_taking()
-        await self._calls.finish(self._settings.shutdown_timeout)
-        await self._server.stop(FLUSH_SECONDS)
+        await self._server.stop(self._settings.shutdown_timeout)
 
     async def abort(self) -> None:
         """Stop at once; calls in flight are cancelled."""

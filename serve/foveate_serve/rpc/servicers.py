@@ -3,9 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import Any
-
-import grpc
 
 from foveate.v1.classifier_service_pb2 import (
     ClassifyRequest,
@@ -32,7 +29,7 @@ from foveate.v1.repository_service_pb2_grpc import RepositoryServiceServicer
 from foveate_serve.rpc.calls import (
     STOPPING,
     Context,
-    Handler,
+    Gate,
     Until,
     abort,
     answer,
@@ -40,8 +37,6 @@ from foveate_serve.rpc.calls import (
     refusing,
 )
 from foveate_serve.rpc.handlers import ClassifierHandler, RepositoryHandler
-
-_FEW_TASKS = 256
 
 
 class ClassifierServicer(ClassifierServiceServicer):
@@ -99,32 +94,7 @@ class RepositoryServicer(RepositoryServiceServicer):
         return await answer(context, self._handler.set_version_labels(request))
 
 
-class CallsInFlight:
-    """A gate that knows the calls in flight, so that a stop can wait for them.
-
-    `grpc.aio.Server.stop` alone does not: it takes a call as finished before its
-    answer has left (grpc/grpc#37239).
-    """
-
-    def __init__(self, stopping: asyncio.Event) -> None:
-        self._stopping = stopping
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._forget_at = _FEW_TASKS
-
-    def __call__(self, call: grpc.HandlerCallDetails) -> Handler:  # noqa: ARG002 - a gate
-        """Note a call, whose task this runs in; refuse it where `stopping` is set."""
-        if self._stopping.is_set():
-            return refusing(STOPPING)
-        task = asyncio.current_task()
-        if task is not None:
-            self._tasks.add(task)
-            # All that have ended at one time: a callback for each costs the call more.
-            if len(self._tasks) >= self._forget_at:
-                self._tasks = {task for task in self._tasks if not task.done()}
-                self._forget_at = 2 * len(self._tasks) + _FEW_TASKS
-        return None
-
-    async def finish(self, seconds: float) -> None:
-        """Wait until every call is answered, at most so many seconds."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=seconds)
+def gate_until(stopping: asyncio.Event) -> Gate:
+    """Return a gate that refuses calls once `stopping` is set."""
+    refuse = refusing(STOPPING)
+    return lambda _: refuse if stopping.is_set() else None

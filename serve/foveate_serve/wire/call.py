@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import grpc
 
+from foveate_serve.deadlines import Deadlines, Timer
 from foveate_serve.wire import headers
 from foveate_serve.wire.connection import Connection, Stream
 from foveate_serve.wire.headers import Head, Metadata
@@ -29,10 +30,12 @@ logger = logging.getLogger(__name__)
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Find: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]"
 
+_GRACE_SECONDS = 0.005
+"""A handler that keeps the deadline itself says more of it."""
+
 _INFLATE_AT_ONCE = 256 << 10
 """Inflating fewer bytes takes less time than others can be kept waiting for."""
 
-_CODES = {code.value[0]: code for code in grpc.StatusCode}
 _HEAD = b"\x88" + headers.write([("content-type", "application/grpc")])
 """`:status` 200 is in HPACK's static table."""
 _OK = headers.write([("grpc-status", "0")])
@@ -71,7 +74,8 @@ class Call(Stream, grpc.aio.ServicerContext[Any, Any]):
     `find` returns the handler of a method, which runs in a task of its own from
     the moment that the call's headers are there: it may refuse the call before
     its message is read. A message has at most `max_message_bytes`, and those of
-    all calls that are being received at one time share `budget`.
+    all calls that are being received at one time share `budget`; `deadlines` end
+    the calls that are late.
     """
 
     def __init__(
@@ -83,6 +87,7 @@ class Call(Stream, grpc.aio.ServicerContext[Any, Any]):
         find: Find,
         max_message_bytes: int,
         budget: Budget,
+        deadlines: Deadlines,
     ) -> None:
         super().__init__(connection, number)
         self._head = head
@@ -102,11 +107,13 @@ class Call(Stream, grpc.aio.ServicerContext[Any, Any]):
         self._details = ""
         self._late = False
         self._callbacks: list[Callable[[Any], None]] = []
-        self._deadline = None if head.timeout is None else time.monotonic() + head.timeout
-        loop = asyncio.get_running_loop()
-        self._timer = None if head.timeout is None else loop.call_later(head.timeout, self._expire)
+        self._deadline: float | None = None
+        self._timer: Timer | None = None
+        if head.timeout is not None:
+            self._deadline = time.monotonic() + head.timeout
+            self._timer = deadlines.at(self._deadline + _GRACE_SECONDS, self._expire)
         connection.running += 1
-        self.task = loop.create_task(self._run())
+        self.task = asyncio.get_running_loop().create_task(self._run())
 
     # What the connection tells.
 

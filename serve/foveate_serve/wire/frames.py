@@ -1,6 +1,6 @@
 """The frames of HTTP/2 (RFC 9113, sections 4 and 6): their numbers, and how they are written."""
 
-from enum import IntEnum, IntFlag
+from enum import IntEnum
 from struct import Struct
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -18,7 +18,10 @@ PAIR = Struct(">II")
 _HEADER = Struct(">HBBBI")
 
 
-class Kind(IntEnum):
+# Plain numbers, as those of an enum take several times as long to look at.
+
+
+class Kind:
     """The type of a frame."""
 
     DATA = 0
@@ -33,7 +36,7 @@ class Kind(IntEnum):
     CONTINUATION = 9
 
 
-class Flag(IntFlag):
+class Flag:
     """The flags of a frame; ACK is that of SETTINGS and PING."""
 
     ACK = 0x1

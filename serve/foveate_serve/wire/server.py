@@ -10,6 +10,7 @@ from pathlib import Path
 
 import grpc
 
+from foveate_serve.deadlines import Deadlines
 from foveate_serve.wire.call import Budget, Call, Find, Handler
 from foveate_serve.wire.connection import Connection, Counts
 from foveate_serve.wire.headers import Head
@@ -19,6 +20,8 @@ BUFFER_BYTES = 256 << 10
 
 TLS_SECONDS = 20.0
 """What a client gets for the handshake of TLS."""
+
+FLUSH_SECONDS = 1.0
 
 BACKLOG = 1024
 
@@ -45,6 +48,7 @@ class Server:
         self._listeners: list[asyncio.Server] = []
         self.connections: dict[int, Connection] = {}
         self._numbers = 0
+        self._deadlines = Deadlines()
         self._past = Counts()
         self._empty = asyncio.Event()
         self._empty.set()
@@ -100,9 +104,10 @@ class Server:
         self._listeners.append(await loop.create_unix_server(self._connection, str(path)))
 
     async def stop(self, grace: float | None) -> None:
-        """Take no more calls, wait so many seconds for those in flight, and cancel the rest.
+        """Open no more connections, wait so many seconds for the calls, and cancel the rest.
 
-        What was answered gets as long again to leave.
+        Clients are told to make their next calls elsewhere. What was answered
+        gets another second to leave.
         """
         for listener in self._listeners:
             listener.close()
@@ -119,7 +124,7 @@ class Server:
         for connection in list(self.connections.values()):
             connection.close()
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._empty.wait(), grace or 0)
+            await asyncio.wait_for(self._empty.wait(), FLUSH_SECONDS if grace else 0)
         for connection in list(self.connections.values()):
             connection.abort()
 
@@ -157,6 +162,7 @@ class Server:
             find=self._find,
             max_message_bytes=self._max_message_bytes,
             budget=self._budget,
+            deadlines=self._deadlines,
         )
 
     def _opened(self, connection: Connection) -> None:
