@@ -213,8 +213,7 @@ class Settings(ModelSettings, BaseSettings):
     engine_timeout: Seconds = Field(
         default=120.0,
         description="seconds after which a run of an engine counts as hung: its model fails, a "
-        "worker starts anew, a lone server reports not to be well; 0 waits for ever, and lets a "
-        "lone picture of a classifier that takes less than a change of thread run at once",
+        "worker starts anew, a lone server reports not to be well; 0 waits for ever",
     )
     load_timeout: Seconds = Field(
         default=600.0,

@@ -31,9 +31,9 @@ def warm_up(runner: Runner, sizes: Sequence[int], lanes: int = 1, *, watched: bo
     An engine may prepare itself anew for every size, and for every set of
     outputs. Requests for maps come alone more often than not, and for other
     outputs seldom, so that no start has to wait for those. Also finds out whether
-    the runner is light, and whether it is instant, unless its runs are `watched`:
-    what is to be noticed where it hangs must not run on the event loop. Shows
-    that the graph keeps its contract: raises BackendError.
+    the runner is light, and whether it is instant, unless its runs are `watched`
+    and not bounded: what is to be noticed where it hangs must not run on the event
+    loop. Shows that the graph keeps its contract: raises BackendError.
     """
     started = time.monotonic()
     # The largest first: what it allocates does for the others.
@@ -47,10 +47,11 @@ def warm_up(runner: Runner, sizes: Sequence[int], lanes: int = 1, *, watched: bo
         runner.run(_black(runner, 1), [LOGITS_OUTPUT], beside=True)
         if cam is not None:
             runner.run(explained, [LOGITS_OUTPUT, cam], beside=True)
-    if runner.device == "cpu" and (lanes > 1 or not watched):
+    may_hang = watched and not runner.bounded
+    if runner.device == "cpu" and (lanes > 1 or not may_hang):
         shortest = _shortest_run(runner, beside=lanes > 1)
         runner.light = lanes > 1 and shortest < _LIGHT_SECONDS
-        runner.instant = not watched and shortest < _INSTANT_SECONDS
+        runner.instant = not may_hang and shortest < _INSTANT_SECONDS
     runner.trim()
     trim_heap()
     logger.debug(

@@ -70,14 +70,22 @@ async def hang(engine: Engine, gated: object) -> None:
 
 
 @pytest.mark.parametrize("limit", [0.0, LIMIT], ids=["unwatched", "watched"])
-async def test_what_is_watched_runs_on_a_thread_of_its_own(
-    write_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, limit: float
+@pytest.mark.parametrize("bounded", [True, False], ids=["straight", "looping"])
+async def test_what_might_hang_and_is_watched_runs_on_a_thread_of_its_own(
+    write_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, limit: float, bounded: bool
 ) -> None:
     monkeypatch.setattr(warmup, "_INSTANT_SECONDS", LIMIT)
+
+    def make(bundle: Bundle) -> object:
+        runner = create_runner(bundle)
+        assert runner.bounded
+        runner.bounded = bounded
+        return runner
+
     root = write_bundle().parents[1]
-    repository = Repository(root, create_runner, BatchPolicy(max_batch=1), run_limit=limit)
+    repository = Repository(root, make, BatchPolicy(max_batch=1), run_limit=limit)
     await repository.open()
-    assert repository.get("colours", "").runner.instant is not bool(limit)
+    assert repository.get("colours", "").runner.instant is (bounded or not limit)
     await repository.close()
 
 

@@ -110,6 +110,8 @@ class Runner(ABC):
     bundle; None where nothing is built. `light` tells that a picture's run for
     its logits is so short that it had better take one thread, though it be alone,
     and `instant` that it takes less than a change of thread; `warm_up` finds out.
+    `bounded` tells that a run's length follows from its batch alone: on the
+    processor, and by a graph without a loop.
     A subclass loads the graph when it is made, raising BackendError, and
     implements `_run`, and with several lanes `_run_beside`.
     """
@@ -126,6 +128,7 @@ class Runner(ABC):
         self.inputs = graph_inputs(bundle.manifest)
         self.outputs = graph_outputs(bundle.manifest)
         self.build_seconds: float | None = None
+        self.bounded = False
         self.light = False
         self.instant = False
         self._started: dict[int, float] = {}

@@ -116,3 +116,34 @@ def test_what_is_no_graph_is_a_value_error(tmp_path: Path, content: bytes, messa
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message):
         OnnxFile(path)
+
+
+def test_a_graph_is_straight_unless_a_node_or_the_model_holds_another(
+    colours: Bundle, tmp_path: Path
+) -> None:
+    assert OnnxFile(colours.file("fp32")).straight
+    flag = helper.make_tensor_value_info("flag", TensorProto.BOOL, [])
+    value = helper.make_tensor_value_info("value", TensorProto.FLOAT, [])
+    branches = {
+        f"{name}_branch": helper.make_graph(
+            [helper.make_node("Constant", [], ["value"], value_float=number)], name, [], [value]
+        )
+        for name, number in (("then", 1.0), ("else", 0.0))
+    }
+    choice = helper.make_graph(
+        [helper.make_node("If", ["flag"], ["value"], **branches)], "choice", [flag], [value]
+    )
+    opset = [helper.make_opsetid("", 20), helper.make_opsetid("own", 1)]
+    function = helper.make_function(
+        "own", "Same", ["x"], ["y"], [helper.make_node("Identity", ["x"], ["y"])], opset[:1]
+    )
+    call = helper.make_graph(
+        [helper.make_node("Same", ["value"], ["same"], domain="own")],
+        "call",
+        [value],
+        [helper.make_tensor_value_info("same", TensorProto.FLOAT, [])],
+    )
+    for graph, functions in ((choice, []), (call, [function])):
+        path = tmp_path / f"{graph.name}.onnx"
+        onnx.save(helper.make_model(graph, opset_imports=opset, functions=functions), path)
+        assert not OnnxFile(path).straight

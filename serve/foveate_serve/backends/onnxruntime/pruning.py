@@ -8,7 +8,7 @@ has to go before a session is made.
 An ONNX file is one message of Protocol Buffers. Its weights are passed over and
 copied as they are, and of the schema (onnx.proto) only these fields matter:
 
-    ModelProto      7 graph
+    ModelProto      7 graph, 25 functions
     GraphProto      1 node, 5 initializer, 11 input, 12 output
     NodeProto       1 input, 2 output, 5 attribute
     AttributeProto  6 g, 11 graphs (the branches of If, the bodies of loops)
@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-_GRAPH = 7
+_GRAPH, _FUNCTIONS = 7, 25
 _NODE, _INITIALIZER, _INPUT, _OUTPUT = 1, 5, 11, 12
 _READS, _WRITES, _ATTRIBUTE = 1, 2, 5
 _SUBGRAPHS = (6, 11)
@@ -84,6 +84,14 @@ class OnnxFile:
         # What was read would stay resident, as large as the weights; it can be read again.
         self._map.madvise(MADV_DONTNEED)
         return pruned
+
+    @property
+    def straight(self) -> bool:
+        """Whether each node runs once: nothing branches, loops or calls a function of the model."""
+        if any(field.number == _FUNCTIONS for field in self._model):
+            return False
+        nodes = [field.value for field in self._graph if field.number == _NODE]
+        return not any(any(_subgraphs(node)) for node in nodes)
 
     def arrays(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
         """Yield the name and the numbers of each initializer in float32, read where they lie."""
@@ -170,12 +178,17 @@ def _dims(tensor: memoryview) -> list[int]:
 
 def _reads(node: memoryview) -> Iterator[str]:
     """Yield what a node reads, also from within the graphs that it holds."""
+    yield from _strings(node, _READS)
+    for graph in _subgraphs(node):
+        for inner in _fields(graph):
+            if inner.number == _NODE:
+                yield from _reads(inner.value)
+
+
+def _subgraphs(node: memoryview) -> Iterator[memoryview]:
+    """Yield the graphs that a node holds."""
     for field in _fields(node):
-        if field.number == _READS:
-            yield str(field.value, "utf-8")
-        elif field.number == _ATTRIBUTE:
+        if field.number == _ATTRIBUTE:
             for part in _fields(field.value):
                 if part.number in _SUBGRAPHS:
-                    for inner in _fields(part.value):
-                        if inner.number == _NODE:
-                            yield from _reads(inner.value)
+                    yield part.value

@@ -87,6 +87,7 @@ class OnnxRuntimeRunner(Runner):
         self._require(self.outputs, self._file.outputs, "output")
         if device == "cpu":
             self.lanes = threads or count_cores()
+            self.bounded = self._file.straight
         self._weights = SharedWeights()
         self._sessions: OrderedDict[frozenset[str], _Sessions] = OrderedDict()
         self._lock = threading.Lock()
