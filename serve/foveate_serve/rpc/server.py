@@ -142,7 +142,9 @@ class Server:
         self._health.ready = False
         await asyncio.sleep(self._settings.shutdown_delay)
         self._stop_taking()
-        await self._server.stop(self._settings.shutdown_timeout)
+        # Those who come meanwhile are told why, which GOAWAY would not do.
+        await self._server.finish(self._settings.shutdown_timeout)
+        await self._server.stop(None)
 
     async def abort(self) -> None:
         """Stop at once; calls in flight are cancelled."""

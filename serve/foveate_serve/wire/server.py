@@ -103,6 +103,12 @@ class Server:
         loop = asyncio.get_running_loop()
         self._listeners.append(await loop.create_unix_server(self._connection, str(path)))
 
+    async def finish(self, seconds: float) -> None:
+        """Wait until the calls in flight have ended, at most so many seconds."""
+        calls = self._calls()
+        if calls:
+            await asyncio.wait(calls, timeout=seconds)
+
     async def stop(self, grace: float | None) -> None:
         """Open no more connections, wait so many seconds for the calls, and cancel the rest.
 
@@ -113,9 +119,8 @@ class Server:
             listener.close()
         for connection in self.connections.values():
             connection.go_away()
-        calls = self._calls()
-        if grace and calls:
-            await asyncio.wait(calls, timeout=grace)
+        if grace:
+            await self.finish(grace)
         calls = self._calls()
         for task in calls:
             task.cancel()
@@ -124,7 +129,7 @@ class Server:
         for connection in list(self.connections.values()):
             connection.close()
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._empty.wait(), FLUSH_SECONDS if grace else 0)
+            await asyncio.wait_for(self._empty.wait(), FLUSH_SECONDS)
         for connection in list(self.connections.values()):
             connection.abort()
 
