@@ -50,6 +50,11 @@ class Admission:
         self._total = _Held()
         self._models: defaultdict[str, _Held] = defaultdict(_Held)
 
+    @property
+    def alone(self) -> bool:
+        """Whether no more than one picture is in flight."""
+        return self._total.pictures <= 1
+
     def entered(
         self, model: str, *, pictures: int, size: int, retry_delay: Callable[[], timedelta]
     ) -> Entry:

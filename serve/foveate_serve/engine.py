@@ -51,6 +51,9 @@ _DIGEST_AT_ONCE = 256 << 10
 _DECODE_AT_ONCE = ImageLimits(max_bytes=4 << 10, max_pixels=64 * 64)
 """Decoding no more than this into an input of no more pixels takes less time, too."""
 
+_DECODE_ALONE = ImageLimits(max_bytes=192 << 10, max_pixels=300_000)
+"""Decoding no more than this takes a few milliseconds, for which nobody waits who is not there."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -384,7 +387,8 @@ class Engine:
         if isinstance(image, RawImage):
             return _raw(image, spec)
         try:
-            small = _prepare_small(image, spec, self._limits.image)
+            at_once = _DECODE_ALONE if self._admission.alone else _DECODE_AT_ONCE
+            small = _prepare_small(image, spec, self._limits.image, at_once)
             if small is not None:
                 return small
             return await self._threads.run(
@@ -420,10 +424,12 @@ class _Asked:
 
 
 def _prepare_small(
-    image: bytes, spec: InputSpec, limits: ImageLimits
+    image: bytes, spec: InputSpec, limits: ImageLimits, most: ImageLimits
 ) -> tuple[NDArray[np.uint8], View] | None:
-    """Return a small picture decoded, None where it is larger; raises ImageError."""
-    most = _DECODE_AT_ONCE
+    """Return a picture decoded, None where it or the input is larger than `most`.
+
+    Raises ImageError.
+    """
     if len(image) > most.max_bytes or spec.height * spec.width > most.max_pixels:
         return None
     both = ImageLimits(
