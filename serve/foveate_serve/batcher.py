@@ -87,8 +87,9 @@ class Batcher:
     by the one that has waited longest at the highest priority; what waits is
     shared out among the lanes that are idle. `ran` is called on the event loop
     with every run that did not fail. Where the runners are light, a batch is
-    gathered for as long as the event loop brings more; where they are instant,
-    pictures that want their logits alone are then run on the event loop itself.
+    gathered for as long as the event loop brings more. Pictures that want their
+    logits alone are then run on the event loop itself where the runners are
+    instant, and one that has no company where they are prompt.
 
     A thread that ends unasked is started again, after a pause that doubles from
     one time to the next until a run succeeds; `alive` is called on the event
@@ -276,7 +277,7 @@ class Batcher:
             self._queue.put(places, item)
             self._came += 1
             runner = self._instances[0].runner
-            if (runner.light or runner.instant) and not self._gathering:
+            if (runner.light or runner.prompt) and not self._gathering:
                 self._gathering = True
                 self._loop.call_soon(self._gather, self._came)
             if not self._manned:
@@ -315,9 +316,9 @@ class Batcher:
 
     @property
     def _runs_at_once(self) -> bool:
-        policy = self.policy
+        policy, runner = self.policy, self._instances[0].runner
         return (
-            self._instances[0].runner.instant
+            (runner.instant or (runner.prompt and self.waiting == 1))
             and self._instances[0].cores == ANY_CORE
             and not policy.max_delay
             and not policy.preferred_sizes
@@ -452,7 +453,7 @@ class Batcher:
         if self._gathering and runner.instant:
             return True
         return (
-            runner.light
+            (runner.light or runner.prompt)
             and self.waiting < self.policy.max_batch
             and (self._gathering or any(instance.busy for instance in self._instances))
         )

@@ -20,6 +20,9 @@ _INSTANT_SECONDS = 0.2e-3
 _LIGHT_SECONDS = 1e-3
 """What a thread does in less gets no shorter where others, which must wake first, take a part."""
 
+_PROMPT_SECONDS = _LIGHT_SECONDS
+"""For so long an event loop may be kept from others, who may come in the meantime."""
+
 _SLOW_SECONDS = 2 * _LIGHT_SECONDS
 _TRIALS = 5
 
@@ -31,9 +34,9 @@ def warm_up(runner: Runner, sizes: Sequence[int], lanes: int = 1, *, watched: bo
     An engine may prepare itself anew for every size, and for every set of
     outputs. Requests for maps come alone more often than not, and for other
     outputs seldom, so that no start has to wait for those. Also finds out whether
-    the runner is light, and whether it is instant, unless its runs are `watched`
-    and not bounded: what is to be noticed where it hangs must not run on the event
-    loop. Shows that the graph keeps its contract: raises BackendError.
+    the runner is light, and whether it is prompt and instant, unless its runs are
+    `watched` and not bounded: what is to be noticed where it hangs must not run on
+    the event loop. Shows that the graph keeps its contract: raises BackendError.
     """
     started = time.monotonic()
     # The largest first: what it allocates does for the others.
@@ -51,6 +54,7 @@ def warm_up(runner: Runner, sizes: Sequence[int], lanes: int = 1, *, watched: bo
     if runner.device == "cpu" and (lanes > 1 or not may_hang):
         shortest = _shortest_run(runner, beside=lanes > 1)
         runner.light = lanes > 1 and shortest < _LIGHT_SECONDS
+        runner.prompt = not may_hang and shortest < _PROMPT_SECONDS
         runner.instant = not may_hang and shortest < _INSTANT_SECONDS
     runner.trim()
     trim_heap()

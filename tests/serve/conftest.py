@@ -198,6 +198,7 @@ def golden_bundle(tmp_path: Path, colours_golden: Golden) -> Path:
 @pytest.fixture(autouse=True)
 def no_runner_is_instant(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run pictures on the engine's threads, however quick the machine is."""
+    monkeypatch.setattr(warmup, "_PROMPT_SECONDS", 0.0)
     monkeypatch.setattr(warmup, "_INSTANT_SECONDS", 0.0)
 
 

@@ -92,7 +92,7 @@ def threads_of_runs(runner: "GatedRunner") -> list[threading.Thread]:  # noqa: F
 
 async def test_pictures_of_an_instant_runner_change_no_thread(gated) -> None:
     threads, runs = threads_of_runs(gated), []
-    gated.instant = True
+    gated.prompt = gated.instant = True
     batcher = Batcher([gated], ran=runs.append)
     alone = await ask(batcher, colour(200))
     assert alone.outputs["logits"].argmax() == 0
@@ -120,15 +120,44 @@ async def test_pictures_of_an_instant_runner_change_no_thread(gated) -> None:
 )
 async def test_an_instant_runner_keeps_to_the_policy(gated, policy: BatchPolicy) -> None:
     threads = threads_of_runs(gated)
-    gated.instant = True
+    gated.prompt = gated.instant = True
     batcher = Batcher([gated], policy)
     await ask(batcher, colour(200))
     await batcher.close()
     assert threading.current_thread() not in threads
 
 
+async def test_a_picture_of_a_prompt_runner_changes_no_thread_if_it_is_alone(gated) -> None:
+    threads = threads_of_runs(gated)
+    gated.prompt = True
+    batcher = Batcher([gated])
+    await ask(batcher, colour(200))
+    both = await asyncio.gather(ask(batcher, colour(200)), ask(batcher, colour(0, 200)))
+    assert [answer.outputs["logits"].argmax() for answer in both] == [0, 1]
+    await batcher.close()
+    assert [thread is threading.current_thread() for thread in threads] == [True, False]
+
+
+@pytest.mark.parametrize("kind", ["light", "prompt", "instant"])
+async def test_light_pictures_gather_while_the_loop_brings_more(gated, kind: str) -> None:
+    setattr(gated, "prompt" if kind == "instant" else kind, True)
+    gated.instant = kind == "instant"
+    batcher = Batcher([gated], BatchPolicy(max_batch=4))
+
+    async def later(rounds: int) -> Batched:
+        for _ in range(rounds):
+            await asyncio.sleep(0)
+        return await ask(batcher, colour(10 * rounds))
+
+    # Within a round they come before the look at what has come.
+    for count in (3, 6):
+        await asyncio.gather(*(later(rounds) for rounds in reversed(range(count))))
+    await batcher.close()
+    assert [size for size, _ in gated.batches] == [3, 4, 2]
+
+
 async def test_an_instant_runner_that_is_busy_gathers_a_batch(held: Held) -> None:
-    held.runner.instant = True
+    held.runner.prompt = held.runner.instant = True
     waiting = await held.queue(*(ask(held.batcher, colour(200)) for _ in range(4)))
     await held.release()
     assert {answer.batch_size for answer in await asyncio.gather(*waiting)} == {4}

@@ -74,6 +74,7 @@ async def hang(engine: Engine, gated: object) -> None:
 async def test_what_might_hang_and_is_watched_runs_on_a_thread_of_its_own(
     write_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, limit: float, bounded: bool
 ) -> None:
+    monkeypatch.setattr(warmup, "_PROMPT_SECONDS", LIMIT)
     monkeypatch.setattr(warmup, "_INSTANT_SECONDS", LIMIT)
 
     def make(bundle: Bundle) -> object:
@@ -85,7 +86,8 @@ async def test_what_might_hang_and_is_watched_runs_on_a_thread_of_its_own(
     root = write_bundle().parents[1]
     repository = Repository(root, make, BatchPolicy(max_batch=1), run_limit=limit)
     await repository.open()
-    assert repository.get("colours", "").runner.instant is (bounded or not limit)
+    runner = repository.get("colours", "").runner
+    assert runner.prompt is runner.instant is (bounded or not limit)
     await repository.close()
 
 

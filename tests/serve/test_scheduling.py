@@ -93,6 +93,7 @@ async def staged(
     monkeypatch.setattr(engine_module, "prepare", decode)
     # As photographs are: on threads.
     monkeypatch.setattr(engine_module, "_DECODE_AT_ONCE", ImageLimits(max_bytes=0))
+    monkeypatch.setattr(engine_module, "_DECODE_ALONE", ImageLimits(max_bytes=0))
     monkeypatch.setattr(engine_module.explain, "draw", draw)
     engine = Engine(repository, Limits(), image_threads=1)
     # The threads of a pool come with its first work.

@@ -58,22 +58,28 @@ def test_every_size_is_run_for_the_logits_and_one_picture_for_a_map(gated: objec
 
 
 @pytest.mark.parametrize(
-    ("milliseconds", "instant", "runs"),
-    [([1.5, 0.5, 0.1, 0.3, 0.4], True, 5), ([0.3] * 5, False, 5), ([3], False, 1)],
-    ids=["once-quick", "never-quick", "slow"],
+    ("milliseconds", "kinds", "runs"),
+    [
+        ([1.5, 0.5, 0.1, 0.3, 0.4], (True, True), 5),
+        ([0.3] * 5, (True, False), 5),
+        ([1.1] * 5, (False, False), 5),
+        ([3], (False, False), 1),
+    ],
+    ids=["once-quick", "never-quick", "long", "slow"],
 )
-def test_a_runner_is_instant_by_the_shortest_of_a_few_runs(
+def test_a_runner_is_prompt_and_instant_by_the_shortest_of_a_few_runs(
     gated: object,
     monkeypatch: pytest.MonkeyPatch,
     milliseconds: list[float],
-    instant: bool,
+    kinds: tuple[bool, bool],
     runs: int,
 ) -> None:
+    monkeypatch.setattr(warmup, "_PROMPT_SECONDS", 1e-3)
     monkeypatch.setattr(warmup, "_INSTANT_SECONDS", 0.2e-3)
     ends = (stamp for took in milliseconds for stamp in (0.0, took / 1000))
     monkeypatch.setattr(warmup.time, "perf_counter", lambda: next(ends))
     warm_up(gated, (1,))
-    assert gated.instant is instant
+    assert (gated.prompt, gated.instant) == kinds
     assert len(gated.batches) == 2 + runs
 
 
@@ -101,10 +107,11 @@ def test_a_runner_is_light_by_its_shortest_run_on_one_thread(
 def test_what_waits_for_a_gpu_is_never_the_event_loop(
     gated: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(warmup, "_PROMPT_SECONDS", math.inf)
     monkeypatch.setattr(warmup, "_INSTANT_SECONDS", math.inf)
     gated.device = "cuda:0"
     warm_up(gated, (1,))
-    assert not gated.instant
+    assert (gated.prompt, gated.instant) == (False, False)
 
 
 async def test_a_model_that_fails_to_warm_up_does_not_serve(
