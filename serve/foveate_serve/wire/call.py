@@ -39,6 +39,7 @@ _INFLATE_AT_ONCE = 256 << 10
 _HEAD = b"\x88" + headers.write([("content-type", "application/grpc")])
 """`:status` 200 is in HPACK's static table."""
 _OK = headers.write([("grpc-status", "0")])
+_OVER = MessageError(grpc.StatusCode.CANCELLED, "the call has ended")
 # Percent-encoded in grpc-message is what is no printable ASCII, and the percent sign.
 _PRINTABLE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 
@@ -102,6 +103,7 @@ class Call(Stream, grpc.aio.ServicerContext[Any, Any]):
         self._arrival: asyncio.Future[None] | None = None
         self._serialize: Callable[[Any], bytes] = bytes
         self._initial_sent = False
+        self._answered = False
         self._trailing: Metadata = ()
         self._code: grpc.StatusCode | int = grpc.StatusCode.OK
         self._details = ""
@@ -224,7 +226,7 @@ class Call(Stream, grpc.aio.ServicerContext[Any, Any]):
         if self._initial_sent:
             self.connection.send(self, _framed(data))
             return
-        self._initial_sent = True
+        self._initial_sent = self._answered = True
         self.connection.counts.messages_sent += 1
         self.connection.counts.succeeded += 1
         self.connection.answer(self, _HEAD, _framed(data), _OK + headers.write(self._trailing))
@@ -235,8 +237,12 @@ class Call(Stream, grpc.aio.ServicerContext[Any, Any]):
         self.connection.running -= 1
         self._budget.held -= self._held + sum(size for _, size in self._messages)
         self._messages.clear()
+        # What the client goes on to send is for nobody.
+        self._problem = _OVER
         if not self.closed:
             self._finish()
+        elif not self._answered:
+            self.connection.counts.failed += 1
         for callback in self._callbacks:
             callback(self)
 

@@ -314,6 +314,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def close(self) -> None:
         """Close once what was sent has left."""
+        if self._goodbye:
+            self._goodbye = b""
+            self._emit(frames.go_away(self._last, ErrorCode.NO_ERROR))
         self._flush()
         self.transport.close()
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -79,6 +80,23 @@ class Server:
         host, _, port = address.rpartition(":")
         host, number = host.strip("[]"), int(port)
         loop = asyncio.get_running_loop()
+        options: dict[str, Any] = {
+            "ssl": tls,
+            "ssl_handshake_timeout": None if tls is None else TLS_SECONDS,
+            "backlog": BACKLOG,
+        }
+        if host == "::" and socket.has_dualstack_ipv6():
+            # Every address, those of IPv4 as well, as with grpc.aio.
+            every = socket.create_server(
+                (host, number),
+                family=socket.AF_INET6,
+                dualstack_ipv6=True,
+                reuse_port=share_port,
+            )
+            self._listeners.append(
+                await loop.create_server(self._connection, sock=every, **options)
+            )
+            return int(every.getsockname()[1])
         # A name may stand for several addresses, which are to have one port.
         places = await loop.getaddrinfo(
             host, number, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -89,10 +107,8 @@ class Server:
                 str(place[0]),
                 number,
                 family=family,
-                ssl=tls,
-                ssl_handshake_timeout=None if tls is None else TLS_SECONDS,
-                backlog=BACKLOG,
                 reuse_port=share_port or None,
+                **options,
             )
             self._listeners.append(listener)
             number = listener.sockets[0].getsockname()[1]
