@@ -28,7 +28,7 @@ class Deadlines:
     """
 
     def __init__(self) -> None:
-        self._ticks: dict[int, set[_Entry]] = {}
+        self._ticks: dict[int, _Tick] = {}
 
     def at(self, when: float, callback: Callable[[], None]) -> Timer:
         """Call a function at a time of `time.monotonic`, or up to 20 ms later."""
@@ -36,28 +36,48 @@ class Deadlines:
         if when - loop.time() < _EXACT_SECONDS:
             return loop.call_at(when, callback)
         tick = int(when / _TICK_SECONDS) + 1
-        entries = self._ticks.get(tick)
-        if entries is None:
-            entries = self._ticks[tick] = set()
-            loop.call_at(tick * _TICK_SECONDS, self._expire, tick)
-        entry = _Entry(entries, callback)
-        entries.add(entry)
+        due = self._ticks.get(tick)
+        if due is None:
+            due = self._ticks[tick] = _Tick(self._ticks, tick)
+        entry = _Entry(due, callback)
+        due.entries.add(entry)
         return entry
 
-    def _expire(self, tick: int) -> None:
-        for entry in list(self._ticks.pop(tick)):
-            entry.callback()
+
+class _Tick:
+    """Those who are due within a tick, and the timer that they share."""
+
+    def __init__(self, ticks: "dict[int, _Tick]", number: int) -> None:
+        self.entries: set[_Entry] = set()
+        self._ticks = ticks
+        self._number = number
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_at(number * _TICK_SECONDS, self._expire)
+
+    def discard(self, entry: "_Entry") -> None:
+        self.entries.discard(entry)
+        # A client can name as many times as it likes, however far away.
+        if not self.entries and self._ticks.get(self._number) is self:
+            del self._ticks[self._number]
+            self._timer.cancel()
+
+    def _expire(self) -> None:
+        del self._ticks[self._number]
+        for entry in list(self.entries):
+            # One may have cancelled another.
+            if entry in self.entries:
+                entry.callback()
 
 
 class _Entry:
-    __slots__ = ("_others", "callback")
+    __slots__ = ("_tick", "callback")
 
-    def __init__(self, others: "set[_Entry]", callback: Callable[[], None]) -> None:
-        self._others = others
+    def __init__(self, tick: _Tick, callback: Callable[[], None]) -> None:
+        self._tick = tick
         self.callback = callback
 
     def cancel(self) -> None:
-        self._others.discard(self)
+        self._tick.discard(self)
 
 
 class Within(AbstractContextManager[None]):

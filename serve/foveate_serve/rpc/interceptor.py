@@ -131,7 +131,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         }[streaming, handler.response_streaming]
         wrapped: Handler = make(
             answers if inspect.isasyncgenfunction(behaviour) else answer,
-            request_deserializer=handler.request_deserializer if streaming else None,
+            request_deserializer=handler.request_deserializer if streaming else _as_it_came,
             response_serializer=handler.response_serializer,
         )
         return wrapped
@@ -153,6 +153,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             finally:
                 if self._log:
                     _log(call, peer, time.perf_counter() - started)
+
+
+def _as_it_came(message: bytes) -> bytes:
+    """Return a message as the buffer that it is, which is read without a copy."""
+    return message
 
 
 def _unobserved(

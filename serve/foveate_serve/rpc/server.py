@@ -32,6 +32,7 @@ from foveate_serve.rpc.servicers import ClassifierServicer, RepositoryServicer, 
 from foveate_serve.settings import Settings
 from foveate_serve.statistics import Statistics
 from foveate_serve.wire.channelz import ChannelzServicer
+from foveate_serve.wire.server import FLUSH_SECONDS
 from foveate_serve.wire.server import Server as WireServer
 
 logger = logging.getLogger(__name__)
@@ -144,7 +145,7 @@ class Server:
         self._stop_taking()
         # Those who come meanwhile are told why, which GOAWAY would not do.
         await self._server.finish(self._settings.shutdown_timeout)
-        await self._server.stop(None)
+        await self._server.stop(FLUSH_SECONDS)
 
     async def abort(self) -> None:
         """Stop at once; calls in flight are cancelled."""

@@ -101,10 +101,14 @@ class Call(Stream, grpc.aio.ServicerContext[Any, Any]):
         self._messages: deque[tuple[Message, int]] = deque()
         self._problem: MessageError | None = None
         self._arrival: asyncio.Future[None] | None = None
+        self._deserialize: Callable[[bytes], Any] | None = None
         self._serialize: Callable[[Any], bytes] = bytes
+        self._begun = False
+        self._lost = False
         self._initial_sent = False
         self._answered = False
         self._trailing: Metadata = ()
+        self._trailing_block = b""
         self._code: grpc.StatusCode | int = grpc.StatusCode.OK
         self._details = ""
         self._late = False
@@ -154,8 +158,16 @@ class Call(Stream, grpc.aio.ServicerContext[Any, Any]):
 
     def lost(self) -> None:
         """Give up: nobody waits for the answer."""
-        self._wake()
+        self._lost = True
+        self.cancel()
+
+    def cancel(self) -> None:
+        """Cancel the call's handler."""
         self.task.cancel()
+        if not self._begun:
+            # A task that is cancelled before its first step takes none.
+            self._begun = True
+            self._end()
 
     def _wake(self) -> None:
         if self._arrival is not None and not self._arrival.done():
@@ -164,6 +176,7 @@ class Call(Stream, grpc.aio.ServicerContext[Any, Any]):
     # The call's own task.
 
     async def _run(self) -> None:
+        self._begun = True
         try:
             if self._head.http_status != 200:
                 return
@@ -200,7 +213,7 @@ class Call(Stream, grpc.aio.ServicerContext[Any, Any]):
             or handler.unary_stream
             or handler.stream_unary
         )
-        deserialize = handler.request_deserializer
+        self._deserialize = deserialize = handler.request_deserializer
         request: Any
         if handler.request_streaming:
             request = _Requests(self, deserialize)
@@ -210,7 +223,7 @@ class Call(Stream, grpc.aio.ServicerContext[Any, Any]):
                 self._set(grpc.StatusCode.INTERNAL, "the request is missing")
                 return
             # Any buffer will do for what deserialises.
-            request = message if deserialize is None else deserialize(cast("bytes", message))
+            request = bytes(message) if deserialize is None else deserialize(cast("bytes", message))
         if inspect.isasyncgenfunction(behaviour):
             async with aclosing(behaviour(request, self)) as responses:
                 async for response in responses:
@@ -223,13 +236,13 @@ class Call(Stream, grpc.aio.ServicerContext[Any, Any]):
     def _answer(self, response: object) -> None:
         """Send the only response, and the end of the call with it."""
         data = self._serialize(response)
+        self.connection.counts.messages_sent += 1
         if self._initial_sent:
             self.connection.send(self, _framed(data))
             return
         self._initial_sent = self._answered = True
-        self.connection.counts.messages_sent += 1
         self.connection.counts.succeeded += 1
-        self.connection.answer(self, _HEAD, _framed(data), _OK + headers.write(self._trailing))
+        self.connection.answer(self, _HEAD, _framed(data), _OK + self._trailing_block)
 
     def _end(self) -> None:
         if self._timer is not None:
@@ -239,10 +252,10 @@ class Call(Stream, grpc.aio.ServicerContext[Any, Any]):
         self._messages.clear()
         # What the client goes on to send is for nobody.
         self._problem = _OVER
-        if not self.closed:
-            self._finish()
+        if self.closed:
+            self.connection.counts.failed += not self._answered
         elif not self._answered:
-            self.connection.counts.failed += 1
+            self._finish()
         for callback in self._callbacks:
             callback(self)
 
@@ -257,7 +270,7 @@ class Call(Stream, grpc.aio.ServicerContext[Any, Any]):
             self.connection.counts.succeeded += 1
         else:
             self.connection.counts.failed += 1
-        block = headers.write(_status(code, self._details)) + headers.write(self._trailing)
+        block = headers.write(_status(code, self._details)) + self._trailing_block
         if self._initial_sent:
             self.connection.finish(self, block)
             return
@@ -268,7 +281,7 @@ class Call(Stream, grpc.aio.ServicerContext[Any, Any]):
 
     def _expire(self) -> None:
         self._late = True
-        self.task.cancel()
+        self.cancel()
 
     def _set(self, code: grpc.StatusCode, details: str) -> None:
         self._code, self._details = code, details
@@ -296,9 +309,8 @@ class Call(Stream, grpc.aio.ServicerContext[Any, Any]):
     # What handlers ask of their context.
 
     async def read(self) -> Any:
-        """Return the next request as bytes, or grpc.aio.EOF after the last."""
-        message = await self._next_message()
-        return grpc.aio.EOF if message is None else message
+        """Return the next request, or grpc.aio.EOF after the last."""
+        return await anext(_Requests(self, self._deserialize), grpc.aio.EOF)
 
     async def write(self, message: Any) -> None:
         """Send a response, and wait until it has left."""
@@ -310,8 +322,9 @@ class Call(Stream, grpc.aio.ServicerContext[Any, Any]):
     async def send_initial_metadata(self, initial_metadata: Any) -> None:
         """Send the metadata that comes before the responses, unless some was sent."""
         if not self._initial_sent:
+            block = _HEAD + headers.write_metadata(initial_metadata)
             self._initial_sent = True
-            self.connection.send_headers(self, _HEAD + headers.write(initial_metadata))
+            self.connection.send_headers(self, block)
 
     async def abort(
         self,
@@ -322,9 +335,9 @@ class Call(Stream, grpc.aio.ServicerContext[Any, Any]):
         """End the call with an error."""
         if code == grpc.StatusCode.OK:
             raise grpc.aio.UsageError("a call is not aborted with OK")
-        self._set(code, details)
         if trailing_metadata:
-            self._trailing = tuple(trailing_metadata)
+            self.set_trailing_metadata(trailing_metadata)
+        self._set(code, details)
         raise grpc.aio.AbortError
 
     async def abort_with_status(self, status: grpc.Status) -> NoReturn:
@@ -333,7 +346,9 @@ class Call(Stream, grpc.aio.ServicerContext[Any, Any]):
 
     def set_trailing_metadata(self, trailing_metadata: Any) -> None:
         """Set the metadata that ends the call."""
-        self._trailing = tuple(trailing_metadata)
+        trailing = tuple(trailing_metadata)
+        self._trailing_block = headers.write_metadata(trailing)
+        self._trailing = trailing
 
     def invocation_metadata(self) -> Any:
         """Return the metadata of the call."""
@@ -410,11 +425,11 @@ class Call(Stream, grpc.aio.ServicerContext[Any, Any]):
 
     def cancelled(self) -> bool:
         """Tell whether the client has given the call up, or its deadline is over."""
-        return self._late or (self.closed and not self.task.done())
+        return self._late or self._lost
 
     def done(self) -> bool:
         """Tell whether the call has ended."""
-        return self.closed
+        return self.closed or self._problem is _OVER
 
 
 class _Requests(AsyncIterator[Any]):
@@ -428,7 +443,8 @@ class _Requests(AsyncIterator[Any]):
         message = await self._call._next_message()  # noqa: SLF001 - a part of the call
         if message is None:
             raise StopAsyncIteration
-        return message if self._deserialize is None else self._deserialize(bytes(message))
+        data = bytes(message)
+        return data if self._deserialize is None else self._deserialize(data)
 
 
 def peer_of(connection: Connection) -> str:
@@ -436,6 +452,8 @@ def peer_of(connection: Connection) -> str:
     place = connection.transport.get_extra_info("peername")
     if isinstance(place, tuple):
         host, port = place[:2]
+        # As the kernel writes an address of IPv4 on a socket for both.
+        host = host.removeprefix("::ffff:") if "." in host else host
         return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"
     return "unix:"
 
@@ -448,5 +466,5 @@ def _status(code: grpc.StatusCode | int, details: str) -> list[tuple[str, str]]:
     number = code if isinstance(code, int) else code.value[0]
     fields = [("grpc-status", str(number))]
     if details:
-        fields.append(("grpc-message", quote(details, safe=_PRINTABLE)))
+        fields.append(("grpc-message", quote(details, safe=_PRINTABLE, errors="replace")))
     return fields

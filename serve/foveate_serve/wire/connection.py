@@ -29,7 +29,7 @@ from foveate_serve.wire.frames import (
     Setting,
     StreamError,
 )
-from foveate_serve.wire.headers import MAX_LIST_BYTES, Head, HeadReader
+from foveate_serve.wire.headers import MAX_LIST_BYTES, Head, HeadReader, check_trailers
 
 MAX_STREAMS = 4096
 """Of one client at one time. More are refused, which by HTTP/2 they may try again at once."""
@@ -51,6 +51,8 @@ GOODBYE_SECONDS = 1.0
 _BLOCK_BYTES = 2 * MAX_LIST_BYTES
 _MOST_REPLIES = 1 << 20
 """Bytes of answers to a client's PINGs and SETTINGS that may wait for it to read them."""
+_MOST_UNSENT = 1 << 20
+"""Bytes of answers that are sent at one time, however much the client's windows let."""
 _MOST_EMPTY = 10_000
 """Frames that carry nothing, between two streams: padding is no reason for as many."""
 _REMEMBERED = 1024
@@ -167,6 +169,7 @@ class Connection(asyncio.BufferedProtocol):
         self._blocked: dict[int, Stream] = {}
         self._out: list[bytes | memoryview] = []
         self._flushing = False
+        self._unsent = 0
         self._paused = False
         self._leaving = False
         self._goodbye = b""
@@ -214,6 +217,7 @@ class Connection(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         """Hear that it has caught up."""
         self._paused = False
+        self._pump_blocked()
         for stream in list(self.streams.values()):
             self._tell_drained(stream)
 
@@ -257,6 +261,7 @@ class Connection(asyncio.BufferedProtocol):
             or len(head) + len(trailers) > self._frame_bytes
             or self._table_update
             or self._blocked
+            or self._busy
         ):
             self.send_headers(stream, head)
             self.send(stream, data)
@@ -449,7 +454,7 @@ class Connection(asyncio.BufferedProtocol):
                 raise ProtocolError(ErrorCode.STREAM_CLOSED, "the stream has ended")
 
     def _on_trailers(self, stream: Stream, block: bytes) -> None:
-        self._reader.skip(block)
+        check_trailers(self._reader.skip(block))
         if stream.ended_by_client:
             raise StreamError(ErrorCode.STREAM_CLOSED, "the client has ended the stream")
         if not self._block_ends:
@@ -457,11 +462,12 @@ class Connection(asyncio.BufferedProtocol):
         self._end_by_client(stream)
 
     def _open(self, number: int, block: bytes) -> None:
-        if self._leaving and not self._goodbye:
-            # It has been told that this one is not answered.
-            self._reader.skip(block)
-            return
         self._last = number
+        if self._leaving and not self._goodbye:
+            # The client has been told that this one is not answered.
+            self._remember(number, by_us=True)
+            self._reader.read(block)
+            return
         self._empty = 0
         head = self._reader.read(block)
         if max(self.running, len(self.streams)) >= MAX_STREAMS:
@@ -579,6 +585,10 @@ class Connection(asyncio.BufferedProtocol):
             if self._timer is not None and not self._leaving:
                 self._timer.cancel()
         self._reply(frames.SETTINGS_ACK)
+        # Not before: until then the client holds streams to its old settings.
+        for stream in list(self.streams.values()):
+            if stream.outbox:
+                self._pump(stream)
 
     def _set(self, name: int, value: int) -> None:
         match name:
@@ -598,7 +608,6 @@ class Connection(asyncio.BufferedProtocol):
                         raise ProtocolError(
                             ErrorCode.FLOW_CONTROL_ERROR, "a stream's window is too large"
                         )
-                self._pump_blocked()
             case Setting.MAX_FRAME_SIZE:
                 _require(
                     DEFAULT_FRAME_BYTES <= value <= LARGEST_FRAME_BYTES,
@@ -614,7 +623,7 @@ class Connection(asyncio.BufferedProtocol):
         self._count_empty()
 
     def _require_known(self, number: int) -> None:
-        _require(0 < number <= self._last, "the stream was never opened")
+        _require(number % 2 == 1 and number <= self._last, "the stream was never opened")
 
     def _count_empty(self) -> None:
         self._empty += 1
@@ -671,7 +680,10 @@ class Connection(asyncio.BufferedProtocol):
         self._emit(frames.go_away(self._last, error.code, str(error)))
         self._carry = b""
         self._data_left = 0
+        self._goodbye = b""
         self.close()
+        # It may not read that, either.
+        self._loop.call_later(GOODBYE_SECONDS, self._give_up)
 
     def _heard(self) -> None:
         """Go on with leaving: the client has heard of it, or had the time to."""
@@ -700,12 +712,19 @@ class Connection(asyncio.BufferedProtocol):
             for (kind, its), part in zip(kinds, parts, strict=True)
         )
 
+    @property
+    def _busy(self) -> bool:
+        """Whether the client has more to read already than it should."""
+        return self._paused or self._unsent > _MOST_UNSENT
+
     def _pump(self, stream: Stream) -> None:
         """Send what the windows let of a stream."""
         while stream.outbox:
             room = min(self._send_window, stream.send_window, self._frame_bytes)
             chunk = stream.outbox[0]
-            if room <= 0 < len(chunk):
+            if chunk and stream.send_window <= 0:
+                return
+            if chunk and (room <= 0 or self._busy):
                 self._blocked[stream.number] = stream
                 return
             part = chunk[:room]
@@ -725,12 +744,10 @@ class Connection(asyncio.BufferedProtocol):
             self._tell_drained(stream)
 
     def _pump_blocked(self) -> None:
-        # Those who were served last wait behind the others.
-        for stream in list(self._blocked.values()):
-            if self._send_window <= 0:
-                return
-            del self._blocked[stream.number]
-            self._pump(stream)
+        """Send what waited for the connection; the stream that was served last waits last."""
+        while self._blocked and self._send_window > 0 and not self._busy:
+            number = next(iter(self._blocked))
+            self._pump(self._blocked.pop(number))
 
     def _tell_drained(self, stream: Stream) -> None:
         waiter = stream.drained
@@ -748,6 +765,7 @@ class Connection(asyncio.BufferedProtocol):
     def _emit(self, data: bytes | memoryview) -> None:
         """Send bytes, together with what else is sent on this round of the loop."""
         self._out.append(data)
+        self._unsent += len(data)
         if not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._flush)
@@ -757,6 +775,9 @@ class Connection(asyncio.BufferedProtocol):
         if self._out and not self.transport.is_closing():
             self.transport.write(b"".join(self._out))
         self._out.clear()
+        self._unsent = 0
+        if self._blocked:
+            self._pump_blocked()
 
 
 def _require(condition: bool, message: str) -> None:

@@ -22,6 +22,8 @@ MAX_LIST_BYTES = 32 << 10
 
 _KEPT_BLOCKS = 64
 _NAME = re.compile(rb":?[!#$%&'*+\-.^_`|~0-9a-z]+")
+_METADATA_KEY = re.compile(r"[0-9a-z_.-]+")
+_METADATA_VALUE = re.compile(r"[ -~]*")
 _BAD_IN_VALUES = re.compile(rb"[\x00\r\n]")
 _REQUEST_PSEUDO = frozenset({b":method", b":scheme", b":path", b":authority"})
 _OF_ONE_HOP = frozenset(
@@ -115,7 +117,7 @@ def _changes_table(block: bytes) -> bool:
                     start, length = _integer(block, position, 7)
                     position = start + length
     except IndexError:
-        return True  # it is cut off, and the decoder will say so
+        return True  # the decoder may have more to say of it
     return False
 
 
@@ -130,6 +132,8 @@ def _integer(block: bytes, position: int, bits: int) -> tuple[int, int]:
             position += 1
             if not block[position - 1] & 0x80:
                 break
+        else:
+            raise IndexError("no header needs an integer of so many bytes")
     return position, value
 
 
@@ -138,8 +142,7 @@ def _to_head(fields: Iterable[tuple[bytes, bytes]]) -> Head:
     known: dict[bytes, bytes] = {}
     metadata: list[tuple[str, str | bytes]] = []
     for name, value in fields:
-        if not _NAME.fullmatch(name) or _BAD_IN_VALUES.search(value):
-            raise _malformed("a header's name or value has bytes that it must not have")
+        _require_field(name, value)
         if name.startswith(b":"):
             if name not in _REQUEST_PSEUDO or name in pseudo or known or metadata:
                 raise _malformed("a pseudo-header is unknown, repeated or late")
@@ -159,6 +162,19 @@ def _to_head(fields: Iterable[tuple[bytes, bytes]]) -> Head:
         encoding=known.get(b"grpc-encoding", b"identity").decode("latin-1"),
         http_status=_http_status(pseudo[b":method"], known.get(b"content-type", b"")),
     )
+
+
+def check_trailers(fields: Iterable[tuple[bytes, bytes]]) -> None:
+    """Check the headers that end a client's stream, which say nothing; raises StreamError."""
+    for name, value in fields:
+        _require_field(name, value)
+        if name.startswith(b":"):
+            raise _malformed("a pseudo-header is late")
+
+
+def _require_field(name: bytes, value: bytes) -> None:
+    if not _NAME.fullmatch(name) or _BAD_IN_VALUES.search(value):
+        raise _malformed("a header's name or value has bytes that it must not have")
 
 
 def _http_status(method: bytes, content_type: bytes) -> int:
@@ -199,12 +215,29 @@ def write(fields: Iterable[tuple[str, str | bytes]]) -> bytes:
     return b"".join(_literal(name, value) for name, value in fields)
 
 
+def write_metadata(metadata: Iterable[tuple[str, str | bytes]]) -> bytes:
+    """Return the header block of what a handler sends.
+
+    Raises ValueError for what gRPC does not allow as a key or a value.
+    """
+    fields = tuple(metadata)
+    for key, value in fields:
+        if not (isinstance(key, str) and _METADATA_KEY.fullmatch(key)):
+            raise ValueError(f"{key!r} is no key of metadata")
+        text = value.decode("latin-1") if isinstance(value, bytes) else value
+        if not isinstance(text, str) or not (
+            key.endswith("-bin") or _METADATA_VALUE.fullmatch(text)
+        ):
+            raise ValueError(f"the value of the metadata {key!r} is no printable ASCII")
+    return write(fields)
+
+
 def _literal(name: str, value: str | bytes) -> bytes:
     if name.endswith("-bin"):
         raw = value if isinstance(value, bytes) else value.encode()
         text = base64.b64encode(raw).rstrip(b"=")
     else:
-        text = value if isinstance(value, bytes) else value.encode("latin-1", "replace")
+        text = value if isinstance(value, bytes) else value.encode("ascii")
     return b"".join((b"\x00", _sized(name.encode("ascii")), _sized(text)))
 
 

@@ -121,9 +121,9 @@ class Server:
 
     async def finish(self, seconds: float) -> None:
         """Wait until the calls in flight have ended, at most so many seconds."""
-        calls = self._calls()
-        if calls:
-            await asyncio.wait(calls, timeout=seconds)
+        tasks = [call.task for call in self._calls()]
+        if tasks:
+            await asyncio.wait(tasks, timeout=seconds)
 
     async def stop(self, grace: float | None) -> None:
         """Open no more connections, wait so many seconds for the calls, and cancel the rest.
@@ -133,21 +133,24 @@ class Server:
         """
         for listener in self._listeners:
             listener.close()
-        for connection in self.connections.values():
+        for connection in list(self.connections.values()):
             connection.go_away()
-        if grace:
-            await self.finish(grace)
+        # Each closes when it has nothing more to say.
+        await self._closed_within(grace or 0.0)
         calls = self._calls()
-        for task in calls:
-            task.cancel()
+        for call in calls:
+            call.cancel()
         if calls:
-            await asyncio.wait(calls)
+            await asyncio.wait([call.task for call in calls])
         for connection in list(self.connections.values()):
             connection.close()
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._empty.wait(), FLUSH_SECONDS)
+        await self._closed_within(FLUSH_SECONDS)
         for connection in list(self.connections.values()):
             connection.abort()
+
+    async def _closed_within(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._empty.wait(), seconds)
 
     async def handler(self, details: grpc.HandlerCallDetails) -> "Handler | None":
         """Return what answers a call, None where nothing does."""
@@ -164,9 +167,9 @@ class Server:
             counts.add(connection.counts)
         return counts
 
-    def _calls(self) -> list[asyncio.Task[None]]:
+    def _calls(self) -> list[Call]:
         return [
-            stream.task
+            stream
             for connection in self.connections.values()
             for stream in connection.streams.values()
             if isinstance(stream, Call)
