@@ -454,9 +454,10 @@ class Connection(asyncio.BufferedProtocol):
                 raise ProtocolError(ErrorCode.STREAM_CLOSED, "the stream has ended")
 
     def _on_trailers(self, stream: Stream, block: bytes) -> None:
-        check_trailers(self._reader.skip(block))
+        fields = self._reader.skip(block)
         if stream.ended_by_client:
             raise StreamError(ErrorCode.STREAM_CLOSED, "the client has ended the stream")
+        check_trailers(fields)
         if not self._block_ends:
             raise StreamError(ErrorCode.PROTOCOL_ERROR, "headers within a stream must end it")
         self._end_by_client(stream)

@@ -336,7 +336,9 @@ class RawClient:
         self.writer.transport.abort()
 
     def send(self, *parts: bytes) -> None:
-        self.writer.write(b"".join(parts))
+        # asyncio warns of what is written to a lost connection.
+        if not self.writer.is_closing():
+            self.writer.write(b"".join(parts))
 
     def stop_reading(self) -> None:
         """Leave what comes in the socket."""
