@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import pytest
-from hpack import Encoder
+from hpack import Decoder, Encoder
 
 from foveate_serve.wire import connection
 from foveate_serve.wire.connection import (
@@ -879,6 +879,18 @@ async def test_bytes_mean_the_same_wherever_the_socket_cuts_them(served: Served)
         assert await client.was_reset(7) == ErrorCode.PROTOCOL_ERROR
 
 
+async def test_a_call_that_is_cancelled_before_it_begins_is_not_answered_with_ok() -> None:
+    fed = Fed()
+    fed.feed(PREFACE, settings(), call(1, "Echo"))
+    # As a stop does, which may come on the same round of the event loop.
+    (begun,) = fed.server._calls()
+    begun.cancel()
+    await asyncio.sleep(0.01)
+    fed.close()
+    (head,) = [payload for kind, _, _, payload in fed.transport.frames() if kind == Kind.HEADERS]
+    assert ("grpc-status", "1") in Decoder().decode(head)
+
+
 # What is too much.
 
 
@@ -997,18 +1009,22 @@ async def test_a_client_that_never_reads_is_left_in_the_end(
         await until(lambda: served.service.cancelled == 1)
 
 
-async def test_a_client_may_ping_while_it_reads_a_large_answer(served: Served) -> None:
-    async with await served.open(LARGE_WINDOWS) as client:
+@pytest.mark.parametrize("size", [16_384, 1_000_000])
+async def test_a_client_may_ping_while_it_reads_a_large_answer(served: Served, size: int) -> None:
+    async with await served.open(LARGE_WINDOWS | {Setting.MAX_FRAME_SIZE: size}) as client:
         client.send(window(0, 1 << 30))
         await client.settle()
         client.stop_reading()
-        client.send(call(1, "Make", b"20000000"))
+        # Nearly all of it waits in the server.
+        sock = served.connection.transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        client.send(call(1, "Make", b"3000000"))
         await until(lambda: served.server.counts().messages_sent == 1)
         await asyncio.sleep(0.01)
         client.send(ping(b"measured"), settings())
         await asyncio.sleep(0.01)
         client.go_on_reading()
-        assert len((await client.answer(1)).body) == 20_000_005
+        assert len((await client.answer(1)).body) == 3_000_005
         await client.has_answered()
 
 
