@@ -110,6 +110,7 @@ class Within(AbstractContextManager[None]):
     ) -> None:
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None  # which holds this block, as this does it
         if (
             self._expired
             and self._task is not None

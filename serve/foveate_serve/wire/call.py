@@ -167,7 +167,14 @@ class Call(Stream, grpc.aio.ServicerContext[Any, Any]):
         if not self._begun:
             # A task that is cancelled before its first step takes none.
             self._begun = True
+            self._note_cancel()
             self._end()
+
+    def _note_cancel(self) -> None:
+        if self._late:
+            self._set(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline is over")
+        else:
+            self._set(grpc.StatusCode.CANCELLED, "the call was cancelled")
 
     def _wake(self) -> None:
         if self._arrival is not None and not self._arrival.done():
@@ -193,10 +200,7 @@ class Call(Stream, grpc.aio.ServicerContext[Any, Any]):
         except MessageError as error:
             self._set(error.code, error.details)
         except asyncio.CancelledError:
-            if self._late:
-                self._set(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline is over")
-            else:
-                self._set(grpc.StatusCode.CANCELLED, "the call was cancelled")
+            self._note_cancel()
         except Exception:
             logger.exception("a handler failed")
             self._set(grpc.StatusCode.UNKNOWN, "the server failed; its log says why")
@@ -262,6 +266,7 @@ class Call(Stream, grpc.aio.ServicerContext[Any, Any]):
     def _finish(self) -> None:
         status = self._head.http_status
         if status != 200:
+            self.connection.counts.failed += 1
             refusal = _status(grpc.StatusCode.UNKNOWN, "this is no call of gRPC")
             self.connection.finish(self, headers.write([(":status", str(status)), *refusal]))
             return

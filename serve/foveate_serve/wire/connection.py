@@ -170,6 +170,7 @@ class Connection(asyncio.BufferedProtocol):
         self._out: list[bytes | memoryview] = []
         self._flushing = False
         self._unsent = 0
+        self._replied = 0
         self._paused = False
         self._leaving = False
         self._goodbye = b""
@@ -315,6 +316,8 @@ class Connection(asyncio.BufferedProtocol):
         self._goodbye = b"goodbye!"
         self._emit(frames.go_away(LARGEST_STREAM, ErrorCode.NO_ERROR))
         self._emit(frames.ping(self._goodbye, ack=False))
+        if self._timer is not None:
+            self._timer.cancel()
         self._timer = self._loop.call_later(GOODBYE_SECONDS, self._heard)
 
     def close(self) -> None:
@@ -579,7 +582,7 @@ class Connection(asyncio.BufferedProtocol):
             raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "settings have six bytes each")
         if flags & Flag.ACK:
             return
-        for name, value in frames.SETTING.iter_unpack(payload):
+        for name, value in dict(frames.SETTING.iter_unpack(payload)).items():
             self._set(name, value)
         if not self._settled:
             self._settled = True
@@ -759,7 +762,10 @@ class Connection(asyncio.BufferedProtocol):
 
     def _reply(self, data: bytes) -> None:
         """Answer what costs the client nothing to ask."""
-        if self.transport.get_write_buffer_size() > _MOST_REPLIES:
+        if not self._paused:
+            self._replied = 0
+        self._replied += len(data)
+        if self._replied > _MOST_REPLIES:
             raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "the client does not read")
         self._emit(data)
 

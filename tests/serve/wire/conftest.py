@@ -167,7 +167,7 @@ class Served:
 
 
 @asynccontextmanager
-async def serving(**limits: int) -> AsyncIterator[Served]:
+async def serving(**limits: Any) -> AsyncIterator[Served]:
     """Serve on a free port; afterwards nothing has failed unseen, and nothing is left behind."""
     server, service = Server(**limits), Service()
     server.add_generic_rpc_handlers([service.handlers()])
