@@ -43,6 +43,7 @@ from onnxruntime.quantization import (
 from foveate_export.errors import ExportError
 from foveate_export.progress import Stage
 from foveate_export.variants.rows import gather_first, gives_rows, read_by_rows
+from foveate_serve.backends.onnxruntime.exact import keep_exact
 from foveate_serve.bundle.manifest import CLASS_IDS_INPUT, IMAGE_INPUT, LOGITS_OUTPUT
 
 Scheme = Literal["asymmetric", "symmetric"]
@@ -307,6 +308,7 @@ def _batches(images: NDArray[np.uint8], *, explained: bool) -> list[dict[str, ND
 def _logits(path: Path, data: Sequence[Mapping[str, NDArray[Any]]]) -> NDArray[np.float32]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    keep_exact(options)
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     run = onnxruntime.RunOptions()
     run.only_execute_path_to_fetches = True

@@ -16,6 +16,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state
 
 from foveate_serve.backends.base import Array, BackendError, OperatorTime, Runner
 from foveate_serve.backends.onnxruntime import profiling, providers
+from foveate_serve.backends.onnxruntime.exact import keep_exact
 from foveate_serve.backends.onnxruntime.pruning import OnnxFile
 from foveate_serve.backends.onnxruntime.sharing import SharedWeights, nameless_file
 from foveate_serve.bundle.bundle import Bundle
@@ -209,6 +210,7 @@ class OnnxRuntimeRunner(Runner):
         options.enable_mem_pattern = False
         _share_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")
+        keep_exact(options)
         return options
 
     def _session(self, graph: bytes | str, options: Any) -> Any:

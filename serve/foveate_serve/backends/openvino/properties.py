@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from foveate_serve.backends.integers import adds_exactly
+
 
 def properties(threads: int, precision: str = "f32") -> dict[str, Any]:
     """Return the properties of one stream of so many threads, 0 for one a core.
@@ -16,4 +18,6 @@ def properties(threads: int, precision: str = "f32") -> dict[str, Any]:
         "INFERENCE_PRECISION_HINT": precision,
         # A thread that keeps to its core waits there for the decoder that has it.
         "ENABLE_CPU_PINNING": False,
+        # Or int8 is left to floating point.
+        "LP_TRANSFORMS_MODE": adds_exactly(),
     }
