@@ -44,9 +44,10 @@ def test_without_normalisation_ten_layers_do_not_learn_and_with_it_they_do(norma
 
 
 def test_eighty_one_convolutions_learn_with_shortcuts_alone(tmp_path):
-    small = ("--epochs", 2, "--subset", 320, "--batch-size", 8, "--learning-rate", 0.005)
+    # Two would do on some processors, and leave 24 % on others: each rounds in its own way.
+    small = ("--epochs", 3, "--subset", 320, "--batch-size", 8, "--learning-rate", 0.005)
     assert _study("residual", tmp_path, *small) == 0
-    last = {row["variant"]: row for row in _rows(tmp_path) if row["epoch"] == "2"}
+    last = {row["variant"]: row for row in _rows(tmp_path) if row["epoch"] == "3"}
     assert float(last["shortcut"]["test_accuracy"]) > 25 > float(last["plain"]["test_accuracy"])
     assert float(last["shortcut"]["loss"]) < float(last["plain"]["loss"]) - 0.2
 
