@@ -293,12 +293,6 @@ class Connection(asyncio.BufferedProtocol):
             self._emit(frames.window_update(stream.number, stream.owed))
             stream.owed = 0
 
-    def reset(self, stream: Stream, code: ErrorCode) -> None:
-        """End a stream at once; what was not sent of it is lost."""
-        if not stream.closed:
-            self._emit(frames.reset(stream.number, code))
-            self._forget(stream, by_us=True)
-
     async def drain(self, stream: Stream) -> None:
         """Wait until what was sent on a stream has gone, or the stream is closed."""
         if (stream.outbox or self._paused) and not stream.closed:
@@ -322,9 +316,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def close(self) -> None:
         """Close once what was sent has left."""
-        if self._goodbye:
-            self._goodbye = b""
-            self._emit(frames.go_away(self._last, ErrorCode.NO_ERROR))
+        self._name_the_last()
         self._flush()
         self.transport.close()
 
@@ -693,10 +685,15 @@ class Connection(asyncio.BufferedProtocol):
         """Go on with leaving: the client has heard of it, or had the time to."""
         if not self._goodbye or self.transport.is_closing():
             return
-        self._goodbye = b""
-        self._emit(frames.go_away(self._last, ErrorCode.NO_ERROR))
+        self._name_the_last()
         if not self.streams:
             self.close()
+
+    def _name_the_last(self) -> None:
+        """Say which stream is the last to be answered, where that has not been said."""
+        if self._goodbye:
+            self._goodbye = b""
+            self._emit(frames.go_away(self._last, ErrorCode.NO_ERROR))
 
     def _give_up(self) -> None:
         self.transport.abort()
