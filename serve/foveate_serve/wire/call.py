@@ -220,7 +220,7 @@ class Call(Stream, grpc.aio.ServicerContext[Any, Any]):
         self._deserialize = deserialize = handler.request_deserializer
         request: Any
         if handler.request_streaming:
-            request = _Requests(self, deserialize)
+            request = _Requests(self)
         else:
             message = await self._next_message()
             if message is None:
@@ -311,11 +311,19 @@ class Call(Stream, grpc.aio.ServicerContext[Any, Any]):
             return message.inflated(self._limit)
         return await asyncio.to_thread(message.inflated, self._limit)
 
+    async def _next_request(self) -> Any:
+        """Return the next request of a stream; raises StopAsyncIteration after the last."""
+        message = await self._next_message()
+        if message is None:
+            raise StopAsyncIteration
+        data = bytes(message)
+        return data if self._deserialize is None else self._deserialize(data)
+
     # What handlers ask of their context.
 
     async def read(self) -> Any:
         """Return the next request, or grpc.aio.EOF after the last."""
-        return await anext(_Requests(self, self._deserialize), grpc.aio.EOF)
+        return await anext(_Requests(self), grpc.aio.EOF)
 
     async def write(self, message: Any) -> None:
         """Send a response, and wait until it has left."""
@@ -440,16 +448,11 @@ class Call(Stream, grpc.aio.ServicerContext[Any, Any]):
 class _Requests(AsyncIterator[Any]):
     """The requests of a stream; whoever stops waiting for one loses none."""
 
-    def __init__(self, call: Call, deserialize: Callable[[bytes], Any] | None) -> None:
+    def __init__(self, call: Call) -> None:
         self._call = call
-        self._deserialize = deserialize
 
     async def __anext__(self) -> Any:
-        message = await self._call._next_message()  # noqa: SLF001 - a part of the call
-        if message is None:
-            raise StopAsyncIteration
-        data = bytes(message)
-        return data if self._deserialize is None else self._deserialize(data)
+        return await self._call._next_request()  # noqa: SLF001 - a part of the call
 
 
 def peer_of(connection: Connection) -> str:
