@@ -34,11 +34,11 @@ from foveate_export.exporter import export
 from foveate_export.parity_data import for_classifier
 from foveate_export.pictures import Pictures, from_folder
 from foveate_export.sources import load_source
-from foveate_export.variants import INT8, file_name
+from foveate_export.variants import INT8, file_name, unmeasured
 from foveate_export.variants.quantise import candidates
 from foveate_serve.backends.registry import create_runner
 from foveate_serve.bundle.bundle import Bundle
-from foveate_serve.bundle.manifest import CAM_PREFIX, VariantEntry
+from foveate_serve.bundle.manifest import CAM_PREFIX
 
 PAGE = pages.DOCS / "export" / "variants.md"
 RESULTS = Path(__file__).parent / "results" / "int8_networks.json"
@@ -99,8 +99,7 @@ def measure(source: str, photographs: Path, repository: Path) -> list[dict[str, 
             tries = candidates(graph, target, calibrating, scheme, stage=lambda _: nullcontext())
             whole = next(tries)
             tries.close()
-            entry = VariantEntry.model_construct(name=variant, file=target.name)
-            manifest = opened.manifest.model_copy(update={"variants": (entry,)})
+            manifest = opened.manifest.model_copy(update={"variants": (unmeasured(variant),)})
             quantised = Bundle(path=Path(folder), manifest=manifest, labels=opened.labels)
             int8 = answers(quantised, variant, compared, best)
             done, all_layers = layers_in_int8(target)

@@ -48,12 +48,12 @@ from rich.console import Console
 from benchmarks import machine, pages, quiet
 from benchmarks.request_cost import read_pictures
 from benchmarks.variants import quartiles
-from foveate_export.variants import INT8, file_name
+from foveate_export.variants import INT8, VARIANTS, file_name, unmeasured
 from foveate_export.variants.quantise import Scheme, candidates, find_trunk
 from foveate_serve.backends.base import Runner
 from foveate_serve.backends.registry import create_runner
 from foveate_serve.bundle.bundle import Bundle
-from foveate_serve.bundle.manifest import VariantEntry
+from foveate_serve.bundle.manifest import Quantisation, VariantEntry
 from foveate_serve.evaluation.accuracy import prepared_batches
 from foveate_serve.evaluation.labelled import open_folder
 from foveate_serve.imaging.decode import ImageLimits
@@ -145,6 +145,17 @@ def quantise(
         make(folder / file_name(name))
         seconds[name] = round(time.perf_counter() - began, 1)
     return seconds
+
+
+def entry(recipe: str) -> VariantEntry:
+    """Return what a runner needs to know of a recipe's graph."""
+    if recipe in VARIANTS:
+        return unmeasured(recipe)
+    return VariantEntry.model_construct(
+        name=recipe,
+        file=file_name(recipe),
+        quantisation=Quantisation.model_construct(pairs_fit=False),
+    )
 
 
 def score(bundle: Bundle, recipes: Sequence[str], labelled: Path) -> dict[str, dict[str, Any]]:
@@ -242,10 +253,7 @@ def measure(
         source = folder / file_name("fp32")
         shutil.copy(bundle.file("fp32"), source)
         seconds = quantise(source, folder, pictures, pythons)
-        entries = [
-            VariantEntry.model_construct(name=recipe, file=file_name(recipe))
-            for recipe in ("fp32", *seconds)
-        ]
+        entries = [entry(recipe) for recipe in ("fp32", *seconds)]
         manifest = bundle.manifest.model_copy(update={"variants": tuple(entries)})
         made = Bundle(path=folder, manifest=manifest, labels=bundle.labels)
         scores = score(made, [*seconds], images)

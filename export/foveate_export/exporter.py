@@ -26,7 +26,7 @@ from foveate_export.reference import answer
 from foveate_export.taps import record
 from foveate_export.tensorrt.engines import build_engines, suitable_variants
 from foveate_export.tensorrt.target import Target
-from foveate_export.variants import FP16, FP32, INT8, VARIANTS, file_name
+from foveate_export.variants import FP16, FP32, INT8, VARIANTS, file_name, unmeasured
 from foveate_export.variants.acceptance import MAX_DROP, check_drop, quantise_until_accepted
 from foveate_export.variants.calibration import Calibration
 from foveate_export.variants.half import halve
@@ -340,9 +340,7 @@ def _draft(
             )
             for layer in layers
         ),
-        variants=tuple(
-            VariantEntry.model_construct(name=name, file=file_name(name)) for name in VARIANTS
-        ),
+        variants=tuple(unmeasured(variant) for variant in VARIANTS),
         files={},
         metadata=dict(metadata),
     )

@@ -6,7 +6,8 @@ with is `calibration`, and whether they are good enough is for `acceptance`.
 
 from types import MappingProxyType
 
-from foveate_export.variants.quantise import Scheme
+from foveate_export.variants.quantise import FITS, Scheme
+from foveate_serve.bundle.manifest import Quantisation, VariantEntry
 
 FP32 = "fp32"
 FP16 = "fp16"
@@ -21,3 +22,13 @@ VARIANTS = (FP32, FP16, *INT8)
 def file_name(variant: str) -> str:
     """Return the name that a variant's graph has in the bundle."""
     return "model.onnx" if variant == FP32 else f"model.{variant}.onnx"
+
+
+def unmeasured(variant: str) -> VariantEntry:
+    """Return of a variant what a runner needs to know of it before anything is measured."""
+    quantisation = None
+    if variant in INT8:
+        quantisation = Quantisation.model_construct(pairs_fit=FITS[INT8[variant]])
+    return VariantEntry.model_construct(
+        name=variant, file=file_name(variant), quantisation=quantisation
+    )

@@ -6,7 +6,7 @@ from pathlib import Path
 from foveate_export.errors import AccuracyError
 from foveate_export.progress import Stage
 from foveate_export.variants.calibration import Calibration
-from foveate_export.variants.quantise import Candidate, Scheme, candidates
+from foveate_export.variants.quantise import FITS, Candidate, Scheme, candidates
 from foveate_serve.bundle.manifest import Accuracy, Quantisation
 
 MIN_AGREEMENT = 0.96
@@ -97,6 +97,7 @@ def _entry(candidate: Candidate, scheme: Scheme, calibration: Calibration) -> Qu
         data=calibration.description,
         images=len(calibration),
         digest=calibration.digest,
+        pairs_fit=FITS[scheme],
         float_layers=candidate.float_layers,
         agreement=candidate.agreement,
         sqnr=candidate.sqnr,

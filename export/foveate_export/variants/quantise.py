@@ -1,13 +1,13 @@
 """Static int8: quantise-dequantise (QDQ) pairs around what engines compute in integers.
 
-Weights are symmetric int8 with one scale an output channel. Activations have
-one range a tensor, the smallest and the largest value seen on the calibration
-pictures. Quantised is the trunk, from the first convolution to the logits. What
-explains reads its activations and its weights, dequantised, and computes in
-float32, so that a map explains the classifier that answers, and the file holds
-each weight once. A weight of which maps read single rows is dequantised row by
-row (`rows`) for CPUs; TensorRT dequantises whole weights only, and there it
-stays float.
+Weights are symmetric int8 with one scale an output channel, and for CPUs such that
+every processor adds their products exactly (`pairs`). Activations have one range a
+tensor, the smallest and the largest value seen on the calibration pictures. Quantised
+is the trunk, from the first convolution to the logits. What explains reads its
+activations and its weights, dequantised, and computes in float32, so that a map
+explains the classifier that answers, and the file holds each weight once. A weight of
+which maps read single rows is dequantised row by row (`rows`) for CPUs; TensorRT
+dequantises whole weights only, and there it stays float.
 
 Which layers int8 hurts is measured: one layer alone is quantised, and the error
 of the logits taken. (With all the others quantised as well, their noise hides
@@ -31,6 +31,7 @@ import onnx
 import onnx_ir
 import onnxruntime
 from numpy.typing import NDArray
+from onnx import numpy_helper
 from onnx_ir.passes.common import DeduplicateInitializersPass
 from onnxruntime.quantization import (
     CalibrationDataReader,
@@ -42,8 +43,10 @@ from onnxruntime.quantization import (
 
 from foveate_export.errors import ExportError
 from foveate_export.progress import Stage
+from foveate_export.variants.pairs import fit_pairs
 from foveate_export.variants.rows import gather_first, gives_rows, read_by_rows
-from foveate_serve.backends.onnxruntime.exact import keep_exact
+from foveate_serve.backends.integers import adds_exactly
+from foveate_serve.backends.onnxruntime.exact import leave_to_floats
 from foveate_serve.bundle.manifest import CLASS_IDS_INPUT, IMAGE_INPUT, LOGITS_OUTPUT
 
 Scheme = Literal["asymmetric", "symmetric"]
@@ -68,6 +71,9 @@ _WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
 _ACTIVATIONS = frozenset({"Clip", "Relu"})
 # Each has an integer kernel.
 _BETWEEN = frozenset({"Add", "AveragePool", "Concat", "GlobalAveragePool", "MaxPool", "Mul"})
+
+FITS: dict[Scheme, bool] = {"asymmetric": True, "symmetric": False}
+"""Whether every processor adds the products of a scheme's weights exactly."""
 
 _OPTIONS: dict[Scheme, tuple[QuantType, dict[str, bool]]] = {
     "asymmetric": (QuantType.QUInt8, {"ActivationSymmetric": False}),
@@ -129,12 +135,13 @@ def candidates(
         raise ExportError("int8: the graph has no convolution or linear layer to quantise")
     data = _batches(images, explained=any(i.name == CLASS_IDS_INPUT for i in graph.input))
     ranges = target.with_name(f".{target.name}.ranges")
-    writer = _Writer(source, target, scheme, ranges, data)
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    writer = _Writer(source, target, weights, scheme, ranges, data)
     try:
         ranked: list[str] = []
         counts = sorted({ceil(share * len(trunk.layers)) for share in FLOAT_SHARES})
         with stage(f"calibrating on {len(images)} pictures"):
-            expected = _logits(source, data)
+            expected = _logits(source, data, scheme)
             writer.write([*trunk.layers], trunk)
         for count in counts:
             if count:
@@ -143,7 +150,7 @@ def candidates(
                         ranked = _by_sensitivity(writer, trunk, expected)
                 with stage(f"leaving {count} layers in float"):
                     writer.write([n for n in trunk.layers if n not in ranked[:count]], trunk)
-            actual = _logits(target, data)
+            actual = _logits(target, data, scheme)
             yield Candidate(
                 float_layers=tuple(ranked[:count]),
                 sqnr=_sqnr(expected, actual),
@@ -222,7 +229,7 @@ def _by_sensitivity(writer: "_Writer", trunk: Trunk, expected: NDArray[np.float3
     alone = {}
     for layer in trunk.layers:
         writer.write([layer], Trunk(trunk.layers, ()))
-        answers = _logits(writer.target, few)
+        answers = _logits(writer.target, few, writer.scheme)
         alone[layer] = _sqnr(expected[: len(answers)], answers)
     return sorted(alone, key=alone.__getitem__)
 
@@ -231,6 +238,7 @@ def _by_sensitivity(writer: "_Writer", trunk: Trunk, expected: NDArray[np.float3
 class _Writer:
     source: Path
     target: Path
+    weights: Mapping[str, NDArray[np.float32]]
     scheme: Scheme
     ranges: Path
     data: Sequence[Mapping[str, NDArray[Any]]]
@@ -262,6 +270,8 @@ class _Writer:
                 },
             )
         model = onnx.load(self.target)
+        if FITS[self.scheme]:
+            fit_pairs(model.graph, self.weights)
         _share_weights(model.graph)
         gather_first(model.graph)
         shared = onnx_ir.from_proto(model)
@@ -305,10 +315,13 @@ def _batches(images: NDArray[np.uint8], *, explained: bool) -> list[dict[str, ND
     return batches
 
 
-def _logits(path: Path, data: Sequence[Mapping[str, NDArray[Any]]]) -> NDArray[np.float32]:
+def _logits(
+    path: Path, data: Sequence[Mapping[str, NDArray[Any]]], scheme: Scheme
+) -> NDArray[np.float32]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    keep_exact(options)
+    if not (FITS[scheme] or adds_exactly()):
+        leave_to_floats(options)
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     run = onnxruntime.RunOptions()
     run.only_execute_path_to_fetches = True

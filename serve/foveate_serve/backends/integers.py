@@ -1,16 +1,18 @@
-"""Whether a processor adds products of bytes exactly.
+"""Whether a processor computes int8 exactly.
 
 Without the VNNI instructions engines multiply unsigned by signed bytes with
 `vpmaddubsw`, whose sums of two products are cut off at 16 bits: 255 x 127 twice is
-twice as much as fits. int8 variants have weights of all eight bits, whose logits
-were then off by half of their root mean square (EfficientNet-Lite0). So they are
-computed as their graph says, in floating point between its QuantizeLinear and
-DequantizeLinear: exactly, and no quicker than fp32.
+twice as much as fits. EfficientNet-Lite0's logits were then off by half of their root
+mean square. Weights whose pairs fit, as the export makes them for processors, lose
+nothing. Others are computed as their graph says, in floating point between its
+QuantizeLinear and DequantizeLinear: exactly, and half as quickly as fp32.
 """
 
 import platform
 from functools import cache
 from pathlib import Path
+
+from foveate_serve.bundle.manifest import VariantEntry
 
 _PROCESSORS = Path("/proc/cpuinfo")
 _VNNI = {"avx512_vnni", "avx_vnni"}
@@ -27,3 +29,8 @@ def adds_exactly() -> bool:
         return True
     flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
     return not flags or not _VNNI.isdisjoint(flags)
+
+
+def in_integers(entry: VariantEntry) -> bool:
+    """Tell whether the engines may compute the int8 of a variant in integers here."""
+    return adds_exactly() or entry.quantisation is None or entry.quantisation.pairs_fit

@@ -9,7 +9,9 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from foveate_serve.backends.base import BackendError, BareEngine, Runner
+from foveate_serve.backends.integers import in_integers
 from foveate_serve.bundle.bundle import Bundle
+from foveate_serve.bundle.manifest import Manifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,13 +91,14 @@ def create_runner(
 ) -> Runner:
     """Load one variant of a bundle on a backend.
 
-    `variant` None takes the manifest's first, `backend` None the preferred one for
-    the variant whose engine is installed. `threads` are those of one run, 0 as
-    many as the engine finds cores. Raises BackendError where the variant, the
+    `variant` None takes the manifest's first, but none whose int8 would be left to
+    floating point here. `backend` None takes the preferred one for the variant whose
+    engine is installed. `threads` are those of one run, 0 as many as the engine
+    finds cores. Raises BackendError where the variant, the
     backend or its engine is missing, or the graph cannot be loaded.
     """
     names = [entry.name for entry in bundle.manifest.variants]
-    variant = names[0] if variant is None else variant
+    variant = _first_quick(bundle.manifest, device) if variant is None else variant
     if variant not in names:
         raise BackendError(f"no variant {variant!r}; the bundle has {', '.join(names)}")
     runner = load_backend(_preferred(variant, device) if backend is None else backend)
@@ -138,6 +141,12 @@ def bare_engines() -> Iterator[tuple[str, BareEngine]]:
 def _imported(place: str) -> Any:
     module, _, attribute = place.partition(":")
     return getattr(import_module(module), attribute)
+
+
+def _first_quick(manifest: Manifest, device: str) -> str:
+    """Return the first variant, on a processor the first that it need not leave to floats."""
+    quick = (entry.name for entry in manifest.variants if device != "cpu" or in_integers(entry))
+    return next(quick, manifest.variants[0].name)
 
 
 def _preferred(variant: str, device: str) -> str:

@@ -131,7 +131,9 @@ class Quantisation(_Model):
     """How an int8 variant was made, and how it compares with fp32 on the calibration pictures.
 
     `digest` is `sha256:<hex>` of the pictures as the classifier gets them.
-    `float_layers` are the nodes of the graph left in float. `agreement` is the
+    `pairs_fit` tells that the products of two weights side by side fit 16 bits, so
+    that processors without VNNI add them exactly. `float_layers` are the nodes of
+    the graph left in float. `agreement` is the
     share of the pictures with the same best class, `sqnr` the signal-to-noise
     ratio of the logits in decibels.
     """
@@ -140,6 +142,7 @@ class Quantisation(_Model):
     data: str
     images: Positive
     digest: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+    pairs_fit: bool = False
     float_layers: tuple[str, ...]
     agreement: Share
     sqnr: float

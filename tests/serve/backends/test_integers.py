@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from foveate_serve.backends import integers
-from foveate_serve.backends.integers import adds_exactly
-from foveate_serve.backends.onnxruntime import exact
-from foveate_serve.backends.openvino import properties as openvino_properties
+from foveate_serve.backends.integers import adds_exactly, in_integers
+from foveate_serve.backends.onnxruntime.exact import leave_to_floats
+from foveate_serve.backends.openvino.properties import properties
+from foveate_serve.bundle.manifest import Quantisation, VariantEntry
 
 
 @pytest.fixture
@@ -43,6 +44,23 @@ def test_only_a_processor_with_vnni_adds_exactly(
     assert processor(machine, text) is exactly
 
 
+def variant(*, pairs_fit: bool | None) -> VariantEntry:
+    made = None if pairs_fit is None else Quantisation.model_construct(pairs_fit=pairs_fit)
+    return VariantEntry.model_construct(name="int8", quantisation=made)
+
+
+@pytest.mark.parametrize(
+    ("adds", "pairs_fit", "expected"),
+    [(True, False, True), (False, False, False), (False, True, True), (False, None, True)],
+    ids=["vnni", "pairs-overflow", "pairs-fit", "no-int8"],
+)
+def test_int8_is_left_to_floats_where_it_would_not_be_exact(
+    monkeypatch: pytest.MonkeyPatch, adds: bool, pairs_fit: bool | None, expected: bool
+) -> None:
+    monkeypatch.setattr(integers, "adds_exactly", lambda: adds)
+    assert in_integers(variant(pairs_fit=pairs_fit)) is expected
+
+
 class Options:
     def __init__(self) -> None:
         self.entries: dict[str, str] = {}
@@ -51,13 +69,9 @@ class Options:
         self.entries[name] = value
 
 
-@pytest.mark.parametrize("exactly", [True, False])
-def test_the_engines_leave_int8_to_floats_where_it_is_not_exact(
-    monkeypatch: pytest.MonkeyPatch, exactly: bool
-) -> None:
-    for module in (exact, openvino_properties):
-        monkeypatch.setattr(module, "adds_exactly", lambda: exactly)
+def test_what_the_engines_are_told() -> None:
     options = Options()
-    exact.keep_exact(options)
-    assert options.entries == ({} if exactly else {"session.disable_quant_qdq": "1"})
-    assert openvino_properties.properties(1)["LP_TRANSFORMS_MODE"] is exactly
+    leave_to_floats(options)
+    assert options.entries == {"session.disable_quant_qdq": "1"}
+    assert properties(1, integers=False)["LP_TRANSFORMS_MODE"] is False
+    assert properties(1)["LP_TRANSFORMS_MODE"] is adds_exactly()

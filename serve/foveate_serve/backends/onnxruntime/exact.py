@@ -2,10 +2,7 @@
 
 from typing import Any
 
-from foveate_serve.backends.integers import adds_exactly
 
-
-def keep_exact(options: Any) -> None:
-    """Have a session leave int8 to floating point where the processor does not add exactly."""
-    if not adds_exactly():
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
+def leave_to_floats(options: Any) -> None:
+    """Have a session compute int8 in floating point, between the graph's QDQ pairs."""
+    options.add_session_config_entry("session.disable_quant_qdq", "1")

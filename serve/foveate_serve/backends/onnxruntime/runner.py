@@ -15,8 +15,9 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state
 
 from foveate_serve.backends.base import Array, BackendError, OperatorTime, Runner
+from foveate_serve.backends.integers import in_integers
 from foveate_serve.backends.onnxruntime import profiling, providers
-from foveate_serve.backends.onnxruntime.exact import keep_exact
+from foveate_serve.backends.onnxruntime.exact import leave_to_floats
 from foveate_serve.backends.onnxruntime.pruning import OnnxFile
 from foveate_serve.backends.onnxruntime.sharing import SharedWeights, nameless_file
 from foveate_serve.bundle.bundle import Bundle
@@ -89,6 +90,7 @@ class OnnxRuntimeRunner(Runner):
         if device == "cpu":
             self.lanes = threads or count_cores()
             self.bounded = self._file.straight
+        self._in_integers = in_integers(bundle.manifest.variant(variant))
         self._weights = SharedWeights()
         self._sessions: OrderedDict[frozenset[str], _Sessions] = OrderedDict()
         self._lock = threading.Lock()
@@ -199,8 +201,7 @@ class OnnxRuntimeRunner(Runner):
 
             return _Sessions(alone=sharing(self.threads), beside=sharing(1))
 
-    @staticmethod
-    def _options(threads: int) -> Any:
+    def _options(self, threads: int) -> Any:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3  # errors; warnings are about optimisations not made
@@ -210,7 +211,8 @@ class OnnxRuntimeRunner(Runner):
         options.enable_mem_pattern = False
         _share_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")
-        keep_exact(options)
+        if not self._in_integers:
+            leave_to_floats(options)
         return options
 
     def _session(self, graph: bytes | str, options: Any) -> Any:

@@ -20,7 +20,9 @@ def open_graph(model: bytes, *, threads: int) -> Callable[[Array], Array]:
     hint = "f32"
     if graph.output(0).get_element_type() == openvino.Type.f16:
         hint = "bf16" if "BF16" in types else "f16" if "FP16" in types else hint
-    request = core.compile_model(graph, "CPU", properties(threads, hint)).create_infer_request()
+    request = core.compile_model(
+        graph, "CPU", properties(threads, precision=hint)
+    ).create_infer_request()
 
     def run(values: Array) -> Array:
         result: Array = request.infer([values], share_inputs=True)[0]

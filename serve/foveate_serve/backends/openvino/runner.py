@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import openvino
 
 from foveate_serve.backends.base import Array, BackendError, OperatorTime, Runner
+from foveate_serve.backends.integers import in_integers
 from foveate_serve.backends.openvino import profiling
 from foveate_serve.backends.openvino.properties import properties
 from foveate_serve.bundle.bundle import Bundle
@@ -35,7 +36,9 @@ class OpenVinoRunner(Runner):
         if device not in _DEVICES:
             raise BackendError(f"no device {device!r}; there are {', '.join(_DEVICES)}")
         self._core = openvino.Core()
-        self._properties = properties(threads)
+        self._properties = properties(
+            threads, integers=in_integers(bundle.manifest.variant(variant))
+        )
         try:
             self._graph = self._core.read_model(bundle.file(variant))
         except RuntimeError as error:
