@@ -89,7 +89,7 @@ class Batcher:
     with every run that did not fail. Where the runners are light, a batch is
     gathered for as long as the event loop brings more. Pictures that want their
     logits alone are then run on the event loop itself where the runners are
-    instant, and one that has no company where they are prompt.
+    instant, or prompt with so many.
 
     A thread that ends unasked is started again, after a pause that doubles from
     one time to the next until a run succeeds; `alive` is called on the event
@@ -318,7 +318,7 @@ class Batcher:
     def _runs_at_once(self) -> bool:
         policy, runner = self.policy, self._instances[0].runner
         return (
-            (runner.instant or (runner.prompt and self.waiting == 1))
+            (runner.instant or self.waiting <= runner.prompt)
             and self._instances[0].cores == ANY_CORE
             and not policy.max_delay
             and not policy.preferred_sizes

@@ -54,7 +54,7 @@ def warm_up(runner: Runner, sizes: Sequence[int], lanes: int = 1, *, watched: bo
     if runner.device == "cpu" and (lanes > 1 or not may_hang):
         shortest = _shortest_run(runner, beside=lanes > 1)
         runner.light = lanes > 1 and shortest < _LIGHT_SECONDS
-        runner.prompt = not may_hang and shortest < _PROMPT_SECONDS
+        runner.prompt = 0 if may_hang else int(_PROMPT_SECONDS / shortest)
         runner.instant = not may_hang and shortest < _INSTANT_SECONDS
     runner.trim()
     trim_heap()

@@ -92,7 +92,7 @@ def threads_of_runs(runner: "GatedRunner") -> list[threading.Thread]:  # noqa: F
 
 async def test_pictures_of_an_instant_runner_change_no_thread(gated) -> None:
     threads, runs = threads_of_runs(gated), []
-    gated.prompt = gated.instant = True
+    gated.prompt, gated.instant = 5, True
     batcher = Batcher([gated], ran=runs.append)
     alone = await ask(batcher, colour(200))
     assert alone.outputs["logits"].argmax() == 0
@@ -120,28 +120,30 @@ async def test_pictures_of_an_instant_runner_change_no_thread(gated) -> None:
 )
 async def test_an_instant_runner_keeps_to_the_policy(gated, policy: BatchPolicy) -> None:
     threads = threads_of_runs(gated)
-    gated.prompt = gated.instant = True
+    gated.prompt, gated.instant = 5, True
     batcher = Batcher([gated], policy)
     await ask(batcher, colour(200))
     await batcher.close()
     assert threading.current_thread() not in threads
 
 
-async def test_a_picture_of_a_prompt_runner_changes_no_thread_if_it_is_alone(gated) -> None:
+async def test_so_many_pictures_as_a_runner_is_prompt_with_change_no_thread(gated) -> None:
     threads = threads_of_runs(gated)
-    gated.prompt = True
+    gated.prompt = 2
     batcher = Batcher([gated])
-    await ask(batcher, colour(200))
-    both = await asyncio.gather(ask(batcher, colour(200)), ask(batcher, colour(0, 200)))
-    assert [answer.outputs["logits"].argmax() for answer in both] == [0, 1]
+    for count in (1, 2, 3):
+        values = [colour(*channels) for channels in ((200,), (0, 200), (0, 0, 200))[:count]]
+        answers = await asyncio.gather(*(ask(batcher, value) for value in values))
+        assert [answer.outputs["logits"].argmax() for answer in answers] == [*range(count)]
     await batcher.close()
-    assert [thread is threading.current_thread() for thread in threads] == [True, False]
+    assert [thread is threading.current_thread() for thread in threads] == [True, True, False]
 
 
-@pytest.mark.parametrize("kind", ["light", "prompt", "instant"])
-async def test_light_pictures_gather_while_the_loop_brings_more(gated, kind: str) -> None:
-    setattr(gated, "prompt" if kind == "instant" else kind, True)
-    gated.instant = kind == "instant"
+@pytest.mark.parametrize("kind", [{"light": True}, {"prompt": 1}, {"prompt": 5, "instant": True}])
+async def test_light_pictures_gather_while_the_loop_brings_more(
+    gated, kind: dict[str, object]
+) -> None:
+    vars(gated).update(kind)
     batcher = Batcher([gated], BatchPolicy(max_batch=4))
 
     async def later(rounds: int) -> Batched:
@@ -157,7 +159,7 @@ async def test_light_pictures_gather_while_the_loop_brings_more(gated, kind: str
 
 
 async def test_an_instant_runner_that_is_busy_gathers_a_batch(held: Held) -> None:
-    held.runner.prompt = held.runner.instant = True
+    held.runner.prompt, held.runner.instant = 5, True
     waiting = await held.queue(*(ask(held.batcher, colour(200)) for _ in range(4)))
     await held.release()
     assert {answer.batch_size for answer in await asyncio.gather(*waiting)} == {4}

@@ -109,8 +109,9 @@ class Runner(ABC):
     graph has taken so far, in this process or when they were put into the
     bundle; None where nothing is built. `light` tells that a picture's run for
     its logits is so short that it had better take one thread, though it be alone;
-    `prompt` that it had better not change the thread then, and `instant` that it
-    takes less than such a change; `warm_up` finds out. `bounded` tells that a
+    `prompt` of how many pictures the run is so short that it had better not change
+    the thread, and `instant` that a picture's takes less than such a change;
+    `warm_up` finds out. `bounded` tells that a
     run's length follows from its batch alone: on the processor, and by a graph
     without a loop.
     A subclass loads the graph when it is made, raising BackendError, and
@@ -131,7 +132,7 @@ class Runner(ABC):
         self.build_seconds: float | None = None
         self.bounded = False
         self.light = False
-        self.prompt = False
+        self.prompt = 0
         self.instant = False
         self._started: dict[int, float] = {}
 
