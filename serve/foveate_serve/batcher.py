@@ -453,7 +453,7 @@ class Batcher:
         if self._gathering and runner.instant:
             return True
         return (
-            (runner.light or runner.prompt)
+            (runner.light or runner.prompt > 0)
             and self.waiting < self.policy.max_batch
             and (self._gathering or any(instance.busy for instance in self._instances))
         )
