@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from foveate_serve.heap import bound_heap
 from foveate_serve.observe.logs import configure_logging
 from foveate_serve.process import (
     HungError,
@@ -42,6 +43,7 @@ def main(arguments: Sequence[str]) -> int:
         print(settings.to_toml(), end="")
         return DONE
     configure_logging(settings)
+    bound_heap()
     return asyncio.run(serve(settings))
 
 

@@ -1,11 +1,11 @@
 """Gives memory back once a model has had nothing to do for a while."""
 
 import asyncio
-import ctypes
 import logging
 from collections.abc import Sequence
 
 from foveate_serve.backends.base import BackendError, Runner
+from foveate_serve.heap import trim_heap
 
 logger = logging.getLogger(__name__)
 
@@ -55,10 +55,3 @@ class Idling:
             except BackendError:
                 logger.exception("an engine could not give memory back")
         trim_heap()
-
-
-def trim_heap() -> None:
-    """Give the system what the heap holds beyond the need, where the C library is glibc."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)

@@ -9,7 +9,7 @@ import numpy as np
 
 from foveate_serve.backends.base import Array, Runner
 from foveate_serve.bundle.manifest import CAM_PREFIX, CLASS_IDS_INPUT, IMAGE_INPUT, LOGITS_OUTPUT
-from foveate_serve.idling import trim_heap
+from foveate_serve.heap import trim_heap
 from foveate_serve.policy import BatchPolicy
 
 logger = logging.getLogger(__name__)

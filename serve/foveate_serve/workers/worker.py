@@ -20,6 +20,7 @@ import grpc
 from pydantic import BaseModel
 
 from foveate_serve.errors import ServeError
+from foveate_serve.heap import bound_heap
 from foveate_serve.instances import deal_cores
 from foveate_serve.observe.logs import configure_logging
 from foveate_serve.process import (
@@ -137,6 +138,7 @@ def main() -> int:
     if any(settings.of(model).pin_cores for model in ("", *settings.models)):
         # What the instances then share out is this worker's own.
         os.sched_setaffinity(0, deal_cores(settings.workers)[assignment.index])
+    bound_heap()
     threading.Thread(target=_stop_with_the_supervisor, daemon=True).start()
     try:
         asyncio.run(_serve(assignment, settings))

@@ -1,0 +1,39 @@
+"""What glibc's heap keeps of what was freed."""
+
+import ctypes
+import os
+
+from foveate_serve.instances import count_cores
+
+# The parameters of mallopt (malloc.h).
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
+
+_MAPPED = 1 << 20
+"""From so many bytes on a block is given back when it is freed. By default glibc raises that to
+what was freed last, up to 32 MB, and a picture's pixels then leave holes between what stays."""
+
+_KEPT = 32 << 20
+"""What is kept at the top of an arena, which must be said where the other is."""
+
+_OF_THE_USER = ("GLIBC_TUNABLES", "MALLOC_ARENA_MAX", "MALLOC_MMAP_THRESHOLD_")
+
+
+def bound_heap() -> None:
+    """Have threads share an arena a core, and large blocks given back; before threads start.
+
+    By default there are eight arenas a core, each with holes of its own. Does nothing
+    where the C library is not glibc, or the environment sets one of these itself.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None or any(name in os.environ for name in _OF_THE_USER):
+        return
+    mallopt(_ARENA_MAX, count_cores())
+    mallopt(_MMAP_THRESHOLD, _MAPPED)
+    mallopt(_TRIM_THRESHOLD, _KEPT)
+
+
+def trim_heap() -> None:
+    """Give the system what the heap holds beyond the need, where the C library is glibc."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
