@@ -4,7 +4,7 @@ python -m benchmarks.feature_cost [--repository DIR] [--images DIR] [--rounds N]
                                   [--page FILE]
 
 Servers with the same models stand beside each other, one for each feature:
-`bare` has the same engine and service, and nothing around them; `off` is
+`bare` has the same engine, service and transport, and nothing around them; `off` is
 `foveate serve` with every feature off; the others have one feature on. Each
 round sends the same small pictures (28 x 28 bytes, where the work around the
 engine is most of the work) to each server, one after another, and takes the
@@ -53,6 +53,7 @@ from foveate_serve.assembly import make_engine
 from foveate_serve.rpc.handlers import ClassifierHandler
 from foveate_serve.rpc.servicers import ClassifierServicer
 from foveate_serve.settings import Settings
+from foveate_serve.wire.server import Server as TransportServer
 
 RESULTS = Path(__file__).parent / "results" / "feature_cost.json"
 PAGE = pages.DOCS / "serving" / "operations.md"
@@ -82,11 +83,10 @@ async def serve_bare(repository: Path) -> None:
     settings = Settings(repository=repository)
     engine = make_engine(settings)
     await engine.repository.open()
-    server = grpc.aio.server()
+    server = TransportServer()
     handler = ClassifierHandler(engine, stream_window=settings.stream_window)
     add_ClassifierServiceServicer_to_server(ClassifierServicer(handler, asyncio.Event()), server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
+    port = await server.listen("127.0.0.1:0")
     print(f"bare on 127.0.0.1:{port}", flush=True)
     await asyncio.to_thread(sys.stdin.read)
     await server.stop(None)
