@@ -3,12 +3,12 @@
     python -m benchmarks.scale [--repository DIR] [--images DIR] [--rounds N] [--page FILE]
 
 Servers stand beside each other: with 1, 2, 4 and 8 workers, with 1, 4, 16 and 64
-models, which are the classifier of digits under so many names, and with 1, 10, 100
-and 1,000 connections from this process, each with a subchannel of its own. Each
-round asks every one of them, one after another, in an order that changes: 32
-requests at once over all connections in turn, the workers for digits and for
-photographs, the models for digits of all of them in turn and then of one while the
-others idle. Taken are the CPU time of the server's whole process tree and the
+models, which are the classifier of digits, or that of photographs, under so many
+names, and with 1, 10, 100 and 1,000 connections from this process, each with a
+subchannel of its own. Each round asks every one of them, one after another, in an
+order that changes: 32 requests at once over all connections in turn, for digits and
+for photographs, of the models for those of all of them in turn and then for digits of
+one while the others idle. Taken are the CPU time of the server's whole process tree and the
 time on the clock. What a request costs is set against the first of each kind
 within a round: the median of the ratios, with its confidence interval.
 
@@ -41,6 +41,7 @@ from benchmarks.feature_cost import CONFIDENCE, interval
 from benchmarks.request_cost import MODEL, summary
 from benchmarks.server import HELD, Server, serving
 from benchmarks.throughput import Samples
+from foveate.v1.classifier_service_pb2 import ClassifyRequest
 from foveate_client.load.driver import connect
 from foveate_serve.bundle.manifest import MANIFEST_FILE
 
@@ -60,7 +61,9 @@ KINDS = {
     "workers, photographs": ("workers", WORKERS),
     "models, digits of all": ("models", MODELS),
     "models, digits of one": ("models", MODELS),
+    "models, photographs of all": ("models", MODELS),
     "connections, digits": ("connections", CONNECTIONS),
+    "connections, photographs": ("connections", CONNECTIONS),
 }
 """What is counted, and how many there are of it, the first of which is compared with."""
 
@@ -85,13 +88,21 @@ class Case:
 
 def copies(bundle: Path, count: int, folder: Path) -> list[str]:
     """Copy a bundle into a repository so many times; return the names."""
-    names = [f"digits-{number:02}" for number in range(count)]
+    names = [f"copy-{number:02}" for number in range(count)]
     for name in names:
         copy = folder / name / bundle.name
         shutil.copytree(bundle, copy)
         manifest = json.loads((copy / MANIFEST_FILE).read_text(encoding="utf-8"))
         (copy / MANIFEST_FILE).write_text(json.dumps({**manifest, "name": name}), encoding="utf-8")
     return names
+
+
+def spread(names: Sequence[str], questions: Sequence[Question]) -> Iterator[Question]:
+    """Ask the questions in turn without end, each of the next model."""
+    for name, question in zip(cycle(names), cycle(questions), strict=False):
+        request = ClassifyRequest.FromString(question.request)
+        request.model = name
+        yield Question(request.SerializeToString(), question.best)
 
 
 async def measure(repository: Path, images: Path, rounds: int) -> dict[str, object]:
@@ -117,16 +128,25 @@ async def measure(repository: Path, images: Path, rounds: int) -> dict[str, obje
             cases[f"workers, digits: {number}"] = Case(*server, numbers, SMALL)
             cases[f"workers, photographs: {number}"] = Case(*server, cycle(pictures), LARGE)
         for number in MODELS:
-            names = copies(small, number, folder / f"models-{number}")
-            server = await start(folder / f"models-{number}", CONCURRENCY)
-            of_each = [digits(small, name) for name in names]
-            of_all = cycle([digit for some in zip(*of_each, strict=True) for digit in some])
-            cases[f"models, digits of all: {number}"] = Case(*server, of_all, SMALL)
-            cases[f"models, digits of one: {number}"] = Case(*server, cycle(of_each[0]), SMALL)
+            where = folder / f"digits-{number}"
+            names = copies(small, number, where)
+            server = await start(where, CONCURRENCY)
+            asked = digits(small, DIGITS)
+            cases[f"models, digits of all: {number}"] = Case(*server, spread(names, asked), SMALL)
+            cases[f"models, digits of one: {number}"] = Case(
+                *server, spread(names[:1], asked), SMALL
+            )
+            where = folder / f"photographs-{number}"
+            names = copies(large, number, where)
+            server = await start(where, CONCURRENCY)
+            cases[f"models, photographs of all: {number}"] = Case(
+                *server, spread(names, pictures), LARGE
+            )
         for number in CONNECTIONS:
-            server = await start(folder / f"models-{MODELS[0]}", number)
-            numbers = cycle(of_each[0])
+            server = await start(repository, number)
+            numbers = cycle(digits(small, DIGITS))
             cases[f"connections, digits: {number}"] = Case(*server, numbers, SMALL)
+            cases[f"connections, photographs: {number}"] = Case(*server, cycle(pictures), LARGE)
 
         samples = await play(cases, rounds)
         resident = {name: case.server.resident_bytes() / 1e6 for name, case in cases.items()}

@@ -47,7 +47,8 @@ class EngineSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     variant: str | None = Field(
-        default=None, description="the precision to load; unset takes each bundle's first"
+        default=None,
+        description="the precision to load; unset takes each bundle's first that is quick here",
     )
     backend: str | None = Field(
         default=None,
