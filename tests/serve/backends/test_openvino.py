@@ -1,6 +1,8 @@
 """What is particular to OpenVINO: one compiled model for each set of outputs."""
 
 import os
+import subprocess
+import sys
 
 import numpy as np
 import psutil
@@ -27,6 +29,27 @@ def compiled(runner: OpenVinoRunner) -> list[set[str]]:
         {name for output in request.get_compiled_model().outputs for name in output.names}
         for request in runner._compiled.values()
     ]
+
+
+def test_a_signal_is_handled_after_runners_come_and_go(colours: Bundle) -> None:
+    program = f"""
+import signal
+from pathlib import Path
+from foveate_serve.backends.registry import create_runner
+from foveate_serve.bundle.bundle import Bundle
+
+bundle = Bundle.open(Path({str(colours.path)!r}))
+first, second = (create_runner(bundle, backend="openvino", threads=1) for _ in range(2))
+first.close()
+del first
+second.close()
+del second
+signal.signal(signal.SIGINT, lambda *_: print("handled"))
+signal.raise_signal(signal.SIGINT)
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 
 def test_only_the_outputs_wanted_are_computed(runner: OpenVinoRunner) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import openvino
 
 from foveate_serve.backends.base import Array
+from foveate_serve.backends.openvino.core import CORE
 from foveate_serve.backends.openvino.properties import properties
 
 
@@ -14,13 +15,12 @@ def open_graph(model: bytes, *, threads: int) -> Callable[[Array], Array]:
     Halves are computed in whichever of the two types the processor is made for,
     where it is made for one: OpenVINO computes in single precision otherwise.
     """
-    core = openvino.Core()
-    graph = core.read_model(model)
-    types = set(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    graph = CORE.read_model(model)
+    types = set(CORE.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
     hint = "f32"
     if graph.output(0).get_element_type() == openvino.Type.f16:
         hint = "bf16" if "BF16" in types else "f16" if "FP16" in types else hint
-    request = core.compile_model(
+    request = CORE.compile_model(
         graph, "CPU", properties(threads, precision=hint)
     ).create_infer_request()
 

@@ -10,6 +10,7 @@ import openvino
 from foveate_serve.backends.base import Array, BackendError, OperatorTime, Runner
 from foveate_serve.backends.integers import in_integers
 from foveate_serve.backends.openvino import profiling
+from foveate_serve.backends.openvino.core import CORE
 from foveate_serve.backends.openvino.properties import properties
 from foveate_serve.bundle.bundle import Bundle
 from foveate_serve.bundle.manifest import LOGITS_OUTPUT
@@ -35,12 +36,11 @@ class OpenVinoRunner(Runner):
         super().__init__(bundle, variant=variant, device=device, threads=threads)
         if device not in _DEVICES:
             raise BackendError(f"no device {device!r}; there are {', '.join(_DEVICES)}")
-        self._core = openvino.Core()
         self._properties = properties(
             threads, integers=in_integers(bundle.manifest.variant(variant))
         )
         try:
-            self._graph = self._core.read_model(bundle.file(variant))
+            self._graph = CORE.read_model(bundle.file(variant))
         except RuntimeError as error:
             raise BackendError(f"OpenVINO cannot load the variant {variant!r}") from error
         self._results = {
@@ -101,9 +101,7 @@ class OpenVinoRunner(Runner):
         results = [self._results[name] for name in outputs]
         try:
             part = openvino.Model(results, self._needed(results), self._graph.friendly_name)
-            compiled = self._core.compile_model(
-                part, _DEVICES[self.device], {**self._properties, **more}
-            )
+            compiled = CORE.compile_model(part, _DEVICES[self.device], {**self._properties, **more})
         except RuntimeError as error:
             raise BackendError(f"OpenVINO cannot compile the variant {self.variant!r}") from error
         return compiled.create_infer_request()
