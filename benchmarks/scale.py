@@ -110,7 +110,7 @@ async def measure(repository: Path, images: Path, rounds: int) -> dict[str, obje
     load = os.getloadavg()[0]
     (large,) = (repository / MODEL).glob("[0-9]*")
     (small,) = (repository / DIGITS).glob("[0-9]*")
-    pictures = photographs(large, MODEL, images)
+    numbers, pictures = digits(small, DIGITS), photographs(large, MODEL, images)
     cases: dict[str, Case] = {}
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -124,17 +124,15 @@ async def measure(repository: Path, images: Path, rounds: int) -> dict[str, obje
 
         for number in WORKERS:
             server = await start(repository, CONCURRENCY, "--workers", str(number))
-            numbers = cycle(digits(small, DIGITS))
-            cases[f"workers, digits: {number}"] = Case(*server, numbers, SMALL)
+            cases[f"workers, digits: {number}"] = Case(*server, cycle(numbers), SMALL)
             cases[f"workers, photographs: {number}"] = Case(*server, cycle(pictures), LARGE)
         for number in MODELS:
             where = folder / f"digits-{number}"
             names = copies(small, number, where)
             server = await start(where, CONCURRENCY)
-            asked = digits(small, DIGITS)
-            cases[f"models, digits of all: {number}"] = Case(*server, spread(names, asked), SMALL)
+            cases[f"models, digits of all: {number}"] = Case(*server, spread(names, numbers), SMALL)
             cases[f"models, digits of one: {number}"] = Case(
-                *server, spread(names[:1], asked), SMALL
+                *server, spread(names[:1], numbers), SMALL
             )
             where = folder / f"photographs-{number}"
             names = copies(large, number, where)
@@ -144,8 +142,7 @@ async def measure(repository: Path, images: Path, rounds: int) -> dict[str, obje
             )
         for number in CONNECTIONS:
             server = await start(repository, number)
-            numbers = cycle(digits(small, DIGITS))
-            cases[f"connections, digits: {number}"] = Case(*server, numbers, SMALL)
+            cases[f"connections, digits: {number}"] = Case(*server, cycle(numbers), SMALL)
             cases[f"connections, photographs: {number}"] = Case(*server, cycle(pictures), LARGE)
 
         samples = await play(cases, rounds)

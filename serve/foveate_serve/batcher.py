@@ -276,8 +276,7 @@ class Batcher:
                 raise EngineHungError
             self._queue.put(places, item)
             self._came += 1
-            runner = self._instances[0].runner
-            if (runner.light or runner.prompt) and not self._gathering:
+            if self._gathers and not self._gathering:
                 self._gathering = True
                 self._loop.call_soon(self._gather, self._came)
             if not self._manned:
@@ -443,17 +442,22 @@ class Batcher:
             return batch
 
     @property
+    def _gathers(self) -> bool:
+        """Whether a run is so short that a batch had better be gathered for it."""
+        runner = self._instances[0].runner
+        return runner.light or runner.prompt > 0
+
+    @property
     def _manned(self) -> bool:
         """Whether what waits had better wait for more, or for a lane that runs, than wake a lane.
 
         A light run takes no longer than waking a thread does, and what gathers
         behind it runs together.
         """
-        runner = self._instances[0].runner
-        if self._gathering and runner.instant:
+        if self._gathering and self._instances[0].runner.instant:
             return True
         return (
-            (runner.light or runner.prompt > 0)
+            self._gathers
             and self.waiting < self.policy.max_batch
             and (self._gathering or any(instance.busy for instance in self._instances))
         )

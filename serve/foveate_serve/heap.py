@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+from collections.abc import Callable
 
 from foveate_serve.instances import count_cores
 
@@ -24,7 +25,7 @@ def bound_heap() -> None:
     By default there are eight arenas a core, each with holes of its own. Does nothing
     where the C library is not glibc, or the environment sets one of these itself.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = _of_glibc("mallopt")
     if mallopt is None or any(name in os.environ for name in _OF_THE_USER):
         return
     mallopt(_ARENA_MAX, count_cores())
@@ -34,6 +35,11 @@ def bound_heap() -> None:
 
 def trim_heap() -> None:
     """Give the system what the heap holds beyond the need, where the C library is glibc."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    trim = _of_glibc("malloc_trim")
     if trim is not None:
         trim(0)
+
+
+def _of_glibc(name: str) -> Callable[..., int] | None:
+    """Return a function of the C library, None where it has no such one."""
+    return getattr(ctypes.CDLL(None), name, None)

@@ -60,6 +60,15 @@ def test_no_pair_of_products_leaves_16_bits(lite0_export: Exported) -> None:
     assert entry.quantisation.pairs_fit
 
 
+def with_int8_first(folder: Path, *, pairs_fit: bool) -> Bundle:
+    """Have the manifest of a bundle name int8 first, and say whether its pairs fit."""
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    manifest["variants"].sort(key=lambda variant: variant["name"] != "int8")
+    manifest["variants"][0]["quantisation"]["pairs_fit"] = pairs_fit
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    return Bundle.open(folder)
+
+
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_integers_are_as_exact_as_floats(
     lite0_export: Exported,
@@ -69,15 +78,11 @@ def test_integers_are_as_exact_as_floats(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = shutil.copytree(lite0_export.path, tmp_path / "1")
+    monkeypatch.setattr(integers, "adds_exactly", lambda: False)
     logits = {}
     for pairs_fit in (True, False):
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        for variant in manifest["variants"]:
-            if variant["name"] == "int8":
-                variant["quantisation"]["pairs_fit"] = pairs_fit
-        (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-        monkeypatch.setattr(integers, "adds_exactly", lambda: False)
-        with create_runner(Bundle.open(folder), variant="int8", backend=backend) as runner:
+        bundle = with_int8_first(folder, pairs_fit=pairs_fit)
+        with create_runner(bundle, variant="int8", backend=backend) as runner:
             found = [runner.run({"image": part}, ["logits"])["logits"]
                      for part in np.array_split(calibration.images[:16], 4)]  # fmt: skip
         logits[pairs_fit] = np.concatenate(found)
@@ -90,11 +95,7 @@ def test_a_server_takes_no_int8_that_it_must_leave_to_floats(
     lite0_export: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = shutil.copytree(lite0_export.path, tmp_path / "1")
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    manifest["variants"].sort(key=lambda variant: variant["name"] != "int8")
+    monkeypatch.setattr(integers, "adds_exactly", lambda: False)
     for pairs_fit, expected in ((True, "int8"), (False, "fp32")):
-        manifest["variants"][0]["quantisation"]["pairs_fit"] = pairs_fit
-        (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-        monkeypatch.setattr(integers, "adds_exactly", lambda: False)
-        with create_runner(Bundle.open(folder)) as runner:
+        with create_runner(with_int8_first(folder, pairs_fit=pairs_fit)) as runner:
             assert runner.variant == expected

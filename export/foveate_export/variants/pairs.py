@@ -24,7 +24,7 @@ LARGEST = 127
 """What the largest sum of two is scaled to; each may be rounded up by a half."""
 
 
-def fit_pairs(graph: onnx.GraphProto, weights: Mapping[str, NDArray[np.float32]]) -> None:
+def fit_pairs(graph: onnx.GraphProto, weights: Mapping[str, onnx.TensorProto]) -> None:
     """Quantise the weights of a quantised graph again, so that pairs of products fit 16 bits.
 
     Args:
@@ -40,7 +40,7 @@ def fit_pairs(graph: onnx.GraphProto, weights: Mapping[str, NDArray[np.float32]]
             continue
         if _is_depthwise(node, constants[weight.input[0]]):
             continue
-        values = weights[weight.input[0].removesuffix("_quantized")].astype(np.float64)
+        values = _value(weights, weight.input[0].removesuffix("_quantized"))
         axis = next((a.i for a in weight.attribute if a.name == "axis"), 1)
         before = _value(constants, weight.input[1])
         after = np.maximum(before, largest_sums(np.moveaxis(values, axis, 0)) / LARGEST)

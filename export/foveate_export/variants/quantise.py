@@ -31,7 +31,6 @@ import onnx
 import onnx_ir
 import onnxruntime
 from numpy.typing import NDArray
-from onnx import numpy_helper
 from onnx_ir.passes.common import DeduplicateInitializersPass
 from onnxruntime.quantization import (
     CalibrationDataReader,
@@ -135,7 +134,7 @@ def candidates(
         raise ExportError("int8: the graph has no convolution or linear layer to quantise")
     data = _batches(images, explained=any(i.name == CLASS_IDS_INPUT for i in graph.input))
     ranges = target.with_name(f".{target.name}.ranges")
-    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    weights = {tensor.name: tensor for tensor in graph.initializer}
     writer = _Writer(source, target, weights, scheme, ranges, data)
     try:
         ranked: list[str] = []
@@ -238,7 +237,7 @@ def _by_sensitivity(writer: "_Writer", trunk: Trunk, expected: NDArray[np.float3
 class _Writer:
     source: Path
     target: Path
-    weights: Mapping[str, NDArray[np.float32]]
+    weights: Mapping[str, onnx.TensorProto]
     scheme: Scheme
     ranges: Path
     data: Sequence[Mapping[str, NDArray[Any]]]

@@ -111,9 +111,8 @@ class Runner(ABC):
     its logits is so short that it had better take one thread, though it be alone;
     `prompt` of how many pictures the run is so short that it had better not change
     the thread, and `instant` that a picture's takes less than such a change;
-    `warm_up` finds out. `bounded` tells that a
-    run's length follows from its batch alone: on the processor, and by a graph
-    without a loop.
+    `warm_up` finds out. `bounded` tells that a run's length follows from its batch
+    alone: on the processor, and by a graph without a loop.
     A subclass loads the graph when it is made, raising BackendError, and
     implements `_run`, and with several lanes `_run_beside`.
     """

@@ -5,7 +5,7 @@ Without the VNNI instructions engines multiply unsigned by signed bytes with
 twice as much as fits. EfficientNet-Lite0's logits were then off by half of their root
 mean square. Weights whose pairs fit, as the export makes them for processors, lose
 nothing. Others are computed as their graph says, in floating point between its
-QuantizeLinear and DequantizeLinear: exactly, and half as quickly as fp32.
+QuantizeLinear and DequantizeLinear: exactly, in one and a half times fp32's time.
 """
 
 import platform

@@ -133,9 +133,8 @@ class Quantisation(_Model):
     `digest` is `sha256:<hex>` of the pictures as the classifier gets them.
     `pairs_fit` tells that the products of two weights side by side fit 16 bits, so
     that processors without VNNI add them exactly. `float_layers` are the nodes of
-    the graph left in float. `agreement` is the
-    share of the pictures with the same best class, `sqnr` the signal-to-noise
-    ratio of the logits in decibels.
+    the graph left in float. `agreement` is the share of the pictures with the same
+    best class, `sqnr` the signal-to-noise ratio of the logits in decibels.
     """
 
     scheme: Literal["asymmetric", "symmetric"]

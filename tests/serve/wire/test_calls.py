@@ -680,11 +680,12 @@ async def test_a_stop_lets_go_what_has_been_answered(served: Served, client: Raw
 # Addresses.
 
 
-async def test_a_unix_socket_is_listened_on(served: Served, tmp_path: Path) -> None:
-    async def handler(body: bytes, context: Context) -> bytes:
-        return context.peer().encode()
+async def say_peer(body: bytes, context: Context) -> bytes:
+    return context.peer().encode()
 
-    served.service.custom = handler
+
+async def test_a_unix_socket_is_listened_on(served: Served, tmp_path: Path) -> None:
+    served.service.custom = say_peer
     place = tmp_path / "socket"
     await served.server.listen_unix(place)
     async with grpc.aio.insecure_channel(f"unix:{place}") as channel:
@@ -700,10 +701,7 @@ def has_ipv6() -> bool:
 
 @pytest.mark.skipif(not has_ipv6(), reason="needs IPv6")
 async def test_ipv6_is_listened_on(served: Served) -> None:
-    async def handler(body: bytes, context: Context) -> bytes:
-        return context.peer().encode()
-
-    served.service.custom = handler
+    served.service.custom = say_peer
     port = await served.server.listen("[::1]:0")
     async with grpc.aio.insecure_channel(f"[::1]:{port}") as channel:
         assert unquote(await unary(channel, "Custom")).startswith("ipv6:[::1]:")
@@ -711,10 +709,7 @@ async def test_ipv6_is_listened_on(served: Served) -> None:
 
 @pytest.mark.skipif(not has_ipv6(), reason="needs IPv6")
 async def test_every_address_is_that_of_ipv4_as_well(served: Served) -> None:
-    async def handler(body: bytes, context: Context) -> bytes:
-        return context.peer().encode()
-
-    served.service.custom = handler
+    served.service.custom = say_peer
     port = await served.server.listen("[::]:0")
     for host in ("127.0.0.1", "[::1]"):
         async with grpc.aio.insecure_channel(f"{host}:{port}") as channel:
