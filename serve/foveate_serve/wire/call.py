@@ -15,7 +15,7 @@ import grpc
 
 from foveate_serve.deadlines import Deadlines, Timer
 from foveate_serve.wire import headers
-from foveate_serve.wire.connection import Connection, Stream
+from foveate_serve.wire.connection import Connection
 from foveate_serve.wire.headers import Head, Metadata
 from foveate_serve.wire.messages import (
     ENCODINGS,
@@ -24,6 +24,7 @@ from foveate_serve.wire.messages import (
     Message,
     MessageError,
 )
+from foveate_serve.wire.stream import Stream
 
 logger = logging.getLogger(__name__)
 
@@ -242,11 +243,11 @@ class Call(Stream, grpc.aio.ServicerContext[Any, Any]):
         data = self._serialize(response)
         self.connection.counts.messages_sent += 1
         if self._initial_sent:
-            self.connection.send(self, _framed(data))
+            self.connection.sender.data(self, _framed(data))
             return
         self._initial_sent = self._answered = True
         self.connection.counts.succeeded += 1
-        self.connection.answer(self, _HEAD, _framed(data), _OK + self._trailing_block)
+        self.connection.sender.answer(self, _HEAD, _framed(data), _OK + self._trailing_block)
 
     def _end(self) -> None:
         if self._timer is not None:
@@ -268,7 +269,7 @@ class Call(Stream, grpc.aio.ServicerContext[Any, Any]):
         if status != 200:
             self.connection.counts.failed += 1
             refusal = _status(grpc.StatusCode.UNKNOWN, "this is no call of gRPC")
-            self.connection.finish(self, headers.write([(":status", str(status)), *refusal]))
+            self.connection.sender.finish(self, headers.write([(":status", str(status)), *refusal]))
             return
         code = self._code if isinstance(self._code, int) else self._code.value[0]
         if code == 0:
@@ -277,12 +278,12 @@ class Call(Stream, grpc.aio.ServicerContext[Any, Any]):
             self.connection.counts.failed += 1
         block = headers.write(_status(code, self._details)) + self._trailing_block
         if self._initial_sent:
-            self.connection.finish(self, block)
+            self.connection.sender.finish(self, block)
             return
         if code == grpc.StatusCode.UNIMPLEMENTED.value[0]:
             # A client whose compression is unknown learns of those that are not.
             block = headers.write([("grpc-accept-encoding", ",".join(ENCODINGS))]) + block
-        self.connection.finish(self, _HEAD + block)
+        self.connection.sender.finish(self, _HEAD + block)
 
     def _expire(self) -> None:
         self._late = True
@@ -329,15 +330,15 @@ class Call(Stream, grpc.aio.ServicerContext[Any, Any]):
         """Send a response, and wait until it has left."""
         await self.send_initial_metadata(())
         self.connection.counts.messages_sent += 1
-        self.connection.send(self, _framed(self._serialize(message)))
-        await self.connection.drain(self)
+        self.connection.sender.data(self, _framed(self._serialize(message)))
+        await self.connection.sender.drain(self)
 
     async def send_initial_metadata(self, initial_metadata: Any) -> None:
         """Send the metadata that comes before the responses, unless some was sent."""
         if not self._initial_sent:
             block = _HEAD + headers.write_metadata(initial_metadata)
             self._initial_sent = True
-            self.connection.send_headers(self, block)
+            self.connection.sender.headers(self, block)
 
     async def abort(
         self,

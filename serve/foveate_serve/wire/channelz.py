@@ -12,7 +12,8 @@ from grpc_channelz.v1 import channelz_pb2 as pb
 from grpc_channelz.v1.channelz_pb2_grpc import ChannelzServicer as ChannelzServicerBase
 
 from foveate_serve.wire.call import peer_of
-from foveate_serve.wire.connection import Connection, Counts
+from foveate_serve.wire.connection import Connection
+from foveate_serve.wire.counts import Counts
 from foveate_serve.wire.server import Server
 
 Context = grpc.aio.ServicerContext[Any, Any]

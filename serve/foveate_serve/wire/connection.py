@@ -7,12 +7,11 @@ makes of each.
 import asyncio
 import socket
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import cast
 
 from foveate_serve.wire import frames
+from foveate_serve.wire.counts import Counts
 from foveate_serve.wire.frames import (
     DEFAULT_FRAME_BYTES,
     DEFAULT_TABLE_BYTES,
@@ -30,17 +29,13 @@ from foveate_serve.wire.frames import (
     StreamError,
 )
 from foveate_serve.wire.headers import MAX_LIST_BYTES, Head, HeadReader, check_trailers
+from foveate_serve.wire.sending import FRAME_BYTES, Sender
+from foveate_serve.wire.stream import STREAM_WINDOW, Stream
 
 MAX_STREAMS = 4096
 """Of one client at one time. More are refused, which by HTTP/2 they may try again at once."""
 
-STREAM_WINDOW = 1 << 20
-"""What a client may send on a stream before it hears that it was taken."""
-
 CONNECTION_WINDOW = 16 << 20
-
-FRAME_BYTES = 1 << 20
-"""The largest frame taken: one for most pictures."""
 
 HANDSHAKE_SECONDS = 20.0
 """What a client gets to say that it speaks HTTP/2."""
@@ -49,10 +44,6 @@ GOODBYE_SECONDS = 1.0
 """What a client gets to hear that it should open no stream any more."""
 
 _BLOCK_BYTES = 2 * MAX_LIST_BYTES
-_MOST_REPLIES = 1 << 20
-"""Bytes of answers to a client's PINGs and SETTINGS that may wait for it to read them."""
-_MOST_UNSENT = 1 << 20
-"""Bytes of answers that are sent at one time, however much the client's windows let."""
 _MOST_EMPTY = 10_000
 """Frames that carry nothing, between two streams: padding is no reason for as many."""
 _REMEMBERED = 1024
@@ -67,55 +58,6 @@ _OUR_SETTINGS = {
 _HELLO = frames.settings(_OUR_SETTINGS) + frames.window_update(
     0, CONNECTION_WINDOW - DEFAULT_WINDOW
 )
-_DROP_TABLE = b"\x20"
-"""Says that our blocks use no table (RFC 7541, section 6.3), which they never do."""
-
-
-@dataclass(slots=True)
-class Counts:
-    """What a connection has seen: see `wire.channelz`."""
-
-    started: int = 0
-    succeeded: int = 0
-    failed: int = 0
-    messages_sent: int = 0
-    messages_received: int = 0
-    last_started: float = 0.0
-    """A time of `time.time`."""
-
-    def add(self, other: "Counts") -> None:
-        """Count what another has counted, too."""
-        self.started += other.started
-        self.succeeded += other.succeeded
-        self.failed += other.failed
-        self.messages_sent += other.messages_sent
-        self.messages_received += other.messages_received
-        self.last_started = max(self.last_started, other.last_started)
-
-
-class Stream:
-    """One stream, to be answered by a subclass, which hears what comes."""
-
-    def __init__(self, connection: "Connection", number: int) -> None:
-        self.connection = connection
-        self.number = number
-        self.send_window = connection.initial_send_window
-        self.receive_window = STREAM_WINDOW
-        self.owed = 0
-        self.ended_by_client = False
-        self.closed = False
-        self.outbox: deque[memoryview] = deque()
-        self.trailers: bytes | None = None
-        self.drained: asyncio.Future[None] | None = None
-
-    def received(self, data: memoryview) -> None:
-        """Take bytes of the stream, valid until this returns; they are to be credited."""
-
-    def ended(self) -> None:
-        """Hear that the client sends no more."""
-
-    def lost(self) -> None:
-        """Hear that the client has reset the stream, or is gone."""
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -146,7 +88,7 @@ class Connection(asyncio.BufferedProtocol):
         self.streams: dict[int, Stream] = {}
         self.running = 0
         """How many streams are worked on, those included that the client has given up."""
-        self.initial_send_window = DEFAULT_WINDOW
+        self.sender = Sender(finished=self._end)
         self.transport: asyncio.Transport = cast("asyncio.Transport", None)
 
         self._carry = b""
@@ -163,15 +105,6 @@ class Connection(asyncio.BufferedProtocol):
         self._empty = 0
         self._unacknowledged = 0
         self._receive_window = CONNECTION_WINDOW
-        self._send_window = DEFAULT_WINDOW
-        self._frame_bytes = DEFAULT_FRAME_BYTES
-        self._table_update = b""
-        self._blocked: dict[int, Stream] = {}
-        self._out: list[bytes | memoryview] = []
-        self._flushing = False
-        self._unsent = 0
-        self._replied = 0
-        self._paused = False
         self._leaving = False
         self._goodbye = b""
         self._timer: asyncio.TimerHandle | None = None
@@ -180,14 +113,14 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Say hello."""
-        self.transport = cast("asyncio.Transport", transport)
+        self.transport = self.sender.transport = cast("asyncio.Transport", transport)
         sock = transport.get_extra_info("socket")
         if sock is not None:
             # A peer that vanished without a word is noticed in the end.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._timer = self._loop.call_later(HANDSHAKE_SECONDS, self._give_up)
         self._opened(self)
-        self._emit(_HELLO)
+        self.sender.emit(_HELLO)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's
         """Return where to put what is read."""
@@ -213,91 +146,30 @@ class Connection(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         """Hear that the client does not read as fast as it is answered."""
-        self._paused = True
+        self.sender.pause()
 
     def resume_writing(self) -> None:
         """Hear that it has caught up."""
-        self._paused = False
-        self._pump_blocked()
-        for stream in list(self.streams.values()):
-            self._tell_drained(stream)
+        self.sender.resume(list(self.streams.values()))
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's
         """Give up what is not answered."""
         if self._timer is not None:
             self._timer.cancel()
-        self._out.clear()
+        self.sender.clear()
         for stream in list(self.streams.values()):
             self._drop(stream)
         self._closed(self)
 
     # What streams call.
 
-    def send_headers(self, stream: Stream, block: bytes) -> None:
-        """Send a header block that does not end the stream."""
-        if not stream.closed:
-            self._emit(self._headers(stream.number, block, 0))
-
-    def send(self, stream: Stream, data: bytes) -> None:
-        """Send bytes, as soon as the windows let them."""
-        if not stream.closed:
-            stream.outbox.append(memoryview(data))
-            self._pump(stream)
-
-    def finish(self, stream: Stream, block: bytes) -> None:
-        """End the stream with a header block, after what was sent before."""
-        if not stream.closed:
-            stream.trailers = block
-            self._pump(stream)
-
-    def answer(self, stream: Stream, head: bytes, data: bytes, trailers: bytes) -> None:
-        """Send header block, bytes and the block that ends the stream, all at one time."""
-        size, number = len(data), stream.number
-        if stream.closed:
-            return
-        if (
-            size > self._frame_bytes
-            or size > self._send_window
-            or size > stream.send_window
-            or len(head) + len(trailers) > self._frame_bytes
-            or self._table_update
-            or self._blocked
-            or self._busy
-        ):
-            self.send_headers(stream, head)
-            self.send(stream, data)
-            self.finish(stream, trailers)
-            return
-        self._send_window -= size
-        self._emit(
-            b"".join(
-                (
-                    frames.head(Kind.HEADERS, Flag.END_HEADERS, number, len(head)),
-                    head,
-                    frames.head(Kind.DATA, 0, number, size),
-                    data,
-                    frames.head(
-                        Kind.HEADERS, Flag.END_HEADERS | Flag.END_STREAM, number, len(trailers)
-                    ),
-                    trailers,
-                )
-            )
-        )
-        self._end(stream)
-
     def credit(self, stream: Stream, size: int) -> None:
         """Let the client send so many bytes more on a stream."""
         stream.owed += size
         if stream.owed >= STREAM_WINDOW // 2 and not (stream.ended_by_client or stream.closed):
             stream.receive_window += stream.owed
-            self._emit(frames.window_update(stream.number, stream.owed))
+            self.sender.emit(frames.window_update(stream.number, stream.owed))
             stream.owed = 0
-
-    async def drain(self, stream: Stream) -> None:
-        """Wait until what was sent on a stream has gone, or the stream is closed."""
-        if (stream.outbox or self._paused) and not stream.closed:
-            stream.drained = self._loop.create_future()
-            await stream.drained
 
     # What a server calls.
 
@@ -308,8 +180,8 @@ class Connection(asyncio.BufferedProtocol):
         self._leaving = True
         # What it opened before it hears this is answered still (RFC 9113, section 6.8).
         self._goodbye = b"goodbye!"
-        self._emit(frames.go_away(LARGEST_STREAM, ErrorCode.NO_ERROR))
-        self._emit(frames.ping(self._goodbye, ack=False))
+        self.sender.emit(frames.go_away(LARGEST_STREAM, ErrorCode.NO_ERROR))
+        self.sender.emit(frames.ping(self._goodbye, ack=False))
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._loop.call_later(GOODBYE_SECONDS, self._heard)
@@ -317,7 +189,7 @@ class Connection(asyncio.BufferedProtocol):
     def close(self) -> None:
         """Close once what was sent has left."""
         self._name_the_last()
-        self._flush()
+        self.sender.flush()
         self.transport.close()
 
     def abort(self) -> None:
@@ -327,7 +199,7 @@ class Connection(asyncio.BufferedProtocol):
     @property
     def send_window(self) -> int:
         """How many bytes the client takes in all."""
-        return self._send_window
+        return self.sender.window
 
     @property
     def receive_window(self) -> int:
@@ -482,7 +354,7 @@ class Connection(asyncio.BufferedProtocol):
         self._unacknowledged += size
         if self._unacknowledged >= CONNECTION_WINDOW // 2:
             self._receive_window += self._unacknowledged
-            self._emit(frames.window_update(0, self._unacknowledged))
+            self.sender.emit(frames.window_update(0, self._unacknowledged))
             self._unacknowledged = 0
         self._data_left, self._data_ends = size, ends
         self._data_stream = None
@@ -535,22 +407,14 @@ class Connection(asyncio.BufferedProtocol):
         size = _number(payload) & LARGEST_WINDOW
         if number == 0:
             _require(size > 0, "a window is not opened by nothing")
-            self._send_window += size
-            if self._send_window > LARGEST_WINDOW:
-                raise ProtocolError(ErrorCode.FLOW_CONTROL_ERROR, "the window is too large")
-            self._pump_blocked()
+            self.sender.widen(size)
             return
         self._require_known(number)
         stream = self.streams.get(number)
         if size == 0:
             raise StreamError(ErrorCode.PROTOCOL_ERROR, "a window is not opened by nothing")
-        if stream is None:
-            return
-        stream.send_window += size
-        if stream.send_window > LARGEST_WINDOW:
-            raise StreamError(ErrorCode.FLOW_CONTROL_ERROR, "the window is too large")
-        if stream.outbox:
-            self._pump(stream)
+        if stream is not None:
+            self.sender.widen_stream(stream, size)
 
     def _on_reset(self, number: int, payload: memoryview) -> None:
         _number(payload)
@@ -564,7 +428,7 @@ class Connection(asyncio.BufferedProtocol):
             raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "a PING has eight bytes")
         _require(number == 0, "PING belongs to the connection")
         if not flags & Flag.ACK:
-            self._reply(frames.ping(bytes(payload), ack=True))
+            self.sender.reply(frames.ping(bytes(payload), ack=True))
         elif self._goodbye and payload == self._goodbye:
             self._heard()
 
@@ -580,36 +444,25 @@ class Connection(asyncio.BufferedProtocol):
             self._settled = True
             if self._timer is not None and not self._leaving:
                 self._timer.cancel()
-        self._reply(frames.SETTINGS_ACK)
+        self.sender.reply(frames.SETTINGS_ACK)
         # Not before: until then the client holds streams to its old settings.
-        for stream in list(self.streams.values()):
-            if stream.outbox:
-                self._pump(stream)
+        self.sender.settled(list(self.streams.values()))
 
     def _set(self, name: int, value: int) -> None:
         match name:
             case Setting.HEADER_TABLE_SIZE:
                 if value < DEFAULT_TABLE_BYTES:
-                    self._table_update = _DROP_TABLE
+                    self.sender.drop_table()
             case Setting.ENABLE_PUSH:
                 _require(value in (0, 1), "a setting is neither 0 nor 1")
             case Setting.INITIAL_WINDOW_SIZE:
-                if value > LARGEST_WINDOW:
-                    raise ProtocolError(ErrorCode.FLOW_CONTROL_ERROR, "the window is too large")
-                more = value - self.initial_send_window
-                self.initial_send_window = value
-                for stream in list(self.streams.values()):
-                    stream.send_window += more
-                    if stream.send_window > LARGEST_WINDOW:
-                        raise ProtocolError(
-                            ErrorCode.FLOW_CONTROL_ERROR, "a stream's window is too large"
-                        )
+                self.sender.set_stream_window(value, self.streams.values())
             case Setting.MAX_FRAME_SIZE:
                 _require(
                     DEFAULT_FRAME_BYTES <= value <= LARGEST_FRAME_BYTES,
                     "the largest frame is out of range",
                 )
-                self._frame_bytes = min(value, FRAME_BYTES)
+                self.sender.set_frame_bytes(value)
 
     def _on_priority(self, number: int, payload: memoryview) -> None:
         _require(number != 0, "PRIORITY belongs to a stream")
@@ -636,7 +489,7 @@ class Connection(asyncio.BufferedProtocol):
         """Forget a stream that was answered in full."""
         if not stream.ended_by_client:
             # What the client goes on to send would be for nobody (RFC 9113, section 8.1).
-            self._emit(frames.reset(stream.number, ErrorCode.NO_ERROR))
+            self.sender.emit(frames.reset(stream.number, ErrorCode.NO_ERROR))
         self._forget(stream, by_us=not stream.ended_by_client)
 
     def _drop(self, stream: Stream) -> None:
@@ -646,17 +499,15 @@ class Connection(asyncio.BufferedProtocol):
 
     def _forget(self, stream: Stream, *, by_us: bool) -> None:
         stream.closed = True
-        stream.outbox.clear()
-        self._tell_drained(stream)
+        self.sender.forget(stream)
         self.streams.pop(stream.number, None)
-        self._blocked.pop(stream.number, None)
         self._remember(stream.number, by_us=by_us)
         if not self.streams:
             if self._leaving and not self._goodbye:
                 self.close()
             else:
                 # Nobody else has anything to say on this round of the loop.
-                self._flush()
+                self.sender.flush()
 
     def _remember(self, number: int, *, by_us: bool) -> None:
         self._ended[number] = by_us
@@ -665,7 +516,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _fail_stream(self, number: int, error: StreamError) -> None:
         stream = self.streams.get(number)
-        self._reply(frames.reset(number, error.code))
+        self.sender.reply(frames.reset(number, error.code))
         if stream is not None:
             self._forget(stream, by_us=True)
             stream.lost()
@@ -673,7 +524,7 @@ class Connection(asyncio.BufferedProtocol):
             self._remember(number, by_us=True)
 
     def _fail(self, error: ProtocolError) -> None:
-        self._emit(frames.go_away(self._last, error.code, str(error)))
+        self.sender.emit(frames.go_away(self._last, error.code, str(error)))
         self._carry = b""
         self._data_left = 0
         self._goodbye = b""
@@ -693,95 +544,12 @@ class Connection(asyncio.BufferedProtocol):
         """Say which stream is the last to be answered, where that has not been said."""
         if self._goodbye:
             self._goodbye = b""
-            self._emit(frames.go_away(self._last, ErrorCode.NO_ERROR))
+            self.sender.emit(frames.go_away(self._last, ErrorCode.NO_ERROR))
 
     def _give_up(self) -> None:
         self.transport.abort()
 
     # Frames that go.
-
-    def _headers(self, number: int, block: bytes, flags: int) -> bytes:
-        block, self._table_update = self._table_update + block, b""
-        size = self._frame_bytes
-        if len(block) <= size:
-            return frames.head(Kind.HEADERS, flags | Flag.END_HEADERS, number, len(block)) + block
-        parts = [block[start : start + size] for start in range(0, len(block), size)]
-        kinds = [(Kind.HEADERS, flags), *[(Kind.CONTINUATION, 0)] * (len(parts) - 1)]
-        kinds[-1] = kinds[-1][0], kinds[-1][1] | Flag.END_HEADERS
-        return b"".join(
-            frames.head(kind, its, number, len(part)) + part
-            for (kind, its), part in zip(kinds, parts, strict=True)
-        )
-
-    @property
-    def _busy(self) -> bool:
-        """Whether the client has more to read already than it should."""
-        return self._paused or self._unsent > _MOST_UNSENT
-
-    def _pump(self, stream: Stream) -> None:
-        """Send what the windows let of a stream."""
-        while stream.outbox:
-            room = min(self._send_window, stream.send_window, self._frame_bytes)
-            chunk = stream.outbox[0]
-            if chunk and stream.send_window <= 0:
-                return
-            if chunk and (room <= 0 or self._busy):
-                self._blocked[stream.number] = stream
-                return
-            part = chunk[:room]
-            self._emit(frames.head(Kind.DATA, 0, stream.number, len(part)))
-            self._emit(part)
-            self._send_window -= len(part)
-            stream.send_window -= len(part)
-            if len(part) == len(chunk):
-                stream.outbox.popleft()
-            else:
-                stream.outbox[0] = chunk[room:]
-        self._blocked.pop(stream.number, None)
-        if stream.trailers is not None:
-            self._emit(self._headers(stream.number, stream.trailers, Flag.END_STREAM))
-            self._end(stream)
-        else:
-            self._tell_drained(stream)
-
-    def _pump_blocked(self) -> None:
-        """Send what waited for the connection; the stream that was served last waits last."""
-        while self._blocked and self._send_window > 0 and not self._busy:
-            number = next(iter(self._blocked))
-            self._pump(self._blocked.pop(number))
-
-    def _tell_drained(self, stream: Stream) -> None:
-        waiter = stream.drained
-        if waiter is not None and (stream.closed or not (stream.outbox or self._paused)):
-            stream.drained = None
-            if not waiter.done():
-                waiter.set_result(None)
-
-    def _reply(self, data: bytes) -> None:
-        """Answer what costs the client nothing to ask."""
-        if not self._paused:
-            self._replied = 0
-        self._replied += len(data)
-        if self._replied > _MOST_REPLIES:
-            raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "the client does not read")
-        self._emit(data)
-
-    def _emit(self, data: bytes | memoryview) -> None:
-        """Send bytes, together with what else is sent on this round of the loop."""
-        self._out.append(data)
-        self._unsent += len(data)
-        if not self._flushing:
-            self._flushing = True
-            self._loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        self._flushing = False
-        if self._out and not self.transport.is_closing():
-            self.transport.write(b"".join(self._out))
-        self._out.clear()
-        self._unsent = 0
-        if self._blocked:
-            self._pump_blocked()
 
 
 def _require(condition: bool, message: str) -> None:

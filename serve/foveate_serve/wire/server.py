@@ -13,7 +13,8 @@ import grpc
 
 from foveate_serve.deadlines import Deadlines
 from foveate_serve.wire.call import Budget, Call, Find, Handler
-from foveate_serve.wire.connection import Connection, Counts
+from foveate_serve.wire.connection import Connection
+from foveate_serve.wire.counts import Counts
 from foveate_serve.wire.headers import Head
 
 BUFFER_BYTES = 256 << 10

@@ -23,9 +23,9 @@ from grpc_channelz.v1.channelz_pb2_grpc import ChannelzStub, add_ChannelzService
 
 from foveate_serve.wire import connection
 from foveate_serve.wire.channelz import SERVER_ID, ChannelzServicer
-from foveate_serve.wire.connection import STREAM_WINDOW
 from foveate_serve.wire.frames import ErrorCode, Flag, Kind, Setting
 from foveate_serve.wire.server import Server
+from foveate_serve.wire.stream import STREAM_WINDOW
 
 from ...waiting import LIMIT_SECONDS, until
 from .conftest import (

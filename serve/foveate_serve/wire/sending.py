@@ -1,0 +1,263 @@
+"""What a connection of HTTP/2 sends: frames, within the windows of its client (RFC 9113)."""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import cast
+
+from foveate_serve.wire import frames
+from foveate_serve.wire.frames import (
+    DEFAULT_FRAME_BYTES,
+    DEFAULT_WINDOW,
+    LARGEST_WINDOW,
+    ErrorCode,
+    Flag,
+    Kind,
+    ProtocolError,
+    StreamError,
+)
+from foveate_serve.wire.stream import Stream
+
+FRAME_BYTES = 1 << 20
+"""The largest frame sent or taken: one for most pictures."""
+
+_MOST_REPLIES = 1 << 20
+"""Bytes of answers to a client's PINGs and SETTINGS that may wait for it to read them."""
+_MOST_UNSENT = 1 << 20
+"""Bytes of answers that are sent at one time, however much the client's windows let."""
+
+_DROP_TABLE = b"\x20"
+"""Says that our blocks use no table (RFC 7541, section 6.3), which they never do."""
+
+
+class Sender:
+    """Puts frames together, and holds back what the client has no room for.
+
+    What is sent on one round of the event loop leaves in one write. `finished`
+    hears of a stream whose last frame is on its way.
+    """
+
+    def __init__(self, finished: Callable[[Stream], None]) -> None:
+        self.transport: asyncio.Transport = cast("asyncio.Transport", None)
+        self.window = DEFAULT_WINDOW
+        """Bytes that the client takes on all streams together."""
+        self.stream_window = DEFAULT_WINDOW
+        """Bytes that it takes on a new stream."""
+        self._finished = finished
+        self._loop = asyncio.get_running_loop()
+        self._frame_bytes = DEFAULT_FRAME_BYTES
+        self._table_update = b""
+        self._blocked: dict[int, Stream] = {}
+        self._out: list[bytes | memoryview] = []
+        self._flushing = False
+        self._unsent = 0
+        self._replied = 0
+        self._paused = False
+
+    # For streams.
+
+    def headers(self, stream: Stream, block: bytes) -> None:
+        """Send a header block that does not end the stream."""
+        if not stream.closed:
+            self.emit(self._headers(stream.number, block, 0))
+
+    def data(self, stream: Stream, data: bytes) -> None:
+        """Send bytes, as soon as the windows let them."""
+        if not stream.closed:
+            stream.outbox.append(memoryview(data))
+            self._pump(stream)
+
+    def finish(self, stream: Stream, block: bytes) -> None:
+        """End the stream with a header block, after what was sent before."""
+        if not stream.closed:
+            stream.trailers = block
+            self._pump(stream)
+
+    def answer(self, stream: Stream, head: bytes, data: bytes, trailers: bytes) -> None:
+        """Send header block, bytes and the block that ends the stream, all at one time."""
+        size, number = len(data), stream.number
+        if stream.closed:
+            return
+        if (
+            size > self._frame_bytes
+            or size > self.window
+            or size > stream.send_window
+            or len(head) + len(trailers) > self._frame_bytes
+            or self._table_update
+            or self._blocked
+            or self._busy
+        ):
+            self.headers(stream, head)
+            self.data(stream, data)
+            self.finish(stream, trailers)
+            return
+        self.window -= size
+        self.emit(
+            b"".join(
+                (
+                    frames.head(Kind.HEADERS, Flag.END_HEADERS, number, len(head)),
+                    head,
+                    frames.head(Kind.DATA, 0, number, size),
+                    data,
+                    frames.head(
+                        Kind.HEADERS, Flag.END_HEADERS | Flag.END_STREAM, number, len(trailers)
+                    ),
+                    trailers,
+                )
+            )
+        )
+        self._finished(stream)
+
+    async def drain(self, stream: Stream) -> None:
+        """Wait until what was sent on a stream has gone, or the stream is closed."""
+        if (stream.outbox or self._paused) and not stream.closed:
+            stream.drained = self._loop.create_future()
+            await stream.drained
+
+    # For the connection.
+
+    def emit(self, data: bytes | memoryview) -> None:
+        """Send bytes, together with what else is sent on this round of the loop."""
+        self._out.append(data)
+        self._unsent += len(data)
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self.flush)
+
+    def reply(self, data: bytes) -> None:
+        """Send the answer to what costs the client nothing to ask; raises ProtocolError."""
+        if not self._paused:
+            self._replied = 0
+        self._replied += len(data)
+        if self._replied > _MOST_REPLIES:
+            raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "the client does not read")
+        self.emit(data)
+
+    def flush(self) -> None:
+        """Write what was sent since the last time."""
+        self._flushing = False
+        if self._out and not self.transport.is_closing():
+            self.transport.write(b"".join(self._out))
+        self._out.clear()
+        self._unsent = 0
+        if self._blocked:
+            self._pump_blocked()
+
+    def pause(self) -> None:
+        """Hear that the client does not read as fast as it is answered."""
+        self._paused = True
+
+    def resume(self, streams: Iterable[Stream]) -> None:
+        """Hear that it has caught up."""
+        self._paused = False
+        self._pump_blocked()
+        for stream in streams:
+            self._tell_drained(stream)
+
+    def forget(self, stream: Stream) -> None:
+        """Drop what was to be sent on a stream that is closed."""
+        stream.outbox.clear()
+        self._blocked.pop(stream.number, None)
+        self._tell_drained(stream)
+
+    def clear(self) -> None:
+        """Drop what has not been written."""
+        self._out.clear()
+
+    # What the client allows.
+
+    def widen(self, size: int) -> None:
+        """Take so many bytes more on all streams together; raises ProtocolError."""
+        self.window += size
+        if self.window > LARGEST_WINDOW:
+            raise ProtocolError(ErrorCode.FLOW_CONTROL_ERROR, "the window is too large")
+        self._pump_blocked()
+
+    def widen_stream(self, stream: Stream, size: int) -> None:
+        """Take so many bytes more on a stream; raises StreamError."""
+        stream.send_window += size
+        if stream.send_window > LARGEST_WINDOW:
+            raise StreamError(ErrorCode.FLOW_CONTROL_ERROR, "the window is too large")
+        if stream.outbox:
+            self._pump(stream)
+
+    def set_stream_window(self, size: int, streams: Iterable[Stream]) -> None:
+        """Take so many bytes on a stream, those that are open included; raises ProtocolError."""
+        if size > LARGEST_WINDOW:
+            raise ProtocolError(ErrorCode.FLOW_CONTROL_ERROR, "the window is too large")
+        more = size - self.stream_window
+        self.stream_window = size
+        for stream in streams:
+            stream.send_window += more
+            if stream.send_window > LARGEST_WINDOW:
+                raise ProtocolError(ErrorCode.FLOW_CONTROL_ERROR, "a stream's window is too large")
+
+    def set_frame_bytes(self, size: int) -> None:
+        """Send frames of so many bytes at most."""
+        self._frame_bytes = min(size, FRAME_BYTES)
+
+    def drop_table(self) -> None:
+        """Say before the next header block that it uses no table."""
+        self._table_update = _DROP_TABLE
+
+    def settled(self, streams: Iterable[Stream]) -> None:
+        """Send what new settings have room for."""
+        for stream in streams:
+            if stream.outbox:
+                self._pump(stream)
+
+    def _headers(self, number: int, block: bytes, flags: int) -> bytes:
+        block, self._table_update = self._table_update + block, b""
+        size = self._frame_bytes
+        if len(block) <= size:
+            return frames.head(Kind.HEADERS, flags | Flag.END_HEADERS, number, len(block)) + block
+        parts = [block[start : start + size] for start in range(0, len(block), size)]
+        kinds = [(Kind.HEADERS, flags), *[(Kind.CONTINUATION, 0)] * (len(parts) - 1)]
+        kinds[-1] = kinds[-1][0], kinds[-1][1] | Flag.END_HEADERS
+        return b"".join(
+            frames.head(kind, its, number, len(part)) + part
+            for (kind, its), part in zip(kinds, parts, strict=True)
+        )
+
+    @property
+    def _busy(self) -> bool:
+        """Whether the client has more to read already than it should."""
+        return self._paused or self._unsent > _MOST_UNSENT
+
+    def _pump(self, stream: Stream) -> None:
+        """Send what the windows let of a stream."""
+        while stream.outbox:
+            room = min(self.window, stream.send_window, self._frame_bytes)
+            chunk = stream.outbox[0]
+            if chunk and stream.send_window <= 0:
+                return
+            if chunk and (room <= 0 or self._busy):
+                self._blocked[stream.number] = stream
+                return
+            part = chunk[:room]
+            self.emit(frames.head(Kind.DATA, 0, stream.number, len(part)))
+            self.emit(part)
+            self.window -= len(part)
+            stream.send_window -= len(part)
+            if len(part) == len(chunk):
+                stream.outbox.popleft()
+            else:
+                stream.outbox[0] = chunk[room:]
+        self._blocked.pop(stream.number, None)
+        if stream.trailers is not None:
+            self.emit(self._headers(stream.number, stream.trailers, Flag.END_STREAM))
+            self._finished(stream)
+        else:
+            self._tell_drained(stream)
+
+    def _pump_blocked(self) -> None:
+        """Send what waited for the connection; the stream that was served last waits last."""
+        while self._blocked and self.window > 0 and not self._busy:
+            number = next(iter(self._blocked))
+            self._pump(self._blocked.pop(number))
+
+    def _tell_drained(self, stream: Stream) -> None:
+        waiter = stream.drained
+        if waiter is not None and (stream.closed or not (stream.outbox or self._paused)):
+            stream.drained = None
+            if not waiter.done():
+                waiter.set_result(None)
