@@ -45,7 +45,7 @@ from foveate.v1.explanation_pb2 import (
     CamOptions,
 )
 from foveate_client.load.driver import connect
-from foveate_serve.idling import IDLE_SECONDS
+from foveate_serve.repository.idling import IDLE_SECONDS
 
 RESULTS = Path(__file__).parent / "results" / "memory.json"
 PLOT = pages.DOCS / "images" / "memory.png"

@@ -36,7 +36,7 @@ def main() -> None:
     runner = create_runner(bundle, variant="fp32", backend="onnxruntime")
     ended("the session for requests without maps")
     policy = import_module("foveate_serve.assembly").batch_policy(settings)
-    warmup = import_module("foveate_serve.warmup")
+    warmup = import_module("foveate_serve.repository.warmup")
     lanes = policy.lanes_of(runner)
     sizes = warmup.batch_sizes(policy, lanes)
     warmup.warm_up(runner, sizes, lanes, watched=bool(settings.engine_timeout))

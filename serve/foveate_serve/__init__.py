@@ -1,4 +1,10 @@
-"""The gRPC server of Foveate."""
+"""The gRPC server of Foveate.
+
+A request goes from `wire` (HTTP/2) and `rpc` (services and messages) to `engine`,
+which has its picture decoded by `imaging`, takes a model from `repository` and
+waits for a batch of `batching`, which a runner of `backends` runs on the graph of
+a `bundle`. `process` is one server of these, and `workers` are several.
+"""
 
 import os
 

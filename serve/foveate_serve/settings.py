@@ -18,9 +18,9 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 
+from foveate_serve.cores import CAN_PIN
 from foveate_serve.imaging.decode import MAX_PIXELS
-from foveate_serve.instances import CAN_PIN
-from foveate_serve.labels import VersionLabels
+from foveate_serve.repository.labels import VersionLabels
 
 ENV_PREFIX = "FOVEATE_SERVE_"
 

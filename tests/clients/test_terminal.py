@@ -38,6 +38,8 @@ def classify(server, coffee):
         ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, SIZE)
         environment = {**os.environ, "TERM": term, "COLORTERM": ""}
+        for name in ("COLUMNS", "LINES"):  # would be believed more than the terminal
+            environment.pop(name, None)
         with subprocess.Popen(
             [*command, *flags],
             stdin=theirs,

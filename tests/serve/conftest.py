@@ -13,11 +13,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from foveate_serve import warmup
 from foveate_serve.backends.base import Array, BackendError
 from foveate_serve.backends.onnxruntime.runner import OnnxRuntimeRunner
 from foveate_serve.bundle.bundle import Bundle
 from foveate_serve.bundle.golden import Golden, expect
+from foveate_serve.repository import warmup
 
 from ..waiting import LIMIT_SECONDS
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from foveate_serve.backends.base import Array
 from foveate_serve.backends.onnxruntime.runner import OnnxRuntimeRunner
+from foveate_serve.batching.policy import BatchPolicy
 from foveate_serve.bundle.bundle import Bundle
 from foveate_serve.classification import RawImage, Request
-from foveate_serve.engine import Engine, Limits
-from foveate_serve.fair import FairThreads
+from foveate_serve.engine.engine import Engine, Limits
+from foveate_serve.engine.fair import FairThreads
 from foveate_serve.niceness import DECODER, ENGINE, step_back
-from foveate_serve.policy import BatchPolicy
-from foveate_serve.repository import Repository
+from foveate_serve.repository.repository import Repository
 
 RED = Request(image=RawImage(height=8, width=8, channels=3, data=bytes([255, 0, 0]) * 64))
 

@@ -184,6 +184,8 @@ def test_a_refused_download_says_what_to_do(monkeypatch, tmp_path):
         monkeypatch.setenv(name.upper(), "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
+    # Made at the first download of the process, and kept with the proxies of then.
+    monkeypatch.setattr("urllib.request._opener", None)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     for name in ("timm:resnet18", "torchvision:resnet18"):

@@ -14,6 +14,7 @@ from foveate_serve.bench.results import OUTPUT_KINDS, Case, Configuration, Outpu
 from foveate_serve.bundle.bundle import Bundle
 from foveate_serve.bundle.golden import open_golden
 from foveate_serve.bundle.manifest import CAM_PREFIX, FEATURES_PREFIX, LOGITS_OUTPUT, Manifest
+from foveate_serve.cores import count_cores
 from foveate_serve.evaluation.accuracy import prepared
 from foveate_serve.evaluation.labelled import (
     ImageFolder,
@@ -21,8 +22,7 @@ from foveate_serve.evaluation.labelled import (
     NoPicturesError,
     open_folder,
 )
-from foveate_serve.folder import model_names, version_paths
-from foveate_serve.instances import count_cores
+from foveate_serve.repository.folder import model_names, version_paths
 
 ALL = "all"
 """Stands for every backend, and is none's name."""

@@ -18,7 +18,8 @@ from foveate_serve.classification import Answer
 from foveate_serve.errors import ServeError
 from foveate_serve.observe.triton import TritonNames
 from foveate_serve.observer import BatchRun, Observer
-from foveate_serve.repository import Repository, State
+from foveate_serve.repository.repository import Repository
+from foveate_serve.repository.versions import State
 from foveate_serve.rpc.errors import CODES
 from foveate_serve.rpc.interceptor import Call
 

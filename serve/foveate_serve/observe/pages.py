@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 from foveate_serve.access import AccessControl, Permission
 from foveate_serve.errors import ForbiddenError, ServeError
 from foveate_serve.observe.http import Response
-from foveate_serve.repository import State
+from foveate_serve.repository.versions import State
 from foveate_serve.settings import Settings
 
 _STYLE = """

@@ -7,7 +7,8 @@ from prometheus_client.registry import Collector
 from foveate.v1.model_pb2 import Batching
 from foveate_serve.observe.metrics import Metrics
 from foveate_serve.observe.pages import VersionRow
-from foveate_serve.repository import Repository, State
+from foveate_serve.repository.repository import Repository
+from foveate_serve.repository.versions import State
 from foveate_serve.rpc.convert import from_policy
 from foveate_serve.rpc.server import Server
 

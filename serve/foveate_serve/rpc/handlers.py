@@ -26,9 +26,9 @@ from foveate.v1.repository_service_pb2 import (
     UnloadModelRequest,
     UnloadModelResponse,
 )
-from foveate_serve.engine import Engine
+from foveate_serve.engine.engine import Engine
 from foveate_serve.errors import ForbiddenError
-from foveate_serve.repository import Repository
+from foveate_serve.repository.repository import Repository
 from foveate_serve.rpc import convert
 from foveate_serve.rpc.errors import status_errors
 

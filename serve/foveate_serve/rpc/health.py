@@ -10,7 +10,7 @@ from grpc_health.v1.health_pb2 import HealthListResponse as ListResponse  # type
 from grpc_health.v1.health_pb2_grpc import HealthServicer as HealthServicerBase
 
 from foveate_serve.observer import Changes
-from foveate_serve.repository import ModelStatus
+from foveate_serve.repository.versions import ModelStatus
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

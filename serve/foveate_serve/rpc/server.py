@@ -19,7 +19,7 @@ from foveate.v1 import classifier_service_pb2, repository_service_pb2
 from foveate.v1.classifier_service_pb2_grpc import add_ClassifierServiceServicer_to_server
 from foveate.v1.repository_service_pb2_grpc import add_RepositoryServiceServicer_to_server
 from foveate_serve.access import AccessControl
-from foveate_serve.engine import Engine
+from foveate_serve.engine.engine import Engine
 from foveate_serve.observer import Changes
 from foveate_serve.rpc.handlers import ClassifierHandler, RepositoryHandler
 from foveate_serve.rpc.health import HealthServicer

@@ -34,10 +34,11 @@ from foveate.v1.repository_service_pb2_grpc import (
     RepositoryServiceStub,
     add_RepositoryServiceServicer_to_server,
 )
-from foveate_serve.engine import Engine
+from foveate_serve.engine.engine import Engine
 from foveate_serve.observe.pages import VersionRow
 from foveate_serve.observe.source import describe_batching
-from foveate_serve.repository import Repository, State
+from foveate_serve.repository.repository import Repository
+from foveate_serve.repository.versions import State
 from foveate_serve.rpc.convert import MAX_PAGE_SIZE
 from foveate_serve.rpc.errors import status_errors
 from foveate_serve.rpc.handlers import ClassifierHandler, RepositoryHandler

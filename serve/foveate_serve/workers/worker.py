@@ -19,9 +19,9 @@ from typing import Any
 import grpc
 from pydantic import BaseModel
 
+from foveate_serve.cores import deal_cores
 from foveate_serve.errors import ServeError
 from foveate_serve.heap import bound_heap
-from foveate_serve.instances import deal_cores
 from foveate_serve.observe.logs import configure_logging
 from foveate_serve.process import (
     HungError,
@@ -31,7 +31,7 @@ from foveate_serve.process import (
     leave_at_once,
     run_until_signals,
 )
-from foveate_serve.repository import State
+from foveate_serve.repository.versions import State
 from foveate_serve.rpc.server import AddressError
 from foveate_serve.settings import Settings, SettingsError
 from foveate_serve.workers.peers import (

@@ -30,7 +30,7 @@ from foveate_serve.backends.base import BackendError, Runner
 from foveate_serve.backends.registry import create_runner
 from foveate_serve.backends.tensorrt import cuda, flavour
 from foveate_serve.bundle.bundle import Bundle
-from foveate_serve.warmup import warm_up
+from foveate_serve.repository.warmup import warm_up
 
 VERSION = "11.0.0"
 OUTPUTS = ("logits", "cam.cam", "features.planes")

@@ -14,8 +14,8 @@ from foveate_serve.bench import plan
 from foveate_serve.bench.plan import Choice, ChoiceError, PlanError, make_plan, output_names
 from foveate_serve.bundle.bundle import Bundle
 from foveate_serve.bundle.golden import Golden
+from foveate_serve.cores import count_cores
 from foveate_serve.evaluation.labelled import LabelledError, NoPicturesError
-from foveate_serve.instances import count_cores
 
 from .conftest import CPU_ONLY
 

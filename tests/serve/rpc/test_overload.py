@@ -21,10 +21,10 @@ from foveate.v1.classifier_service_pb2 import (
     RawImage,
 )
 from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
-from foveate_serve.engine import Engine, Limits
+from foveate_serve.batching.policy import BatchPolicy
+from foveate_serve.engine.engine import Engine, Limits
 from foveate_serve.observer import Changes, Observer
-from foveate_serve.policy import BatchPolicy
-from foveate_serve.repository import Repository
+from foveate_serve.repository.repository import Repository
 from foveate_serve.rpc.handlers import RepositoryHandler
 from foveate_serve.rpc.overload import METHODS, MODEL_KEY
 from foveate_serve.rpc.priority import PRIORITY_KEY

@@ -13,7 +13,7 @@ from foveate.v1.explanation_pb2 import CamOptions
 from foveate_serve import errors
 from foveate_serve.classification import CamRequest
 from foveate_serve.errors import InvalidRequestError, ServeError, clip, listing, quote
-from foveate_serve.repository import ModelStatus
+from foveate_serve.repository.versions import ModelStatus
 from foveate_serve.rpc import convert
 from foveate_serve.rpc.errors import CODES, INTERNAL, status_errors
 from foveate_serve.rpc.handlers import in_order

@@ -114,7 +114,9 @@ def test_compressed_data_is_whole(encoding: str) -> None:
         assert raised.value.code == grpc.StatusCode.INTERNAL
 
 
-@pytest.mark.parametrize("body", [b"text", gzip.compress(b"x")[:-4] + b"1234"])
+@pytest.mark.parametrize(
+    "body", [b"text", gzip.compress(b"x")[:-4] + b"1234"], ids=["no gzip", "another checksum"]
+)
 def test_other_data_is_an_error(body: bytes) -> None:
     with pytest.raises(MessageError, match="gzip") as raised:
         Message(bytearray(body), "gzip").inflated(LIMIT)

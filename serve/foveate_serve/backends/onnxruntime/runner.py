@@ -22,7 +22,7 @@ from foveate_serve.backends.onnxruntime.pruning import OnnxFile
 from foveate_serve.backends.onnxruntime.sharing import SharedWeights, nameless_file
 from foveate_serve.bundle.bundle import Bundle
 from foveate_serve.bundle.manifest import FEATURES_PREFIX, IMAGE_INPUT, LOGITS_OUTPUT
-from foveate_serve.instances import count_cores
+from foveate_serve.cores import count_cores
 
 GRAPHS = 4
 """Those of plain requests, of requests with maps by two methods, and with feature maps."""

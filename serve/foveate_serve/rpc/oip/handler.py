@@ -9,7 +9,7 @@ from google.rpc.code_pb2 import Code
 from foveate.inference import open_inference_pb2 as pb
 from foveate.status import StatusError
 from foveate.v1.repository_service_pb2 import ReloadModelRequest, UnloadModelRequest
-from foveate_serve.engine import Engine
+from foveate_serve.engine.engine import Engine
 from foveate_serve.errors import (
     InvalidRequestError,
     LoadingError,
@@ -17,7 +17,8 @@ from foveate_serve.errors import (
     clip,
     quote,
 )
-from foveate_serve.repository import LoadedModel, State
+from foveate_serve.repository.loaded import LoadedModel
+from foveate_serve.repository.versions import State
 from foveate_serve.rpc.errors import status_errors
 from foveate_serve.rpc.handlers import RepositoryHandler, in_order
 from foveate_serve.rpc.oip import description

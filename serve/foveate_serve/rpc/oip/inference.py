@@ -14,8 +14,8 @@ from foveate.inference.open_inference_pb2 import (
     ModelInferResponse,
 )
 from foveate_serve.bundle.manifest import CLASS_IDS_INPUT, IMAGE_INPUT, LOGITS_OUTPUT
+from foveate_serve.engine.graph import GraphRequest, GraphResult
 from foveate_serve.errors import InvalidRequestError, clip, quote
-from foveate_serve.graph import GraphRequest, GraphResult
 from foveate_serve.rpc.oip import tensors
 from foveate_serve.rpc.oip.tensors import BYTES, DATATYPES, InputTensor
 from foveate_serve.rpc.priority import priority_of

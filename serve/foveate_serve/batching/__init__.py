@@ -1,0 +1,1 @@
+"""From pictures that wait to batches that run."""

@@ -1,0 +1,135 @@
+"""Requests for the outputs of the graph itself, checked against the bundle."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate_serve.backends.base import graph_outputs
+from foveate_serve.bundle.manifest import CAM_PREFIX, FEATURES_PREFIX, LOGITS_OUTPUT, Manifest
+from foveate_serve.classification import ANSWER_BYTES, Answer
+from foveate_serve.engine.explain import ExplanationLimits
+from foveate_serve.errors import InvalidRequestError, clip, listing, quote
+
+BEST_CLASS = -1
+"""A class id of the graph: the best class of its picture."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class GraphRequest:
+    """Asks for outputs of the graph for one or more pictures.
+
+    `images` are encoded files, or the pixels of all, uint8 [N, height, width,
+    channels] of the classifier's size. `outputs` are names of the graph contract.
+    `class_ids`, int64 [N, K], are the classes that maps explain, with the
+    contract's negative values; None means the best class of each picture.
+    `model`, `version` and `priority` as in Request.
+    """
+
+    images: Sequence[bytes] | NDArray[np.uint8]
+    outputs: Sequence[str] = (LOGITS_OUTPUT,)
+    class_ids: NDArray[np.int64] | None = None
+    model: str = ""
+    version: str = ""
+    priority: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class GraphResult(Answer):
+    """The outputs asked for, by name, each float32 with the pictures as its first dimension.
+
+    The timing has the slowest picture of each stage.
+    """
+
+    outputs: Mapping[str, NDArray[np.float32]]
+    labels: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        """How many bytes of memory the answer takes, roughly."""
+        return ANSWER_BYTES + sum(output.nbytes for output in self.outputs.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphPlan:
+    """The outputs to compute, in the contract's order, and the class ids of each picture."""
+
+    outputs: tuple[str, ...]
+    class_ids: tuple[tuple[int, ...], ...]
+
+
+def plan(request: GraphRequest, manifest: Manifest, limits: ExplanationLimits) -> GraphPlan:
+    """Check a request against the bundle; raises InvalidRequestError."""
+    known = graph_outputs(manifest)
+    for index, name in enumerate(request.outputs):
+        if name not in known:
+            raise InvalidRequestError(
+                "OUTPUT_NOT_FOUND",
+                f"no output {quote(name)}; there are {listing(known)}",
+                field=f"outputs[{index}]",
+                metadata={"output": clip(name)},
+            )
+    _check_size(request, manifest, limits)
+    # In one order, so that requests for the same outputs share a batch.
+    outputs = tuple(name for name in known if name in request.outputs)
+    if request.class_ids is not None:
+        _check_class_ids(request.class_ids, len(request.images), manifest, limits)
+    if not any(name.startswith(CAM_PREFIX) for name in outputs):
+        class_ids: tuple[tuple[int, ...], ...] = ((),) * len(request.images)
+    elif request.class_ids is None:
+        class_ids = ((BEST_CLASS,),) * len(request.images)
+    else:
+        class_ids = tuple(tuple(row) for row in request.class_ids.tolist())
+    return GraphPlan(outputs=outputs, class_ids=class_ids)
+
+
+def _check_size(request: GraphRequest, manifest: Manifest, limits: ExplanationLimits) -> None:
+    size = len(request.images) * sum(
+        np.dtype(np.float32).itemsize * layer.channels * layer.height * layer.width
+        for layer in manifest.features
+        if FEATURES_PREFIX + layer.layer in request.outputs
+    )
+    if size > limits.max_feature_bytes:
+        raise InvalidRequestError(
+            "FEATURE_MAPS_TOO_LARGE",
+            f"the feature maps would have {size} bytes; "
+            f"the limit is {limits.max_feature_bytes} bytes",
+            field="outputs",
+            metadata={"limit": limits.max_feature_bytes},
+        )
+
+
+def _check_class_ids(
+    class_ids: NDArray[np.int64], images: int, manifest: Manifest, limits: ExplanationLimits
+) -> None:
+    if not manifest.cams:
+        raise InvalidRequestError(
+            "CLASS_IDS_UNUSED",
+            "the model has no maps that class ids could ask for",
+            field="class_ids",
+        )
+    if class_ids.ndim != 2 or len(class_ids) != images:
+        raise InvalidRequestError(
+            "SHAPE_MISMATCH",
+            f"the class ids have the shape {list(class_ids.shape)}; "
+            f"it must be [{images}, K], a row for each picture",
+            field="class_ids",
+            metadata={"limit": images},
+        )
+    if class_ids.shape[1] > limits.max_cam_classes:
+        raise InvalidRequestError(
+            "TOO_MANY_CAM_CLASSES",
+            f"{class_ids.shape[1]} classes to explain; the limit is {limits.max_cam_classes}",
+            field="class_ids",
+            metadata={"limit": limits.max_cam_classes},
+        )
+    low, high = -manifest.classes, manifest.classes - 1
+    for class_id in (int(class_ids.min()), int(class_ids.max())):
+        if not low <= class_id <= high:
+            raise InvalidRequestError(
+                "CLASS_ID_OUT_OF_RANGE",
+                f"the class id {class_id}; the limit is {low} to {high}",
+                field="class_ids",
+                metadata={"minimum": low, "limit": high},
+            )

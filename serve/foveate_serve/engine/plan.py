@@ -1,0 +1,64 @@
+"""A request for a classification, checked against the bundle that answers it."""
+
+from dataclasses import dataclass
+
+from foveate_serve.bundle.manifest import LOGITS_OUTPUT, Manifest
+from foveate_serve.classification import Request
+from foveate_serve.engine import explain
+from foveate_serve.engine.explain import CamPlan, ExplanationLimits, FeatureMapPlan
+from foveate_serve.errors import InvalidRequestError
+
+DEFAULT_TOP_K = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A request, checked against the bundle that answers it."""
+
+    top_k: int
+    cam: CamPlan | None
+    features: tuple[FeatureMapPlan, ...]
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The outputs of the graph that answer it."""
+        # The layers in one order, so that pictures asking for the same share a batch.
+        features = sorted(plan.output for plan in self.features)
+        return (LOGITS_OUTPUT, *([self.cam.output] if self.cam else []), *features)
+
+    @property
+    def class_ids(self) -> tuple[int, ...]:
+        """The classes whose maps are asked for."""
+        return self.cam.class_ids if self.cam else ()
+
+    @property
+    def ranks(self) -> int:
+        """How many of the best classes must be known; -1 asks for a map of the best, and so on."""
+        return max(self.top_k, -min(self.class_ids, default=0))
+
+    @property
+    def draws(self) -> bool:
+        """Whether its answer holds pictures."""
+        return self.cam is not None and self.cam.draws
+
+
+def make_plan(request: Request, manifest: Manifest, limits: ExplanationLimits) -> Plan:
+    """Check a request against the bundle; raises InvalidRequestError."""
+    return Plan(
+        top_k=_top_k(request.top_k, manifest.classes),
+        cam=explain.plan_cam(request.cam, manifest, limits),
+        features=explain.plan_features(request.feature_maps, manifest, limits),
+    )
+
+
+def _top_k(wanted: int | None, classes: int) -> int:
+    if wanted is None:
+        return min(DEFAULT_TOP_K, classes)
+    if not 1 <= wanted <= classes:
+        raise InvalidRequestError(
+            "TOP_K_OUT_OF_RANGE",
+            f"top_k is {wanted}; the limit is 1 to {classes}, the number of classes",
+            field="top_k",
+            metadata={"minimum": 1, "limit": classes},
+        )
+    return wanted

@@ -1,0 +1,1 @@
+"""The models on disk, and those of them that serve."""

@@ -1,0 +1,77 @@
+"""Labels that stand for versions of a model: `stable`, `canary`, or others of one's choice.
+
+A label begins with a letter and a version is a number, so a request can name
+either in the same field.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator
+
+from foveate_serve.bundle.manifest import Name, Positive
+from foveate_serve.errors import InvalidRequestError, clip, quote
+from foveate_serve.repository.folder import VERSION
+
+LATEST = "latest"
+"""What stands for the newest version, and cannot be a label."""
+
+STABLE = "stable"
+"""The label whose version answers when a request names none."""
+
+_LABEL = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+_ASSIGNMENT = re.compile(r"(?P<model>[^:=]+):(?P<label>[^:=]+)=(?P<version>[^:=]+)")
+
+
+def check_label(text: str) -> str:
+    """Return `text` where it may be a label; raises ValueError."""
+    if text == LATEST:
+        raise ValueError(f"{LATEST!r} stands for the newest version and cannot be a label")
+    if not _LABEL.fullmatch(text):
+        raise ValueError(
+            "a label is of at most 63 lower-case letters, digits, '-' and '_', "
+            "and begins with a letter"
+        )
+    return text
+
+
+def _read(value: object) -> object:
+    """Turn `MODEL:LABEL=VERSION,...`, as flags and the environment have it, into a mapping."""
+    if not isinstance(value, str):
+        return value
+    labels: dict[str, dict[str, str]] = {}
+    for part in filter(None, map(str.strip, value.split(","))):
+        match = _ASSIGNMENT.fullmatch(part)
+        if match is None:
+            raise ValueError(f"{part!r} is not MODEL:LABEL=VERSION")
+        labels.setdefault(match["model"], {})[match["label"]] = match["version"]
+    return labels
+
+
+Label = Annotated[str, AfterValidator(check_label)]
+
+VersionLabels = Annotated[Mapping[Name, Mapping[Label, Positive]], BeforeValidator(_read)]
+"""The labels by model, and the versions that they stand for."""
+
+
+def check_labels(labels: Mapping[str, str]) -> dict[str, int]:
+    """Return the numbers that a model's labels stand for; raises InvalidRequestError."""
+    numbers = {}
+    for label, version in labels.items():
+        field, metadata = "version_labels", {"label": clip(label)}
+        try:
+            check_label(label)
+        except ValueError as error:
+            raise InvalidRequestError(
+                "LABEL_INVALID", f"{quote(label)}: {error}", field=field, metadata=metadata
+            ) from error
+        if not VERSION.fullmatch(version):
+            raise InvalidRequestError(
+                "VERSION_INVALID",
+                f"the label {label!r} stands for {quote(version)}, which is no version's number",
+                field=field,
+                metadata=metadata,
+            )
+        numbers[label] = int(version)
+    return numbers
