@@ -3,6 +3,8 @@
 # makes it.
 VENV ?= .venv
 PYTHON ?= python3
+# Processes that share the tests; each takes up to 4 GB.
+WORKERS ?= 2
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
@@ -29,7 +31,7 @@ demo: $(ready) ## Train, export, serve and explain, on real pictures, into demo-
 	VENV=$(VENV) scripts/demo.sh demo-output
 
 test: $(ready) ## Run the tests
-	$(bin)/pytest
+	$(bin)/pytest --numprocesses $(WORKERS) --dist loadfile
 
 containers: $(ready) ## Build the images and prove the composition, with a Docker daemon
 	$(bin)/pytest tests/deploy/containers/prove_containers.py
