@@ -21,7 +21,7 @@ ratios are taken round by round. CPU time is that of the server's whole process
 tree, or of the loop's process; the load comes from this machine too. Before the
 clock starts the answers are checked: the first server's against the floor, the
 second's against the obvious loop and the photographs' classes, which are the
-names of their folders. The tables go into docs/serving/throughput.md as well.
+names of their folders. The tables go into docs/performance.md as well.
 """
 
 import argparse
@@ -68,7 +68,7 @@ from foveate_serve.bundle.bundle import Bundle
 from foveate_serve.evaluation.labelled import ImageFolder, open_folder
 
 RESULTS = Path(__file__).parent / "results" / "throughput.json"
-PAGE = pages.DOCS / "serving" / "throughput.md"
+PAGE = pages.DOCS / "performance.md"
 
 CONCURRENCIES = (1, 8, 32)
 COPIES = 3

@@ -1,6 +1,6 @@
-"""Writes docs/performance.md from the results that `foveate bench` left in results/bench.
+"""Writes docs/serving/backends.md from the results that `foveate bench` left in results/bench.
 
-python -m benchmarks.performance_page
+python -m benchmarks.backends_page
 
 Each folder there is the `--out` of one run.
 """
@@ -13,21 +13,16 @@ from foveate_serve.bench.files import TEXT_FILE
 from foveate_serve.bench.report import about, summary
 
 RESULTS = Path(__file__).parent / "results" / "bench"
-PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+PAGE = Path(__file__).parents[1] / "docs" / "serving" / "backends.md"
 
 _INTRODUCTION = """\
-# Performance
+# The backends compared
 
-<!-- Written by `python -m benchmarks.performance_page` from benchmarks/results/bench. -->
+<!-- Written by `python -m benchmarks.backends_page` from benchmarks/results/bench. -->
 
-What a request costs, where its time goes and what was tried to make it cheaper stands in
-[what a request costs](serving/throughput.md); the copies of its pixels, memory, start, workers,
-models and connections in [memory, start and scale](serving/scale.md); the comparison with
-Triton's core and MLServer in [load](client/load.md).
-
-Below is what [`foveate bench`](serving/bench.md) measured on the machines at hand. It measures the
-same on yours in one command. Every case, the roofline and the slowest operators stand in the
-reports.
+What [`foveate bench`](bench.md) measured on the machines at hand. It measures the same on yours in
+one command. Every case, the roofline and the slowest operators stand in the reports. What all of a
+request costs stands in [performance](../performance.md).
 """
 
 
@@ -36,7 +31,7 @@ def page(results: Path = RESULTS) -> str:
     parts = [_INTRODUCTION]
     for path in sorted(results.glob(f"*/{RESULTS_FILE}")):
         report = Report.read(path)
-        folder = f"../benchmarks/results/bench/{path.parent.name}"
+        folder = f"../../benchmarks/results/bench/{path.parent.name}"
         parts += [
             f"## {path.parent.name}\n",
             f"{about(report)} [All of it]({folder}/{TEXT_FILE}).\n",

@@ -1,6 +1,6 @@
-"""The page of performance is what the results say."""
+"""The page of the backends is what the results say."""
 
-from benchmarks.performance_page import PAGE, RESULTS, page
+from benchmarks.backends_page import PAGE, RESULTS, page
 
 from foveate_serve.bench.document import RESULTS_FILE, Report
 from foveate_serve.bench.files import TEXT_FILE

@@ -1,0 +1,255 @@
+"""Where a request's time goes: decoding, resizing, the queue, the engine, encoding, gRPC.
+
+python -m benchmarks.stages [--repository DIR] [--images DIR] [--calibration DIR]
+                            [--requests N] [--rounds N] [--page FILE]
+
+Photographs and digits are sent to `foveate serve`, one at a time and 32 at once,
+with `timing` set: what each answer says of its stages is what passed within the
+server, and what is left of the time that the client waited is gRPC's, on both
+sides and on the wire. Of the server's processor time a request, the parts are
+what decoding, resizing and the engine take in a process that does nothing else
+(`benchmarks.parts`), and the rest is what is left: gRPC, Python, the queue, and the
+answer. The cases take turns in each round, and medians of the rounds are written.
+Every answer is compared with the first of its picture.
+"""
+
+import argparse
+import asyncio
+import os
+import statistics
+import tempfile
+import textwrap
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+from rich.console import Console
+from rich.progress import track
+
+from benchmarks import machine, pages, parts, script
+from benchmarks.digits import NAME as LENET
+from benchmarks.digits import export_lenet, write_digits
+from benchmarks.request_cost import MODEL, read_pictures
+from benchmarks.server import HELD, Server, serving
+from benchmarks.throughput import export_chosen
+from foveate.v1.classifier_service_pb2 import ClassifyRequest, Timing
+from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
+from foveate.v1.explanation_pb2 import (
+    HEATMAP_FORM_OVERLAY,
+    PICTURE_ENCODING_JPEG,
+    CamOptions,
+)
+
+RESULTS = Path(__file__).parent / "results" / "stages.json"
+PAGE = pages.DOCS / "performance.md"
+
+CONCURRENCIES = (1, 32)
+CHOSEN = "a photograph, as chosen"
+STAGES = ("decode", "queue", "infer", "encode")
+DIGITS = 256
+TIMEOUT = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What is asked, of which server, and the bundle that answers."""
+
+    server: Server
+    requests: Sequence[ClassifyRequest]
+    bundle: Path
+    pictures: Path
+    times: int = 1
+    """How often it is asked for one request of the others."""
+
+
+@dataclass
+class Times:
+    """What the requests of a measurement took, in seconds, and what ran the last of them."""
+
+    columns: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    backend: str = ""
+    variant: str = ""
+
+    def add(self, latency: float, timing: Timing) -> None:
+        """Note how long the client waited, and what the answer says of it."""
+        for stage in STAGES:
+            self.columns[stage].append(_seconds(getattr(timing, stage)))
+        self.columns["grpc"].append(latency - _seconds(timing.total))
+        self.columns["all"].append(latency)
+        self.backend, self.variant = timing.backend, timing.variant
+
+    def medians_ms(self) -> dict[str, float]:
+        """Return the medians in milliseconds."""
+        return {name: round(1000 * statistics.median(x), 3) for name, x in self.columns.items()}
+
+
+async def ask(case: Case, concurrency: int, count: int) -> Times:
+    """Ask `count` times, so many at once; raises AssertionError where an answer differs."""
+    times = Times()
+    best: dict[int, int] = {}
+    left = islice(cycle(enumerate(case.requests)), count)
+    async with grpc.aio.insecure_channel(case.server.address) as channel:
+        stub: Any = ClassifierServiceStub(channel)
+
+        async def caller() -> None:
+            for number, request in left:
+                started = time.perf_counter()
+                answer = await stub.Classify(request, timeout=TIMEOUT)
+                times.add(time.perf_counter() - started, answer.timing)
+                found = answer.predictions[0].class_id
+                assert best.setdefault(number, found) == found, "an answer differs from the first"
+
+        async with asyncio.TaskGroup() as callers:
+            for _ in range(concurrency):
+                callers.create_task(caller())
+    return times
+
+
+def measure_case(case: Case, requests: int) -> dict[str, Any]:
+    """Return the medians of the stages, and the CPU-ms of a request, 32 at once, and its parts."""
+    asyncio.run(ask(case, CONCURRENCIES[-1], len(case.requests)))  # warms up
+    stages, cpu, times = {}, 0.0, Times()
+    for concurrency in CONCURRENCIES:
+        before = case.server.cpu_seconds()
+        times = asyncio.run(ask(case, concurrency, case.times * requests))
+        cpu = 1000 * (case.server.cpu_seconds() - before) / (case.times * requests)
+        stages[str(concurrency)] = times.medians_ms()
+    alone = parts.measure(case.bundle, case.pictures, variant=times.variant, backend=times.backend)
+    costs = {**alone, "rest": cpu - sum(alone.values()), "all": cpu}
+    return {
+        "backend": times.backend,
+        "variant": times.variant,
+        "stages_ms": stages,
+        "cpu_ms": costs,
+    }
+
+
+def middle(rounds: Sequence[Any]) -> Any:
+    """Return the medians of the numbers in what each round gave; the rest is that of the first."""
+    first = rounds[0]
+    if isinstance(first, dict):
+        return {key: middle([one[key] for one in rounds]) for key in first}
+    return first if isinstance(first, str) else round(statistics.median(rounds), 3)
+
+
+def _seconds(duration: Any) -> float:
+    seconds: float = duration.seconds + duration.nanos / 1e9
+    return seconds
+
+
+@contextmanager
+def running(options: argparse.Namespace) -> Iterator[dict[str, Case]]:
+    """Start the servers, and return what they are asked."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        (bundle,) = (options.repository / MODEL).glob("[0-9]*")
+        export_chosen(folder / "chosen", options.calibration)
+        lenet, digits = export_lenet(folder / "lenet"), folder / "digits"
+        digits.mkdir()
+        files = {"photograph": read_pictures(options.images), "digit": write_digits(digits, DIGITS)}
+        overlays = CamOptions(top=5, forms=[HEATMAP_FORM_OVERLAY], encoding=PICTURE_ENCODING_JPEG)
+        server = stack.enter_context(serving(options.repository, *HELD))
+        chosen = stack.enter_context(serving(folder / "chosen"))
+        small = stack.enter_context(serving(lenet.parents[1], "--engine-timeout", "0"))
+
+        def ask_of(model: str, kind: str, cam: CamOptions | None = None) -> list[ClassifyRequest]:
+            return [
+                ClassifyRequest(model=model, encoded=data, cam=cam, timing=True)
+                for data in files[kind]
+            ]
+
+        photograph: dict[str, Path] = {"bundle": bundle, "pictures": Path(options.images)}
+        yield {
+            "a photograph": Case(server=server, requests=ask_of(MODEL, "photograph"), **photograph),
+            "with five overlays": Case(
+                server=server, requests=ask_of(MODEL, "photograph", overlays), **photograph
+            ),
+            CHOSEN: Case(
+                server=chosen,
+                requests=ask_of(MODEL, "photograph"),
+                bundle=folder / "chosen" / MODEL / "1",
+                pictures=options.images,
+            ),
+            "a digit": Case(
+                server=small,
+                requests=ask_of(LENET, "digit"),
+                bundle=lenet,
+                pictures=digits,
+                times=10,
+            ),
+        }
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure every case."""
+    load = os.getloadavg()[0]
+    with running(options) as cases:
+        rounds = [
+            {name: measure_case(case, options.requests) for name, case in cases.items()}
+            for _ in track(range(options.rounds), "rounds", console=Console(stderr=True))
+        ]
+    return {
+        "benchmark": "stages",
+        "requests": options.requests,
+        "rounds": options.rounds,
+        "cases": middle(rounds),
+        "load_average_before": round(load, 2),
+        "machine": machine.describe(),
+    }
+
+
+def page_part(result: Mapping[str, Any]) -> str:
+    """Return what the page says of a result."""
+    described, cases = result["machine"], result["cases"]
+    about = (
+        f"Medians of {result['rounds']} rounds of {result['requests']} requests, in ms, on "
+        f"{described['cores']} cores of an "
+        f"{described['processor']}, which the client takes its share of; the load average before "
+        f"was {result['load_average_before']:.1f}. What was chosen is "
+        f"{cases[CHOSEN]['variant']} in {cases[CHOSEN]['backend']}; the others are fp32 in "
+        "onnxruntime."
+    )
+    waited = [
+        [f"{name}, {'alone' if at == '1' else f'{at} at once'}"]
+        + [f"{found[stage]:.2f}" for stage in (*STAGES, "grpc", "all")]
+        for name, case in cases.items()
+        for at, found in case["stages_ms"].items()
+    ]
+    costs = [
+        [name, *(f"{case['cpu_ms'][part]:.2f}" for part in (*parts.PARTS, "rest", "all"))]
+        for name, case in cases.items()
+    ]
+    return "\n\n".join(
+        [
+            textwrap.fill(about, 100),
+            pages.table(
+                ["", "decode, resize", "queue", "engine", "encode", "gRPC", "in all"], waited
+            ),
+            "CPU-ms of the server, 32 at once:",
+            pages.table(["", "decode", "resize", "engine", "the rest", "in all"], costs),
+        ]
+    )
+
+
+def main() -> None:
+    """Parse the command line, measure, write the results and print them."""
+    parser = script.parser(__doc__ or "", out=RESULTS, page=PAGE)
+    parser.add_argument(
+        "--calibration", type=Path, default=os.environ.get("FOVEATE_CALIBRATION_DIR")
+    )
+    parser.add_argument("--requests", type=int, default=300)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = script.parse(parser)
+    if options.calibration is None:
+        parser.error("--calibration DIR is needed where FOVEATE_CALIBRATION_DIR is not set")
+    script.finish(measure(options), page_part, options)
+
+
+if __name__ == "__main__":
+    main()
