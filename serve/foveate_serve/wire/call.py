@@ -91,7 +91,8 @@ class Call(Stream, grpc.aio.ServicerContext[Any, Any]):
         budget: Budget,
         deadlines: Deadlines,
     ) -> None:
-        super().__init__(connection, number)
+        super().__init__(number, connection.sender.stream_window)
+        self.connection = connection
         self._head = head
         self._find = find
         self._limit = max_message_bytes
