@@ -12,6 +12,7 @@ from foveate_client._client import DEFAULT_TIMEOUT, Client
 from foveate_client._connection import ConnectionOptions, Credentials
 from foveate_client._exceptions import CallError, FoveateError
 from foveate_client._repository import RepositoryClient
+from foveate_client.commands._numbers import above_zero
 
 TOKEN_VARIABLE = "FOVEATE_TOKEN"  # noqa: S105 - its name, not its value
 
@@ -26,7 +27,7 @@ def add_source_arguments(parser: argparse.ArgumentParser, *, required: bool = Tr
     parser.add_argument(
         "--timeout",
         metavar="SECONDS",
-        type=seconds,
+        type=above_zero,
         default=DEFAULT_TIMEOUT,
         help="the longest wait for an answer (default: %(default)g)",
     )
@@ -135,11 +136,3 @@ def describe(error: FoveateError) -> str:
 def complain(parser: argparse.ArgumentParser, message: str) -> None:
     """Tell a person on stderr that something failed."""
     print(f"{parser.prog}: {message}", file=sys.stderr)
-
-
-def seconds(text: str) -> float:
-    """Read a time from the command line; the type of an argument."""
-    number = float(text)
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be above 0 seconds, not {text}")
-    return number

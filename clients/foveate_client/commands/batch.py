@@ -32,6 +32,7 @@ from foveate_client.batch.classes import Classes, read_names
 from foveate_client.batch.evaluation import Evaluation
 from foveate_client.batch.rows import LAST, Plan
 from foveate_client.batch.run import Finished, Outputs, classify_all, finish
+from foveate_client.commands._numbers import not_negative, positive
 from foveate_client.commands._shared import (
     add_source_arguments,
     complain,
@@ -372,30 +373,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--in-flight",
         metavar="N",
-        type=_positive,
+        type=positive,
         default=IN_FLIGHT,
         help="pictures held at once (default: %(default)s)",
     )
     parser.add_argument(
         "--patience",
         metavar="SECONDS",
-        type=_not_negative,
+        type=not_negative,
         default=PATIENCE,
         help="how long to try again when the server is away or full (default: %(default)g)",
     )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
-    return number
-
-
-def _not_negative(text: str) -> float:
-    seconds = float(text)
-    if not 0 <= seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"must not be below 0 seconds, not {text}")
-    return seconds

@@ -5,19 +5,24 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import grpc.aio
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from foveate_client._connection import Credentials
 from foveate_client._exceptions import FoveateError
 from foveate_client._grpc import PLAINTEXT
 from foveate_client._throttle import Throttling
+from foveate_client.commands._load_report import (
+    Outcome,
+    Target,
+    as_ms,
+    curves,
+    record,
+    table_of,
+    warn,
+)
+from foveate_client.commands._numbers import above_zero, not_negative, positive, share
 from foveate_client.commands._shared import (
     add_security_arguments,
     complain,
@@ -26,7 +31,7 @@ from foveate_client.commands._shared import (
 )
 from foveate_client.load.driver import Driver, connect
 from foveate_client.load.plot import save_plot
-from foveate_client.load.recorder import PERCENTILES, Latencies, Measurement
+from foveate_client.load.recorder import Measurement
 from foveate_client.load.search import Objective, Step, find_rate
 from foveate_client.load.workload import (
     Mix,
@@ -37,36 +42,8 @@ from foveate_client.load.workload import (
 
 FOVEATE, OIP = "foveate", "oip"
 
-_SHOWN = (50.0, 90.0, 95.0, 99.0, 99.9)
-_LATE_SHARE = 0.1
-"""The generator's own delay that is worth a word, as a share of the median latency."""
 _START_RATE = 10.0
 _READY_SECONDS = 10.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Target:
-    """A server to drive."""
-
-    address: str
-    protocol: str
-    model: str
-    credentials: Credentials = PLAINTEXT
-
-    @property
-    def name(self) -> str:
-        return f"{self.address} ({self.protocol})"
-
-
-@dataclass(kw_only=True)
-class _Outcome:
-    """What was measured of one target; `steps` and `found` are those of a search."""
-
-    target: _Target
-    model: str
-    measurement: Measurement = field(default_factory=Measurement)
-    steps: list[Step] = field(default_factory=list)
-    found: Step | None = None
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -86,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         outcomes = asyncio.run(_measure(targets, options, console))
         if options.plot is not None:
-            save_plot(options.plot, _curves(outcomes))
+            save_plot(options.plot, curves(outcomes))
     except FoveateError as error:
         complain(parser, describe(error))
         return 1
@@ -98,11 +75,11 @@ def main(arguments: Sequence[str]) -> int:
         complain(parser, f"{error.strerror}{place}")
         return 1
     if options.json:
-        print(json.dumps({"targets": [_record(outcome, options) for outcome in outcomes]}))
+        print(json.dumps({"targets": [record(outcome, options) for outcome in outcomes]}))
     else:
-        Console(highlight=False).print(_table(outcomes))
+        Console(highlight=False).print(table_of(outcomes))
     for outcome in outcomes:
-        _warn(console, outcome)
+        warn(console, outcome)
     unmet = options.find_rate and any(outcome.found is None for outcome in outcomes)
     unanswered = any(not outcome.measurement.completed for outcome in outcomes)
     return 1 if unmet or unanswered else 0
@@ -129,9 +106,9 @@ def _require_sense(parser: argparse.ArgumentParser, options: argparse.Namespace)
         parser.error("--compare-protocol and --compare-model need --compare")
 
 
-def _targets(options: argparse.Namespace) -> list[_Target]:
+def _targets(options: argparse.Namespace) -> list[Target]:
     """Return the servers to drive. Raises ValueError and OSError, as `connection_options` does."""
-    first = _Target(
+    first = Target(
         address=options.address,
         protocol=options.protocol,
         model=options.model,
@@ -141,7 +118,7 @@ def _targets(options: argparse.Namespace) -> list[_Target]:
     if options.compare is None:
         return [first]
     # Without credentials: those of one server are not shown to another.
-    second = _Target(
+    second = Target(
         address=options.compare,
         protocol=options.compare_protocol or options.protocol,
         model=options.model if options.compare_model is None else options.compare_model,
@@ -150,8 +127,8 @@ def _targets(options: argparse.Namespace) -> list[_Target]:
 
 
 async def _measure(
-    targets: Sequence[_Target], options: argparse.Namespace, console: Console
-) -> list[_Outcome]:
+    targets: Sequence[Target], options: argparse.Namespace, console: Console
+) -> list[Outcome]:
     """Measure the targets, in turn and `--rounds` times where there are two."""
     pictures = read_pictures(options.images)
     async with AsyncExitStack() as stack:
@@ -174,8 +151,8 @@ async def _measure(
 
 @asynccontextmanager
 async def _driving(
-    target: _Target, pictures: Sequence[bytes], options: argparse.Namespace
-) -> AsyncIterator[tuple[Driver, _Outcome]]:
+    target: Target, pictures: Sequence[bytes], options: argparse.Namespace
+) -> AsyncIterator[tuple[Driver, Outcome]]:
     async with connect(target.address, options.connections, target.credentials) as channels:
         for channel in channels:
             try:
@@ -206,7 +183,7 @@ async def _driving(
                 timeout=options.timeout,
             )
         driver = Driver(channels, workload, timeout=options.timeout, seed=options.seed)
-        yield driver, _Outcome(target=target, model=workload.model)
+        yield driver, Outcome(target=target, model=workload.model)
 
 
 async def _one(driver: Driver, options: argparse.Namespace) -> Measurement:
@@ -220,7 +197,7 @@ async def _one(driver: Driver, options: argparse.Namespace) -> Measurement:
 
 
 async def _search(
-    driver: Driver, outcome: _Outcome, options: argparse.Namespace, console: Console
+    driver: Driver, outcome: Outcome, options: argparse.Namespace, console: Console
 ) -> None:
     async def measure(rate: float) -> Measurement:
         return await driver.open(rate, seconds=options.duration, warmup=options.warmup)
@@ -230,7 +207,7 @@ async def _search(
         p99 = step.measurement.overall.percentiles([99.0]).get(99.0)
         console.print(
             f"{outcome.target.name}: {step.rate:.1f} requests/s, p99 "
-            f"{'none' if p99 is None else _ms(p99)}, errors {step.measurement.error_share:.2%}: "
+            f"{'none' if p99 is None else as_ms(p99)}, errors {step.measurement.error_share:.2%}: "
             f"{'held' if step.holds else 'broken'}",
             style="dim",
         )
@@ -241,134 +218,6 @@ async def _search(
     )
     if outcome.found is not None:
         outcome.measurement = outcome.found.measurement
-
-
-def _curves(outcomes: Sequence[_Outcome]) -> dict[str, Latencies]:
-    several = len(outcomes) > 1
-    return {
-        f"{outcome.target.name}, {kind}" if several else kind: latencies
-        for outcome in outcomes
-        for kind, latencies in outcome.measurement.latencies.items()
-    }
-
-
-def _table(outcomes: Sequence[_Outcome]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("")
-    for outcome in outcomes:
-        table.add_column(Text(outcome.target.name), justify="right")
-    if len(outcomes) == 2:
-        table.add_column("second / first", justify="right")
-    overall = [outcome.measurement.overall for outcome in outcomes]
-    if any(outcome.steps for outcome in outcomes):
-        _add_row(
-            table,
-            "highest rate that holds",
-            [None if x.found is None else x.found.rate for x in outcomes],
-            lambda rate: f"{rate:.1f}/s",
-        )
-    _add_row(table, "answered", [x.measurement.rate for x in outcomes], lambda x: f"{x:.1f}/s")
-    _add_latencies(table, "", overall)
-    kinds = list(dict.fromkeys(kind for x in outcomes for kind in x.measurement.latencies))
-    if len(kinds) > 1:
-        for kind in kinds:
-            _add_latencies(
-                table, f"{kind}, ", [x.measurement.latencies.get(kind) for x in outcomes]
-            )
-    table.add_row("requests", *(f"{x.measurement.requests:,}" for x in outcomes))
-    for code in sorted({code for x in outcomes for code in x.measurement.errors}):
-        table.add_row(code, *(f"{x.measurement.errors[code]:,}" for x in outcomes))
-    if any(x.measurement.held_back for x in outcomes):
-        table.add_row("of these held back", *(f"{x.measurement.held_back:,}" for x in outcomes))
-    return table
-
-
-def _add_latencies(table: Table, prefix: str, found: Sequence[Latencies | None]) -> None:
-    present = [None if x is None or not len(x) else x for x in found]
-    shares = [None if x is None else x.percentiles(_SHOWN) for x in present]
-    _add_row(table, f"{prefix}mean", [None if x is None else x.mean for x in present], _ms)
-    for share in _SHOWN:
-        values = [None if x is None else x[share] for x in shares]
-        _add_row(table, f"{prefix}p{share:g}", values, _ms)
-    _add_row(table, f"{prefix}largest", [None if x is None else x.maximum for x in present], _ms)
-
-
-def _add_row(table: Table, name: str, values: Sequence[float | None], form: Any) -> None:
-    cells = ["" if value is None else form(value) for value in values]
-    if len(values) == 2:
-        first, second = values
-        cells.append(f"{second / first:.2f}" if first and second is not None else "")
-    table.add_row(name, *cells)
-
-
-def _ms(seconds: float) -> str:
-    return f"{1000 * seconds:.2f} ms"
-
-
-def _warn(console: Console, outcome: _Outcome) -> None:
-    overall, delays = outcome.measurement.overall, outcome.measurement.delays
-    if not len(overall):
-        return
-    late, median = delays.percentiles([99.0])[99.0], overall.percentiles([50.0])[50.0]
-    if late > _LATE_SHARE * median:
-        console.print(
-            f"{outcome.target.name}: this program was itself up to {_ms(late)} late in 99 % of "
-            "the requests, which their latencies include; give it a processor of its own, or "
-            "a lower rate",
-            style="yellow",
-        )
-
-
-def _record(outcome: _Outcome, options: argparse.Namespace) -> dict[str, Any]:
-    measurement = outcome.measurement
-    record: dict[str, Any] = {
-        "address": outcome.target.address,
-        "protocol": outcome.target.protocol,
-        "model": outcome.model,
-        "loop": "closed" if options.rate is None and not options.find_rate else "open",
-        "connections": options.connections,
-        "seconds": measurement.seconds,
-        "requests": measurement.requests,
-        "completed": measurement.completed,
-        "rate": measurement.rate,
-        "errors": dict(sorted(measurement.errors.items())),
-        "held_back": measurement.held_back,
-        "latency_ms": _latency_record(measurement.overall),
-        "kinds": {
-            kind: _latency_record(latencies) for kind, latencies in measurement.latencies.items()
-        },
-        "generator_delay_ms": _latency_record(measurement.delays),
-    }
-    if options.find_rate:
-        record["offered_rate"] = None if outcome.found is None else outcome.found.rate
-        record["objective_p99_ms"] = options.p99
-        record["steps"] = [
-            {
-                "rate": step.rate,
-                "holds": step.holds,
-                "errors": step.measurement.errors.total(),
-                "latency_ms": _latency_record(step.measurement.overall),
-            }
-            for step in outcome.steps
-        ]
-    elif options.rate is not None:
-        record["offered_rate"] = options.rate
-    else:
-        record["concurrency"] = options.concurrency
-    return record
-
-
-def _latency_record(latencies: Latencies) -> dict[str, float] | None:
-    if not len(latencies):
-        return None
-    found = latencies.percentiles(PERCENTILES)
-    return {
-        "count": len(latencies),
-        "mean": 1000 * latencies.mean,
-        "minimum": 1000 * latencies.minimum,
-        **{f"p{share:g}": 1000 * seconds for share, seconds in found.items()},
-        "maximum": 1000 * latencies.maximum,
-    }
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -385,14 +234,14 @@ def _parser() -> argparse.ArgumentParser:
     loop.add_argument(
         "--concurrency",
         metavar="N",
-        type=_positive,
+        type=positive,
         default=1,
         help="closed loop: keep this many requests going (default: %(default)s)",
     )
     loop.add_argument(
         "--rate",
         metavar="R",
-        type=_above_zero,
+        type=above_zero,
         help="open loop: requests a second, arriving as a Poisson process; with --find-rate, "
         "the first rate tried",
     )
@@ -407,47 +256,47 @@ def _parser() -> argparse.ArgumentParser:
         help="hold requests back from a server that refuses, as a client with Throttling does",
     )
     parser.add_argument(
-        "--p99", metavar="MS", type=_above_zero, help="the objective: 99 %% are answered within"
+        "--p99", metavar="MS", type=above_zero, help="the objective: 99 %% are answered within"
     )
     parser.add_argument(
         "--duration",
         metavar="SECONDS",
-        type=_above_zero,
+        type=above_zero,
         default=10.0,
         help="how long to measure, for each rate and round (default: %(default)g)",
     )
     parser.add_argument(
         "--warmup",
         metavar="SECONDS",
-        type=_not_negative,
+        type=not_negative,
         default=2.0,
         help="how long to send before that (default: %(default)g)",
     )
     parser.add_argument(
         "--connections",
         metavar="N",
-        type=_positive,
+        type=positive,
         default=1,
         help="connections, used in turn (default: %(default)s)",
     )
     parser.add_argument(
         "--timeout",
         metavar="SECONDS",
-        type=_above_zero,
+        type=above_zero,
         default=30.0,
         help="the deadline of each request (default: %(default)g)",
     )
     parser.add_argument(
         "--cam-share",
         metavar="SHARE",
-        type=_share,
+        type=share,
         default=0.0,
         help="the share of requests, from 0 to 1, that ask for an activation map",
     )
     parser.add_argument(
         "--feature-map-share",
         metavar="SHARE",
-        type=_share,
+        type=share,
         default=0.0,
         help="the share of requests, from 0 to 1, that ask for a feature map",
     )
@@ -475,7 +324,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--rounds",
         metavar="N",
-        type=_positive,
+        type=positive,
         default=3,
         help="with --compare, how often each is measured (default: %(default)s)",
     )
@@ -488,31 +337,3 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_security_arguments(parser)
     return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
-    return number
-
-
-def _above_zero(text: str) -> float:
-    number = float(text)
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
-    return number
-
-
-def _not_negative(text: str) -> float:
-    number = float(text)
-    if not 0 <= number < float("inf"):
-        raise argparse.ArgumentTypeError(f"must not be below 0, not {text}")
-    return number
-
-
-def _share(text: str) -> float:
-    number = float(text)
-    if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"must be from 0 to 1, not {text}")
-    return number

@@ -1,0 +1,35 @@
+"""Numbers on the command line: the types of arguments."""
+
+import argparse
+
+
+def positive(text: str) -> int:
+    """Read a count."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+    return number
+
+
+def above_zero(text: str) -> float:
+    """Read a rate or another number that cannot be 0."""
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
+    return number
+
+
+def not_negative(text: str) -> float:
+    """Read a number that may be 0."""
+    number = float(text)
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must not be below 0, not {text}")
+    return number
+
+
+def share(text: str) -> float:
+    """Read a part of a whole."""
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 1, not {text}")
+    return number
