@@ -8,7 +8,8 @@ names, and with 1, 10, 100 and 1,000 connections from this process, each with a
 subchannel of its own. Each round asks every one of them, one after another, in an
 order that changes: 32 requests at once over all connections in turn, for digits and
 for photographs, of the models for those of all of them in turn and then for digits of
-one while the others idle. Taken are the CPU time of the server's whole process tree and the
+one while the others idle, of the workers over one connection besides, which leaves all
+but one of them idle. Taken are the CPU time of the server's whole process tree and the
 time on the clock. What a request costs is set against the first of each kind
 within a round: the median of the ratios, with its confidence interval.
 
@@ -58,6 +59,7 @@ WANTED = 1.15
 
 KINDS = {
     "workers, digits": ("workers", WORKERS),
+    "workers, digits for one": ("workers", WORKERS),
     "workers, photographs": ("workers", WORKERS),
     "models, digits of all": ("models", MODELS),
     "models, digits of one": ("models", MODELS),
@@ -115,17 +117,24 @@ async def measure(repository: Path, images: Path, rounds: int) -> dict[str, obje
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
 
+        async def ways(server: Server, connections: int) -> list[Call]:
+            channels = await stack.enter_async_context(connect(server.address, connections))
+            await asyncio.gather(*(channel.channel_ready() for channel in channels))
+            return calls(channels)
+
         async def start(where: Path, connections: int, *flags: str) -> tuple[Server, list[Call]]:
             log = folder / "log"
             server = stack.enter_context(serving(where, *HELD, *flags, log=log))
-            channels = await stack.enter_async_context(connect(server.address, connections))
-            await asyncio.gather(*(channel.channel_ready() for channel in channels))
-            return server, calls(channels)
+            return server, await ways(server, connections)
 
         for number in WORKERS:
             server = await start(repository, CONCURRENCY, "--workers", str(number))
             cases[f"workers, digits: {number}"] = Case(*server, cycle(numbers), SMALL)
             cases[f"workers, photographs: {number}"] = Case(*server, cycle(pictures), LARGE)
+            one = await ways(server[0], 1)
+            cases[f"workers, digits for one: {number}"] = Case(
+                server[0], one, cycle(numbers), SMALL
+            )
         for number in MODELS:
             where = folder / f"digits-{number}"
             names = copies(small, number, where)
