@@ -61,7 +61,7 @@ _HELLO = frames.settings(_OUR_SETTINGS) + frames.window_update(
 
 
 class Connection(asyncio.BufferedProtocol):
-    """Takes frames apart and puts them together.
+    """Takes the frames that come apart; what goes is its `sender`'s.
 
     `accept` makes the stream of a call from its head. What is read goes through
     `buffer`, which all connections of an event loop may share: nothing of it is

@@ -58,7 +58,7 @@ class Sender:
     def headers(self, stream: Stream, block: bytes) -> None:
         """Send a header block that does not end the stream."""
         if not stream.closed:
-            self.emit(self._headers(stream.number, block, 0))
+            self.emit(self._header_frames(stream.number, block, 0))
 
     def data(self, stream: Stream, data: bytes) -> None:
         """Send bytes, as soon as the windows let them."""
@@ -205,7 +205,7 @@ class Sender:
             if stream.outbox:
                 self._pump(stream)
 
-    def _headers(self, number: int, block: bytes, flags: int) -> bytes:
+    def _header_frames(self, number: int, block: bytes, flags: int) -> bytes:
         block, self._table_update = self._table_update + block, b""
         size = self._frame_bytes
         if len(block) <= size:
@@ -244,7 +244,7 @@ class Sender:
                 stream.outbox[0] = chunk[room:]
         self._blocked.pop(stream.number, None)
         if stream.trailers is not None:
-            self.emit(self._headers(stream.number, stream.trailers, Flag.END_STREAM))
+            self.emit(self._header_frames(stream.number, stream.trailers, Flag.END_STREAM))
             self._finished(stream)
         else:
             self._tell_drained(stream)
