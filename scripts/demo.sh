@@ -35,7 +35,9 @@ export_once package:efficientnet_lite0 efficientnet_lite0
 
 step "3. Serve both"
 "$bin/python" scripts/demo_pictures.py "$out/pictures"
-foveate serve --repository "$repository" --address 127.0.0.1:0 >"$out/server.txt" 2>"$out/server.log" &
+rm -f "$out/server.txt" # or the address of the last run would be taken
+# Not by the function: a shell of its own would be stopped, and the server left running.
+"$bin/foveate" serve --repository "$repository" --address 127.0.0.1:0 >"$out/server.txt" 2>"$out/server.log" &
 server=$!
 trap 'kill $server 2>/dev/null; wait $server 2>/dev/null || true' EXIT
 until [ -s "$out/server.txt" ]; do
