@@ -238,7 +238,7 @@ def test_a_folder_that_cannot_be_made_is_a_failure(run, coffee, tmp_path):
     [
         (["-", "-"], "only once"),
         (["cat.jpg", "--channels", "1"], "needs --feature-maps"),
-        (["cat.jpg", "--timeout", "0"], "above 0, not 0"),
+        (["cat.jpg", "--timeout", "0"], "above 0 seconds"),
         (["cat.jpg", "--classes", "cat"], "--classes"),
         (["cat.jpg", "--repository", "models"], "not allowed with"),
     ],

@@ -12,7 +12,7 @@ from foveate_client._client import DEFAULT_TIMEOUT, Client
 from foveate_client._connection import ConnectionOptions, Credentials
 from foveate_client._exceptions import CallError, FoveateError
 from foveate_client._repository import RepositoryClient
-from foveate_client.commands._numbers import above_zero
+from foveate_client.commands._numbers import seconds
 
 TOKEN_VARIABLE = "FOVEATE_TOKEN"  # noqa: S105 - its name, not its value
 
@@ -27,7 +27,7 @@ def add_source_arguments(parser: argparse.ArgumentParser, *, required: bool = Tr
     parser.add_argument(
         "--timeout",
         metavar="SECONDS",
-        type=above_zero,
+        type=seconds,
         default=DEFAULT_TIMEOUT,
         help="the longest wait for an answer (default: %(default)g)",
     )

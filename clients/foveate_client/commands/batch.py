@@ -32,7 +32,7 @@ from foveate_client.batch.classes import Classes, read_names
 from foveate_client.batch.evaluation import Evaluation
 from foveate_client.batch.rows import LAST, Plan
 from foveate_client.batch.run import Finished, Outputs, classify_all, finish
-from foveate_client.commands._numbers import not_negative, positive
+from foveate_client.commands._numbers import positive, seconds_or_none
 from foveate_client.commands._shared import (
     add_source_arguments,
     complain,
@@ -380,7 +380,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--patience",
         metavar="SECONDS",
-        type=not_negative,
+        type=seconds_or_none,
         default=PATIENCE,
         help="how long to try again when the server is away or full (default: %(default)g)",
     )

@@ -11,7 +11,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from foveate_client._connection import Retries
 from foveate_client._grpc import PLAINTEXT, Caller
-from foveate_client.commands._numbers import above_zero
+from foveate_client.commands._numbers import seconds
 from foveate_client.commands._shared import (
     add_security_arguments,
     complain,
@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--address", metavar="HOST:PORT", required=True, help="the server to ask")
     parser.add_argument(
-        "--wait", metavar="SECONDS", type=above_zero, help="wait this long for it to serve"
+        "--wait", metavar="SECONDS", type=seconds, help="wait this long for it to serve"
     )
     add_security_arguments(parser)
     return parser

@@ -81,10 +81,10 @@ class Engine:
         self._limits = limits
         self._observer = observer or Observer()
         self._threads = FairThreads(image_threads, name="foveate-image")
-        self._pictures = Pictures(self._threads, limits.image)
         self._admission = Admission(
             max_pictures=limits.max_requests, max_bytes=limits.max_request_bytes
         )
+        self._pictures = Pictures(self._threads, self._admission, limits.image)
         self._cache: Cache[Answer] | None = Cache(cache_bytes) if cache_bytes else None
         self._flights: Flights[Answer] | None = Flights() if deduplicate else None
         self._refusing = False
@@ -262,7 +262,7 @@ class Engine:
     ) -> Result:
         started = time.perf_counter()
         manifest = model.bundle.manifest
-        image, view = await self._pictures.prepared(picture, manifest, alone=self._admission.alone)
+        image, view = await self._pictures.prepared(picture, manifest)
         decoded = time.perf_counter()
 
         batched = await model.batcher.submit(
@@ -334,9 +334,7 @@ class Engine:
                 images = pictures[part]
             else:
                 with _naming_image(start, len(pictures)):
-                    image, _ = await self._pictures.prepared(
-                        pictures[start], manifest, alone=self._admission.alone
-                    )
+                    image, _ = await self._pictures.prepared(pictures[start], manifest)
                 images = image[np.newaxis]
             decoded = time.perf_counter()
             batched = await batcher.submit_all(

@@ -5,38 +5,43 @@ from numpy.typing import NDArray
 
 from foveate_serve.bundle.manifest import InputSpec, Manifest
 from foveate_serve.classification import RawImage
+from foveate_serve.engine.admission import Admission
 from foveate_serve.engine.fair import FairThreads
 from foveate_serve.errors import InvalidRequestError
 from foveate_serve.imaging.decode import ImageError, ImageLimits
 from foveate_serve.imaging.transform import View, prepare, whole_view
 
 _DECODE_AT_ONCE = ImageLimits(max_bytes=4 << 10, max_pixels=64 * 64)
-"""Decoding no more than this into an input of no more pixels takes less time, too."""
+"""Decoding no more than this into an input of no more pixels takes less than a change of thread."""
 
 _DECODE_ALONE = ImageLimits(max_bytes=192 << 10, max_pixels=300_000)
 """Decoding no more than this takes a few milliseconds, for which nobody waits who is not there."""
 
 
 class Pictures:
-    """Decodes the files of requests, on threads of which each model gets its share."""
+    """Decodes the files of requests, on threads of which each model gets its share.
 
-    def __init__(self, threads: FairThreads, limits: ImageLimits) -> None:
+    What is small, or alone in the server by `admission`, is decoded on the event loop.
+    """
+
+    def __init__(self, threads: FairThreads, admission: Admission, limits: ImageLimits) -> None:
         self._threads = threads
+        self._admission = admission
         self._limits = limits
 
     async def prepared(
-        self, image: bytes | RawImage, manifest: Manifest, *, alone: bool
+        self, image: bytes | RawImage, manifest: Manifest
     ) -> tuple[NDArray[np.uint8], View]:
         """Return a picture as uint8 [height, width, channels], and what of it is seen.
 
-        One that is `alone` in the server may hold up the event loop for as long
-        as it takes. Raises InvalidRequestError.
+        Raises InvalidRequestError.
         """
         spec = manifest.input
         if isinstance(image, RawImage):
             return _pixels(image, spec)
         try:
-            small = self._at_once(image, spec, _DECODE_ALONE if alone else _DECODE_AT_ONCE)
+            at_once = _DECODE_ALONE if self._admission.alone else _DECODE_AT_ONCE
+            small = self._at_once(image, spec, at_once)
             if small is not None:
                 return small
             return await self._threads.run(

@@ -125,7 +125,7 @@ def _socket(connection: Connection) -> pb.Socket:
         remote=_address(transport.get_extra_info("peername")),
     )
     described.data.local_flow_control_window.value = connection.receive_window
-    described.data.remote_flow_control_window.value = connection.send_window
+    described.data.remote_flow_control_window.value = connection.sender.window
     cipher = transport.get_extra_info("cipher")
     if cipher is not None:
         described.security.tls.standard_name = cipher[0]

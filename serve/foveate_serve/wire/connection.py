@@ -197,11 +197,6 @@ class Connection(asyncio.BufferedProtocol):
         self.transport.abort()
 
     @property
-    def send_window(self) -> int:
-        """How many bytes the client takes in all."""
-        return self.sender.window
-
-    @property
     def receive_window(self) -> int:
         """How many bytes the client may send in all."""
         return self._receive_window
