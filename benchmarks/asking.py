@@ -1,7 +1,8 @@
 """Requests whose answers are known, and a client that checks every one of them."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -12,7 +13,12 @@ import grpc.aio
 from benchmarks.loops import looping
 from benchmarks.request_cost import read_pictures
 from foveate.v1.classifier_service_pb2 import ClassifyRequest, ClassifyResponse, RawImage
-from foveate.v1.explanation_pb2 import CamOptions
+from foveate.v1.explanation_pb2 import (
+    HEATMAP_FORM_OVERLAY,
+    HEATMAP_FORM_RAW,
+    PICTURE_ENCODING_JPEG,
+    CamOptions,
+)
 from foveate_serve.bundle.bundle import Bundle
 from foveate_serve.bundle.golden import open_golden
 from foveate_serve.bundle.manifest import LOGITS_OUTPUT
@@ -21,6 +27,10 @@ METHOD = "/foveate.v1.ClassifierService/Classify"
 TIMEOUT = 60
 DIGITS = "mnist"
 """The classifier of digits in a repository."""
+
+RAW_MAPS = CamOptions(top=5, forms=[HEATMAP_FORM_RAW])
+OVERLAYS = CamOptions(top=5, forms=[HEATMAP_FORM_OVERLAY], encoding=PICTURE_ENCODING_JPEG)
+"""The maps of the five best classes, as a request asks for them."""
 
 Call: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[bytes, ClassifyResponse]"
 
@@ -74,17 +84,26 @@ def calls(channels: Iterable[grpc.aio.Channel]) -> list[Call]:
     ]
 
 
-async def ask(calls: Iterable[Call], questions: Iterable[Question], concurrency: int) -> None:
+async def ask(
+    calls: Iterable[Call],
+    questions: Iterable[Question],
+    concurrency: int,
+    heard: Callable[[float, ClassifyResponse], None] | None = None,
+) -> None:
     """Ask every question once, so many at a time, through the `calls` in turn.
 
-    Whoever has an answer asks the next question. Raises AssertionError where an
-    answer is wrong.
+    Whoever has an answer asks the next question. `heard` is called with the
+    seconds until each answer, and with it. Raises AssertionError where an answer
+    is wrong.
     """
     turns, left = cycle(calls), iter(questions)
 
     async def caller() -> None:
         for question in left:
+            started = time.perf_counter()
             answer = await next(turns)(question.request, timeout=TIMEOUT)
+            if heard is not None:
+                heard(time.perf_counter() - started, answer)
             best = answer.predictions[0].class_id
             assert best == question.best, f"the class {best}, which should be {question.best}"
 

@@ -35,15 +35,9 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks import machine, pages, script
-from benchmarks.asking import DIGITS, Question, ask, calls, digits, photographs
+from benchmarks.asking import DIGITS, OVERLAYS, RAW_MAPS, Question, ask, calls, digits, photographs
 from benchmarks.request_cost import MODEL
 from benchmarks.server import HELD, Server, serving
-from foveate.v1.explanation_pb2 import (
-    HEATMAP_FORM_OVERLAY,
-    HEATMAP_FORM_RAW,
-    PICTURE_ENCODING_JPEG,
-    CamOptions,
-)
 from foveate_client.load.driver import connect
 from foveate_serve.repository.idling import IDLE_SECONDS
 
@@ -65,8 +59,8 @@ LIMIT_MB = 250
 
 CAMS = (
     None,
-    CamOptions(top=5, forms=[HEATMAP_FORM_RAW]),
-    CamOptions(top=5, forms=[HEATMAP_FORM_OVERLAY], encoding=PICTURE_ENCODING_JPEG),
+    RAW_MAPS,
+    OVERLAYS,
 )
 
 

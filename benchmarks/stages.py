@@ -19,7 +19,6 @@ import os
 import statistics
 import tempfile
 import textwrap
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -28,23 +27,19 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-import grpc.aio
 from rich.console import Console
 from rich.progress import track
 
 from benchmarks import machine, pages, parts, script
+from benchmarks.asking import OVERLAYS, Question, ask, calls
 from benchmarks.digits import NAME as LENET
 from benchmarks.digits import export_lenet, write_digits
 from benchmarks.request_cost import MODEL, read_pictures
 from benchmarks.server import HELD, Server, serving
-from benchmarks.throughput import export_chosen
-from foveate.v1.classifier_service_pb2 import ClassifyRequest, Timing
-from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
-from foveate.v1.explanation_pb2 import (
-    HEATMAP_FORM_OVERLAY,
-    PICTURE_ENCODING_JPEG,
-    CamOptions,
-)
+from benchmarks.throughput import Target, export_chosen
+from foveate.v1.classifier_service_pb2 import ClassifyRequest, ClassifyResponse
+from foveate.v1.explanation_pb2 import CamOptions
+from foveate_client.load.driver import connect
 
 RESULTS = Path(__file__).parent / "results" / "stages.json"
 PAGE = pages.DOCS / "performance.md"
@@ -53,19 +48,29 @@ CONCURRENCIES = (1, 32)
 CHOSEN = "a photograph, as chosen"
 STAGES = ("decode", "queue", "infer", "encode")
 DIGITS = 256
-TIMEOUT = 60
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What is asked, of which server, and the bundle that answers."""
+    """What a server is asked, and the bundle that answers."""
 
     server: Server
-    requests: Sequence[ClassifyRequest]
+    questions: Sequence[Question]
     bundle: Path
     pictures: Path
     times: int = 1
     """How often it is asked for one request of the others."""
+
+
+def asked_of(
+    server: Server, model: str, pictures: Sequence[bytes], cam: CamOptions | None = None
+) -> list[Question]:
+    """Return the pictures as requests, with the best classes of the first answers to them."""
+    requests = [
+        ClassifyRequest(model=model, encoded=data, cam=cam, timing=True) for data in pictures
+    ]
+    best = Target(server, requests).best()
+    return [Question(x.SerializeToString(), y) for x, y in zip(requests, best, strict=True)]
 
 
 @dataclass
@@ -76,11 +81,12 @@ class Times:
     backend: str = ""
     variant: str = ""
 
-    def add(self, latency: float, timing: Timing) -> None:
+    def add(self, latency: float, answer: ClassifyResponse) -> None:
         """Note how long the client waited, and what the answer says of it."""
+        timing = answer.timing
         for stage in STAGES:
-            self.columns[stage].append(_seconds(getattr(timing, stage)))
-        self.columns["grpc"].append(latency - _seconds(timing.total))
+            self.columns[stage].append(getattr(timing, stage).ToNanoseconds() / 1e9)
+        self.columns["grpc"].append(latency - timing.total.ToNanoseconds() / 1e9)
         self.columns["all"].append(latency)
         self.backend, self.variant = timing.backend, timing.variant
 
@@ -89,45 +95,45 @@ class Times:
         return {name: round(1000 * statistics.median(x), 3) for name, x in self.columns.items()}
 
 
-async def ask(case: Case, concurrency: int, count: int) -> Times:
-    """Ask `count` times, so many at once; raises AssertionError where an answer differs."""
+async def ask_all(case: Case, concurrency: int, count: int) -> Times:
+    """Ask `count` times, so many at once."""
     times = Times()
-    best: dict[int, int] = {}
-    left = islice(cycle(enumerate(case.requests)), count)
-    async with grpc.aio.insecure_channel(case.server.address) as channel:
-        stub: Any = ClassifierServiceStub(channel)
-
-        async def caller() -> None:
-            for number, request in left:
-                started = time.perf_counter()
-                answer = await stub.Classify(request, timeout=TIMEOUT)
-                times.add(time.perf_counter() - started, answer.timing)
-                found = answer.predictions[0].class_id
-                assert best.setdefault(number, found) == found, "an answer differs from the first"
-
-        async with asyncio.TaskGroup() as callers:
-            for _ in range(concurrency):
-                callers.create_task(caller())
+    async with connect(case.server.address, 1) as channels:
+        questions = islice(cycle(case.questions), count)
+        await ask(calls(channels), questions, concurrency, times.add)
     return times
 
 
-def measure_case(case: Case, requests: int) -> dict[str, Any]:
-    """Return the medians of the stages, and the CPU-ms of a request, 32 at once, and its parts."""
-    asyncio.run(ask(case, CONCURRENCIES[-1], len(case.requests)))  # warms up
+def measure_case(case: Case, requests: int) -> tuple[dict[str, dict[str, float]], float, Times]:
+    """Return the medians of the stages, and of 32 at once the CPU-ms a request, and its times."""
     stages, cpu, times = {}, 0.0, Times()
     for concurrency in CONCURRENCIES:
         before = case.server.cpu_seconds()
-        times = asyncio.run(ask(case, concurrency, case.times * requests))
+        times = asyncio.run(ask_all(case, concurrency, case.times * requests))
         cpu = 1000 * (case.server.cpu_seconds() - before) / (case.times * requests)
         stages[str(concurrency)] = times.medians_ms()
-    alone = parts.measure(case.bundle, case.pictures, variant=times.variant, backend=times.backend)
-    costs = {**alone, "rest": cpu - sum(alone.values()), "all": cpu}
-    return {
-        "backend": times.backend,
-        "variant": times.variant,
-        "stages_ms": stages,
-        "cpu_ms": costs,
-    }
+    return stages, cpu, times
+
+
+def measure_round(cases: Mapping[str, Case], requests: int) -> dict[str, dict[str, Any]]:
+    """Measure every case once, and the parts of each engine and pictures once."""
+    found: dict[str, dict[str, Any]] = {}
+    known: dict[tuple[Path, str, str], dict[str, float]] = {}
+    for name, case in cases.items():
+        stages, cpu, times = measure_case(case, requests)
+        engine = case.bundle, times.variant, times.backend
+        if engine not in known:
+            known[engine] = parts.measure(
+                case.bundle, case.pictures, variant=times.variant, backend=times.backend
+            )
+        alone = known[engine]
+        found[name] = {
+            "backend": times.backend,
+            "variant": times.variant,
+            "stages_ms": stages,
+            "cpu_ms": {**alone, "rest": cpu - sum(alone.values()), "all": cpu},
+        }
+    return found
 
 
 def middle(rounds: Sequence[Any]) -> Any:
@@ -136,11 +142,6 @@ def middle(rounds: Sequence[Any]) -> Any:
     if isinstance(first, dict):
         return {key: middle([one[key] for one in rounds]) for key in first}
     return first if isinstance(first, str) else round(statistics.median(rounds), 3)
-
-
-def _seconds(duration: Any) -> float:
-    seconds: float = duration.seconds + duration.nanos / 1e9
-    return seconds
 
 
 @contextmanager
@@ -152,33 +153,30 @@ def running(options: argparse.Namespace) -> Iterator[dict[str, Case]]:
         export_chosen(folder / "chosen", options.calibration)
         lenet, digits = export_lenet(folder / "lenet"), folder / "digits"
         digits.mkdir()
-        files = {"photograph": read_pictures(options.images), "digit": write_digits(digits, DIGITS)}
-        overlays = CamOptions(top=5, forms=[HEATMAP_FORM_OVERLAY], encoding=PICTURE_ENCODING_JPEG)
+        photographs = read_pictures(options.images)
         server = stack.enter_context(serving(options.repository, *HELD))
         chosen = stack.enter_context(serving(folder / "chosen"))
         small = stack.enter_context(serving(lenet.parents[1], "--engine-timeout", "0"))
 
-        def ask_of(model: str, kind: str, cam: CamOptions | None = None) -> list[ClassifyRequest]:
-            return [
-                ClassifyRequest(model=model, encoded=data, cam=cam, timing=True)
-                for data in files[kind]
-            ]
-
         photograph: dict[str, Path] = {"bundle": bundle, "pictures": Path(options.images)}
         yield {
-            "a photograph": Case(server=server, requests=ask_of(MODEL, "photograph"), **photograph),
+            "a photograph": Case(
+                server=server, questions=asked_of(server, MODEL, photographs), **photograph
+            ),
             "with five overlays": Case(
-                server=server, requests=ask_of(MODEL, "photograph", overlays), **photograph
+                server=server,
+                questions=asked_of(server, MODEL, photographs, OVERLAYS),
+                **photograph,
             ),
             CHOSEN: Case(
                 server=chosen,
-                requests=ask_of(MODEL, "photograph"),
+                questions=asked_of(chosen, MODEL, photographs),
                 bundle=folder / "chosen" / MODEL / "1",
                 pictures=options.images,
             ),
             "a digit": Case(
                 server=small,
-                requests=ask_of(LENET, "digit"),
+                questions=asked_of(small, LENET, write_digits(digits, DIGITS)),
                 bundle=lenet,
                 pictures=digits,
                 times=10,
@@ -191,7 +189,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     load = os.getloadavg()[0]
     with running(options) as cases:
         rounds = [
-            {name: measure_case(case, options.requests) for name, case in cases.items()}
+            measure_round(cases, options.requests)
             for _ in track(range(options.rounds), "rounds", console=Console(stderr=True))
         ]
     return {

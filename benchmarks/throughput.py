@@ -46,7 +46,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks import machine, pages
-from benchmarks.asking import DIGITS, METHOD, TIMEOUT, digits
+from benchmarks.asking import DIGITS, METHOD, OVERLAYS, RAW_MAPS, TIMEOUT, digits
 from benchmarks.batched import LIMITS, Batches
 from benchmarks.digits import NAME as LENET
 from benchmarks.digits import export_lenet
@@ -55,12 +55,6 @@ from benchmarks.request_cost import MODEL, ratio, summary
 from benchmarks.server import HELD, Server, serving
 from foveate.v1.classifier_service_pb2 import ClassifyRequest
 from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
-from foveate.v1.explanation_pb2 import (
-    HEATMAP_FORM_OVERLAY,
-    HEATMAP_FORM_RAW,
-    PICTURE_ENCODING_JPEG,
-    CamOptions,
-)
 from foveate_client.load.driver import Driver, connect
 from foveate_client.load.recorder import Measurement
 from foveate_client.load.workload import PLAIN, Workload
@@ -271,12 +265,7 @@ def running(options: argparse.Namespace) -> Iterator[Bench]:
         # Without it a run that hangs would be noticed, at the price of a change of thread.
         small = stack.enter_context(serving(lenet.parents[1], "--engine-timeout", "0"))
         batches = stack.enter_context(serving(lenet.parents[1], *LIMITS))
-        cams = {
-            "raw maps": CamOptions(top=5, forms=[HEATMAP_FORM_RAW]),
-            "overlays": CamOptions(
-                top=5, forms=[HEATMAP_FORM_OVERLAY], encoding=PICTURE_ENCODING_JPEG
-            ),
-        }
+        cams = {"raw maps": RAW_MAPS, "overlays": OVERLAYS}
         plain = [ClassifyRequest(model=MODEL, encoded=picture) for picture in pictures]
         explained = {
             name: [ClassifyRequest(model=MODEL, encoded=picture, cam=cam) for picture in pictures]
