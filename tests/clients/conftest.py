@@ -26,6 +26,8 @@ from foveate.v1.classifier_service_pb2_grpc import (
     add_ClassifierServiceServicer_to_server,
 )
 
+from ..ports import listen
+
 LABELS = ("tabby", "tiger cat", "Egyptian cat", "lynx", "espresso", "cup")
 LOGITS = np.array([2.0, 4.0, 3.0, 1.0, 0.0, -1.0])
 CELLS = np.arange(-8, 41, dtype=np.float32).reshape(7, 7)
@@ -203,7 +205,7 @@ class Server:
         self.service = Service()
         self._server = grpc.server(ThreadPoolExecutor(max_workers=4))
         add_ClassifierServiceServicer_to_server(self.service, self._server)
-        self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        self.address = f"127.0.0.1:{listen(self._server)}"
         self._server.start()
 
     def stop(self) -> threading.Event:

@@ -27,6 +27,7 @@ from foveate_client._connection import is_on_this_machine
 from foveate_client.cli import main
 from foveate_client.testing import FakeTransport
 
+from ..ports import listen
 from ..waiting import wait_until
 from .conftest import Service
 
@@ -73,7 +74,7 @@ def start():
         servers.append(server)
         add_ClassifierServiceServicer_to_server(service, server)
         if credentials is None:
-            port = server.add_insecure_port("127.0.0.1:0")
+            port = listen(server)
         else:
             port = server.add_secure_port("127.0.0.1:0", credentials)
         server.start()

@@ -19,6 +19,8 @@ from foveate.v1.repository_service_pb2_grpc import (
 from foveate_client import FailedPreconditionError, RepositoryClient
 from foveate_client.commands import models as command
 
+from ..ports import listen
+
 
 class Service(RepositoryServiceServicer):
     """Notes what it is asked, and answers with a model whose newest version serves."""
@@ -60,7 +62,7 @@ def repository_server():
     answering = Service()
     server = grpc.server(ThreadPoolExecutor(max_workers=2))
     add_RepositoryServiceServicer_to_server(answering, server)
-    answering.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    answering.address = f"127.0.0.1:{listen(server)}"
     server.start()
     yield answering
     server.stop(None).wait()

@@ -22,6 +22,7 @@ from foveate_client._grpc import PLAINTEXT
 from foveate_client.load.driver import Driver, connect
 from foveate_client.load.workload import Mix, foveate_workload
 
+from ...ports import listen
 from ...waiting import LIMIT_SECONDS
 
 ANSWER = service.ClassifyResponse(
@@ -98,7 +99,7 @@ async def served(pictures: list[bytes]) -> AsyncIterator[Served]:
     server = grpc.aio.server()
     delayed = Delayed()
     add_ClassifierServiceServicer_to_server(delayed, server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = listen(server)
     await server.start()
     yield Served(delayed, f"127.0.0.1:{port}", pictures)
     await server.stop(grace=None)

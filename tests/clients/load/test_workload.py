@@ -21,6 +21,8 @@ from foveate_client.load.workload import (
     read_pictures,
 )
 
+from ...ports import listen
+
 
 class Inference(GRPCInferenceServiceServicer):
     """Any model of the Open Inference Protocol: one input of the kind that a test wants."""
@@ -48,7 +50,7 @@ async def inference():
     server = grpc.aio.server()
     servicer = Inference()
     add_GRPCInferenceServiceServicer_to_server(servicer, server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = listen(server)
     await server.start()
     async with connect(f"127.0.0.1:{port}", 1) as channels:
         yield servicer, channels
