@@ -27,7 +27,7 @@ from foveate_export.tensorrt.builder import build
 from foveate_export.tensorrt.target import Target, choose_target
 from foveate_export.variants.half import halve
 from foveate_export.variants.quantise import candidates
-from foveate_serve.bundle.manifest import LOGITS_OUTPUT
+from foveate_runtime.bundle.manifest import LOGITS_OUTPUT
 from foveate_train import registry
 
 RESULTS = Path(__file__).parent / "results" / "engines.json"

@@ -31,10 +31,10 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks import machine
-from foveate_serve.backends.base import Array, Runner
-from foveate_serve.backends.onnxruntime.runner import GRAPHS
-from foveate_serve.backends.registry import create_runner
-from foveate_serve.bundle.bundle import Bundle
+from foveate_runtime.backends.base import Array, Runner
+from foveate_runtime.backends.onnxruntime.runner import GRAPHS
+from foveate_runtime.backends.registry import create_runner
+from foveate_runtime.bundle.bundle import Bundle
 
 RESULTS = Path(__file__).parent / "results"
 MODELS = {

@@ -18,8 +18,8 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from foveate_export.errors import ExportError, RepositoryError, UsageError
-from foveate_serve.bundle.bundle import Bundle, digest
-from foveate_serve.bundle.manifest import MANIFEST_FILE, FileEntry, Manifest, Name
+from foveate_runtime.bundle.bundle import Bundle, digest
+from foveate_runtime.bundle.manifest import MANIFEST_FILE, FileEntry, Manifest, Name
 
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
@@ -113,7 +113,7 @@ def publish(
 
     Raises:
         RepositoryError: the version exists already.
-        foveate_serve.bundle.bundle.BundleError: the server would not load it.
+        foveate_runtime.bundle.bundle.BundleError: the server would not load it.
     """
     files = {
         path.relative_to(stage).as_posix(): FileEntry(sha256=digest(path), size=path.stat().st_size)

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from foveate_export.errors import ParityError
 from foveate_export.pictures import Pictures
-from foveate_serve.backends.base import Array
-from foveate_serve.bundle.golden import FLOOR, refusals
-from foveate_serve.bundle.manifest import (
+from foveate_runtime.backends.base import Array
+from foveate_runtime.bundle.golden import FLOOR, refusals
+from foveate_runtime.bundle.manifest import (
     CAM_PREFIX,
     FEATURES_PREFIX,
     LOGITS_OUTPUT,

@@ -30,12 +30,12 @@ from foveate_export.variants import FP16, FP32, INT8, VARIANTS, file_name, unmea
 from foveate_export.variants.acceptance import MAX_DROP, check_drop, quantise_until_accepted
 from foveate_export.variants.calibration import Calibration
 from foveate_export.variants.half import halve
-from foveate_serve.backends.base import Runner
-from foveate_serve.backends.registry import create_runner
-from foveate_serve.backends.tensorrt.sidecar import ENGINES_FOLDER
-from foveate_serve.bundle import golden
-from foveate_serve.bundle.bundle import Bundle
-from foveate_serve.bundle.manifest import (
+from foveate_runtime.backends.base import Runner
+from foveate_runtime.backends.registry import create_runner
+from foveate_runtime.backends.tensorrt.sidecar import ENGINES_FOLDER
+from foveate_runtime.bundle import golden
+from foveate_runtime.bundle.bundle import Bundle
+from foveate_runtime.bundle.manifest import (
     LABELS_FILE,
     Accuracy,
     CamOutput,
@@ -46,8 +46,8 @@ from foveate_serve.bundle.manifest import (
     Tolerances,
     VariantEntry,
 )
-from foveate_serve.evaluation.accuracy import measure_accuracy
-from foveate_serve.evaluation.labelled import Labelled
+from foveate_runtime.evaluation.accuracy import measure_accuracy
+from foveate_runtime.evaluation.labelled import Labelled
 from foveate_train.classifier import Classifier
 
 SEED = 0
@@ -143,7 +143,7 @@ def export(
         AccuracyError: a variant recognises too much less than fp32.
         EngineError: TensorRT cannot build a variant.
         ExportError: the classifier cannot be written as ONNX.
-        foveate_serve.evaluation.labelled.LabelledError: a labelled picture cannot
+        foveate_runtime.evaluation.labelled.LabelledError: a labelled picture cannot
             be decoded.
     """
     check_name(name)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from foveate_export.forward import Forward, HookedNetwork
 from foveate_export.heads import Head
 from foveate_export.taps import Tap
-from foveate_serve.bundle.manifest import (
+from foveate_runtime.bundle.manifest import (
     CAM_PREFIX,
     CLASS_IDS_INPUT,
     FEATURES_PREFIX,

@@ -11,8 +11,8 @@ from foveate_export.errors import ParityError
 from foveate_export.heads import Head
 from foveate_export.pictures import Pictures
 from foveate_export.reference import answer, in_float64
-from foveate_serve.backends.base import Array
-from foveate_serve.bundle.manifest import (
+from foveate_runtime.backends.base import Array
+from foveate_runtime.bundle.manifest import (
     CAM_PREFIX,
     CLASS_IDS_INPUT,
     FEATURES_PREFIX,
@@ -24,7 +24,7 @@ from foveate_serve.bundle.manifest import (
 from foveate_train.classifier import Classifier
 
 Run = Callable[[Mapping[str, Array], Sequence[str]], Mapping[str, Array]]
-"""Runs the exported graph, as `foveate_serve.backends.base.Runner.run` does."""
+"""Runs the exported graph, as `foveate_runtime.backends.base.Runner.run` does."""
 
 BATCH = 4
 """Enough to show a mix-up between pictures, few enough for the activations of VGG16."""

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from foveate_export.errors import ExportError
-from foveate_serve.bundle.manifest import InputSpec
-from foveate_serve.evaluation.labelled import SUFFIXES, image_files
-from foveate_serve.imaging.decode import ImageError, ImageLimits
-from foveate_serve.imaging.transform import prepare
+from foveate_runtime.bundle.manifest import InputSpec
+from foveate_runtime.evaluation.labelled import SUFFIXES, image_files
+from foveate_runtime.imaging.decode import ImageError, ImageLimits
+from foveate_runtime.imaging.transform import prepare
 
 if TYPE_CHECKING:
     # It brings torch, which the export of an ONNX file does without.

@@ -6,8 +6,8 @@ from typing import Literal, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate_serve.imaging.heatmap import Encoding
-from foveate_serve.imaging.transform import View
+from foveate_runtime.imaging.heatmap import Encoding
+from foveate_runtime.imaging.transform import View
 
 CamForm = Literal["raw", "heatmap", "overlay"]
 

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from foveate_export.commands import export
 from foveate_export.sources import load_function
 from foveate_export.vjp.rules import RULES
-from foveate_serve.bundle.bundle import Bundle
+from foveate_runtime.bundle.bundle import Bundle
 
 PAGES = Path(__file__).parents[2] / "docs" / "export"
 

@@ -19,7 +19,7 @@ from foveate_export.bundle import Exported
 from foveate_export.errors import ExportError, RepositoryError, UsageError
 from foveate_export.exporter import export
 from foveate_export.pictures import Pictures, serving_spec
-from foveate_serve.bundle.bundle import Bundle
+from foveate_runtime.bundle.bundle import Bundle
 from foveate_train.classifier import Classifier
 from foveate_train.networks.digits import DIGITS, MNIST_INPUT
 

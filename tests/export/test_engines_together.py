@@ -12,7 +12,7 @@ from foveate_export.exporter import Exported
 from foveate_export.tensorrt import engines
 from foveate_export.tensorrt.engines import add_engines
 from foveate_export.tensorrt.target import choose_target
-from foveate_serve.bundle.bundle import Bundle
+from foveate_runtime.bundle.bundle import Bundle
 
 PATIENCE = 60
 

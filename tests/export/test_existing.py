@@ -18,9 +18,9 @@ from foveate_export.commands import export as export_command
 from foveate_export.errors import ExportError, UsageError
 from foveate_export.existing import Existing, export_existing, open_existing
 from foveate_export.pictures import Pictures, shipped
-from foveate_serve.backends.registry import create_runner
-from foveate_serve.bundle.bundle import Bundle
-from foveate_serve.bundle.manifest import InputSpec
+from foveate_runtime.backends.registry import create_runner
+from foveate_runtime.bundle.bundle import Bundle
+from foveate_runtime.bundle.manifest import InputSpec
 from foveate_serve.commands import verify
 
 SPEC = InputSpec(

@@ -17,7 +17,7 @@ from foveate_export.exporter import export
 from foveate_export.graph import resolve_ranks
 from foveate_export.onnx_graph import OPSET
 from foveate_export.pictures import Pictures
-from foveate_serve.backends.base import Runner
+from foveate_runtime.backends.base import Runner
 from foveate_train import registry
 from foveate_train.classifier import Classifier
 

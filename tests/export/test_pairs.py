@@ -12,9 +12,9 @@ from onnx import numpy_helper
 from foveate_export.bundle import Exported
 from foveate_export.variants.calibration import Calibration
 from foveate_export.variants.pairs import largest_sums
-from foveate_serve.backends import integers
-from foveate_serve.backends.registry import create_runner
-from foveate_serve.bundle.bundle import Bundle
+from foveate_runtime.backends import integers
+from foveate_runtime.backends.registry import create_runner
+from foveate_runtime.bundle.bundle import Bundle
 
 MOST = 2**15 - 1
 """What sums of two products may be at most; one more is cut off."""

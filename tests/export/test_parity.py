@@ -13,8 +13,8 @@ from foveate_export.errors import ParityError
 from foveate_export.exporter import export
 from foveate_export.parity import measure
 from foveate_export.pictures import Pictures
-from foveate_serve.bundle.bundle import Bundle
-from foveate_serve.commands.verify import verify
+from foveate_runtime.bundle.bundle import Bundle
+from foveate_runtime.commands.verify import verify
 from foveate_train.classifier import Classifier
 
 

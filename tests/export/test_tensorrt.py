@@ -35,10 +35,10 @@ from foveate_export.tensorrt.target import Target, choose_target
 from foveate_export.variants.calibration import Calibration
 from foveate_export.variants.half import halve
 from foveate_export.variants.quantise import candidates
-from foveate_serve.backends.base import BackendError, graph_outputs
-from foveate_serve.backends.tensorrt.flavour import TENSORRT_RTX, load_library
-from foveate_serve.backends.tensorrt.sidecar import Range, Sidecar, find_engines
-from foveate_serve.bundle.bundle import Bundle
+from foveate_runtime.backends.base import BackendError, graph_outputs
+from foveate_runtime.backends.tensorrt.flavour import TENSORRT_RTX, load_library
+from foveate_runtime.backends.tensorrt.sidecar import Range, Sidecar, find_engines
+from foveate_runtime.bundle.bundle import Bundle
 from foveate_train import registry
 from foveate_train.classifier import Classifier
 

@@ -17,20 +17,19 @@ from foveate_export.commands import export as export_command
 from foveate_export.comparison import TOLERANCES
 from foveate_export.errors import AccuracyError, ExportError, UsageError
 from foveate_export.exporter import export
-from foveate_export.labelled import open_labelled
 from foveate_export.pictures import Pictures
 from foveate_export.variants.acceptance import check_drop
 from foveate_export.variants.calibration import MOST, Calibration, open_calibration
 from foveate_export.variants.half import halve
 from foveate_export.variants.quantise import find_trunk
-from foveate_serve.backends.registry import create_runner
-from foveate_serve.bundle.bundle import Bundle
-from foveate_serve.bundle.golden import open_golden, refusals
-from foveate_serve.bundle.manifest import Accuracy
+from foveate_runtime.backends.registry import create_runner
+from foveate_runtime.bundle.bundle import Bundle
+from foveate_runtime.bundle.golden import open_golden, refusals
+from foveate_runtime.bundle.manifest import Accuracy
+from foveate_runtime.evaluation.labelled import Labelled, open_labelled
+from foveate_runtime.imaging.decode import ImageLimits
+from foveate_runtime.imaging.transform import prepare
 from foveate_serve.commands import verify
-from foveate_serve.evaluation.labelled import Labelled
-from foveate_serve.imaging.decode import ImageLimits
-from foveate_serve.imaging.transform import prepare
 from foveate_train.classifier import Classifier
 from foveate_train.data import mnist
 

@@ -7,13 +7,14 @@ from pathlib import Path
 from rich.console import Console
 
 from foveate_export.bundle import check_name
-from foveate_export.commands._console import DONE, Stages, answer, names, positive
+from foveate_export.commands._console import answer
 from foveate_export.commands._report import print_exported, print_layers
 from foveate_export.errors import UsageError
 from foveate_export.existing import export_existing, open_existing
 from foveate_export.input_files import read_input_spec, read_labels
 from foveate_export.pictures import from_folder, shipped
-from foveate_serve.bundle.manifest import InputSpec
+from foveate_runtime.bundle.manifest import InputSpec
+from foveate_runtime.console import DONE, Stages, names, positive
 
 PROG = "foveate export"
 

@@ -9,8 +9,8 @@ from rich.table import Table
 
 from foveate_export.bundle import Exported
 from foveate_export.layer import Layer
-from foveate_serve.backends.tensorrt.sidecar import ENGINE_SUFFIX
-from foveate_serve.bundle.manifest import Accuracy, Parity, Quantisation
+from foveate_runtime.backends.tensorrt.sidecar import ENGINE_SUFFIX
+from foveate_runtime.bundle.manifest import Accuracy, Parity, Quantisation
 
 
 def print_layers(layers: Sequence[Layer], default: Sequence[Layer], *, as_json: bool) -> None:

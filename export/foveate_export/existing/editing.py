@@ -12,7 +12,7 @@ from onnx_ir.passes import common
 
 from foveate_export.existing.head import Linear, PooledHead
 from foveate_export.existing.source import Existing
-from foveate_serve.bundle.manifest import (
+from foveate_runtime.bundle.manifest import (
     CAM_PREFIX,
     CLASS_IDS_INPUT,
     FEATURES_PREFIX,

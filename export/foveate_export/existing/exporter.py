@@ -26,11 +26,11 @@ from foveate_export.existing.source import Existing
 from foveate_export.layer import Layer, named
 from foveate_export.pictures import Pictures
 from foveate_export.progress import Stage
-from foveate_serve.backends.base import Array, BackendError, Runner
-from foveate_serve.backends.registry import create_runner
-from foveate_serve.bundle import golden
-from foveate_serve.bundle.bundle import Bundle
-from foveate_serve.bundle.manifest import (
+from foveate_runtime.backends.base import Array, BackendError, Runner
+from foveate_runtime.backends.registry import create_runner
+from foveate_runtime.bundle import golden
+from foveate_runtime.bundle.bundle import Bundle
+from foveate_runtime.bundle.manifest import (
     CAM_PREFIX,
     CLASS_IDS_INPUT,
     FEATURES_PREFIX,

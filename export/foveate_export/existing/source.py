@@ -15,7 +15,7 @@ from foveate_export.errors import ExportError, UnsupportedHeadError, UsageError
 from foveate_export.existing.head import PooledHead, constant, find_head
 from foveate_export.existing.session import first_line, open_session
 from foveate_export.layer import Layer
-from foveate_serve.bundle.manifest import InputSpec
+from foveate_runtime.bundle.manifest import InputSpec
 
 Layout = Literal["nchw", "nhwc"]
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from foveate_export.errors import EngineError, RepositoryError
 from foveate_export.tensorrt.target import Target, portable_capabilities
-from foveate_serve.backends.tensorrt.flavour import Library
-from foveate_serve.bundle.manifest import CLASS_IDS_INPUT
+from foveate_runtime.backends.tensorrt.flavour import Library
+from foveate_runtime.bundle.manifest import CLASS_IDS_INPUT
 
 _PARSER_ERRORS = 3
 

@@ -14,15 +14,15 @@ from foveate_export.errors import RepositoryError, UsageError
 from foveate_export.progress import Stage
 from foveate_export.tensorrt.builder import build
 from foveate_export.tensorrt.target import Target
-from foveate_serve.backends.base import graph_outputs
-from foveate_serve.backends.tensorrt.sidecar import (
+from foveate_runtime.backends.base import graph_outputs
+from foveate_runtime.backends.tensorrt.sidecar import (
     ENGINE_SUFFIX,
     ENGINES_FOLDER,
     SIDECAR_SUFFIX,
     Sidecar,
 )
-from foveate_serve.bundle.bundle import Bundle, digest
-from foveate_serve.bundle.manifest import (
+from foveate_runtime.bundle.bundle import Bundle, digest
+from foveate_runtime.bundle.manifest import (
     LOGITS_OUTPUT,
     MANIFEST_FILE,
     FileEntry,
@@ -125,7 +125,7 @@ def add_engines(
         UsageError: a variant that the bundle has not, or that TensorRT does not take.
         EngineError: an engine cannot be built.
         RepositoryError: the bundle cannot be written.
-        foveate_serve.bundle.bundle.BundleError: it is no bundle.
+        foveate_runtime.bundle.bundle.BundleError: it is no bundle.
     """
     with stage("checking the bundle"):
         manifest = Bundle.open(path).manifest

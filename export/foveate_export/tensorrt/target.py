@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from foveate_export.errors import EngineError, UsageError
-from foveate_serve.backends.base import BackendError
-from foveate_serve.backends.tensorrt import cuda
-from foveate_serve.backends.tensorrt.flavour import (
+from foveate_runtime.backends.base import BackendError
+from foveate_runtime.backends.tensorrt import cuda
+from foveate_runtime.backends.tensorrt.flavour import (
     FLAVOURS,
     TENSORRT_RTX,
     Flavour,
     Library,
     load_library,
 )
-from foveate_serve.backends.tensorrt.sidecar import Range
+from foveate_runtime.backends.tensorrt.sidecar import Range
 
 BATCH = Range(minimum=1, optimum=8, maximum=64)
 """The optimum is the server's largest batch by default."""
@@ -65,7 +65,7 @@ def choose_target(
         UsageError: a compute capability that the library does not build for, or
             a timing cache for one that measures nothing.
         EngineError: there is no GPU, and the library needs one.
-        foveate_serve.backends.base.BackendError: the library is not installed.
+        foveate_runtime.backends.base.BackendError: the library is not installed.
     """
     library = load_library(_flavour(flavour))
     title = library.flavour.title

@@ -7,7 +7,7 @@ with is `calibration`, and whether they are good enough is for `acceptance`.
 from types import MappingProxyType
 
 from foveate_export.variants.quantise import FITS, Scheme
-from foveate_serve.bundle.manifest import Quantisation, VariantEntry
+from foveate_runtime.bundle.manifest import Quantisation, VariantEntry
 
 FP32 = "fp32"
 FP16 = "fp16"

@@ -7,7 +7,7 @@ from foveate_export.errors import AccuracyError
 from foveate_export.progress import Stage
 from foveate_export.variants.calibration import Calibration
 from foveate_export.variants.quantise import FITS, Candidate, Scheme, candidates
-from foveate_serve.bundle.manifest import Accuracy, Quantisation
+from foveate_runtime.bundle.manifest import Accuracy, Quantisation
 
 MIN_AGREEMENT = 0.96
 """The share of the calibration pictures that must keep their best class. What moves

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from foveate_export.errors import ExportError, UsageError
 from foveate_export.pictures import DIGITS, decoded, png, serving_spec
-from foveate_serve.evaluation.labelled import SUFFIXES, image_files
+from foveate_runtime.evaluation.labelled import SUFFIXES, image_files
 from foveate_train.classifier import Classifier
 from foveate_train.data import mnist
 

@@ -9,7 +9,7 @@ from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_floa
 
 from foveate_export.variants.quantise import nodes_behind
 from foveate_export.variants.rows import gather_first
-from foveate_serve.bundle.manifest import CAM_PREFIX, LOGITS_OUTPUT
+from foveate_runtime.bundle.manifest import CAM_PREFIX, LOGITS_OUTPUT
 
 _FLOAT_OPERATORS = ("LRN",)
 """Its squares of activations leave float16's range, which ends at 65504."""

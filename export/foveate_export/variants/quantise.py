@@ -44,9 +44,9 @@ from foveate_export.errors import ExportError
 from foveate_export.progress import Stage
 from foveate_export.variants.pairs import fit_pairs
 from foveate_export.variants.rows import gather_first, gives_rows, read_by_rows
-from foveate_serve.backends.integers import adds_exactly
-from foveate_serve.backends.onnxruntime.exact import leave_to_floats
-from foveate_serve.bundle.manifest import CLASS_IDS_INPUT, IMAGE_INPUT, LOGITS_OUTPUT
+from foveate_runtime.backends.integers import adds_exactly
+from foveate_runtime.backends.onnxruntime.exact import leave_to_floats
+from foveate_runtime.bundle.manifest import CLASS_IDS_INPUT, IMAGE_INPUT, LOGITS_OUTPUT
 
 Scheme = Literal["asymmetric", "symmetric"]
 """Asymmetric: unsigned activations with any zero point, which the fast integer

@@ -12,15 +12,15 @@ from itertools import count
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate_serve.backends.base import Array, BackendError, Runner
+from foveate_runtime.backends.base import Array, BackendError, Runner
+from foveate_runtime.bundle.manifest import LOGITS_OUTPUT
+from foveate_runtime.cores import ANY_CORE, Cores, pinned
 from foveate_serve.batching.policy import BatchPolicy
 from foveate_serve.batching.queueing import Item, Places, Queue
 from foveate_serve.batching.ranking import Ranking
 from foveate_serve.batching.rows import assemble, rows_of, share_of
 from foveate_serve.batching.tuning import Tuner
-from foveate_serve.bundle.manifest import LOGITS_OUTPUT
 from foveate_serve.classification import Timing
-from foveate_serve.cores import ANY_CORE, Cores, pinned
 from foveate_serve.errors import (
     DeadlineError,
     EngineError,

@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate_serve.bundle.manifest import LOGITS_OUTPUT
+from foveate_runtime.bundle.manifest import LOGITS_OUTPUT
 
 _FEW = 64
 """To sort so many classes of a whole batch takes no longer than to look for the best of one row."""

@@ -12,6 +12,7 @@ from typing import Generic, TypeAlias, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from foveate_runtime.imaging.decode import ImageLimits
 from foveate_serve.batching.batcher import Batched, Batcher, retry_delay
 from foveate_serve.batching.queueing import Places
 from foveate_serve.classification import (
@@ -34,7 +35,6 @@ from foveate_serve.engine.graph import GraphPlan, GraphRequest, GraphResult
 from foveate_serve.engine.pictures import Pictures, require_size, size_of
 from foveate_serve.engine.plan import Plan, make_plan
 from foveate_serve.errors import DeadlineError, InvalidRequestError, OverloadedError
-from foveate_serve.imaging.decode import ImageLimits
 from foveate_serve.observer import Observer
 from foveate_serve.repository.loaded import LoadedModel
 from foveate_serve.repository.repository import Repository

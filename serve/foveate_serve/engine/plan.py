@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from foveate_serve.bundle.manifest import LOGITS_OUTPUT, Manifest
+from foveate_runtime.bundle.manifest import LOGITS_OUTPUT, Manifest
 from foveate_serve.classification import Request
 from foveate_serve.engine import explain
 from foveate_serve.engine.explain import CamPlan, ExplanationLimits, FeatureMapPlan

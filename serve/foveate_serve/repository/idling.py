@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
-from foveate_serve.backends.base import BackendError, Runner
+from foveate_runtime.backends.base import BackendError, Runner
 from foveate_serve.heap import trim_heap
 
 logger = logging.getLogger(__name__)

@@ -5,10 +5,10 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
-from foveate_serve.backends.base import Runner
+from foveate_runtime.backends.base import Runner
+from foveate_runtime.bundle.bundle import Bundle
 from foveate_serve.batching.batcher import Batcher
 from foveate_serve.batching.policy import BatchPolicy
-from foveate_serve.bundle.bundle import Bundle
 from foveate_serve.observer import BatchRun
 from foveate_serve.repository.idling import Idling
 from foveate_serve.repository.users import Users

@@ -8,10 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from foveate_serve.backends.base import BackendError, Runner
+from foveate_runtime.backends.base import BackendError, Runner
+from foveate_runtime.bundle.bundle import Bundle, BundleError
+from foveate_runtime.bundle.folder import Sighting, look, model_names, version_paths
+from foveate_runtime.bundle.manifest import MANIFEST_FILE
 from foveate_serve.batching.policy import BatchPolicy
-from foveate_serve.bundle.bundle import Bundle, BundleError
-from foveate_serve.bundle.manifest import MANIFEST_FILE
 from foveate_serve.errors import (
     InvalidRequestError,
     LoadingError,
@@ -22,7 +23,6 @@ from foveate_serve.errors import (
 )
 from foveate_serve.niceness import ENGINE, step_back
 from foveate_serve.observer import Observer
-from foveate_serve.repository.folder import Sighting, look, model_names, version_paths
 from foveate_serve.repository.instances import make_instances
 from foveate_serve.repository.labels import LATEST, check_labels
 from foveate_serve.repository.loaded import LoadedModel

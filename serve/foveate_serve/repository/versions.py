@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
+from foveate_runtime.bundle.folder import VERSION, Sighting
 from foveate_serve.errors import NotFoundError, clip, quote
-from foveate_serve.repository.folder import VERSION, Sighting
 from foveate_serve.repository.labels import LATEST, STABLE
 from foveate_serve.repository.loaded import LoadedModel
 

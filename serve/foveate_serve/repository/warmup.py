@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from foveate_serve.backends.base import Array, Runner
+from foveate_runtime.backends.base import Array, Runner
+from foveate_runtime.bundle.manifest import CAM_PREFIX, CLASS_IDS_INPUT, IMAGE_INPUT, LOGITS_OUTPUT
 from foveate_serve.batching.policy import BatchPolicy
-from foveate_serve.bundle.manifest import CAM_PREFIX, CLASS_IDS_INPUT, IMAGE_INPUT, LOGITS_OUTPUT
 from foveate_serve.heap import trim_heap
 
 logger = logging.getLogger(__name__)

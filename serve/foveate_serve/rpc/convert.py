@@ -12,8 +12,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from numpy.typing import NDArray
 
 from foveate.v1 import classifier_service_pb2, explanation_pb2, model_pb2
+from foveate_runtime.bundle.manifest import Manifest, VariantEntry
+from foveate_runtime.imaging.heatmap import Encoding
+from foveate_runtime.imaging.transform import View
 from foveate_serve.batching.policy import BatchPolicy
-from foveate_serve.bundle.manifest import Manifest, VariantEntry
 from foveate_serve.classification import (
     DEFAULT_OPACITY,
     Cam,
@@ -27,8 +29,6 @@ from foveate_serve.classification import (
     Timing,
 )
 from foveate_serve.errors import InvalidRequestError
-from foveate_serve.imaging.heatmap import Encoding
-from foveate_serve.imaging.transform import View
 from foveate_serve.repository.loaded import LoadedModel
 from foveate_serve.repository.versions import ModelStatus, State
 from foveate_serve.rpc.priority import priority_of

@@ -19,7 +19,7 @@ from typing import Any
 import grpc
 from pydantic import BaseModel
 
-from foveate_serve.cores import deal_cores
+from foveate_runtime.cores import deal_cores
 from foveate_serve.errors import ServeError
 from foveate_serve.heap import bound_heap
 from foveate_serve.observe.logs import configure_logging

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
+from foveate_runtime.cores import ANY_CORE, deal_cores
 from foveate_serve.batching.batcher import Batched, Batcher
 from foveate_serve.batching.policy import BatchPolicy
-from foveate_serve.cores import ANY_CORE, deal_cores
 from foveate_serve.errors import DeadlineError, EngineError, OverloadedError
 from foveate_serve.observer import BatchRun
 

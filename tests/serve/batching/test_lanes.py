@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from onnxruntime import InferenceSession
 
-from foveate_serve.backends.onnxruntime.runner import OnnxRuntimeRunner
-from foveate_serve.backends.registry import create_runner
+from foveate_runtime.backends.onnxruntime.runner import OnnxRuntimeRunner
+from foveate_runtime.backends.registry import create_runner
+from foveate_runtime.bundle.bundle import Bundle
+from foveate_runtime.cores import count_cores
 from foveate_serve.batching.batcher import Batched, Batcher
 from foveate_serve.batching.policy import BatchPolicy
-from foveate_serve.bundle.bundle import Bundle
-from foveate_serve.cores import count_cores
 from foveate_serve.repository import warmup
 from foveate_serve.repository.warmup import warm_up
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from foveate_runtime.bundle.manifest import LOGITS_OUTPUT
 from foveate_serve.batching.ranking import Ranking
-from foveate_serve.bundle.manifest import LOGITS_OUTPUT
 
 SINGLE = np.dtype(np.float32)
 

@@ -23,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from foveate.status import TRAILER, ErrorStatus
 from foveate.v1.classifier_service_pb2 import ClassifyRequest, RawImage
 from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
-from foveate_serve.bundle.bundle import Bundle
+from foveate_runtime.bundle.bundle import Bundle
 
 FOVEATE = Path(sys.executable).with_name("foveate")
 

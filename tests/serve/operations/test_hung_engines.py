@@ -14,8 +14,8 @@ from onnx import TensorProto, helper
 from foveate.v1.classifier_service_pb2 import ClassifyRequest, ListModelsRequest, RawImage
 from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
 
+from ...colours import relist
 from ...waiting import wait_until
-from ..conftest import relist
 
 SECONDS = "2"
 MODEL = "foveate.v1.ClassifierService/colours"

@@ -13,8 +13,8 @@ from foveate.v1.model_pb2 import ModelSummary
 from foveate.v1.repository_service_pb2 import LoadModelRequest, SetVersionLabelsRequest
 from foveate.v1.repository_service_pb2_grpc import RepositoryServiceStub
 
+from ...colours import write_colour_bundle
 from ...waiting import wait_until
-from ..conftest import write_colour_bundle
 
 POLL = ("--repository-mode", "poll", "--poll-interval", "0.05")
 

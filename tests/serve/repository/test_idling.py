@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from foveate_serve.backends.base import BackendError
-from foveate_serve.backends.onnxruntime.runner import OnnxRuntimeRunner
+from foveate_runtime.backends.base import BackendError
+from foveate_runtime.backends.onnxruntime.runner import OnnxRuntimeRunner
+from foveate_runtime.bundle.bundle import Bundle
 from foveate_serve.batching.policy import BatchPolicy
-from foveate_serve.bundle.bundle import Bundle
 from foveate_serve.classification import RawImage, Request
 from foveate_serve.engine.engine import Engine, Limits
 from foveate_serve.repository import idling

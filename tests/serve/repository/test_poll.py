@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from foveate_serve.backends.registry import create_runner
+from foveate_runtime.backends.registry import create_runner
 from foveate_serve.batching.policy import BatchPolicy
 from foveate_serve.repository.repository import Repository
 from foveate_serve.repository.versions import State

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from foveate_serve.backends.base import BackendError
-from foveate_serve.backends.registry import create_runner
+from foveate_runtime.backends.base import BackendError
+from foveate_runtime.backends.registry import create_runner
 from foveate_serve.batching.policy import BatchPolicy
 from foveate_serve.repository import warmup
 from foveate_serve.repository.repository import Repository

@@ -15,12 +15,12 @@ from PIL import Image
 
 from foveate.inference import open_inference_pb2 as pb
 from foveate.status import ErrorStatus, StatusError
-from foveate_serve.backends.registry import create_runner
+from foveate_runtime.backends.registry import create_runner
+from foveate_runtime.cores import ANY_CORE
+from foveate_runtime.imaging.decode import ImageLimits
 from foveate_serve.batching.policy import BatchPolicy
-from foveate_serve.cores import ANY_CORE
 from foveate_serve.engine.engine import Engine, Limits
 from foveate_serve.engine.explain import ExplanationLimits
-from foveate_serve.imaging.decode import ImageLimits
 from foveate_serve.repository.repository import Repository
 from foveate_serve.rpc.handlers import RepositoryHandler
 from foveate_serve.rpc.oip.handler import InferenceHandler

@@ -1,0 +1,118 @@
+"""Runs graphs in OpenVINO."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import openvino
+
+from foveate_runtime.backends.base import Array, BackendError, OperatorTime, Runner
+from foveate_runtime.backends.integers import in_integers
+from foveate_runtime.backends.openvino import profiling
+from foveate_runtime.backends.openvino.core import CORE
+from foveate_runtime.backends.openvino.properties import properties
+from foveate_runtime.bundle.bundle import Bundle
+from foveate_runtime.bundle.manifest import LOGITS_OUTPUT
+
+COMPILED_MODELS = 4
+"""Plain requests, those with maps, those with feature maps, and one more. Each
+holds the weights again, in the order that its kernels want."""
+
+_DEVICES = {"cpu": "CPU"}
+
+
+class OpenVinoRunner(Runner):
+    """A graph in OpenVINO, compiled anew for each set of outputs when it is first wanted.
+
+    A compiled model computes all its outputs at every run, and an output in the
+    middle of the network keeps layers from being merged, so a plain request
+    must not pay for those of others. The `COMPILED_MODELS` used last are kept.
+    """
+
+    backend: ClassVar[str] = "openvino"
+
+    def __init__(self, bundle: Bundle, *, variant: str, device: str, threads: int) -> None:
+        super().__init__(bundle, variant=variant, device=device, threads=threads)
+        if device not in _DEVICES:
+            raise BackendError(f"no device {device!r}; there are {', '.join(_DEVICES)}")
+        self._properties = properties(
+            threads, integers=in_integers(bundle.manifest.variant(variant))
+        )
+        try:
+            self._graph = CORE.read_model(bundle.file(variant))
+        except RuntimeError as error:
+            raise BackendError(f"OpenVINO cannot load the variant {variant!r}") from error
+        self._results = {
+            name: result for result in self._graph.get_results() for name in result.output(0).names
+        }
+        for name in self.outputs:
+            if name not in self._results:
+                raise BackendError(f"the graph has no output {name!r}, which the manifest names")
+        self._compiled: OrderedDict[frozenset[str], Any] = OrderedDict()
+        self._lock = threading.Lock()
+        self._request([LOGITS_OUTPUT])
+
+    def _run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        with self._lock:
+            request = self._request(outputs)
+            try:
+                results = request.infer(dict(inputs), share_inputs=True)
+            except RuntimeError as error:
+                raise BackendError("OpenVINO failed to run the graph") from error
+        return {name: results[name] for name in outputs}
+
+    def _profile(
+        self, inputs: Mapping[str, Array], outputs: Sequence[str], warm_up: int, runs: int
+    ) -> list[OperatorTime]:
+        request = self._compile(outputs, {"PERF_COUNT": True})
+        feed = dict(inputs)
+
+        def run(times: int) -> None:
+            for _ in range(times):
+                request.infer(feed, share_inputs=True)
+
+        try:
+            run(warm_up)
+            before = profiling.read(request, runs=warm_up)
+            run(runs)
+        except RuntimeError as error:
+            raise BackendError("OpenVINO failed to run the graph") from error
+        return profiling.subtract(profiling.read(request, runs=warm_up + runs), before)
+
+    def close(self) -> None:
+        """Release the compiled models and their memory."""
+        self._compiled.clear()
+        self._results.clear()
+        del self._graph
+
+    def _request(self, outputs: Sequence[str]) -> Any:
+        wanted = frozenset(outputs)
+        if wanted in self._compiled:
+            self._compiled.move_to_end(wanted)
+            return self._compiled[wanted]
+        while len(self._compiled) >= COMPILED_MODELS:
+            self._compiled.popitem(last=False)
+        self._compiled[wanted] = self._compile(outputs, {})
+        return self._compiled[wanted]
+
+    def _compile(self, outputs: Sequence[str], more: Mapping[str, Any]) -> Any:
+        """Return a request to a new compiled model, with more properties than usual."""
+        results = [self._results[name] for name in outputs]
+        try:
+            part = openvino.Model(results, self._needed(results), self._graph.friendly_name)
+            compiled = CORE.compile_model(part, _DEVICES[self.device], {**self._properties, **more})
+        except RuntimeError as error:
+            raise BackendError(f"OpenVINO cannot compile the variant {self.variant!r}") from error
+        return compiled.create_infer_request()
+
+    def _needed(self, results: Sequence[Any]) -> list[Any]:
+        """Return the graph's inputs that `results` are computed from."""
+        seen: set[str] = set()
+        waiting = list(results)
+        while waiting:
+            node = waiting.pop()
+            if node.get_name() not in seen:
+                seen.add(node.get_name())
+                waiting += [value.get_node() for value in node.input_values()]
+        return [p for p in self._graph.get_parameters() if p.get_name() in seen]
