@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from foveate_bench import command as bench
 from foveate_bench import loadgen, peaks
 from foveate_bench.document import Report
 from foveate_bench.loadgen import (
@@ -19,7 +20,6 @@ from foveate_bench.loadgen import (
     run,
 )
 from foveate_runtime.bundle.bundle import Bundle
-from foveate_serve.commands import bench
 
 from .conftest import measurement
 

@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 
 from foveate_export.bundle import Exported
-from foveate_export.commands import evaluate
 from foveate_export.commands import export as export_command
 from foveate_export.sources import load_source
+from foveate_runtime.commands import evaluate
 from foveate_train import checkpoint, registry
 from foveate_train.data import mnist
 

@@ -21,7 +21,7 @@ from foveate_export.pictures import Pictures, shipped
 from foveate_runtime.backends.registry import create_runner
 from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.bundle.manifest import InputSpec
-from foveate_serve.commands import verify
+from foveate_runtime.commands import verify
 
 SPEC = InputSpec(
     height=32,

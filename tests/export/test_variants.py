@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from foveate_export.bundle import Exported
-from foveate_export.commands import evaluate
 from foveate_export.commands import export as export_command
 from foveate_export.comparison import TOLERANCES
 from foveate_export.errors import AccuracyError, ExportError, UsageError
@@ -26,10 +25,10 @@ from foveate_runtime.backends.registry import create_runner
 from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.bundle.golden import open_golden, refusals
 from foveate_runtime.bundle.manifest import Accuracy
+from foveate_runtime.commands import evaluate, verify
 from foveate_runtime.evaluation.labelled import Labelled, open_labelled
 from foveate_runtime.imaging.decode import ImageLimits
 from foveate_runtime.imaging.transform import prepare
-from foveate_serve.commands import verify
 from foveate_train.classifier import Classifier
 from foveate_train.data import mnist
 

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from foveate_serve.commands import verify
+from foveate_runtime.commands import verify
 
 from ..colours import BIAS, relist
 
