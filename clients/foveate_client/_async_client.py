@@ -25,7 +25,9 @@ from foveate_client._models import Model, ModelSummary
 from foveate_client._options import ClassifyOptions, classify_request
 from foveate_client._results import Classification
 from foveate_client._stream import Window, outcome
-from foveate_client._transports import AsyncTransport, ThreadedTransport, local_transport
+from foveate_client._transports.base import AsyncTransport
+from foveate_client._transports.local import local_transport
+from foveate_client._transports.threaded import ThreadedTransport
 
 
 class AsyncClient:
@@ -189,6 +191,6 @@ async def _until_none(
 
 
 def _connect(address: str, timeout: float, connection: ClientOptions) -> AsyncTransport:
-    from foveate_client._grpc import AsyncGrpcTransport
+    from foveate_client._transports.aio import AsyncGrpcTransport
 
     return AsyncGrpcTransport(address, stall_timeout=timeout, **connection)

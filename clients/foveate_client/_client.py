@@ -23,7 +23,8 @@ from foveate_client._models import Model, ModelSummary
 from foveate_client._options import ClassifyOptions, classify_request
 from foveate_client._results import Classification
 from foveate_client._stream import Window, outcome
-from foveate_client._transports import Transport, local_transport
+from foveate_client._transports.base import Transport
+from foveate_client._transports.local import local_transport
 
 DEFAULT_TIMEOUT = 30.0
 """Seconds."""
@@ -166,6 +167,6 @@ def _take(
 
 
 def _connect(address: str, timeout: float, connection: ClientOptions) -> Transport:
-    from foveate_client._grpc import GrpcTransport
+    from foveate_client._transports.sync import GrpcTransport
 
     return GrpcTransport(address, stall_timeout=timeout, **connection)

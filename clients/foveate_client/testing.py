@@ -27,7 +27,7 @@ from foveate.v1 import model_pb2 as models
 from foveate_client._exceptions import CallError, error_from
 from foveate_client._models import CamMethod, InputSpec, Layer, Model
 from foveate_client._results import Classification, FeatureMap, Heatmap, Prediction, Timing, View
-from foveate_client._transports import ThreadedTransport
+from foveate_client._transports.threaded import ThreadedTransport
 
 __all__ = [
     "Answer",
