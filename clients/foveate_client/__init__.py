@@ -8,7 +8,7 @@ with Client("localhost:50051") as client:
     result.cams[0].overlay("cat.jpg").save("cat.cam.png")
 """
 
-from importlib import import_module
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from foveate.status import FieldViolation
@@ -129,5 +129,7 @@ def __getattr__(name: str) -> Any:
     # Importing gRPC takes longer than the rest of the library, and a fake or local client is
     # without it.
     if name in _OVER_GRPC:
-        return getattr(import_module(f"foveate_client._transports.{_OVER_GRPC[name]}"), name)
+        return getattr(
+            importlib.import_module(f"foveate_client._transports.{_OVER_GRPC[name]}"), name
+        )
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
