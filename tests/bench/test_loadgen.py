@@ -118,7 +118,7 @@ def test_without_loadgen_the_line_that_installs_it_is_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(loadgen, "find_spec", lambda name: None)
-    with pytest.raises(LoadGenError, match=r'pip install "foveate-serve\[loadgen\]"'):
+    with pytest.raises(LoadGenError, match=r'pip install "foveate-bench\[loadgen\]"'):
         loadgen.require()
 
 

@@ -98,7 +98,7 @@ def test_a_backend_chosen_that_is_not_installed_names_its_pip_line(
     missing = Backend(runner="nowhere:Runner", packages=("no_such_engine",), extra="abacus")
     for module in (registry, plan):
         monkeypatch.setattr(module, "BACKENDS", {**registry.BACKENDS, "abacus": missing})
-    with pytest.raises(BackendError, match=r'pip install "foveate-serve\[abacus\]"'):
+    with pytest.raises(BackendError, match=r'pip install "foveate-runtime\[abacus\]"'):
         make_plan(replace(choice, backends=("abacus",)), CPU_ONLY)
     refused = {r.what: r for r in make_plan(choice, CPU_ONLY).refusals}["abacus"]
     assert refused.reason == "the backend 'abacus' needs the package no_such_engine"

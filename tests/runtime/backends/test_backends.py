@@ -166,7 +166,7 @@ def test_a_missing_engine_names_the_line_that_installs_it(
 ) -> None:
     missing = Backend(runner="nowhere:Runner", packages=("no_such_engine",), extra="abacus")
     monkeypatch.setattr(registry, "BACKENDS", {"abacus": missing})
-    with pytest.raises(BackendError, match=r'pip install "foveate-serve\[abacus\]"'):
+    with pytest.raises(BackendError, match=r'pip install "foveate-runtime\[abacus\]"'):
         create_runner(colours)
 
 

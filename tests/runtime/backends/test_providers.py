@@ -32,7 +32,7 @@ def test_a_device_stands_for_providers(
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "onnxruntime_tensorrt"])
 def test_a_build_without_gpus_says_what_to_install(colours: Bundle, backend: str) -> None:
-    with pytest.raises(BackendError, match=r'lacks: .*pip install "foveate-serve\[gpu\]"'):
+    with pytest.raises(BackendError, match=r'lacks: .*pip install "foveate-runtime\[gpu\]"'):
         create_runner(colours, backend=backend, device="cuda:0")
 
 

@@ -444,9 +444,9 @@ def test_a_library_that_is_missing_names_the_line_that_installs_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     flavour.load_library.cache_clear()
-    with pytest.raises(BackendError, match=r'pip install "foveate-serve\[tensorrt-rtx\]"'):
+    with pytest.raises(BackendError, match=r'pip install "foveate-runtime\[tensorrt-rtx\]"'):
         flavour.load_library(flavour.TENSORRT_RTX)
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
     cuda._runtime.cache_clear()
-    with pytest.raises(BackendError, match=r'pip install "foveate-serve\[tensorrt\]"'):
+    with pytest.raises(BackendError, match=r'pip install "foveate-runtime\[tensorrt\]"'):
         cuda.find_gpu("cuda")
