@@ -1,11 +1,14 @@
 """What a server tells of its models, as frozen values."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Self
 
 from foveate.v1 import model_pb2 as proto
+
+DEFAULT_SCORES = "softmax"
+"""What the scores of a server are that does not state it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +126,11 @@ class Variant:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """Everything about one version of one model."""
+    """Everything about one version of one model.
+
+    `scores` is what makes scores of its logits: "softmax", "sigmoid" or "none";
+    `assumptions` is what the export found or assumed, by field.
+    """
 
     name: str
     version: str
@@ -139,6 +146,8 @@ class Model:
     device: str
     created: datetime
     parameters: int
+    scores: str = DEFAULT_SCORES
+    assumptions: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_message(cls, message: proto.Model) -> Self:
@@ -172,6 +181,8 @@ class Model:
             device=message.device,
             created=message.create_time.ToDatetime(UTC),
             parameters=message.parameters,
+            scores=message.scores or DEFAULT_SCORES,
+            assumptions=dict(sorted(message.assumptions.items())),
         )
 
 

@@ -76,6 +76,7 @@ def test_json_is_one_object_a_line_in_the_order_of_the_pictures(refusing, run, c
             "image": str(coffee),
             "model": "pets",
             "version": "3",
+            "scores": "softmax",
             "predictions": [
                 {"class_id": 1, "label": "tiger cat", "score": pytest.approx(0.6337, abs=1e-4)},
                 {"class_id": 2, "label": "Egyptian cat", "score": pytest.approx(0.2331, abs=1e-4)},

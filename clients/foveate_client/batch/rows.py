@@ -1,6 +1,7 @@
 """What a run asks for each picture, and the row that an answer becomes."""
 
 from dataclasses import dataclass, field
+from math import inf, isfinite
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -31,14 +32,17 @@ class PlanError(FoveateError):
 class Plan:
     """What is asked for each picture of a run.
 
-    `embeddings` and `feature_maps` are layers, of which LAST stands for the
-    last; `cam_folder` is where overlays of the best class's map are written,
-    None meaning none, and `cam_method` empty takes the model's first. Raises
-    PlanError where the model has too few classes, or not such a layer or method.
+    Of the `top_k` best classes those are written whose score is at least
+    `threshold`; None means any. `embeddings` and `feature_maps` are layers, of
+    which LAST stands for the last; `cam_folder` is where overlays of the best
+    class's map are written, None meaning none, and `cam_method` empty takes the
+    model's first. Raises PlanError where the model has too few classes, no such
+    scores, or not such a layer or method.
     """
 
     model: Model
     top_k: int = 5
+    threshold: float | None = None
     embeddings: tuple[str, ...] = ()
     feature_maps: tuple[str, ...] = ()
     cam_folder: Path | None = None
@@ -50,6 +54,11 @@ class Plan:
         if not 1 <= self.top_k <= classes:
             raise PlanError(
                 f"--top-k is {self.top_k}; the limit is 1 to {classes}, the number of classes"
+            )
+        if self.threshold is not None and not self._can_reach(self.threshold):
+            raise PlanError(
+                f"--threshold is {self.threshold:g}; the limit is 0 to 1, as the model's scores "
+                f"are ({self.model.scores})"
             )
         methods = [method.name for method in self.model.cam_methods]
         if self.cam_folder is not None and self.cam_method and self.cam_method not in methods:
@@ -76,6 +85,9 @@ class Plan:
             f"{option}: the model has no layer {name!r}; it has {', '.join(shapes) or 'none'}"
         )
 
+    def _can_reach(self, threshold: float) -> bool:
+        return 0 <= threshold <= 1 or (self.model.scores == "none" and isfinite(threshold))
+
     @property
     def settings(self) -> dict[str, object]:
         """Return what two runs that share a journal must have in common."""
@@ -83,6 +95,7 @@ class Plan:
             "model": self.model.name,
             "version": self.model.version,
             "--top-k": self.top_k,
+            "--threshold": self.threshold,
             "--embeddings": list(self.embeddings),
             "--feature-maps": list(self.feature_maps),
             "--cam": None if self.cam_folder is None else str(self.cam_folder),
@@ -116,12 +129,18 @@ class Plan:
             )
         except ImageError as error:
             return _failure(task, error)
+        least = -inf if self.threshold is None else self.threshold
+        kept = [
+            prediction
+            for rank, prediction in enumerate(answer.predictions)
+            if rank < _EVALUATED or prediction.score >= least
+        ]
         return Row(
             name=task.item.name,
             position=task.position,
             label=task.item.label,
-            class_ids=np.array([x.class_id for x in answer.predictions], dtype=np.int32),
-            scores=np.array([x.score for x in answer.predictions], dtype=np.float32),
+            class_ids=np.array([x.class_id for x in kept], dtype=np.int32),
+            scores=np.array([x.score for x in kept], dtype=np.float32),
             vectors=self._vectors(answer),
             cam=cam,
         )

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from foveate_client._client import Client
@@ -77,14 +77,19 @@ def finish(journal: Journal, outputs: Outputs, plan: Plan, classes: Classes) -> 
     Each appears whole or not at all, and writing them again gives the same, so
     that this too may be cut off. Raises OSError and MissingDistributionError.
     """
-    evaluator = Evaluator()
+    evaluator = Evaluator(plan.model.scores)
     columns = Columns(
         top_k=plan.top_k,
+        threshold=plan.threshold,
         labels=plan.model.labels,
         classes=classes,
         vectors=plan.vectors,
         cam=plan.cam_folder is not None,
     )
+    if plan.threshold is not None:
+        # No more columns than the fullest row has classes.
+        fullest = max(map(columns.reached, journal.rows()), default=0)
+        columns = replace(columns, top_k=max(1, fullest))
     results = errors = 0
 
     def rows() -> Iterator[Row]:

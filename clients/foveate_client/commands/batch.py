@@ -127,9 +127,12 @@ def _require_free(outputs: Outputs, *, overwrite: bool) -> None:
 
 def _run(client: Client, options: argparse.Namespace, outputs: Outputs) -> tuple[_Summary, Plan]:
     model = client.model(options.model, options.version)
+    classes = len(model.labels)
+    usual = min(5, classes) if options.threshold is None else classes
     plan = Plan(
         model=model,
-        top_k=min(5, len(model.labels)) if options.top_k is None else options.top_k,
+        top_k=usual if options.top_k is None else options.top_k,
+        threshold=options.threshold,
         embeddings=tuple(dict.fromkeys(options.embeddings)),
         feature_maps=tuple(dict.fromkeys(options.feature_maps)),
         cam_folder=options.cam,
@@ -242,8 +245,9 @@ def _evaluation_facts(evaluation: Evaluation, labels: Sequence[str]) -> dict[str
     facts = {
         "accuracy": f"top 1 {evaluation.top1:.1%}, top 5 {evaluation.top5:.1%} "
         f"of {evaluation.images:,} labelled images",
-        "calibration": f"error {evaluation.ece:.1%}",
     }
+    if evaluation.ece is not None:
+        facts["calibration"] = f"error {evaluation.ece:.1%}"
     if evaluation.confusions:
         facts["confused"] = "\n".join(
             f"{labels[x.target]} taken for {labels[x.predicted]}: {x.images:,}"
@@ -329,7 +333,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", metavar="V", default="", help="the model's version")
     parser.add_argument(
-        "--top-k", metavar="K", type=int, help="how many classes to write (default: 5)"
+        "--top-k",
+        metavar="K",
+        type=int,
+        help="how many classes to write (default: 5, or all that reach --threshold)",
+    )
+    parser.add_argument(
+        "--threshold",
+        metavar="SCORE",
+        type=float,
+        help="write only classes whose score is at least this",
     )
     parser.add_argument(
         "--embeddings",

@@ -145,6 +145,8 @@ def _details(model: Model) -> Group:
         f"{len(model.labels)} classes",
         "input": f"{spec.height} x {spec.width} x {spec.channels}, the centre of a picture "
         f"whose shorter side is {spec.resize} ({spec.interpolation})",
+        "scores": model.scores,
+        **model.assumptions,
         "runs on": f"{model.backend}, {model.device}, {model.active_variant}",
         "exported": f"{model.created:%Y-%m-%d %H:%M} UTC",
     }.items():

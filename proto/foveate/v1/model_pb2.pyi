@@ -438,6 +438,26 @@ class Model(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class AssumptionsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
@@ -453,6 +473,8 @@ class Model(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
     BATCHING_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
+    ASSUMPTIONS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The model's name."""
     version: _builtins.str
@@ -469,6 +491,12 @@ class Model(_message.Message):
     """The device it runs on, such as "cpu"."""
     parameters: _builtins.int
     """The number of its parameters."""
+    scores: _builtins.str
+    """What makes scores of its logits: "softmax" for classes that exclude each
+    other, "sigmoid" for labels of which a picture may have several, or "none"
+    where the scores are the logits. Empty, from an older server, means
+    "softmax".
+    """
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The labels, by class id."""
@@ -497,6 +525,12 @@ class Model(_message.Message):
     def batching(self) -> Global___Batching:
         """How its requests are batched at this moment."""
 
+    @_builtins.property
+    def assumptions(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What the export found or assumed, by the field that it is about, such as
+        "scores".
+        """
+
     def __init__(
         self,
         *,
@@ -515,10 +549,12 @@ class Model(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         parameters: _builtins.int = ...,
         batching: Global___Batching | None = ...,
+        scores: _builtins.str = ...,
+        assumptions: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["batching", b"batching", "create_time", b"create_time", "input", b"input"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_variant", b"active_variant", "backend", b"backend", "batching", b"batching", "cam_methods", b"cam_methods", "classifier", b"classifier", "create_time", b"create_time", "device", b"device", "input", b"input", "labels", b"labels", "layers", b"layers", "name", b"name", "parameters", b"parameters", "state", b"state", "variants", b"variants", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_variant", b"active_variant", "assumptions", b"assumptions", "backend", b"backend", "batching", b"batching", "cam_methods", b"cam_methods", "classifier", b"classifier", "create_time", b"create_time", "device", b"device", "input", b"input", "labels", b"labels", "layers", b"layers", "name", b"name", "parameters", b"parameters", "scores", b"scores", "state", b"state", "variants", b"variants", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,6 +27,10 @@ Positive = Annotated[int, Field(gt=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
+Scores = Literal["softmax", "sigmoid", "none"]
+"""What makes scores of the logits: probabilities of classes that exclude each other, the
+probability of each label by itself, or nothing: the scores are the logits."""
+
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -187,12 +191,16 @@ class Manifest(_Model):
     classes: Positive
     opset: Positive
     input: InputSpec
+    scores: Scores = "softmax"
     cams: tuple[CamOutput, ...]
     features: tuple[FeatureOutput, ...]
     variants: Annotated[tuple[VariantEntry, ...], Field(min_length=1)]
     golden: GoldenEntry | None = None
     files: dict[str, FileEntry] = Field(
         description="every file of the bundle but this one, by its path"
+    )
+    assumptions: dict[str, str] = Field(
+        default_factory=dict, description="what the export found or assumed, by the field it is of"
     )
     metadata: dict[str, str] = Field(default_factory=dict, description="what training noted")
 

@@ -1,0 +1,249 @@
+"""What stands at the end of a network, and how its outputs become a bundle's logits and scores.
+
+The graph of a bundle returns logits, and the server makes scores of them by the
+manifest's `scores`. Many networks end in that softmax or sigmoid themselves. It
+is taken off, so that it is not applied twice and maps explain what stood before
+it. The operator at the end says what it is, and the numbers must confirm it:
+with z what the operator took, its outputs must be softmax(z) or sigmoid(z) on
+every picture. Probabilities of another origin are served by their logarithm,
+whose softmax they are. Needs no torch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate_export.errors import ExportError, UsageError
+from foveate_export.pictures import Pictures, noise
+from foveate_serve.bundle.manifest import InputSpec, Scores
+from foveate_serve.bundle.scores import score
+
+Array = NDArray[np.float32]
+Form = Literal["as is", "logarithm", "log-odds"]
+
+TINY = float(np.finfo(np.float32).tiny)
+"""Taken for a probability of 0, which has no logarithm."""
+
+SIDES = (-0.5, 0.5)
+"""The logits of two classes, as factors of the one output z: their softmax is sigmoid(z)."""
+
+_PICTURES, _NOISE = 8, 4
+"""The pictures that decide: fewer might lie in a range by chance."""
+
+_AGREEING = 4e-3
+"""Of a picture's largest score: 8 steps of float16 below 1."""
+
+_SUMMING = 2e-3
+"""How far from 1 the probabilities of a thousand classes in float16 may add up to."""
+
+_ROUNDING = 1e-6
+
+
+@dataclass(frozen=True)
+class Normaliser:
+    """What makes scores of logits at the end of a network; `logarithm` returns theirs."""
+
+    name: str
+    scores: Scores
+    logarithm: bool = False
+
+    def gives(self, outputs: Array, before: Array) -> bool:
+        """Whether it makes `outputs` of `before`, both float32 [N, classes]."""
+        expected = self.scored(outputs)
+        difference = np.abs(score(before, self.scores) - expected)
+        return bool((difference <= _AGREEING * expected.max(1, keepdims=True)).all())
+
+    def scored(self, outputs: Array) -> Array:
+        """Return the scores that its outputs hold."""
+        return np.exp(np.minimum(outputs, 0)) if self.logarithm else outputs
+
+
+NORMALISERS = MappingProxyType(
+    {
+        "softmax": Normaliser("a softmax", "softmax"),
+        "log_softmax": Normaliser("a log-softmax", "softmax", logarithm=True),
+        "sigmoid": Normaliser("a sigmoid", "sigmoid"),
+        "log_sigmoid": Normaliser("a log-sigmoid", "sigmoid", logarithm=True),
+    }
+)
+
+
+@dataclass(frozen=True)
+class End:
+    """The operator that computes a network's outputs.
+
+    Attributes:
+        operator: its name, for people.
+        plain: whether its values may have any size, as a linear layer's do.
+        normaliser: what it is of `NORMALISERS`, if any.
+        before: what that took, float32 [N, classes].
+    """
+
+    operator: str
+    plain: bool
+    normaliser: Normaliser | None = None
+    before: Array | None = None
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How the outputs of a network become logits, and the logits scores.
+
+    Attributes:
+        scores: what makes scores of the logits.
+        said: what people are told of it.
+        normaliser: what is taken off the end, if anything: the logits then are
+            what it took.
+        form: what is made of the values: nothing, log(p) or log(p / (1 - p)).
+        sides: whether the one value z becomes the logits -z/2 and z/2.
+    """
+
+    scores: Scores
+    said: str
+    normaliser: Normaliser | None = None
+    form: Form = "as is"
+    sides: bool = False
+
+    def logits(self, values: Array) -> Array:
+        """Make logits, float32 [N, classes], of the outputs, or of what `normaliser` took."""
+        logits = values
+        if self.form != "as is":
+            logits = np.log(np.maximum(values, TINY))
+        if self.form == "log-odds":
+            logits = logits - np.log(np.maximum(1 - values, TINY))
+        return logits * np.array(SIDES, np.float32) if self.sides else logits
+
+    def expected(self, outputs: Array) -> Array:
+        """Return the scores, float32 [N, classes], that the network's own outputs stand for."""
+        if self.normaliser is None:
+            return score(self.logits(outputs), self.scores)
+        scores = self.normaliser.scored(outputs)
+        return np.concatenate([1 - scores, scores], axis=1) if self.sides else scores
+
+
+def probes(pictures: Pictures, spec: InputSpec) -> NDArray[np.uint8]:
+    """Return the pictures that an ending is found on: some of those given, and noise."""
+    return np.concatenate([pictures.images[:_PICTURES], noise(spec).images[:_NOISE]])
+
+
+def find_ending(outputs: Array, end: End, wanted: Scores | None) -> Ending:
+    """Find how the outputs of a network become logits and scores.
+
+    Args:
+        outputs: of some pictures, float32 [N, classes].
+        end: the operator that computes them.
+        wanted: the scores that the user says, or None.
+
+    Raises:
+        UsageError: the network's end gives other scores than those wanted.
+        ExportError: what the outputs are cannot be told, or they tell nothing.
+    """
+    if wanted == "none":
+        return Ending("none", "none, as --scores says: the network's outputs as they are")
+    normaliser = end.normaliser
+    if normaliser and end.before is not None and normaliser.gives(outputs, end.before):
+        return _taken_off(normaliser, outputs.shape[1], wanted)
+    if _are_probabilities(outputs):
+        _refuse_other("probabilities that sum to 1", "softmax", wanted)
+        said = "softmax of the logarithm of the network's outputs, which are probabilities"
+        return Ending("softmax", said, form="logarithm")
+    if _are_probabilities(np.exp(np.minimum(outputs, 0))) and outputs.max() <= _ROUNDING:
+        _refuse_other("logarithms of probabilities", "softmax", wanted)
+        return Ending(
+            "softmax", "softmax of the network's outputs, which are logarithms of probabilities"
+        )
+    if not end.plain and _are_bounded(outputs):
+        return _bounded(outputs, end, wanted)
+    if wanted == "sigmoid":
+        return Ending("sigmoid", "sigmoid of the network's outputs, as --scores says")
+    return Ending("softmax", "softmax of the network's outputs, which are taken for logits")
+
+
+def for_labels(
+    ending: Ending, outputs: int, labels: Sequence[str], network: str
+) -> tuple[Ending, tuple[str, ...]]:
+    """Return an ending that has the classes of `labels`, and the label of each class.
+
+    A network with one output z has two classes, with the logits -z/2 and z/2.
+    They are called as the two labels, or "not NAME" and NAME where there is one.
+
+    Raises:
+        UsageError: the labels are not as many as the outputs.
+    """
+    labels = tuple(labels)
+    alone = outputs == 1 and len(labels) == 1 and ending.scores in ("sigmoid", "none")
+    if alone or (outputs > 1 and len(labels) == outputs):
+        return ending, labels
+    if outputs > 1:
+        raise UsageError(f"{len(labels)} labels for the {outputs} classes of {network}")
+    if len(labels) > 2 or ending.scores == "none":
+        raise UsageError(
+            f"{len(labels)} labels for the one output of {network}: it takes one label, or two, "
+            "of which the first is for a low output"
+        )
+    said = f"{ending.said}; the one output z became the logits -z/2 and z/2 of two classes"
+    both = replace(ending, scores="softmax", said=said, sides=True)
+    return both, labels if len(labels) == 2 else (f"not {labels[0]}", labels[0])
+
+
+def _taken_off(normaliser: Normaliser, outputs: int, wanted: Scores | None) -> Ending:
+    name = normaliser.name
+    if outputs == 1:
+        if normaliser.scores == "softmax":
+            raise ExportError(
+                f"the network ends in {name} over one output, which is the same for every "
+                "picture; export it without, or with two outputs"
+            )
+        return Ending(wanted or "softmax", f"{name} was taken off the end of the network", normaliser)
+    _refuse_other(name, normaliser.scores, wanted)
+    if not normaliser.logarithm:
+        said = f"{normaliser.scores}, taken off the end of the network"
+    else:
+        said = f"{normaliser.scores}; {name} was taken off the end of the network"
+    if normaliser.scores == "sigmoid":
+        said += "; each label has a score by itself"
+    return Ending(normaliser.scores, said, normaliser)
+
+
+def _refuse_other(what: str, scores: Scores, wanted: Scores | None) -> None:
+    if wanted not in (None, scores):
+        raise UsageError(
+            f"the network ends in {what}, so that --scores {wanted} would serve other scores than "
+            f"its own: leave it out, or serve the outputs as they are with --scores none"
+        )
+
+
+def _bounded(outputs: Array, end: End, wanted: Scores | None) -> Ending:
+    """Decide on outputs that look like scores and come from no operator that says so."""
+    shares = bool(outputs.min() >= -_ROUNDING)
+    if wanted is None or (wanted == "sigmoid" and not shares):
+        where = "between 0 and 1" if shares else "below 0"
+        choices = "softmax where they are logits, none to serve them as they are"
+        if shares:
+            choices = f"sigmoid where each is the score of a label by itself, {choices}"
+        raise ExportError(
+            f"the network's outputs lie {where} on each of {len(outputs)} pictures and come from "
+            f"{end.operator}, no softmax or sigmoid that could be taken off: say what they are "
+            f"with --scores ({choices})"
+        )
+    if wanted == "softmax":
+        return Ending("softmax", "softmax of the network's outputs, which --scores says are logits")
+    said = "sigmoid, as --scores says: the network's outputs are the scores, served by their log-odds"
+    return Ending("sigmoid", said, form="log-odds")
+
+
+def _are_probabilities(outputs: Array) -> bool:
+    if outputs.shape[1] == 1:
+        return False
+    sums = np.abs(outputs.sum(1, dtype=np.float64) - 1)
+    return bool((outputs >= -_ROUNDING).all() and (sums <= _SUMMING).all())
+
+
+def _are_bounded(outputs: Array) -> bool:
+    """Whether all outputs lie between 0 and 1, or none is above 0."""
+    within = (outputs >= -_ROUNDING).all() and (outputs <= 1 + _ROUNDING).all()
+    return bool(within or (outputs <= _ROUNDING).all())
