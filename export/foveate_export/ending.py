@@ -108,6 +108,11 @@ class Ending:
     form: Form = "as is"
     sides: bool = False
 
+    @property
+    def altered(self) -> bool:
+        """Whether the logits are other numbers than the network's outputs."""
+        return self.normaliser is not None or self.form != "as is" or self.sides
+
     def logits(self, values: Array) -> Array:
         """Make logits, float32 [N, classes], of the outputs, or of what `normaliser` took."""
         logits = values
@@ -147,15 +152,10 @@ def find_ending(outputs: Array, end: End, wanted: Scores | None) -> Ending:
     normaliser = end.normaliser
     if normaliser and end.before is not None and normaliser.gives(outputs, end.before):
         return _taken_off(normaliser, outputs.shape[1], wanted)
-    if _are_probabilities(outputs):
-        _refuse_other("probabilities that sum to 1", "softmax", wanted)
-        said = "softmax of the logarithm of the network's outputs, which are probabilities"
-        return Ending("softmax", said, form="logarithm")
-    if _are_probabilities(np.exp(np.minimum(outputs, 0))) and outputs.max() <= _ROUNDING:
-        _refuse_other("logarithms of probabilities", "softmax", wanted)
-        return Ending(
-            "softmax", "softmax of the network's outputs, which are logarithms of probabilities"
-        )
+    found = _of_probabilities(outputs)
+    if found is not None:
+        _refuse_other(found.said, found.scores, wanted)
+        return found
     if not end.plain and _are_bounded(outputs):
         return _bounded(outputs, end, wanted)
     if wanted == "sigmoid":
@@ -182,58 +182,69 @@ def for_labels(
         raise UsageError(f"{len(labels)} labels for the {outputs} classes of {network}")
     if len(labels) > 2 or ending.scores == "none":
         raise UsageError(
-            f"{len(labels)} labels for the one output of {network}: it takes one label, or two, "
-            "of which the first is for a low output"
+            f"{len(labels)} labels for the one output of {network}: it takes one label, or two for "
+            "a low and a high output, or one alone with --scores none"
         )
-    said = f"{ending.said}; the one output z became the logits -z/2 and z/2 of two classes"
+    output = "log-odds of the network's one output" if ending.form == "log-odds" else "one output"
+    said = f"softmax of the logits -z/2 and z/2 of two classes, where z is the network's {output}"
+    if ending.normaliser is not None:
+        said += f" before {ending.normaliser.name}, which was taken off its end"
     both = replace(ending, scores="softmax", said=said, sides=True)
     return both, labels if len(labels) == 2 else (f"not {labels[0]}", labels[0])
 
 
 def _taken_off(normaliser: Normaliser, outputs: int, wanted: Scores | None) -> Ending:
-    name = normaliser.name
-    if outputs == 1:
-        if normaliser.scores == "softmax":
-            raise ExportError(
-                f"the network ends in {name} over one output, which is the same for every "
-                "picture; export it without, or with two outputs"
-            )
-        return Ending(wanted or "softmax", f"{name} was taken off the end of the network", normaliser)
-    _refuse_other(name, normaliser.scores, wanted)
-    if not normaliser.logarithm:
-        said = f"{normaliser.scores}, taken off the end of the network"
-    else:
-        said = f"{normaliser.scores}; {name} was taken off the end of the network"
-    if normaliser.scores == "sigmoid":
-        said += "; each label has a score by itself"
-    return Ending(normaliser.scores, said, normaliser)
+    scores = normaliser.scores
+    if outputs > 1:
+        _refuse_other(f"the network ends in {normaliser.name}", scores, wanted)
+    elif scores == "softmax":
+        raise ExportError(
+            f"the network ends in {normaliser.name} over one output, which is the same for every "
+            "picture; export it without, or with two outputs"
+        )
+    # Two labels make two classes of one output; see `for_labels`.
+    kept = scores if outputs > 1 else (wanted or "softmax")
+    what = "" if not normaliser.logarithm else f"; {normaliser.name} was"
+    each = "; each label has a score by itself" if scores == "sigmoid" else ""
+    said = f"{scores}{what or ','} taken off the end of the network{each}"
+    return Ending(kept, said, normaliser)
+
+
+def _of_probabilities(outputs: Array) -> Ending | None:
+    """Return the ending of a network that gives probabilities which no operator explains."""
+    if _are_probabilities(outputs):
+        said = "softmax of the logarithm of the network's outputs, which are probabilities"
+        return Ending("softmax", said, form="logarithm")
+    if (outputs <= _ROUNDING).all() and _are_probabilities(np.exp(outputs)):
+        return Ending(
+            "softmax", "softmax of the network's outputs, which are logarithms of probabilities"
+        )
+    return None
 
 
 def _refuse_other(what: str, scores: Scores, wanted: Scores | None) -> None:
     if wanted not in (None, scores):
         raise UsageError(
-            f"the network ends in {what}, so that --scores {wanted} would serve other scores than "
-            f"its own: leave it out, or serve the outputs as they are with --scores none"
+            f"--scores {wanted} would serve other scores than the network's own ({what}): leave "
+            "it out, or serve the outputs as they are with --scores none"
         )
 
 
 def _bounded(outputs: Array, end: End, wanted: Scores | None) -> Ending:
     """Decide on outputs that look like scores and come from no operator that says so."""
-    shares = bool(outputs.min() >= -_ROUNDING)
-    if wanted is None or (wanted == "sigmoid" and not shares):
-        where = "between 0 and 1" if shares else "below 0"
-        choices = "softmax where they are logits, none to serve them as they are"
-        if shares:
-            choices = f"sigmoid where each is the score of a label by itself, {choices}"
-        raise ExportError(
-            f"the network's outputs lie {where} on each of {len(outputs)} pictures and come from "
-            f"{end.operator}, no softmax or sigmoid that could be taken off: say what they are "
-            f"with --scores ({choices})"
-        )
+    shares = bool((outputs >= -_ROUNDING).all())
     if wanted == "softmax":
         return Ending("softmax", "softmax of the network's outputs, which --scores says are logits")
-    said = "sigmoid, as --scores says: the network's outputs are the scores, served by their log-odds"
-    return Ending("sigmoid", said, form="log-odds")
+    if wanted == "sigmoid" and shares:
+        said = "sigmoid, as --scores says: the network's outputs are the scores themselves"
+        return Ending("sigmoid", said, form="log-odds")
+    labels = "sigmoid where each is the score of a label by itself, " if shares else ""
+    raise ExportError(
+        f"the network's outputs {'lie between 0 and 1' if shares else 'are never above 0'} on "
+        f"{len(outputs)} pictures and come from {end.operator}, no softmax or sigmoid that could "
+        f"be taken off: say what they are with --scores ({labels}softmax where they are logits, "
+        "none to serve them as they are)"
+    )
 
 
 def _are_probabilities(outputs: Array) -> bool:

@@ -14,11 +14,13 @@ from torch import Tensor
 from foveate_export import bundle, parity
 from foveate_export.bundle import Exported, check_name, write_labels
 from foveate_export.comparison import accepted
+from foveate_export.ending import Ending, probes
 from foveate_export.errors import ExportError, ParityError, UnsupportedHeadError, UsageError
 from foveate_export.graph import ExplainedClassifier
 from foveate_export.heads import Head, find_head
 from foveate_export.layer import Layer
 from foveate_export.layers import feature_layers, select_layers
+from foveate_export.logits import as_logits
 from foveate_export.onnx_graph import OPSET, write_onnx
 from foveate_export.pictures import Pictures, serving_spec
 from foveate_export.progress import Stage
@@ -105,6 +107,7 @@ def export(
     repository: Path,
     name: str,
     pictures: Pictures,
+    ending: Ending | None = None,
     version: int | None = None,
     layers: Sequence[str] | None = None,
     cam_layer: str | None = None,
@@ -123,6 +126,8 @@ def export(
         repository: the folder of models; made where it is missing.
         name: the model's name there.
         pictures: what the graph is compared with torch on.
+        ending: what makes scores of its logits, where it returns logits; None to find
+            it, with what has to be taken off.
         version: the version to write; None for one above the newest.
         layers: the feature maps to offer; None for the stage ends.
         cam_layer: the layer whose activations Grad-CAM and its kin weigh; None
@@ -142,7 +147,7 @@ def export(
         ParityError: a variant does not answer as torch does.
         AccuracyError: a variant recognises too much less than fp32.
         EngineError: TensorRT cannot build a variant.
-        ExportError: the classifier cannot be written as ONNX.
+        ExportError: the classifier cannot be written as ONNX, or its scores cannot be told.
         foveate_serve.evaluation.labelled.LabelledError: a labelled picture cannot
             be decoded.
     """
@@ -150,6 +155,11 @@ def export(
     check_variants(variants, calibrated=calibration is not None)
     if version is not None:
         bundle.check_free(repository, name, version)
+    if ending is None:
+        with stage("finding what its outputs are"):
+            classifier, ending = as_logits(
+                classifier, probes(pictures, serving_spec(classifier.input))
+            )
     with stage("finding the head and the layers"):
         anatomy = examine(classifier, cam_layer)
         chosen = select_layers(layers, classifier.module, anatomy.layers)
@@ -161,7 +171,7 @@ def export(
             ).eval()
             write_onnx(graph, classifier.input, folder / file_name(FP32))
             write_labels(classifier.labels, folder / LABELS_FILE)
-        draft = _draft(classifier, name, anatomy.head, chosen, metadata or {})
+        draft = _draft(classifier, name, anatomy.head, chosen, metadata or {}, ending=ending)
         maker = _Maker(
             oracle=classifier,
             anatomy=anatomy,
@@ -309,6 +319,8 @@ def _draft(
     head: Head | None,
     layers: Sequence[Layer],
     metadata: Mapping[str, str],
+    *,
+    ending: Ending,
 ) -> Manifest:
     """Return the manifest as far as it is known before anything was measured."""
     packages = (
@@ -333,6 +345,7 @@ def _draft(
         classes=len(classifier.labels),
         opset=OPSET,
         input=serving_spec(classifier.input),
+        scores=ending.scores,
         cams=_cam_outputs(head) if head else (),
         features=tuple(
             FeatureOutput(
@@ -342,6 +355,7 @@ def _draft(
         ),
         variants=tuple(unmeasured(variant) for variant in VARIANTS),
         files={},
+        assumptions={"scores": ending.said},
         metadata=dict(metadata),
     )
 

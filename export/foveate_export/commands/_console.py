@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from typing import get_args
 
 from rich.console import Console
 
 from foveate_export.errors import ExportError, UsageError
 from foveate_serve.backends.base import BackendError
 from foveate_serve.bundle.bundle import BundleError
+from foveate_serve.bundle.manifest import Scores
 from foveate_serve.evaluation.labelled import LabelledError, NoPicturesError
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
@@ -65,6 +67,17 @@ def run_with_torch(module: str, arguments: Sequence[str], prog: str) -> int:
         needs = 'this needs PyTorch: pip install "foveate-export[torch]"'
         return _say(prog, needs, FAILED)
     return main(arguments)
+
+
+def add_scores_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says what makes scores of a network's logits."""
+    parser.add_argument(
+        "--scores",
+        choices=get_args(Scores),
+        help="what makes scores of the logits: softmax, for classes that exclude each other; "
+        "sigmoid, for labels of which a picture may have several; none, to serve the outputs as "
+        "they are; default: what the network's end and its outputs say",
+    )
 
 
 def positive(text: str) -> int:

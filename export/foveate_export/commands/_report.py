@@ -54,6 +54,8 @@ def _as_json(exported: Exported) -> dict[str, object]:
         "version": manifest.version,
         "bytes": exported.size,
         "note": exported.note,
+        "scores": manifest.scores,
+        "assumptions": manifest.assumptions,
         "variants": [variant.model_dump(mode="json") for variant in manifest.variants],
     }
 
@@ -61,6 +63,7 @@ def _as_json(exported: Exported) -> dict[str, object]:
 def _as_text(exported: Exported, original: str) -> str:
     manifest = exported.manifest
     lines = [f"{exported.path}: {exported.size / 1e6:.1f} MB"]
+    lines += [f"{name}: {text}" for name, text in manifest.assumptions.items()]
     for variant in manifest.variants:
         lines.append(f"{variant.name}: {manifest.files[variant.file].size / 1e6:.1f} MB")
         if variant.quantisation:

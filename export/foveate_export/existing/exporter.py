@@ -19,7 +19,7 @@ from foveate_export.comparison import (
     resolve_ranks,
     some_class_ids,
 )
-from foveate_export.errors import ExportError, ParityError, UsageError
+from foveate_export.errors import ExportError, ParityError
 from foveate_export.existing.editing import write_graph
 from foveate_export.existing.original import Original
 from foveate_export.existing.source import Existing
@@ -44,8 +44,8 @@ from foveate_serve.bundle.manifest import (
     Parity,
     VariantEntry,
 )
+from foveate_serve.bundle.scores import score
 
-VARIANT = "fp32"
 GRAPH = "model.onnx"
 BATCH = 4
 """Enough to show a mix-up between pictures."""
@@ -83,8 +83,7 @@ def export_existing(
             number of pictures.
     """
     check_name(name)
-    if len(labels) != source.classes:
-        raise UsageError(f"{len(labels)} labels for the {source.classes} classes of {source.path}")
+    source, labels = source.labelled(labels)
     if version is not None:
         bundle.check_free(repository, name, version)
     chosen = source.default_layers if layers is None else named(layers, source.layers)
@@ -98,9 +97,11 @@ def export_existing(
         staged = Bundle(path=folder, manifest=draft, labels=tuple(labels))
         with stage(f"comparing with {source.path.name} on {len(pictures)} pictures"):
             parity = _compare(source, original, staged, pictures)
-        tolerances = TOLERANCES[VARIANT]
-        entry = VariantEntry(name=VARIANT, file=GRAPH, parity=parity, tolerances=tolerances)
-        kept = _write_golden(original, source.classes, pictures, staged)
+        tolerances = TOLERANCES[source.precision]
+        entry = VariantEntry(
+            name=source.precision, file=GRAPH, parity=parity, tolerances=tolerances
+        )
+        kept = _write_golden(original, len(labels), pictures, staged)
         manifest = draft.model_copy(update={"variants": (entry,), "golden": kept})
         with stage("publishing"):
             path, manifest = bundle.publish(folder, manifest, repository, version)
@@ -112,9 +113,9 @@ def _compare(source: Existing, original: Original, staged: Bundle, pictures: Pic
     comparison = Comparison(source.path.name)
     outputs = _output_names(staged.manifest)
     complete, agreed = 0.0, 0.0
-    with create_runner(staged, variant=VARIANT, backend="onnxruntime") as runner:
+    with create_runner(staged, variant=source.precision, backend="onnxruntime") as runner:
         for images in pictures.batches(BATCH):
-            class_ids = some_class_ids(len(images), source.classes)
+            class_ids = some_class_ids(len(images), len(staged.labels))
             got = _run(runner, images, class_ids, outputs)
             classes = resolve_ranks(class_ids, got[LOGITS_OUTPUT])
             comparison.add(got, original.answer(images, classes))
@@ -122,12 +123,13 @@ def _compare(source: Existing, original: Original, staged: Bundle, pictures: Pic
             agreed = max(
                 agreed, _output_error(source, got[LOGITS_OUTPUT], original.outputs(images))
             )
-    tolerances = TOLERANCES[VARIANT]
+    tolerances = TOLERANCES[source.precision]
     layers = {cam.method: cam.layer for cam in staged.manifest.cams}
     comparison.judge(layers, tolerances, pictures)
     if not agreed <= tolerances.logits:
         raise ParityError(
-            f"the {source.softmax or 'logits'} of the graph differs from the file's by {agreed:.2g}"
+            f"the {'scores' if source.ending.altered else 'logits'} of the graph differ from the "
+            f"file's by {agreed:.2g} of the largest"
         )
     if not complete <= tolerances.logits:
         raise ParityError(
@@ -164,12 +166,10 @@ def _incompleteness(source: Existing, got: dict[str, Array], classes: NDArray[np
 
 def _output_error(source: Existing, logits: Array, expected: Array) -> float:
     """Return how far the file's own output lies from what the logits give."""
-    if source.softmax:
-        logits = logits - logits.max(1, keepdims=True)
-        logits = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    if source.softmax == "Softmax":
-        logits = np.exp(logits)
-    return relative_error(logits, expected, (1,))
+    ending = source.ending
+    if not ending.altered:
+        return relative_error(logits, expected, (1,))
+    return relative_error(score(logits, ending.scores), ending.expected(expected), (1,))
 
 
 def _write_golden(
@@ -213,6 +213,7 @@ def _draft(source: Existing, name: str, labels: Sequence[str], layers: Sequence[
         classes=len(labels),
         opset=source.model.opset_imports[""],
         input=source.spec,
+        scores=source.ending.scores,
         cams=_cam_outputs(source),
         features=tuple(
             FeatureOutput(
@@ -220,8 +221,9 @@ def _draft(source: Existing, name: str, labels: Sequence[str], layers: Sequence[
             )
             for layer in layers
         ),
-        variants=(VariantEntry.model_construct(name=VARIANT, file=GRAPH),),
+        variants=(VariantEntry.model_construct(name=source.precision, file=GRAPH),),
         files={},
+        assumptions={"scores": source.ending.said},
         metadata={},
     )
 
