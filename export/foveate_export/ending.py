@@ -34,8 +34,8 @@ SIDES = (-0.5, 0.5)
 _PICTURES, _NOISE = 8, 4
 """The pictures that decide: fewer might lie in a range by chance."""
 
-_AGREEING = 4e-3
-"""Of a picture's largest score: 8 steps of float16 below 1."""
+_AGREEING = 1e-3
+"""Of a picture's largest score: two steps of float16 below 1."""
 
 _SUMMING = 2e-3
 """How far from 1 the probabilities of a thousand classes in float16 may add up to."""

@@ -63,7 +63,6 @@ def _as_json(exported: Exported) -> dict[str, object]:
 def _as_text(exported: Exported, original: str) -> str:
     manifest = exported.manifest
     lines = [f"{exported.path}: {exported.size / 1e6:.1f} MB"]
-    lines += [f"{name}: {text}" for name, text in manifest.assumptions.items()]
     for variant in manifest.variants:
         lines.append(f"{variant.name}: {manifest.files[variant.file].size / 1e6:.1f} MB")
         if variant.quantisation:
@@ -76,6 +75,7 @@ def _as_text(exported: Exported, original: str) -> str:
         for name, entry in manifest.files.items()
         if name.endswith(ENGINE_SUFFIX)
     ]
+    lines += [f"{name}: {text}" for name, text in manifest.assumptions.items()]
     if exported.note:
         lines.append(exported.note)
     return "\n".join(lines)

@@ -302,11 +302,13 @@ def _vector(output: ir.Value) -> ir.Value | None:
 
 def _count(value: ir.Value) -> int | None:
     """Return how many numbers a picture has, where they all lie on one axis."""
-    sizes = [size for size in value.shape.dims[1:] if size != 1] if value.shape else [0, 0]
-    if value.shape is None or len(value.shape) < 2 or len(sizes) > 1:
+    if value.shape is None or not value.shape.dims:
         return None
-    (size,) = sizes or [1]
-    return size if isinstance(size, int) else None
+    if len(value.shape) == 1 and isinstance(value.shape[0], int):
+        # The pictures' axis was squeezed, and what is left may be the classes'.
+        return None
+    sizes = [size for size in value.shape.dims[1:] if size != 1] or [1]
+    return sizes[0] if len(sizes) == 1 and isinstance(sizes[0], int) else None
 
 
 def _parameters(graph: ir.Graph) -> int:
