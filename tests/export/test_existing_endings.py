@@ -1,5 +1,6 @@
 """ONNX files by what stands at their end: served are the scores that ONNX Runtime gives them."""
 
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -7,14 +8,16 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import skimage
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from foveate_client import Client
+from foveate_client import Client, Prepared
+from foveate_export.commands import evaluate
 from foveate_export.commands import export as export_command
 from foveate_export.errors import ExportError, UsageError
 from foveate_export.existing import Existing, export_existing, open_existing
-from foveate_export.pictures import Pictures, shipped
+from foveate_export.pictures import PHOTOGRAPHS, Pictures, shipped
 from foveate_serve.backends.registry import create_runner
 from foveate_serve.bundle.bundle import Bundle
 from foveate_serve.bundle.manifest import InputSpec
@@ -452,7 +455,7 @@ def test_the_command_says_what_it_assumed_and_serves_it(
         model = client.model("net")
         assert model.scores == "sigmoid"
         assert model.assumptions["scores"].startswith("sigmoid, taken off the end")
-        result = client.classify(_prepared(picture), threshold=0.5)
+        result = client.classify(Prepared(picture), threshold=0.5)
     assert result.scores == "sigmoid"
     present = {LABELS[index]: expected[index] for index in np.flatnonzero(expected >= 0.5)}
     assert 0 < len(present) < len(LABELS)
@@ -460,7 +463,40 @@ def test_the_command_says_what_it_assumed_and_serves_it(
     assert got == pytest.approx(present, abs=1e-5)
 
 
-def _prepared(picture: np.ndarray):
-    from foveate_client import Prepared  # noqa: PLC0415
-
-    return Prepared(picture)
+def test_labels_are_evaluated_by_themselves(
+    tmp_path: Path, photographs: Pictures, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = file_of(tmp_path / "net.onnx", SIGMOIDS["sigmoid"])
+    served(open_existing(path, SPEC), tmp_path, photographs)
+    capsys.readouterr()
+    outputs = own_outputs(path, photographs)
+    present = outputs >= 0.5
+    present[0, :2] ^= True
+    present[3, 2] ^= True
+    photos = Path(skimage.__file__).parent / "data"
+    rows = [
+        f"{photos / name},{';'.join(np.array(LABELS)[row])}"
+        for name, row in zip(PHOTOGRAPHS, present, strict=True)
+    ]
+    table = tmp_path / "val.csv"
+    table.write_text("\n".join(["picture,labels", *rows]) + "\n")
+    arguments = ["--repository", str(tmp_path / "models"), "--model", "net", "--data"]
+    assert evaluate.main([*arguments, str(table), "--json"]) == 0
+    got = json.loads(capsys.readouterr().out)
+    assert (got["images"], got["data"], got["threshold"]) == (5, "val.csv", 0.5)
+    found = outputs >= 0.5
+    for label, each, f, p in zip(LABELS, got["labels"], found.T, present.T, strict=True):
+        assert (each["label"], each["images"]) == (label, p.sum())
+        assert each["f1"] == pytest.approx(2 * (f & p).sum() / max(1, f.sum() + p.sum()))
+    seen = [each for each in got["labels"] if each["images"]]
+    assert len(seen) > 0
+    assert 0 < got["f1"] < 1
+    for summary, name in (("f1", "f1"), ("mean_average_precision", "average_precision")):
+        assert got[summary] == pytest.approx(np.mean([each[name] for each in seen]))
+    assert evaluate.main([*arguments, str(table), "--threshold", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "F1 0.00% from a score of 1 on, of 5 pictures (val.csv)" in said
+    assert evaluate.main([*arguments, str(table), "--threshold", "50"]) == 2
+    assert "--threshold 50 is not between 0 and 1" in capsys.readouterr().err
+    assert evaluate.main([*arguments, str(tmp_path), "--threshold", "0.5"]) == 2
+    assert "--threshold goes with a table" in capsys.readouterr().err
