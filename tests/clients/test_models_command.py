@@ -73,6 +73,21 @@ def test_one_model_is_described(run, monkeypatch):
         assert fact in out
 
 
+def test_what_was_assumed_is_shown(server, run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    _, out, _ = run("pets")
+    assert ["scores", "softmax"] in [line.split() for line in out.splitlines()]
+    model = server.service.model
+    model.scores = "sigmoid"
+    model.assumptions["scores"] = "sigmoid, taken off the end of the network"
+    _, out, _ = run("pets")
+    assert "sigmoid, taken off the end of the network" in out
+    _, out, _ = run("pets", "--json")
+    described = json.loads(out)
+    assert described["scores"] == "sigmoid"
+    assert described["assumptions"] == {"scores": "sigmoid, taken off the end of the network"}
+
+
 def test_one_model_is_described_for_programs(run):
     code, out, _ = run("pets", "--json")
     described = json.loads(out)
