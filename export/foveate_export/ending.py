@@ -34,8 +34,9 @@ SIDES = (-0.5, 0.5)
 _PICTURES, _NOISE = 8, 4
 """The pictures that decide: fewer might lie in a range by chance."""
 
-_AGREEING = 1e-3
-"""Of a picture's largest score: two steps of float16 below 1."""
+_AGREEING = {"fp32": 1e-3, "fp16": 2e-2}
+"""Of a picture's largest score, by what the network computes in: float16 rounds a
+logit of 16 to within 1/128, and engines round at other places."""
 
 _SUMMING = 2e-3
 """How far from 1 the probabilities of a thousand classes in float16 may add up to."""
@@ -50,12 +51,6 @@ class Normaliser:
     name: str
     scores: Scores
     logarithm: bool = False
-
-    def gives(self, outputs: Array, before: Array) -> bool:
-        """Whether it makes `outputs` of `before`, both float32 [N, classes]."""
-        expected = self.scored(outputs)
-        difference = np.abs(score(before, self.scores) - expected)
-        return bool((difference <= _AGREEING * expected.max(1, keepdims=True)).all())
 
     def scored(self, outputs: Array) -> Array:
         """Return the scores that its outputs hold."""
@@ -81,12 +76,23 @@ class End:
         plain: whether its values may have any size, as a linear layer's do.
         normaliser: what it is of `NORMALISERS`, if any.
         before: what that took, float32 [N, classes].
+        precision: what the network computes in, `fp32` or `fp16`.
     """
 
     operator: str
     plain: bool
     normaliser: Normaliser | None = None
     before: Array | None = None
+    precision: str = "fp32"
+
+    def confirmed(self, outputs: Array) -> Normaliser | None:
+        """Return the normaliser where it makes `outputs`, float32 [N, classes], of `before`."""
+        if self.normaliser is None or self.before is None:
+            return None
+        expected = self.normaliser.scored(outputs)
+        difference = np.abs(score(self.before, self.normaliser.scores) - expected)
+        limit = _AGREEING[self.precision] * expected.max(1, keepdims=True)
+        return self.normaliser if (difference <= limit).all() else None
 
 
 @dataclass(frozen=True)
@@ -149,8 +155,8 @@ def find_ending(outputs: Array, end: End, wanted: Scores | None) -> Ending:
     """
     if wanted == "none":
         return Ending("none", "none, as --scores says: the network's outputs as they are")
-    normaliser = end.normaliser
-    if normaliser and end.before is not None and normaliser.gives(outputs, end.before):
+    normaliser = end.confirmed(outputs)
+    if normaliser is not None:
         return _taken_off(normaliser, outputs.shape[1], wanted)
     found = _of_probabilities(outputs)
     if found is not None:

@@ -1,6 +1,7 @@
 """ONNX files by what stands at their end: served are the scores that ONNX Runtime gives them."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,8 +10,10 @@ import onnx
 import onnxruntime
 import pytest
 import skimage
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.transformers.float16 import convert_float_to_float16
+from torch import nn
 
 from foveate_client import Client, Prepared
 from foveate_export.commands import evaluate
@@ -391,6 +394,63 @@ def test_float16_with_float32_inputs_and_outputs(
     assert got.methods == ALL_MAPS
     assert [variant.name for variant in got.bundle.manifest.variants] == ["fp16"]
     assert got.bundle.manifest.features
+
+
+class Ended(nn.Module):
+    """Convolution, mean, a linear layer, and `end`."""
+
+    def __init__(self, end: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 5, stride=3), nn.ReLU())
+        self.fc = nn.Linear(8, 5)
+        with torch.no_grad():
+            self.fc.weight *= 12
+        self.end = end
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.end(self.fc(self.body(x).mean((2, 3))))
+
+
+@pytest.mark.parametrize("opset", [9, 12, 17, None])
+@pytest.mark.parametrize(
+    "end",
+    [
+        nn.Softmax(1),
+        nn.LogSoftmax(1),
+        nn.Sigmoid(),
+        nn.LogSigmoid(),
+        lambda z: z[:, :, None, None].softmax(1).flatten(1),
+        lambda z: z.softmax(1).clamp(1e-7, 1 - 1e-7),
+    ],
+    ids=["softmax", "log-softmax", "sigmoid", "log-sigmoid", "another axis", "clamp"],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_ends_as_torchs_exporters_write_them(
+    tmp_path: Path, photographs: Pictures, end, opset: int | None
+) -> None:
+    """By the older exporter in several opsets, or by the newer one."""
+    path, pixels = tmp_path / "net.onnx", torch.zeros(2, 3, 32, 40)
+    names = {"input_names": ["x"], "output_names": ["y"]}
+    if opset is None:
+        dynamic = ({0: torch.export.Dim.DYNAMIC},)
+        torch.onnx.export(
+            Ended(end).eval(), (pixels,), path, dynamic_shapes=dynamic, verbose=False, **names
+        )
+    else:
+        axes = {"x": {0: "n"}, "y": {0: "n"}}
+        torch.onnx.export(
+            Ended(end).eval(), (pixels,), path, dynamo=False, opset_version=opset,
+            dynamic_axes=axes, **names,
+        )  # fmt: skip
+    source = open_existing(path, SPEC)
+    assert source.ending.normaliser is not None
+    got = served(source, tmp_path, photographs)
+    outputs = own_outputs(path, photographs)
+    np.testing.assert_allclose(
+        got.scores, np.exp(outputs) if (outputs < 0).any() else outputs, atol=1e-5
+    )
+    assert got.methods == ALL_MAPS
 
 
 def test_nodes_out_of_order_are_sorted(tmp_path: Path, photographs: Pictures) -> None:

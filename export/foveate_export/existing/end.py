@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from foveate_export.ending import NORMALISERS, Normaliser
-from foveate_export.existing.head import KEEPING_ORDER, constant, described
+from foveate_export.existing.head import KEEPING_ORDER, constant, described, keeps_order
 
 _ROUNDING = frozenset({"Cast", "QuantizeLinear", "DequantizeLinear", "Clip"})
 
@@ -35,12 +35,13 @@ def behind(value: ir.Value, *, rounded: bool = False) -> Iterator[ir.Value]:
 
     With `rounded` also those in another type, or with other extremes.
     """
-    passed = KEEPING_ORDER | (_ROUNDING if rounded else {"Cast"})
     while True:
         yield value
         node = value.producer()
         source = node.inputs[0] if node is not None and node.inputs else None
-        if node is None or source is None or node.op_type not in passed:
+        if node is None or source is None:
+            return
+        if not keeps_order(node) and not (rounded and node.op_type in _ROUNDING):
             return
         value = source
 

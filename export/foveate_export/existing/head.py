@@ -152,12 +152,20 @@ def _find_linear(value: ir.Value) -> tuple[Linear, ir.Value]:
     return Linear(weights, rows * alpha, added, classes_last, alpha), below
 
 
+def keeps_order(node: ir.Node) -> bool:
+    """Whether a node leaves the numbers of a picture and their order alone, but for their type."""
+    if node.op_type == "Transpose":
+        perm = node.attributes.get_ints("perm", ())
+        return bool(perm) and perm[0] == 0 and _is_vector(node.inputs[0])
+    return node.op_type in KEEPING_ORDER or node.op_type == "Cast"
+
+
 def _skip(value: ir.Value) -> ir.Value:
     """Go back over nodes that leave the numbers of a picture and their order alone."""
     while True:
         node = value.producer()
         source = node.inputs[0] if node and node.inputs else None
-        if node is None or source is None or node.op_type not in KEEPING_ORDER | {"Cast"}:
+        if node is None or source is None or not keeps_order(node):
             return value
         shape = source.shape
         if shape is not None and len(shape) == 4 and not _is_vector(source):
@@ -166,7 +174,7 @@ def _skip(value: ir.Value) -> ir.Value:
         value = source
 
 
-def _is_vector(value: ir.Value) -> bool:
+def _is_vector(value: ir.Value | None) -> bool:
     shape = _shape(value)
     return shape is not None and sorted(shape)[:2] == [1, 1]
 

@@ -290,7 +290,10 @@ def _find_ending(
     end = End(operator(output), is_plain(output))
     if found and taken is not None and _count(taken) == outputs.shape[1]:
         (before,) = OneByOne(file, [taken]).run(images)
-        end = replace(end, normaliser=found[0], before=before.reshape(outputs.shape))
+        precision = "fp16" if taken.dtype is ir.DataType.FLOAT16 else "fp32"
+        end = replace(
+            end, normaliser=found[0], before=before.reshape(outputs.shape), precision=precision
+        )
     ending = find_ending(outputs, end, wanted)
     return taken if ending.normaliser and taken is not None else value, ending
 

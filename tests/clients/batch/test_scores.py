@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,19 +12,20 @@ import pytest
 from foveate_client.batch.journal import Journal
 
 
+class Scored(NamedTuple):
+    kind: str
+    source: tuple[object, ...]
+
+
 @pytest.fixture(params=["softmax", "sigmoid", "none"])
-def kind(request):
-    return request.param
-
-
-@pytest.fixture
-def source(repository, tmp_path, kind):
-    """The arguments that name a repository whose model has scores of this kind."""
+def scored(request, repository, tmp_path):
+    """A kind of scores, and the arguments that name a repository whose model has them."""
+    kind = request.param
     copied = tmp_path / "models"
     shutil.copytree(repository, copied)
     manifest = copied / "colours/1/manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"scores": kind}))
-    return ("--repository", copied)
+    return Scored(kind, ("--repository", copied))
 
 
 def scores_of(crop, kind):
@@ -38,9 +40,8 @@ def scores_of(crop, kind):
 LEAST = {"softmax": 0.3, "sigmoid": 0.98, "none": 3.5}
 
 
-def test_a_threshold_leaves_what_is_below_it_empty(
-    run, folder, photographs, tmp_path, kind, source
-):
+def test_a_threshold_leaves_what_is_below_it_empty(run, folder, photographs, tmp_path, scored):
+    kind, source = scored
     out = tmp_path / "results.jsonl"
     options = (folder, "--ordered", "--threshold", LEAST[kind])
     assert run(*options, "--out", out, source=source)[0] == 0
@@ -72,7 +73,8 @@ def test_a_threshold_leaves_what_is_below_it_empty(
     assert [bool(row["class_1"]) for row in rows] == [count > 0 for count in reached]
 
 
-def test_only_a_softmax_is_judged_by_its_calibration(run, folder, tmp_path, kind, source):
+def test_only_a_softmax_is_judged_by_its_calibration(run, folder, tmp_path, scored):
+    kind, source = scored
     out = tmp_path / "results.csv"
     code, printed, _ = run(folder, "--out", out, "--json", source=source)
     assert code == 0
@@ -85,9 +87,8 @@ def test_only_a_softmax_is_judged_by_its_calibration(run, folder, tmp_path, kind
 
 
 @pytest.mark.parametrize("threshold", ["-1", "2", "nan"])
-def test_a_threshold_that_no_score_can_have_is_refused(
-    run, folder, tmp_path, kind, source, threshold
-):
+def test_a_threshold_that_no_score_can_have_is_refused(run, folder, tmp_path, scored, threshold):
+    kind, source = scored
     out = tmp_path / "results.csv"
     code, _, err = run(folder, "--out", out, f"--threshold={threshold}", source=source)
     if kind == "none" and threshold != "nan":
@@ -98,7 +99,8 @@ def test_a_threshold_that_no_score_can_have_is_refused(
     assert f"({kind})" in err
 
 
-def test_a_run_with_another_threshold_does_not_go_on(run, folder, tmp_path, kind, source):
+def test_a_run_with_another_threshold_does_not_go_on(run, folder, tmp_path, scored):
+    _, source = scored
     out = tmp_path / "results.csv"
     journal = out.with_name("results.csv.journal")
     settings = {
