@@ -7,12 +7,13 @@ from pathlib import Path
 from rich.console import Console
 
 from foveate_export.bundle import check_name
-from foveate_export.commands._console import DONE, Stages, answer, names, points, positive
+from foveate_export.commands._console import DONE, Stages, answer, names, points, positive, warn
 from foveate_export.commands._engines import add_target_arguments, read_target
 from foveate_export.commands._report import print_exported, print_layers
 from foveate_export.commands._training import training_errors
 from foveate_export.errors import UsageError
 from foveate_export.exporter import check_variants, examine, export
+from foveate_export.input_files import repeated
 from foveate_export.labelled import open_labelled
 from foveate_export.layers import default_layers
 from foveate_export.parity_data import for_classifier
@@ -145,6 +146,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.list_layers:
         return _list_layers(source, as_json=options.json)
     classifier = source.classifier
+    if options.labels:
+        warn(PROG, repeated(classifier.labels))
     with stages("reading pictures"):
         calibration = (
             open_calibration(options.calibration, classifier) if options.calibration else None

@@ -67,6 +67,12 @@ def run_with_torch(module: str, arguments: Sequence[str], prog: str) -> int:
     return main(arguments)
 
 
+def warn(prog: str, text: str) -> None:
+    """Print a line on stderr where there is something to say."""
+    if text:
+        print(f"{prog}: warning: {text}", file=sys.stderr)
+
+
 def positive(text: str) -> int:
     """Read an argument that is a whole number of at least 1."""
     number = int(text)

@@ -7,11 +7,11 @@ from pathlib import Path
 from rich.console import Console
 
 from foveate_export.bundle import check_name
-from foveate_export.commands._console import DONE, Stages, answer, names, positive
+from foveate_export.commands._console import DONE, Stages, answer, names, positive, warn
 from foveate_export.commands._report import print_exported, print_layers
 from foveate_export.errors import UsageError
 from foveate_export.existing import export_existing, open_existing
-from foveate_export.input_files import read_input_spec, read_labels
+from foveate_export.input_files import read_input_spec, read_labels, repeated
 from foveate_export.pictures import from_folder, shipped
 from foveate_serve.bundle.manifest import InputSpec
 
@@ -89,6 +89,7 @@ def _run(options: argparse.Namespace) -> int:
         if options.labels is None:
             raise UsageError("--labels names the classes, which an ONNX file does not")
     labels = read_labels(options.labels) if options.labels else None
+    warn(PROG, repeated(labels or ()))
     with stages(f"reading {options.source}"):
         source = open_existing(
             options.source, spec, layout=options.layout, bgr=options.bgr, logits=options.logits
