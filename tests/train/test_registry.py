@@ -3,9 +3,11 @@ import sys
 import pytest
 import timm
 import torch
+from PIL import Image
 
 from foveate_train import registry
 from foveate_train.classifier import InputSpec
+from foveate_train.data.preprocess import preprocess
 from foveate_train.errors import (
     ArgumentsError,
     MissingPackageError,
@@ -250,6 +252,18 @@ def test_what_no_fit_does_is_refused():
         timm_source.input_spec("timm:x", configuration | {"crop_mode": "corner"})
     with pytest.raises(ArgumentsError, match=r"of 96 x 224 .* crop_pct of 1, and .* is 0\.95"):
         timm_source.input_spec("timm:x", configuration | {"input_size": (3, 96, 224)})
+
+
+def test_a_timm_network_of_one_channel_takes_grey_pictures():
+    arguments = {"weights": "random:0", "num_classes": 2}
+    grey = registry.create("timm:resnet18", in_chans=1, **arguments)
+    assert grey.input.channels == 1
+    assert grey.input.mean == pytest.approx((0.449,), abs=1e-9)
+    with torch.no_grad():
+        picture = preprocess(Image.new("RGB", (40, 60), "white"), grey.input)[None]
+        assert grey.module(picture).shape == (1, 2)
+    with pytest.raises(ArgumentsError, match="no mean and std for 4 channels"):
+        registry.create("timm:resnet18", in_chans=4, **arguments)
 
 
 def test_a_timm_classifier_brings_its_fit():

@@ -4,7 +4,9 @@ import math
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
+from statistics import fmean
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -55,16 +57,28 @@ def describe(name: str, module: nn.Module, arguments: dict[str, Argument]) -> Cl
     """Make a classifier of a network of timm, by the metadata that it carries.
 
     Raises:
-        ArgumentsError: if the network has no classifying head.
+        ArgumentsError: if the network has no classifying head, or takes channels
+            that its metadata does not know.
     """
     classes: int = getattr(module, "num_classes", 0)
     if classes < 1:
         raise ArgumentsError(f"{name} has no classes; add one with the argument num_classes=N")
+    spec = input_spec(name, cast("Mapping[str, Any]", module.pretrained_cfg))
+    channels = arguments.get("in_chans", spec.channels)
+    if channels == 1 != spec.channels:
+        # As timm adds up the weights of the colours.
+        mean, std = ((fmean(values),) for values in (spec.mean, spec.std))
+        spec = replace(spec, channels=1, mean=mean, std=std)
+    if channels != spec.channels:
+        raise ArgumentsError(
+            f"{name} has no mean and std for {channels} channels (in_chans); "
+            "a function that returns the network may say them"
+        )
     return Classifier(
         name=name,
         arguments=arguments,
         module=module,
-        input=input_spec(name, cast("Mapping[str, Any]", module.pretrained_cfg)),
+        input=spec,
         labels=_labels(classes),
     )
 
