@@ -40,7 +40,8 @@ ImageInput: TypeAlias = (
     "str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8] | Prepared"
 )
 """What can be classified: a file's path, a file's bytes, a PIL image, or a uint8
-array [height, width], [height, width, 1] or [height, width, 3] in red, green, blue."""
+array [height, width], [height, width, 1], or [height, width, 3 or 4] in red, green,
+blue and alpha."""
 
 
 def image_field(image: ImageInput) -> dict[str, Any]:
@@ -115,6 +116,14 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def _native(image: Image.Image) -> Image.Image:
+    """Return a picture of 16 bits in the order of bytes that Pillow writes."""
+    import numpy as np
+    from PIL import Image
+
+    return Image.fromarray(np.asarray(image).astype(np.uint16))
+
+
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -129,10 +138,10 @@ def _from_array(pixels: npt.NDArray[Any]) -> Image.Image:
         raise ImageError(f"an image array has dtype uint8, not {pixels.dtype}")
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
-    if pixels.size == 0 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)):
+    if pixels.size == 0 or not (pixels.ndim == 2 or pixels.shape[2:] in ((3,), (4,))):
         raise ImageError(
-            "an image array has the shape [height, width], [height, width, 1] or "
-            f"[height, width, 3], not {list(pixels.shape)}"
+            "an image array has the shape [height, width], [height, width, 1], "
+            f"[height, width, 3] or [height, width, 4], not {list(pixels.shape)}"
         )
     return Image.fromarray(pixels)
 
@@ -153,6 +162,8 @@ def _png(image: Image.Image) -> bytes:
             f"an image of mode {image.mode} has no range of its own; "
             "scale its values to 0..255 and convert it to L"
         )
+    if image.mode.startswith("I;16"):
+        image = _native(image)
     if image.mode not in _PNG_MODES:
         image = image.convert("RGB")
     buffer = io.BytesIO()

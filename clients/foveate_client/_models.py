@@ -54,9 +54,12 @@ class ModelSummary:
 class InputSpec:
     """How the server makes a picture the classifier's input.
 
-    The shorter side is resized to `resize` pixels with the filter
-    `interpolation` and the centre of `height` x `width` pixels is cropped.
-    `mean` and `std` are for reading: the graph normalises by itself.
+    A picture of `height` x `width` pixels is taken as it is. Any other is resized
+    with the filter `interpolation` as `fit` says, and its centre of `height` x `width`
+    pixels is taken: "crop" resizes its shorter side to `resize`, or to more where it
+    would not cover the input; "squash" and "pad" take the input's frame, whose shorter
+    side is `resize`: both sides become the frame's, or the picture fits into it beside
+    the colour `fill`. `mean` and `std` are for reading: the graph normalises by itself.
     """
 
     height: int
@@ -66,6 +69,8 @@ class InputSpec:
     interpolation: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    fit: str = "crop"
+    fill: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +171,8 @@ class Model:
                 interpolation=message.input.interpolation,
                 mean=tuple(message.input.mean),
                 std=tuple(message.input.std),
+                fit=message.input.fit or "crop",  # a server of before does not say
+                fill=tuple(message.input.fill),
             ),
             layers=tuple(
                 Layer(name=x.name, channels=x.channels, height=x.height, width=x.width)

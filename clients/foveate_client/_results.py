@@ -38,7 +38,10 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """The part of a picture that the classifier saw, in pixels of the upright picture."""
+    """The part of a picture that the classifier saw, in pixels of the upright picture.
+
+    It goes beyond the picture where the input has a border.
+    """
 
     source_width: int
     source_height: int

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version as installed
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,7 +33,8 @@ from foveate_export.variants import FP16, FP32, INT8, VARIANTS, file_name, unmea
 from foveate_export.variants.acceptance import MAX_DROP, check_drop, quantise_until_accepted
 from foveate_export.variants.calibration import Calibration
 from foveate_export.variants.half import halve
-from foveate_serve.backends.base import Runner
+from foveate_export.variants.ranges import loud_nodes
+from foveate_serve.backends.base import BackendError, Runner
 from foveate_serve.backends.registry import create_runner
 from foveate_serve.backends.tensorrt.sidecar import ENGINES_FOLDER
 from foveate_serve.bundle import golden
@@ -238,8 +240,7 @@ class _Maker:
             )
         else:
             if variant == FP16:
-                with self.stage(f"{variant}: converting the graph"):
-                    halve(source, target)
+                self._halve(source, target)
             scored = self._score(variant)
             if scored and variant != FP32:
                 check_drop(variant, scored, self.accuracies[FP32], self.max_drop)
@@ -253,6 +254,15 @@ class _Maker:
             accuracy=scored,
             quantisation=quantisation,
         )
+
+    def _halve(self, source: Path, target: Path) -> None:
+        images = self.pictures.images
+        if self.calibration:
+            images = np.concatenate([images, self.calibration.images])
+        with self.stage(f"{FP16}: measuring the ranges of {len(images)} pictures' values"):
+            loud = loud_nodes(source, images)
+        with self.stage(f"{FP16}: converting the graph; {len(loud)} nodes stay in float32"):
+            halve(source, target, loud)
 
     def write_golden(self) -> GoldenEntry:
         """Keep some of the pictures and torch's answers to them in the bundle."""
@@ -269,7 +279,7 @@ class _Maker:
 
     def _compare(self, variant: str) -> Parity:
         text = f"{variant}: comparing with torch on {len(self.pictures)} pictures"
-        with self.stage(text), self._runner(variant) as runner:
+        with self._judge(variant) as runner, self.stage(text):
             try:
                 figures, self.oracle = parity.settle(
                     self.oracle,
@@ -296,6 +306,17 @@ class _Maker:
 
     def _runner(self, variant: str) -> Runner:
         return create_runner(self.bundle, variant=variant, backend="onnxruntime")
+
+    def _judge(self, variant: str) -> Runner:
+        """Load a variant where it is computed in its own precision."""
+        # ONNX Runtime computes halves in float32 on a CPU, where nothing overflows.
+        if variant == FP16:
+            try:
+                return create_runner(self.bundle, variant=variant, backend="torch")
+            except BackendError as error:
+                with self.stage(f"{FP16}: judged in float32 and by its ranges, for {error}"):
+                    pass
+        return self._runner(variant)
 
 
 def check_variants(variants: Sequence[str], *, calibrated: bool) -> None:

@@ -64,7 +64,7 @@ def test_a_network_of_ones_own_with_a_head_of_its_own(
         (["--module", "shapes:network", "--labels", "none.txt", "--input-spec", "input.json"],
          "none.txt: No such file"),
         (["--module", "shapes:network", "--labels", "labels.txt", "--input-spec", "labels.txt"],
-         "labels.txt: file: Invalid JSON"),
+         "labels.txt: Invalid JSON"),
         (["--module", "shapes:network", "--weights", "random:0"], "--weights and --argument are"),
         (["shapes", "--labels", "labels.txt"], "go with --module"),
         (["shapes", "--module", "shapes:network"], "a source or --module, and not both"),

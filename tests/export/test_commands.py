@@ -2,7 +2,9 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from foveate_export.bundle import Exported
 from foveate_export.commands import _classifier, _existing, evaluate
 from foveate_export.commands import export as export_command
 from foveate_export.sources import load_source
+from foveate_serve.bundle.bundle import Bundle
 from foveate_train import checkpoint, registry
 from foveate_train.data import mnist
 
@@ -228,19 +231,114 @@ def test_evaluate_refuses_a_bundle_with_a_changed_file(
     assert "model.onnx: its SHA-256 is not the manifest's" in capsys.readouterr().err
 
 
-def test_only_the_source_decides_who_exports() -> None:
-    """A name, or any other value of an option, may end in .onnx as well."""
-    for arguments, expected in {
-        "net.onnx --name a": ["net.onnx"],
-        "--name a net.onnx": ["net.onnx"],
-        "--json net.onnx --name resnet.onnx": ["net.onnx"],
-        "--list-l net.onnx": ["net.onnx"],
-        "--name=a net.onnx": ["net.onnx"],
-        "--module plain:net --name resnet.onnx": [],
-        "timm:resnet18 --name resnet.onnx --tensorrt": ["timm:resnet18"],
-        "checkpoint.onnx/best --labels old.onnx": ["checkpoint.onnx/best"],
-    }.items():
-        assert export_command.sources(arguments.split()) == expected
+PLAIN = """
+from torch import nn
+
+def network():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+"""
+
+
+@pytest.fixture
+def plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Export a network of three classes, with the labels given, as bytes of the file."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = f"plain_{uuid4().hex}"
+    (tmp_path / f"{module}.py").write_text(PLAIN, encoding="utf-8")
+    spec = {
+        "height": 32,
+        "width": 32,
+        "channels": 3,
+        "resize": 32,
+        "interpolation": "bilinear",
+        "mean": [0.5] * 3,
+        "std": [0.25] * 3,
+    }
+    (tmp_path / "input.json").write_text(json.dumps(spec), encoding="utf-8-sig")
+
+    def run(labels: bytes = b"cat\ndog\nfox\n", name: str = "plain") -> int:
+        (tmp_path / "labels.txt").write_bytes(labels)
+        return export_command.main(
+            [
+                *("--name", name, "--repository", "models", "--module", f"{module}:network"),
+                *("--input-spec", "input.json", "--labels", "labels.txt"),
+            ]
+        )
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        "cat\ndog\nfox",
+        "\ufeffcat\ndog\nfox\n",
+        "cat\r\ndog\r\nfox\r\n",
+        "cat\rdog\rfox\r",
+        " cat\ndog  \nfox\n\n\n",
+    ],
+)
+def test_labels_are_read_as_every_system_writes_them(
+    plain: Callable[..., int], labels: str
+) -> None:
+    assert plain(labels.encode()) == 0
+    assert Bundle.open(Path("models/plain/1")).labels == ("cat", "dog", "fox")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (b"", "labels.txt: holds no labels"),
+        (b"\n\n", "labels.txt: holds no labels"),
+        (b"cat\n\ndog\nfox\n", "labels.txt: line 2 is empty"),
+        (b"cat\n0\tdog\nfox\n", "labels.txt: line 2 holds the character U+0009"),
+        ("cat\ndog\u2028fox\n".encode(), "labels.txt: line 2 holds the character U+2028"),
+        (b"cat\ndog\x0cfox\n", "labels.txt: line 2 holds the character U+000C"),
+        ("cat\n\ufeffdog\nfox".encode(), "labels.txt: line 2 holds the character U+FEFF"),
+        ("cat\ndog\nfox".encode("utf-16"), "labels.txt: not UTF-8 text; save it as UTF-8"),
+        ("cat\ndog\nfox".encode("utf-16-le"), "labels.txt: line 1 holds the character U+0000"),
+    ],
+)
+def test_labels_that_are_not_one_a_line_are_refused(
+    plain: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    labels: bytes,
+    message: str,
+) -> None:
+    assert plain(labels) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"foveate export: {message}")
+
+
+def test_a_label_of_several_classes_is_told(
+    plain: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert plain(b"crane\nowl\ncrane\n") == 0
+    told = "foveate export: warning: 'crane' names the classes 0, 2"
+    assert told in capsys.readouterr().err.splitlines()
+    assert Bundle.open(Path("models/plain/1")).labels == ("crane", "owl", "crane")
+
+
+def test_a_name_that_ends_in_onnx_is_a_name(plain: Callable[..., int]) -> None:
+    assert plain(name="plain.onnx") == 0
+    assert Bundle.open(Path("models/plain.onnx/1")).manifest.classifier.startswith("plain_")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "source"),
+    [
+        (["net.onnx", "--name", "m"], "net.onnx"),
+        (["--name", "a.onnx", "--json", "resnet"], "resnet"),
+        (["--name=a.onnx", "--tensorrt", "net.onnx"], "net.onnx"),
+        (["--list", "net.onnx"], "net.onnx"),
+        (["--layers", "a,b", "-h"], None),
+        (["--name", "a", "--", "net.onnx"], "net.onnx"),
+        (["--module", "plain:net", "--name", "resnet.onnx"], None),
+    ],
+)
+def test_only_the_source_is_no_option(arguments: list[str], source: str | None) -> None:
+    assert export_command.find_source(arguments) == source
 
 
 def test_every_option_without_a_value_is_known() -> None:
@@ -250,6 +348,5 @@ def test_every_option_without_a_value_is_known() -> None:
         for action in parser._actions
         if action.nargs == 0
         for option in action.option_strings
-        if option.startswith("--")
     }
-    assert flags == set(export_command.FLAGS)
+    assert flags == {"-h", *export_command.FLAGS}

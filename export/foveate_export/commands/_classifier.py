@@ -15,6 +15,7 @@ from foveate_export.commands._console import (
     names,
     points,
     positive,
+    warn,
 )
 from foveate_export.commands._engines import add_target_arguments, read_target
 from foveate_export.commands._report import print_exported, print_layers
@@ -22,6 +23,7 @@ from foveate_export.commands._training import training_errors
 from foveate_export.ending import probes
 from foveate_export.errors import UsageError
 from foveate_export.exporter import check_variants, examine, export
+from foveate_export.input_files import repeated
 from foveate_export.labelled import open_labelled
 from foveate_export.layers import default_layers
 from foveate_export.logits import as_logits
@@ -154,6 +156,8 @@ def _run(options: argparse.Namespace) -> int:
     stages = Stages(Console(stderr=True))
     with stages(f"loading {options.module or options.source}"):
         source = _load(options)
+    if options.labels:
+        warn(PROG, repeated(source.classifier.labels))
     with stages("reading pictures"):
         classifier = source.classifier
         pictures = (

@@ -80,6 +80,12 @@ def add_scores_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def warn(prog: str, text: str) -> None:
+    """Print a line on stderr where there is something to say."""
+    if text:
+        print(f"{prog}: warning: {text}", file=sys.stderr)
+
+
 def positive(text: str) -> int:
     """Read an argument that is a whole number of at least 1."""
     number = int(text)

@@ -14,11 +14,12 @@ from foveate_export.commands._console import (
     answer,
     names,
     positive,
+    warn,
 )
 from foveate_export.commands._report import print_exported, print_layers
 from foveate_export.errors import UsageError
 from foveate_export.existing import export_existing, open_existing
-from foveate_export.input_files import read_input_spec, read_labels
+from foveate_export.input_files import read_input_spec, read_labels, repeated
 from foveate_export.pictures import from_folder, shipped
 from foveate_serve.bundle.manifest import InputSpec
 
@@ -97,6 +98,7 @@ def _run(options: argparse.Namespace) -> int:
         if options.labels is None:
             raise UsageError("--labels names the classes, which an ONNX file does not")
     labels = read_labels(options.labels) if options.labels else None
+    warn(PROG, repeated(labels or ()))
     with stages("reading pictures"):
         pictures = from_folder(options.parity_data, spec) if options.parity_data else shipped(spec)
     with stages(f"reading {options.source}"):

@@ -152,7 +152,9 @@ Global___ModelSummary: _TypeAlias = ModelSummary  # noqa: Y015
 
 @_typing.final
 class InputSpec(_message.Message):
-    """How a picture becomes the classifier's input."""
+    """How a picture becomes the classifier's input. A picture of the input's size is
+    taken as it is; any other is resized as "fit" says, and its centre is taken.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -163,18 +165,26 @@ class InputSpec(_message.Message):
     INTERPOLATION_FIELD_NUMBER: _builtins.int
     MEAN_FIELD_NUMBER: _builtins.int
     STD_FIELD_NUMBER: _builtins.int
+    FIT_FIELD_NUMBER: _builtins.int
+    FILL_FIELD_NUMBER: _builtins.int
     height: _builtins.int
     """The height of the input in pixels."""
     width: _builtins.int
     """The width of the input in pixels."""
     channels: _builtins.int
-    """The channels of the input: 1 for grey, 3 for red, green and blue."""
+    """The channels of the input: 1 for grey, 3 for red, green and blue, 4 with alpha."""
     resize: _builtins.int
-    """The length in pixels to which the shorter side is resized before the
-    centre is cropped.
+    """The length in pixels to which the shorter side is resized before the centre
+    is cropped. Where "fit" is "squash" or "pad", the length of the shorter side of
+    the input's frame: as wide and as high as the input, or larger by one factor.
     """
     interpolation: _builtins.str
     """The filter of that resize: "nearest", "bilinear", "bicubic" or "lanczos"."""
+    fit: _builtins.str
+    """How a picture is resized. "crop": its shorter side to "resize", or to more
+    where it would not cover the input. "squash": both sides to those of the frame,
+    so that the aspect ratio is not kept. "pad": to fit into the frame.
+    """
     @_builtins.property
     def mean(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """The mean subtracted from each channel, on the scale from 0 to 1. The graph
@@ -184,6 +194,12 @@ class InputSpec(_message.Message):
     @_builtins.property
     def std(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """The deviation by which each channel is divided, on the scale from 0 to 1."""
+
+    @_builtins.property
+    def fill(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The colour of what "pad" leaves free, on the scale from 0 to 1, a value for each
+        channel. Empty where "fit" is another.
+        """
 
     def __init__(
         self,
@@ -195,10 +211,12 @@ class InputSpec(_message.Message):
         interpolation: _builtins.str = ...,
         mean: _abc.Iterable[_builtins.float] | None = ...,
         std: _abc.Iterable[_builtins.float] | None = ...,
+        fit: _builtins.str = ...,
+        fill: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "height", b"height", "interpolation", b"interpolation", "mean", b"mean", "resize", b"resize", "std", b"std", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "fill", b"fill", "fit", b"fit", "height", b"height", "interpolation", b"interpolation", "mean", b"mean", "resize", b"resize", "std", b"std", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -132,6 +132,8 @@ def from_model(model: LoadedModel) -> model_pb2.Model:
             interpolation=spec.interpolation,
             mean=spec.mean,
             std=spec.std,
+            fit=spec.fit,
+            fill=(spec.fill or spec.mean) if spec.fit == "pad" else (),
         ),
         layers=[
             model_pb2.Layer(
