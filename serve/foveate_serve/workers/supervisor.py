@@ -21,13 +21,15 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from prometheus_client.registry import Collector
 
 from foveate_serve.access import make_access_control
+from foveate_serve.observe.metrics import MULTIPROCESS
 from foveate_serve.observe.pages import Pages, VersionRow
+from foveate_serve.observe.shown import Shown
 from foveate_serve.observe.triton import TritonNames
 from foveate_serve.process import Ready, StartError, serving_pages
 from foveate_serve.rpc.security import server_tls
 from foveate_serve.rpc.server import AddressError
 from foveate_serve.settings import Settings
-from foveate_serve.workers.peers import Peers, rows_of
+from foveate_serve.workers.peers import Peers, rows_of, versions_of
 from foveate_serve.workers.worker import Assignment
 
 logger = logging.getLogger(__name__)
@@ -41,8 +43,6 @@ KILL_SECONDS = 1.0
 """What a worker may take to end beyond the time of its stop, before it is killed."""
 
 _STDERR = 2
-
-_METRICS = "PROMETHEUS_MULTIPROC_DIR"
 
 
 class Supervisor:
@@ -157,7 +157,7 @@ class Supervisor:
                 stdin=DEVNULL,
                 # Whatever a library prints: standard output says where the server listens.
                 stdout=_STDERR,
-                env={**os.environ, _METRICS: str(metrics)},
+                env={**os.environ, MULTIPROCESS: str(metrics)},
                 # Ctrl-C reaches the supervisor alone, which tells them.
                 start_new_session=True,
             )
@@ -211,8 +211,8 @@ class SupervisorSource:
         self._peers = Peers(folder)
         self._registry = CollectorRegistry()
         self._registry.register(own)
-        metrics = MultiProcessCollector(None, str(folder / "metrics"))  # type: ignore[no-untyped-call]
-        self._registry.register(TritonNames(metrics))
+        self._shown = Shown(MultiProcessCollector(None, str(folder / "metrics")))  # type: ignore[no-untyped-call]
+        self._registry.register(TritonNames(self._shown))
 
     @property
     def is_ready(self) -> bool:
@@ -233,6 +233,10 @@ class SupervisorSource:
 
     async def metrics(self) -> Collector:
         """Return the metrics as they are now."""
+        for path in self._peers.all():
+            with suppress(grpc.aio.AioRpcError):
+                self._shown.update(await versions_of(path))
+                break
         return self._registry
 
 
