@@ -34,13 +34,14 @@ from foveate.v1.model_pb2 import ModelSummary
 from foveate.v1.repository_service_pb2_grpc import RepositoryServiceStub
 from foveate_client._connection import Compression, Credentials, Retries, pem
 from foveate_client._exceptions import too_large
+from foveate_client._images import MAX_FILE_BYTES
 from foveate_client._throttle import Throttle, Throttling
 from foveate_client._tracing import trace_headers
 
 _SERVICE = "foveate.v1.ClassifierService"
 
 # The feature map of one early layer can take tens of MB, far above gRPC's 4 MB.
-MAX_MESSAGE_BYTES = 256 * 2**20
+MAX_MESSAGE_BYTES = MAX_FILE_BYTES
 
 PLAINTEXT = Credentials(tls=False)
 
