@@ -4,8 +4,10 @@
 
 import asyncio
 import json
+import re
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from importlib.metadata import version
@@ -31,13 +33,15 @@ from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
 from foveate.v1.model_pb2 import ModelSummary
 from foveate.v1.repository_service_pb2_grpc import RepositoryServiceStub
 from foveate_client._connection import Compression, Credentials, Retries, pem
+from foveate_client._exceptions import too_large
+from foveate_client._images import MAX_FILE_BYTES
 from foveate_client._throttle import Throttle, Throttling
 from foveate_client._tracing import trace_headers
 
 _SERVICE = "foveate.v1.ClassifierService"
 
 # The feature map of one early layer can take tens of MB, far above gRPC's 4 MB.
-MAX_MESSAGE_BYTES = 256 * 2**20
+MAX_MESSAGE_BYTES = MAX_FILE_BYTES
 
 PLAINTEXT = Credentials(tls=False)
 
@@ -52,6 +56,10 @@ _COMPRESSION = {
     "deflate": grpc.Compression.Deflate,
     "gzip": grpc.Compression.Gzip,
 }
+
+
+_LARGER = re.compile(r"message larger than max \((?P<size>.+) vs\. (?P<limit>[0-9]+)\)")
+"""What gRPC says of a message above the limit of whoever receives or sends it."""
 
 
 def model_headers(model: str) -> dict[str, str]:
@@ -244,7 +252,14 @@ class AsyncGrpcTransport:
         self, requests: AsyncIterable[ClassifyStreamRequest]
     ) -> AsyncGenerator[ClassifyStreamResponse, None]:
         """Classify a stream of pictures, answering in their order."""
-        call = self._stub.ClassifyStream(aiter(requests), metadata=self._caller.headers())
+        unanswered: deque[ClassifyStreamRequest] = deque()
+
+        async def noted() -> AsyncGenerator[ClassifyStreamRequest, None]:
+            async for request in requests:
+                unanswered.append(request)
+                yield request
+
+        call = self._stub.ClassifyStream(noted(), metadata=self._caller.headers())
         try:
             while True:
                 with _status_errors(self._stall_timeout):
@@ -253,8 +268,16 @@ class AsyncGrpcTransport:
                             response = await call.read()
                     except TimeoutError as error:
                         raise StatusError(_late(self._stall_timeout)) from error
+                    except grpc.aio.AioRpcError as error:
+                        if unanswered and _hides_its_status(error):
+                            # Alone, what is too large is refused with the status that was lost.
+                            largest = max(unanswered, key=ClassifyStreamRequest.ByteSize)
+                            await self.classify(largest.request, self._stall_timeout)
+                        raise
                 if not isinstance(response, ClassifyStreamResponse):  # grpc.aio.EOF
                     return
+                if unanswered:
+                    unanswered.popleft()
                 yield response
         finally:
             call.cancel()
@@ -378,6 +401,15 @@ def _status_errors(timeout: float, late: Callable[[], bool] = lambda: False) -> 
         raise StatusError(_late(timeout) if late() else _status_of(error, timeout)) from error
 
 
+def _hides_its_status(error: grpc.aio.AioRpcError) -> bool:
+    """Tell whether a message could not be sent: the server has ended the call, who knows why.
+
+    grpc.aio takes its own failure for the status where it comes before the server's.
+    """
+    lost = "SendMessageOperation" in (error.debug_error_string() or "")
+    return lost and error.code() is grpc.StatusCode.INTERNAL
+
+
 def _status_of(error: grpc.RpcError, timeout: float) -> ErrorStatus:
     details = _trailers(error).get(TRAILER)
     if details is not None:
@@ -386,7 +418,10 @@ def _status_of(error: grpc.RpcError, timeout: float) -> ErrorStatus:
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return _late(timeout)
     # gRPC's own failures, such as a refused connection, carry no details.
-    return ErrorStatus(code=error.code().value[0], reason="", message=error.details() or "")
+    text = error.details() or ""
+    if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and (size := _LARGER.search(text)):
+        return too_large(size["size"], int(size["limit"]))
+    return ErrorStatus(code=error.code().value[0], reason="", message=text)
 
 
 def _late(timeout: float) -> ErrorStatus:

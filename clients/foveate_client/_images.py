@@ -23,6 +23,9 @@ _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
 _UNSCALED_MODES = frozenset({"F", "I"})
 _FAST = 1
 
+MAX_FILE_BYTES = 256 * 2**20
+"""A file above this size is not read: no message may be as large."""
+
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
@@ -77,14 +80,14 @@ def open_upright(image: ImageInput) -> Image.Image:
         return _from_array(image).convert("RGB")
     if _is_picture(image):
         return _rgb(_upright(image))
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     path_or_bytes = cast("str | os.PathLike[str] | bytes", image)
     source = io.BytesIO(path_or_bytes) if isinstance(path_or_bytes, bytes) else Path(path_or_bytes)
     try:
         with Image.open(source) as opened:
             return _rgb(_upright(opened))
-    except (UnidentifiedImageError, OSError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ImageError(f"cannot draw on the picture: {error}") from error
 
 
@@ -126,9 +129,16 @@ def _native(image: Image.Image) -> Image.Image:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_FILE_BYTES:
+                raise ImageError(f"{path} has {size} bytes; the limit is {MAX_FILE_BYTES} bytes")
+            return file.read()
     except OSError as error:
         raise ImageError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        # A name that no file can have.
+        raise ImageError(f"cannot read {str(path)!r}: {error}") from error
 
 
 def _from_array(pixels: npt.NDArray[Any]) -> Image.Image:

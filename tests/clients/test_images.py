@@ -31,6 +31,25 @@ def rotated(coffee, tmp_path):
     return path
 
 
+def test_a_file_above_what_any_message_may_have_is_not_read(tmp_path):
+    huge = tmp_path / "huge.bmp"
+    with huge.open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ImageError, match=rf"has {1 << 40} bytes; the limit is {256 << 20} bytes"):
+        image_field(huge)
+
+
+def test_a_name_that_no_file_can_have_is_an_error_of_the_picture():
+    with pytest.raises(ImageError, match=r"cannot read 'a\\x00b.jpg'"):
+        image_field("a\0b.jpg")
+
+
+def test_a_picture_too_large_to_be_drawn_upon_is_an_error_of_the_picture(coffee, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ImageError, match="cannot draw on the picture"):
+        open_upright(coffee)
+
+
 def test_a_file_travels_as_it_is(coffee):
     expected = {"encoded": coffee.read_bytes()}
     assert image_field(coffee) == expected

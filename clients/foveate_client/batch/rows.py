@@ -1,5 +1,6 @@
 """What a run asks for each picture, and the row that an answer becomes."""
 
+import errno
 from dataclasses import dataclass, field
 from math import inf, isfinite
 from pathlib import Path, PurePath
@@ -14,11 +15,14 @@ from foveate_client._options import Cam, ClassifyOptions
 from foveate_client._results import Classification
 from foveate_client.batch.journal import Failure, Row
 from foveate_client.batch.sources import Item
-from foveate_client.batch.stream import TRANSIENT, Task
+from foveate_client.batch.stream import Task, may_pass
 from foveate_client.batch.tables import Vector
 
 LAST = "last"
 """Stands for the last layer that the model lists."""
+
+_OF_THE_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.ENOTDIR, errno.EISDIR)
+"""Errors of a file system that refuses one name, and would take others."""
 
 _EVALUATED = 5
 """Classes that top-5 accuracy needs, however many are written."""
@@ -119,7 +123,7 @@ class Plan:
     def outcome(self, task: Task, answer: Classification | FoveateError) -> Row | Failure:
         """Return what the journal notes of an answer, having drawn the overlay where wanted.
 
-        Raises OSError where the overlay cannot be written.
+        Raises OSError where no overlay can be written.
         """
         if isinstance(answer, FoveateError):
             return _failure(task, answer)
@@ -129,6 +133,10 @@ class Plan:
             )
         except ImageError as error:
             return _failure(task, error)
+        except OSError as error:
+            if error.errno not in _OF_THE_NAME:
+                raise
+            return _failure(task, ImageError(f"cannot write its overlay: {error.strerror}"))
         least = -inf if self.threshold is None else self.threshold
         kept = [
             prediction
@@ -179,5 +187,5 @@ def _failure(task: Task, error: FoveateError) -> Failure:
         code=code,
         reason=reason,
         message=str(error),
-        transient=isinstance(error, TRANSIENT),
+        transient=may_pass(error),
     )

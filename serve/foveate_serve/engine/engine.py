@@ -143,7 +143,8 @@ class Engine:
     async def close(self) -> None:
         """Finish what runs, then release the models and the threads."""
         await self.repository.close()
-        self._threads.close()
+        # A picture that takes long to decode must not hold up the event loop.
+        await asyncio.to_thread(self._threads.close)
 
     async def _answered(
         self, deadline: float | None, work: Callable[["_Asked"], Awaitable[A]]
