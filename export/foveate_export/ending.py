@@ -193,8 +193,8 @@ def for_labels(
             f"{len(labels)} labels for the one output of {network}: it takes one label, or two for "
             "a low and a high output, or one alone with --scores none"
         )
-    output = "log-odds of the network's one output" if ending.form == "log-odds" else "one output"
-    said = f"softmax of the logits -z/2 and z/2 of two classes, where z is the network's {output}"
+    odds = "the log-odds of " if ending.form == "log-odds" else ""
+    said = f"softmax of the logits -z/2 and z/2 of two classes, where z is {odds}the one output"
     if ending.normaliser is not None:
         said += f" before {ending.normaliser.name}, which was taken off its end"
     both = replace(ending, scores="softmax", said=said, sides=True)

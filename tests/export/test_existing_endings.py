@@ -487,6 +487,14 @@ def test_nodes_out_of_order_are_sorted(tmp_path: Path, photographs: Pictures) ->
     np.testing.assert_allclose(got.scores, expected, atol=1e-5)
 
 
+def test_nodes_that_go_round_in_a_circle_are_refused(tmp_path: Path) -> None:
+    start = [node("Add", "pooled back", "sum"), node("Identity", "sum", "back"),
+             node("Flatten", "sum", "z")]  # fmt: skip
+    path = file_of(tmp_path / "net.onnx", [node("Identity", "z", "y")], start=start)
+    with pytest.raises(ExportError, match=r"net\.onnx: "):
+        open_existing(path, SPEC)
+
+
 @pytest.mark.parametrize("end", ["Softmax", "Sigmoid"])
 def test_a_fixed_batch_before_the_end(tmp_path: Path, photographs: Pictures, end: str) -> None:
     nodes = [node("Reshape", "z shape", "r"), node(end, "r", "s"), node("Reshape", "s shape", "y")]

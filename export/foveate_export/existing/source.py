@@ -170,7 +170,8 @@ def read_model(path: Path) -> ir.Model:
         raise UsageError(f"{path}: no such file") from error
     except DecodeError as error:
         raise ExportError(f"{path} is no ONNX file") from error
-    except _INVALID as error:
+    except (*_INVALID, ValueError) as error:
+        # The last where the nodes go round in a circle.
         raise ExportError(f"{path}: {first_line(error)}") from error
     opset = next((each.version for each in proto.opset_import if not each.domain), 0)
     if opset < MIN_OPSET:
