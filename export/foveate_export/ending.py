@@ -42,6 +42,7 @@ _SUMMING = 2e-3
 """How far from 1 the probabilities of a thousand classes in float16 may add up to."""
 
 _ROUNDING = 1e-6
+_SHARES = "lie between 0 and 1"
 
 
 @dataclass(frozen=True)
@@ -162,8 +163,9 @@ def find_ending(outputs: Array, end: End, wanted: Scores | None) -> Ending:
     if found is not None:
         _refuse_other(found.said, found.scores, wanted)
         return found
-    if not end.plain and _are_bounded(outputs):
-        return _bounded(outputs, end, wanted)
+    looks = "" if end.plain else _looks(outputs)
+    if looks:
+        return _unexplained(outputs, end, looks, wanted)
     if wanted == "sigmoid":
         return Ending("sigmoid", "sigmoid of the network's outputs, as --scores says")
     return Ending("softmax", "softmax of the network's outputs, which are taken for logits")
@@ -191,8 +193,8 @@ def for_labels(
             f"{len(labels)} labels for the one output of {network}: it takes one label, or two for "
             "a low and a high output, or one alone with --scores none"
         )
-    output = "log-odds of the network's one output" if ending.form == "log-odds" else "one output"
-    said = f"softmax of the logits -z/2 and z/2 of two classes, where z is the network's {output}"
+    odds = "the log-odds of " if ending.form == "log-odds" else ""
+    said = f"softmax of the logits -z/2 and z/2 of two classes, where z is {odds}the one output"
     if ending.normaliser is not None:
         said += f" before {ending.normaliser.name}, which was taken off its end"
     both = replace(ending, scores="softmax", said=said, sides=True)
@@ -236,20 +238,20 @@ def _refuse_other(what: str, scores: Scores, wanted: Scores | None) -> None:
         )
 
 
-def _bounded(outputs: Array, end: End, wanted: Scores | None) -> Ending:
-    """Decide on outputs that look like scores and come from no operator that says so."""
-    shares = bool((outputs >= -_ROUNDING).all())
+def _unexplained(outputs: Array, end: End, looks: str, wanted: Scores | None) -> Ending:
+    """Decide on outputs that look like scores and come from no operator that explains them."""
+    shares = looks == _SHARES
     if wanted == "softmax":
         return Ending("softmax", "softmax of the network's outputs, which --scores says are logits")
     if wanted == "sigmoid" and shares:
         said = "sigmoid, as --scores says: the network's outputs are the scores themselves"
         return Ending("sigmoid", said, form="log-odds")
     labels = "sigmoid where each is the score of a label by itself, " if shares else ""
+    why = "which does not explain them" if end.normaliser else "no softmax or sigmoid"
     raise ExportError(
-        f"the network's outputs {'lie between 0 and 1' if shares else 'are never above 0'} on "
-        f"{len(outputs)} pictures and come from {end.operator}, no softmax or sigmoid that could "
-        f"be taken off: say what they are with --scores ({labels}softmax where they are logits, "
-        "none to serve them as they are)"
+        f"the network's outputs {looks} on {len(outputs)} pictures and come from {end.operator}, "
+        f"{why}: say what they are with --scores ({labels}softmax where they are logits, none to "
+        "serve them as they are)"
     )
 
 
@@ -260,7 +262,14 @@ def _are_probabilities(outputs: Array) -> bool:
     return bool((outputs >= -_ROUNDING).all() and (sums <= _SUMMING).all())
 
 
-def _are_bounded(outputs: Array) -> bool:
-    """Whether all outputs lie between 0 and 1, or none is above 0."""
-    within = (outputs >= -_ROUNDING).all() and (outputs <= 1 + _ROUNDING).all()
-    return bool(within or (outputs <= _ROUNDING).all())
+def _looks(outputs: Array) -> str:
+    """Return how outputs look that may be scores; "" where they do not."""
+    if (outputs <= _ROUNDING).all():
+        return "are never above 0"
+    if not (outputs >= -_ROUNDING).all():
+        return ""
+    if (outputs <= 1 + _ROUNDING).all():
+        return _SHARES
+    sums = outputs.sum(1, dtype=np.float64)
+    alike = outputs.shape[1] > 1 and bool(np.ptp(sums) <= _SUMMING * sums.max())
+    return f"are never below 0 and sum to {sums.mean():.3g}" if alike else ""

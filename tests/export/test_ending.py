@@ -62,7 +62,8 @@ def test_an_operator_that_the_numbers_do_not_confirm_is_not_believed() -> None:
     """A softmax over another axis, or one that something follows."""
     before = logits()
     halved = outputs_of("softmax", before) / 2
-    with pytest.raises(ExportError, match="lie between 0 and 1 on 12 pictures and come from soft"):
+    said = "lie between 0 and 1 on 12 pictures and come from softmax, which does not explain them"
+    with pytest.raises(ExportError, match=said):
         find_ending(halved, ended("softmax", before), None)
     # Scores of other logits: probabilities, and so their logarithm is served.
     others = outputs_of("softmax", logits() * 2)
@@ -117,6 +118,7 @@ def test_logits_of_a_plain_operator_are_logits_whatever_their_size(outputs: np.n
         (score(logits(), "sigmoid"), "lie between 0 and 1", ["sigmoid", "softmax", "none"]),
         (np.log(score(logits(), "sigmoid")), "are never above 0", ["softmax", "none"]),
         (score(logits(1), "sigmoid"), "lie between 0 and 1", ["sigmoid", "softmax", "none"]),
+        (score(logits(), "softmax") * 100, "never below 0 and sum to 100", ["softmax", "none"]),
     ],
 )
 def test_what_cannot_be_told_is_refused_with_the_choices(

@@ -288,7 +288,9 @@ def test_scores_of_an_operator_that_says_nothing_are_the_users_to_name(
 ) -> None:
     path = file_of(tmp_path / "net.onnx", [node("HardSigmoid", "z", "y", name="gate")])
     if wanted is None:
-        with pytest.raises(ExportError, match="come from HardSigmoid 'gate', no softmax or"):
+        with pytest.raises(
+            ExportError, match="come from HardSigmoid 'gate', no softmax or sigmoid: say"
+        ):
             open_existing(path, SPEC)
         return
     got = served(open_existing(path, SPEC, scores=wanted), tmp_path, photographs)
@@ -296,6 +298,24 @@ def test_scores_of_an_operator_that_says_nothing_are_the_users_to_name(
     assert got.bundle.manifest.scores == wanted
     expected = score(outputs, "softmax") if wanted == "softmax" else outputs
     np.testing.assert_allclose(got.scores, expected, atol=1e-5)
+
+
+def test_numbers_that_are_no_floats_are_refused(tmp_path: Path) -> None:
+    """As those of a file for devices that count in bytes."""
+    nodes = [SOFTMAX, node("Mul", "s most", "m"), node("Cast", "m", "y", to=TensorProto.UINT8)]
+    path = file_of(tmp_path / "net.onnx", nodes, most=np.float32(255))
+    model = onnx.load(path)
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.UINT8
+    onnx.save(model, path)
+    with pytest.raises(ExportError, match="the output y is UINT8; floating-point numbers are"):
+        open_existing(path, SPEC)
+
+
+def test_percentages_are_not_taken_for_logits(tmp_path: Path) -> None:
+    nodes = [SOFTMAX, node("Mul", "s most", "y", name="percent")]
+    path = file_of(tmp_path / "net.onnx", nodes, most=np.float32(100))
+    with pytest.raises(ExportError, match="sum to 100 on 12 pictures and come from Mul 'percent'"):
+        open_existing(path, SPEC)
 
 
 def test_small_rectified_logits_are_no_scores(tmp_path: Path, photographs: Pictures) -> None:
@@ -465,6 +485,14 @@ def test_nodes_out_of_order_are_sorted(tmp_path: Path, photographs: Pictures) ->
         onnx.checker.check_model(path)
     got = served(open_existing(path, SPEC), tmp_path, photographs)
     np.testing.assert_allclose(got.scores, expected, atol=1e-5)
+
+
+def test_nodes_that_go_round_in_a_circle_are_refused(tmp_path: Path) -> None:
+    start = [node("Add", "pooled back", "sum"), node("Identity", "sum", "back"),
+             node("Flatten", "sum", "z")]  # fmt: skip
+    path = file_of(tmp_path / "net.onnx", [node("Identity", "z", "y")], start=start)
+    with pytest.raises(ExportError, match=r"net\.onnx: "):
+        open_existing(path, SPEC)
 
 
 @pytest.mark.parametrize("end", ["Softmax", "Sigmoid"])

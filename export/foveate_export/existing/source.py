@@ -24,7 +24,7 @@ MIN_OPSET = 13
 """What the nodes that are added are written for; older files are converted to it."""
 
 _INVALID = (onnx.checker.ValidationError, onnx.onnx_cpp2py_export.checker.ValidationError)
-_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
 _NO_LAYERS = frozenset({"Cast", "Identity", "Reshape", "Transpose"})
 """Operators that hand a map on, whatever the order of its axes."""
 
@@ -170,7 +170,8 @@ def read_model(path: Path) -> ir.Model:
         raise UsageError(f"{path}: no such file") from error
     except DecodeError as error:
         raise ExportError(f"{path} is no ONNX file") from error
-    except _INVALID as error:
+    except (*_INVALID, ValueError) as error:
+        # The last where the nodes go round in a circle.
         raise ExportError(f"{path}: {first_line(error)}") from error
     opset = next((each.version for each in proto.opset_import if not each.domain), 0)
     if opset < MIN_OPSET:
@@ -282,6 +283,10 @@ def _find_ending(
     value = _vector(output)
     if value is None:
         raise ExportError(f"the output {file.output} is {output.shape}; [N, classes] is expected")
+    if output.dtype not in _FLOATS:
+        raise ExportError(
+            f"the output {file.output} is {output.dtype}; floating-point numbers are expected"
+        )
     found = find_normaliser(output)
     taken = _vector(found[1]) if found else None
     images = probes(pictures, file.spec)
@@ -330,6 +335,9 @@ def _maps(graph: ir.Graph) -> list[tuple[Layer, ir.Value]]:
         if node.op_type in _NO_LAYERS or len(node.outputs) != 1:
             continue
         if value.dtype not in _FLOATS or value.shape is None:
+            continue
+        if not len(value.shape) or isinstance(value.shape[0], int):
+            # Weights that are computed, as those of quantised layers, are no maps.
             continue
         sizes = [size for size in value.shape.dims[1:] if isinstance(size, int)]
         if len(value.shape) != 4 or len(sizes) != 3 or sizes[1] * sizes[2] == 1:
