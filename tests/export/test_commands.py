@@ -8,8 +8,11 @@ from uuid import uuid4
 
 import numpy as np
 import pytest
+import skimage
 from numpy.typing import NDArray
+from PIL import Image
 
+from foveate_client import Cam, Client
 from foveate_export.bundle import Exported
 from foveate_export.commands import _classifier, _existing, evaluate
 from foveate_export.commands import export as export_command
@@ -235,7 +238,8 @@ PLAIN = """
 from torch import nn
 
 def network():
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    conv, linear = nn.Conv2d({channels}, 4, 3), nn.Linear(4, 3)
+    return nn.Sequential(conv, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear)
 """
 
 
@@ -245,19 +249,20 @@ def plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     module = f"plain_{uuid4().hex}"
-    (tmp_path / f"{module}.py").write_text(PLAIN, encoding="utf-8")
-    spec = {
-        "height": 32,
-        "width": 32,
-        "channels": 3,
-        "resize": 32,
-        "interpolation": "bilinear",
-        "mean": [0.5] * 3,
-        "std": [0.25] * 3,
-    }
-    (tmp_path / "input.json").write_text(json.dumps(spec), encoding="utf-8-sig")
 
-    def run(labels: bytes = b"cat\ndog\nfox\n", name: str = "plain") -> int:
+    def run(labels: bytes = b"cat\ndog\nfox\n", name: str = "plain", channels: int = 3) -> int:
+        text = PLAIN.format(channels=channels)
+        (tmp_path / f"{module}.py").write_text(text, encoding="utf-8")
+        spec = {
+            "height": 32,
+            "width": 32,
+            "channels": channels,
+            "resize": 32,
+            "interpolation": "bilinear",
+            "mean": [0.5] * channels,
+            "std": [0.25] * channels,
+        }
+        (tmp_path / "input.json").write_text(json.dumps(spec), encoding="utf-8-sig")
         (tmp_path / "labels.txt").write_bytes(labels)
         return export_command.main(
             [
@@ -267,6 +272,21 @@ def plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]
         )
 
     return run
+
+
+def test_a_network_of_four_channels_sees_alpha(plain: Callable[..., int]) -> None:
+    assert plain(channels=4) == 0
+    picture = Image.fromarray(skimage.data.astronaut()).convert("RGBA")
+    picture.putalpha(Image.fromarray(skimage.data.astronaut()[..., 0]))
+    parity = Bundle.open(Path("models/plain/1")).manifest.variants[0].parity
+    assert parity.data == "scikit-image photographs"
+    with Client.local("models") as client:
+        alpha, opaque = (
+            client.classify(each, cam=Cam(class_ids=[0]))
+            for each in (picture, picture.convert("RGB"))
+        )
+    assert alpha.predictions[0].logit != opaque.predictions[0].logit
+    assert alpha.cams[0].overlay(picture).size == picture.size
 
 
 @pytest.mark.parametrize(

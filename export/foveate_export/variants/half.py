@@ -35,11 +35,12 @@ def halve(source: Path, target: Path, loud: Collection[str] = ()) -> None:
     alone.
 
     Raises:
-        ExportError: `loud` leaves no product of weights to halves.
+        ExportError: no convolution or linear layer is left to compute in halves.
     """
     model = onnx.load(source)
+    kept = {*_float_nodes(model.graph), *loud}
     products = {node.name for node in model.graph.node if node.op_type in _WEIGHTED}
-    if products and products.issubset(loud):
+    if products and products <= kept:
         raise ExportError(
             "fp16: every convolution and linear layer takes or gives values beyond the range "
             "of 16 bits, so that nothing is left to halve; export without fp16"
@@ -53,7 +54,7 @@ def halve(source: Path, target: Path, loud: Collection[str] = ()) -> None:
         model,
         keep_io_types=True,
         op_block_list=[*DEFAULT_OP_BLOCK_LIST, *_FLOAT_OPERATORS],
-        node_block_list=[*_float_nodes(model.graph), *loud],
+        node_block_list=sorted(kept),
     )
     # The converter leaves the types of some tensors as they were, appends its casts
     # behind the nodes that use them, and repeats a cast for every such node.
@@ -81,7 +82,7 @@ def _leave_float(graph: onnx.GraphProto) -> None:
             del node.attribute[:]
 
 
-def _float_nodes(graph: onnx.GraphProto) -> list[str]:
+def _float_nodes(graph: onnx.GraphProto) -> set[str]:
     """Return the nodes that only maps need, and those before the first weighted layer."""
     makers = {name: node for node in graph.node for name in node.output}
     outputs = [output.name for output in graph.output]
@@ -89,4 +90,4 @@ def _float_nodes(graph: onnx.GraphProto) -> list[str]:
     for_maps = nodes_behind(makers, outputs) - nodes_behind(makers, others)
     first = next((node for node in graph.node if node.op_type in ("Conv", "Gemm")), None)
     before = nodes_behind(makers, first.input) if first else set()
-    return sorted(for_maps | before & nodes_behind(makers, [LOGITS_OUTPUT]))
+    return for_maps | before & nodes_behind(makers, [LOGITS_OUTPUT])
