@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from foveate_export.calls import Calls, Maker, Without
 from foveate_export.ending import SIDES, TINY, End, Ending, Form, find_ending, for_labels
 from foveate_export.errors import ExportError
+from foveate_export.functions import Calls, Maker, Without
 from foveate_export.heads.base import is_pointwise
 from foveate_export.reference import normalise
 from foveate_export.taps import record
