@@ -190,5 +190,5 @@ def _load(options: argparse.Namespace) -> Source:
 def _list_layers(source: Source, *, as_json: bool) -> int:
     anatomy = examine(source.classifier)
     default = default_layers(source.classifier.module, anatomy.layers)
-    print_layers(anatomy.layers, default, as_json=as_json)
+    print_layers(anatomy.layers, default, anatomy.left_out, as_json=as_json)
     return DONE

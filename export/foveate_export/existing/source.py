@@ -292,5 +292,6 @@ def _maps(graph: ir.Graph) -> list[tuple[Layer, ir.Value]]:
         if len(value.shape) != 4 or len(sizes) != 3 or sizes[1] * sizes[2] == 1:
             continue
         name = node.name or str(value.name)
-        maps.setdefault(name, (Layer(name, node.op_type, *sizes), value))
+        channels, height, width = sizes
+        maps.setdefault(name, (Layer(name, node.op_type, channels, height, width), value))
     return list(maps.values())
