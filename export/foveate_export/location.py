@@ -30,6 +30,9 @@ CLEARLY = 3.0
 FEW = 3
 """In so few rows and columns a convolution's every cell sees nearly all others."""
 
+NOT_LOCATED = "no rows and columns that follow the picture's"
+"""Why an activation is no map."""
+
 _SEED = 0
 _LEAST = 1e-9
 """Of the largest change: what counts for a change of nothing."""

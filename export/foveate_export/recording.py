@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from foveate_export.calls import Call, Pass, run
 from foveate_export.layout import Layout, candidates
-from foveate_export.location import locate, painted
+from foveate_export.location import NOT_LOCATED, locate, painted
 from foveate_export.taps import Tap
 
 WITHIN_ATTENTION = "part of attention, as queries and keys are"
 REPEATED = "run several times in a pass"
-NOT_LOCATED = "no rows and columns that follow the picture's"
 
 
 @dataclass(frozen=True)

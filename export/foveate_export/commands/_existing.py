@@ -94,7 +94,7 @@ def _run(options: argparse.Namespace) -> int:
             options.source, spec, layout=options.layout, bgr=options.bgr, logits=options.logits
         )
     if options.list_layers or labels is None:
-        print_layers(source.layers, source.default_layers, {}, as_json=options.json)
+        print_layers(source.layers, source.default_layers, source.left_out, as_json=options.json)
         return DONE
     with stages("reading pictures"):
         pictures = from_folder(options.parity_data, spec) if options.parity_data else shipped(spec)

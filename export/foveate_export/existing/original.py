@@ -16,6 +16,7 @@ from foveate_export.errors import ExportError
 from foveate_export.existing.head import PooledHead
 from foveate_export.existing.session import ENGINE_ERRORS, first_line, open_session
 from foveate_export.existing.source import Existing, read_model
+from foveate_export.layer import Layer
 
 Array = NDArray[np.float32]
 
@@ -31,17 +32,17 @@ class Original:
         ExportError: ONNX Runtime does not take the file; says what it said.
     """
 
-    def __init__(self, source: Existing, layers: Sequence[str]) -> None:
+    def __init__(self, source: Existing, layers: Sequence[Layer]) -> None:
         # The graph is edited later, and its values get other names.
         self._source = source
         self._head = source.head
         self._activations = str(source.head.activations.name) if source.head else ""
         self._logits = str(source.logits.name)
-        self._layers = {layer: str(source.values[layer].name) for layer in layers}
+        self._layers = {layer: str(source.values[layer.path].name) for layer in layers}
         inner = [self._logits, *self._layers.values(), *filter(None, [self._activations])]
         self._inner = list(dict.fromkeys(inner))
         self._file = open_session(str(source.path), source.path)
-        self._model = open_session(_with_outputs(source, self._inner), source.path)
+        self._model = open_session(with_outputs(source, self._inner), source.path)
 
     def outputs(self, images: NDArray[np.uint8]) -> Array:
         """Return the file's own output for `images`, uint8 [N, H, W, C]: [N, classes]."""
@@ -54,28 +55,21 @@ class Original:
         Raises:
             ExportError: ONNX Runtime cannot run the file.
         """
-        columns = zip(
-            *(self._run(self._model, self._inner, image) for image in images), strict=True
-        )
+        columns = zip(*(self._run(self._model, self._inner, each) for each in images), strict=True)
         inner = dict(zip(self._inner, map(np.stack, columns), strict=True))
         return Answers(
             logits=inner[self._logits].reshape(len(images), -1),
             cams=explain(self._head, inner[self._activations], classes) if self._head else {},
-            features={layer: inner[name] for layer, name in self._layers.items()},
+            features={
+                layer.path: layer.layout.to_nchw(inner[name])
+                for layer, name in self._layers.items()
+            },
         )
 
     def _run(
         self, session: onnxruntime.InferenceSession, names: list[str], image: NDArray[np.uint8]
     ) -> list[Array]:
-        """Run one picture, and return the outputs without the axis of the pictures."""
-        batch = np.repeat(self._pixels(image)[None], self._source.batch or 1, axis=0)
-        try:
-            results = session.run(names, {self._source.input: batch})
-        except ENGINE_ERRORS as error:
-            raise ExportError(
-                f"ONNX Runtime cannot run {self._source.path}: {first_line(error)}"
-            ) from error
-        return [result[0] for result in results]
+        return run_picture(self._source, session, names, self._pixels(image))
 
     def _pixels(self, image: NDArray[np.uint8]) -> Array:
         spec = self._source.spec
@@ -84,6 +78,22 @@ class Original:
         ordered = colours if self._source.layout == "nhwc" else colours.transpose(2, 0, 1)
         pixels: Array = ordered.astype(np.float32)
         return pixels
+
+
+def run_picture(
+    source: Existing, session: onnxruntime.InferenceSession, names: list[str], pixels: Array
+) -> list[Array]:
+    """Run one picture, as the file takes it, and return the outputs without the axis N.
+
+    Raises:
+        ExportError: ONNX Runtime cannot run the file.
+    """
+    batch = np.repeat(pixels[None], source.batch or 1, axis=0)
+    try:
+        results = session.run(names, {source.input: batch})
+    except ENGINE_ERRORS as error:
+        raise ExportError(f"ONNX Runtime cannot run {source.path}: {first_line(error)}") from error
+    return [result[0] for result in results]
 
 
 def explain(head: PooledHead, activations: Array, classes: NDArray[np.int64]) -> dict[str, Array]:
@@ -107,7 +117,7 @@ def explain(head: PooledHead, activations: Array, classes: NDArray[np.int64]) ->
     }
 
 
-def _with_outputs(source: Existing, names: Sequence[str]) -> bytes:
+def with_outputs(source: Existing, names: Sequence[str]) -> bytes:
     """Return the file with these values as its only outputs."""
     model = read_model(source.path)
     values = {value.name: value for node in model.graph for value in node.outputs}

@@ -45,8 +45,9 @@ class Existing:
         softmax: the operator that makes the output of the logits, or "".
         parameters: the floating-point numbers that the file holds.
         classes: how many.
-        values: the maps of the graph, by the name of their layer.
-        layers: these, in the order of the graph.
+        values: the values of the graph with four axes, by the name of their layer.
+        layers: those of them that are maps, in the order of the graph.
+        left_out: why the others are none.
         head: the pooling and linear layer at the end, or None.
         note: why there is none, or "".
     """
@@ -65,6 +66,7 @@ class Existing:
     classes: int
     values: dict[str, ir.Value]
     layers: list[Layer]
+    left_out: dict[str, str]
     head: PooledHead | None
     note: str
 
@@ -86,7 +88,7 @@ class Existing:
         return [layer for layer in self.layers if layer in ends.values()]
 
 
-def open_existing(
+def read_existing(
     path: Path,
     spec: InputSpec,
     *,
@@ -94,7 +96,7 @@ def open_existing(
     bgr: bool = False,
     logits: str | None = None,
 ) -> Existing:
-    """Read an ONNX file.
+    """Read an ONNX file, and take each value with four axes for a map, [N, C, h, w].
 
     Args:
         path: the file, with its weights in it or beside it.
@@ -138,6 +140,7 @@ def open_existing(
         classes=_classes(value),
         values={layer.path: value for layer, value in maps},
         layers=[layer for layer, _ in maps],
+        left_out={},
         head=head,
         note=note,
     )
