@@ -25,8 +25,9 @@ from foveate_export.logits import as_logits
 from foveate_export.onnx_graph import OPSET, write_onnx
 from foveate_export.pictures import Pictures, serving_spec
 from foveate_export.progress import Stage
+from foveate_export.recording import record
 from foveate_export.reference import answer
-from foveate_export.taps import record
+from foveate_export.taps import Tap
 from foveate_export.tensorrt.engines import build_engines, suitable_variants
 from foveate_export.tensorrt.target import Target
 from foveate_export.variants import FP16, FP32, INT8, VARIANTS, file_name, unmeasured
@@ -62,16 +63,18 @@ class Anatomy:
     """What the export found in a classifier.
 
     `head` is None where no class activation map can be computed in the graph,
-    and `note` then says why. `layers` are all that can return a feature map.
+    and `note` then says why. `layers` are all that can return a feature map;
+    `left_out` says of each other module that returns several axes why it cannot.
     """
 
     head: Head | None
     note: str | None
     layers: list[Layer]
+    left_out: Mapping[str, str]
 
 
 def examine(classifier: Classifier, cam_layer: str | None = None) -> Anatomy:
-    """Run the classifier once and find its head and its layers.
+    """Run the classifier on noise and find its head and its layers.
 
     Args:
         classifier: what to look into.
@@ -100,7 +103,7 @@ def examine(classifier: Classifier, cam_layer: str | None = None) -> Anatomy:
         if cam_layer is not None:
             raise
         head, note = None, f"no class activation maps: {error}"
-    return Anatomy(head, note, feature_layers(recording.calls))
+    return Anatomy(head, note, feature_layers(recording), recording.left_out)
 
 
 def export(
@@ -164,12 +167,12 @@ def export(
             )
     with stage("finding the head and the layers"):
         anatomy = examine(classifier, cam_layer)
-        chosen = select_layers(layers, classifier.module, anatomy.layers)
-    paths = [layer.path for layer in chosen]
+        chosen = select_layers(layers, classifier.module, anatomy.layers, anatomy.left_out)
+    taps = [Tap(layer.path, layout=layer.layout) for layer in chosen]
     with bundle.staging(repository, name) as folder:
         with stage("writing the graph"):
             graph = ExplainedClassifier(
-                classifier.module, classifier.input, anatomy.head, paths
+                classifier.module, classifier.input, anatomy.head, taps
             ).eval()
             write_onnx(graph, classifier.input, folder / file_name(FP32))
             write_labels(classifier.labels, folder / LABELS_FILE)
@@ -177,7 +180,7 @@ def export(
         maker = _Maker(
             oracle=classifier,
             anatomy=anatomy,
-            layers=paths,
+            layers=taps,
             bundle=Bundle(path=folder, manifest=draft, labels=classifier.labels),
             pictures=pictures,
             calibration=calibration,
@@ -213,7 +216,7 @@ class _Maker:
 
     oracle: Classifier
     anatomy: Anatomy
-    layers: Sequence[str]
+    layers: Sequence[Tap]
     bundle: Bundle
     pictures: Pictures
     calibration: Calibration | None
@@ -370,7 +373,11 @@ def _draft(
         cams=_cam_outputs(head) if head else (),
         features=tuple(
             FeatureOutput(
-                layer=layer.path, channels=layer.channels, height=layer.height, width=layer.width
+                layer=layer.path,
+                channels=layer.channels,
+                height=layer.height,
+                width=layer.width,
+                layout=str(layer.layout),
             )
             for layer in layers
         ),
@@ -383,6 +390,12 @@ def _draft(
 
 def _cam_outputs(head: Head) -> tuple[CamOutput, ...]:
     return tuple(
-        CamOutput(method=method, layer=str(target.tap), height=target.height, width=target.width)
+        CamOutput(
+            method=method,
+            layer=str(target.tap),
+            height=target.height,
+            width=target.width,
+            layout=str(target.tap.layout),
+        )
         for method, target in head.targets.items()
     )

@@ -211,5 +211,5 @@ def _load(options: argparse.Namespace) -> Source:
 def _list_layers(classifier: Classifier, *, as_json: bool) -> int:
     anatomy = examine(classifier)
     default = default_layers(classifier.module, anatomy.layers)
-    print_layers(anatomy.layers, default, as_json=as_json)
+    print_layers(anatomy.layers, default, anatomy.left_out, as_json=as_json)
     return DONE

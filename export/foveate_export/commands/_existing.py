@@ -112,7 +112,7 @@ def _run(options: argparse.Namespace) -> int:
             pictures=pictures,
         )
     if options.list_layers or labels is None:
-        print_layers(source.layers, source.default_layers, as_json=options.json)
+        print_layers(source.layers, source.default_layers, source.left_out, as_json=options.json)
         return DONE
     exported = export_existing(
         source,

@@ -13,6 +13,8 @@ from onnx_ir.passes import common
 from foveate_export.ending import SIDES, TINY
 from foveate_export.existing.head import Linear, PooledHead
 from foveate_export.existing.source import Existing
+from foveate_export.layer import Layer
+from foveate_export.layout import NHWC, Layout
 from foveate_serve.bundle.manifest import (
     CAM_PREFIX,
     CLASS_IDS_INPUT,
@@ -22,7 +24,7 @@ from foveate_serve.bundle.manifest import (
 )
 
 
-def write_graph(source: Existing, layers: Sequence[str], path: Path) -> None:
+def write_graph(source: Existing, layers: Sequence[Layer], path: Path) -> None:
     """Write `source` to `path` with the inputs and outputs of a bundle.
 
     The model of `source` is changed: a source is written once.
@@ -47,7 +49,10 @@ def write_graph(source: Existing, layers: Sequence[str], path: Path) -> None:
         classes = after.resolved(outputs[LOGITS_OUTPUT], class_ids, source.classes)
         maps = after.maps(head, classes)
         outputs |= {CAM_PREFIX + method: maps[method] for method in head.methods}
-    outputs |= {FEATURES_PREFIX + layer: source.values[layer] for layer in layers}
+    outputs |= {
+        FEATURES_PREFIX + layer.path: after.channels_first(source.values[layer.path], layer.layout)
+        for layer in layers
+    }
     named = [after.output(name, value) for name, value in outputs.items()]
     graph.extend(after.tape.nodes)
     graph.inputs[:] = inputs
@@ -145,6 +150,10 @@ class _Nodes:
             "hirescam": mean,
             "layercam": self._op("Div", self._op("Relu", positive), cells),
         }
+
+    def channels_first(self, value: ir.Value, layout: Layout) -> ir.Value:
+        """Return a map as [N, C, h, w]."""
+        return self._op("Transpose", value, perm=[0, 3, 1, 2]) if layout == NHWC else value
 
     def output(self, name: str, value: ir.Value) -> ir.Value:
         """Give a value the name of an output."""

@@ -86,12 +86,14 @@ def export_existing(
     source, labels = source.labelled(labels)
     if version is not None:
         bundle.check_free(repository, name, version)
-    chosen = source.default_layers if layers is None else named(layers, source.layers)
+    chosen = (
+        source.default_layers if layers is None else named(layers, source.layers, source.left_out)
+    )
     with stage("loading the file as it is"):
-        original = Original(source, [layer.path for layer in chosen])
+        original = Original(source, chosen)
     with bundle.staging(repository, name) as folder:
         with stage("editing the graph"):
-            write_graph(source, [layer.path for layer in chosen], folder / GRAPH)
+            write_graph(source, chosen, folder / GRAPH)
             write_labels(labels, folder / LABELS_FILE)
         draft = _draft(source, name, labels, chosen)
         staged = Bundle(path=folder, manifest=draft, labels=tuple(labels))
@@ -217,7 +219,11 @@ def _draft(source: Existing, name: str, labels: Sequence[str], layers: Sequence[
         cams=_cam_outputs(source),
         features=tuple(
             FeatureOutput(
-                layer=layer.path, channels=layer.channels, height=layer.height, width=layer.width
+                layer=layer.path,
+                channels=layer.channels,
+                height=layer.height,
+                width=layer.width,
+                layout=str(layer.layout),
             )
             for layer in layers
         ),
@@ -232,7 +238,15 @@ def _cam_outputs(source: Existing) -> tuple[CamOutput, ...]:
     head = source.head
     if head is None:
         return ()
+    layouts = {layer.path: str(layer.layout) for layer in source.layers}
+    axes = "nhwc" if head.channels_last else "nchw"
     return tuple(
-        CamOutput(method=method, layer=source.cam_layer, height=head.height, width=head.width)
+        CamOutput(
+            method=method,
+            layer=source.cam_layer,
+            height=head.height,
+            width=head.width,
+            layout=layouts.get(source.cam_layer, axes),
+        )
         for method in head.methods
     )

@@ -1,6 +1,6 @@
 """An ONNX file that was read: what it holds, and how pictures go through it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -67,16 +67,20 @@ class OneByOne:
         Raises:
             ExportError: ONNX Runtime cannot run the file.
         """
-        columns = zip(*(self._run(image) for image in images), strict=True)
+        return self.run_pixels(self._pixels(image) for image in images)
+
+    def run_pixels(self, pictures: Iterable[Array]) -> list[Array]:
+        """Return the same for pictures as the file takes them, each without an axis N."""
+        columns = zip(*(self._run(picture) for picture in pictures), strict=True)
         return [np.stack(column).astype(np.float32, copy=False) for column in columns]
 
     def values(self, images: NDArray[np.uint8]) -> dict[ir.Value, Array]:
         """Return the same by value."""
         return dict(zip(self._values, self.run(images), strict=True))
 
-    def _run(self, image: NDArray[np.uint8]) -> list[Array]:
+    def _run(self, picture: Array) -> list[Array]:
         """Run one picture, and return the outputs without the axis of the pictures."""
-        batch = np.repeat(self._pixels(image)[None], self._file.batch or 1, axis=0)
+        batch = np.repeat(picture[None], self._file.batch or 1, axis=0)
         try:
             results = self._session.run(self._names, {self._file.input: batch})
         except ENGINE_ERRORS as error:

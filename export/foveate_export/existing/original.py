@@ -13,6 +13,7 @@ from foveate_export.comparison import Answers
 from foveate_export.existing.file import Array, OneByOne
 from foveate_export.existing.head import PooledHead
 from foveate_export.existing.source import Existing
+from foveate_export.layer import Layer
 
 
 class Original:
@@ -26,9 +27,9 @@ class Original:
         ExportError: ONNX Runtime does not take the file; says what it said.
     """
 
-    def __init__(self, source: Existing, layers: Sequence[str]) -> None:
+    def __init__(self, source: Existing, layers: Sequence[Layer]) -> None:
         self._source = source
-        self._layers = {layer: source.values[layer] for layer in layers}
+        self._layers = {layer: source.values[layer.path] for layer in layers}
         activations = [source.head.activations] if source.head else []
         self._file = OneByOne(source)
         self._inner = OneByOne(source, [source.logits, *self._layers.values(), *activations])
@@ -49,7 +50,10 @@ class Original:
         return Answers(
             logits=self._source.ending.logits(values),
             cams=explain(head, inner[head.activations], classes) if head else {},
-            features={layer: inner[value] for layer, value in self._layers.items()},
+            features={
+                layer.path: layer.layout.to_nchw(inner[value])
+                for layer, value in self._layers.items()
+            },
         )
 
 

@@ -39,8 +39,9 @@ class Existing(File):
         ending: how they are made of it, and scores of them.
         outputs: how many values the file gives a picture.
         parameters: the floating-point numbers that the file holds.
-        values: the maps of the graph, by the name of their layer.
-        layers: these, in the order of the graph.
+        values: the values of the graph with four axes, by the name of their layer.
+        layers: those of them that are maps, in the order of the graph.
+        left_out: why the others are none.
         head: the pooling and linear layer at the end, or None.
         note: why there is none, or "".
     """
@@ -51,6 +52,7 @@ class Existing(File):
     parameters: int
     values: dict[str, ir.Value]
     layers: list[Layer]
+    left_out: dict[str, str]
     head: PooledHead | None
     note: str
 
@@ -93,7 +95,7 @@ class Existing(File):
         return [layer for layer in self.layers if layer in ends.values()]
 
 
-def open_existing(
+def read_existing(
     path: Path,
     spec: InputSpec,
     *,
@@ -103,7 +105,7 @@ def open_existing(
     scores: Scores | None = None,
     pictures: Pictures | None = None,
 ) -> Existing:
-    """Read an ONNX file.
+    """Read an ONNX file, and take each value with four axes for a map, [N, C, h, w].
 
     Args:
         path: the file, with its weights in it or beside it.
@@ -144,6 +146,7 @@ def open_existing(
         parameters=_parameters(graph),
         values={layer.path: value for layer, value in maps},
         layers=[layer for layer, _ in maps],
+        left_out={},
         head=head,
         note=note,
     )
@@ -343,5 +346,6 @@ def _maps(graph: ir.Graph) -> list[tuple[Layer, ir.Value]]:
         if len(value.shape) != 4 or len(sizes) != 3 or sizes[1] * sizes[2] == 1:
             continue
         name = node.name or str(value.name)
-        maps.setdefault(name, (Layer(name, node.op_type, *sizes), value))
+        channels, height, width = sizes
+        maps.setdefault(name, (Layer(name, node.op_type, channels, height, width), value))
     return list(maps.values())

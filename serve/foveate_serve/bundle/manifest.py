@@ -27,6 +27,9 @@ FEATURES_PREFIX = "features."
 Positive = Annotated[int, Field(gt=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Layout = Annotated[str, Field(pattern=r"^(nchw|nhwc|tokens\(\d+, \d+, \d+\))$")]
+"""How a network's activation is laid out: [N, C, h, w], [N, h, w, C], or [N, T, C] whose
+tokens are rows, columns and the tokens before them. The graph's outputs are [N, C, h, w]."""
 
 Scores = Literal["softmax", "sigmoid", "none"]
 """What makes scores of the logits: probabilities of classes that exclude each other, the
@@ -115,21 +118,29 @@ def off_scale(mean: Sequence[float], std: Sequence[float], fill: Sequence[float]
 
 
 class CamOutput(_Model):
-    """One class activation map of the graph: the output `cam.<method>`."""
+    """One class activation map of the graph: the output `cam.<method>`.
+
+    `layout` is that of the layer inside the network.
+    """
 
     method: Name
     layer: str
     height: Positive
     width: Positive
+    layout: Layout = "nchw"
 
 
 class FeatureOutput(_Model):
-    """One feature map of the graph: the output `features.<layer>`."""
+    """One feature map of the graph: the output `features.<layer>`.
+
+    `layout` is that of the layer inside the network.
+    """
 
     layer: str
     channels: Positive
     height: Positive
     width: Positive
+    layout: Layout = "nchw"
 
 
 class Parity(_Model):
