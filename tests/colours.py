@@ -73,8 +73,10 @@ def colour_graph() -> onnx.ModelProto:
     return model
 
 
-def write_colour_bundle(folder: Path, *, name: str = "colours", version: int = 1) -> Path:
-    """Write the bundle `folder/<name>/<version>` and return its path."""
+def write_colour_bundle(
+    folder: Path, *, name: str = "colours", version: int = 1, scores: str | None = None
+) -> Path:
+    """Write the bundle `folder/<name>/<version>`, which says nothing of scores unless told to."""
     path = folder / name / str(version)
     path.mkdir(parents=True)
     (path / "model.onnx").write_bytes(colour_graph().SerializeToString())
@@ -122,6 +124,8 @@ def write_colour_bundle(folder: Path, *, name: str = "colours", version: int = 1
         ],
         "files": files,
     }
+    if scores is not None:
+        manifest |= {"scores": scores, "assumptions": {"scores": f"{scores}, in a test"}}
     (path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     return path
 
@@ -130,8 +134,9 @@ def write_colour_bundle(folder: Path, *, name: str = "colours", version: int = 1
 def write_bundle(tmp_path: Path) -> Callable[..., Path]:
     """Return a function that writes bundles into the repository `tmp_path / "repository"`."""
 
-    def write(*, name: str = "colours", version: int = 1) -> Path:
-        return write_colour_bundle(tmp_path / "repository", name=name, version=version)
+    def write(*, name: str = "colours", version: int = 1, scores: str | None = None) -> Path:
+        repository = tmp_path / "repository"
+        return write_colour_bundle(repository, name=name, version=version, scores=scores)
 
     return write
 

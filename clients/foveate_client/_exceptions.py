@@ -202,6 +202,20 @@ class UnauthenticatedError(CallError):
     code = "UNAUTHENTICATED"
 
 
+MESSAGE_TOO_LARGE = "MESSAGE_TOO_LARGE"
+"""The reason of a ResourceExhaustedError that no waiting helps: the message is above the limit."""
+
+
+def too_large(size: int | str, limit: int) -> ErrorStatus:
+    """Return the error of a message of so many bytes."""
+    return ErrorStatus(
+        code=code_pb2.Code.Value("RESOURCE_EXHAUSTED"),
+        reason=MESSAGE_TOO_LARGE,
+        message=f"the message has {size} bytes; the limit is {limit} bytes",
+        metadata={"size": str(size), "limit": str(limit)},
+    )
+
+
 _BY_CODE = {code_pb2.Code.Value(kind.code): kind for kind in CallError.__subclasses__()}
 
 

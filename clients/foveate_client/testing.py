@@ -358,6 +358,7 @@ def _response(result: Classification) -> service.ClassifyResponse:
             height=view.height,
         ),
         timing=None if result.timing is None else _timing_message(result.timing),
+        scores=result.scores,
     )
 
 
@@ -399,6 +400,8 @@ def _model_message(item: Model) -> models.Model:
         backend=item.backend,
         device=item.device,
         parameters=item.parameters,
+        scores=item.scores,
+        assumptions=item.assumptions,
     )
     message.create_time.FromDatetime(item.created)
     return message

@@ -27,8 +27,10 @@ TOLERANCES: Mapping[str, Tolerances] = MappingProxyType(
         # The logits gather what every layer adds and so are given the most room.
         "fp32": Tolerances(measure="largest", logits=1e-3, cams=1e-4, features=1e-4),
         # Rounding is noise, of which the largest value says little. Each operation
-        # rounds to 11 bits, 3e-4 of the value; a hundred of them add up to 5e-3.
-        "fp16": Tolerances(measure="rms", logits=2e-2, cams=2e-2, features=2e-2),
+        # rounds to 11 bits, 3e-4 of the value; a hundred of them add up to 5e-3. Where
+        # an activation is near zero, rounding also decides whether the gradient passes
+        # its ReLU, which moves the maps of AlexNet by 3e-2; a wrong one moves them by 1.
+        "fp16": Tolerances(measure="rms", logits=2e-2, cams=1e-1, features=2e-2),
         # 256 steps for the range of a whole tensor leave an error of a tenth of the
         # activations behind 50 layers. What is wrong has one of their own size.
         "int8": Tolerances(measure="rms", logits=0.25, cams=0.25, features=0.25),

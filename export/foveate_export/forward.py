@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from foveate_export.taps import Tap, tapped
+from foveate_export.taps import Tap, as_maps, tapped
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class Forward:
 
     Attributes:
         logits: float [N, classes].
-        tensors: the tensors at the network's taps.
+        tensors: the maps at the network's taps, float [N, C, h, w].
         module: holds the parameters that took part.
     """
 
@@ -43,4 +43,4 @@ class HookedNetwork(nn.Module):
         """Classify `pixels`, normalised, float [N, C, H, W]."""
         with tapped(self.module, self._taps) as tensors:
             logits: Tensor = self.module(pixels)
-        return Forward(logits, tensors, self.module)
+        return Forward(logits, as_maps(tensors), self.module)

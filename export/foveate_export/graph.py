@@ -26,18 +26,18 @@ class ExplainedClassifier(nn.Module):
         spec: the normalisation, mean and standard deviation on the scale 0 to 1.
         head: computes the class activation maps; None where there are none, and
             then there is no input `class_ids` either.
-        layers: module paths whose outputs become feature maps.
+        layers: the outputs of modules that become feature maps.
     """
 
     scale: Tensor
     shift: Tensor
 
     def __init__(
-        self, module: nn.Module, spec: InputSpec, head: Head | None, layers: Sequence[str]
+        self, module: nn.Module, spec: InputSpec, head: Head | None, layers: Sequence[Tap]
     ) -> None:
         super().__init__()
         self._head = head
-        self._layers = tuple(Tap(layer) for layer in layers)
+        self._layers = tuple(layers)
         # A head may need the classifier in another form.
         self.network = head.network(self._layers) if head else HookedNetwork(module, self._layers)
         mean, std = torch.tensor(spec.mean), torch.tensor(spec.std)

@@ -1,31 +1,27 @@
 """The feature maps that a classifier can return, and which to return by default.
 
 A layer is called by its path in the module, such as `layer2` or `features.4`.
-It can be returned when it runs once in a pass and its output is a map,
-[N, channels, height, width] with more than one cell.
+It can be returned when it runs once in a pass and its output is a map whose
+layout was found.
 """
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
 from foveate_export.layer import Layer, named
-from foveate_export.taps import Call
+from foveate_export.recording import Recording
 
 
-def feature_layers(calls: Sequence[Call]) -> list[Layer]:
+def feature_layers(recording: Recording) -> list[Layer]:
     """Return the layers that ran in a forward pass, in the order in which they ended."""
-    runs = Counter(call.path for call in calls)
     layers = []
-    for call in calls:
-        output = call.output
-        if output is None or output.ndim != 4 or runs[call.path] > 1:
-            continue
-        _, channels, height, width = output.shape
-        if height * width > 1:
-            kind = type(call.module).__name__
-            layers.append(Layer(call.path, kind, channels, height, width))
+    for found in recording.maps:
+        path = found.tap.path
+        if found.tap.side == "output" and path not in recording.left_out:
+            _, channels, height, width = found.tensor.shape
+            kind = type(found.module).__name__
+            layers.append(Layer(path, kind, channels, height, width, found.tap.layout))
     return layers
 
 
@@ -47,14 +43,19 @@ def default_layers(module: nn.Module, layers: Sequence[Layer]) -> list[Layer]:
 
 
 def select_layers(
-    names: Sequence[str] | None, module: nn.Module, layers: Sequence[Layer]
+    names: Sequence[str] | None,
+    module: nn.Module,
+    layers: Sequence[Layer],
+    left_out: Mapping[str, str] | None = None,
 ) -> list[Layer]:
     """Return the layers called `names`, each once, or the default ones for None.
+
+    `left_out` says why other modules are no layers.
 
     Raises:
         UnknownLayerError: a name that is none of `layers`.
     """
-    return default_layers(module, layers) if names is None else named(names, layers)
+    return default_layers(module, layers) if names is None else named(names, layers, left_out)
 
 
 def _listed_stages(module: nn.Module) -> list[str]:

@@ -11,6 +11,7 @@ from foveate_export.errors import ParityError
 from foveate_export.heads import Head
 from foveate_export.pictures import Pictures
 from foveate_export.reference import answer, in_float64
+from foveate_export.taps import Tap
 from foveate_runtime.backends.base import Array
 from foveate_runtime.bundle.manifest import (
     CAM_PREFIX,
@@ -33,7 +34,7 @@ BATCH = 4
 def measure(
     classifier: Classifier,
     head: Head | None,
-    layers: Sequence[str],
+    layers: Sequence[Tap],
     pictures: Pictures,
     *,
     run: Run,
@@ -70,7 +71,7 @@ def measure(
 def settle(
     classifier: Classifier,
     head: Head | None,
-    layers: Sequence[str],
+    layers: Sequence[Tap],
     pictures: Pictures,
     *,
     run: Run,
@@ -112,10 +113,10 @@ def some_classes(classifier: Classifier, images: NDArray[np.uint8]) -> NDArray[n
     return resolve_ranks(some_class_ids(len(images), len(classifier.labels)), logits)
 
 
-def output_names(head: Head | None, layers: Sequence[str]) -> list[str]:
+def output_names(head: Head | None, layers: Sequence[Tap]) -> list[str]:
     """Return the graph's outputs in their order."""
     return [
         LOGITS_OUTPUT,
         *(CAM_PREFIX + method for method in (head.methods if head else ())),
-        *(FEATURES_PREFIX + layer for layer in layers),
+        *(FEATURES_PREFIX + tap.path for tap in layers),
     ]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from foveate_export.comparison import Answers
 from foveate_export.heads import Head
-from foveate_export.taps import Tap, tapped
+from foveate_export.taps import Tap, as_maps, tapped
 from foveate_train.classifier import Classifier, InputSpec
 
 METHODS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -41,7 +41,7 @@ def answer(
     classifier: Classifier,
     images: NDArray[np.uint8],
     *,
-    layers: Sequence[str] = (),
+    layers: Sequence[Tap] = (),
     head: Head | None = None,
     classes: NDArray[np.int64] | None = None,
 ) -> Answers:
@@ -51,14 +51,13 @@ def answer(
         classifier: the classifier, in evaluation mode; computed in the type of
             its parameters.
         images: uint8 [N, H, W, C].
-        layers: the module paths whose outputs to return.
+        layers: the outputs of modules to return.
         head: says which activations to weigh, and by which methods.
         classes: for each image the class indices to explain, int64 [N, K]; None
             for no maps.
     """
     explained = head if classes is not None else None
-    taps = [Tap(layer) for layer in layers]
-    wanted = [*taps, *explained.taps] if explained else taps
+    wanted = [*layers, *explained.taps] if explained else layers
     dtype = next((p.dtype for p in classifier.module.parameters()), torch.float32)
     pixels = normalise(images, classifier.input, dtype)
     # Where every parameter is frozen, the pixels still carry the gradient.
@@ -72,7 +71,10 @@ def answer(
     return Answers(
         logits=logits.detach().float().numpy(),
         cams={method: maps.detach().float().numpy() for method, maps in cams.items()},
-        features={tap.path: tensors[tap].detach().float().numpy() for tap in taps},
+        features={
+            tap.path: maps.detach().float().numpy()
+            for tap, maps in as_maps({tap: tensors[tap] for tap in layers}).items()
+        },
     )
 
 
@@ -100,7 +102,8 @@ def _explain(
         score = logits.gather(1, column[:, None]).sum()
         activations = [tensors[tap] for tap in head.taps]
         gradients = torch.autograd.grad(score, activations, retain_graph=True)
-        by_tap = dict(zip(head.taps, gradients, strict=True))
+        by_tap = as_maps(dict(zip(head.taps, gradients, strict=True)))
         for method, target in head.targets.items():
-            maps[method].append(METHODS[method](tensors[target.tap], by_tap[target.tap]))
+            activation = target.tap.layout.to_nchw(tensors[target.tap])
+            maps[method].append(METHODS[method](activation, by_tap[target.tap]))
     return {method: torch.stack(found, 1) for method, found in maps.items()}

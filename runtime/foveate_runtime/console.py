@@ -15,7 +15,12 @@ from foveate_runtime.evaluation.labelled import LabelledError, NoPicturesError
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
 
-_USAGE: tuple[type[Exception], ...] = (NoPicturesError,)
+
+class UsageError(Exception):
+    """Options that contradict each other; the message names them."""
+
+
+_USAGE: tuple[type[Exception], ...] = (UsageError, NoPicturesError)
 _FAILURES: tuple[type[Exception], ...] = (BundleError, BackendError, LabelledError, OSError)
 
 
@@ -63,6 +68,12 @@ def answer(
         return say(prog, error, FAILED)
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def warn(prog: str, text: str) -> None:
+    """Print a line of the command `prog` on stderr where there is something to say."""
+    if text:
+        print(f"{prog}: warning: {text}", file=sys.stderr)
 
 
 def positive(text: str) -> int:

@@ -248,7 +248,8 @@ def test_channels_last_blue_first_and_a_softmax(
     # One for all colours, or to turn the picture round would be another thing.
     spec = SPEC.model_copy(update={"mean": (0.4,) * 3, "std": (0.2,) * 3})
     source = open_existing(keras_like(tmp_path / "keras.onnx", opset), spec, bgr=True)
-    assert (source.layout, source.softmax, source.cam_layer) == ("nhwc", "Softmax", "relu")
+    assert (source.layout, source.cam_layer) == ("nhwc", "relu")
+    assert source.ending.said == "softmax, taken off the end of the network"
     done = exported(source, tmp_path / "models", photographs, layers=["relu"])
     assert [cam.method for cam in done.manifest.cams] == POOLED_LINEAR
     assert done.manifest.parameters == 6 * 3 * 25 + 6 * 5 + 5
@@ -261,6 +262,54 @@ def test_channels_last_blue_first_and_a_softmax(
     with create_runner(Bundle.open(again.path), backend="onnxruntime") as runner:
         forwards = runner.run({"image": photographs.images[..., ::-1].copy()}, ["logits"])["logits"]
     np.testing.assert_allclose(backwards, forwards, rtol=1e-3, atol=1e-4)
+
+
+class Turning(nn.Module):
+    """Keeps its maps as [N, h, w, C], with attention over them, and pools the middle axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 24, 4, 4)
+        self.norm = nn.LayerNorm(24)
+        self.query, self.key = nn.Linear(24, 24), nn.Linear(24, 24)
+        self.fc = nn.Linear(24, len(LABELS))
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.norm(self.stem(x).permute(0, 2, 3, 1))
+        tokens = maps.flatten(1, 2).unsqueeze(1)
+        shares = (self.query(tokens) @ self.key(tokens).transpose(2, 3)).softmax(3)
+        maps = maps + (shares @ tokens).reshape(maps.shape)
+        return self.fc(maps.mean((1, 2)))
+
+
+def test_maps_with_their_channels_last_come_out_channels_first(
+    tmp_path: Path, photographs: Pictures
+) -> None:
+    torch.manual_seed(0)
+    network = Turning().eval()
+    file = tmp_path / "turning.onnx"
+    example = (torch.zeros(2, SPEC.channels, SPEC.height, SPEC.width),)
+    torch.onnx.export(network, example, file, dynamo=True, verbose=False)
+    source = open_existing(file, SPEC)
+    sizes = {(x.channels, x.height, x.width, str(x.layout)) for x in source.layers}
+    assert sizes == {(24, 8, 10, "nchw"), (24, 8, 10, "nhwc")}
+    kinds = {"MatMul", "Softmax"}
+    attention = [x for node in source.model.graph if node.op_type in kinds for x in [node.name]]
+    assert len(source.left_out.keys() & set(attention)) >= 3, "queries, keys and their products"
+    last = next(x.path for x in source.layers if x.kind == "LayerNormalization")
+    done = exported(source, tmp_path / "models", photographs, layers=[last])
+    assert {(cam.height, cam.width, cam.layout) for cam in done.manifest.cams} == {(8, 10, "nhwc")}
+    assert done.manifest.features[0].layout == "nhwc"
+    mean, std = (torch.tensor(values)[:, None, None] for values in (SPEC.mean, SPEC.std))
+    pixels = (torch.from_numpy(photographs.images).permute(0, 3, 1, 2) / 255 - mean) / std
+    with torch.no_grad():
+        expected = network.norm(network.stem(pixels).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    with create_runner(Bundle.open(done.path), backend="onnxruntime") as runner:
+        got = runner.run({"image": photographs.images}, [f"features.{last}"])[f"features.{last}"]
+    np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-4)
+    attended = next(iter(source.left_out.keys() & set(attention)))
+    with pytest.raises(UsageError, match=r"no feature map \(no rows and columns"):
+        exported(open_existing(file, SPEC), tmp_path / "other", photographs, layers=[attended])
 
 
 def simple(path: Path, operator: str = "Relu", domain: str = "", **options) -> Path:
@@ -367,7 +416,8 @@ def test_the_command_needs_no_torch(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert export_command.main([*listing, "--list-layers", "--json"]) == 0
     layers = {layer["layer"]: layer for layer in json.loads(capsys.readouterr().out)}
     assert layers["relu"] == {
-        "layer": "relu", "type": "Relu", "channels": 6, "height": 7, "width": 9, "default": True,
+        "layer": "relu", "type": "Relu", "channels": 6, "height": 7, "width": 9, "layout": "nchw",
+        "default": True,
     }  # fmt: skip
     assert export_command.main(listing) == 2
     assert "--repository and --name say where" in capsys.readouterr().err

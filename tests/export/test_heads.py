@@ -29,8 +29,9 @@ from foveate_export.heads import (
     find_head,
 )
 from foveate_export.parity_data import for_classifier
+from foveate_export.recording import record
 from foveate_export.reference import answer
-from foveate_export.taps import Tap, record, tapped
+from foveate_export.taps import Tap, tapped
 from foveate_train import registry
 from foveate_train.classifier import Classifier, InputSpec
 from foveate_train.networks import plain10

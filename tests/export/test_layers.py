@@ -3,7 +3,7 @@ import torch
 
 from foveate_export.errors import UnknownLayerError
 from foveate_export.layers import default_layers, feature_layers, select_layers
-from foveate_export.taps import record
+from foveate_export.recording import record
 from foveate_train import registry
 
 
@@ -14,7 +14,7 @@ def examined(name: str):
         recording = record(
             classifier.module, torch.zeros(2, spec.channels, spec.height, spec.width)
         )
-    return classifier.module, feature_layers(recording.calls)
+    return classifier.module, feature_layers(recording)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from foveate_export.errors import ParityError
 from foveate_export.exporter import export
 from foveate_export.parity import measure
 from foveate_export.pictures import Pictures
+from foveate_export.taps import Tap
 from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.commands.verify import verify
 from foveate_train.classifier import Classifier
@@ -127,10 +128,10 @@ def test_an_output_that_is_no_number_is_refused(
             results["features.layer2"][0, 0, 0, 0] = np.nan
             return results
 
-        layers = ["layer1", "layer2"]
+        layers = [Tap("layer1"), Tap("layer2")]
         exact = TOLERANCES["fp32"]
         measured = measure(convnet4, None, layers, digits, run=runner.run, tolerances=exact)
-        assert measured.features.keys() == set(layers)
+        assert measured.features.keys() == {"layer1", "layer2"}
         with pytest.raises(ParityError, match=r"features\.layer2 by inf"):
             measure(convnet4, None, layers, digits, run=broken, tolerances=exact)
 

@@ -3,8 +3,10 @@
 # ruff: noqa: ASYNC109 - gRPC timeouts are deadlines, which travel to the server
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable
 
+import grpc
 import grpc.aio
 
 from foveate.status import StatusError
@@ -60,7 +62,14 @@ class AsyncGrpcTransport:
         self, requests: AsyncIterable[ClassifyStreamRequest]
     ) -> AsyncGenerator[ClassifyStreamResponse, None]:
         """Classify a stream of pictures, answering in their order."""
-        call = self._stub.ClassifyStream(aiter(requests), metadata=self._caller.headers())
+        unanswered: deque[ClassifyStreamRequest] = deque()
+
+        async def noted() -> AsyncGenerator[ClassifyStreamRequest, None]:
+            async for request in requests:
+                unanswered.append(request)
+                yield request
+
+        call = self._stub.ClassifyStream(noted(), metadata=self._caller.headers())
         try:
             while True:
                 with status_errors(self._stall_timeout):
@@ -69,8 +78,16 @@ class AsyncGrpcTransport:
                             response = await call.read()
                     except TimeoutError as error:
                         raise StatusError(late_status(self._stall_timeout)) from error
+                    except grpc.aio.AioRpcError as error:
+                        if unanswered and _hides_its_status(error):
+                            # Alone, what is too large is refused with the status that was lost.
+                            largest = max(unanswered, key=ClassifyStreamRequest.ByteSize)
+                            await self.classify(largest.request, self._stall_timeout)
+                        raise
                 if not isinstance(response, ClassifyStreamResponse):  # grpc.aio.EOF
                     return
+                if unanswered:
+                    unanswered.popleft()
                 yield response
         finally:
             call.cancel()
@@ -92,3 +109,12 @@ class AsyncGrpcTransport:
     async def close(self) -> None:
         """Close the channel."""
         await self._channel.close()
+
+
+def _hides_its_status(error: grpc.aio.AioRpcError) -> bool:
+    """Tell whether a message could not be sent: the server has ended the call, who knows why.
+
+    grpc.aio takes its own failure for the status where it comes before the server's.
+    """
+    lost = "SendMessageOperation" in (error.debug_error_string() or "")
+    return lost and error.code() is grpc.StatusCode.INTERNAL

@@ -7,12 +7,13 @@ from typing import Any
 import grpc
 
 from foveate_client._connection import Compression, Credentials, Retries, pem
+from foveate_client._images import MAX_FILE_BYTES
 from foveate_client._tracing import trace_headers
 
 _SERVICE = "foveate.v1.ClassifierService"
 
 # The feature map of one early layer can take tens of MB, far above gRPC's 4 MB.
-MAX_MESSAGE_BYTES = 256 * 2**20
+MAX_MESSAGE_BYTES = MAX_FILE_BYTES
 
 PLAINTEXT = Credentials(tls=False)
 

@@ -1,5 +1,6 @@
 """The errors of a call: gRPC's become StatusError, and refusals hold the client back."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import cast
@@ -9,7 +10,11 @@ from google.protobuf.message import DecodeError
 from google.rpc.status_pb2 import Status
 
 from foveate.status import PUSHBACK_KEY, TRAILER, ErrorStatus, StatusError
+from foveate_client._exceptions import too_large
 from foveate_client._throttle import Throttle
+
+_LARGER = re.compile(r"message larger than max \((?P<size>.+) vs\. (?P<limit>[0-9]+)\)")
+"""What gRPC says of a message above the limit of whoever receives or sends it."""
 
 HELD_BACK = ErrorStatus(
     code=grpc.StatusCode.RESOURCE_EXHAUSTED.value[0],
@@ -62,7 +67,10 @@ def _status_of(error: grpc.RpcError, timeout: float) -> ErrorStatus:
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return late_status(timeout)
     # gRPC's own failures, such as a refused connection, carry no details.
-    return ErrorStatus(code=error.code().value[0], reason="", message=error.details() or "")
+    text = error.details() or ""
+    if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and (size := _LARGER.search(text)):
+        return too_large(size["size"], int(size["limit"]))
+    return ErrorStatus(code=error.code().value[0], reason="", message=text)
 
 
 def late_status(timeout: float) -> ErrorStatus:

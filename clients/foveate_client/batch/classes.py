@@ -47,7 +47,7 @@ def read_names(path: Path, labels: Sequence[str]) -> dict[str, int]:
     classes = Classes(labels)
     names = {}
     try:
-        with path.open(encoding="utf-8", newline="") as lines:
+        with path.open(encoding="utf-8-sig", newline="") as lines:
             for number, row in enumerate(csv.reader(lines), start=1):
                 if not row or (number == 1 and row == ["folder", "class"]):
                     continue

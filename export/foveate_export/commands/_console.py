@@ -1,11 +1,14 @@
 """How the subcommands of this distribution end."""
 
+import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
+from typing import get_args
 
 from foveate_export.errors import ExportError, UsageError
 from foveate_runtime import console
+from foveate_runtime.bundle.manifest import Scores
 
 _TRAINING = ("foveate_train", "torch", "torchvision", "timm")
 """What the extra `torch` brings."""
@@ -23,3 +26,14 @@ def run_with_torch(module: str, arguments: Sequence[str], prog: str) -> int:
         needs = 'this needs PyTorch: pip install "foveate-export[torch]"'
         return console.say(prog, needs, console.FAILED)
     return main(arguments)
+
+
+def add_scores_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says what makes scores of a network's logits."""
+    parser.add_argument(
+        "--scores",
+        choices=get_args(Scores),
+        help="what makes scores of the logits: softmax, for classes that exclude each other; "
+        "sigmoid, for labels of which a picture may have several; none, to serve the outputs as "
+        "they are; default: what the network's end and its outputs say",
+    )

@@ -14,7 +14,7 @@ from foveate_export.heads.class_map import ClassMap
 from foveate_export.heads.differentiated import Differentiated
 from foveate_export.heads.joined import Joined
 from foveate_export.heads.pooled_linear import PooledLinear
-from foveate_export.taps import Recording, Tap
+from foveate_export.recording import Recording
 
 Find = Callable[[Recording], Head]
 """Recognises one kind of head in a forward pass, or raises UnsupportedHeadError
@@ -57,7 +57,7 @@ def find_head(recording: Recording, layer: str | None = None) -> Head:
         last = _first_fit(recording, ANALYTIC)
     except UnsupportedHeadError:
         return Differentiated.at_layer(recording, layer)
-    if last.targets["gradcam"].tap == Tap(layer):
+    if str(last.targets["gradcam"].tap) == layer:
         return last
     return Joined(last, Differentiated.at_layer(recording, layer))
 

@@ -1,7 +1,7 @@
 """What every kind of head offers, and how the layer behind the logits is found."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from foveate_export.errors import UnsupportedHeadError
 from foveate_export.forward import Forward, HookedNetwork
-from foveate_export.taps import Call, Recording, Tap
+from foveate_export.recording import Map, Recording
+from foveate_export.taps import Tap
 
 
 @dataclass(frozen=True)
@@ -113,39 +114,32 @@ def is_pointwise(module: nn.Module) -> TypeGuard[nn.Conv2d]:
     )
 
 
-def is_map(tensor: Tensor | None) -> TypeGuard[Tensor]:
-    """Whether a tensor is [N, C, h, w] with more than one cell."""
-    return tensor is not None and tensor.ndim == 4 and tensor.shape[2] * tensor.shape[3] > 1
-
-
-def find_map(recording: Recording, fits: Callable[[Tensor], bool]) -> tuple[Target, Tensor] | None:
+def find_map(recording: Recording, fits: Callable[[Tensor], bool]) -> Map | None:
     """Find the map that fits, under the name that people know it by.
 
     The same tensor leaves a stage, its last block, that block's activation, and
     a convolution that the activation follows in place. The stage is the name
     that people use; among layers of no parts it is the last.
 
+    Args:
+        recording: the forward pass.
+        fits: tells whether a map, [N, C, h, w], is the one.
+
     Returns:
-        The map and its name; None where no map fits.
+        The map; None where none fits.
     """
-    leaves = {call.path: not any(call.module.children()) for call in recording.calls}
-    fitting = [(tap, tensor) for tap, tensor in maps_of(recording.calls) if fits(tensor)]
-    if not fitting:
-        return None
-    tap, tensor = min(
+    fitting = [found for found in recording.maps if fits(found.tensor)]
+    return min(
         reversed(fitting),
         key=lambda found: (
-            found[0].side == "input",
-            found[0].path.count("."),
-            leaves[found[0].path],
+            found.tap.side == "input",
+            found.tap.path.count("."),
+            not any(found.module.children()),
         ),
+        default=None,
     )
-    return Target(tap, *tensor.shape[2:]), tensor
 
 
-def maps_of(calls: Iterable[Call]) -> Iterator[tuple[Tap, Tensor]]:
-    """Yield every map that a call took or returned, with the tap that reads it."""
-    for call in calls:
-        for tap, tensor in ((Tap(call.path, "input"), call.input), (Tap(call.path), call.output)):
-            if is_map(tensor):
-                yield tap, tensor
+def target_of(found: Map) -> Target:
+    """Return what a map of `found` weighs."""
+    return Target(found.tap, *found.tensor.shape[2:])

@@ -33,9 +33,9 @@ from torch import Tensor, nn
 
 from foveate_export.errors import UnsupportedHeadError
 from foveate_export.forward import Forward
-from foveate_export.heads.base import Head, Target, find_map, is_map, is_pointwise
+from foveate_export.heads.base import Head, Target, find_map, is_pointwise, target_of
 from foveate_export.heads.pooled_linear import has_mean, weigh
-from foveate_export.taps import Recording
+from foveate_export.recording import Recording
 
 _TOLERANCE = 1e-4
 """Of the largest score, between the convolution run by itself and within the network."""
@@ -76,7 +76,7 @@ class ClassMap(Head):
         scores = _find_scores(recording)
         for call in reversed(recording.calls):
             given = call.input
-            if not is_map(given) or not is_pointwise(call.module):
+            if given is None or not is_pointwise(call.module):
                 continue
             linear = call.module(given)
             masked = _same(linear.relu(), scores.tensor)
@@ -84,7 +84,7 @@ class ClassMap(Head):
                 continue
             found = find_map(recording, partial(torch.equal, given))
             if found is not None:
-                return cls(recording.module, scores, found[0], call.path, masked=masked)
+                return cls(recording.module, scores, target_of(found), call.path, masked=masked)
         raise UnsupportedHeadError(
             f"the class map {scores.target.tap} is not the output of a 1x1 convolution, "
             "with or without a ReLU"
@@ -123,7 +123,7 @@ def _find_scores(recording: Recording) -> _Scores:
     for pooled, leads_to in ((True, has_mean), (False, _has_points)):
         found = find_map(recording, partial(leads_to, recording.logits))
         if found is not None:
-            return _Scores(*found, pooled)
+            return _Scores(target_of(found), found.tensor, pooled)
     raise UnsupportedHeadError("the logits are neither the means nor the points of any map")
 
 

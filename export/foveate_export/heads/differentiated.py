@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from foveate_export.errors import UnknownLayerError, UnsupportedHeadError
 from foveate_export.forward import Forward
-from foveate_export.heads.base import Head, Target, find_map, is_map, maps_of
+from foveate_export.heads.base import Head, Target, find_map, target_of
 from foveate_export.heads.pooled_linear import weigh
-from foveate_export.taps import Recording, Tap
+from foveate_export.recording import Map, Recording
+from foveate_export.taps import Tap, tapped
 from foveate_export.vjp.traced import TracedForward, TracedNetwork, trace
 
 _METHODS = ("gradcam", "hirescam", "layercam")
@@ -55,20 +56,21 @@ class Differentiated(Head):
             UnsupportedHeadError: an operator after it has no rule, or the
                 logits do not depend on it.
         """
-        maps = {call.path: call.output for call in recording.calls if is_map(call.output)}
+        maps = {str(found.tap): found for found in recording.maps if found.tap.side == "output"}
         if layer not in maps:
-            raise UnknownLayerError(layer, list(maps))
-        return cls.at(recording, Target(Tap(layer), *maps[layer].shape[2:]))
+            raise UnknownLayerError(layer, list(maps), recording.left_out.get(layer))
+        return cls.at(recording, maps[layer])
 
     @classmethod
-    def at(cls, recording: Recording, target: Target) -> Self:
-        """Take the activations at `target`, and try to differentiate what follows it."""
+    def at(cls, recording: Recording, found: Map) -> Self:
+        """Take the activations `found`, and try to differentiate what follows them."""
+        _require_influence(recording, found.tap)
         # Any map may be asked for later, and to trace again takes as long.
-        taps = [tap for tap, _ in maps_of(recording.calls)]
+        taps = [each.tap for each in recording.maps]
         # The graph's own pixels are contiguous, and a trace depends on it.
         image = recording.image.contiguous()
         traced = trace(recording.module, image, taps)
-        head = cls(recording.module, traced, target)
+        head = cls(recording.module, traced, target_of(found))
         classes = torch.zeros(len(image), 1, dtype=torch.int64)
         with torch.no_grad():
             head.maps(traced(image), classes)
@@ -103,18 +105,38 @@ class Differentiated(Head):
         }
 
 
-def _last_map(recording: Recording) -> Target:
+def _last_map(recording: Recording) -> Map:
     """Return the map that came into being last, but for those that are averages of it."""
     seen: set[int] = set()
     last: Tensor | None = None
-    for call in recording.calls:
+    for found in recording.maps:
         # A container's input is seen before it, as that of its first child.
-        for tensor, made_by in ((call.input, None), (call.output, call.module)):
-            if is_map(tensor) and id(tensor) not in seen:
-                seen.add(id(tensor))
-                if not isinstance(made_by, _AVERAGING):
-                    last = tensor
-    found = find_map(recording, lambda tensor: tensor is last)
-    if found is None:
-        raise UnsupportedHeadError("no module takes or returns a map of more than one cell")
-    return found[0]
+        if id(found.tensor) not in seen:
+            seen.add(id(found.tensor))
+            if found.tap.side == "input" or not isinstance(found.module, _AVERAGING):
+                last = found.tensor
+    named = find_map(recording, lambda tensor: tensor is last)
+    if named is None:
+        raise UnsupportedHeadError(
+            "no module takes or returns a map whose rows and columns follow the picture's"
+        )
+    return named
+
+
+def _require_influence(recording: Recording, tap: Tap) -> None:
+    """Raise UnsupportedHeadError unless the logits depend on the cells of the map at `tap`."""
+    image = recording.image.clone().requires_grad_()
+    generator = torch.Generator().manual_seed(0)
+    with torch.enable_grad():
+        with tapped(recording.module, [tap]) as tensors:
+            logits = recording.module(image)
+        # Of random shares: the sum of all of them is constant where a softmax ends the network.
+        score = (logits * torch.randn(logits.shape, generator=generator)).sum()
+    (gradient,) = torch.autograd.grad(score, [tensors[tap]], allow_unused=True)
+    if gradient is None:
+        raise UnsupportedHeadError(f"the logits do not depend on {tap}")
+    if tap.layout.prefix and not tap.layout.to_nchw(gradient).any():
+        raise UnsupportedHeadError(
+            f"of {tap} the logits depend on the {tap.layout.prefix} tokens before those of the "
+            "picture alone, such as a class token"
+        )

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from foveate_export.errors import UnsupportedHeadError
 from foveate_export.forward import Forward
-from foveate_export.heads.base import Head, Target, find_map, last_layer
-from foveate_export.taps import Recording
+from foveate_export.heads.base import Head, Target, find_map, last_layer, target_of
+from foveate_export.recording import Recording
 
 _POOLING_TOLERANCE = 1e-5
 """Of the largest mean. Summing 100 to 10,000 floats in another order moves their
@@ -59,7 +59,7 @@ class PooledLinear(Head):
                 f"the input of the layer that returns the logits, {last.path!r}, "
                 "is not the spatial mean of any module's activations"
             )
-        return cls(recording.module, found[0], f"{last.path}.weight")
+        return cls(recording.module, target_of(found), f"{last.path}.weight")
 
     def maps(self, forward: Forward, classes: Tensor) -> dict[str, Tensor]:
         """Weigh the activations with the rows of the classes asked for."""

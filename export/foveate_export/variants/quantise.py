@@ -132,7 +132,7 @@ def candidates(
     trunk = find_trunk(graph, scheme)
     if not trunk.layers:
         raise ExportError("int8: the graph has no convolution or linear layer to quantise")
-    data = _batches(images, explained=any(i.name == CLASS_IDS_INPUT for i in graph.input))
+    data = batches(images, explained=any(i.name == CLASS_IDS_INPUT for i in graph.input))
     ranges = target.with_name(f".{target.name}.ranges")
     weights = {tensor.name: tensor for tensor in graph.initializer}
     writer = _Writer(source, target, weights, scheme, ranges, data)
@@ -250,7 +250,7 @@ class _Writer:
             quantize_static(
                 self.source,
                 self.target,
-                _Reader(self.data),
+                Reader(self.data),
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
                 activation_type=activations,
@@ -278,11 +278,14 @@ class _Writer:
         onnx_ir.save(shared, self.target)
 
 
-class _Reader(CalibrationDataReader):  # type: ignore[misc]
+class Reader(CalibrationDataReader):  # type: ignore[misc]
+    """Gives onnxruntime's calibration the inputs of one batch after another."""
+
     def __init__(self, data: Sequence[Mapping[str, NDArray[Any]]]) -> None:
         self._batches = iter(data)
 
     def get_next(self) -> Mapping[str, NDArray[Any]] | None:
+        """Return the next batch's inputs, None behind the last."""
         return next(self._batches, None)
 
 
@@ -304,14 +307,18 @@ def _share_weights(graph: onnx.GraphProto) -> None:
     graph.initializer.extend(kept)
 
 
-def _batches(images: NDArray[np.uint8], *, explained: bool) -> list[dict[str, NDArray[Any]]]:
-    batches: list[dict[str, NDArray[Any]]] = []
+def batches(images: NDArray[np.uint8], *, explained: bool) -> list[dict[str, NDArray[Any]]]:
+    """Return the graph's inputs for `images`, uint8 [N, H, W, C], `BATCH` at a time.
+
+    With maps, where the graph makes them (`explained`), of each picture's best class.
+    """
+    found: list[dict[str, NDArray[Any]]] = []
     for start in range(0, len(images), BATCH):
         inputs: dict[str, NDArray[Any]] = {IMAGE_INPUT: images[start : start + BATCH]}
         if explained:
             inputs[CLASS_IDS_INPUT] = np.full((len(inputs[IMAGE_INPUT]), 1), -1, dtype=np.int64)
-        batches.append(inputs)
-    return batches
+        found.append(inputs)
+    return found
 
 
 def _logits(

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import fx
 
-ROOT = "network.module."
+ROOT = "module."
 """What stands before the path of every module and parameter of a traced network."""
 
 

@@ -9,8 +9,9 @@ from torch import Tensor, fx, nn
 from torch._dynamo.exc import TorchDynamoException
 
 from foveate_export.errors import UnsupportedHeadError
-from foveate_export.forward import Forward, HookedNetwork
-from foveate_export.taps import Tap
+from foveate_export.forward import Forward
+from foveate_export.layout import NCHW
+from foveate_export.taps import Tap, as_maps, tapped
 from foveate_export.vjp.operation import ROOT, Operation, bind, layer_of, operator_name
 from foveate_export.vjp.rules import RULES, SELECTING, preserves_sums, unsupported
 
@@ -39,7 +40,7 @@ class TracedForward(Forward):
         """Return the gradient of the logits of `classes` at a tensor of the pass.
 
         Args:
-            tap: a tensor [N, C, h, w] on the way to the logits.
+            tap: a tensor on the way to the logits.
             classes: class indices, int64 [N, K].
 
         Returns:
@@ -52,7 +53,8 @@ class TracedForward(Forward):
         gradient = self._pull(classes, self.nodes[tap])
         if gradient is None:
             raise UnsupportedHeadError(f"the logits do not depend on {tap}")
-        return gradient
+        maps = tap.layout.to_nchw(gradient.flatten(0, 1))
+        return maps.reshape(*gradient.shape[:2], *maps.shape[1:])
 
     def mean_gradient(self, tap: Tap, classes: Tensor) -> Tensor | None:
         """Return the mean of `gradient` over space, where it is to be had for less.
@@ -65,7 +67,7 @@ class TracedForward(Forward):
         Returns:
             float [N, K, C]; None where anything else lies between.
         """
-        flattened = self._flattened_linear(self.nodes[tap])
+        flattened = self._flattened_linear(self.nodes[tap]) if tap.layout == NCHW else None
         if flattened is None:
             return None
         linear, channels = flattened
@@ -206,7 +208,7 @@ class TracedNetwork(nn.Module):
         values = interpreter.env
         return TracedForward(
             logits=values[self._end],
-            tensors={tap: values[node] for tap, node in self._nodes.items()},
+            tensors=as_maps({tap: values[node] for tap, node in self._nodes.items()}),
             module=self._graph,
             graph=self._graph.graph,
             values=values,
@@ -250,12 +252,13 @@ class _Flat(nn.Module):
 
     def __init__(self, module: nn.Module, taps: tuple[Tap, ...]) -> None:
         super().__init__()
-        self.network = HookedNetwork(module, taps)
+        self.module = module
         self._taps = taps
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        forward: Forward = self.network(pixels)
-        return (forward.logits, *(forward.tensors[tap] for tap in self._taps))
+        with tapped(self.module, self._taps) as tensors:
+            logits: Tensor = self.module(pixels)
+        return (logits, *(tensors[tap] for tap in self._taps))
 
 
 def _accumulate(cotangents: dict[fx.Node, Any], node: fx.Node, value: Any) -> None:

@@ -3,7 +3,7 @@
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, ClassVar, Protocol, Self
@@ -150,7 +150,8 @@ class Runner(ABC):
         tells that other lanes are busy, so that this run had better take its
         share of the cores than all of them. Raises ValueError for inputs or
         outputs that the contract does not have, and BackendError where the
-        engine fails or breaks the contract.
+        engine fails or breaks the contract: where an output is of another type or
+        shape, or not of as many pictures and classes as the inputs.
         """
         self._check(inputs, outputs)
         run = self._run_beside if beside else self._run
@@ -160,12 +161,7 @@ class Runner(ABC):
         finally:
             del self._started[threading.get_ident()]
         for name in outputs:
-            if not self.outputs[name].accepts(results[name]):
-                result = results[name]
-                raise BackendError(
-                    f"the graph gives {name} as {result.dtype}{list(result.shape)}, "
-                    f"and the manifest says {self.outputs[name]}"
-                )
+            self._check_result(name, results[name], inputs)
         return results
 
     def profile(
@@ -218,6 +214,39 @@ class Runner(ABC):
     ) -> list[OperatorTime]:
         """Profile checked inputs; raises BackendError."""
         raise BackendError(f"the backend {self.backend!r} does not tell what its operators take")
+
+    def _require_names(self, inputs: Iterable[str], outputs: Iterable[str]) -> None:
+        """Compare the inputs and outputs of a graph with the contract; raises BackendError.
+
+        An input more would have no value, of which some engines make zeros.
+        """
+        inputs, outputs = set(inputs), set(outputs)
+        for kind, missing in (
+            ("input", self.inputs.keys() - inputs),
+            ("output", self.outputs.keys() - outputs),
+        ):
+            if missing:
+                raise BackendError(
+                    f"the graph has no {kind} {min(missing)!r}, which the manifest names"
+                )
+        if unknown := inputs - {IMAGE_INPUT, CLASS_IDS_INPUT}:
+            raise BackendError(
+                f"the graph has an input {min(unknown)!r}; "
+                f"it may have {IMAGE_INPUT!r} and {CLASS_IDS_INPUT!r}"
+            )
+
+    def _check_result(self, name: str, result: Array, inputs: Mapping[str, Array]) -> None:
+        explains = name.startswith(CAM_PREFIX)
+        counts = inputs[CLASS_IDS_INPUT].shape if explains else inputs[IMAGE_INPUT].shape[:1]
+        if not self.outputs[name].accepts(result):
+            wanted = f"and the manifest says {self.outputs[name]}"
+        elif result.shape[: len(counts)] != counts:
+            wanted = f"for {counts[0]} pictures" + (f" of {counts[1]} classes" if explains else "")
+        else:
+            return
+        raise BackendError(
+            f"the graph gives {name} as {result.dtype}{list(result.shape)}, {wanted}"
+        )
 
     def _check(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> None:
         wanted = {IMAGE_INPUT}

@@ -1,6 +1,8 @@
 """A bundle on disk, opened and checked."""
 
 import hashlib
+import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -44,7 +46,10 @@ class Bundle:
         and where there is not one label a class.
         """
         root = path.resolve()
-        text = _read_manifest(root)
+        try:
+            text = read_manifest(root)
+        except OSError as error:
+            raise BundleError(f"{MANIFEST_FILE}: cannot be read ({error.strerror})") from error
         manifest = _parse_manifest(text)
         for name, entry in manifest.files.items():
             _check_file(root, name, entry)
@@ -66,12 +71,18 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_manifest(root: Path) -> bytes:
-    try:
-        with (root / MANIFEST_FILE).open("rb") as file:
-            text = file.read(MAX_MANIFEST_BYTES + 1)
-    except OSError as error:
-        raise BundleError(f"{MANIFEST_FILE}: cannot be read ({error.strerror})") from error
+def read_manifest(root: Path) -> bytes:
+    """Return the bytes of the manifest in the folder `root`.
+
+    Raises OSError where it cannot be read, and BundleError where it is no plain
+    file, or too large: it is not waited for and not read then.
+    """
+    # Opening a pipe would otherwise wait for whoever writes to it.
+    descriptor = os.open(root / MANIFEST_FILE, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise BundleError(f"{MANIFEST_FILE}: not a plain file")
+        text = file.read(MAX_MANIFEST_BYTES + 1)
     if len(text) > MAX_MANIFEST_BYTES:
         raise BundleError(f"{MANIFEST_FILE}: larger than the limit of {MAX_MANIFEST_BYTES} bytes")
     return text

@@ -4,6 +4,7 @@ A bundle is a folder `<repository>/<model>/<version>/` that holds
 `manifest.json`, the files that it names, and nothing executable.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Literal, Self
 
@@ -26,6 +27,13 @@ FEATURES_PREFIX = "features."
 Positive = Annotated[int, Field(gt=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Layout = Annotated[str, Field(pattern=r"^(nchw|nhwc|tokens\(\d+, \d+, \d+\))$")]
+"""How a network's activation is laid out: [N, C, h, w], [N, h, w, C], or [N, T, C] whose
+tokens are rows, columns and the tokens before them. The graph's outputs are [N, C, h, w]."""
+
+Scores = Literal["softmax", "sigmoid", "none"]
+"""What makes scores of the logits: probabilities of classes that exclude each other, the
+probability of each label by itself, or nothing: the scores are the logits."""
 
 
 class _Model(BaseModel):
@@ -35,11 +43,20 @@ class _Model(BaseModel):
 class InputSpec(_Model):
     """How a picture becomes the graph's input.
 
-    The shorter side is resized to `resize` pixels with `interpolation`
-    (antialiased), the centre of `height` x `width` pixels is cropped, and the
-    colours become `channels`. `mean` and `std`, on the scale from 0 to 1, are
-    for people to read: the graph normalises by itself.
+    A picture of `height` x `width` pixels is taken as it is. Any other is resized
+    with `interpolation` (antialiased) as `fit` says, and its centre of `height` x
+    `width` pixels is taken:
+
+    - `crop`: its shorter side to `resize`, or to more where it would not cover the input.
+    - `squash`: both sides to those of `frame`; the aspect ratio is not kept.
+    - `pad`: to fit into `frame`; what the picture leaves free of the input has the
+      colour `fill`, or `mean` where that is empty.
+
+    The colours become `channels`. `mean` and `std` are for people to read: the graph
+    normalises by itself. They and `fill` are on the scale from 0 to 1.
     """
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     height: Positive
     width: Positive
@@ -48,35 +65,82 @@ class InputSpec(_Model):
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"]
     mean: tuple[float, ...]
     std: tuple[Annotated[float, Field(gt=0)], ...]
+    fit: Literal["crop", "squash", "pad"] = "crop"
+    fill: tuple[float, ...] = ()
 
     @model_validator(mode="after")
-    def _channels_agree(self) -> Self:
-        for name in ("mean", "std"):
-            if len(getattr(self, name)) != self.channels:
-                raise ValueError(
-                    f"{name} has {len(getattr(self, name))} values for {self.channels} channels"
-                )
-        if self.resize < max(self.height, self.width):
-            raise ValueError(f"resize {self.resize} is below the crop {self.height}x{self.width}")
+    def _fields_agree(self) -> Self:
+        for name in ("mean", "std", "fill"):
+            count = len(getattr(self, name))
+            if count != self.channels and (count or name != "fill"):
+                raise ValueError(f"{name} has {count} values for {self.channels} channels")
+        if fault := off_scale(self.mean, self.std, self.fill):
+            raise ValueError(fault)
+        if self.fill and self.fit != "pad":
+            raise ValueError(f"fill is the colour that pad adds, and fit is {self.fit!r}")
+        shorter = min(self.height, self.width)
+        if self.resize < shorter:
+            raise ValueError(f"resize {self.resize} is below {shorter}, the input's shorter side")
         return self
+
+    @property
+    def frame(self) -> tuple[int, int]:
+        """Height and width of the input, enlarged until its shorter side is `resize`."""
+        shorter = min(self.height, self.width)
+        return (
+            round(self.height * self.resize / shorter),
+            round(self.width * self.resize / shorter),
+        )
+
+    @property
+    def border(self) -> tuple[int, ...]:
+        """The colour that pad adds, in levels from 0 to 255."""
+        return tuple(round(255 * value) for value in self.fill or self.mean)
+
+
+def off_scale(mean: Sequence[float], std: Sequence[float], fill: Sequence[float]) -> str:
+    """Say which of the values are not on the scale from 0 to 1, and what was probably meant."""
+    faults = []
+    for name, values in (("mean", mean), ("std", std), ("fill", fill)):
+        largest = max(map(abs, values), default=0)
+        scale = 1 if largest <= 1 else 255 if largest <= 255 else 65535
+        if name == "std" and largest == 1 < max(mean):
+            scale = 255  # not scaled, beside a mean on the scale to 255
+        meant = [float(f"{abs(value) / scale:.4g}") for value in values]
+        if scale > 1:
+            faults.append(
+                f"{name} {list(values)} is on the scale from 0 to {scale}; "
+                f"on the scale from 0 to 1 it is {meant}"
+            )
+        elif min(values, default=0) < 0:
+            faults.append(f"{name} {list(values)} is below 0; {meant} was probably meant")
+    return "; ".join(faults)
 
 
 class CamOutput(_Model):
-    """One class activation map of the graph: the output `cam.<method>`."""
+    """One class activation map of the graph: the output `cam.<method>`.
+
+    `layout` is that of the layer inside the network.
+    """
 
     method: Name
     layer: str
     height: Positive
     width: Positive
+    layout: Layout = "nchw"
 
 
 class FeatureOutput(_Model):
-    """One feature map of the graph: the output `features.<layer>`."""
+    """One feature map of the graph: the output `features.<layer>`.
+
+    `layout` is that of the layer inside the network.
+    """
 
     layer: str
     channels: Positive
     height: Positive
     width: Positive
+    layout: Layout = "nchw"
 
 
 class Parity(_Model):
@@ -187,12 +251,16 @@ class Manifest(_Model):
     classes: Positive
     opset: Positive
     input: InputSpec
+    scores: Scores = "softmax"
     cams: tuple[CamOutput, ...]
     features: tuple[FeatureOutput, ...]
     variants: Annotated[tuple[VariantEntry, ...], Field(min_length=1)]
     golden: GoldenEntry | None = None
     files: dict[str, FileEntry] = Field(
         description="every file of the bundle but this one, by its path"
+    )
+    assumptions: dict[str, str] = Field(
+        default_factory=dict, description="what the export found or assumed, by the field it is of"
     )
     metadata: dict[str, str] = Field(default_factory=dict, description="what training noted")
 

@@ -98,7 +98,7 @@ def open_folder(folder: Path, labels: Sequence[str], limit: int | None = None) -
     """
     if not folder.is_dir():
         raise NoPicturesError(f"{folder}: no such folder")
-    targets = _Targets(labels)
+    targets = Targets(labels)
     found: list[tuple[Path, int]] = []
     unknown = []
     for child in sorted(path for path in folder.iterdir() if path.is_dir()):
@@ -130,8 +130,8 @@ def image_files(folder: Path) -> list[Path]:
     )
 
 
-class _Targets:
-    """Class indices by the names that folders give them."""
+class Targets:
+    """Class indices by the names that people give them."""
 
     def __init__(self, labels: Sequence[str]) -> None:
         self._count = len(labels)
@@ -143,6 +143,7 @@ class _Targets:
         self._by_wordnet = synsets if len(synsets) == len(labels) else {}
 
     def find(self, name: str) -> int | None:
+        """Return the class of a label, a WordNet id or an index; None where it is none."""
         if name in self._by_label:
             return self._by_label[name]
         if name in self._by_wordnet:

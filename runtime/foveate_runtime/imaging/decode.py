@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -15,6 +16,9 @@ from foveate_runtime.imaging.jpeg import decode_rgb, power_of_two_scale
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 """The only formats whose decoders untrusted bytes reach."""
+
+MODES = MappingProxyType({1: "L", 3: "RGB", 4: "RGBA"})
+"""Pillow's names of what a picture is decoded to, by the channels."""
 
 MAX_PIXELS = 178_000_000
 """Pillow refuses more by itself: see `Image.MAX_IMAGE_PIXELS`."""
@@ -93,7 +97,7 @@ _ORIENTATIONS = {
 class Decoded:
     """A decoded picture as it is stored, perhaps at a reduced scale.
 
-    `image` has the mode "L" or "RGB", or is uint8 [rows, columns, 3]. `width` and
+    `image` has one of `MODES`, or is uint8 [rows, columns, 3]. `width` and
     `height` are the stored picture's at full scale, and the whole of it covers
     `extent` (width, height) of `image`, which a reduced scale makes fractional.
     """
@@ -116,14 +120,20 @@ class Decoded:
 def decode(
     data: bytes, *, channels: int, limits: ImageLimits, shorter_side: int | None = None
 ) -> Decoded:
-    """Decode the first frame of an encoded picture to 1 (grey) or 3 (RGB) channels.
+    """Decode the first frame of an encoded picture to 1 (grey), 3 (RGB) or 4 (RGBA) channels.
 
     Colours follow torchvision's loader, `Image.convert("RGB")`: an alpha channel
-    is dropped, not composited. Sixteen-bit grey is scaled to eight bits, where
-    that loader would clip it. With `shorter_side`, a JPEG may be decoded at a
-    reduced scale whose shorter side is still at least that long, which costs
-    less. Raises ImageError.
+    is dropped, not composited, unless it is the fourth one. Sixteen bits are scaled
+    to eight, where that loader would clip grey ones. With `shorter_side`, a JPEG may be
+    decoded at a reduced scale whose shorter side is still at least that long, which
+    costs less. Raises ImageError.
     """
+    if channels not in MODES:
+        raise ImageError(
+            "IMAGE_UNSUPPORTED",
+            f"a picture has 1, 3 or 4 channels, and the model takes {channels}; "
+            "send its values as they are",
+        )
     if not data:
         raise ImageError("IMAGE_EMPTY", "the picture has no bytes")
     if len(data) > limits.max_bytes:
@@ -133,12 +143,12 @@ def decode(
             limit=limits.max_bytes,
         )
     try:
-        return _decode(data, channels, limits, shorter_side)
+        return _decode(data, MODES[channels], limits, shorter_side)
     except _REFUSED as error:
         raise _image_error(error, limits) from error
 
 
-def _decode(data: bytes, channels: int, limits: ImageLimits, shorter_side: int | None) -> Decoded:
+def _decode(data: bytes, mode: str, limits: ImageLimits, shorter_side: int | None) -> Decoded:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         width, height = image.size
         if width * height > limits.max_pixels:
@@ -154,12 +164,12 @@ def _decode(data: bytes, channels: int, limits: ImageLimits, shorter_side: int |
         if isinstance(image, JpegImageFile):
             if shorter_side is not None:
                 scale = power_of_two_scale(min(width, height), shorter_side)
-            if image.mode == "RGB" and channels == 3:
+            if image.mode == mode == "RGB":
                 pixels = decode_rgb(data, width, height, scale)
             if pixels is None and scale > 1:
                 image.draft(None, (width // scale, height // scale))
         if pixels is None:
-            pixels = _convert(image, "L" if channels == 1 else "RGB")
+            pixels = _convert(image, mode)
         return Decoded(
             image=pixels,
             width=width,
@@ -169,13 +179,14 @@ def _decode(data: bytes, channels: int, limits: ImageLimits, shorter_side: int |
         )
 
 
-def _convert(image: Image.Image, mode: Literal["L", "RGB"]) -> Image.Image:
+def _convert(image: Image.Image, mode: str) -> Image.Image:
     image.load()
     if image.mode.startswith("I"):
         eight_bits = (np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
         return Image.fromarray(eight_bits).convert(mode)
-    # Alpha is dropped in any case; left in place, Pillow warns about it.
-    image.info.pop("transparency", None)
+    if mode != "RGBA":
+        # Alpha is dropped in any case; left in place, Pillow warns about it.
+        image.info.pop("transparency", None)
     return image.convert(mode) if image.mode != mode else image
 
 

@@ -110,11 +110,12 @@ def _blend(opacity: float) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
 def enlarge(image: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
     """Resize a picture, uint8 [h, w, channels], to uint8 [height, width, 4]; grey becomes RGB.
 
-    The fourth channel means nothing: numbers of four bytes are blended and
-    encoded more quickly than those of three.
+    Of fewer than three channels the first is shown, of more the first three. The
+    fourth one returned means nothing: numbers of four bytes are blended and encoded
+    more quickly than those of three.
     """
-    squeezed = image[..., 0] if image.shape[2] == 1 else image
-    picture = Image.fromarray(squeezed)
+    shown = image[..., 0] if image.shape[2] < 3 else image[..., :3]
+    picture = Image.fromarray(np.ascontiguousarray(shown))
     if picture.size != (width, height):
         picture = picture.resize((width, height), Image.Resampling.BICUBIC)
     return np.asarray(picture.convert("RGBX"))

@@ -11,27 +11,29 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from foveate_runtime.imaging.decode import MODES
+
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PART = struct.Struct(">I4s")
 _NUMBER = struct.Struct(">I")
 _HEADER = struct.Struct(">IIBBBBB")
-_KINDS = {1: ("L", 0), 3: ("RGB", 2)}
-"""By channels: the mode of the picture, and the colour type in the file."""
+_COLOUR_TYPES = {1: 0, 3: 2, 4: 6}
+"""By channels, in the file."""
 
 
 def decode_plain(
     data: bytes, *, height: int, width: int, channels: int
 ) -> NDArray[np.uint8] | None:
-    """Decode a PNG file of exactly this size, with 8 bits in each of 1 or 3 channels.
+    """Decode a PNG file of exactly this size, with 8 bits in each of 1, 3 or 4 channels.
 
     Returns uint8 [height, width, channels]; None where the file is another, or
     holds anything besides that has a say in its pixels (ISO/IEC 15948, sections
     5 and 11).
     """
-    if not data.startswith(_SIGNATURE):
+    if channels not in MODES or not data.startswith(_SIGNATURE):
         return None
-    mode, colour_type = _KINDS[channels]
-    wanted = _HEADER.pack(width, height, 8, colour_type, 0, 0, 0)
+    mode = MODES[channels]
+    wanted = _HEADER.pack(width, height, 8, _COLOUR_TYPES[channels], 0, 0, 0)
     header, compressed, name = b"", b"", b""
     position = len(_SIGNATURE)
     try:

@@ -39,10 +39,10 @@ def resample(
 ) -> NDArray[np.uint8]:
     """Resize a part of a picture to `size`, (width, height).
 
-    `image` has the mode "L" or "RGB", or is uint8 [h, w, 3]; `interpolation` is
+    `image` has the mode "L", "RGB" or "RGBA", or is uint8 [h, w, 3]; `interpolation` is
     nearest, bilinear, bicubic or lanczos; `box` is the part, (left, top, right,
     bottom) in pixels and fractions of them. Returns uint8 [height, width], or
-    [height, width, 3] in colour.
+    [height, width, channels] in colour.
     """
     if cykooz_resizer is None or interpolation not in _CYKOOZ:
         picture = image if isinstance(image, Image.Image) else Image.fromarray(image)

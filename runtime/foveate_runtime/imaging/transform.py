@@ -25,7 +25,10 @@ _SMALL_BYTES = 4 << 10
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """The part of a picture that the classifier saw, in pixels of the upright picture."""
+    """The part of a picture that the classifier saw, in pixels of the upright picture.
+
+    It goes beyond the picture where the input has a border.
+    """
 
     source_width: int
     source_height: int
@@ -35,30 +38,48 @@ class View:
     height: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Span:
+    """Where the input lies on a picture, along one axis.
+
+    `start` and `length` are the input's in the resized picture, of which the input's
+    pixels from `first` to `last` are taken; `scale` is the picture's pixels to one of those.
+    """
+
+    start: int
+    length: int
+    first: int
+    last: int
+    scale: float
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The first and the last place of the picture that is taken, in its pixels."""
+        return (self.start + self.first) * self.scale, (self.start + self.last) * self.scale
+
+
 def prepare(data: bytes, spec: InputSpec, limits: ImageLimits) -> tuple[NDArray[np.uint8], View]:
     """Turn an encoded picture into the classifier's input.
 
-    Returns uint8 [height, width, channels] and the part of the picture seen.
-    The same as torchvision's evaluation transform, `Resize(spec.resize)` of the
-    shorter side and `CenterCrop`, with only the cropped part resized; pixels
-    differ by what is rounded and clipped between rows and columns. Raises
-    ImageError.
+    Returns uint8 [height, width, channels] and the part of the picture seen. The
+    same as the evaluation transforms of torchvision (`crop`) and timm (`squash`,
+    `pad`), with only the part that is seen resized; pixels differ by what is rounded
+    and clipped between rows and columns. Raises ImageError.
     """
-    if len(data) <= min(_SMALL_BYTES, limits.max_bytes) and _takes_whole(spec, limits):
+    small = spec.height * spec.width <= limits.max_pixels
+    if small and len(data) <= min(_SMALL_BYTES, limits.max_bytes):
         pixels = decode_plain(data, height=spec.height, width=spec.width, channels=spec.channels)
         if pixels is not None:
             return pixels, whole_view(spec)
+    longest = max(spec.resize, *((spec.height, spec.width) if spec.fit == "crop" else spec.frame))
     decoded = decode(
-        data,
-        channels=spec.channels,
-        limits=limits,
-        shorter_side=spec.resize * DRAFT_MARGIN,
+        data, channels=spec.channels, limits=limits, shorter_side=longest * DRAFT_MARGIN
     )
     return fit(decoded, spec)
 
 
 def fit(decoded: Decoded, spec: InputSpec) -> tuple[NDArray[np.uint8], View]:
-    """Resize the shorter side and crop the centre, in one step over the cropped part alone.
+    """Resize a picture and take its centre, in one step over the part that is seen.
 
     Returns uint8 [height, width, channels] and the part of the picture seen.
     """
@@ -66,27 +87,33 @@ def fit(decoded: Decoded, spec: InputSpec) -> tuple[NDArray[np.uint8], View]:
     width, height = decoded.width, decoded.height
     if orientation.swap:
         width, height = height, width
-    size = (spec.width, spec.height)
-    if size == (width, height) == decoded.size and spec.resize == min(size):
-        view = whole_view(spec)
-        pixels = np.asarray(decoded.image)
-    else:
-        view = _central_view(width, height, spec)
-        pixels = resample(
-            decoded.image,
-            size[::-1] if orientation.swap else size,
-            spec.interpolation,
-            _stored_box(view, decoded, orientation),
-        )
-    if orientation.transpose is not None:
-        pixels = np.asarray(Image.fromarray(pixels).transpose(orientation.transpose))
-    return pixels.reshape(spec.height, spec.width, spec.channels), view
-
-
-def _takes_whole(spec: InputSpec, limits: ImageLimits) -> bool:
-    """Tell whether a picture of the classifier's size is seen as it is."""
-    pixels = spec.height * spec.width
-    return spec.resize == min(spec.height, spec.width) and pixels <= limits.max_pixels
+    if (width, height) == (spec.width, spec.height):
+        pixels = _upright(np.asarray(decoded.image), orientation)
+        return pixels.reshape(spec.height, spec.width, spec.channels), whole_view(spec)
+    resized_width, resized_height = _resized(width, height, spec)
+    across = _span(width, resized_width, spec.width)
+    down = _span(height, resized_height, spec.height)
+    size = (across.last - across.first, down.last - down.first)
+    seen = resample(
+        decoded.image,
+        size[::-1] if orientation.swap else size,
+        spec.interpolation,
+        _stored_box(across.ends, down.ends, decoded),
+    )
+    pixels = _upright(seen, orientation).reshape(*size[::-1], spec.channels)
+    if size != (spec.width, spec.height):
+        inside = pixels
+        pixels = np.empty((spec.height, spec.width, spec.channels), np.uint8)
+        pixels[:] = spec.border
+        pixels[down.first : down.last, across.first : across.last] = inside
+    return pixels, View(
+        source_width=width,
+        source_height=height,
+        left=across.start * across.scale,
+        top=down.start * down.scale,
+        width=across.length * across.scale,
+        height=down.length * down.scale,
+    )
 
 
 def whole_view(spec: InputSpec) -> View:
@@ -101,41 +128,64 @@ def whole_view(spec: InputSpec) -> View:
     )
 
 
-def _central_view(width: int, height: int, spec: InputSpec) -> View:
-    # torchvision truncates the longer side to whole pixels and rounds the
-    # crop's corner; both are repeated here, so that the pixels agree.
+def _resized(width: int, height: int, spec: InputSpec) -> tuple[int, int]:
+    """Return the width and the height of the picture that the input is the centre of."""
+    frame_height, frame_width = spec.frame
+    if spec.fit == "squash":
+        return frame_width, frame_height
+    if spec.fit == "pad":
+        return _scaled(width, height, max(width / frame_width, height / frame_height))
+    # torchvision truncates the longer side to whole pixels.
     if width <= height:
-        resized_width, resized_height = spec.resize, int(spec.resize * height / width)
+        resized = spec.resize, int(spec.resize * height / width)
     else:
-        resized_width, resized_height = int(spec.resize * width / height), spec.resize
-    across, down = width / resized_width, height / resized_height
-    return View(
-        source_width=width,
-        source_height=height,
-        left=round((resized_width - spec.width) / 2.0) * across,
-        top=round((resized_height - spec.height) / 2.0) * down,
-        width=spec.width * across,
-        height=spec.height * down,
+        resized = int(spec.resize * width / height), spec.resize
+    if resized[0] < spec.width or resized[1] < spec.height:
+        return _scaled(width, height, min(width / spec.width, height / spec.height))
+    return resized
+
+
+def _scaled(width: int, height: int, ratio: float) -> tuple[int, int]:
+    """Divide both sides, and round to whole pixels as timm's `ResizeKeepRatio` does."""
+    return max(1, round(width / ratio)), max(1, round(height / ratio))
+
+
+def _span(source: int, resized: int, wanted: int) -> _Span:
+    spare = resized - wanted
+    # torchvision rounds the corner of a crop, and puts the odd pixel of a border behind.
+    start = round(spare / 2.0) if spare >= 0 else -(-spare // 2)
+    first = max(0, -start)
+    return _Span(
+        start=start,
+        length=wanted,
+        first=first,
+        last=first + min(resized, wanted),
+        scale=source / resized,
     )
 
 
+def _upright(stored: NDArray[np.uint8], orientation: Orientation) -> NDArray[np.uint8]:
+    if orientation.transpose is None:
+        return stored
+    return np.asarray(Image.fromarray(stored).transpose(orientation.transpose))
+
+
 def _stored_box(
-    view: View, decoded: Decoded, orientation: Orientation
+    across: tuple[float, float], down: tuple[float, float], decoded: Decoded
 ) -> tuple[float, float, float, float]:
-    left, top = view.left, view.top
-    right, bottom = left + view.width, top + view.height
-    if orientation.swap:
-        left, top, right, bottom = top, left, bottom, right
+    """Return a part of the upright picture, given along its axes, in `decoded.image`."""
+    orientation = decoded.orientation
+    (left, right), (top, bottom) = (down, across) if orientation.swap else (across, down)
     if orientation.mirror_x:
         left, right = decoded.width - right, decoded.width - left
     if orientation.mirror_y:
         top, bottom = decoded.height - bottom, decoded.height - top
-    across = decoded.extent[0] / decoded.width
-    down = decoded.extent[1] / decoded.height
+    horizontal = decoded.extent[0] / decoded.width
+    vertical = decoded.extent[1] / decoded.height
     # Rounding may leave the picture by a fraction that Pillow would refuse.
     return (
-        max(0.0, left * across),
-        max(0.0, top * down),
-        min(float(decoded.size[0]), right * across),
-        min(float(decoded.size[1]), bottom * down),
+        max(0.0, left * horizontal),
+        max(0.0, top * vertical),
+        min(float(decoded.size[0]), right * horizontal),
+        min(float(decoded.size[1]), bottom * vertical),
     )

@@ -17,6 +17,15 @@ from foveate_serve.repository.watchdog import Watchdog
 logger = logging.getLogger(__name__)
 
 
+def close_all(runners: Sequence[Runner]) -> None:
+    """Release runners; one that cannot be released is logged."""
+    for runner in runners:
+        try:
+            runner.close()
+        except Exception:
+            logger.exception("an engine could not be released")
+
+
 class LoadedModel:
     """A bundle that serves: its runners, which are alike, and its batcher.
 
@@ -80,5 +89,4 @@ class LoadedModel:
             logger.error("an engine of %s hangs and is left as it is", self.bundle.manifest.name)
             return
         await closing
-        for runner in self.runners:
-            runner.close()
+        close_all(self.runners)

@@ -9,7 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 from foveate_runtime.backends import registry
 from foveate_runtime.backends.base import BackendError, Runner
@@ -89,6 +91,79 @@ def test_a_graph_that_breaks_its_manifest_is_found(colours: Bundle, backend: str
         inputs = {"image": pictures((0, 0, 0)), "class_ids": np.array([[0]])}
         with pytest.raises(BackendError, match=r"gives cam\.cam as float32\[1, 1, 8, 8\]"):
             runner.run(inputs, ["cam.cam"])
+
+
+def edited(bundle: Bundle, folder: Path, edit: Callable[[onnx.ModelProto], None]) -> Bundle:
+    """Return the bundle with another graph, which is written into `folder`."""
+    model = onnx.load(bundle.file("fp32"))
+    edit(model)
+    onnx.save(model, folder / "model.onnx")
+    return replace(bundle, path=folder)
+
+
+@every
+def test_a_graph_that_makes_one_row_of_all_pictures_is_found(
+    colours: Bundle, tmp_path: Path, backend: str
+) -> None:
+    def lose_rows(model: onnx.ModelProto) -> None:
+        (mean,) = (node for node in model.graph.node if "means" in node.output)
+        axes = next(weight for weight in model.graph.initializer if weight.name == mean.input[1])
+        axes.CopyFrom(numpy_helper.from_array(np.array([0, 2, 3]), axes.name))
+        (add,) = (node for node in model.graph.node if "logits" in node.output)
+        one_row = numpy_helper.from_array(np.array([1, 3]), "one_row")
+        model.graph.initializer.append(one_row)
+        reshape = onnx.helper.make_node("Reshape", [add.input[0], "one_row"], ["row"])
+        model.graph.node.insert(list(model.graph.node).index(add), reshape)
+        add.input[0] = "row"
+
+    with create_runner(edited(colours, tmp_path, lose_rows), backend=backend) as runner:
+        assert runner.run({"image": pictures((255, 0, 0))}, ["logits"])["logits"].shape == (1, 3)
+        with pytest.raises(BackendError, match=r"gives logits as float32\[1, 3\], for 4 pictures"):
+            runner.run({"image": pictures(*[(255, 0, 0)] * 4)}, ["logits"])
+
+
+@every
+def test_a_map_of_other_classes_than_those_asked_for_is_found(
+    colours: Bundle, tmp_path: Path, backend: str
+) -> None:
+    def explain_one(model: onnx.ModelProto) -> None:
+        (unsqueeze,) = (node for node in model.graph.node if "indices" in node.output)
+        model.graph.initializer.append(numpy_helper.from_array(np.array([0]), "first"))
+        gather = onnx.helper.make_node("Gather", ["chosen", "first"], ["chosen_first"], axis=1)
+        model.graph.node.insert(list(model.graph.node).index(unsqueeze), gather)
+        unsqueeze.input[0] = "chosen_first"
+
+    with create_runner(edited(colours, tmp_path, explain_one), backend=backend) as runner:
+        inputs = {"image": pictures((0, 0, 0)), "class_ids": np.array([[0, 1]])}
+        with pytest.raises(BackendError, match="for 1 pictures of 2 classes"):
+            runner.run(inputs, ["cam.cam"])
+
+
+@every
+def test_an_input_more_than_the_contract_has_is_found_at_load(
+    colours: Bundle, tmp_path: Path, backend: str
+) -> None:
+    def add_input(model: onnx.ModelProto) -> None:
+        (add,) = (node for node in model.graph.node if "logits" in node.output)
+        add.input[1] = "gain"
+        gain = onnx.helper.make_tensor_value_info("gain", onnx.TensorProto.FLOAT, [3])
+        model.graph.input.append(gain)
+
+    with pytest.raises(BackendError, match="an input 'gain'; it may have 'image' and 'class_ids'"):
+        create_runner(edited(colours, tmp_path, add_input), backend=backend)
+
+
+@every
+def test_weights_that_are_listed_as_inputs_are_none(
+    colours: Bundle, tmp_path: Path, backend: str
+) -> None:
+    def list_weights(model: onnx.ModelProto) -> None:
+        for weight in model.graph.initializer:
+            value = onnx.helper.make_tensor_value_info(weight.name, weight.data_type, weight.dims)
+            model.graph.input.append(value)
+
+    with create_runner(edited(colours, tmp_path, list_weights), backend=backend) as runner:
+        assert runner.run({"image": pictures((255, 0, 0))}, ["logits"])["logits"].argmax() == 0
 
 
 @every

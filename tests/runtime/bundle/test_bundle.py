@@ -79,6 +79,13 @@ def test_an_unknown_key_is_refused_by_its_name(write_bundle: Write) -> None:
         Bundle.open(path)
 
 
+def test_a_mean_on_the_scale_to_255_is_refused(write_bundle: Write) -> None:
+    path = write_bundle()
+    change_manifest(path, lambda m: m["input"].update(mean=[123.675, 116.28, 103.53]))
+    with pytest.raises(BundleError, match=r"manifest\.json: .*from 0 to 1 it is \[0.485, 0.456"):
+        Bundle.open(path)
+
+
 def test_a_manifest_that_is_no_json_is_refused(write_bundle: Write) -> None:
     path = write_bundle()
     (path / "manifest.json").write_text("{", encoding="utf-8")

@@ -1,6 +1,7 @@
 """Every picture that Pillow reads arrives as RGB or grey, and every other one as an ImageError."""
 
 import io
+import struct
 import zlib
 
 import numpy as np
@@ -53,6 +54,52 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(cat: Image.Image) -> None:
     sixteen = Image.fromarray(grey.astype(np.uint16) * 257)
     assert np.array_equal(pixels(encoded(sixteen), channels=1), grey)
     assert np.array_equal(pixels(encoded(sixteen))[..., 2], grey)
+
+
+def test_sixteen_bits_of_colour_and_alpha_are_scaled_too(cat: Image.Image) -> None:
+    small = np.asarray(cat)[:40, :60]
+    alpha = np.full((40, 60, 1), 77, np.uint8)
+    for channels in (small[..., :1], small[..., :1] * 0 + 9), (small,), (small, alpha):
+        values = np.concatenate(channels, axis=2)
+        file = png_of_16_bits(values.astype(np.uint16) * 257)
+        grey, rgb, rgba = (pixels(file, count) for count in (1, 3, 4))
+        colour = np.broadcast_to(values[..., :1], (40, 60, 3)) if len(values[0, 0]) == 2 else small
+        assert np.array_equal(rgb, colour)
+        assert np.array_equal(rgba[..., :3], colour)
+        assert (rgba[..., 3] == (77 if len(values[0, 0]) == 4 else rgba[0, 0, 3])).all()
+        assert grey.shape == (40, 60)
+
+
+def png_of_16_bits(values: np.ndarray) -> bytes:
+    """Write a PNG of 2 (grey, alpha), 3 or 4 channels, which Pillow does not."""
+    height, width, channels = values.shape
+    rows = values.astype(">u2").tobytes()
+    stride = len(rows) // height
+    lines = b"".join(b"\0" + rows[i * stride : (i + 1) * stride] for i in range(height))
+    header = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    parts = [(b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(part)) + name + part + struct.pack(">I", zlib.crc32(name + part))
+        for name, part in parts
+    )
+
+
+def test_alpha_is_the_fourth_channel(cat: Image.Image) -> None:
+    transparent = cat.convert("RGBA")
+    transparent.putalpha(77)
+    assert np.array_equal(pixels(encoded(transparent), 4), np.asarray(transparent))
+    assert (pixels(encoded(cat, "JPEG"), 4)[..., 3] == 255).all()
+    assert (pixels(encoded(cat.convert("CMYK"), "JPEG"), 4)[..., 3] == 255).all()
+    palette = cat.quantize(64)
+    data = encoded(palette, transparency=bytes(range(64)))
+    indices = np.asarray(palette)
+    assert np.array_equal(pixels(data, 4)[..., 3], indices)
+
+
+def test_no_picture_has_other_channels(cat: Image.Image) -> None:
+    with pytest.raises(ImageError, match="1, 3 or 4 channels, and the model takes 48") as raised:
+        decode(encoded(cat), channels=48, limits=LIMITS)
+    assert raised.value.reason == "IMAGE_UNSUPPORTED"
 
 
 @pytest.mark.parametrize("mode", ["LA", "RGBA"])

@@ -82,6 +82,14 @@ def test_the_overlay_does_not_overflow(value: int) -> None:
         assert np.abs(mixed - expected).max() <= 2
 
 
+@pytest.mark.parametrize("channels", [2, 4, 48])
+def test_of_other_channels_what_can_be_shown_is_shown(channels: int) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (6, 9, channels), dtype=np.uint8)
+    shown = heatmap.enlarge(values, 9, 6)
+    expected = values[..., :3] if channels > 2 else np.repeat(values[..., :1], 3, axis=2)
+    assert np.array_equal(shown[..., :3], expected)
+
+
 def test_enlarge_gives_rgb_of_the_size_asked_for() -> None:
     grey = data.chelsea()[:28, :28, :1].copy()
     assert np.array_equal(heatmap.enlarge(grey, 28, 28)[..., :3], np.repeat(grey, 3, axis=2))

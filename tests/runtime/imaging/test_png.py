@@ -38,7 +38,7 @@ def smooth(height: int, width: int, channels: int) -> Image.Image:
 @given(
     height=st.integers(1, 40),
     width=st.integers(1, 40),
-    channels=st.sampled_from([1, 3]),
+    channels=st.sampled_from([1, 3, 4]),
     noise=st.booleans(),
     level=st.integers(0, 9),
 )

@@ -32,6 +32,7 @@ def spec(
     resize: int = 256,
     interpolation: str = "bicubic",
     channels: int = 3,
+    **fields: object,
 ) -> InputSpec:
     return InputSpec(
         height=height,
@@ -41,6 +42,7 @@ def spec(
         interpolation=interpolation,
         mean=(0.5,) * channels,
         std=(0.5,) * channels,
+        **fields,
     )
 
 
@@ -150,6 +152,74 @@ def test_a_picture_of_the_inputs_size_is_left_as_it_is() -> None:
     )
     assert np.array_equal(found[..., 0], digit)
     assert (view.left, view.top, view.width, view.height) == (0, 0, 28, 28)
+
+
+@pytest.mark.parametrize("fit", ["crop", "squash", "pad"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_picture_of_the_inputs_size_is_taken_as_it_is_whatever_resize_says(
+    fit: str, orientation: int
+) -> None:
+    cat = data.chelsea()[:64, :256]
+    stored = Image.fromarray(np.rot90(cat) if orientation == 6 else cat)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    found, view = prepare(encoded(stored, "PNG", exif=exif), spec(64, 256, 80, fit=fit), LIMITS)
+    assert np.array_equal(found, cat)
+    assert (view.left, view.top, view.width, view.height) == (0, 0, 256, 64)
+
+
+@pytest.mark.parametrize("size", [(64, 256), (128, 512), (300, 300), (40, 900), (500, 90)])
+def test_a_crop_covers_an_input_that_is_not_square(size: tuple[int, int]) -> None:
+    height, width = size
+    found, view = prepare(
+        encoded(Image.new("RGB", (width, height), "white"), "PNG"), spec(64, 256, 64), LIMITS
+    )
+    assert (found == 255).all()
+    assert view.width == pytest.approx(min(width, 4 * height), abs=1)
+    assert view.height == pytest.approx(min(height, width / 4), abs=1)
+
+
+def test_a_picture_is_squashed_whole() -> None:
+    halves = np.zeros((50, 400, 3), np.uint8)
+    halves[:, 200:] = 255
+    found, view = prepare(
+        encoded(Image.fromarray(halves), "PNG"), spec(32, 32, 32, fit="squash"), LIMITS
+    )
+    assert (found[:, :14] == 0).all()
+    assert (found[:, 18:] == 255).all()
+    assert (view.left, view.top, view.width, view.height) == (0, 0, 400, 50)
+
+
+def test_a_picture_is_padded_to_the_inputs_shape() -> None:
+    white = encoded(Image.new("RGB", (400, 100), "white"), "PNG")
+    found, view = prepare(white, spec(32, 32, 32, fit="pad"), LIMITS)
+    assert (found[12:20] == 255).all()
+    assert (found[:12] == 128).all()  # the mean
+    assert (found[20:] == 128).all()
+    assert (view.left, view.top, view.width, view.height) == (0, -150, 400, 400)
+    found, _ = prepare(white, spec(32, 32, 32, fit="pad", fill=(1, 0, 0.5)), LIMITS)
+    assert (found[:12] == (255, 0, 128)).all()
+
+
+def test_a_large_jpeg_is_not_decoded_smaller_than_a_wide_input() -> None:
+    large = Image.fromarray(data.astronaut()).resize((2048, 2048), Image.Resampling.BICUBIC)
+    file = encoded(large, "JPEG", quality=92)
+    for fit in ("crop", "squash"):
+        wanted = spec(16, 512, 16, fit=fit)
+        small, _ = prepare(file, wanted, LIMITS)
+        whole, _ = prepare(encoded(Image.open(io.BytesIO(file)), "PNG"), wanted, LIMITS)
+        assert np.abs(small.astype(int) - whole).mean() < 1.5
+
+
+def test_alpha_is_resized_as_pillow_does() -> None:
+    picture = Image.fromarray(data.astronaut()).convert("RGBA")
+    picture.putalpha(Image.fromarray(data.astronaut()[..., 0]))
+    found, _ = prepare(encoded(picture, "PNG"), spec(64, 64, 64, channels=4), LIMITS)
+    expected = np.asarray(picture.resize((64, 64), Image.Resampling.BICUBIC)).astype(int)
+    assert np.abs(found - expected)[..., 3].mean() < 0.5
+    # Colours count for nothing where alpha hides them, and are rounded coarsely there.
+    opaque = expected[..., 3] > 64
+    assert np.abs(found - expected)[opaque].mean() < 1
 
 
 def test_one_pixel_is_a_picture() -> None:

@@ -185,7 +185,7 @@ def test_onnx_runtime_gives_a_run_beside_others_one_thread(colours: Bundle) -> N
         alone = runner.run(inputs, ["logits"])
         beside = runner.run(inputs, ["logits"], beside=True)
         assert np.array_equal(alone["logits"], beside["logits"])
-        sessions = runner._sessions_for(["logits"])
+        sessions = runner._graphs.plain
         assert threads_of(sessions.alone) == 2
         assert threads_of(sessions.beside) == 1
 

@@ -39,7 +39,7 @@ class OnnxFile:
     """An ONNX file, mapped into memory.
 
     Attributes:
-        inputs: the names of the graph's inputs.
+        inputs: the names of the graph's inputs, without the weights that old files list there.
         outputs: the names of its outputs.
     """
 
@@ -57,8 +57,9 @@ class OnnxFile:
         if len(graphs) != 1:
             raise ValueError(f"{path.name}: it holds {len(graphs)} graphs")
         self._graph = list(_fields(graphs[0]))
-        self.inputs = self._names(_INPUT)
-        self.outputs = self._names(_OUTPUT)
+        weights = {"".join(_strings(weight, _TENSOR_NAME)) for weight in self._parts(_INITIALIZER)}
+        self.inputs = [name for name in map(_name, self._parts(_INPUT)) if name not in weights]
+        self.outputs = list(map(_name, self._parts(_OUTPUT)))
 
     def prune(self, outputs: Collection[str]) -> bytes:
         """Return the file with the nodes and inputs alone that `outputs` are computed from."""
@@ -102,8 +103,8 @@ class OnnxFile:
                     numbers = np.frombuffer(parts[_RAW_DATA], dtype="<f4")
                     yield str(parts[_TENSOR_NAME], "utf-8"), numbers.reshape(_dims(field.value))
 
-    def _names(self, number: int) -> list[str]:
-        return [_name(field.value) for field in self._graph if field.number == number]
+    def _parts(self, number: int) -> Iterator[memoryview]:
+        return (field.value for field in self._graph if field.number == number)
 
 
 @dataclass(frozen=True, slots=True)

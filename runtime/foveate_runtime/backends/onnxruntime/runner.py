@@ -1,9 +1,7 @@
 """Runs graphs in ONNX Runtime."""
 
-import threading
 import time
-from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,6 +13,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state
 
 from foveate_runtime.backends.base import Array, BackendError, OperatorTime, Runner
+from foveate_runtime.backends.graphs import Graphs
 from foveate_runtime.backends.integers import in_integers
 from foveate_runtime.backends.onnxruntime import profiling, providers
 from foveate_runtime.backends.onnxruntime.exact import leave_to_floats
@@ -23,9 +22,6 @@ from foveate_runtime.backends.onnxruntime.sharing import SharedWeights, nameless
 from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.bundle.manifest import FEATURES_PREFIX, IMAGE_INPUT, LOGITS_OUTPUT
 from foveate_runtime.cores import count_cores
-
-GRAPHS = 4
-"""Those of plain requests, of requests with maps by two methods, and with feature maps."""
 
 # ONNX Runtime's exceptions share no base class of their own.
 _ERRORS: tuple[type[Exception], ...] = (
@@ -62,12 +58,12 @@ class _Sessions:
 
 
 class OnnxRuntimeRunner(Runner):
-    """A graph in ONNX Runtime, with sessions for each set of outputs when it is first wanted.
+    """A graph in ONNX Runtime, with sessions for sets of outputs.
 
     A session computes its whole graph at every run, so each has only what leads
     to its outputs: a plain request must not pay for those of others. Feature
     maps are there anyway and cost a copy, and share a graph, whichever of them
-    are wanted. The sessions of the `GRAPHS` used last are kept.
+    are wanted.
 
     On a processor a run takes all threads when it is alone, and one when others
     run beside it: threads that share a run wait for each other at every node,
@@ -85,28 +81,19 @@ class OnnxRuntimeRunner(Runner):
             self._file = OnnxFile(bundle.file(variant))
         except (OSError, ValueError) as error:
             raise BackendError(f"ONNX Runtime cannot load the variant {variant!r}") from error
-        self._require(self.inputs, self._file.inputs, "input")
-        self._require(self.outputs, self._file.outputs, "output")
+        self._require_names(self._file.inputs, self._file.outputs)
         if device == "cpu":
             self.lanes = threads or count_cores()
             self.bounded = self._file.straight
         self._in_integers = in_integers(bundle.manifest.variant(variant))
         self._weights = SharedWeights()
-        self._sessions: OrderedDict[frozenset[str], _Sessions] = OrderedDict()
-        self._lock = threading.Lock()
-        self._sessions_for([LOGITS_OUTPUT])
-
-    @staticmethod
-    def _require(wanted: Iterable[str], present: Sequence[str], kind: str) -> None:
-        for name in wanted:
-            if name not in present:
-                raise BackendError(f"the graph has no {kind} {name!r}, which the manifest names")
+        self._graphs = Graphs(self._load, self.outputs)
 
     def _run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
-        return self._fetch(self._sessions_for(outputs).alone, inputs, outputs)
+        return self._fetch(self._graphs.get(self._computed(outputs)).alone, inputs, outputs)
 
     def _run_beside(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
-        return self._fetch(self._sessions_for(outputs).beside, inputs, outputs)
+        return self._fetch(self._graphs.get(self._computed(outputs)).beside, inputs, outputs)
 
     def _fetch(
         self, session: Any, inputs: Mapping[str, Array], outputs: Sequence[str]
@@ -141,14 +128,14 @@ class OnnxRuntimeRunner(Runner):
         options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         black = np.zeros((1, *self.image_shape), dtype=np.uint8)
         try:
-            session = self._sessions_for([LOGITS_OUTPUT]).alone
+            session = self._graphs.plain.alone
             session.run([LOGITS_OUTPUT], {IMAGE_INPUT: black}, options)
         except _ERRORS as error:
             raise BackendError("ONNX Runtime failed to run the graph") from error
 
     def close(self) -> None:
         """Release the sessions and their memory."""
-        self._sessions.clear()
+        self._graphs.clear()
         del self._weights
         del self._file
 
@@ -157,30 +144,21 @@ class OnnxRuntimeRunner(Runner):
         # A map may not depend on the classes; then its graph has no such input.
         return {node.name: inputs[node.name] for node in session.get_inputs()}
 
-    def _computed(self, outputs: Sequence[str]) -> frozenset[str]:
+    def _computed(self, outputs: Collection[str]) -> frozenset[str]:
         """Return what a session for `outputs` computes: with one feature map, all of them."""
         computed = {LOGITS_OUTPUT, *outputs}
         if any(name.startswith(FEATURES_PREFIX) for name in outputs):
             computed.update(name for name in self.outputs if name.startswith(FEATURES_PREFIX))
         return frozenset(computed)
 
-    def _sessions_for(self, outputs: Sequence[str]) -> _Sessions:
-        computed = self._computed(outputs)
-        with self._lock:
-            if computed in self._sessions:
-                self._sessions.move_to_end(computed)
-                return self._sessions[computed]
-            while len(self._sessions) >= GRAPHS:
-                self._sessions.popitem(last=False)
-            try:
-                self._sessions[computed] = self._load(self._file.prune(computed))
-            except _ERRORS as error:
-                raise BackendError(
-                    f"ONNX Runtime cannot load the variant {self.variant!r}"
-                ) from error
-            return self._sessions[computed]
+    def _load(self, outputs: Collection[str]) -> _Sessions:
+        """Load what computes `outputs`; raises BackendError."""
+        try:
+            return self._sessions(self._file.prune(outputs))
+        except _ERRORS as error:
+            raise BackendError(f"ONNX Runtime cannot load the variant {self.variant!r}") from error
 
-    def _load(self, graph: bytes) -> _Sessions:
+    def _sessions(self, graph: bytes) -> _Sessions:
         if self.device != "cpu":
             session = self._session(graph, self._options(self.threads))
             return _Sessions(alone=session, beside=session)

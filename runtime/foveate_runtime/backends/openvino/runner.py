@@ -1,33 +1,29 @@
 """Runs graphs in OpenVINO."""
 
 import threading
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import openvino
 
 from foveate_runtime.backends.base import Array, BackendError, OperatorTime, Runner
+from foveate_runtime.backends.graphs import Graphs
 from foveate_runtime.backends.integers import in_integers
 from foveate_runtime.backends.openvino import profiling
 from foveate_runtime.backends.openvino.core import CORE
 from foveate_runtime.backends.openvino.properties import properties
 from foveate_runtime.bundle.bundle import Bundle
-from foveate_runtime.bundle.manifest import LOGITS_OUTPUT
-
-COMPILED_MODELS = 4
-"""Plain requests, those with maps, those with feature maps, and one more. Each
-holds the weights again, in the order that its kernels want."""
 
 _DEVICES = {"cpu": "CPU"}
 
 
 class OpenVinoRunner(Runner):
-    """A graph in OpenVINO, compiled anew for each set of outputs when it is first wanted.
+    """A graph in OpenVINO, compiled for sets of outputs.
 
     A compiled model computes all its outputs at every run, and an output in the
     middle of the network keeps layers from being merged, so a plain request
-    must not pay for those of others. The `COMPILED_MODELS` used last are kept.
+    must not pay for those of others.
     """
 
     backend: ClassVar[str] = "openvino"
@@ -46,16 +42,17 @@ class OpenVinoRunner(Runner):
         self._results = {
             name: result for result in self._graph.get_results() for name in result.output(0).names
         }
-        for name in self.outputs:
-            if name not in self._results:
-                raise BackendError(f"the graph has no output {name!r}, which the manifest names")
-        self._compiled: OrderedDict[frozenset[str], Any] = OrderedDict()
+        # A tensor has several names where OpenVINO has merged nodes that change nothing.
+        parameters = [p.output(0).names for p in self._graph.get_parameters()]
+        self._require_names(
+            [min(names & self.inputs.keys() or names) for names in parameters], self._results
+        )
         self._lock = threading.Lock()
-        self._request([LOGITS_OUTPUT])
+        self._compiled = Graphs(self._compile, self.outputs)
 
     def _run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        request = self._compiled.get(outputs)
         with self._lock:
-            request = self._request(outputs)
             try:
                 results = request.infer(dict(inputs), share_inputs=True)
             except RuntimeError as error:
@@ -86,18 +83,13 @@ class OpenVinoRunner(Runner):
         self._results.clear()
         del self._graph
 
-    def _request(self, outputs: Sequence[str]) -> Any:
-        wanted = frozenset(outputs)
-        if wanted in self._compiled:
-            self._compiled.move_to_end(wanted)
-            return self._compiled[wanted]
-        while len(self._compiled) >= COMPILED_MODELS:
-            self._compiled.popitem(last=False)
-        self._compiled[wanted] = self._compile(outputs, {})
-        return self._compiled[wanted]
+    def _compile(
+        self, outputs: Collection[str], more: Mapping[str, Any] = MappingProxyType({})
+    ) -> Any:
+        """Return a request to a new compiled model, with more properties than usual.
 
-    def _compile(self, outputs: Sequence[str], more: Mapping[str, Any]) -> Any:
-        """Return a request to a new compiled model, with more properties than usual."""
+        Raises BackendError.
+        """
         results = [self._results[name] for name in outputs]
         try:
             part = openvino.Model(results, self._needed(results), self._graph.friendly_name)

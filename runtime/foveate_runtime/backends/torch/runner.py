@@ -37,15 +37,7 @@ class TorchRunner(Runner):
             self._graph = TorchGraph(bundle.file(variant), self._device)
         except BackendError as error:
             raise BackendError(f"torch cannot load the variant {variant!r}: {error}") from error
-        for kind, wanted, present in (
-            ("input", self.inputs, self._graph.inputs),
-            ("output", self.outputs, self._graph.outputs),
-        ):
-            for name in wanted:
-                if name not in present:
-                    raise BackendError(
-                        f"the graph has no {kind} {name!r}, which the manifest names"
-                    )
+        self._require_names(self._graph.inputs, self._graph.outputs)
         self._program = lru_cache(PROGRAMS)(self._graph.program)
 
     def _run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:

@@ -97,6 +97,7 @@ def model_config(model: LoadedModel, *, max_images: int) -> pb.ModelConfigRespon
                 )
             ],
             dynamic_batching=_dynamic_batching(batcher.policy),
+            parameters={"scores": pb.ModelParameter(string_value=model.bundle.manifest.scores)},
         )
     )
 

@@ -400,6 +400,20 @@ async def test_the_configuration_tells_of_instances_priorities_and_sizes(
     await service.engine.close()
 
 
+@pytest.mark.parametrize("scores", ["softmax", "sigmoid", "none"])
+async def test_the_configuration_tells_what_makes_scores_of_logits(
+    tmp_path: Path, write_bundle: Callable[..., Path], scores: str
+) -> None:
+    write_bundle(scores=scores)
+    service = Service(tmp_path / "repository")
+    await service.engine.repository.open()
+    config = (await service.handler.model_config(pb.ModelConfigRequest(name="colours"))).config
+    assert {key: value.string_value for key, value in config.parameters.items()} == {
+        "scores": scores
+    }
+    await service.engine.close()
+
+
 async def test_with_an_objective_the_configuration_tells_what_was_found(
     tmp_path: Path, write_bundle: Callable[..., Path]
 ) -> None:
