@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from foveate_export.bundle import Exported
-from foveate_export.commands import _classifier, _existing, evaluate
+from foveate_export.commands import evaluate
 from foveate_export.commands import export as export_command
 from foveate_export.sources import load_source
 from foveate_train import checkpoint, registry
@@ -226,30 +226,3 @@ def test_evaluate_refuses_a_bundle_with_a_changed_file(
     code = evaluate.main(["--repository", str(tmp_path), "--model", "digits", "--data", "mnist"])
     assert code == 1
     assert "model.onnx: its SHA-256 is not the manifest's" in capsys.readouterr().err
-
-
-def test_only_the_source_decides_who_exports() -> None:
-    """A name, or any other value of an option, may end in .onnx as well."""
-    for arguments, expected in {
-        "net.onnx --name a": ["net.onnx"],
-        "--name a net.onnx": ["net.onnx"],
-        "--json net.onnx --name resnet.onnx": ["net.onnx"],
-        "--list-l net.onnx": ["net.onnx"],
-        "--name=a net.onnx": ["net.onnx"],
-        "--module plain:net --name resnet.onnx": [],
-        "timm:resnet18 --name resnet.onnx --tensorrt": ["timm:resnet18"],
-        "checkpoint.onnx/best --labels old.onnx": ["checkpoint.onnx/best"],
-    }.items():
-        assert export_command.sources(arguments.split()) == expected
-
-
-def test_every_option_without_a_value_is_known() -> None:
-    flags = {
-        option
-        for parser in (_classifier._parser(), _existing._parser())
-        for action in parser._actions
-        if action.nargs == 0
-        for option in action.option_strings
-        if option.startswith("--")
-    }
-    assert flags == set(export_command.FLAGS)
