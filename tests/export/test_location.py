@@ -619,6 +619,22 @@ def test_a_cell_that_always_changes_most_is_no_place() -> None:
     assert score(changes) < 0.2
 
 
+def test_convolved_maps_are_told_by_what_they_are_where_no_paint_can_tell() -> None:
+    before = {"map": np.ones((1, 2, 8, 8)), "few": np.ones((1, 2, 2, 2))}
+    choices = {key: [NCHW] for key in before}
+
+    def found(*changes: dict[str, float | NDArray[np.float64]]) -> set[str]:
+        after = [{key: before[key] + each[key] for key in before} for each in changes]
+        assert locate(before, after, choices) == {}
+        return set(locate(before, after, choices, before))
+
+    assert found(*[{"map": 1e-6, "few": 1}] * 4) == {"map", "few"}
+    assert found(*[{"map": 1, "few": 1}] * 4) == {"few"}, "the larger one ought to tell"
+    elsewhere = np.zeros((1, 2, 8, 8))
+    elsewhere[..., 7] = 1
+    assert found(*[{"map": elsewhere, "few": 1}] * 4) == set()
+
+
 def test_an_activation_that_is_missing_in_a_pass_is_not_located() -> None:
     before = {"map": np.zeros((1, 2, 4, 4))}
     after = [{"map": np.ones((1, 2, 4, 4))}, {}, {"map": np.ones((1, 2, 5, 5))}, {}]
