@@ -104,6 +104,35 @@ def test_the_head_is_what_follows_the_classes_and_the_rest_is_pretrained(weights
         with_new_head("foveate:lenet5", "abc", weights=None, seed=0, arguments={})
 
 
+def test_a_head_holds_what_it_learnt_and_not_its_random_start(photographs, weights):
+    listed = scan(photographs, "fail")
+
+    def taught(seed):
+        classifier, head = with_new_head(
+            NETWORK, listed.classes, weights=str(weights), seed=seed, arguments={}
+        )
+        settings = Settings(
+            epochs=8, frozen_epochs=8, batch_size=16, learning_rate=2e-3, schedule="constant"
+        )
+        data = FolderData(listed, classifier.input, settings, workers=0)
+        for _ in Training(classifier, data, settings, head=head).steps():
+            pass
+        return classifier.module.get_parameter("classifier.weight").detach().flatten()
+
+    # The seed draws the start alone: the backbone and the pictures are the same.
+    one, other = map(taught, (1, 2))
+    assert torch.cosine_similarity(one, other, dim=0) > 0.9
+
+
+@pytest.mark.parametrize("epochs", ["1", "2"])
+def test_few_epochs_leave_fewer_frozen(photographs, weights, tmp_path, epochs):
+    arguments = ("--model", NETWORK, "--weights", str(weights), "--out", str(tmp_path / "out"))
+    assert (
+        main(["finetune", str(photographs), *arguments, "--workers", "0", "--epochs", epochs]) == 0
+    )
+    assert checkpoint.load(tmp_path / "out").metrics["epochs"] >= 1
+
+
 def test_the_backbone_rests_then_learns_at_its_own_rate(photographs, weights):
     listed = scan(photographs, "fail")
     classifier, head = with_new_head(
@@ -236,7 +265,8 @@ def test_folders_that_cannot_be_used(own, tmp_path):
         (["--argument", "num_classes=5"], "num_classes is the number of the new labels, 2"),
         (["--holdout", "1"], "holdout 1.0 is not a share between 0 and 1"),
         (["--workers", "-1"], "workers -1 is below 0"),
-        (["--frozen-epochs", "9"], "frozen_epochs 9 is above epochs 3"),
+        (["--frozen-epochs", "9"], "train: --frozen-epochs 9 is above --epochs 3"),
+        (["--epochs", "x"], "--epochs x: "),
     ],
 )
 def test_wrong_usage_is_answered_with_2(photographs, tmp_path, capsys, arguments, message):

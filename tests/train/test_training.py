@@ -297,5 +297,5 @@ def test_no_shift_is_no_change(digits):
     ],
 )
 def test_a_setting_has_limits(name, value):
-    with pytest.raises(ValidationError, match=name):
+    with pytest.raises(ValidationError, match=name.replace("_", ".")):
         Settings(**{name: value})

@@ -80,16 +80,18 @@ class Settings(BaseModel):
     def _fit_together(self) -> Self:
         if self.accumulate > self.batch_size // 2:
             raise ValueError(
-                f"accumulate {self.accumulate} leaves less than 2 of {self.batch_size} "
-                "pictures to a part"
+                f"--accumulate {self.accumulate} leaves less than 2 of the "
+                f"--batch-size {self.batch_size} pictures to a part"
             )
         if self.frozen_epochs > self.epochs:
-            raise ValueError(f"frozen_epochs {self.frozen_epochs} is above epochs {self.epochs}")
+            raise ValueError(
+                f"--frozen-epochs {self.frozen_epochs} is above --epochs {self.epochs}"
+            )
         return self
 
 
 def settings(**values: object) -> Settings:
-    """Return the settings with these values in place of the defaults.
+    """Return the settings with these values, from a command line, in place of the defaults.
 
     Raises:
         SettingsError: a value is outside its limits, or there is no such setting.
@@ -99,7 +101,9 @@ def settings(**values: object) -> Settings:
     except ValidationError as error:
         raise SettingsError(
             "; ".join(
-                f"{'.'.join(map(str, e['loc']))} {e['input']}: {e['msg']}" if e["loc"] else e["msg"]
+                f"--{str(e['loc'][0]).replace('_', '-')} {e['input']}: {e['msg']}"
+                if e["loc"]
+                else str(e["ctx"]["error"])
                 for e in error.errors()
             )
         ) from error

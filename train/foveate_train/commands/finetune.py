@@ -13,6 +13,8 @@ from foveate_train.errors import SettingsError
 from foveate_train.head import with_new_head
 from foveate_train.settings import Settings
 
+_FROZEN = "2, or half of the epochs where they are fewer than 4"
+
 
 def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the subcommand's parser; its options carry `run`."""
@@ -57,7 +59,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         learning_rate=2e-3,
         schedule="cosine",
         label_smoothing=0.1,
-        frozen_epochs=2,
+        frozen_epochs=_FROZEN,
     )
     parser.set_defaults(run=run)
 
@@ -68,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         TrainError: whatever stands in the way, as its subclass says.
     """
-    settings = read_settings(options)
+    settings = _settings(options)
     if options.workers < 0:
         raise SettingsError(f"workers {options.workers} is below 0")
     training, validation = _photographs(options, settings)
@@ -85,6 +87,15 @@ def run(options: argparse.Namespace) -> int:
     )
     plan = Plan(classifier, data, watched, "validation_accuracy", selects=True, head=head)
     return train_to_checkpoint(options, plan, settings)
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    """Return the settings; the frozen epochs follow the epochs where they are not given."""
+    if options.frozen_epochs != _FROZEN:
+        return read_settings(options)
+    options.frozen_epochs = 0
+    settings = read_settings(options)
+    return settings.model_copy(update={"frozen_epochs": min(2, settings.epochs // 2)})
 
 
 def _photographs(
