@@ -134,8 +134,11 @@ class _Operators(TorchFunctionMode):
         result = function(*args, **kwargs)
         name = getattr(function, "__name__", "").strip("_")
         given = _tensors([*args, *kwargs.values()])
-        if name in _PRODUCTS and sum(_memory(each) not in self._weights for each in given) > 1:
-            self.attention.add(self._running[-1])
+        if name in _PRODUCTS:
+            # A product of vectors, such as one with embeddings of the labels, has no tokens.
+            factors = [each for each in given if each.ndim > 2]
+            if sum(_memory(each) not in self._weights for each in factors) > 1:
+                self.attention.add(self._running[-1])
         elif name in _WINDOWS and _has_windows(name, args, kwargs):
             taken = [given[0], *_tensors([result])]
             self.windowed |= {id(each): each for each in taken if each.ndim == 4}

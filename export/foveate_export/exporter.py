@@ -20,7 +20,7 @@ from foveate_export.errors import ExportError, ParityError, UnsupportedHeadError
 from foveate_export.graph import ExplainedClassifier
 from foveate_export.heads import Head, find_head
 from foveate_export.layer import Layer
-from foveate_export.layers import feature_layers, select_layers
+from foveate_export.layers import feature_layers, select_layers, taps_of
 from foveate_export.logits import as_logits
 from foveate_export.onnx_graph import OPSET, write_onnx
 from foveate_export.pictures import Pictures, serving_spec
@@ -168,7 +168,7 @@ def export(
     with stage("finding the head and the layers"):
         anatomy = examine(classifier, cam_layer)
         chosen = select_layers(layers, classifier.module, anatomy.layers, anatomy.left_out)
-    taps = [Tap(layer.path, layout=layer.layout) for layer in chosen]
+    taps = taps_of(chosen)
     with bundle.staging(repository, name) as folder:
         with stage("writing the graph"):
             graph = ExplainedClassifier(

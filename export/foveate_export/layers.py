@@ -5,12 +5,13 @@ It can be returned when it runs once in a pass and its output is a map whose
 layout was found.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
 from foveate_export.layer import Layer, named
 from foveate_export.recording import Recording
+from foveate_export.taps import Tap
 
 
 def feature_layers(recording: Recording) -> list[Layer]:
@@ -23,6 +24,11 @@ def feature_layers(recording: Recording) -> list[Layer]:
             kind = type(found.module).__name__
             layers.append(Layer(path, kind, channels, height, width, found.tap.layout))
     return layers
+
+
+def taps_of(layers: Iterable[Layer]) -> list[Tap]:
+    """Return where the maps of `layers` are read."""
+    return [Tap(layer.path, layout=layer.layout) for layer in layers]
 
 
 def default_layers(module: nn.Module, layers: Sequence[Layer]) -> list[Layer]:

@@ -30,6 +30,9 @@ CLEARLY = 3.0
 FEW = 3
 """In so few rows and columns a convolution's every cell sees nearly all others."""
 
+FAINT = 1e-5
+"""Of the largest value: a change that may be float32's rounding, as behind ten sigmoids."""
+
 NOT_LOCATED = "no rows and columns that follow the picture's"
 """Why an activation is no map."""
 
@@ -69,9 +72,9 @@ def locate(
         after: the same on each of the pictures that `painted` makes of them.
         layouts: what to choose from, for each activation.
         convolved: the activations whose axes 2 and 3 are rows and columns because
-            of what is done with them. Those of few cells, of which each sees the
-            whole picture, are maps whatever the paint does, unless one of
-            `convolved` clearly changes in another place than the picture.
+            of what is done with them. They are maps all the same where no paint can
+            tell, because each of a few cells sees the whole picture, or because the
+            change is faint; unless another of them clearly changes in another place.
 
     Returns:
         The layouts found, for the activations that have one.
@@ -89,9 +92,15 @@ def locate(
         best = max(choice, key=lambda layout: scores[key, layout])
         if scores[key, best] >= MARGIN:
             found[key] = best
-    if all(scores[key, NCHW] > 1 / CLEARLY for key in convolved):
-        few = {key for key in convolved if max(before[key].shape[2:]) <= FEW}
-        found |= dict.fromkeys(few - found.keys(), NCHW)
+    known = {key for key in convolved if NCHW in layouts[key]}
+    faint = {
+        key
+        for key in known
+        if max(map(np.max, changes[key, NCHW])) <= FAINT * np.abs(before[key]).max()
+    }
+    if all(scores[key, NCHW] > 1 / CLEARLY for key in known - faint):
+        few = {key for key in known if max(before[key].shape[2:]) <= FEW}
+        found |= dict.fromkeys((few | faint) - found.keys(), NCHW)
     return found
 
 

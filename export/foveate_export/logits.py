@@ -18,10 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from foveate_export.calls import run
 from foveate_export.ending import SIDES, TINY, End, Ending, Form, find_ending, for_labels
 from foveate_export.errors import ExportError
-from foveate_export.functions import Calls, Maker, Without
+from foveate_export.function_calls import Calls, Maker, Without
 from foveate_export.heads.base import is_pointwise
 from foveate_export.reference import normalise
 from foveate_runtime.bundle.manifest import Scores
@@ -164,11 +163,8 @@ def _with_two_outputs(module: nn.Module, batches: Sequence[Tensor]) -> nn.Module
     Its head then is one of two classes, with maps of either. None where no layer does.
     """
     expected = _outputs(module, batches) * np.array(SIDES, np.float32)
-    with torch.no_grad():
-        calls = run(module, batches[0]).calls
-    single = (
-        (call.path, both) for call in reversed(calls) if (both := _doubled(call.module)) is not None
-    )
+    layers = reversed(list(module.named_modules()))
+    single = ((path, both) for path, layer in layers if path and (both := _doubled(layer)))
     for path, layer in islice(single, _LAST_LAYERS):
         made = _replaced(module, path, layer)
         try:

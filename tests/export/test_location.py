@@ -36,12 +36,11 @@ from foveate_export.errors import UnknownLayerError, UnsupportedHeadError
 from foveate_export.exporter import examine, export
 from foveate_export.graph import ExplainedClassifier
 from foveate_export.heads import Differentiated, PooledLinear, find_head
-from foveate_export.layers import default_layers, feature_layers, select_layers
+from foveate_export.layers import default_layers, feature_layers, select_layers, taps_of
 from foveate_export.layout import NCHW, NHWC, Layout, candidates
 from foveate_export.location import CORNERS, locate, painted, score
 from foveate_export.pictures import Pictures
 from foveate_export.recording import NOT_LOCATED, WITHIN_ATTENTION, Recording, record
-from foveate_export.taps import Tap
 from foveate_train.classifier import Classifier, InputSpec
 
 CLASSES = 5
@@ -217,13 +216,12 @@ def test_the_painted_corner_of_every_offered_map_changes_most(name: str) -> None
     size, module = build(name)
     recording = recorded(module, size)
     layers = feature_layers(recording)
-    taps = [Tap(layer.path, layout=layer.layout) for layer in layers]
     head = None
     if name in LAST:
         head = PooledLinear.find(recording)
         tap = head.targets["cam"].tap
         assert (str(tap), str(tap.layout)) == LAST[name]
-    graph = ExplainedClassifier(module, spec_of(size), head, taps).eval()
+    graph = ExplainedClassifier(module, spec_of(size), head, taps_of(layers)).eval()
 
     def run(images: NDArray[np.uint8]) -> Maps:
         inputs = [torch.from_numpy(images)]
@@ -497,11 +495,8 @@ def test_a_channels_last_bundle_holds_the_means_of_its_channels(
 
 def test_a_class_token_alone_is_no_map_and_the_note_says_so() -> None:
     size, vit = build("vit")
-    with pytest.raises(UnsupportedHeadError) as caught:
+    with pytest.raises(UnsupportedHeadError, match="no cell of norm, but on the tokens before"):
         find_head(recorded(vit, size))
-    assert "of norm the logits depend on the 1 tokens before those of the picture" in str(
-        caught.value
-    )
 
 
 class Turned(nn.Module):
@@ -622,6 +617,22 @@ def test_a_cell_that_always_changes_most_is_no_place() -> None:
     for change in changes:
         change[0, 4] = 100
     assert score(changes) < 0.2
+
+
+def test_convolved_maps_are_told_by_what_they_are_where_no_paint_can_tell() -> None:
+    before = {"map": np.ones((1, 2, 8, 8)), "few": np.ones((1, 2, 2, 2))}
+    choices = {key: [NCHW] for key in before}
+
+    def found(*changes: dict[str, float | NDArray[np.float64]]) -> set[str]:
+        after = [{key: before[key] + each[key] for key in before} for each in changes]
+        assert locate(before, after, choices) == {}
+        return set(locate(before, after, choices, before))
+
+    assert found(*[{"map": 1e-6, "few": 1}] * 4) == {"map", "few"}
+    assert found(*[{"map": 1, "few": 1}] * 4) == {"few"}, "the larger one ought to tell"
+    elsewhere = np.zeros((1, 2, 8, 8))
+    elsewhere[..., 7] = 1
+    assert found(*[{"map": elsewhere, "few": 1}] * 4) == set()
 
 
 def test_an_activation_that_is_missing_in_a_pass_is_not_located() -> None:

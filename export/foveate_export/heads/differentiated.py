@@ -132,11 +132,13 @@ def _require_influence(recording: Recording, tap: Tap) -> None:
             logits = recording.module(image)
         # Of random shares: the sum of all of them is constant where a softmax ends the network.
         score = (logits * torch.randn(logits.shape, generator=generator)).sum()
-    (gradient,) = torch.autograd.grad(score, [tensors[tap]], allow_unused=True)
+    gradient = None
+    if score.requires_grad and tensors[tap].requires_grad:
+        (gradient,) = torch.autograd.grad(score, [tensors[tap]], allow_unused=True)
     if gradient is None:
         raise UnsupportedHeadError(f"the logits do not depend on {tap}")
     if tap.layout.prefix and not tap.layout.to_nchw(gradient).any():
         raise UnsupportedHeadError(
-            f"of {tap} the logits depend on the {tap.layout.prefix} tokens before those of the "
-            "picture alone, such as a class token"
+            f"the logits depend on no cell of {tap}, but on the tokens before them alone, "
+            "such as a class token"
         )

@@ -1,15 +1,15 @@
-"""Epochs: train, evaluate, and keep what is needed to go on after a kill.
+"""A run: epochs of training that are evaluated, and the file that a killed run goes on from.
 
-    fitting = Fitting(training, test, Keeper(path, identity))
-    for epoch in fitting.epochs(progress, stop):
+    run = Run(training, test, Path("digits.run/state.pt"))
+    for epoch in run.epochs(progress, stop):
         print(epoch.number, epoch.accuracy)
 
-A run that was killed goes on in the same way: `Fitting` begins where the state says.
+A run that was killed goes on in the same way: `Run` begins where the file says.
 """
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from threading import Event
 from typing import Any, NamedTuple
@@ -19,12 +19,12 @@ import torch
 from foveate_train import distributed
 from foveate_train.data.batches import Data
 from foveate_train.errors import CheckpointError, ResumeError
+from foveate_train.loop import Training, evaluate
 from foveate_train.progress import StepProgress
-from foveate_train.training import Training, evaluate
 from foveate_train.weights import DAMAGED
 
-Identity = dict[str, Any]
-"""What must be the same when a run goes on: classifier, settings, data digest."""
+_INTERVAL = 60.0
+"""How many seconds of training a kill may lose."""
 
 
 class Epoch(NamedTuple):
@@ -43,87 +43,15 @@ class Epoch(NamedTuple):
     seconds: float
 
 
-class Keeper:
-    """Keeps a run's state in a file, which is replaced as a whole or stays as it was.
-
-    Args:
-        path: the file.
-        identity: what must be the same when the run goes on.
-        interval: how many seconds may be lost to a kill, beside those of one step.
-    """
-
-    def __init__(self, path: Path, identity: Identity, *, interval: float = 60) -> None:
-        self.path = path
-        self._identity = identity
-        self._interval = interval
-        self._kept = time.monotonic()
-
-    def due(self) -> bool:
-        """Tell whether the last state is older than the interval."""
-        return time.monotonic() - self._kept >= self._interval
-
-    def keep(self, state: dict[str, Any]) -> None:
-        """Write a state, unless another process of the run does.
-
-        Raises:
-            CheckpointError: if the disk refuses; the former state is untouched.
-        """
-        self._kept = time.monotonic()
-        if distributed.rank() != 0:
-            return
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                torch.save({"identity": self._identity, **state}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.path)
-        # torch's writer reports a full disk as a RuntimeError of its own.
-        except (OSError, RuntimeError) as error:
-            raise CheckpointError(f"{self.path}: cannot be written ({error})") from error
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    def forget(self) -> None:
-        """Remove the state, so that a run begins anew."""
-        self.path.unlink(missing_ok=True)
-
-    def kept(self) -> dict[str, Any] | None:
-        """Return the state, or None if there is none.
-
-        Raises:
-            ResumeError: the file is damaged, or belongs to another run; the
-                message says what differs.
-        """
-        if not self.path.is_file():
-            return None
-        try:
-            state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
-            theirs: Identity = state.pop("identity")
-        except (OSError, *DAMAGED) as error:
-            raise ResumeError(f"{self.path}: is damaged; a run begins anew without it") from error
-        differing = [
-            f"{name} was {theirs.get(name)!r} and is {self._identity.get(name)!r}"
-            for name in sorted(theirs.keys() | self._identity.keys())
-            if theirs.get(name) != self._identity.get(name)
-        ]
-        if differing:
-            raise ResumeError(
-                f"{self.path} is of another run, which cannot be resumed: {'; '.join(differing)}"
-            )
-        return state
-
-
-class Fitting:
+class Run:
     """A training that is evaluated after every epoch, from the state kept, if there is one.
 
     Args:
         training: at its first step.
         watched: what it is evaluated on; None for no evaluation.
+        path: the file of its state: written after every epoch, every so often
+            within one, and when the run is stopped; the last state stays.
         precision: what the evaluation computes in.
-        keeper: where its state is kept: after every epoch, every so often within
-            one, and when it is stopped; the last state stays.
 
     Attributes:
         history: the epochs that are done, those of earlier processes included.
@@ -136,21 +64,22 @@ class Fitting:
         self,
         training: Training,
         watched: Data | None,
-        keeper: Keeper,
+        path: Path,
         *,
         precision: torch.dtype = torch.float32,
     ) -> None:
         self.training = training
         self.history: list[Epoch] = []
         self._watched = watched
-        self._keeper = keeper
+        self._path = path
         self._precision = precision
+        self._kept = time.monotonic()
         # Of the epoch that is not at its end: the sum of the losses of so many
         # pictures, and the seconds that it took.
         self._loss = torch.zeros((), device=training.device)
         self._seen = 0
         self._seconds = 0.0
-        state = keeper.kept()
+        state = read_state(path, self._identity())
         if state is not None:
             training.restore(state["training"])
             self.history = [Epoch(*epoch) for epoch in state["history"]]
@@ -176,12 +105,13 @@ class Fitting:
             self._seen += step.images
             progress.step(step)
             stopping = distributed.any_wants(stop.is_set())
-            if not (step.ends_epoch or stopping or self._keeper.due()):
+            due = time.monotonic() - self._kept >= _INTERVAL
+            if not (step.ends_epoch or stopping or due):
                 continue
             self._seconds += time.perf_counter() - began
             if step.ends_epoch:
                 self._end_epoch(step.epoch)
-            self._keeper.keep(self._state())
+            self._keep()
             if step.ends_epoch:
                 yield self.history[-1]
             if stopping or (step.ends_epoch and self._patience_is_spent()):
@@ -198,13 +128,26 @@ class Fitting:
         self.history.append(Epoch(number, float(self._loss) / self._seen, accuracy, self._seconds))
         self._loss, self._seen, self._seconds = torch.zeros_like(self._loss), 0, 0.0
 
-    def _state(self) -> dict[str, Any]:
+    def _keep(self) -> None:
+        self._kept = time.monotonic()
+        if distributed.rank() == 0:
+            state = {
+                "training": self.training.state(),
+                "history": [tuple(epoch) for epoch in self.history],
+                "loss": self._loss,
+                "seen": self._seen,
+                "seconds": self._seconds,
+            }
+            write_state(self._path, self._identity(), state)
+
+    def _identity(self) -> dict[str, Any]:
+        """Return what must be the same when the run goes on."""
+        training = self.training
         return {
-            "training": self.training.state(),
-            "history": [tuple(epoch) for epoch in self.history],
-            "loss": self._loss,
-            "seen": self._seen,
-            "seconds": self._seconds,
+            "classifier": training.classifier.name,
+            "arguments": training.classifier.arguments,
+            "data": training.data.digest,
+            **training.settings.model_dump(mode="json"),
         }
 
     def _patience_is_spent(self) -> bool:
@@ -214,3 +157,50 @@ class Fitting:
         if patience is None or not accuracies:
             return False
         return len(accuracies) - 1 - accuracies.index(max(accuracies)) >= patience
+
+
+def write_state(path: Path, identity: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Write a run's state; the file is replaced as a whole or stays as it was.
+
+    Raises:
+        CheckpointError: the disk refuses.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            torch.save({"identity": dict(identity), **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    # torch's writer reports a full disk as a RuntimeError of its own.
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: cannot be written ({error})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_state(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the state of the run with this identity, or None if there is no file.
+
+    Raises:
+        ResumeError: the file is damaged, or belongs to another run; the
+            message says what differs.
+    """
+    if not path.is_file():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        theirs = state.pop("identity")
+    except (OSError, *DAMAGED) as error:
+        raise ResumeError(f"{path}: is damaged; a run begins anew without it") from error
+    differing = [
+        f"{name} was {theirs.get(name)!r} and is {identity.get(name)!r}"
+        for name in sorted(theirs.keys() | identity.keys())
+        if theirs.get(name) != identity.get(name)
+    ]
+    if differing:
+        raise ResumeError(
+            f"{path} is of another run, which cannot be resumed: {'; '.join(differing)}"
+        )
+    return state

@@ -1,4 +1,4 @@
-"""Figures for the studies' pages; matplotlib draws them, which is an extra."""
+"""Figures for pages; matplotlib draws them, which is an extra."""
 
 from typing import TYPE_CHECKING
 
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def new_figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float, *, dpi: int = 110) -> "Figure":
     """Return an empty figure of so many inches, attached to no window.
 
     Raises:
@@ -20,4 +20,4 @@ def new_figure(width: float, height: float) -> "Figure":
         raise MissingPackageError(
             'drawing needs matplotlib: pip install "foveate-train[plots]"'
         ) from error
-    return Figure(figsize=(width, height), dpi=110, facecolor="white", layout="constrained")
+    return Figure(figsize=(width, height), dpi=dpi, facecolor="white", layout="constrained")

@@ -3,7 +3,7 @@
 After Canziani et al., An analysis of deep neural network models for practical
 applications, 2017. matplotlib draws it: pip install "foveate-train[plots]".
 
-    python -m foveate_train.chart classifiers.png
+    python -m benchmarks.chart classifiers.png
 """
 
 import sys
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from foveate_train.catalogue import Row, available
-from foveate_train.errors import MissingPackageError
+from foveate_train.drawing import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -113,13 +113,7 @@ def draw(circles: Sequence[Circle], *, caption: str = "") -> "Figure":
         ValueError: a row has no published top-1 accuracy, or there are more
             families than colours.
     """
-    try:
-        from matplotlib.figure import Figure  # noqa: PLC0415  an extra
-        from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator  # noqa: PLC0415
-    except ModuleNotFoundError as error:
-        raise MissingPackageError(
-            'the chart needs matplotlib: pip install "foveate-train[plots]"'
-        ) from error
+    figure = new_figure(11, 7, dpi=150)
     unknown = [circle.label for circle in circles if circle.row["top1"] is None]
     if unknown:
         raise ValueError(f"no top-1 accuracy is published for {', '.join(unknown)}")
@@ -128,7 +122,6 @@ def draw(circles: Sequence[Circle], *, caption: str = "") -> "Figure":
         raise ValueError(f"{len(families)} families, and colours for {len(_COLOURS)}")
     colours = dict(zip(families, _COLOURS, strict=False))
 
-    figure = Figure(figsize=(11, 7), dpi=150, facecolor="white", layout="constrained")
     axes = figure.add_subplot()
     for circle in sorted(circles, key=lambda circle: -circle.row["parameters"]):
         x, y = circle.row["operations"] / 1e9, cast("float", circle.row["top1"])
@@ -137,9 +130,8 @@ def draw(circles: Sequence[Circle], *, caption: str = "") -> "Figure":
         axes.scatter(x, y, 7, color=colour, zorder=3)
         axes.annotate(circle.label, (x, y), zorder=4, **_label(circle.place))
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator(_TICKS))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(_TICKS, [f"{tick:g}" for tick in _TICKS])
+    axes.set_xticks([], minor=True)
     axes.margins(x=0.07, y=0.08)
     axes.grid(color="#e6e9ec", linewidth=0.8)
     axes.set_axisbelow(True)

@@ -9,22 +9,23 @@
 `steps` does one optimiser step at a time and hands over what happened, so
 whoever consumes it reports, evaluates or stops as it likes. `state` and
 `restore` carry a run from one process to another between any two steps; it goes
-on bit for bit, since the random draws of a step depend on the seed and the
-step's number alone.
+on bit for bit, since the random draws, the rates and the frozen parameters of a
+step follow from the seed and the step's number alone.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self, cast
+from functools import partial
+from typing import Any, cast
 
 import torch
+from timm.optim import param_groups_weight_decay
+from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import lr_scheduler
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torchvision.models import Inception3, InceptionOutputs
 from torchvision.transforms import v2
 
 from foveate_train import distributed
@@ -33,10 +34,10 @@ from foveate_train.data.batches import Batch, Data, steps
 from foveate_train.data.draws import derive
 from foveate_train.settings import Settings
 
-# The first rate of a warm-up, as a share of the highest; OneCycleLR's own choice.
+# The first rate of a warm-up, as a share of the highest; that of torch's OneCycleLR.
 _FIRST_RATE = 1 / 25
-# The weight of Inception V3's auxiliary loss, as its authors trained it.
-_AUXILIARY = 0.4
+# Between these one_cycle moves the momentum; they are OneCycleLR's, too.
+_LEAST_MOMENTUM, _MOST_MOMENTUM = 0.85, 0.95
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,7 @@ class Step:
 class Training:
     """One run over a data set, from its first step or from wherever a state says.
 
-    The random draws of every step, and so the weights, follow from the
-    settings' seed; the same seed on the same machine with as many threads gives
-    the same losses.
+    The same seed on the same machine with as many threads gives the same losses.
 
     Args:
         classifier: its module is trained in place, and moved to `device`.
@@ -89,24 +88,18 @@ class Training:
         self.settings = settings
         self.device = device or default_device()
         self.number = 0
-        self._classifier = classifier
-        self._data = data
+        self.classifier = classifier
+        self.data = data
         self._per_epoch = steps(len(data), settings.batch_size)
         self.total = self._per_epoch * settings.epochs
         self._module = classifier.module.to(memory_format=torch.channels_last).to(self.device)
-        _use_auxiliary_head(self._module)
-        self._backbone = (
-            []
-            if head is None
-            else [p for name, p in self._module.named_parameters() if name not in head]
+        named = dict(self._module.named_parameters())
+        self._head = [p for name, p in named.items() if head is None or name in head]
+        self._backbone = [p for name, p in named.items() if head is not None and name not in head]
+        self._optimizer = self._make_optimizer()
+        self._ema = (
+            ModelEmaV3(self._module, settings.ema, use_warmup=True) if settings.ema else None
         )
-        self._normalisations = (
-            []
-            if head is None
-            else [layer for layer in self._module.modules() if isinstance(layer, _BatchNorm)]
-        )
-        self._learners = self._make_learners(head)
-        self._ema = None if settings.ema is None else _moving_average(self._module, settings.ema)
         self.precision = compute_type(settings, self.device)
         self._scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.precision is torch.float16
@@ -117,14 +110,7 @@ class Training:
     def result(self) -> Classifier:
         """The classifier with the weights to keep: their moving average, if there is one."""
         module = self._module if self._ema is None else self._ema.module
-        return replace(self._classifier, module=module)
-
-    def learning_rates(self) -> list[float]:
-        """Return the rate of the next step: one value, or the head's and the backbone's."""
-        return [
-            float(learner.optimizer.param_groups[0]["lr"]) if self.number >= learner.begins else 0.0
-            for learner in self._learners
-        ]
+        return replace(self.classifier, module=module)
 
     def steps(self) -> Iterator[Step]:
         """Do the steps that remain, and hand over what each did."""
@@ -132,10 +118,11 @@ class Training:
         for epoch in range(self.number // self._per_epoch + 1, settings.epochs + 1):
             forward = self._prepared(epoch)
             start = self.number % self._per_epoch
-            for batch in self._data.epoch(settings.seed, epoch, settings.batch_size, start=start):
+            for batch in self.data.epoch(settings.seed, epoch, settings.batch_size, start=start):
                 # For dropout, mixing and whatever else the network draws itself.
                 torch.manual_seed(derive(settings.seed, epoch, self.number, distributed.rank()))
-                self._train_mode()
+                self._use_train_mode()
+                self._set_rates()
                 loss = self._step(forward, batch)
                 self.number += 1
                 ends = self.number % self._per_epoch == 0
@@ -146,8 +133,7 @@ class Training:
         return {
             "number": self.number,
             "module": self._module.state_dict(),
-            "optimizers": [learner.optimizer.state_dict() for learner in self._learners],
-            "schedules": [learner.schedule.state_dict() for learner in self._learners],
+            "optimizer": self._optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
             "ema": None if self._ema is None else self._ema.state_dict(),
         }
@@ -155,11 +141,7 @@ class Training:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` returned in a run of the same settings and data."""
         self._module.load_state_dict(state["module"])
-        for learner, optimizer, schedule in zip(
-            self._learners, state["optimizers"], state["schedules"], strict=True
-        ):
-            learner.optimizer.load_state_dict(optimizer)
-            learner.schedule.load_state_dict(schedule)
+        self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
         if self._ema is not None:
             self._ema.load_state_dict(state["ema"])
@@ -167,48 +149,36 @@ class Training:
 
     def _step(self, forward: nn.Module, batch: Batch) -> torch.Tensor:
         """Do one optimiser step; return the mean loss over the batch of all processes."""
+        settings = self.settings
         images = batch.images.to(self.device, non_blocking=True)
         labels = batch.labels.to(self.device, non_blocking=True)
         if self._mix is not None:
             images, labels = self._mix(images, labels)
-        learning = [learner for learner in self._learners if self.number >= learner.begins]
-        for learner in learning:
-            learner.optimizer.zero_grad()
+        self._optimizer.zero_grad()
         mean = torch.zeros((), device=self.device)
         for part, truth in zip(
-            images.tensor_split(self.settings.accumulate),
-            labels.tensor_split(self.settings.accumulate),
+            images.tensor_split(settings.accumulate),
+            labels.tensor_split(settings.accumulate),
             strict=True,
         ):
-            share = len(part) / batch.total
+            criterion = partial(
+                functional.cross_entropy, target=truth, label_smoothing=settings.label_smoothing
+            )
             with torch.autocast(
                 self.device.type, self.precision, enabled=self.precision is not torch.float32
             ):
-                loss = share * self._loss(forward(part), truth)
+                loss = self.classifier.loss(forward(part), criterion) * len(part) / batch.total
             # DistributedDataParallel takes the mean of the processes' gradients.
             torch.autograd.backward(self._scaler.scale(loss * distributed.world()))
             mean += loss.detach()
-        if self.settings.clip_norm is not None:
-            for learner in learning:
-                self._scaler.unscale_(learner.optimizer)
-            nn.utils.clip_grad_norm_(self._module.parameters(), self.settings.clip_norm)
-        for learner in learning:
-            self._scaler.step(learner.optimizer)
-            learner.schedule.step()
+        if settings.clip_norm is not None:
+            self._scaler.unscale_(self._optimizer)
+            nn.utils.clip_grad_norm_(self._module.parameters(), settings.clip_norm)
+        self._scaler.step(self._optimizer)
         self._scaler.update()
         if self._ema is not None:
-            self._ema.update_parameters(self._module)
+            self._ema.update(self._module, self.number + 1)
         return distributed.total(mean)
-
-    def _loss(self, output: torch.Tensor | InceptionOutputs, labels: torch.Tensor) -> torch.Tensor:
-        """Return the mean cross-entropy, with the auxiliary head's where there is one."""
-        if isinstance(output, InceptionOutputs):
-            return self._loss(output.logits, labels) + _AUXILIARY * self._loss(
-                output.aux_logits, labels
-            )
-        return functional.cross_entropy(
-            output, labels, label_smoothing=self.settings.label_smoothing
-        )
 
     def _prepared(self, epoch: int) -> nn.Module:
         """Freeze or unfreeze for an epoch; return the network as it is to be called."""
@@ -220,77 +190,74 @@ class Training:
             forward = DistributedDataParallel(forward)
         return cast("nn.Module", torch.compile(forward)) if self.settings.compile else forward
 
-    def _train_mode(self) -> None:
+    def _use_train_mode(self) -> None:
         """Set training mode, but leave a backbone's normalisations as they are in use.
 
         Their statistics come from far more pictures than a small data set has.
         """
         self._module.train()
-        for layer in self._normalisations:
-            layer.eval()
+        for layer in self._module.modules() if self._backbone else ():
+            if isinstance(layer, _BatchNorm):
+                layer.eval()
 
-    def _make_learners(self, head: Collection[str] | None) -> "list[_Learner]":
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        """Return the optimiser; its groups know their highest rate and their first step.
+
+        Biases, normalisations and what the network itself names do not decay.
+        """
         settings = self.settings
-        rate = settings.learning_rate
-        if head is None:
-            return [_Learner.make(self._module.parameters(), rate, settings, 0, self.total)]
-        own = [p for name, p in self._module.named_parameters() if name in head]
-        learners = [_Learner.make(own, rate, settings, 0, self.total)]
+        decays = param_groups_weight_decay(
+            self._module,
+            settings.weight_decay,
+            no_weight_decay_list=getattr(self._module, "no_weight_decay", tuple)(),
+        )
         # A backbone rises from a low rate when it is unfrozen: Adam's first steps are as long
         # as its rate allows, and from pretrained weights a few of them can undo everything.
         begins = self._per_epoch * settings.frozen_epochs
-        if self._backbone and begins < self.total:
-            rate *= settings.backbone_rate
-            learners.append(_Learner.make(self._backbone, rate, settings, begins, self.total))
-        return learners
+        unfrozen = {"share": settings.backbone_rate, "begins": begins}
+        groups = [
+            {**group, **own, "params": [p for p in group["params"] if id(p) in chosen]}
+            for own, chosen in (
+                ({"share": 1.0, "begins": 0}, set(map(id, self._head))),
+                (unfrozen, set(map(id, self._backbone))),
+            )
+            for group in decays
+        ]
+        if settings.optimizer == "sgd":
+            return torch.optim.SGD(groups, settings.learning_rate, momentum=settings.momentum)
+        return torch.optim.AdamW(groups, settings.learning_rate)
+
+    def _set_rates(self) -> None:
+        settings = self.settings
+        for group in self._optimizer.param_groups:
+            begins = group["begins"]
+            share, momentum = schedule(settings, self.number - begins, self.total - begins)
+            group["lr"] = settings.learning_rate * group["share"] * share
+            if settings.schedule == "one_cycle":
+                key, value = (
+                    ("betas", (momentum, group["betas"][1]))
+                    if settings.optimizer == "adamw"
+                    else ("momentum", momentum)
+                )
+                group[key] = value
 
 
-@dataclass(frozen=True)
-class _Learner:
-    """Parameters that learn together, from step `begins` on, at the rate of their own schedule."""
+def schedule(settings: Settings, step: int, steps: int) -> tuple[float, float]:
+    """Return the share of the highest rate at a step, from 0, of so many, and one_cycle's momentum.
 
-    optimizer: torch.optim.Optimizer
-    schedule: lr_scheduler.LRScheduler
-    begins: int
-
-    @classmethod
-    def make(
-        cls,
-        parameters: Iterable[nn.Parameter],
-        rate: float,
-        settings: Settings,
-        begins: int,
-        ends: int,
-    ) -> Self:
-        """Return the learner of `parameters` from step `begins` to step `ends`."""
-        optimizer = _optimizer(parameters, rate, settings)
-        return cls(optimizer, _schedule(optimizer, rate, settings, ends - begins), begins)
-
-
-def _optimizer(
-    parameters: Iterable[nn.Parameter], rate: float, settings: Settings
-) -> torch.optim.Optimizer:
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters, rate, momentum=settings.momentum, weight_decay=settings.weight_decay
-        )
-    return torch.optim.AdamW(parameters, rate, weight_decay=settings.weight_decay)
-
-
-def _schedule(
-    optimizer: torch.optim.Optimizer, rate: float, settings: Settings, steps: int
-) -> lr_scheduler.LRScheduler:
-    if settings.schedule == "constant":
-        return lr_scheduler.ConstantLR(optimizer, factor=1, total_iters=0)
-    # Rising takes a step and falling another, however short the run.
-    total = max(steps, 2)
-    rising = max(settings.warm_up, min(1.0, 2 / total))
-    if settings.schedule == "one_cycle":
-        return lr_scheduler.OneCycleLR(optimizer, rate, total_steps=total + 1, pct_start=rising)
-    first = max(1, round(settings.warm_up * total))
-    rise = lr_scheduler.LinearLR(optimizer, _FIRST_RATE, total_iters=first)
-    fall = lr_scheduler.CosineAnnealingLR(optimizer, max(1, total - first))
-    return lr_scheduler.SequentialLR(optimizer, [rise, fall], [first])
+    The rate rises over the share `warm_up` of the steps, and falls to nothing over
+    the others; one_cycle's momentum does the reverse. Before the first step it is 0.
+    """
+    if step < 0 or settings.schedule == "constant":
+        return float(step >= 0), settings.momentum
+    rising = round(settings.warm_up * steps)
+    if step >= rising:
+        share = height = (1 + math.cos(math.pi * (step - rising) / (steps - rising))) / 2
+    else:
+        risen = step / rising
+        height = (1 - math.cos(math.pi * risen)) / 2 if settings.schedule == "one_cycle" else risen
+        share = _FIRST_RATE + (1 - _FIRST_RATE) * height
+    return share, _MOST_MOMENTUM - (_MOST_MOMENTUM - _LEAST_MOMENTUM) * height
 
 
 @torch.inference_mode()
@@ -323,14 +290,10 @@ def compute_type(settings: Settings, device: torch.device) -> torch.dtype:
         return dtype
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
-    return torch.bfloat16 if native_bfloat16() else torch.float32
-
-
-def native_bfloat16() -> bool:
-    """Tell whether the processor multiplies bfloat16 itself; where it does not, it is slow."""
-    capabilities = torch.cpu.get_capabilities()
-    # The names are those of x86 and of Arm.
-    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    # Where a processor does not multiply bfloat16 itself, it is slow. x86's names, and Arm's:
+    able = torch.cpu.get_capabilities()
+    native = any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return torch.bfloat16 if native else torch.float32
 
 
 def _mixing(settings: Settings, classes: int) -> v2.Transform | None:
@@ -341,22 +304,3 @@ def _mixing(settings: Settings, classes: int) -> v2.Transform | None:
         if alpha > 0
     ]
     return v2.RandomChoice(mixing) if mixing else None
-
-
-def _moving_average(module: nn.Module, decay: float) -> AveragedModel:
-    """Return an average of weights and statistics that forgets its beginning sooner.
-
-    After n steps its decay is (1 + n) / (10 + n), until that reaches `decay`.
-    """
-
-    def average(kept: Any, current: Any, steps: Any) -> None:
-        now = min(decay, float((1 + steps) / (10 + steps)))
-        get_ema_multi_avg_fn(now)(kept, current, steps)  # type: ignore[no-untyped-call]
-
-    return AveragedModel(module, multi_avg_fn=average, use_buffers=True)
-
-
-def _use_auxiliary_head(module: nn.Module) -> None:
-    """Have Inception V3 compute its auxiliary logits in training; in use it gives one answer."""
-    if isinstance(module, Inception3) and module.AuxLogits is not None:
-        module.aux_logits = True

@@ -1,6 +1,6 @@
 """Builds every classifier without its weights, counts it, and writes the catalogue.
 
-    python -m foveate_train.catalogue.survey
+    python -m benchmarks.catalogue
 
 Run it when a network is added or a library upgraded. It takes some minutes and
 no memory to speak of: the networks are built on the meta device.
@@ -23,7 +23,7 @@ from timm.data import infer_imagenet_subset
 from timm.models import PretrainedCfg
 from torchvision import models
 
-from foveate_train import registry
+from foveate_train import catalogue, registry
 from foveate_train.catalogue import Row
 from foveate_train.classifier import Argument, Classifier
 from foveate_train.counting import count
@@ -138,13 +138,13 @@ def _published(name: str) -> tuple[float | None, float | None]:
 
 
 def main() -> None:
-    """Write `classifiers.json` beside this module, one line a row."""
+    """Write `classifiers.json` of foveate_train.catalogue, one line a row."""
     torch.set_num_threads(1)
     rows = [
         json.dumps(survey(entry))
         for entry in track(entries(), "counting", console=Console(stderr=True))
     ]
-    file = Path(__file__).with_name("classifiers.json")
+    file = Path(catalogue.__file__).with_name("classifiers.json")
     file.write_text("[\n" + ",\n".join(rows) + "\n]\n", encoding="utf-8")
 
 
