@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from foveate_client import Cam, Client
-from foveate_export.bundle import Exported
 from foveate_export.commands import _classifier, _existing
 from foveate_export.commands import export as export_command
+from foveate_export.publish.bundle import Exported
 from foveate_export.sources import load_source
 from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.commands import evaluate
