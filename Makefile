@@ -10,7 +10,7 @@ SHELL := bash
 .DELETE_ON_ERROR:
 # Without bytecode in files each process compiles torch anew, which takes longer than most tests.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help setup mnist demo test containers check format stubs baseline bench clean
+.PHONY: help setup mnist demo test test-fast containers check docs format stubs baseline bench clean
 
 bin := $(VENV)/bin
 packages := proto clients runtime serve bench export train umbrella
@@ -51,6 +51,10 @@ check: $(ready) ## Lint, types, import boundaries, protocol
 	    && cd "$$generated" && find . -type f | while read -r stub; do \
 	        diff -u "$(CURDIR)/proto/$$stub" "$$stub" || { echo "proto/$$stub is stale: make stubs" >&2; exit 1; }; done
 
+docs: $(ready) ## Build the site of docs/ and of the reference, into site/
+	$(bin)/uv pip install --quiet --python $(bin)/python --constraint constraints.txt --group docs
+	$(bin)/mkdocs build --strict
+
 format: $(ready) ## Format the code and mend what the linter can
 	$(bin)/ruff format .
 	$(bin)/ruff check --fix .
@@ -70,4 +74,4 @@ demo-output/repository/efficientnet_lite0/1/manifest.json: | $(ready)
 	$(bin)/foveate export package:efficientnet_lite0 --repository demo-output/repository --name efficientnet_lite0
 
 clean: ## Remove what the targets made, but for VENV
-	rm -rf demo-output bench-output .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf demo-output bench-output site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

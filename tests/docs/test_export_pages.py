@@ -12,10 +12,11 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from skimage import data
 
-from foveate_export.commands import evaluate, export
+from foveate_export.commands import export
 from foveate_export.graph.vjp.rules import RULES
 from foveate_export.sources import load_function
 from foveate_runtime.bundle.bundle import Bundle
+from foveate_runtime.commands import evaluate
 
 PAGES = Path(__file__).parents[2] / "docs" / "export"
 

@@ -10,10 +10,12 @@ from foveate_train import registry
 def examined(name: str):
     classifier = registry.create(name, weights="random:0")
     spec = classifier.input
+    # A corner that is painted over changes a picture of noise less than one that is all zero.
+    pictures = torch.randn(
+        (2, spec.channels, spec.height, spec.width), generator=torch.Generator().manual_seed(0)
+    )
     with torch.no_grad():
-        recording = record(
-            classifier.module, torch.zeros(2, spec.channels, spec.height, spec.width)
-        )
+        recording = record(classifier.module, pictures)
     return classifier.module, feature_layers(recording)
 
 
