@@ -15,7 +15,6 @@ graph, on as many threads as there are cores, and so is the decoding but in
 import argparse
 import io
 import json
-import os
 import subprocess
 import sys
 import time
@@ -37,6 +36,7 @@ from foveate_runtime.backends.base import Runner
 from foveate_runtime.backends.registry import create_runner
 from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.bundle.manifest import InputSpec
+from foveate_runtime.cores import count_cores
 from foveate_runtime.imaging.decode import ImageLimits
 from foveate_runtime.imaging.transform import prepare
 
@@ -68,7 +68,7 @@ def classify_batches(
 ) -> list[int]:
     """Return the best class of each picture; decoding goes on while the engine runs."""
     best: list[int] = []
-    with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
+    with ThreadPoolExecutor(count_cores()) as threads:
         decoded = _ahead(threads, pixels, paths)
         while batch := list(islice(decoded, MAX_BATCH)):
             logits = runner.run({"image": np.stack(batch)}, ["logits"])["logits"]

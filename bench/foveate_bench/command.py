@@ -25,6 +25,7 @@ from foveate_bench.run import Task, run
 from foveate_runtime.backends.base import BackendError
 from foveate_runtime.backends.registry import BACKENDS
 from foveate_runtime.bundle.bundle import BundleError
+from foveate_runtime.cores import count_cores
 from foveate_runtime.evaluation.labelled import LabelledError, NoPicturesError
 
 PROG = "foveate bench"
@@ -217,7 +218,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--threads",
-        type=_counts(os.cpu_count() or 1),
+        type=_counts(count_cores()),
         default=(),
         metavar="N,...",
         help="the threads of one run on a processor; default: as many as there are cores",

@@ -2,11 +2,14 @@
 
 import argparse
 import asyncio
+import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from foveate_runtime.cores import count_cores
 from foveate_serve.heap import bound_heap
 from foveate_serve.observe.logs import configure_logging
 from foveate_serve.process import (
@@ -28,6 +31,8 @@ from foveate_serve.settings import (
 )
 from foveate_serve.workers.supervisor import Supervisor
 
+logger = logging.getLogger(__name__)
+
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
 
 
@@ -44,6 +49,7 @@ def main(arguments: Sequence[str]) -> int:
         print(settings.to_toml(), end="")
         return DONE
     configure_logging(settings)
+    logger.info("threads are counted by %d of %d cores", count_cores(), os.cpu_count())
     bound_heap()
     return asyncio.run(serve(settings))
 
@@ -114,9 +120,8 @@ def _parser() -> argparse.ArgumentParser:
             if field.annotation is bool
             else {"metavar": name.rpartition("_")[2].upper()}
         )
-        default = (
-            "" if field.is_required() or field.default in (None, ()) else f" ({field.default})"
-        )
+        value = field.get_default(call_default_factory=True)
+        default = "" if field.is_required() or value in (None, (), {}) else f" ({value})"
         help_text = f"{field.description}{default}".replace("%", "%%")
         parser.add_argument(f"--{name.replace('_', '-')}", help=help_text, **kind)
     return parser

@@ -18,7 +18,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 
-from foveate_runtime.cores import CAN_PIN
+from foveate_runtime.cores import CAN_PIN, count_cores
 from foveate_runtime.imaging.decode import MAX_PIXELS
 from foveate_serve.repository.labels import VersionLabels
 
@@ -188,7 +188,7 @@ class Settings(ModelSettings, BaseSettings):
     )
 
     image_threads: Count = Field(
-        default=os.cpu_count() or 1, description="threads that decode and draw pictures"
+        default_factory=count_cores, description="threads that decode and draw pictures"
     )
 
     stream_window: Count = Field(

@@ -8,6 +8,7 @@ import pytest
 
 from foveate_serve import cli
 from foveate_serve.settings import Settings, SettingsError, is_secret, load_settings
+from foveate_serve.workers import supervisor
 from foveate_serve.workers.supervisor import worker_settings
 
 
@@ -187,6 +188,21 @@ def test_workers_get_the_settings_of_models_as_they_were_set(file: Path) -> None
     settings = load_settings({"workers": "2", "engine_threads": "1", "image_threads": "1"}, file)
     values = worker_settings(settings, settings.address)
     assert Settings(**json.loads(json.dumps(values))) == settings
+
+
+def test_the_instances_of_a_model_share_its_workers_cores(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "count_cores", lambda: 8)
+    file.write_text(
+        'repository = "models"\n[models.a]\ninstances = 2\n[models.b]\nmax_batch = 2\n'
+        "[models.c]\ninstances = 2\nengine_threads = 3\n[models.d]\nengine_threads = 0\n",
+        encoding="utf-8",
+    )
+    settings = load_settings({"workers": "2"}, file)
+    own = Settings(**worker_settings(settings, settings.address))
+    assert {name: own.of(name).engine_threads for name in "abcd"} == {"a": 2, "b": 4, "c": 3, "d": 4}
+    assert own.image_threads == 4
 
 
 @pytest.mark.parametrize(

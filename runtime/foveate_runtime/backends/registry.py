@@ -12,6 +12,7 @@ from foveate_runtime.backends.base import BackendError, BareEngine, Runner
 from foveate_runtime.backends.integers import in_integers
 from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.bundle.manifest import Manifest
+from foveate_runtime.cores import affine_cores, count_cores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +95,7 @@ def create_runner(
     `variant` None takes the manifest's first, but none whose int8 would be left to
     floating point here. `backend` None takes the preferred one for the variant whose
     engine is installed. `threads` are those of one run, 0 as many as the engine
-    finds cores. Raises BackendError where the variant, the
+    finds cores, or as a quota allows. Raises BackendError where the variant, the
     backend or its engine is missing, or the graph cannot be loaded.
     """
     names = [entry.name for entry in bundle.manifest.variants]
@@ -102,6 +103,8 @@ def create_runner(
     if variant not in names:
         raise BackendError(f"no variant {variant!r}; the bundle has {', '.join(names)}")
     runner = load_backend(_preferred(variant, device) if backend is None else backend)
+    if not threads and count_cores() < affine_cores():
+        threads = count_cores()  # engines know the affinity, and no quota
     return runner(bundle, variant=variant, device=device, threads=threads)
 
 

@@ -1,6 +1,5 @@
 """Measures a bundle's accuracy with the pieces that serve it."""
 
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from foveate_runtime.backends.base import Runner
 from foveate_runtime.bundle.manifest import IMAGE_INPUT, LOGITS_OUTPUT, Accuracy, InputSpec
+from foveate_runtime.cores import count_cores
 from foveate_runtime.evaluation.labelled import Labelled, LabelledError
 from foveate_runtime.imaging.decode import ImageError, ImageLimits
 from foveate_runtime.imaging.transform import prepare
@@ -60,7 +60,7 @@ def prepared_batches(
         LabelledError: a picture cannot be decoded; named, since an accuracy over
             the rest would pass for one over all.
     """
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(count_cores()) as pool:
         pictures = iter(labelled)
         while batch := list(islice(pictures, BATCH)):
             images = list(pool.map(lambda item: prepared(item[1], spec, item[0]), batch))

@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
+from foveate_runtime.cores import count_cores
 from foveate_serve.access import make_access_control
 from foveate_serve.observe.metrics import MULTIPROCESS
 from foveate_serve.observe.pages import Pages, VersionRow
@@ -252,9 +253,12 @@ def worker_settings(settings: Settings, address: str) -> dict[str, Any]:
     values |= {"address": address, "models": settings.own_settings()}
     if settings.token is not None:
         values["token"] = settings.token.get_secret_value()
-    share = max(1, (os.cpu_count() or 1) // settings.workers)
+    share = max(1, count_cores() // settings.workers)
     if settings.engine_threads == 0:
         values["engine_threads"] = max(1, share // settings.instances)
+    for model, own in values["models"].items():
+        if settings.of(model).engine_threads == 0 and own.keys() & {"engine_threads", "instances"}:
+            own["engine_threads"] = max(1, share // settings.of(model).instances)
     if "image_threads" not in settings.model_fields_set:
         values["image_threads"] = share
     return values
