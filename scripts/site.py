@@ -22,6 +22,7 @@ from google.protobuf.descriptor_pb2 import (
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from pydantic_core import PydanticUndefined
 
 from foveate_serve.settings import ENV_PREFIX, Settings
 from foveate_train.commands.train import COMMANDS
@@ -82,19 +83,18 @@ def settings() -> str:
     """Return the page of the server's settings."""
     rows = [
         "# Settings of the server",
-        "Each is a flag, a variable of the environment and a key of the file of `--config`.",
-        "A flag wins over a variable, and a variable over the file.",
+        "Each is a key of the file of `--config`, a flag, and a variable of the environment:",
+        f"`max_batch`, `--max-batch`, `{ENV_PREFIX}MAX_BATCH`. A flag wins over a variable,",
+        "and a variable over the file.",
         "",
-        "| key | flag | variable | default | |",
-        "|---|---|---|---|---|",
+        "| key | default | |",
+        "|---|---|---|",
     ]
     for name, field in Settings.model_fields.items():
-        value = "" if field.is_required() else field.get_default(call_default_factory=True)
-        default = f"`{value}`" if value not in ("", None, (), {}) else ""
-        flag = "" if name == "models" else f"`--{name.replace('_', '-')}`"
-        about = (field.description or "").replace("|", "\\|")
-        variable = f"`{ENV_PREFIX}{name.upper()}`" if flag else ""
-        rows.append(f"| `{name}` | {flag} | {variable} | {default} | {about} |")
+        default = "" if field.default in (PydanticUndefined, None, ()) else f"`{field.default}`"
+        rows.append(
+            f"| `{name}` | {default} | {(field.description or '').replace('|', '&#124;')} |"
+        )
     return "\n".join(rows)
 
 

@@ -26,5 +26,6 @@ def anchors(page: Path) -> set[str]:
 def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
     for file, anchor in LINK.findall(text(page)):
         target = (page.parent / file) if file else page
-        assert target.exists(), file
+        # `make docs` generates the reference, and is strict about links to it.
+        assert target.exists() or target.parent == ROOT / "docs" / "reference", file
         assert not anchor or anchor in anchors(target), f"{file}#{anchor}"

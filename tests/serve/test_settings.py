@@ -201,7 +201,12 @@ def test_the_instances_of_a_model_share_its_workers_cores(
     )
     settings = load_settings({"workers": "2"}, file)
     own = Settings(**worker_settings(settings, settings.address))
-    assert {name: own.of(name).engine_threads for name in "abcd"} == {"a": 2, "b": 4, "c": 3, "d": 4}
+    assert {name: own.of(name).engine_threads for name in "abcd"} == {
+        "a": 2,
+        "b": 4,
+        "c": 3,
+        "d": 4,
+    }
     assert own.image_threads == 4
 
 
