@@ -179,9 +179,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROG,
         description=DESCRIPTION,
-        epilog="Names may have commas or spaces between them.",
+        epilog="Names may have commas or spaces between them. "
+        "example: foveate bench --repository models --model resnet18 --batch 1,8 --out bench",
     )
-    parser.add_argument("--repository", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--repository", type=Path, required=True, metavar="DIR", help="the folder of models"
+    )
     parser.add_argument(
         "--model",
         type=_names,

@@ -43,7 +43,6 @@ _CLIENT, _RUNTIME, _SERVE, _EXPORT, _TRAIN, _BENCH = (
 # Known even where it is not installed, so that the answer can be a pip line.
 _KNOWN = {
     "train": _Command(_TRAIN, "train a classifier"),
-    "visualize": _Command(_TRAIN, "draw what a network has learned"),
     "export": _Command(_EXPORT, "make a bundle of a classifier"),
     "engines": _Command(_EXPORT, "build TensorRT engines of a bundle's graphs"),
     "evaluate": _Command(_RUNTIME, "measure a bundle's accuracy on labelled pictures"),
@@ -55,7 +54,6 @@ _KNOWN = {
     "models": _Command(_CLIENT, "list the models of a server or a repository"),
     "batch": _Command(_CLIENT, "classify a folder of pictures into a table"),
     "load": _Command(_CLIENT, "put a server under load and measure it"),
-    "web": _Command(_CLIENT, "open a page that classifies pictures"),
 }
 
 

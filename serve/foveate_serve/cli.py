@@ -96,7 +96,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="foveate serve",
         description="Serve the models of a repository over gRPC.",
         epilog="Every setting can also stand in the file of --config, and in the environment "
-        "as FOVEATE_SERVE_<NAME>. Flags win over the environment, which wins over the files.",
+        "as FOVEATE_SERVE_<NAME>. Flags win over the environment, which wins over the files. "
+        "example: foveate serve --repository models --address 127.0.0.1:50051",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )

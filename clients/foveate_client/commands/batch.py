@@ -354,6 +354,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="foveate batch",
         description="Classify any number of pictures into a table. A run that was cut off, even "
         "by kill -9, goes on where it was when the same command is given again.",
+        epilog="example: foveate batch photos --repository models --out photos.parquet",
     )
     parser.add_argument(
         "sources",

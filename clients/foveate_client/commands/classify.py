@@ -257,6 +257,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="foveate classify",
         description="Classify pictures, and show what the classifier looked at.",
+        epilog="example: foveate classify cat.jpg --address localhost:50051 --cam",
     )
     parser.add_argument(
         "images", nargs="+", metavar="IMAGE", help="a picture's file; - reads standard input"

@@ -73,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="foveate health",
         description="Ask a server whether it serves; the exit code is 0 if it does, else 1.",
+        epilog="example: foveate health --address localhost:50051",
     )
     parser.add_argument(
         "service",

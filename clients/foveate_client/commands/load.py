@@ -224,6 +224,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="foveate load",
         description="Put a server under load and measure its latencies and its throughput.",
+        epilog="example: foveate load photos --address localhost:50051 --concurrency 32",
     )
     parser.add_argument(
         "images", nargs="+", metavar="IMAGE", type=Path, help="pictures to send, or folders of them"

@@ -233,6 +233,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="foveate models",
         description="List the models of a server or a repository, describe one, or change "
         "which ones a server serves.",
+        epilog="example: foveate models resnet18 --repository models",
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="describe or change this model")
     add_source_arguments(parser, required=False)

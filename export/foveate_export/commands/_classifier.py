@@ -34,7 +34,10 @@ Exports a classifier to a bundle: one ONNX graph that takes pixels and returns
 logits, class activation maps and feature maps, compared with torch before it
 is published. A graph that differs is refused."""
 
-EPILOG = "An ONNX file in place of SOURCE has options of its own: foveate export FILE.onnx --help"
+EPILOG = (
+    "An ONNX file in place of SOURCE has options of its own: foveate export FILE.onnx --help. "
+    "example: foveate export timm:resnet18 --repository models --name resnet18"
+)
 
 
 def main(arguments: Sequence[str]) -> int:

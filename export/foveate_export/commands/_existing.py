@@ -24,6 +24,10 @@ edited: it takes pixels and any number of pictures, and returns logits, feature
 maps, and class activation maps where it ends in average pooling and a linear
 layer. Every output is compared with the file's own before the bundle is
 published; a graph that differs is refused. Needs no torch."""
+EPILOG = (
+    "example: foveate export net.onnx --input-spec input.json --labels labels.txt "
+    "--repository models --name net"
+)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -33,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=PROG, description=DESCRIPTION)
+    parser = argparse.ArgumentParser(prog=PROG, description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("source", type=Path, metavar="FILE.onnx")
     parser.add_argument(
         "--input-spec",

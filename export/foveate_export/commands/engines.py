@@ -19,6 +19,7 @@ Builds engines of TensorRT or TensorRT-RTX from the graphs of a bundle and adds
 them to it: for each variant one that classifies, and one that explains as well.
 TensorRT builds for the GPU at hand; TensorRT-RTX needs none and builds for the
 compute capabilities that are named."""
+EPILOG = "example: foveate engines models/resnet18/1 --flavour tensorrt_rtx"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=PROG, description=DESCRIPTION)
+    parser = argparse.ArgumentParser(prog=PROG, description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument(
         "bundle", type=Path, metavar="BUNDLE", help="its folder, <repository>/<model>/<version>"
     )

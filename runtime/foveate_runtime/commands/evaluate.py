@@ -37,6 +37,7 @@ Classifies labelled pictures with a bundle, through the image pipeline and the
 backend that serve it, and prints how often the right class comes first and
 among the first five; or, of pictures with several labels each, the mean average
 precision and the F1 score of every label."""
+EPILOG = "example: foveate evaluate --repository models --model resnet18 --data photos"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -46,9 +47,11 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=PROG, description=DESCRIPTION)
-    parser.add_argument("--repository", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--model", required=True, metavar="NAME")
+    parser = argparse.ArgumentParser(prog=PROG, description=DESCRIPTION, epilog=EPILOG)
+    parser.add_argument(
+        "--repository", type=Path, required=True, metavar="DIR", help="the folder of models"
+    )
+    parser.add_argument("--model", required=True, metavar="NAME", help="the model to measure")
     parser.add_argument("--version", type=positive, metavar="N", help="default: the newest")
     parser.add_argument(
         "--data",

@@ -19,6 +19,7 @@ DESCRIPTION = """\
 Checks the digest of every file of a bundle, then runs each variant on the
 pictures kept in it and compares every output with torch's answers, which are
 kept in it too. Needs no torch."""
+EPILOG = "example: foveate verify models/resnet18/1"
 
 DONE, FAILED = 0, 1
 
@@ -100,7 +101,7 @@ def _line(check: Check) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=PROG, description=DESCRIPTION)
+    parser = argparse.ArgumentParser(prog=PROG, description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument(
         "bundle", type=Path, help="the bundle's folder, <repository>/<model>/<version>"
     )

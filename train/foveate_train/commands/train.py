@@ -23,7 +23,11 @@ _FAILED, _WRONG_USAGE = 1, 2
 
 def main(arguments: Sequence[str]) -> int:
     """Run `foveate train ...` and return its exit code."""
-    parser = argparse.ArgumentParser(prog="foveate train", description="Train a classifier.")
+    parser = argparse.ArgumentParser(
+        prog="foveate train",
+        description="Train a classifier.",
+        epilog="example: foveate train mnist --epochs 1 --out checkpoint",
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for command in COMMANDS.values():
         command.add_to(commands)
