@@ -35,16 +35,20 @@ demo: mnist ## Train, export, serve and explain, on real pictures, into demo-out
 	VENV=$(VENV) scripts/demo.sh demo-output
 
 test: mnist ## Run the tests
-	$(bin)/pytest --numprocesses $(WORKERS) --dist loadfile
+	$(bin)/pytest --numprocesses $(WORKERS) --dist loadfile --ignore tests/pages --durations=30
+
+test-fast: mnist ## Run the tests that take no more than seconds
+	$(bin)/pytest --numprocesses $(WORKERS) --dist loadfile --ignore tests/pages -m "not network and not slow and not engines"
 
 containers: $(ready) ## Build the images and prove the composition, with a Docker daemon
 	$(bin)/pytest tests/deploy/containers/prove_containers.py
 
-check: $(ready) ## Lint, types, import boundaries, protocol
+check: $(ready) ## Lint, types, import boundaries, pages against results, protocol
 	$(bin)/ruff format --check .
 	$(bin)/ruff check .
 	$(bin)/mypy
 	PATH=$(abspath $(bin)):$$PATH lint-imports
+	$(bin)/pytest --quiet tests/pages
 	cd proto && $(abspath $(bin))/buf lint
 	cd proto && $(abspath $(bin))/buf breaking --against released.binpb
 	generated=$$(mktemp -d) && trap 'rm -rf "$$generated"' EXIT && VENV=$(VENV) scripts/generate_stubs.sh "$$generated" \

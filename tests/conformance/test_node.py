@@ -12,6 +12,8 @@ from skimage import data_dir
 import foveate.v1
 from foveate_client import Cam, Client, Features
 
+pytestmark = pytest.mark.network
+
 NODE = Path(__file__).parent / "node"
 PAGE = Path(__file__).parents[2] / "docs/client/other-languages.md"
 PROTOS = Path(foveate.v1.__path__[0]).parents[1]

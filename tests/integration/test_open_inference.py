@@ -18,6 +18,8 @@ from foveate.inference.open_inference_pb2 import ModelInferRequest, ModelInferRe
 from foveate.v1.classifier_service_pb2 import ClassifyRequest
 from foveate.v1.explanation_pb2 import CamOptions, FeatureMapOptions
 
+pytestmark = pytest.mark.network
+
 HERE = Path(__file__).parent
 UV = Path(sys.executable).with_name("uv")
 MODEL = "efficientnet_lite0"

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.network
+
 ROOT = Path(__file__).parents[2]
 UV = Path(sys.executable).with_name("uv")
 MEBIBYTE = 2**20

@@ -16,6 +16,8 @@ from foveate_export.graph.classifier import ExplainedClassifier
 from foveate_export.proof.comparison import relative_error
 from foveate_train import registry
 
+pytestmark = pytest.mark.network
+
 ROOT = Path(__file__).parents[3]
 UV = Path(sys.executable).with_name("uv")
 CLASSES = np.array([[285, 3], [7, 285]])

@@ -14,6 +14,8 @@ from foveate_export.publish.tensorrt.engines import add_engines
 from foveate_export.publish.tensorrt.target import choose_target
 from foveate_runtime.bundle.bundle import Bundle
 
+pytestmark = pytest.mark.engines
+
 PATIENCE = 60
 
 

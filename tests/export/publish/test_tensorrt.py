@@ -42,6 +42,8 @@ from foveate_runtime.bundle.bundle import Bundle
 from foveate_train import registry
 from foveate_train.classifier import Classifier
 
+pytestmark = pytest.mark.engines
+
 VARIANTS = ("fp32", "fp16", "int8", "int8-symmetric")
 SUITABLE = ["fp32", "fp16", "int8-symmetric"]
 

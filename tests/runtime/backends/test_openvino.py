@@ -12,6 +12,8 @@ from foveate_runtime.backends.openvino.runner import OpenVinoRunner
 from foveate_runtime.backends.registry import create_runner
 from foveate_runtime.bundle.bundle import Bundle
 
+pytestmark = pytest.mark.engines
+
 IMAGES = np.zeros((2, 8, 8, 3), dtype=np.uint8)
 
 

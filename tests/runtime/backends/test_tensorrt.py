@@ -32,6 +32,8 @@ from foveate_runtime.backends.tensorrt import cuda, flavour
 from foveate_runtime.bundle.bundle import Bundle
 from foveate_serve.repository.warmup import warm_up
 
+pytestmark = pytest.mark.engines
+
 VERSION = "11.0.0"
 OUTPUTS = ("logits", "cam.cam", "features.planes")
 

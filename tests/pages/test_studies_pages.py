@@ -8,7 +8,7 @@ import pytest
 from foveate_train.studies import STUDIES, network, normalisation, report, residual
 from foveate_train.studies.results import Results
 
-PAGES = Path(__file__).parents[3] / "docs" / "studies"
+PAGES = Path(__file__).parents[2] / "docs" / "studies"
 COMPARISONS = {study.name: study for study in (normalisation.STUDY, residual.STUDY)}
 
 
