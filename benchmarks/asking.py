@@ -19,9 +19,9 @@ from foveate.v1.explanation_pb2 import (
     PICTURE_ENCODING_JPEG,
     CamOptions,
 )
-from foveate_serve.bundle.bundle import Bundle
-from foveate_serve.bundle.golden import open_golden
-from foveate_serve.bundle.manifest import LOGITS_OUTPUT
+from foveate_runtime.bundle.bundle import Bundle
+from foveate_runtime.bundle.golden import open_golden
+from foveate_runtime.bundle.manifest import LOGITS_OUTPUT
 
 METHOD = "/foveate.v1.ClassifierService/Classify"
 TIMEOUT = 60

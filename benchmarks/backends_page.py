@@ -8,9 +8,9 @@ Each folder there is the `--out` of one run.
 import re
 from pathlib import Path
 
-from foveate_serve.bench.document import RESULTS_FILE, Report
-from foveate_serve.bench.files import TEXT_FILE
-from foveate_serve.bench.report import about, summary
+from foveate_bench.document import RESULTS_FILE, Report
+from foveate_bench.files import TEXT_FILE
+from foveate_bench.report import about, summary
 
 RESULTS = Path(__file__).parent / "results" / "bench"
 PAGE = Path(__file__).parents[1] / "docs" / "serving" / "backends.md"

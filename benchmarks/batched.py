@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from benchmarks.asking import TIMEOUT
 from benchmarks.server import Server
 from foveate.inference.open_inference_pb2 import ModelInferRequest, ModelInferResponse
-from foveate_serve.bundle.bundle import Bundle
-from foveate_serve.bundle.golden import open_golden
-from foveate_serve.bundle.manifest import IMAGE_INPUT, LOGITS_OUTPUT
+from foveate_runtime.bundle.bundle import Bundle
+from foveate_runtime.bundle.golden import open_golden
+from foveate_runtime.bundle.manifest import IMAGE_INPUT, LOGITS_OUTPUT
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 DIGITS = 128

@@ -31,10 +31,10 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks import machine
-from foveate_serve.backends.base import Array, Runner
-from foveate_serve.backends.onnxruntime.runner import GRAPHS
-from foveate_serve.backends.registry import create_runner
-from foveate_serve.bundle.bundle import Bundle
+from foveate_runtime.backends.base import Array, Runner
+from foveate_runtime.backends.graphs import MOST
+from foveate_runtime.backends.registry import create_runner
+from foveate_runtime.bundle.bundle import Bundle
 
 RESULTS = Path(__file__).parent / "results"
 MODELS = {
@@ -108,7 +108,7 @@ def groups(wanted: dict[str, tuple[list[str], int]]) -> list[list[str]]:
     for request, (outputs, _) in wanted.items():
         kinds.setdefault(frozenset(outputs), []).append(request)
     plain, *others = kinds.values()
-    size = GRAPHS - 1
+    size = MOST - 2
     parts = [others[start : start + size] for start in range(0, len(others), size)]
     return [[*plain, *(request for kind in part for request in kind)] for part in parts]
 

@@ -45,13 +45,13 @@ from rich.table import Table
 
 from benchmarks import machine
 from benchmarks.request_cost import read_pictures
-from foveate_serve.backends.base import Runner
-from foveate_serve.backends.registry import create_runner
-from foveate_serve.bundle.bundle import Bundle
-from foveate_serve.bundle.manifest import CAM_PREFIX
-from foveate_serve.imaging.decode import ImageLimits
-from foveate_serve.imaging.heatmap import intensity
-from foveate_serve.imaging.transform import prepare
+from foveate_runtime.backends.base import Runner
+from foveate_runtime.backends.registry import create_runner
+from foveate_runtime.bundle.bundle import Bundle
+from foveate_runtime.bundle.manifest import CAM_PREFIX
+from foveate_runtime.imaging.decode import ImageLimits
+from foveate_runtime.imaging.heatmap import intensity
+from foveate_runtime.imaging.transform import prepare
 
 RESULTS = Path(__file__).parent / "results"
 BLUR_SIZE = 11

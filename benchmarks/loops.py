@@ -33,12 +33,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from foveate_serve.backends.base import Runner
-from foveate_serve.backends.registry import create_runner
-from foveate_serve.bundle.bundle import Bundle
-from foveate_serve.bundle.manifest import InputSpec
-from foveate_serve.imaging.decode import ImageLimits
-from foveate_serve.imaging.transform import prepare
+from foveate_runtime.backends.base import Runner
+from foveate_runtime.backends.registry import create_runner
+from foveate_runtime.bundle.bundle import Bundle
+from foveate_runtime.bundle.manifest import InputSpec
+from foveate_runtime.imaging.decode import ImageLimits
+from foveate_runtime.imaging.transform import prepare
 
 MAX_BATCH = 8
 AHEAD = 32

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from foveate_serve.bench import machine
+from foveate_bench import machine
 
 
 def describe() -> dict[str, object]:

@@ -43,7 +43,7 @@ from rich.table import Table
 from benchmarks import machine, pages
 from benchmarks.request_cost import MODEL, read_pictures, write_photographs
 from benchmarks.server import Server, serving
-from foveate_serve.cores import Cores, pinned
+from foveate_runtime.cores import Cores, pinned
 
 RESULTS = Path(__file__).parent / "results" / "overload.json"
 PLOT = pages.DOCS / "images" / "overload.png"

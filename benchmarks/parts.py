@@ -19,10 +19,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from foveate_serve.backends.registry import create_runner
-from foveate_serve.bundle.bundle import Bundle
-from foveate_serve.imaging.decode import ImageLimits, decode
-from foveate_serve.imaging.transform import DRAFT_MARGIN, fit, prepare
+from foveate_runtime.backends.registry import create_runner
+from foveate_runtime.bundle.bundle import Bundle
+from foveate_runtime.imaging.decode import ImageLimits, decode
+from foveate_runtime.imaging.transform import DRAFT_MARGIN, fit, prepare
 
 T = TypeVar("T")
 

@@ -48,16 +48,16 @@ from rich.console import Console
 from benchmarks import machine, pages, quiet
 from benchmarks.request_cost import read_pictures
 from benchmarks.variants import quartiles
-from foveate_export.variants import INT8, VARIANTS, file_name, unmeasured
-from foveate_export.variants.quantise import Scheme, candidates, find_trunk
-from foveate_serve.backends.base import Runner
-from foveate_serve.backends.registry import create_runner
-from foveate_serve.bundle.bundle import Bundle
-from foveate_serve.bundle.manifest import Quantisation, VariantEntry
-from foveate_serve.evaluation.accuracy import prepared_batches
-from foveate_serve.evaluation.labelled import open_folder
-from foveate_serve.imaging.decode import ImageLimits
-from foveate_serve.imaging.transform import prepare
+from foveate_export.publish.variants import INT8, VARIANTS, file_name, unmeasured
+from foveate_export.publish.variants.quantise import Scheme, candidates, find_trunk
+from foveate_runtime.backends.base import Runner
+from foveate_runtime.backends.registry import create_runner
+from foveate_runtime.bundle.bundle import Bundle
+from foveate_runtime.bundle.manifest import Quantisation, VariantEntry
+from foveate_runtime.evaluation.accuracy import prepared_batches
+from foveate_runtime.evaluation.labelled import open_folder
+from foveate_runtime.imaging.decode import ImageLimits
+from foveate_runtime.imaging.transform import prepare
 
 PAGE = pages.DOCS / "export" / "variants.md"
 BACKENDS = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}

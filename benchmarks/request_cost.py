@@ -38,10 +38,10 @@ from benchmarks.server import Server, serving
 from foveate.v1.classifier_service_pb2 import ClassifyRequest
 from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
 from foveate.v1.explanation_pb2 import CamOptions
-from foveate_serve.backends.registry import create_runner
-from foveate_serve.bundle.bundle import Bundle
-from foveate_serve.imaging.decode import ImageLimits
-from foveate_serve.imaging.transform import prepare
+from foveate_runtime.backends.registry import create_runner
+from foveate_runtime.bundle.bundle import Bundle
+from foveate_runtime.imaging.decode import ImageLimits
+from foveate_runtime.imaging.transform import prepare
 
 MODEL = "efficientnet_lite0"
 RESULTS = Path(__file__).parent / "results" / "request_cost.json"

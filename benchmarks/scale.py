@@ -44,7 +44,7 @@ from benchmarks.server import HELD, Server, serving
 from benchmarks.throughput import Samples
 from foveate.v1.classifier_service_pb2 import ClassifyRequest
 from foveate_client.load.driver import connect
-from foveate_serve.bundle.manifest import MANIFEST_FILE
+from foveate_runtime.bundle.manifest import MANIFEST_FILE
 
 RESULTS = Path(__file__).parent / "results" / "scale.json"
 PAGE = pages.DOCS / "serving" / "scale.md"

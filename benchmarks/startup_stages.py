@@ -28,11 +28,11 @@ def main() -> None:
     import_module("foveate_client.cli")
     settings = import_module("foveate_serve.cli").Settings(repository=Path())
     ended("the server's imports")
-    bundle = import_module("foveate_serve.bundle.bundle").Bundle.open(Path(sys.argv[1]))
+    bundle = import_module("foveate_runtime.bundle.bundle").Bundle.open(Path(sys.argv[1]))
     ended("the bundle read, and its SHA-256 compared")
     import_module("onnxruntime")
     ended("ONNX Runtime's import")
-    create_runner = import_module("foveate_serve.backends.registry").create_runner
+    create_runner = import_module("foveate_runtime.backends.registry").create_runner
     runner = create_runner(bundle, variant="fp32", backend="onnxruntime")
     ended("the session for requests without maps")
     policy = import_module("foveate_serve.assembly").batch_policy(settings)

@@ -58,8 +58,8 @@ from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
 from foveate_client.load.driver import Driver, connect
 from foveate_client.load.recorder import Measurement
 from foveate_client.load.workload import PLAIN, Workload
-from foveate_serve.bundle.bundle import Bundle
-from foveate_serve.evaluation.labelled import ImageFolder, open_folder
+from foveate_runtime.bundle.bundle import Bundle
+from foveate_runtime.evaluation.labelled import ImageFolder, open_folder
 
 RESULTS = Path(__file__).parent / "results" / "throughput.json"
 PAGE = pages.DOCS / "performance.md"

@@ -36,10 +36,10 @@ from rich.table import Table
 
 from benchmarks import machine, pages, quiet
 from benchmarks.request_cost import read_pictures
-from foveate_serve.backends.registry import create_runner
-from foveate_serve.bundle.bundle import Bundle
-from foveate_serve.imaging.decode import ImageLimits
-from foveate_serve.imaging.transform import prepare
+from foveate_runtime.backends.registry import create_runner
+from foveate_runtime.bundle.bundle import Bundle
+from foveate_runtime.imaging.decode import ImageLimits
+from foveate_runtime.imaging.transform import prepare
 
 PAGE = pages.DOCS / "export" / "variants.md"
 RESULTS = Path(__file__).parent / "results" / "variants.json"

@@ -28,8 +28,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks import machine
 from benchmarks.zoo_page import PAGE, RESULTS, page
-from foveate_serve.bundle.bundle import Bundle
-from foveate_serve.bundle.manifest import LOGITS_OUTPUT
+from foveate_runtime.bundle.bundle import Bundle
+from foveate_runtime.bundle.manifest import LOGITS_OUTPUT
 from foveate_train import registry
 from foveate_train.counting import count
 

@@ -8,6 +8,7 @@ with Client("localhost:50051") as client:
     result.cams[0].overlay("cat.jpg").save("cat.cam.png")
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from foveate.status import FieldViolation
@@ -59,10 +60,12 @@ from foveate_client._results import (
     View,
 )
 from foveate_client._throttle import Throttling
-from foveate_client._transports import AsyncTransport, ThreadedTransport, Transport
+from foveate_client._transports.base import AsyncTransport, Transport
+from foveate_client._transports.threaded import ThreadedTransport
 
 if TYPE_CHECKING:
-    from foveate_client._grpc import AsyncGrpcTransport, GrpcTransport
+    from foveate_client._transports.aio import AsyncGrpcTransport
+    from foveate_client._transports.sync import GrpcTransport
 
 __all__ = [
     "AbortedError",
@@ -119,14 +122,14 @@ __all__ = [
     "View",
 ]
 
-_OVER_GRPC = ("AsyncGrpcTransport", "GrpcTransport")
+_OVER_GRPC = {"AsyncGrpcTransport": "aio", "GrpcTransport": "sync"}
 
 
 def __getattr__(name: str) -> Any:
     # Importing gRPC takes longer than the rest of the library, and a fake or local client is
     # without it.
     if name in _OVER_GRPC:
-        from foveate_client import _grpc  # noqa: PLC0415
-
-        return getattr(_grpc, name)
+        return getattr(
+            importlib.import_module(f"foveate_client._transports.{_OVER_GRPC[name]}"), name
+        )
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,13 +19,15 @@ from foveate.v1.classifier_service_pb2 import (
 )
 from foveate_client._client import DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT
 from foveate_client._connection import ClientOptions
-from foveate_client._exceptions import FoveateError, ImageError, client_errors
+from foveate_client._exceptions import CallError, FoveateError, client_errors
 from foveate_client._images import ImageInput
 from foveate_client._models import Model, ModelSummary
 from foveate_client._options import ClassifyOptions, classify_request
 from foveate_client._results import Classification
-from foveate_client._stream import Window, outcome
-from foveate_client._transports import AsyncTransport, ThreadedTransport, local_transport
+from foveate_client._stream import Window
+from foveate_client._transports.base import AsyncTransport
+from foveate_client._transports.local import local_transport
+from foveate_client._transports.threaded import ThreadedTransport
 
 
 class AsyncClient:
@@ -96,21 +98,32 @@ class AsyncClient:
         At most `in_flight` pictures are held at once: the first result comes
         when that many have been sent or none is left, and each further picture
         is read when the oldest result has been taken. An error of one picture
-        is yielded in its place; an error of the stream itself is raised.
+        is yielded in its place, also where it is larger than a message may be;
+        an error of the stream itself is raised.
         """
-        window = Window(in_flight)
+        window, source = Window(in_flight, options), _each(images)
+        while True:
+            try:
+                async with aclosing(self._stream(window, source)) as results:
+                    async for result in results:
+                        yield result
+            except CallError as error:
+                if not window.refuse(error):
+                    raise
+            else:
+                return
+
+    async def _stream(
+        self, window: Window, images: AsyncIterator[ImageInput]
+    ) -> AsyncGenerator[Classification | FoveateError, None]:
         requests: asyncio.Queue[ClassifyStreamRequest | None] = asyncio.Queue()
         async with aclosing(self._transport.classify_stream(_until_none(requests))) as answers:
             try:
-                async for image in _each(images):
+                async for _ in _read(window, images):
                     if window.full:
                         yield await _take(window, answers)
-                    try:
-                        request = await asyncio.to_thread(classify_request, image, **options)
-                    except ImageError as error:
-                        window.failed(error)
-                    else:
-                        requests.put_nowait(window.sent(request))
+                    if (request := await asyncio.to_thread(window.send)) is not None:
+                        requests.put_nowait(request)
                 while window:
                     yield await _take(window, answers)
             finally:
@@ -163,11 +176,17 @@ class AsyncClient:
 async def _take(
     window: Window, answers: AsyncIterator[ClassifyStreamResponse]
 ) -> Classification | FoveateError:
-    oldest = window.pop()
-    if isinstance(oldest, ImageError):
-        return oldest
     with client_errors():
-        return outcome(oldest, await anext(answers, None))
+        return window.take(await anext(answers, None) if window.waits else None)
+
+
+async def _read(window: Window, images: AsyncIterator[ImageInput]) -> AsyncIterator[None]:
+    """Step through the pictures to send: those that were read before, then the others."""
+    for step in window.left():
+        yield step
+    async for image in images:
+        window.read(image)
+        yield
 
 
 async def _each(
@@ -189,6 +208,6 @@ async def _until_none(
 
 
 def _connect(address: str, timeout: float, connection: ClientOptions) -> AsyncTransport:
-    from foveate_client._grpc import AsyncGrpcTransport
+    from foveate_client._transports.aio import AsyncGrpcTransport
 
     return AsyncGrpcTransport(address, stall_timeout=timeout, **connection)

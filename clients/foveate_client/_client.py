@@ -5,6 +5,7 @@
 import os
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -17,13 +18,14 @@ from foveate.v1.classifier_service_pb2 import (
     ListModelsRequest,
 )
 from foveate_client._connection import ClientOptions
-from foveate_client._exceptions import FoveateError, ImageError, client_errors
+from foveate_client._exceptions import CallError, FoveateError, client_errors
 from foveate_client._images import ImageInput
 from foveate_client._models import Model, ModelSummary
 from foveate_client._options import ClassifyOptions, classify_request
 from foveate_client._results import Classification
-from foveate_client._stream import Window, outcome
-from foveate_client._transports import Transport, local_transport
+from foveate_client._stream import Window
+from foveate_client._transports.base import Transport
+from foveate_client._transports.local import local_transport
 
 DEFAULT_TIMEOUT = 30.0
 """Seconds."""
@@ -96,21 +98,30 @@ class Client:
         At most `in_flight` pictures are held at once: the first result comes
         when that many have been sent or none is left, and each further picture
         is read when the oldest result has been taken. An error of one picture
-        is yielded in its place; an error of the stream itself is raised.
+        is yielded in its place, also where it is larger than a message may be;
+        an error of the stream itself is raised.
         """
-        window = Window(in_flight)
+        window, source = Window(in_flight, options), iter(images)
+        while True:
+            try:
+                yield from self._stream(window, source)
+            except CallError as error:
+                if not window.refuse(error):
+                    raise
+            else:
+                return
+
+    def _stream(
+        self, window: Window, images: Iterator[ImageInput]
+    ) -> Generator[Classification | FoveateError, None, None]:
         requests: SimpleQueue[ClassifyStreamRequest | None] = SimpleQueue()
         try:
             with closing(self._transport.classify_stream(iter(requests.get, None))) as answers:
-                for image in images:
+                for _ in chain(window.left(), map(window.read, images)):
                     if window.full:
                         yield _take(window, answers)
-                    try:
-                        request = classify_request(image, **options)
-                    except ImageError as error:
-                        window.failed(error)
-                    else:
-                        requests.put(window.sent(request))
+                    if (request := window.send()) is not None:
+                        requests.put(request)
                 while window:
                     yield _take(window, answers)
         finally:
@@ -158,14 +169,11 @@ class Client:
 def _take(
     window: Window, answers: Iterator[ClassifyStreamResponse]
 ) -> Classification | FoveateError:
-    oldest = window.pop()
-    if isinstance(oldest, ImageError):
-        return oldest
     with client_errors():
-        return outcome(oldest, next(answers, None))
+        return window.take(next(answers, None) if window.waits else None)
 
 
 def _connect(address: str, timeout: float, connection: ClientOptions) -> Transport:
-    from foveate_client._grpc import GrpcTransport
+    from foveate_client._transports.sync import GrpcTransport
 
     return GrpcTransport(address, stall_timeout=timeout, **connection)

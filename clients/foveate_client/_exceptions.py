@@ -149,7 +149,11 @@ class PermissionDeniedError(CallError):
 
 
 class ResourceExhaustedError(CallError):
-    """A quota or queue is full; `retry_delay` says when to come back."""
+    """A quota or queue is full; `retry_delay` says when to come back.
+
+    Or a message is above its limit, which no waiting helps: the reason is
+    MESSAGE_TOO_LARGE, and `metadata` holds its `size` and the `limit`.
+    """
 
     code = "RESOURCE_EXHAUSTED"
 
@@ -200,6 +204,20 @@ class UnauthenticatedError(CallError):
     """The caller has not shown who it is."""
 
     code = "UNAUTHENTICATED"
+
+
+MESSAGE_TOO_LARGE = "MESSAGE_TOO_LARGE"
+"""The reason of a ResourceExhaustedError that no waiting helps: the message is above the limit."""
+
+
+def too_large(size: int | str, limit: int) -> ErrorStatus:
+    """Return the error of a message of so many bytes."""
+    return ErrorStatus(
+        code=code_pb2.Code.Value("RESOURCE_EXHAUSTED"),
+        reason=MESSAGE_TOO_LARGE,
+        message=f"the message has {size} bytes; the limit is {limit} bytes",
+        metadata={"size": str(size), "limit": str(limit)},
+    )
 
 
 _BY_CODE = {code_pb2.Code.Value(kind.code): kind for kind in CallError.__subclasses__()}

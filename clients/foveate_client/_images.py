@@ -23,6 +23,9 @@ _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
 _UNSCALED_MODES = frozenset({"F", "I"})
 _FAST = 1
 
+MAX_FILE_BYTES = 256 * 2**20
+"""A file above this size is not read: no message may be as large."""
+
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
@@ -40,7 +43,8 @@ ImageInput: TypeAlias = (
     "str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8] | Prepared"
 )
 """What can be classified: a file's path, a file's bytes, a PIL image, or a uint8
-array [height, width], [height, width, 1] or [height, width, 3] in red, green, blue."""
+array [height, width], [height, width, 1], or [height, width, 3 or 4] in red, green,
+blue and alpha."""
 
 
 def image_field(image: ImageInput) -> dict[str, Any]:
@@ -76,14 +80,14 @@ def open_upright(image: ImageInput) -> Image.Image:
         return _from_array(image).convert("RGB")
     if _is_picture(image):
         return _rgb(_upright(image))
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     path_or_bytes = cast("str | os.PathLike[str] | bytes", image)
     source = io.BytesIO(path_or_bytes) if isinstance(path_or_bytes, bytes) else Path(path_or_bytes)
     try:
         with Image.open(source) as opened:
             return _rgb(_upright(opened))
-    except (UnidentifiedImageError, OSError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ImageError(f"cannot draw on the picture: {error}") from error
 
 
@@ -115,11 +119,26 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def _native(image: Image.Image) -> Image.Image:
+    """Return a picture of 16 bits in the order of bytes that Pillow writes."""
+    import numpy as np
+    from PIL import Image
+
+    return Image.fromarray(np.asarray(image).astype(np.uint16))
+
+
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_FILE_BYTES:
+                raise ImageError(f"{path} has {size} bytes; the limit is {MAX_FILE_BYTES} bytes")
+            return file.read()
     except OSError as error:
         raise ImageError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        # A name that no file can have.
+        raise ImageError(f"cannot read {str(path)!r}: {error}") from error
 
 
 def _from_array(pixels: npt.NDArray[Any]) -> Image.Image:
@@ -129,10 +148,10 @@ def _from_array(pixels: npt.NDArray[Any]) -> Image.Image:
         raise ImageError(f"an image array has dtype uint8, not {pixels.dtype}")
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
-    if pixels.size == 0 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)):
+    if pixels.size == 0 or not (pixels.ndim == 2 or pixels.shape[2:] in ((3,), (4,))):
         raise ImageError(
-            "an image array has the shape [height, width], [height, width, 1] or "
-            f"[height, width, 3], not {list(pixels.shape)}"
+            "an image array has the shape [height, width], [height, width, 1], "
+            f"[height, width, 3] or [height, width, 4], not {list(pixels.shape)}"
         )
     return Image.fromarray(pixels)
 
@@ -153,6 +172,8 @@ def _png(image: Image.Image) -> bytes:
             f"an image of mode {image.mode} has no range of its own; "
             "scale its values to 0..255 and convert it to L"
         )
+    if image.mode.startswith("I;16"):
+        image = _native(image)
     if image.mode not in _PNG_MODES:
         image = image.convert("RGB")
     buffer = io.BytesIO()

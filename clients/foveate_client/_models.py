@@ -1,11 +1,14 @@
 """What a server tells of its models, as frozen values."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Self
 
 from foveate.v1 import model_pb2 as proto
+
+DEFAULT_SCORES = "softmax"
+"""What the scores of a server are that does not state it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +54,12 @@ class ModelSummary:
 class InputSpec:
     """How the server makes a picture the classifier's input.
 
-    The shorter side is resized to `resize` pixels with the filter
-    `interpolation` and the centre of `height` x `width` pixels is cropped.
-    `mean` and `std` are for reading: the graph normalises by itself.
+    A picture of `height` x `width` pixels is taken as it is. Any other is resized
+    with the filter `interpolation` as `fit` says, and its centre of `height` x `width`
+    pixels is taken: "crop" resizes its shorter side to `resize`, or to more where it
+    would not cover the input; "squash" and "pad" take the input's frame, whose shorter
+    side is `resize`: both sides become the frame's, or the picture fits into it beside
+    the colour `fill`. `mean` and `std` are for reading: the graph normalises by itself.
     """
 
     height: int
@@ -63,6 +69,8 @@ class InputSpec:
     interpolation: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    fit: str = "crop"
+    fill: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +131,11 @@ class Variant:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """Everything about one version of one model."""
+    """Everything about one version of one model.
+
+    `scores` is what makes scores of its logits: "softmax", "sigmoid" or "none";
+    `assumptions` is what the export found or assumed, by field.
+    """
 
     name: str
     version: str
@@ -139,6 +151,8 @@ class Model:
     device: str
     created: datetime
     parameters: int
+    scores: str = DEFAULT_SCORES
+    assumptions: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_message(cls, message: proto.Model) -> Self:
@@ -157,6 +171,8 @@ class Model:
                 interpolation=message.input.interpolation,
                 mean=tuple(message.input.mean),
                 std=tuple(message.input.std),
+                fit=message.input.fit or "crop",  # a server of before does not say
+                fill=tuple(message.input.fill),
             ),
             layers=tuple(
                 Layer(name=x.name, channels=x.channels, height=x.height, width=x.width)
@@ -172,6 +188,8 @@ class Model:
             device=message.device,
             created=message.create_time.ToDatetime(UTC),
             parameters=message.parameters,
+            scores=message.scores or DEFAULT_SCORES,
+            assumptions=dict(sorted(message.assumptions.items())),
         )
 
 

@@ -43,7 +43,9 @@ class ClassifyOptions(TypedDict, total=False):
     version: str
     """The version; unset, the model's default one."""
     top_k: int
-    """How many of the best classes to return; unset, five."""
+    """How many of the best classes to return; unset, five, or all that reach `threshold`."""
+    threshold: float
+    """The least score of a class that is returned; unset, any."""
     cam: Cam
     """The class activation maps wanted; unset, none."""
     feature_maps: Sequence[Features | str]
@@ -60,6 +62,7 @@ def classify_request(
     model: str = "",
     version: str = "",
     top_k: int | None = None,
+    threshold: float | None = None,
     cam: Cam | None = None,
     feature_maps: Sequence[Features | str] = (),
     timing: bool = False,
@@ -70,6 +73,7 @@ def classify_request(
         model=model,
         version=version,
         top_k=top_k,
+        threshold=threshold,
         cam=None if cam is None else _cam_options(cam),
         feature_maps=[_feature_map_options(wanted) for wanted in feature_maps],
         timing=timing,

@@ -42,7 +42,7 @@ class RepositoryClient:
         timeout: float = DEFAULT_TIMEOUT,
         **connection: Unpack[ConnectionOptions],
     ) -> None:
-        from foveate_client._grpc import RepositoryTransport
+        from foveate_client._transports.repository import RepositoryTransport
 
         self._transport = RepositoryTransport(address, **connection)
         self._timeout = timeout

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 from foveate.v1 import classifier_service_pb2 as service
 from foveate.v1 import explanation_pb2 as explanation
 from foveate_client._images import ImageInput, open_upright
+from foveate_client._models import DEFAULT_SCORES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,10 +23,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """A class and how likely the classifier finds it.
+    """A class and its score.
 
-    `score` is its softmax probability, from 0 to 1, and `logit` its value
-    before the softmax.
+    What `score` is, `Classification.scores` says: with "softmax" the probability
+    of the class among all, from 0 to 1; with "sigmoid" that of the label by
+    itself, from 0 to 1; with "none" the logit. `logit` is what it is made of.
     """
 
     class_id: int
@@ -36,7 +38,10 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """The part of a picture that the classifier saw, in pixels of the upright picture."""
+    """The part of a picture that the classifier saw, in pixels of the upright picture.
+
+    It goes beyond the picture where the input has a border.
+    """
 
     source_width: int
     source_height: int
@@ -179,7 +184,10 @@ class Timing:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Classification:
-    """The classification of one picture: its best classes, best first, and what explains them."""
+    """The classification of one picture: its best classes, best first, and what explains them.
+
+    `scores` says what the predictions' scores are: "softmax", "sigmoid" or "none".
+    """
 
     model: str
     version: str
@@ -188,6 +196,7 @@ class Classification:
     feature_maps: tuple[FeatureMap, ...]
     view: View
     timing: Timing | None
+    scores: str = DEFAULT_SCORES
 
     @classmethod
     def from_message(cls, message: service.ClassifyResponse) -> Self:
@@ -204,6 +213,7 @@ class Classification:
             feature_maps=tuple(_feature_map(features) for features in message.feature_maps),
             view=view,
             timing=_timing(message.timing) if message.HasField("timing") else None,
+            scores=message.scores or DEFAULT_SCORES,
         )
 
 

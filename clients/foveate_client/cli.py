@@ -31,11 +31,13 @@ class _Command(NamedTuple):
         return _version(self.requirement.partition("[")[0]) is not None
 
 
-_CLIENT, _SERVE, _EXPORT, _TRAIN = (
+_CLIENT, _RUNTIME, _SERVE, _EXPORT, _TRAIN, _BENCH = (
     "foveate-client",
+    "foveate-runtime[cpu]",
     "foveate-serve[cpu]",
     "foveate-export",
     "foveate-train",
+    "foveate-bench",
 )
 
 # Known even where it is not installed, so that the answer can be a pip line.
@@ -44,10 +46,10 @@ _KNOWN = {
     "visualize": _Command(_TRAIN, "draw what a network has learned"),
     "export": _Command(_EXPORT, "make a bundle of a classifier"),
     "engines": _Command(_EXPORT, "build TensorRT engines of a bundle's graphs"),
-    "evaluate": _Command(_EXPORT, "measure a bundle's accuracy on labelled pictures"),
+    "evaluate": _Command(_RUNTIME, "measure a bundle's accuracy on labelled pictures"),
     "serve": _Command(_SERVE, "serve a repository of bundles over gRPC"),
-    "verify": _Command(_SERVE, "compare a bundle with the answers kept in it"),
-    "bench": _Command("foveate-serve[bench]", "compare backends and variants"),
+    "verify": _Command(_RUNTIME, "compare a bundle with the answers kept in it"),
+    "bench": _Command(_BENCH, "compare backends and variants"),
     "classify": _Command(_CLIENT, "classify pictures and show what was looked at"),
     "health": _Command(_CLIENT, "ask a server whether it serves"),
     "models": _Command(_CLIENT, "list the models of a server or a repository"),

@@ -27,7 +27,7 @@ from foveate.v1 import model_pb2 as models
 from foveate_client._exceptions import CallError, error_from
 from foveate_client._models import CamMethod, InputSpec, Layer, Model
 from foveate_client._results import Classification, FeatureMap, Heatmap, Prediction, Timing, View
-from foveate_client._transports import ThreadedTransport
+from foveate_client._transports.threaded import ThreadedTransport
 
 __all__ = [
     "Answer",
@@ -358,6 +358,7 @@ def _response(result: Classification) -> service.ClassifyResponse:
             height=view.height,
         ),
         timing=None if result.timing is None else _timing_message(result.timing),
+        scores=result.scores,
     )
 
 
@@ -399,6 +400,8 @@ def _model_message(item: Model) -> models.Model:
         backend=item.backend,
         device=item.device,
         parameters=item.parameters,
+        scores=item.scores,
+        assumptions=item.assumptions,
     )
     message.create_time.FromDatetime(item.created)
     return message

@@ -1,4 +1,4 @@
 """Export of classifiers to bundles."""
 
 # Before any module loads ONNX Runtime, whose telemetry this turns off.
-import foveate_serve  # noqa: F401
+import foveate_runtime  # noqa: F401

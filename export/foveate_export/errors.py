@@ -25,10 +25,11 @@ class UsageError(ExportError):
 class UnknownLayerError(UsageError):
     """A layer that the classifier has not, or that gives no feature map."""
 
-    def __init__(self, layer: str, known: Sequence[str]) -> None:
+    def __init__(self, layer: str, known: Sequence[str], why: str | None = None) -> None:
         near = difflib.get_close_matches(layer, known, n=3, cutoff=0.4) or list(known[:3])
+        reason = f" ({why})" if why else ""
         super().__init__(
-            f"layer {layer!r} gives no feature map; near it: {', '.join(near)} "
+            f"layer {layer!r} gives no feature map{reason}; near it: {', '.join(near) or 'none'} "
             f"(--list-layers shows all {len(known)})"
         )
         self.layer = layer

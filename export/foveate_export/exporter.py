@@ -8,34 +8,40 @@ from datetime import UTC, datetime
 from importlib.metadata import version as installed
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from foveate_export import bundle, parity
-from foveate_export.bundle import Exported, check_name, write_labels
-from foveate_export.comparison import accepted
+from foveate_export.anatomy.ending import Ending, probes
+from foveate_export.anatomy.layer import Layer
+from foveate_export.anatomy.layers import feature_layers, select_layers, taps_of
+from foveate_export.anatomy.logits import as_logits
+from foveate_export.anatomy.recording import record
+from foveate_export.anatomy.taps import Tap
 from foveate_export.errors import ExportError, ParityError, UnsupportedHeadError, UsageError
-from foveate_export.graph import ExplainedClassifier
-from foveate_export.heads import Head, find_head
-from foveate_export.layer import Layer
-from foveate_export.layers import feature_layers, select_layers
-from foveate_export.onnx_graph import OPSET, write_onnx
+from foveate_export.graph.classifier import ExplainedClassifier
+from foveate_export.graph.heads import Head, find_head
+from foveate_export.graph.onnx import OPSET, write_onnx
 from foveate_export.pictures import Pictures, serving_spec
 from foveate_export.progress import Stage
-from foveate_export.reference import answer
-from foveate_export.taps import record
-from foveate_export.tensorrt.engines import build_engines, suitable_variants
-from foveate_export.tensorrt.target import Target
-from foveate_export.variants import FP16, FP32, INT8, VARIANTS, file_name, unmeasured
-from foveate_export.variants.acceptance import MAX_DROP, check_drop, quantise_until_accepted
-from foveate_export.variants.calibration import Calibration
-from foveate_export.variants.half import halve
-from foveate_serve.backends.base import Runner
-from foveate_serve.backends.registry import create_runner
-from foveate_serve.backends.tensorrt.sidecar import ENGINES_FOLDER
-from foveate_serve.bundle import golden
-from foveate_serve.bundle.bundle import Bundle
-from foveate_serve.bundle.manifest import (
+from foveate_export.proof import parity
+from foveate_export.proof.comparison import accepted
+from foveate_export.proof.reference import answer
+from foveate_export.publish import bundle
+from foveate_export.publish.bundle import Exported, check_name, write_labels
+from foveate_export.publish.tensorrt.engines import build_engines, suitable_variants
+from foveate_export.publish.tensorrt.target import Target
+from foveate_export.publish.variants import FP16, FP32, INT8, VARIANTS, file_name, unmeasured
+from foveate_export.publish.variants.acceptance import MAX_DROP, check_drop, quantise_until_accepted
+from foveate_export.publish.variants.calibration import Calibration
+from foveate_export.publish.variants.half import halve
+from foveate_export.publish.variants.ranges import loud_nodes
+from foveate_runtime.backends.base import BackendError, Runner
+from foveate_runtime.backends.registry import create_runner
+from foveate_runtime.backends.tensorrt.sidecar import ENGINES_FOLDER
+from foveate_runtime.bundle import golden
+from foveate_runtime.bundle.bundle import Bundle
+from foveate_runtime.bundle.manifest import (
     LABELS_FILE,
     Accuracy,
     CamOutput,
@@ -46,8 +52,8 @@ from foveate_serve.bundle.manifest import (
     Tolerances,
     VariantEntry,
 )
-from foveate_serve.evaluation.accuracy import measure_accuracy
-from foveate_serve.evaluation.labelled import Labelled
+from foveate_runtime.evaluation.accuracy import measure_accuracy
+from foveate_runtime.evaluation.labelled import Labelled
 from foveate_train.classifier import Classifier
 
 SEED = 0
@@ -58,16 +64,18 @@ class Anatomy:
     """What the export found in a classifier.
 
     `head` is None where no class activation map can be computed in the graph,
-    and `note` then says why. `layers` are all that can return a feature map.
+    and `note` then says why. `layers` are all that can return a feature map;
+    `left_out` says of each other module that returns several axes why it cannot.
     """
 
     head: Head | None
     note: str | None
     layers: list[Layer]
+    left_out: Mapping[str, str]
 
 
 def examine(classifier: Classifier, cam_layer: str | None = None) -> Anatomy:
-    """Run the classifier once and find its head and its layers.
+    """Run the classifier on noise and find its head and its layers.
 
     Args:
         classifier: what to look into.
@@ -96,7 +104,7 @@ def examine(classifier: Classifier, cam_layer: str | None = None) -> Anatomy:
         if cam_layer is not None:
             raise
         head, note = None, f"no class activation maps: {error}"
-    return Anatomy(head, note, feature_layers(recording.calls))
+    return Anatomy(head, note, feature_layers(recording), recording.left_out)
 
 
 def export(
@@ -105,6 +113,7 @@ def export(
     repository: Path,
     name: str,
     pictures: Pictures,
+    ending: Ending | None = None,
     version: int | None = None,
     layers: Sequence[str] | None = None,
     cam_layer: str | None = None,
@@ -123,6 +132,8 @@ def export(
         repository: the folder of models; made where it is missing.
         name: the model's name there.
         pictures: what the graph is compared with torch on.
+        ending: what makes scores of its logits, where it returns logits; None to find
+            it, with what has to be taken off.
         version: the version to write; None for one above the newest.
         layers: the feature maps to offer; None for the stage ends.
         cam_layer: the layer whose activations Grad-CAM and its kin weigh; None
@@ -142,30 +153,35 @@ def export(
         ParityError: a variant does not answer as torch does.
         AccuracyError: a variant recognises too much less than fp32.
         EngineError: TensorRT cannot build a variant.
-        ExportError: the classifier cannot be written as ONNX.
-        foveate_serve.evaluation.labelled.LabelledError: a labelled picture cannot
+        ExportError: the classifier cannot be written as ONNX, or its scores cannot be told.
+        foveate_runtime.evaluation.labelled.LabelledError: a labelled picture cannot
             be decoded.
     """
     check_name(name)
     check_variants(variants, calibrated=calibration is not None)
     if version is not None:
         bundle.check_free(repository, name, version)
+    if ending is None:
+        with stage("finding what its outputs are"):
+            classifier, ending = as_logits(
+                classifier, probes(pictures, serving_spec(classifier.input))
+            )
     with stage("finding the head and the layers"):
         anatomy = examine(classifier, cam_layer)
-        chosen = select_layers(layers, classifier.module, anatomy.layers)
-    paths = [layer.path for layer in chosen]
+        chosen = select_layers(layers, classifier.module, anatomy.layers, anatomy.left_out)
+    taps = taps_of(chosen)
     with bundle.staging(repository, name) as folder:
         with stage("writing the graph"):
             graph = ExplainedClassifier(
-                classifier.module, classifier.input, anatomy.head, paths
+                classifier.module, classifier.input, anatomy.head, taps
             ).eval()
             write_onnx(graph, classifier.input, folder / file_name(FP32))
             write_labels(classifier.labels, folder / LABELS_FILE)
-        draft = _draft(classifier, name, anatomy.head, chosen, metadata or {})
+        draft = _draft(classifier, name, anatomy.head, chosen, metadata or {}, ending=ending)
         maker = _Maker(
             oracle=classifier,
             anatomy=anatomy,
-            layers=paths,
+            layers=taps,
             bundle=Bundle(path=folder, manifest=draft, labels=classifier.labels),
             pictures=pictures,
             calibration=calibration,
@@ -201,7 +217,7 @@ class _Maker:
 
     oracle: Classifier
     anatomy: Anatomy
-    layers: Sequence[str]
+    layers: Sequence[Tap]
     bundle: Bundle
     pictures: Pictures
     calibration: Calibration | None
@@ -228,8 +244,7 @@ class _Maker:
             )
         else:
             if variant == FP16:
-                with self.stage(f"{variant}: converting the graph"):
-                    halve(source, target)
+                self._halve(source, target)
             scored = self._score(variant)
             if scored and variant != FP32:
                 check_drop(variant, scored, self.accuracies[FP32], self.max_drop)
@@ -243,6 +258,15 @@ class _Maker:
             accuracy=scored,
             quantisation=quantisation,
         )
+
+    def _halve(self, source: Path, target: Path) -> None:
+        images = self.pictures.images
+        if self.calibration:
+            images = np.concatenate([images, self.calibration.images])
+        with self.stage(f"{FP16}: measuring the ranges of {len(images)} pictures' values"):
+            loud = loud_nodes(source, images)
+        with self.stage(f"{FP16}: converting the graph; {len(loud)} nodes stay in float32"):
+            halve(source, target, loud)
 
     def write_golden(self) -> GoldenEntry:
         """Keep some of the pictures and torch's answers to them in the bundle."""
@@ -259,7 +283,7 @@ class _Maker:
 
     def _compare(self, variant: str) -> Parity:
         text = f"{variant}: comparing with torch on {len(self.pictures)} pictures"
-        with self.stage(text), self._runner(variant) as runner:
+        with self._judge(variant) as runner, self.stage(text):
             try:
                 figures, self.oracle = parity.settle(
                     self.oracle,
@@ -287,6 +311,17 @@ class _Maker:
     def _runner(self, variant: str) -> Runner:
         return create_runner(self.bundle, variant=variant, backend="onnxruntime")
 
+    def _judge(self, variant: str) -> Runner:
+        """Load a variant where it is computed in its own precision."""
+        # ONNX Runtime computes halves in float32 on a CPU, where nothing overflows.
+        if variant == FP16:
+            try:
+                return create_runner(self.bundle, variant=variant, backend="torch")
+            except BackendError as error:
+                with self.stage(f"{FP16}: judged in float32 and by its ranges, for {error}"):
+                    pass
+        return self._runner(variant)
+
 
 def check_variants(variants: Sequence[str], *, calibrated: bool) -> None:
     """Raise UsageError for an unknown variant, for none, and for int8 without pictures."""
@@ -309,6 +344,8 @@ def _draft(
     head: Head | None,
     layers: Sequence[Layer],
     metadata: Mapping[str, str],
+    *,
+    ending: Ending,
 ) -> Manifest:
     """Return the manifest as far as it is known before anything was measured."""
     packages = (
@@ -333,21 +370,33 @@ def _draft(
         classes=len(classifier.labels),
         opset=OPSET,
         input=serving_spec(classifier.input),
+        scores=ending.scores,
         cams=_cam_outputs(head) if head else (),
         features=tuple(
             FeatureOutput(
-                layer=layer.path, channels=layer.channels, height=layer.height, width=layer.width
+                layer=layer.path,
+                channels=layer.channels,
+                height=layer.height,
+                width=layer.width,
+                layout=str(layer.layout),
             )
             for layer in layers
         ),
         variants=tuple(unmeasured(variant) for variant in VARIANTS),
         files={},
+        assumptions={"scores": ending.said},
         metadata=dict(metadata),
     )
 
 
 def _cam_outputs(head: Head) -> tuple[CamOutput, ...]:
     return tuple(
-        CamOutput(method=method, layer=str(target.tap), height=target.height, width=target.width)
+        CamOutput(
+            method=method,
+            layer=str(target.tap),
+            height=target.height,
+            width=target.width,
+            layout=str(target.tap.layout),
+        )
         for method, target in head.targets.items()
     )

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from foveate_export.errors import ExportError
-from foveate_serve.bundle.manifest import InputSpec
-from foveate_serve.evaluation.labelled import SUFFIXES, image_files
-from foveate_serve.imaging.decode import ImageError, ImageLimits
-from foveate_serve.imaging.transform import prepare
+from foveate_runtime.bundle.manifest import InputSpec
+from foveate_runtime.evaluation.labelled import SUFFIXES, image_files
+from foveate_runtime.imaging.decode import MODES, ImageError, ImageLimits
+from foveate_runtime.imaging.transform import prepare
 
 if TYPE_CHECKING:
     # It brings torch, which the export of an ONNX file does without.
@@ -57,15 +57,7 @@ class Pictures:
 
 def serving_spec(spec: "InputSpec | classifier.InputSpec") -> InputSpec:
     """Return the input specification as the manifest holds it and the server reads it."""
-    return InputSpec(
-        height=spec.height,
-        width=spec.width,
-        channels=spec.channels,
-        resize=spec.resize,
-        interpolation=spec.interpolation,
-        mean=spec.mean,
-        std=spec.std,
-    )
+    return InputSpec(**{name: getattr(spec, name) for name in InputSpec.model_fields})
 
 
 def from_folder(folder: Path, spec: "InputSpec | classifier.InputSpec") -> Pictures:
@@ -83,7 +75,7 @@ def from_folder(folder: Path, spec: "InputSpec | classifier.InputSpec") -> Pictu
 
 def shipped(spec: InputSpec) -> Pictures:
     """Return the photographs of scikit-image where it is installed, or else noise with a seed."""
-    found = find_spec("skimage") if spec.channels in (1, 3) else None
+    found = find_spec("skimage") if spec.channels in MODES else None
     if found is None or found.origin is None:
         return noise(spec)
     folder = Path(found.origin).parent / "data"

@@ -1,14 +1,6 @@
 """The gRPC server of Foveate.
 
-A request goes from `wire` (HTTP/2) and `rpc` (services and messages) to `engine`,
-which has its picture decoded by `imaging`, takes a model from `repository` and
-waits for a batch of `batching`, which a runner of `backends` runs on the graph of
-a `bundle`. `process` is one server of these, and `workers` are several.
+A request goes from a transport and `rpc` (services and messages) to `engine`, which has its
+picture decoded, takes a model from `repository` and waits for a batch of `batching`, which a
+runner of foveate_runtime runs. `process` is one server of these, and `workers` are several.
 """
-
-import os
-
-# Read once, when ONNX Runtime is loaded. It otherwise reports to its makers over the network,
-# keeps an identifier of the machine in the user's cache, and holds up the end of the process
-# for seconds where no name server answers.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

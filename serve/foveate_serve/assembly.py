@@ -1,13 +1,13 @@
 """The parts of a server, put together from its settings."""
 
-from foveate_serve.backends.base import Runner
-from foveate_serve.backends.registry import create_runner
+from foveate_runtime.backends.base import Runner
+from foveate_runtime.backends.registry import create_runner
+from foveate_runtime.bundle.bundle import Bundle
+from foveate_runtime.cores import ANY_CORE, count_cores, deal_cores
+from foveate_runtime.imaging.decode import ImageLimits
 from foveate_serve.batching.policy import BatchPolicy
-from foveate_serve.bundle.bundle import Bundle
-from foveate_serve.cores import ANY_CORE, count_cores, deal_cores
 from foveate_serve.engine.engine import Engine, Limits
 from foveate_serve.engine.explain import ExplanationLimits
-from foveate_serve.imaging.decode import ImageLimits
 from foveate_serve.observer import Observer
 from foveate_serve.repository.repository import Repository
 from foveate_serve.settings import ModelSettings, Settings

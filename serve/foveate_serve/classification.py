@@ -6,8 +6,9 @@ from typing import Literal, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate_serve.imaging.heatmap import Encoding
-from foveate_serve.imaging.transform import View
+from foveate_runtime.bundle.manifest import Scores
+from foveate_runtime.imaging.heatmap import Encoding
+from foveate_runtime.imaging.transform import View
 
 CamForm = Literal["raw", "heatmap", "overlay"]
 
@@ -65,21 +66,23 @@ class Request:
     """Asks for the classification of one picture, given as an encoded file or as a RawImage.
 
     `model` empty means the only one, `version` empty the model's default, and
-    `top_k` None five classes, or all where there are fewer. `priority` counts
-    from 1, the highest; 0 is the model's default.
+    `top_k` None five classes, or all where there are fewer. Only classes whose
+    score is at least `threshold` are wanted; with one, `top_k` None means all.
+    `priority` counts from 1, the highest; 0 is the model's default.
     """
 
     image: bytes | RawImage
     model: str = ""
     version: str = ""
     top_k: int | None = None
+    threshold: float | None = None
     cam: CamRequest | None = None
     feature_maps: tuple[FeatureMapRequest, ...] = ()
     priority: int = 0
 
 
 class Prediction(NamedTuple):
-    """A class, its softmax probability and its logit."""
+    """A class, its score, of the kind that the manifest names, and its logit."""
 
     class_id: int
     label: str
@@ -177,8 +180,12 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result(Answer):
-    """The classification of one picture: predictions best first, maps in the order asked for."""
+    """The classification of one picture: predictions best first, maps in the order asked for.
 
+    `scores` is what made the predictions' scores of their logits.
+    """
+
+    scores: Scores
     predictions: tuple[Prediction, ...]
     cams: tuple[Cam, ...]
     feature_maps: tuple[FeatureMap, ...]

@@ -14,6 +14,7 @@ from foveate_serve.process import (
     KilledError,
     Process,
     StartError,
+    end_soon,
     leave_at_once,
     run_until_signals,
 )
@@ -52,19 +53,23 @@ async def serve(settings: Settings) -> int:
 
     Returns the exit code.
     """
-    if not settings.repository.is_dir():
-        return _fail(f"repository: there is no folder {settings.repository}", FAILED)
-    for name in settings.models:
-        if not (settings.repository / name).is_dir():
-            return _fail(f"models.{name}: the repository has no such model", WRONG_USAGE)
+    try:
+        if not settings.repository.is_dir():
+            return _fail(f"repository: there is no folder {settings.repository}", FAILED)
+        for name in settings.models:
+            if not (settings.repository / name).is_dir():
+                return _fail(f"models.{name}: the repository has no such model", WRONG_USAGE)
+    except OSError as error:
+        return _fail(f"repository: {error.strerror}: {error.filename}", FAILED)
     try:
         make = Process if settings.workers == 1 else Supervisor
         await run_until_signals(make(settings), _tell)
+        end_soon()
     except SettingsError as error:
         return _fail(str(error), WRONG_USAGE)
-    except HungError as error:
-        leave_at_once(str(error))
-    except (AddressError, StartError, KilledError) as error:
+    except (HungError, KilledError) as error:
+        leave_at_once(error)
+    except (AddressError, StartError) as error:
         return _fail(str(error), FAILED)
     return DONE
 

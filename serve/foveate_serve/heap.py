@@ -4,7 +4,7 @@ import ctypes
 import os
 from collections.abc import Callable
 
-from foveate_serve.cores import count_cores
+from foveate_runtime.cores import count_cores
 
 # The parameters of mallopt (malloc.h).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8

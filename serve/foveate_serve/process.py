@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib import import_module
@@ -33,6 +34,12 @@ Ready = Callable[[int, str], None]
 """Is told how many models serve, and on which address."""
 
 
+CLOSE_SECONDS = 0.5
+"""What a stop may take to release the engines, beyond its time for the requests in flight."""
+
+_ABORT_SECONDS = 1.0
+
+
 class StartError(Exception):
     """The server cannot start; the message says why."""
 
@@ -42,7 +49,14 @@ class KilledError(Exception):
 
 
 class HungError(Exception):
-    """The server has stopped, and the thread of an engine still runs: see `leave_at_once`."""
+    """The server has stopped, and a thread of it still runs: see `leave_at_once`.
+
+    `code` is the exit code: 0 where no request was lost.
+    """
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class Service(Protocol):
@@ -90,35 +104,59 @@ class Process:
         """Serve until `stop` is set, then finish what is in flight.
 
         Raises AddressError, SettingsError where the files of TLS are bad, and
-        StartError where there is nothing to serve, and HungError where an engine
-        did not come back from a run or a load.
+        StartError where there is nothing to serve, and HungError where a thread
+        does not end: that of an engine which hangs, or of a load which takes
+        longer than a stop may.
         """
-        stuck = False
         async with self._beside():
             address = await self._server.start()
-            problem = None
-            if await self._opened(stop):
-                models = self._engine.repository.models()
-                serving = sum(model.default_version is not None for model in models)
-                if serving or self._settings.admin or self._polled:
-                    # What has been loaded stays: no collection need look at it again.
-                    gc.freeze()
-                    self._server.ready()
-                    ready(serving, address)
-                    async with self._following_the_folder():
-                        await self._over(stop)
-                    stuck = self._engine.repository.stuck
-                else:
-                    problem = StartError("repository: it holds no model that can be loaded")
-            await self._server.drain()
-            await self._engine.close()
-            stuck = stuck or self._engine.repository.stuck
-        if self._tracing is not None:
-            await asyncio.to_thread(self._tracing.close)
-        if stuck:
+            problem = await self._serve(stop, ready, address)
+            hung = self._engine.repository.hung
+            ended = await self._closed()
+        if hung or self._engine.repository.hung:
             raise HungError(str(problem or "stopped, though an engine had not come back"))
+        if not ended:
+            code = 0 if problem is None else 1
+            raise HungError(
+                str(problem or "stopped before a load, a run or a connection had ended"), code
+            )
         if problem is not None:
             raise problem
+
+    async def _serve(self, stop: asyncio.Event, ready: Ready, address: str) -> StartError | None:
+        """Load the models and serve until `stop` is set; return why there is nothing to serve."""
+        if not await self._opened(stop):
+            return None
+        repository = self._engine.repository
+        serving = sum(model.default_version is not None for model in repository.models())
+        if not (serving or self._settings.admin or self._polled):
+            found = ("it holds no model that can be loaded", *repository.problems)
+            return StartError(f"repository: {'; '.join(found)}")
+        # What has been loaded stays: no collection need look at it again.
+        gc.freeze()
+        self._server.ready()
+        ready(serving, address)
+        async with self._following_the_folder():
+            await self._over(stop)
+        return None
+
+    async def _closed(self) -> bool:
+        """Finish what is in flight and release the engines; return whether all of it has ended.
+
+        A thread in an engine cannot be stopped. What has not ended in the time of
+        a stop is left as it is.
+        """
+        settings = self._settings
+        limit = settings.shutdown_delay + settings.shutdown_timeout + CLOSE_SECONDS
+        try:
+            async with asyncio.timeout(limit):
+                await self._server.drain()
+                await self._engine.close()
+                if self._tracing is not None:
+                    await asyncio.to_thread(self._tracing.close)
+        except TimeoutError:
+            return False
+        return not self._engine.repository.stuck
 
     async def abort(self) -> None:
         """Stop at once; what is in flight is not answered."""
@@ -130,19 +168,23 @@ class Process:
 
     async def _opened(self, stop: asyncio.Event) -> bool:
         """Load the models; return whether that ended before `stop` was set."""
-        load = self._settings.repository_mode != "explicit"
-        opening = asyncio.create_task(self._engine.repository.open(load=load))
+        opening = asyncio.create_task(self._open())
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait((opening, stopped), return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
         if not opening.done():
             opening.cancel()
             return False
-        try:
-            await opening
-        except OSError as error:
-            raise StartError(f"repository: {error.strerror}") from error
+        await opening
         return True
+
+    async def _open(self) -> None:
+        """Load the models; raises StartError where the repository cannot be read."""
+        try:
+            await self._engine.repository.open(load=self._settings.repository_mode != "explicit")
+        except OSError as error:
+            told = f"repository: {error.strerror}: {self._settings.repository}"
+            raise StartError(told) from error
 
     def _repository_handler(self) -> RepositoryHandler:
         return RepositoryHandler(
@@ -170,8 +212,9 @@ class Process:
             await asyncio.sleep(self._settings.poll_interval)
             try:
                 await self._engine.repository.poll()
-            except OSError as error:
-                logger.error("the repository cannot be read: %s", error.strerror)  # noqa: TRY400
+            except Exception:
+                # The next look may find what this one did not.
+                logger.exception("a look at the repository failed")
 
     @asynccontextmanager
     async def _beside(self) -> AsyncIterator[None]:
@@ -217,15 +260,25 @@ async def run_until_signals(service: Service, ready: Ready) -> None:
         await running
         return
     await service.abort()
-    running.cancel()
+    await asyncio.wait((running,), timeout=_ABORT_SECONDS)
     raise KilledError("stopped before the requests in flight were answered")
 
 
-def leave_at_once(message: str) -> NoReturn:
-    """End the process without waiting for its threads, of which one does not end."""
-    print(f"foveate serve: {message}", file=sys.stderr, flush=True)
+def end_soon() -> None:
+    """End the process, whose server has stopped, in `CLOSE_SECONDS`.
+
+    Whatever libraries do at its end: some wait for what they have forked.
+    """
+    timer = threading.Timer(CLOSE_SECONDS, os._exit, (0,))
+    timer.daemon = True
+    timer.start()
+
+
+def leave_at_once(error: HungError | KilledError) -> NoReturn:
+    """End the process without waiting for its threads, of which one may not end."""
+    print(f"foveate serve: {error}", file=sys.stderr, flush=True)
     logging.shutdown()
-    os._exit(1)
+    os._exit(error.code if isinstance(error, HungError) else 1)
 
 
 def load_tracing() -> "Tracing":

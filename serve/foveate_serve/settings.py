@@ -18,8 +18,8 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 
-from foveate_serve.cores import CAN_PIN
-from foveate_serve.imaging.decode import MAX_PIXELS
+from foveate_runtime.cores import CAN_PIN
+from foveate_runtime.imaging.decode import MAX_PIXELS
 from foveate_serve.repository.labels import VersionLabels
 
 ENV_PREFIX = "FOVEATE_SERVE_"

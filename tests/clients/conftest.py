@@ -160,6 +160,8 @@ class Service(ClassifierServiceServicer):
         self.time_left: list[float | None] = []
         self.pages: dict[str, service.ListModelsResponse] = {"": service.ListModelsResponse()}
         self.classify = answer
+        self.model = models.Model()
+        self.model.CopyFrom(PETS)
         self.classify_stream: Callable[
             [Iterator[service.ClassifyStreamRequest], grpc.ServicerContext],
             Iterator[service.ClassifyStreamResponse],
@@ -181,7 +183,7 @@ class Service(ClassifierServiceServicer):
 
     def GetModel(self, request, context):
         self._note(request, context)
-        return service.GetModelResponse(model=PETS)
+        return service.GetModelResponse(model=self.model)
 
     def _note(self, request: object, context: grpc.ServicerContext) -> None:
         self.asked.append(request)

@@ -76,6 +76,7 @@ def test_json_is_one_object_a_line_in_the_order_of_the_pictures(refusing, run, c
             "image": str(coffee),
             "model": "pets",
             "version": "3",
+            "scores": "softmax",
             "predictions": [
                 {"class_id": 1, "label": "tiger cat", "score": pytest.approx(0.6337, abs=1e-4)},
                 {"class_id": 2, "label": "Egyptian cat", "score": pytest.approx(0.2331, abs=1e-4)},
@@ -98,7 +99,8 @@ def test_json_is_one_object_a_line_in_the_order_of_the_pictures(refusing, run, c
             "error": None,
         }
     )
-    nothing = {"model": None, "version": None, "predictions": [], "cams": [], "feature_maps": []}
+    nothing = {"model": None, "version": None, "scores": None}
+    nothing |= {"predictions": [], "cams": [], "feature_maps": []}
     assert small == nothing | {
         "image": str(tiny),
         "error": {
@@ -292,3 +294,61 @@ def test_ctrl_c_during_a_call_leaves_no_traceback(server, coffee):
         _, err = process.communicate(timeout=LIMIT_SECONDS)
     assert (process.returncode, err) == (130, "foveate: interrupted\n")
     assert ended.wait(LIMIT_SECONDS)
+
+
+@pytest.fixture
+def scored(server):
+    """Make the server answer with scores of a kind; return what it is asked."""
+    answer = server.service.classify
+    asked = []
+
+    def tell(kind):
+        def classify(request):
+            asked.append(request)
+            response = answer(request)
+            response.scores = kind
+            for prediction in response.predictions:
+                prediction.score = {"sigmoid": 0.9, "none": prediction.logit}[kind]
+            if request.HasField("threshold"):
+                kept = [p for p in response.predictions if p.score >= request.threshold]
+                del response.predictions[:]
+                response.predictions.extend(kept)
+            return response
+
+        server.service.classify = classify
+        return asked
+
+    return tell
+
+
+def test_logits_are_no_percentages(run, coffee, scored):
+    scored("none")
+    _, out, _ = run(coffee, "--top-k", 2)
+    lines = out.splitlines()
+    assert lines[1].endswith("version 3; scores are logits")
+    assert [" ".join(line.split()) for line in lines[2:4]] == ["tiger cat 4", "Egyptian cat 3"]
+    _, out, _ = run(coffee, "--json")
+    record = json.loads(out)
+    assert record["scores"] == "none"
+    assert record["predictions"][0]["score"] == 4
+
+
+def test_labels_by_themselves_are_said_to_be_so(run, coffee, scored):
+    scored("sigmoid")
+    _, out, _ = run(coffee, "--top-k", 2)
+    assert out.splitlines()[1].endswith("version 3; each label has a score by itself")
+    assert out.count("90.0%") == 2
+
+
+def test_a_threshold_is_asked_of_the_server(run, coffee, scored):
+    asked = scored("none")
+    _, out, _ = run(coffee, "--threshold", "2.5", "--json")
+    assert [p["label"] for p in json.loads(out)["predictions"]] == ["tiger cat", "Egyptian cat"]
+    assert asked[-1].threshold == 2.5
+    assert not asked[-1].HasField("top_k")
+    code, out, _ = run(coffee, "--threshold", "9")
+    assert code == 0
+    assert "no score reaches the threshold" in out
+    with pytest.raises(SystemExit) as caught:
+        run(coffee, "--threshold", "many")
+    assert caught.value.code == 2

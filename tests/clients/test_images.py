@@ -31,6 +31,25 @@ def rotated(coffee, tmp_path):
     return path
 
 
+def test_a_file_above_what_any_message_may_have_is_not_read(tmp_path):
+    huge = tmp_path / "huge.bmp"
+    with huge.open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ImageError, match=rf"has {1 << 40} bytes; the limit is {256 << 20} bytes"):
+        image_field(huge)
+
+
+def test_a_name_that_no_file_can_have_is_an_error_of_the_picture():
+    with pytest.raises(ImageError, match=r"cannot read 'a\\x00b.jpg'"):
+        image_field("a\0b.jpg")
+
+
+def test_a_picture_too_large_to_be_drawn_upon_is_an_error_of_the_picture(coffee, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ImageError, match="cannot draw on the picture"):
+        open_upright(coffee)
+
+
 def test_a_file_travels_as_it_is(coffee):
     expected = {"encoded": coffee.read_bytes()}
     assert image_field(coffee) == expected
@@ -45,6 +64,11 @@ def test_an_array_of_any_size_travels_without_loss(coffee):
     assert np.array_equal(np.asarray(sent(grey)), grey)
     assert np.array_equal(np.asarray(sent(grey[:, :, None])), grey)
     assert np.array_equal(np.asarray(sent(colour[::2, ::-1])), colour[::2, ::-1])
+    transparent = np.dstack([colour, grey])
+    assert sent(transparent).mode == "RGBA"
+    assert np.array_equal(np.asarray(sent(transparent)), transparent)
+    with pytest.raises(ImageError, match=r"3\] or .*4\], not .*, 2\]"):
+        sent(colour[..., :2])
 
 
 def test_a_pil_image_travels_without_loss(coffee):
@@ -52,6 +76,14 @@ def test_a_pil_image_travels_without_loss(coffee):
         assert np.array_equal(np.asarray(sent(image)), np.asarray(image))
         cmyk = image.convert("CMYK")
     assert sent(cmyk).mode == "RGB"
+
+
+def test_sixteen_bits_travel_whole_in_either_order_of_bytes():
+    values = np.arange(0, 60000, 1000, dtype=np.uint16).reshape(6, 10)
+    for order in ("<u2", ">u2"):
+        mode = {"<u2": "I;16", ">u2": "I;16B"}[order]
+        image = Image.frombytes(mode, (10, 6), values.astype(order).tobytes())
+        assert np.array_equal(np.asarray(sent(image)), values)
 
 
 def test_a_pil_image_travels_upright(rotated):
@@ -84,7 +116,7 @@ def test_palettes_and_sixteen_bits_can_be_drawn_upon(coffee):
     ("image", "complaint"),
     [
         (np.zeros((8, 8, 3), np.float32), "uint8, not float32"),
-        (np.zeros((8, 8, 4), np.uint8), r"not \[8, 8, 4\]"),
+        (np.zeros((8, 8, 5), np.uint8), r"not \[8, 8, 5\]"),
         (np.zeros((2, 8, 8, 3), np.uint8), r"not \[2, 8, 8, 3\]"),
         (np.zeros((0, 8, 3), np.uint8), r"not \[0, 8, 3\]"),
         (Image.new("F", (8, 8)), "mode F"),

@@ -1,12 +1,15 @@
 import json
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 
 import pytest
 
 from foveate.v1 import classifier_service_pb2 as service
 from foveate.v1 import model_pb2 as models
-from foveate_client import _plugins
+from foveate_client import Model, _plugins
 from foveate_client.commands import models as command
+
+from .conftest import PETS
 
 
 @pytest.fixture
@@ -64,6 +67,8 @@ def test_one_model_is_described(run, monkeypatch):
     assert code == 0
     for fact in (
         "timm:resnet50, 25,557,032 parameters, 6 classes",
+        "224 x 224 x 3",
+        "crop: the shorter side to 256 (bicubic), then the centre",
         "onnxruntime, cpu, fp32",
         "2025-03-01 12:00 UTC",
         "top 1 91.0%, top 5 99.0% (500 images of pets-test)",
@@ -71,6 +76,41 @@ def test_one_model_is_described(run, monkeypatch):
         "40 x 28 x 28",
     ):
         assert fact in out
+
+
+def test_what_was_assumed_is_shown(server, run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    _, out, _ = run("pets")
+    assert ["scores", "softmax"] in [line.split() for line in out.splitlines()]
+    model = server.service.model
+    model.scores = "sigmoid"
+    model.assumptions["scores"] = "sigmoid, taken off the end of the network"
+    _, out, _ = run("pets")
+    assert "sigmoid, taken off the end of the network" in out
+    _, out, _ = run("pets", "--json")
+    described = json.loads(out)
+    assert described["scores"] == "sigmoid"
+    assert described["assumptions"] == {"scores": "sigmoid, taken off the end of the network"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"fit": "squash", "resize": 224}, "squash: both sides to 224 x 224 (bicubic)"),
+        (
+            {"fit": "squash", "width": 448, "resize": 256},
+            "squash: both sides to 256 x 512 (bicubic), then the centre",
+        ),
+        (
+            {"fit": "pad", "resize": 224, "fill": (0.5, 0.25, 0)},
+            "pad: into 224 x 224 (bicubic); border (0.5, 0.25, 0)",
+        ),
+    ],
+)
+def test_the_fit_is_told(fields, told):
+    spec = Model.from_message(PETS).input
+    assert (spec.fit, spec.fill) == ("crop", ())  # a server of before says nothing of it
+    assert command._fit(replace(spec, **fields)) == told
 
 
 def test_one_model_is_described_for_programs(run):

@@ -79,6 +79,31 @@ def test_a_view_may_end_between_pixels_and_at_the_edge(original):
     assert change(original, drawn)[-1, -1] > 0
 
 
+def test_an_overlay_of_a_padded_picture_lies_on_the_picture(original):
+    # 600 x 400 in a square input: a row of cells above and below it is the border's.
+    padded = View(source_width=600, source_height=400, left=0, top=-100, width=600, height=600)
+    cam = heatmap(one_cell(3, 1), padded)
+    assert cam.peak == (600 / 7 * 1.5, 200)
+    changed = change(original, cam.overlay(original)) > 0
+    rows, columns = np.nonzero(changed)
+    assert abs(rows.mean() - 200) < 1
+    assert abs(columns.mean() - 600 / 7 * 1.5) < 1
+    assert rows.min() >= 200 - 600 / 7
+    hidden = heatmap(one_cell(0, 1), padded)  # its centre lies above the picture
+    assert hidden.peak[1] < 0
+    rows, _ = np.nonzero(change(original, hidden.overlay(original)) > 0)
+    assert rows.max() < 600 / 7 * 1.5 - 100
+
+
+def test_an_overlay_of_a_squashed_picture_covers_all_of_it(original):
+    whole = View(source_width=600, source_height=400, left=0, top=0, width=600, height=400)
+    cam = heatmap(one_cell(6, 0), whole)
+    assert cam.peak == (600 / 7 / 2, 400 - 400 / 7 / 2)
+    changed = change(original, cam.overlay(original)) > 0
+    assert changed[399, 0]
+    assert not changed[: 400 - 2 * 400 // 7].any()
+
+
 def test_an_overlay_needs_the_whole_picture(original):
     with pytest.raises(ValueError, match="600 x 400 pixels, not 300 x 200"):
         heatmap(np.ones((7, 7))).overlay(original.resize((300, 200)))

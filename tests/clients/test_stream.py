@@ -1,7 +1,9 @@
 import gc
+import re
 import threading
 
 import grpc
+import numpy as np
 import pytest
 
 from foveate.status import ErrorStatus, StatusError
@@ -15,8 +17,10 @@ from foveate_client import (
     ImageError,
     InternalError,
     NotFoundError,
+    ResourceExhaustedError,
     UnavailableError,
 )
+from foveate_client._transports import channel
 
 from ..waiting import LIMIT_SECONDS
 
@@ -56,6 +60,78 @@ def test_an_error_stands_in_the_place_of_its_picture(refusing, coffee, chelsea, 
     images = [coffee, chelsea, coffee.with_name("missing.png"), coffee.parent, coffee]
     with Client(refusing.address) as client:
         check_mixture(list(client.classify_many(images, in_flight=in_flight, cam=Cam())))
+
+
+LIMIT = 4 << 20
+"""Of a server of gRPC that is told no other: the fake one."""
+
+
+def check_too_large(results: list[object], answered: list[bool]) -> None:
+    assert [isinstance(result, Classification) for result in results] == answered
+    for result in results:
+        if not isinstance(result, Classification):
+            assert isinstance(result, ResourceExhaustedError)
+            assert (result.reason, result.retry_delay) == ("MESSAGE_TOO_LARGE", None)
+            assert int(result.metadata["size"]) > int(result.metadata["limit"]) == LIMIT
+            assert re.fullmatch(
+                rf"the message has 5[0-9]{{6}} bytes; the limit is {LIMIT} bytes", result.message
+            )
+
+
+@pytest.fixture
+def mixture(coffee) -> list[object]:
+    """Two pictures above the limit, one of them unreadable, among those that are answered."""
+    large, missing = b"x" * 5_500_000, coffee.with_name("missing.png")
+    return [coffee, coffee, large, coffee.read_bytes(), missing, large, coffee]
+
+
+@pytest.mark.parametrize("in_flight", [1, 2, 16])
+def test_a_picture_above_the_limit_fails_alone(server, mixture, in_flight):
+    with Client(server.address) as client:
+        results = list(client.classify_many(mixture, in_flight=in_flight, cam=Cam()))
+    assert isinstance(results.pop(4), ImageError)
+    check_too_large(results, [True, True, False, True, False, True])
+
+
+@pytest.mark.parametrize("in_flight", [1, 2, 16])
+async def test_a_picture_above_the_limit_fails_alone_under_asyncio(server, mixture, in_flight):
+    async with AsyncClient(server.address) as client:
+        many = client.classify_many(mixture, in_flight=in_flight, cam=Cam())
+        results = [result async for result in many]
+    assert isinstance(results.pop(4), ImageError)
+    check_too_large(results, [True, True, False, True, False, True])
+
+
+def test_a_limit_that_is_known_costs_no_second_stream(server, coffee):
+    streams, serve = [], server.service.classify_stream
+
+    def classify_stream(requests, context):
+        streams.append(context)
+        return serve(requests, context)
+
+    server.service.classify_stream = classify_stream
+    with Client(server.address) as client:
+        list(client.classify_many([coffee, *[b"x" * 5_500_000] * 4, coffee], in_flight=1))
+    assert len(streams) == 2
+
+
+async def test_a_single_picture_above_the_limit_says_so(server):
+    with Client(server.address) as client, pytest.raises(ResourceExhaustedError) as raised:
+        client.classify(b"x" * 5_500_000)
+    check_too_large([raised.value], [False])
+    async with AsyncClient(server.address) as client:
+        with pytest.raises(ResourceExhaustedError) as raised:
+            await client.classify(b"x" * 5_500_000)
+    check_too_large([raised.value], [False])
+
+
+def test_an_answer_above_the_limit_is_an_error_of_the_stream(server, monkeypatch):
+    monkeypatch.setattr(channel, "MAX_MESSAGE_BYTES", 3000)
+    small = np.zeros((8, 8, 3), dtype=np.uint8)
+    with Client(server.address) as client, pytest.raises(ResourceExhaustedError) as raised:
+        list(client.classify_many([small] * 3, feature_maps=["features.7"] * 9))
+    assert raised.value.reason == "MESSAGE_TOO_LARGE"
+    assert int(raised.value.metadata["size"]) > int(raised.value.metadata["limit"]) == 3000
 
 
 @pytest.mark.parametrize("in_flight", [1, 2, 16])

@@ -2,9 +2,9 @@
 
 from benchmarks.backends_page import PAGE, RESULTS, page
 
-from foveate_serve.bench.document import RESULTS_FILE, Report
-from foveate_serve.bench.files import TEXT_FILE
-from foveate_serve.bench.report import to_markdown
+from foveate_bench.document import RESULTS_FILE, Report
+from foveate_bench.files import TEXT_FILE
+from foveate_bench.report import to_markdown
 
 
 def test_the_page_is_generated_from_the_results() -> None:

@@ -9,11 +9,13 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+from skimage import data
 
-from foveate_export.commands import export
+from foveate_export.commands import evaluate, export
+from foveate_export.graph.vjp.rules import RULES
 from foveate_export.sources import load_function
-from foveate_export.vjp.rules import RULES
-from foveate_serve.bundle.bundle import Bundle
+from foveate_runtime.bundle.bundle import Bundle
 
 PAGES = Path(__file__).parents[2] / "docs" / "export"
 
@@ -23,7 +25,8 @@ def own_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Write the files of the page into an empty folder, go there, and return the command."""
     page = (PAGES / "bring-your-own.md").read_text(encoding="utf-8")
     files = re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", page, re.DOTALL)
-    assert {name for name, _ in files} == {"shapes.py", "input.json", "labels.txt"}
+    named = {name for name, _ in files}
+    assert named == {"shapes.py", "input.json", "labels.txt", "labels.csv"}
     for name, text in files:
         (tmp_path / name).write_text(text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
@@ -61,7 +64,7 @@ def test_a_network_of_ones_own_with_a_head_of_its_own(
         (["--module", "shapes:network", "--labels", "none.txt", "--input-spec", "input.json"],
          "none.txt: No such file"),
         (["--module", "shapes:network", "--labels", "labels.txt", "--input-spec", "labels.txt"],
-         "labels.txt: file: Invalid JSON"),
+         "labels.txt: Invalid JSON"),
         (["--module", "shapes:network", "--weights", "random:0"], "--weights and --argument are"),
         (["shapes", "--labels", "labels.txt"], "go with --module"),
         (["shapes", "--module", "shapes:network"], "a source or --module, and not both"),
@@ -111,6 +114,23 @@ def test_an_onnx_file(own_network: str, capsys: pytest.CaptureFixture[str]) -> N
     manifest = Bundle.open(Path("models/classifier/1")).manifest
     assert [cam.method for cam in manifest.cams] == ["cam", "gradcam", "hirescam", "layercam"]
     assert [feature.layer for feature in manifest.features] == ["maps"]
+
+
+def test_labels_by_themselves(own_network: str, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (PAGES / "bring-your-own.md").read_text(encoding="utf-8")
+    found = re.findall(r"<!-- run: scores -->\n```sh\n(.*?)```", page, re.DOTALL)
+    commands = [shlex.split(command.replace("\\\n", " ")) for command in found]
+    assert [command[:2] for command in commands] == [["foveate", "export"], ["foveate", "evaluate"]]
+    assert export.main(commands[0][2:]) == 0, capsys.readouterr().err
+    manifest = Bundle.open(Path("models/shapes/1")).manifest
+    assert manifest.scores == "sigmoid"
+    assert f"\nscores: {manifest.assumptions['scores']}\n" in capsys.readouterr().out
+    for name in ("signs.jpg", "sky.jpg"):
+        Image.fromarray(data.coffee()).save(name)
+    assert evaluate.main(commands[1][2:]) == 0, capsys.readouterr().err
+    said = capsys.readouterr().out
+    assert "mean average precision" in said
+    assert "of 2 pictures (labels.csv)" in said
 
 
 def test_a_classifier_brings_all_that_is_needed(own_network: str) -> None:

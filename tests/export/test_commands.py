@@ -2,16 +2,23 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pytest
+import skimage
 from numpy.typing import NDArray
+from PIL import Image
 
-from foveate_export.bundle import Exported
-from foveate_export.commands import evaluate
+from foveate_client import Cam, Client
+from foveate_export.commands import _classifier, _existing
 from foveate_export.commands import export as export_command
+from foveate_export.publish.bundle import Exported
 from foveate_export.sources import load_source
+from foveate_runtime.bundle.bundle import Bundle
+from foveate_runtime.commands import evaluate
 from foveate_train import checkpoint, registry
 from foveate_train.data import mnist
 
@@ -109,13 +116,38 @@ def test_layers_are_listed_with_the_default_ones_marked(
         "channels": 128,
         "height": 7,
         "width": 7,
+        "layout": "nchw",
         "default": False,
     } in layers
 
     assert export_command.main(["foveate:convnet4", "--list-layers"]) == 0
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["layer2", "ConvBNReLU", "64", "14", "14", "*"] in rows
-    assert ["layer3", "ConvBNReLU", "128", "7", "7"] in rows
+    said = capsys.readouterr()
+    rows = [line.split() for line in said.out.splitlines()]
+    assert ["layer2", "ConvBNReLU", "64", "14", "14", "nchw", "*"] in rows
+    assert ["layer3", "ConvBNReLU", "128", "7", "7", "nchw"] in rows
+    assert "left out" not in said.err
+
+
+def test_what_is_no_layer_is_counted_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vit = ["timm:test_vit", "--weights", "random:0", "--argument", "num_classes=3"]
+    assert export_command.main([*vit, "--list-layers", "--json"]) == 0
+    said = capsys.readouterr()
+    layers = {layer["layer"]: layer for layer in json.loads(said.out)}
+    assert {layers[f"blocks.{block}"]["layout"] for block in range(6)} == {"tokens(10, 10, 1)"}
+    assert [layers["blocks.5"][key] for key in ("channels", "height", "width")] == [64, 10, 10]
+    (line,) = [line for line in said.err.splitlines() if "left out" in line]
+    count = int(line.split()[0])
+    assert re.search(r"left out: \d+ \(part of attention, as queries and keys are\)", line)
+    assert sum(map(int, re.findall(r"(\d+) \(", line))) == count > 0
+
+    where = ["--repository", str(tmp_path / "models"), "--name", "vit"]
+    assert export_command.main([*vit, *where, "--layers", "blocks.0.attn.qkv"]) == 2
+    assert (
+        "'blocks.0.attn.qkv' gives no feature map (part of attention, as queries and keys are); "
+        "near it: blocks."
+    ) in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -226,3 +258,141 @@ def test_evaluate_refuses_a_bundle_with_a_changed_file(
     code = evaluate.main(["--repository", str(tmp_path), "--model", "digits", "--data", "mnist"])
     assert code == 1
     assert "model.onnx: its SHA-256 is not the manifest's" in capsys.readouterr().err
+
+
+PLAIN = """
+from torch import nn
+
+def network():
+    conv, linear = nn.Conv2d({channels}, 4, 3), nn.Linear(4, 3)
+    return nn.Sequential(conv, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear)
+"""
+
+
+@pytest.fixture
+def plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Export a network of three classes, with the labels given, as bytes of the file."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = f"plain_{uuid4().hex}"
+
+    def run(labels: bytes = b"cat\ndog\nfox\n", name: str = "plain", channels: int = 3) -> int:
+        text = PLAIN.format(channels=channels)
+        (tmp_path / f"{module}.py").write_text(text, encoding="utf-8")
+        spec = {
+            "height": 32,
+            "width": 32,
+            "channels": channels,
+            "resize": 32,
+            "interpolation": "bilinear",
+            "mean": [0.5] * channels,
+            "std": [0.25] * channels,
+        }
+        (tmp_path / "input.json").write_text(json.dumps(spec), encoding="utf-8-sig")
+        (tmp_path / "labels.txt").write_bytes(labels)
+        return export_command.main(
+            [
+                *("--name", name, "--repository", "models", "--module", f"{module}:network"),
+                *("--input-spec", "input.json", "--labels", "labels.txt"),
+            ]
+        )
+
+    return run
+
+
+def test_a_network_of_four_channels_sees_alpha(plain: Callable[..., int]) -> None:
+    assert plain(channels=4) == 0
+    picture = Image.fromarray(skimage.data.astronaut()).convert("RGBA")
+    picture.putalpha(Image.fromarray(skimage.data.astronaut()[..., 0]))
+    parity = Bundle.open(Path("models/plain/1")).manifest.variants[0].parity
+    assert parity.data == "scikit-image photographs"
+    with Client.local("models") as client:
+        alpha, opaque = (
+            client.classify(each, cam=Cam(class_ids=[0]))
+            for each in (picture, picture.convert("RGB"))
+        )
+    assert alpha.predictions[0].logit != opaque.predictions[0].logit
+    assert alpha.cams[0].overlay(picture).size == picture.size
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        "cat\ndog\nfox",
+        "\ufeffcat\ndog\nfox\n",
+        "cat\r\ndog\r\nfox\r\n",
+        "cat\rdog\rfox\r",
+        " cat\ndog  \nfox\n\n\n",
+    ],
+)
+def test_labels_are_read_as_every_system_writes_them(
+    plain: Callable[..., int], labels: str
+) -> None:
+    assert plain(labels.encode()) == 0
+    assert Bundle.open(Path("models/plain/1")).labels == ("cat", "dog", "fox")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (b"", "labels.txt: holds no labels"),
+        (b"\n\n", "labels.txt: holds no labels"),
+        (b"cat\n\ndog\nfox\n", "labels.txt: line 2 is empty"),
+        (b"cat\n0\tdog\nfox\n", "labels.txt: line 2 holds the character U+0009"),
+        ("cat\ndog\u2028fox\n".encode(), "labels.txt: line 2 holds the character U+2028"),
+        (b"cat\ndog\x0cfox\n", "labels.txt: line 2 holds the character U+000C"),
+        ("cat\n\ufeffdog\nfox".encode(), "labels.txt: line 2 holds the character U+FEFF"),
+        ("cat\ndog\nfox".encode("utf-16"), "labels.txt: not UTF-8 text; save it as UTF-8"),
+        ("cat\ndog\nfox".encode("utf-16-le"), "labels.txt: line 1 holds the character U+0000"),
+    ],
+)
+def test_labels_that_are_not_one_a_line_are_refused(
+    plain: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    labels: bytes,
+    message: str,
+) -> None:
+    assert plain(labels) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"foveate export: {message}")
+
+
+def test_a_label_of_several_classes_is_told(
+    plain: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert plain(b"crane\nowl\ncrane\n") == 0
+    told = "foveate export: warning: 'crane' names the classes 0, 2"
+    assert told in capsys.readouterr().err.splitlines()
+    assert Bundle.open(Path("models/plain/1")).labels == ("crane", "owl", "crane")
+
+
+def test_a_name_that_ends_in_onnx_is_a_name(plain: Callable[..., int]) -> None:
+    assert plain(name="plain.onnx") == 0
+    assert Bundle.open(Path("models/plain.onnx/1")).manifest.classifier.startswith("plain_")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "source"),
+    [
+        (["net.onnx", "--name", "m"], "net.onnx"),
+        (["--name", "a.onnx", "--json", "resnet"], "resnet"),
+        (["--name=a.onnx", "--tensorrt", "net.onnx"], "net.onnx"),
+        (["--list", "net.onnx"], "net.onnx"),
+        (["--layers", "a,b", "-h"], None),
+        (["--name", "a", "--", "net.onnx"], "net.onnx"),
+        (["--module", "plain:net", "--name", "resnet.onnx"], None),
+    ],
+)
+def test_only_the_source_is_no_option(arguments: list[str], source: str | None) -> None:
+    assert export_command.find_source(arguments) == source
+
+
+def test_every_option_without_a_value_is_known() -> None:
+    flags = {
+        option
+        for parser in (_classifier._parser(), _existing._parser())
+        for action in parser._actions
+        if action.nargs == 0
+        for option in action.option_strings
+    }
+    assert flags == {"-h", *export_command.FLAGS}

@@ -9,14 +9,13 @@ import skimage
 import torch
 from timm.data import ImageNetInfo
 
-from foveate_export.bundle import Exported
-from foveate_export.errors import ExportError, UsageError
-from foveate_export.labelled import open_labelled
-from foveate_export.parity_data import for_classifier
+from foveate_export.default_pictures import for_classifier
+from foveate_export.errors import ExportError
 from foveate_export.pictures import MOST, Pictures, from_folder
-from foveate_serve.backends.base import Runner
-from foveate_serve.evaluation.accuracy import measure_accuracy
-from foveate_serve.evaluation.labelled import LabelledError, NoPicturesError
+from foveate_export.publish.bundle import Exported
+from foveate_runtime.backends.base import Runner
+from foveate_runtime.evaluation.accuracy import measure_accuracy
+from foveate_runtime.evaluation.labelled import LabelledError, NoPicturesError, open_labelled
 from foveate_train.classifier import Classifier
 from foveate_train.data import mnist
 
@@ -93,7 +92,7 @@ def test_data_that_cannot_be_is_wrong_usage(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty" / "a").mkdir(parents=True)
-    with pytest.raises((UsageError, NoPicturesError), match=message):
+    with pytest.raises(NoPicturesError, match=message):
         open_labelled(data, labels)
 
 

@@ -23,7 +23,7 @@ from skimage import data
 from foveate.status import TRAILER, ErrorStatus
 from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
 from foveate.v1.repository_service_pb2_grpc import RepositoryServiceStub
-from foveate_export.labelled import open_labelled
+from foveate_runtime.evaluation.labelled import open_labelled
 
 FOVEATE = Path(sys.executable).with_name("foveate")
 

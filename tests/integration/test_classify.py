@@ -24,7 +24,7 @@ from foveate.v1.explanation_pb2 import (
     FeatureMapOptions,
 )
 from foveate.v1.model_pb2 import MODEL_STATE_READY
-from foveate_serve.imaging.heatmap import TURBO
+from foveate_runtime.imaging.heatmap import TURBO
 
 MODEL = "efficientnet_lite0"
 

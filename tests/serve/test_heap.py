@@ -16,7 +16,7 @@ THREADS = 12
 PROGRAM = f"""
 import ctypes, sys, threading
 from foveate_serve.heap import bound_heap
-from foveate_serve.cores import count_cores
+from foveate_runtime.cores import count_cores
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype = libc.fopen.restype = ctypes.c_void_p

@@ -6,10 +6,10 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from foveate_serve.backends.base import Array
-from foveate_serve.backends.onnxruntime.runner import OnnxRuntimeRunner
+from foveate_runtime.backends.base import Array
+from foveate_runtime.backends.onnxruntime.runner import OnnxRuntimeRunner
+from foveate_runtime.bundle.bundle import Bundle
 from foveate_serve.batching.policy import BatchPolicy
-from foveate_serve.bundle.bundle import Bundle
 from foveate_serve.classification import RawImage, Request
 from foveate_serve.engine.engine import Engine, Limits
 from foveate_serve.engine.fair import FairThreads

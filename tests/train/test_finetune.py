@@ -11,7 +11,7 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from foveate_export.commands import export
-from foveate_serve.bundle.bundle import Bundle
+from foveate_runtime.bundle.bundle import Bundle
 from foveate_train import checkpoint, registry
 from foveate_train.commands.train import main
 from foveate_train.data import draws, folder

@@ -1,16 +1,20 @@
 import sys
 
 import pytest
+import timm
 import torch
+from PIL import Image
 
 from foveate_train import registry
 from foveate_train.classifier import InputSpec
+from foveate_train.data.preprocess import preprocess
 from foveate_train.errors import (
     ArgumentsError,
     MissingPackageError,
     UnknownClassifierError,
     WeightsError,
 )
+from foveate_train.sources import timm as timm_source
 
 
 def test_every_source_lists_its_networks():
@@ -209,7 +213,11 @@ def test_an_input_specification_cannot_contradict_itself():
     }
     assert InputSpec(**good).resize == 28
     for change, message in (
-        ({"resize": 27}, "resize 27 is below the crop 28x28"),
+        ({"resize": 27}, "resize 27 is below 28, the input's shorter side"),
+        ({"width": 14, "resize": 13}, "resize 13 is below 14"),
+        ({"fit": "stretch"}, "'stretch' is none of"),
+        ({"fill": (0.5,)}, "fill is the colour that pad adds, and fit is 'crop'"),
+        ({"fit": "pad", "fill": (0.5, 0.5)}, "fill has 2 values for 1 channels"),
         ({"height": 0}, "height 0 is below 1"),
         ({"mean": (0.1, 0.2)}, "mean has 2 values for 1 channels"),
         ({"std": (0.0,)}, "not above 0"),
@@ -217,3 +225,49 @@ def test_an_input_specification_cannot_contradict_itself():
     ):
         with pytest.raises(ValueError, match=message):
             InputSpec(**good | change)
+    assert InputSpec(**good | {"width": 112}).frame == (28, 112)
+    padded = InputSpec(**good | {"width": 112, "resize": 35, "fit": "pad", "fill": (1.0,)})
+    assert (padded.frame, padded.border) == ((35, 140), (255,))
+
+
+@pytest.mark.parametrize(
+    ("network", "fit", "resize"),
+    [
+        ("resnet50.a1_in1k", "crop", 235),
+        ("tf_efficientnetv2_b3.in21k_ft_in1k", "squash", 266),
+        ("convnext_tiny.fb_in22k_ft_in1k_384", "squash", 384),
+        ("deepseek_vit_412m.deepseek_v4_1_flash", "pad", 546),
+        ("vit_base_patch16_sapiens2.fb", "squash", 768),
+        ("volo_d4_448.sail_in1k", "crop", 448),
+    ],
+)
+def test_timms_crop_mode_is_the_fit(network, fit, resize):
+    spec = timm_source.input_spec(network, timm.get_pretrained_cfg(network).to_dict())
+    assert (spec.fit, spec.resize, spec.fill) == (fit, resize, ())
+
+
+def test_what_no_fit_does_is_refused():
+    configuration = timm.get_pretrained_cfg("resnet50.a1_in1k").to_dict()
+    with pytest.raises(ArgumentsError, match="timm:x: no fit does what its crop_mode 'corner'"):
+        timm_source.input_spec("timm:x", configuration | {"crop_mode": "corner"})
+    with pytest.raises(ArgumentsError, match=r"of 96 x 224 .* crop_pct of 1, and .* is 0\.95"):
+        timm_source.input_spec("timm:x", configuration | {"input_size": (3, 96, 224)})
+
+
+def test_a_timm_network_of_one_channel_takes_grey_pictures():
+    arguments = {"weights": "random:0", "num_classes": 2}
+    grey = registry.create("timm:resnet18", in_chans=1, **arguments)
+    assert grey.input.channels == 1
+    assert grey.input.mean == pytest.approx((0.449,), abs=1e-9)
+    with torch.no_grad():
+        picture = preprocess(Image.new("RGB", (40, 60), "white"), grey.input)[None]
+        assert grey.module(picture).shape == (1, 2)
+    with pytest.raises(ArgumentsError, match="no mean and std for 4 channels"):
+        registry.create("timm:resnet18", in_chans=4, **arguments)
+
+
+def test_a_timm_classifier_brings_its_fit():
+    classifier = registry.create(
+        "timm:tf_efficientnetv2_b3.in21k_ft_in1k", weights="random:0", num_classes=2
+    )
+    assert classifier.input.fit == "squash"

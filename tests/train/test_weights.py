@@ -164,7 +164,7 @@ def test_grey_and_colour_pictures_take_the_channels_of_the_network(lite0):
 
 def test_a_picture_is_no_board_of_go():
     planes = registry.create("foveate:go_policy").input
-    with pytest.raises(DataError, match="1 or 3 channels, and the network takes 48"):
+    with pytest.raises(DataError, match="1, 3 or 4 channels, and the network takes 48"):
         preprocess(Image.fromarray(skimage.data.coffee()), planes)
 
 

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from foveate_client._models import DEFAULT_SCORES
 from foveate_client.batch.journal import Row
 
 BINS = 15
@@ -54,13 +55,16 @@ class Evaluation:
     error, the mean over the pictures of their bin's difference between
     confidence and accuracy (C. Guo et al., On Calibration of Modern Neural
     Networks, 2017, with bins of equal width). `confusions` are the most
-    frequent ones, `mistakes` those with the highest scores.
+    frequent ones, `mistakes` those with the highest scores. `ece` is None, and
+    `bins` are empty, where the model's `scores` are no probabilities of classes
+    that exclude each other.
     """
 
     images: int
     top1: float
     top5: float
-    ece: float
+    scores: str
+    ece: float | None
     bins: tuple[Bin, ...]
     confusions: tuple[Confusion, ...]
     mistakes: tuple[Mistake, ...]
@@ -69,7 +73,8 @@ class Evaluation:
 class Evaluator:
     """Sums up results; its memory grows with the classes confused, not with the pictures."""
 
-    def __init__(self) -> None:
+    def __init__(self, scores: str = DEFAULT_SCORES) -> None:
+        self._scores = scores
         self._images = 0
         self._top1 = 0
         self._top5 = 0
@@ -87,10 +92,11 @@ class Evaluator:
         self._images += 1
         self._top1 += right
         self._top5 += target in best
-        position = bin_of(score)
-        self._counts[position] += 1
-        self._right[position] += right
-        self._confidence[position] += score
+        if self._calibrated:
+            position = bin_of(score)
+            self._counts[position] += 1
+            self._right[position] += right
+            self._confidence[position] += score
         if not right:
             self._confused[target, best[0]] += 1
             mistake = (score, row.name, target, best[0])
@@ -103,12 +109,13 @@ class Evaluator:
         """Return what was found, or None where no right class is known."""
         if self._images == 0:
             return None
-        bins = [self._bin(position) for position in range(BINS)]
+        bins = [self._bin(position) for position in range(BINS)] if self._calibrated else []
         return Evaluation(
             images=self._images,
             top1=self._top1 / self._images,
             top5=self._top5 / self._images,
-            ece=_expected_calibration_error(bins),
+            scores=self._scores,
+            ece=_expected_calibration_error(bins) if self._calibrated else None,
             bins=tuple(bins),
             confusions=tuple(
                 Confusion(target=target, predicted=predicted, images=images)
@@ -121,6 +128,10 @@ class Evaluator:
                 for score, name, target, predicted in sorted(self._mistakes, reverse=True)
             ),
         )
+
+    @property
+    def _calibrated(self) -> bool:
+        return self._scores == "softmax"
 
     def _bin(self, position: int) -> Bin:
         images = self._counts[position]

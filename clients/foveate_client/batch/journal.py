@@ -2,7 +2,9 @@
 
 A journal is an SQLite database beside the output. Results are committed in
 groups; what was not committed when the process died is classified again, and
-what was is skipped: a picture's name is the key of its row.
+what was is skipped: a picture's name is the key of its row, and the size and
+the time of its file must be the same. Each time that a run goes on counts as
+another one: what its sources do not hold any more is in none of its tables.
 """
 
 import json
@@ -23,11 +25,15 @@ from foveate_client._exceptions import FoveateError
 COMMIT_ROWS = 64
 COMMIT_SECONDS = 1.0
 
+_MOST_SHOWN = 200
+
+_SETTINGS = "CREATE TABLE IF NOT EXISTS settings (value TEXT NOT NULL)"
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS settings (value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS results (
     name TEXT PRIMARY KEY,
     position INTEGER NOT NULL,
+    stamp TEXT NOT NULL,
+    run INTEGER NOT NULL,
     label TEXT,
     class_ids BLOB NOT NULL,
     scores BLOB NOT NULL,
@@ -37,6 +43,8 @@ CREATE TABLE IF NOT EXISTS results (
 CREATE TABLE IF NOT EXISTS errors (
     name TEXT PRIMARY KEY,
     position INTEGER NOT NULL,
+    stamp TEXT NOT NULL,
+    run INTEGER NOT NULL,
     code TEXT NOT NULL,
     reason TEXT NOT NULL,
     message TEXT NOT NULL,
@@ -85,12 +93,16 @@ class Failure:
 class Journal:
     """The journal at `path`, opened for the run that `settings` describe, by one process.
 
-    Raises JournalError where the file is in use, is none of ours, or belongs to
-    a run with other settings: the message names the first that differs.
+    With `retry_errors` what failed before is tried again. Raises JournalError
+    where the file is in use, is none of ours, or belongs to a run with other
+    settings: the message names the first that differs.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, object]) -> None:
+    def __init__(
+        self, path: Path, settings: Mapping[str, object], *, retry_errors: bool = False
+    ) -> None:
         self._path = path
+        self._retry_errors = retry_errors
         self._uncommitted = 0
         self._committed = time.monotonic()
         self._database = sqlite3.connect(path, timeout=0, isolation_level=None)
@@ -115,14 +127,18 @@ class Journal:
         run("PRAGMA synchronous = FULL")
         # Together with the settings, so that a kill leaves both or neither.
         run("BEGIN IMMEDIATE")
-        for statement in _SCHEMA.split(";"):
-            run(statement)
+        run(_SETTINGS)
         known = run("SELECT value FROM settings").fetchone()
         if known is None:
             run("INSERT INTO settings VALUES (?)", (json.dumps(settings),))
         else:
             self._require_same(json.loads(known[0]), json.loads(json.dumps(settings)))
-        run("DELETE FROM errors WHERE transient")
+        for statement in _SCHEMA.split(";"):
+            run(statement)
+        run("DELETE FROM errors WHERE transient OR ?", (self._retry_errors,))
+        (before,) = run("PRAGMA user_version").fetchone()
+        self._run = int(before) + 1
+        run(f"PRAGMA user_version = {self._run}")
         run("COMMIT")
         run("BEGIN")
 
@@ -130,35 +146,42 @@ class Journal:
         for name, value in now.items():
             if before.get(name) != value:
                 raise JournalError(
-                    f"{self._path}: belongs to a run with {name} {before.get(name)!r}, "
-                    f"not {value!r}; give the same again, or --overwrite to start anew"
+                    f"{self._path}: belongs to a run with {name} {_clip(before.get(name))}, "
+                    f"not {_clip(value)}; give the same again, or --overwrite to start anew"
                 )
 
-    def has(self, name: str, position: int) -> bool:
-        """Return whether the picture `name` is done, and note its place in the input."""
+    def has(self, name: str, position: int, stamp: str = "") -> bool:
+        """Return whether the picture `name` is done, and note its place in the input.
+
+        It is not where its file has another size or time of change, its `stamp`.
+        """
         found = self._database.execute(
-            "SELECT 'results', position FROM results WHERE name = ?1 "
-            "UNION ALL SELECT 'errors', position FROM errors WHERE name = ?1",
+            "SELECT 'results', stamp FROM results WHERE name = ?1 "
+            "UNION ALL SELECT 'errors', stamp FROM errors WHERE name = ?1",
             (name,),
         ).fetchone()
         if found is None:
             return False
         table, before = found
-        if before != position:
-            self._database.execute(
-                f"UPDATE {table} SET position = ? WHERE name = ?",  # noqa: S608 - a constant
-                (position, name),
-            )
+        if before != stamp:
+            self._database.execute(f"DELETE FROM {table} WHERE name = ?", (name,))  # noqa: S608 - a constant
+            return False
+        self._database.execute(
+            f"UPDATE {table} SET position = ?, run = ? WHERE name = ?",  # noqa: S608 - a constant
+            (position, self._run, name),
+        )
         return True
 
-    def add(self, outcome: Row | Failure) -> None:
+    def add(self, outcome: Row | Failure, stamp: str = "") -> None:
         """Note one picture's outcome, which is safe after the next commit."""
         if isinstance(outcome, Row):
             self._database.execute(
-                "INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     outcome.name,
                     outcome.position,
+                    stamp,
+                    self._run,
                     outcome.label,
                     outcome.class_ids.astype("<i4").tobytes(),
                     outcome.scores.astype("<f4").tobytes(),
@@ -168,10 +191,12 @@ class Journal:
             )
         else:
             self._database.execute(
-                "INSERT OR REPLACE INTO errors VALUES (?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO errors VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     outcome.name,
                     outcome.position,
+                    stamp,
+                    self._run,
                     outcome.code,
                     outcome.reason,
                     outcome.message,
@@ -191,9 +216,11 @@ class Journal:
         self._committed = time.monotonic()
 
     def rows(self) -> Iterator[Row]:
-        """Yield the results in the order of the input."""
+        """Yield the results of this run's pictures in the order of the input."""
         for name, position, label, class_ids, scores, vectors, cam in self._database.execute(
-            "SELECT * FROM results ORDER BY position, name"
+            "SELECT name, position, label, class_ids, scores, vectors, cam "
+            "FROM results WHERE run = ? ORDER BY position, name",
+            (self._run,),
         ):
             yield Row(
                 name=name,
@@ -206,9 +233,11 @@ class Journal:
             )
 
     def failures(self) -> Iterator[Failure]:
-        """Yield the errors in the order of the input."""
+        """Yield the errors of this run's pictures in the order of the input."""
         for name, position, code, reason, message, transient in self._database.execute(
-            "SELECT * FROM errors ORDER BY position, name"
+            "SELECT name, position, code, reason, message, transient "
+            "FROM errors WHERE run = ? ORDER BY position, name",
+            (self._run,),
         ):
             yield Failure(
                 name=name,
@@ -220,9 +249,13 @@ class Journal:
             )
 
     def __len__(self) -> int:
-        (results,) = self._database.execute("SELECT count(*) FROM results").fetchone()
-        (errors,) = self._database.execute("SELECT count(*) FROM errors").fetchone()
-        return int(results) + int(errors)
+        """Return how many pictures of this run have an outcome."""
+        (found,) = self._database.execute(
+            "SELECT (SELECT count(*) FROM results WHERE run = ?1) "
+            "+ (SELECT count(*) FROM errors WHERE run = ?1)",
+            (self._run,),
+        ).fetchone()
+        return int(found)
 
     def close(self) -> None:
         """Commit, and close the file."""
@@ -240,6 +273,16 @@ class Journal:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _clip(value: object) -> str:
+    """Return a setting for people: of many sources, the first and the last."""
+    text = repr(value)
+    return (
+        text
+        if len(text) <= _MOST_SHOWN
+        else f"{text[: _MOST_SHOWN // 2]}...{text[-_MOST_SHOWN // 2 :]}"
+    )
 
 
 def remove(path: Path) -> None:

@@ -37,16 +37,18 @@ def render(evaluation: Evaluation, labels: Sequence[str], *, model: str, version
         "images": f"{evaluation.images:,}",
         "top 1": f"{evaluation.top1:.2%}",
         "top 5": f"{evaluation.top5:.2%}",
-        "calibration error": f"{evaluation.ece:.2%}",
     }
+    if evaluation.ece is not None:
+        figures["calibration error"] = f"{evaluation.ece:.2%}"
     confusions = _table(
         ("right class", "taken for", "images"),
         [(labels[x.target], labels[x.predicted], f"{x.images:,}") for x in evaluation.confusions],
     )
+    form = ".4g" if evaluation.scores == "none" else ".1%"
     mistakes = _table(
         ("image", "right class", "taken for", "score"),
         [
-            (x.image, labels[x.target], labels[x.predicted], f"{x.score:.1%}")
+            (x.image, labels[x.target], labels[x.predicted], format(x.score, form))
             for x in evaluation.mistakes
         ],
     )
@@ -64,6 +66,12 @@ def render(evaluation: Evaluation, labels: Sequence[str], *, model: str, version
         ],
         words=1,
     )
+    calibration = [
+        "<h2>Calibration</h2>",
+        f'<p class="note">{_CALIBRATION_NOTE}</p>',
+        _reliability(evaluation.bins),
+        bins,
+    ]
     return "\n".join(
         [
             "<!DOCTYPE html>",
@@ -74,10 +82,7 @@ def render(evaluation: Evaluation, labels: Sequence[str], *, model: str, version
             "<dl>",
             *(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in figures.items()),
             "</dl>",
-            "<h2>Calibration</h2>",
-            f'<p class="note">{_CALIBRATION_NOTE}</p>',
-            _reliability(evaluation.bins),
-            bins,
+            *(calibration if evaluation.ece is not None else []),
             "<h2>Most confused classes</h2>",
             confusions,
             "<h2>Mistakes with the highest scores</h2>",

@@ -1,6 +1,8 @@
 """What a run asks for each picture, and the row that an answer becomes."""
 
+import errno
 from dataclasses import dataclass, field
+from math import inf, isfinite
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -13,11 +15,14 @@ from foveate_client._options import Cam, ClassifyOptions
 from foveate_client._results import Classification
 from foveate_client.batch.journal import Failure, Row
 from foveate_client.batch.sources import Item
-from foveate_client.batch.stream import TRANSIENT, Task
+from foveate_client.batch.stream import Task, may_pass
 from foveate_client.batch.tables import Vector
 
 LAST = "last"
 """Stands for the last layer that the model lists."""
+
+_OF_THE_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.ENOTDIR, errno.EISDIR)
+"""Errors of a file system that refuses one name, and would take others."""
 
 _EVALUATED = 5
 """Classes that top-5 accuracy needs, however many are written."""
@@ -31,14 +36,17 @@ class PlanError(FoveateError):
 class Plan:
     """What is asked for each picture of a run.
 
-    `embeddings` and `feature_maps` are layers, of which LAST stands for the
-    last; `cam_folder` is where overlays of the best class's map are written,
-    None meaning none, and `cam_method` empty takes the model's first. Raises
-    PlanError where the model has too few classes, or not such a layer or method.
+    Of the `top_k` best classes those are written whose score is at least
+    `threshold`; None means any. `embeddings` and `feature_maps` are layers, of
+    which LAST stands for the last; `cam_folder` is where overlays of the best
+    class's map are written, None meaning none, and `cam_method` empty takes the
+    model's first. Raises PlanError where the model has too few classes, no such
+    scores, or not such a layer or method.
     """
 
     model: Model
     top_k: int = 5
+    threshold: float | None = None
     embeddings: tuple[str, ...] = ()
     feature_maps: tuple[str, ...] = ()
     cam_folder: Path | None = None
@@ -50,6 +58,11 @@ class Plan:
         if not 1 <= self.top_k <= classes:
             raise PlanError(
                 f"--top-k is {self.top_k}; the limit is 1 to {classes}, the number of classes"
+            )
+        if self.threshold is not None and not self._can_reach(self.threshold):
+            raise PlanError(
+                f"--threshold is {self.threshold:g}; the limit is 0 to 1, as the model's scores "
+                f"are ({self.model.scores})"
             )
         methods = [method.name for method in self.model.cam_methods]
         if self.cam_folder is not None and self.cam_method and self.cam_method not in methods:
@@ -76,6 +89,9 @@ class Plan:
             f"{option}: the model has no layer {name!r}; it has {', '.join(shapes) or 'none'}"
         )
 
+    def _can_reach(self, threshold: float) -> bool:
+        return 0 <= threshold <= 1 or (self.model.scores == "none" and isfinite(threshold))
+
     @property
     def settings(self) -> dict[str, object]:
         """Return what two runs that share a journal must have in common."""
@@ -83,6 +99,7 @@ class Plan:
             "model": self.model.name,
             "version": self.model.version,
             "--top-k": self.top_k,
+            "--threshold": self.threshold,
             "--embeddings": list(self.embeddings),
             "--feature-maps": list(self.feature_maps),
             "--cam": None if self.cam_folder is None else str(self.cam_folder),
@@ -106,7 +123,7 @@ class Plan:
     def outcome(self, task: Task, answer: Classification | FoveateError) -> Row | Failure:
         """Return what the journal notes of an answer, having drawn the overlay where wanted.
 
-        Raises OSError where the overlay cannot be written.
+        Raises OSError where no overlay can be written.
         """
         if isinstance(answer, FoveateError):
             return _failure(task, answer)
@@ -116,12 +133,22 @@ class Plan:
             )
         except ImageError as error:
             return _failure(task, error)
+        except OSError as error:
+            if error.errno not in _OF_THE_NAME:
+                raise
+            return _failure(task, ImageError(f"cannot write its overlay: {error.strerror}"))
+        least = -inf if self.threshold is None else self.threshold
+        kept = [
+            prediction
+            for rank, prediction in enumerate(answer.predictions)
+            if rank < _EVALUATED or prediction.score >= least
+        ]
         return Row(
             name=task.item.name,
             position=task.position,
             label=task.item.label,
-            class_ids=np.array([x.class_id for x in answer.predictions], dtype=np.int32),
-            scores=np.array([x.score for x in answer.predictions], dtype=np.float32),
+            class_ids=np.array([x.class_id for x in kept], dtype=np.int32),
+            scores=np.array([x.score for x in kept], dtype=np.float32),
             vectors=self._vectors(answer),
             cam=cam,
         )
@@ -160,5 +187,5 @@ def _failure(task: Task, error: FoveateError) -> Failure:
         code=code,
         reason=reason,
         message=str(error),
-        transient=isinstance(error, TRANSIENT),
+        transient=may_pass(error),
     )

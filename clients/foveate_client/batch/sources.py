@@ -3,16 +3,20 @@
 Every source is read lazily, so that memory does not grow with the number of pictures.
 """
 
+import errno
 import os
 import sys
 import tarfile
+import zlib
+from codecs import BOM_UTF8
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeAlias, cast
 
 from foveate_client._exceptions import FoveateError
 from foveate_client.batch import arrow
@@ -23,6 +27,14 @@ SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 STDIN = "-"
 
 _CLASS_EXTENSION = "cls"
+_NO_SUFFIX = "without a suffix"
+
+_CODES = {
+    errno.EACCES: "PERMISSION_DENIED",
+    errno.EPERM: "PERMISSION_DENIED",
+    errno.ENOENT: "NOT_FOUND",
+    errno.ENOTDIR: "NOT_FOUND",
+}
 
 
 class SourceError(FoveateError):
@@ -35,19 +47,52 @@ class Item:
 
     `name` tells it from every other one; bytes of a file's name that are no
     UTF-8 are escaped in it. `label` is what its folder or record says that it
-    shows, as it stands there, and may be empty.
+    shows, as it stands there, and may be empty. `stamp` is the size and the time
+    of change of the file that holds it: another one is of another picture.
     """
 
     name: str
     image: Path | bytes
     label: str | None
+    stamp: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A folder in a source that cannot be read, with the name of a canonical code."""
+
+    name: str
+    code: str
+    message: str
+
+
+Found: TypeAlias = Item | Unreadable
+
+
+class Passed:
+    """Counts what a source holds and is not read, by its kind, and keeps the first of each."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.first: dict[str, str] = {}
+
+    def note(self, kind: str, name: str) -> None:
+        """Count one more."""
+        self.counts[kind] += 1
+        self.first.setdefault(kind, _text(name))
+
+    def __str__(self) -> str:
+        return ", ".join(
+            f"{count:,} {kind} (the first is {self.first[kind]})"
+            for kind, count in self.counts.most_common()
+        )
 
 
 class Source(Protocol):
     """A sequence of pictures that can be read again from its beginning."""
 
-    def items(self) -> Iterator[Item]:
-        """Yield the pictures. Raises SourceError."""
+    def items(self) -> Iterator[Found]:
+        """Yield the pictures, and folders that cannot be read. Raises SourceError."""
         ...
 
     def count(self) -> int | None:
@@ -56,25 +101,33 @@ class Source(Protocol):
 
 
 def open_source(
-    text: str, *, ordered: bool, image_column: str | None = None, label_column: str | None = None
+    text: str,
+    *,
+    ordered: bool,
+    hidden: bool = False,
+    passed: Passed | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
 ) -> Source:
     """Return the source that an argument of the command line names.
 
     A folder is read with everything below it; `.tar` is a webdataset shard,
     `.parquet` a table with the files' bytes in a column, `.txt` a list of paths,
     one a line, and `-` such a list on standard input. Anything else is taken
-    for a picture's file. With `ordered`, a folder is read by name.
+    for a picture's file. With `ordered`, a folder is read by name; with
+    `hidden`, what is hidden in a folder or a shard is read as well. What is not
+    read is noted in `passed`.
     """
     if text == STDIN:
         return Listing(None)
-    path = Path(text)
+    path, passed = Path(text), Passed() if passed is None else passed
     if path.is_dir():
-        return Folder(path, ordered=ordered)
+        return Folder(path, ordered=ordered, hidden=hidden, passed=passed)
     name = path.name.lower()
     if not path.exists():
         raise SourceError(f"there is no {path}")
     if name.endswith(SHARD_SUFFIXES):
-        return Shard(path)
+        return Shard(path, hidden=hidden, passed=passed)
     if path.suffix.lower() == ".parquet":
         return Table(path, image_column=image_column, label_column=label_column)
     if path.suffix.lower() in LIST_SUFFIXES:
@@ -82,24 +135,88 @@ def open_source(
     return Files([path])
 
 
+def identity(text: str) -> str:
+    """Return what tells the source that an argument names from those of other runs."""
+    path = Path(text)
+    if text == STDIN or path.suffix.lower() in LIST_SUFFIXES:
+        return f"{text if text == STDIN else path.absolute()} in {Path.cwd()}"
+    return str(path.absolute())
+
+
+def is_hidden(name: str) -> bool:
+    """Tell whether a file or a folder is one that systems and tools keep for themselves."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
 class Folder:
     """The pictures below a folder; each one's label is the name of the folder it lies in.
 
-    With `ordered` the names of one folder at a time are held and sorted; without,
-    they are taken as the file system lists them. Links to folders are not followed.
+    With `ordered` the entries of a folder are held and sorted; without, they are
+    taken as the file system lists them. Links to folders are not followed. A
+    folder below that cannot be read is yielded as such.
     """
 
-    def __init__(self, path: Path, *, ordered: bool) -> None:
+    def __init__(self, path: Path, *, ordered: bool, hidden: bool, passed: Passed) -> None:
         self._path = path
         self._ordered = ordered
+        self._hidden = hidden
+        self._passed = passed
 
-    def items(self) -> Iterator[Item]:
-        """Yield the pictures."""
-        return (_file(Path(path)) for path in _walk(self._path, ordered=self._ordered))
+    def items(self) -> Iterator[Found]:
+        """Yield the pictures, and folders that cannot be read."""
+        for found in self._walk(self._passed, ordered=self._ordered):
+            yield found if isinstance(found, Unreadable) else _file(Path(found))
 
     def count(self) -> int:
         """Return how many there are."""
-        return _length(_walk(self._path, ordered=False))
+        return sum(isinstance(found, str) for found in self._walk(Passed(), ordered=False))
+
+    def _walk(self, passed: Passed, *, ordered: bool) -> Iterator[str | Unreadable]:
+        """Yield the paths of the pictures, and folders that cannot be read."""
+        # A list and no recursion: trees are deeper than Python's stack. No folder stays open.
+        left: list[os.DirEntry[str] | Path] = [self._path]
+        while left:
+            place = left.pop()
+            if isinstance(place, os.DirEntry) and not _is_folder(place):
+                yield place.path
+                continue
+            try:
+                with os.scandir(place) as entries:
+                    wanted = (entry for entry in entries if self._wants(entry, passed))
+                    if ordered:
+                        left += sorted(wanted, key=attrgetter("name"), reverse=True)
+                        continue
+                    for entry in wanted:
+                        if _is_folder(entry):
+                            left.append(entry)
+                        else:
+                            yield entry.path
+            except OSError as error:
+                message = f"cannot read {os.fspath(place)}: {error.strerror}"
+                if place == self._path:
+                    raise SourceError(message) from error
+                code = _CODES.get(error.errno or 0, "UNKNOWN")
+                yield Unreadable(_text(os.fspath(place)), code, _text(message))
+
+    def _wants(self, entry: os.DirEntry[str], passed: Passed) -> bool:
+        kind = self._passed_as(entry)
+        if kind:
+            passed.note(kind, entry.path)
+        return not kind
+
+    def _passed_as(self, entry: os.DirEntry[str]) -> str:
+        """Return as what an entry is passed over, empty where it is read."""
+        if not self._hidden and is_hidden(entry.name):
+            return "hidden"
+        if _is_folder(entry):
+            return ""
+        suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - a path takes as long as the rest
+        if suffix not in PICTURE_SUFFIXES:
+            return suffix or _NO_SUFFIX
+        # What is no file may never end. A link that leads nowhere has an error of its own.
+        if entry.is_file() or not Path(entry.path).exists():
+            return ""
+        return "that are no plain files"
 
 
 class Files:
@@ -108,7 +225,7 @@ class Files:
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = paths
 
-    def items(self) -> Iterator[Item]:
+    def items(self) -> Iterator[Found]:
         """Yield the pictures."""
         return map(_file, self._paths)
 
@@ -123,7 +240,7 @@ class Listing:
     def __init__(self, path: Path | None) -> None:
         self._path = path
 
-    def items(self) -> Iterator[Item]:
+    def items(self) -> Iterator[Found]:
         """Yield the pictures."""
         for line in self._lines():
             yield _file(Path(line))
@@ -148,47 +265,79 @@ class Shard:
 
     A member's key is its path up to the first dot of its name. The member with
     a picture's extension is the picture; `.cls` holds its class; without one,
-    the label is the member's folder.
+    the label is the member's folder. Where no member of a key is a picture by
+    that rule, as in 2023.05.01.jpg, keys end at the last dot.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, hidden: bool, passed: Passed) -> None:
         self._path = path
+        self._hidden = hidden
+        self._passed = passed
 
-    def items(self) -> Iterator[Item]:
+    def items(self) -> Iterator[Found]:
         """Yield the pictures."""
-        with self._open() as tar:
-            key, picture, image, label = "", "", b"", None
-            for member in _members(tar):
-                found, extension = _key(member.name)
-                if found != key:
-                    if picture:
-                        yield self._item(picture, image, label)
-                    key, picture, label = found, "", None
-                if f".{extension}" in PICTURE_SUFFIXES and not picture:
-                    picture, image = member.name, _content(tar, member)
-                elif extension == _CLASS_EXTENSION:
-                    label = _content(tar, member).decode("utf-8", "replace").strip()
+        stamp = _stamp(self._path)
+        for tar, members in self._samples(self._passed):
+            picture, image, label = "", b"", None
+            with self._errors():
+                for member, extension in members:
+                    if f".{extension}" in PICTURE_SUFFIXES and not picture:
+                        picture, image = member.name, _content(tar, member)
+                    elif extension == _CLASS_EXTENSION:
+                        label = _content(tar, member).decode("utf-8", "replace").strip()
+                    else:
+                        kind = f".{extension}" if extension else _NO_SUFFIX
+                        self._passed.note(kind, member.name)
             if picture:
-                yield self._item(picture, image, label)
+                folder = PurePosixPath(picture).parent.name
+                name = _text(f"{self._path}#{picture}")
+                yield Item(name, image, _text(folder if label is None else label), stamp)
 
     def count(self) -> int:
         """Return how many there are, reading the headers alone."""
-        with self._open() as tar:
-            names = (_key(member.name) for member in _members(tar))
-            pictures = (key for key, extension in names if f".{extension}" in PICTURE_SUFFIXES)
-            return sum(1 for _ in groupby(pictures))
+        return sum(
+            any(f".{extension}" in PICTURE_SUFFIXES for _, extension in members)
+            for _, members in self._samples(Passed())
+        )
 
-    def _item(self, picture: str, image: bytes, label: str | None) -> Item:
-        folder = PurePosixPath(picture).parent.name
-        name = _text(f"{self._path}#{picture}")
-        return Item(name, image, _text(folder if label is None else label))
+    def _samples(
+        self, passed: Passed
+    ) -> Iterator[tuple[tarfile.TarFile, Iterator[tuple[tarfile.TarInfo, str]]]]:
+        """Yield the members of each key, with their extensions, and the file to read them from."""
+        # The second reads headers alone, a key ahead: whether a picture follows in it.
+        with self._open() as tar, self._open() as ahead:
+            has_picture = (
+                any(f".{_cut(x.name)[1]}" in PICTURE_SUFFIXES for x in members)
+                for _, members in self._groups(ahead, Passed())
+            )
+            for _, members in self._groups(tar, passed):
+                cut = _cut if next(has_picture) else _cut_last
+                for _, sample in groupby(members, key=lambda x: cut(x.name)[0]):
+                    yield tar, ((member, cut(member.name)[1]) for member in sample)
+
+    def _groups(
+        self, tar: tarfile.TarFile, passed: Passed
+    ) -> Iterator[tuple[str, Iterator[tarfile.TarInfo]]]:
+        def read() -> Iterator[tarfile.TarInfo]:
+            for member in _members(tar):
+                parts = PurePosixPath(member.name).parts
+                if not self._hidden and any(map(is_hidden, set(parts) - {".", ".."})):
+                    passed.note("hidden", member.name)
+                else:
+                    yield member
+
+        return groupby(read(), key=lambda member: _cut(member.name)[0])
 
     @contextmanager
     def _open(self) -> Iterator[tarfile.TarFile]:
+        with self._errors(), tarfile.open(self._path) as tar:
+            yield tar
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
         try:
-            with tarfile.open(self._path) as tar:
-                yield tar
-        except (tarfile.TarError, OSError, EOFError) as error:
+            yield
+        except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
             raise SourceError(f"{self._path}: the tar file cannot be read: {error}") from error
 
 
@@ -206,12 +355,13 @@ class Table:
         self._image_column = image_column
         self._label_column = label_column
 
-    def items(self) -> Iterator[Item]:
+    def items(self) -> Iterator[Found]:
         """Yield the pictures; a row without one is an empty picture, which cannot be read."""
+        stamp = _stamp(self._path)
         rows = arrow.read_pictures(self._path, self._image_column, self._label_column)
         try:
             for number, (image, label) in enumerate(rows):
-                yield Item(f"{self._path}#{number}", image, label)
+                yield Item(f"{self._path}#{number}", image, label, stamp)
         except (arrow.TableError, OSError) as error:
             raise SourceError(f"{self._path}: {error}") from error
 
@@ -229,7 +379,7 @@ class Joined:
     def __init__(self, sources: Sequence[Source]) -> None:
         self._sources = sources
 
-    def items(self) -> Iterator[Item]:
+    def items(self) -> Iterator[Found]:
         """Yield the pictures."""
         for source in self._sources:
             yield from source.items()
@@ -246,29 +396,37 @@ class Joined:
 
 
 def _file(path: Path) -> Item:
-    return Item(_text(str(path)), path, _text(path.parent.name))
+    return Item(_text(str(path)), path, _text(path.parent.name), _stamp(path))
 
 
-def _walk(folder: Path | str, *, ordered: bool) -> Iterator[str]:
+def _stamp(path: Path) -> str:
+    """Return the size and the time of change of a file, empty where there is none."""
     try:
-        with os.scandir(folder) as entries:
-            listing: Iterable[os.DirEntry[str]] = entries
-            if ordered:
-                listing = sorted(entries, key=attrgetter("name"))
-            for entry in listing:
-                if entry.is_dir(follow_symlinks=False):
-                    yield from _walk(entry.path, ordered=ordered)
-                elif os.path.splitext(entry.name)[1].lower() in PICTURE_SUFFIXES:  # noqa: PTH122
-                    yield entry.path
-    except OSError as error:
-        raise SourceError(f"cannot read {error.filename}: {error.strerror}") from error
+        state = path.stat()
+    except (OSError, ValueError):
+        return ""
+    return f"{state.st_size} {state.st_mtime_ns}"
 
 
-def _key(name: str) -> tuple[str, str]:
-    """Return the key of a member, and its extension in lower case."""
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir(follow_symlinks=False)
+    except OSError:
+        return False
+
+
+def _cut(name: str) -> tuple[str, str]:
+    """Return the key of a member, and its extension in lower case: what follows the first dot."""
     folder, slash, file = name.rpartition("/")
     stem, _, extension = file.partition(".")
     return f"{folder}{slash}{stem}", extension.lower()
+
+
+def _cut_last(name: str) -> tuple[str, str]:
+    """Return the same for an extension that follows the last dot."""
+    folder, slash, file = name.rpartition("/")
+    stem, dot, extension = file.rpartition(".")
+    return f"{folder}{slash}{stem if dot else file}", extension.lower() if dot else ""
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
@@ -285,7 +443,10 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def _stripped(lines: Iterable[bytes]) -> Iterator[str]:
-    return (os.fsdecode(path) for line in lines if (path := line.rstrip(b"\r\n")))
+    for number, line in enumerate(lines):
+        path = (line if number else line.removeprefix(BOM_UTF8)).rstrip(b"\r\n")
+        if path:
+            yield os.fsdecode(path)
 
 
 def _text(name: str) -> str:

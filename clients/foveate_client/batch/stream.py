@@ -9,22 +9,56 @@ from typing import NamedTuple
 
 from foveate_client._client import Client
 from foveate_client._exceptions import (
+    MESSAGE_TOO_LARGE,
     AbortedError,
     CallError,
     DeadlineExceededError,
+    FailedPreconditionError,
     FoveateError,
+    InvalidArgumentError,
+    NotFoundError,
+    PermissionDeniedError,
     ResourceExhaustedError,
+    UnauthenticatedError,
     UnavailableError,
+    UnimplementedError,
 )
 from foveate_client._options import ClassifyOptions
 from foveate_client._results import Classification
 from foveate_client.batch.sources import Item
 
 TRANSIENT = (AbortedError, DeadlineExceededError, ResourceExhaustedError, UnavailableError)
-"""Errors that may be gone when the same is asked again."""
+"""Errors that may be gone when the same is asked again, but for a message that is too large."""
+
+_OF_THE_RUN = (
+    FailedPreconditionError,
+    NotFoundError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+    UnimplementedError,
+)
+_PICTURE = ("encoded", "image", "raw")
+"""The fields of a request that hold its picture."""
 
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 5.0
+
+
+def may_pass(error: FoveateError) -> bool:
+    """Tell whether the same may be answered when it is asked again."""
+    return isinstance(error, TRANSIENT) and error.reason != MESSAGE_TOO_LARGE
+
+
+def stops_the_run(outcome: FoveateError) -> bool:
+    """Tell whether every picture would have this error: that of the server, model or options."""
+    if isinstance(outcome, InvalidArgumentError):
+        fields = [violation.field for violation in outcome.field_violations]
+        return bool(fields) and not any(field.startswith(_PICTURE) for field in fields)
+    if isinstance(outcome, CallError) and may_pass(outcome):
+        # One picture may take longer than others.
+        return not isinstance(outcome, DeadlineExceededError)
+    hung = isinstance(outcome, CallError) and outcome.reason == "ENGINE_HUNG"
+    return hung or isinstance(outcome, _OF_THE_RUN)
 
 
 class Task(NamedTuple):
@@ -72,8 +106,9 @@ def classify_tasks(
 
     A stream that breaks is opened anew with what it had not answered, and a
     picture that is refused for the moment is asked for again, until `patience`
-    seconds have passed without an answer. Then the picture's error is yielded,
-    and the stream's is raised.
+    seconds have passed without an answer. Then the error is raised, or yielded
+    where the picture alone may be too slow. An error that every picture would
+    have, as where the model is unloaded, is raised at once.
     """
     source = iter(tasks)
     unsent: deque[Task] = deque()
@@ -85,22 +120,29 @@ def classify_tasks(
             yield task.item.image
 
     waiting = Patience(patience)
-    while True:
+    stopped: FoveateError | None = None
+    while stopped is None:
         try:
             with closing(client.classify_many(images(), in_flight=in_flight, **options)) as answers:
                 for answer in answers:
                     waiting.reset()
                     task = unanswered.popleft()
-                    if isinstance(answer, TRANSIENT):
-                        yield task, _again(client, task.item, options, answer, Patience(patience))
-                    else:
-                        yield task, answer
+                    outcome = answer
+                    if isinstance(answer, FoveateError) and may_pass(answer):
+                        outcome = _again(client, task.item, options, answer, Patience(patience))
+                    if isinstance(outcome, FoveateError) and stops_the_run(outcome):
+                        stopped = outcome
+                        break
+                    yield task, outcome
+                else:
+                    return
         except TRANSIENT as error:
+            if not may_pass(error):
+                raise
             waiting.wait(error)
             unsent.extendleft(reversed(unanswered))
             unanswered.clear()
-        else:
-            return
+    raise stopped
 
 
 def _again(
@@ -117,7 +159,7 @@ def _again(
             return error
         try:
             return client.classify(item.image, **options)
-        except TRANSIENT as latest:
+        except FoveateError as latest:
+            if not may_pass(latest):
+                return latest
             error = latest
-        except FoveateError as final:
-            return final

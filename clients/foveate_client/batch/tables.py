@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import Any, TextIO
@@ -42,11 +43,12 @@ class Columns:
 
     `image` is the picture's name and `target` its right class, null where it
     is unknown; `class_1`, `label_1` and `score_1` are the best class and its
-    softmax probability, and so on to `top_k`; the vectors follow, and `cam`, the
-    overlay's file, where overlays were drawn.
+    score, and so on to `top_k`, those whose score is below `threshold` left empty;
+    the vectors follow, and `cam`, the overlay's file, where overlays were drawn.
     """
 
     top_k: int
+    threshold: float | None = None
     labels: Sequence[str]
     classes: Classes
     vectors: Sequence[Vector] = ()
@@ -57,6 +59,12 @@ class Columns:
         """The ranks, from 1."""
         return range(1, self.top_k + 1)
 
+    def reached(self, row: Row) -> int:
+        """Return how many of the classes of a row are written."""
+        if self.threshold is None:
+            return self.top_k
+        return min(self.top_k, int((row.scores >= self.threshold).sum()))
+
     def target(self, row: Row) -> int | None:
         """Return the right class, or None where the label is that of no class."""
         return None if row.label is None else self.classes.find(row.label)
@@ -65,7 +73,7 @@ class Columns:
         """Return the columns before the vectors."""
         values: dict[str, Any] = {"image": row.name, "target": self.target(row)}
         best = zip(self.ranks, row.class_ids.tolist(), row.scores.tolist(), strict=False)
-        for rank, class_id, score in best:
+        for rank, class_id, score in islice(best, self.reached(row)):
             values[f"class_{rank}"] = class_id
             values[f"label_{rank}"] = self.labels[class_id]
             values[f"score_{rank}"] = score
@@ -214,7 +222,7 @@ def _record_batch(pa: Any, schema: Any, columns: Columns, rows: Sequence[Row]) -
     built = []
     for field in schema:
         if field.name not in arrays:
-            built.append(pa.array([values[field.name] for values in scalars], field.type))
+            built.append(pa.array([values.get(field.name) for values in scalars], field.type))
             continue
         stacked = np.stack(arrays[field.name])
         if stacked.ndim == 2:

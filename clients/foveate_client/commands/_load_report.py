@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from foveate_client._connection import Credentials
-from foveate_client._grpc import PLAINTEXT
+from foveate_client._transports.channel import PLAINTEXT
 from foveate_client.load.recorder import PERCENTILES, Latencies, Measurement
 from foveate_client.load.search import Step
 

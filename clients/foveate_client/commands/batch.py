@@ -26,7 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from foveate_client._client import Client
-from foveate_client._exceptions import FoveateError
+from foveate_client._exceptions import CallError, FoveateError
 from foveate_client.batch import arrow, journal, sources, tables
 from foveate_client.batch.classes import Classes, read_names
 from foveate_client.batch.evaluation import Evaluation
@@ -45,15 +45,22 @@ PATIENCE = 60.0
 
 _CONFUSIONS = 5
 
+_KEPT = "what was done is kept; the same command goes on from there"
+
+
+class NoPicturesError(FoveateError):
+    """The sources hold no picture."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Summary:
-    """What a run did; `skipped` pictures were done by an earlier one."""
+    """What a run did; `skipped` pictures were done by an earlier one, `passed` were not read."""
 
     finished: Finished
     classified: int
     skipped: int
     seconds: float
+    passed: sources.Passed
 
     @property
     def rate(self) -> float:
@@ -70,13 +77,23 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if outputs.results.suffix == ".parquet":
             arrow.pyarrow()
-        _require_free(outputs, overwrite=options.overwrite)
+        _require_free(outputs, overwrite=options.overwrite, retry_errors=options.retry_errors)
+        resumed = outputs.journal.exists()
         with open_client(options) as client:
             summary, plan = _run(client, options, outputs)
-        journal.remove(outputs.journal)
+        _put_away(outputs, failures=bool(summary.finished.errors))
     except KeyboardInterrupt:
-        complain(parser, "what was done is kept; the same command goes on from there")
+        complain(parser, _KEPT)
         raise
+    except NoPicturesError as error:
+        if not resumed:
+            journal.remove(outputs.journal)
+        complain(parser, str(error))
+        return 1
+    except CallError as error:
+        kept = f"; {_KEPT}" if outputs.journal.exists() else ""
+        complain(parser, f"{describe(error)}{kept}")
+        return 1
     except FoveateError as error:
         complain(parser, describe(error))
         return 1
@@ -117,30 +134,55 @@ def _outputs(options: argparse.Namespace) -> Outputs:
     )
 
 
-def _require_free(outputs: Outputs, *, overwrite: bool) -> None:
+def _require_free(outputs: Outputs, *, overwrite: bool, retry_errors: bool) -> None:
     outputs.results.parent.mkdir(parents=True, exist_ok=True)
     if overwrite:
         journal.remove(outputs.journal)
-    elif outputs.results.exists() and not outputs.journal.exists():
-        raise FileExistsError(0, "exists already; --overwrite replaces it", str(outputs.results))
+        journal.remove(outputs.kept)
+        return
+    if outputs.journal.exists():
+        return
+    if retry_errors:
+        if not outputs.kept.exists():
+            raise FoveateError(f"{outputs.results} has no failures to try again")
+        outputs.kept.rename(outputs.journal)
+    elif outputs.results.exists():
+        again = "--retry-errors tries its failures again, " if outputs.kept.exists() else ""
+        told = f"exists already; {again}--overwrite replaces it"
+        raise FileExistsError(0, told, str(outputs.results))
+
+
+def _put_away(outputs: Outputs, *, failures: bool) -> None:
+    """Keep the journal of a finished run for as long as there are failures to try again."""
+    journal.remove(outputs.kept)
+    if failures:
+        outputs.journal.rename(outputs.kept)
+    else:
+        journal.remove(outputs.journal)
 
 
 def _run(client: Client, options: argparse.Namespace, outputs: Outputs) -> tuple[_Summary, Plan]:
     model = client.model(options.model, options.version)
+    classes = len(model.labels)
+    usual = min(5, classes) if options.threshold is None else classes
     plan = Plan(
         model=model,
-        top_k=min(5, len(model.labels)) if options.top_k is None else options.top_k,
+        top_k=usual if options.top_k is None else options.top_k,
+        threshold=options.threshold,
         embeddings=tuple(dict.fromkeys(options.embeddings)),
         feature_maps=tuple(dict.fromkeys(options.feature_maps)),
         cam_folder=options.cam,
         cam_method=options.cam_method,
     )
     names = None if options.labels is None else read_names(options.labels, model.labels)
+    passed = sources.Passed()
     source = sources.Joined(
         [
             sources.open_source(
                 text,
                 ordered=options.ordered,
+                hidden=options.hidden,
+                passed=passed,
                 image_column=options.image_column,
                 label_column=options.label_column,
             )
@@ -148,8 +190,13 @@ def _run(client: Client, options: argparse.Namespace, outputs: Outputs) -> tuple
         ]
     )
     console = Console(stderr=True, highlight=False)
+    settings = plan.settings | {
+        "sources": [sources.identity(text) for text in options.sources],
+        "--image-column": options.image_column,
+        "--label-column": options.label_column,
+    }
     with (
-        journal.Journal(outputs.journal, plan.settings) as known,
+        journal.Journal(outputs.journal, settings, retry_errors=options.retry_errors) as known,
         _progress(console) as progress,
     ):
         shown = progress.add_task("classified", total=None, fresh=0, started=time.monotonic())
@@ -173,9 +220,16 @@ def _run(client: Client, options: argparse.Namespace, outputs: Outputs) -> tuple
             advance=advance,
         )
         seconds = time.monotonic() - started
+        if not len(known):
+            told = f"; passed over: {passed}" if passed.counts else ""
+            raise NoPicturesError(f"there is no picture in {' '.join(options.sources)}{told}")
         finished = finish(known, outputs, plan, Classes(model.labels, names))
     summary = _Summary(
-        finished=finished, classified=done[False], skipped=done[True], seconds=seconds
+        finished=finished,
+        classified=done[False],
+        skipped=done[True],
+        seconds=seconds,
+        passed=passed,
     )
     return summary, plan
 
@@ -226,9 +280,13 @@ def _show(summary: _Summary, plan: Plan, outputs: Outputs, *, as_json: bool) -> 
     }
     if summary.skipped:
         facts["done before"] = f"{summary.skipped:,} images"
+    if summary.passed.counts:
+        facts["passed over"] = str(summary.passed)
     facts["results"] = f"{finished.results:,} in {outputs.results}"
     if finished.errors:
-        facts["errors"] = f"{finished.errors:,} in {outputs.errors}"
+        facts["errors"] = (
+            f"{finished.errors:,} in {outputs.errors}; --retry-errors tries them again"
+        )
     if finished.evaluation is not None:
         facts |= _evaluation_facts(finished.evaluation, plan.model.labels)
         facts["report"] = str(outputs.report)
@@ -242,8 +300,9 @@ def _evaluation_facts(evaluation: Evaluation, labels: Sequence[str]) -> dict[str
     facts = {
         "accuracy": f"top 1 {evaluation.top1:.1%}, top 5 {evaluation.top5:.1%} "
         f"of {evaluation.images:,} labelled images",
-        "calibration": f"error {evaluation.ece:.1%}",
     }
+    if evaluation.ece is not None:
+        facts["calibration"] = f"error {evaluation.ece:.1%}"
     if evaluation.confusions:
         facts["confused"] = "\n".join(
             f"{labels[x.target]} taken for {labels[x.predicted]}: {x.images:,}"
@@ -263,6 +322,7 @@ def _record(summary: _Summary, plan: Plan, outputs: Outputs) -> dict[str, Any]:
         "errors": finished.errors,
         "classified": summary.classified,
         "done_before": summary.skipped,
+        "passed_over": dict(summary.passed.counts),
         "seconds": summary.seconds,
         "images_per_second": summary.rate,
         "files": {
@@ -325,11 +385,29 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--overwrite", action="store_true", help="start anew and replace OUT")
     parser.add_argument(
+        "--retry-errors", action="store_true", help="try the failures of a finished table again"
+    )
+    parser.add_argument(
+        "--hidden",
+        action="store_true",
+        help="read hidden files of folders and shards as well: those that begin with a dot, and "
+        "__MACOSX",
+    )
+    parser.add_argument(
         "--model", metavar="NAME", default="", help="needed where there are several"
     )
     parser.add_argument("--version", metavar="V", default="", help="the model's version")
     parser.add_argument(
-        "--top-k", metavar="K", type=int, help="how many classes to write (default: 5)"
+        "--top-k",
+        metavar="K",
+        type=int,
+        help="how many classes to write (default: 5, or all that reach --threshold)",
+    )
+    parser.add_argument(
+        "--threshold",
+        metavar="SCORE",
+        type=float,
+        help="write only classes whose score is at least this",
     )
     parser.add_argument(
         "--embeddings",

@@ -30,6 +30,12 @@ from foveate_client.commands._terminal import Show, find_show
 STDIN = "-"
 BAR_WIDTH = 32
 
+_SCORES = {
+    "sigmoid": "; each label has a score by itself",
+    "none": "; scores are logits",
+}
+"""What a person is told of scores that are not the usual ones."""
+
 
 def main(arguments: Sequence[str]) -> int:
     """Run the subcommand and return its exit code."""
@@ -131,6 +137,8 @@ def _request(options: argparse.Namespace) -> ClassifyOptions:
     )
     if options.top_k is not None:
         request["top_k"] = options.top_k
+    if options.threshold is not None:
+        request["threshold"] = options.threshold
     if _explains(options):
         request["cam"] = Cam(
             method=options.cam_method, class_ids=options.classes, top=options.cam_top
@@ -151,6 +159,7 @@ def _record(
             "image": name,
             "model": None,
             "version": None,
+            "scores": None,
             "predictions": [],
             "cams": [],
             "feature_maps": [],
@@ -162,6 +171,7 @@ def _record(
         "image": name,
         "model": outcome.model,
         "version": outcome.version,
+        "scores": outcome.scores,
         "predictions": [
             {"class_id": x.class_id, "label": x.label, "score": x.score}
             for x in outcome.predictions
@@ -207,14 +217,18 @@ def _table(name: str, result: Classification, written: Written | None) -> Group:
     ranking.add_column(width=BAR_WIDTH)
     for rank, prediction in enumerate(result.predictions):
         style = "bold" if rank == 0 else ""
+        # A logit is no share, and has no bar.
+        share = 0.0 if result.scores == "none" else prediction.score
         ranking.add_row(
             Text(f"  {prediction.label}", style),
-            Text(f"{prediction.score:.1%}", style),
-            Bar(1, 0, prediction.score, width=BAR_WIDTH, color="green" if rank == 0 else "blue"),
+            Text(f"{prediction.score:{'.4g' if result.scores == 'none' else '.1%'}}", style),
+            Bar(1, 0, share, width=BAR_WIDTH, color="green" if rank == 0 else "blue"),
         )
     heading = Text.assemble((name, "bold"), overflow="ignore", no_wrap=True)
-    model = Text(f"  {result.model}, version {result.version}", "dim")
-    return Group(heading, model, ranking, *_explanations(result, written), Text())
+    kind = _SCORES.get(result.scores, "")
+    model = Text(f"  {result.model}, version {result.version}{kind}", "dim")
+    none = [] if result.predictions else [Text("  no score reaches the threshold", "dim")]
+    return Group(heading, model, *none, ranking, *_explanations(result, written), Text())
 
 
 def _explanations(result: Classification, written: Written | None) -> list[Text]:
@@ -252,7 +266,19 @@ def _parser() -> argparse.ArgumentParser:
         "--model", metavar="NAME", default="", help="needed where there are several"
     )
     parser.add_argument("--version", metavar="V", default="", help="the model's version")
-    parser.add_argument("--top-k", metavar="K", type=int, help="how many classes (default: 5)")
+    parser.add_argument(
+        "--top-k",
+        metavar="K",
+        type=int,
+        help="how many classes (default: 5, or all that reach --threshold)",
+    )
+    parser.add_argument(
+        "--threshold",
+        metavar="SCORE",
+        type=float,
+        help="only classes whose score is at least this, such as 0.5 where a picture may have "
+        "several labels",
+    )
     parser.add_argument(
         "--cam", action="store_true", help="explain the best class by a class activation map"
     )

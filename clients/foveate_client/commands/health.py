@@ -10,7 +10,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from foveate_client._connection import Retries
-from foveate_client._grpc import PLAINTEXT, Caller
+from foveate_client._transports.channel import PLAINTEXT, Caller
 from foveate_client.commands._numbers import seconds
 from foveate_client.commands._shared import (
     add_security_arguments,

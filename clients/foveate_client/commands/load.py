@@ -11,8 +11,8 @@ import grpc.aio
 from rich.console import Console
 
 from foveate_client._exceptions import FoveateError
-from foveate_client._grpc import PLAINTEXT
 from foveate_client._throttle import Throttling
+from foveate_client._transports.channel import PLAINTEXT
 from foveate_client.commands._load_report import (
     Outcome,
     Target,

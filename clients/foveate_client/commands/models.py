@@ -13,7 +13,7 @@ from rich.text import Text
 
 from foveate_client import _plugins
 from foveate_client._exceptions import FoveateError
-from foveate_client._models import Accuracy, Model, ModelSummary
+from foveate_client._models import Accuracy, InputSpec, Model, ModelSummary
 from foveate_client._repository import RepositoryClient
 from foveate_client.commands._shared import (
     add_source_arguments,
@@ -143,8 +143,10 @@ def _details(model: Model) -> Group:
         "model": f"{model.name}, version {model.version}, {model.state}",
         "classifier": f"{model.classifier}, {model.parameters:,} parameters, "
         f"{len(model.labels)} classes",
-        "input": f"{spec.height} x {spec.width} x {spec.channels}, the centre of a picture "
-        f"whose shorter side is {spec.resize} ({spec.interpolation})",
+        "input": f"{spec.height} x {spec.width} x {spec.channels}",
+        "fit": _fit(spec),
+        "scores": model.scores,
+        **model.assumptions,
         "runs on": f"{model.backend}, {model.device}, {model.active_variant}",
         "exported": f"{model.created:%Y-%m-%d %H:%M} UTC",
     }.items():
@@ -170,6 +172,19 @@ def _details(model: Model) -> Group:
         )
     gap = Text()
     return Group(facts, gap, variants, gap, cams, gap, layers)
+
+
+def _fit(spec: InputSpec) -> str:
+    """Say how a picture of another size becomes the input."""
+    if spec.fit == "crop":
+        return f"crop: the shorter side to {spec.resize} ({spec.interpolation}), then the centre"
+    shorter = min(spec.height, spec.width)
+    height, width = (round(side * spec.resize / shorter) for side in (spec.height, spec.width))
+    centre = ", then the centre" if spec.resize > shorter else ""
+    if spec.fit == "squash":
+        return f"squash: both sides to {height} x {width} ({spec.interpolation}){centre}"
+    colour = ", ".join(f"{value:.3g}" for value in spec.fill)
+    return f"{spec.fit}: into {height} x {width} ({spec.interpolation}){centre}; border ({colour})"
 
 
 def _accuracy(accuracy: Accuracy | None) -> Text:

@@ -20,8 +20,9 @@ import grpc.aio
 
 from foveate.status import StatusError
 from foveate_client._connection import Credentials, Retries
-from foveate_client._grpc import PLAINTEXT, Caller, model_headers, throttled
 from foveate_client._throttle import Throttle, Throttling
+from foveate_client._transports.channel import PLAINTEXT, Caller, model_headers
+from foveate_client._transports.status import throttled
 from foveate_client.load.recorder import Measurement
 from foveate_client.load.workload import Workload
 

@@ -6,21 +6,26 @@ from pathlib import Path
 
 from rich.console import Console
 
-from foveate_export.bundle import check_name
-from foveate_export.commands._console import DONE, Stages, answer, names, points, positive
+from foveate_export.anatomy.ending import probes
+from foveate_export.anatomy.layers import default_layers
+from foveate_export.anatomy.logits import as_logits
+from foveate_export.commands._console import add_scores_argument, answer
 from foveate_export.commands._engines import add_target_arguments, read_target
 from foveate_export.commands._report import print_exported, print_layers
 from foveate_export.commands._training import training_errors
+from foveate_export.default_pictures import for_classifier
 from foveate_export.errors import UsageError
 from foveate_export.exporter import check_variants, examine, export
-from foveate_export.labelled import open_labelled
-from foveate_export.layers import default_layers
-from foveate_export.parity_data import for_classifier
-from foveate_export.pictures import from_folder
+from foveate_export.input_files import repeated
+from foveate_export.pictures import from_folder, serving_spec
+from foveate_export.publish.bundle import check_name
+from foveate_export.publish.variants import FP32, VARIANTS
+from foveate_export.publish.variants.acceptance import MAX_DROP
+from foveate_export.publish.variants.calibration import open_calibration
 from foveate_export.sources import Source, load_function, load_source
-from foveate_export.variants import FP32, VARIANTS
-from foveate_export.variants.acceptance import MAX_DROP
-from foveate_export.variants.calibration import open_calibration
+from foveate_runtime.console import DONE, Stages, names, points, positive, warn
+from foveate_runtime.evaluation.labelled import open_labelled
+from foveate_train.classifier import Classifier
 
 PROG = "foveate export"
 
@@ -71,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="an argument of the classifier; may be repeated",
     )
+    add_scores_argument(parser)
     parser.add_argument(
         "--layers", type=names, metavar="A,B", help="the feature maps; default: the stage ends"
     )
@@ -142,19 +148,25 @@ def _run(options: argparse.Namespace) -> int:
     stages = Stages(Console(stderr=True))
     with stages(f"loading {options.module or options.source}"):
         source = _load(options)
-    if options.list_layers:
-        return _list_layers(source, as_json=options.json)
-    classifier = source.classifier
+    if options.labels:
+        warn(PROG, repeated(source.classifier.labels))
     with stages("reading pictures"):
-        calibration = (
-            open_calibration(options.calibration, classifier) if options.calibration else None
-        )
-        labelled = open_labelled(options.data, classifier.labels) if options.data else None
+        classifier = source.classifier
         pictures = (
             from_folder(options.parity_data, classifier.input)
             if options.parity_data
             else for_classifier(classifier)
         )
+        calibration = (
+            open_calibration(options.calibration, classifier) if options.calibration else None
+        )
+    with stages("finding what its outputs are"):
+        spec = serving_spec(classifier.input)
+        classifier, ending = as_logits(classifier, probes(pictures, spec), options.scores)
+    if options.list_layers:
+        return _list_layers(classifier, as_json=options.json)
+    # One output becomes two classes, and only then a label means its class.
+    labelled = open_labelled(options.data, classifier.labels) if options.data else None
     exported = export(
         classifier,
         repository=options.repository,
@@ -163,6 +175,7 @@ def _run(options: argparse.Namespace) -> int:
         layers=options.layers,
         cam_layer=options.cam_layer,
         pictures=pictures,
+        ending=ending,
         variants=options.variants,
         calibration=calibration,
         max_drop=options.max_drop,
@@ -187,8 +200,8 @@ def _load(options: argparse.Namespace) -> Source:
     return load_function(options.module, input_spec=options.input_spec, labels=options.labels)
 
 
-def _list_layers(source: Source, *, as_json: bool) -> int:
-    anatomy = examine(source.classifier)
-    default = default_layers(source.classifier.module, anatomy.layers)
-    print_layers(anatomy.layers, default, as_json=as_json)
+def _list_layers(classifier: Classifier, *, as_json: bool) -> int:
+    anatomy = examine(classifier)
+    default = default_layers(classifier.module, anatomy.layers)
+    print_layers(anatomy.layers, default, anatomy.left_out, as_json=as_json)
     return DONE

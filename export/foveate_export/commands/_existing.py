@@ -6,14 +6,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from foveate_export.bundle import check_name
-from foveate_export.commands._console import DONE, Stages, answer, names, positive
+from foveate_export.commands._console import add_scores_argument, answer
 from foveate_export.commands._report import print_exported, print_layers
 from foveate_export.errors import UsageError
 from foveate_export.existing import export_existing, open_existing
-from foveate_export.input_files import read_input_spec, read_labels
+from foveate_export.input_files import read_input_spec, read_labels, repeated
 from foveate_export.pictures import from_folder, shipped
-from foveate_serve.bundle.manifest import InputSpec
+from foveate_export.publish.bundle import check_name
+from foveate_runtime.bundle.manifest import InputSpec
+from foveate_runtime.console import DONE, Stages, names, positive, warn
 
 PROG = "foveate export"
 
@@ -60,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--logits", metavar="OUTPUT", help="the output to classify by; default: the only one"
     )
+    add_scores_argument(parser)
     parser.add_argument(
         "--layers",
         type=names,
@@ -89,15 +91,22 @@ def _run(options: argparse.Namespace) -> int:
         if options.labels is None:
             raise UsageError("--labels names the classes, which an ONNX file does not")
     labels = read_labels(options.labels) if options.labels else None
-    with stages(f"reading {options.source}"):
-        source = open_existing(
-            options.source, spec, layout=options.layout, bgr=options.bgr, logits=options.logits
-        )
-    if options.list_layers or labels is None:
-        print_layers(source.layers, source.default_layers, as_json=options.json)
-        return DONE
+    warn(PROG, repeated(labels or ()))
     with stages("reading pictures"):
         pictures = from_folder(options.parity_data, spec) if options.parity_data else shipped(spec)
+    with stages(f"reading {options.source}"):
+        source = open_existing(
+            options.source,
+            spec,
+            layout=options.layout,
+            bgr=options.bgr,
+            logits=options.logits,
+            scores=options.scores,
+            pictures=pictures,
+        )
+    if options.list_layers or labels is None:
+        print_layers(source.layers, source.default_layers, source.left_out, as_json=options.json)
+        return DONE
     exported = export_existing(
         source,
         labels,

@@ -2,19 +2,33 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
-from foveate_export.bundle import Exported
-from foveate_export.layer import Layer
-from foveate_serve.backends.tensorrt.sidecar import ENGINE_SUFFIX
-from foveate_serve.bundle.manifest import Accuracy, Parity, Quantisation
+from foveate_export.anatomy.layer import Layer
+from foveate_export.publish.bundle import Exported
+from foveate_runtime.backends.tensorrt.sidecar import ENGINE_SUFFIX
+from foveate_runtime.bundle.manifest import Accuracy, Parity, Quantisation
 
 
-def print_layers(layers: Sequence[Layer], default: Sequence[Layer], *, as_json: bool) -> None:
-    """Print the layers that give feature maps, the default ones marked."""
+def print_layers(
+    layers: Sequence[Layer],
+    default: Sequence[Layer],
+    left_out: Mapping[str, str],
+    *,
+    as_json: bool,
+) -> None:
+    """Print the layers that give feature maps, the default ones marked.
+
+    How many modules are `left_out`, and why, goes to stderr.
+    """
+    if left_out:
+        reasons = Counter(left_out.values()).most_common()
+        counted = ", ".join(f"{count} ({reason})" for reason, count in reasons)
+        print(f"{len(left_out)} left out: {counted}", file=sys.stderr)
     if as_json:
         print(
             json.dumps(
@@ -25,6 +39,7 @@ def print_layers(layers: Sequence[Layer], default: Sequence[Layer], *, as_json: 
                         "channels": layer.channels,
                         "height": layer.height,
                         "width": layer.width,
+                        "layout": str(layer.layout),
                         "default": layer in default,
                     }
                     for layer in layers
@@ -33,11 +48,11 @@ def print_layers(layers: Sequence[Layer], default: Sequence[Layer], *, as_json: 
             )
         )
         return
-    table = Table("layer", "type", "channels", "height", "width", "default", box=None)
+    table = Table("layer", "type", "channels", "height", "width", "layout", "default", box=None)
     for layer in layers:
         mark = "*" if layer in default else ""
         numbers = (str(n) for n in (layer.channels, layer.height, layer.width))
-        table.add_row(layer.path, layer.kind, *numbers, mark)
+        table.add_row(layer.path, layer.kind, *numbers, str(layer.layout), mark)
     Console(file=sys.stdout).print(table)
 
 
@@ -54,6 +69,8 @@ def _as_json(exported: Exported) -> dict[str, object]:
         "version": manifest.version,
         "bytes": exported.size,
         "note": exported.note,
+        "scores": manifest.scores,
+        "assumptions": manifest.assumptions,
         "variants": [variant.model_dump(mode="json") for variant in manifest.variants],
     }
 
@@ -73,6 +90,7 @@ def _as_text(exported: Exported, original: str) -> str:
         for name, entry in manifest.files.items()
         if name.endswith(ENGINE_SUFFIX)
     ]
+    lines += [f"{name}: {text}" for name, text in manifest.assumptions.items()]
     if exported.note:
         lines.append(exported.note)
     return "\n".join(lines)

@@ -10,9 +10,12 @@ from numpy.typing import NDArray
 from onnx_ir import tape
 from onnx_ir.passes import common
 
+from foveate_export.anatomy.ending import SIDES, TINY
+from foveate_export.anatomy.layer import Layer
+from foveate_export.anatomy.layout import NHWC, Layout
 from foveate_export.existing.head import Linear, PooledHead
 from foveate_export.existing.source import Existing
-from foveate_serve.bundle.manifest import (
+from foveate_runtime.bundle.manifest import (
     CAM_PREFIX,
     CLASS_IDS_INPUT,
     FEATURES_PREFIX,
@@ -21,7 +24,7 @@ from foveate_serve.bundle.manifest import (
 )
 
 
-def write_graph(source: Existing, layers: Sequence[str], path: Path) -> None:
+def write_graph(source: Existing, layers: Sequence[Layer], path: Path) -> None:
     """Write `source` to `path` with the inputs and outputs of a bundle.
 
     The model of `source` is changed: a source is written once.
@@ -39,14 +42,17 @@ def write_graph(source: Existing, layers: Sequence[str], path: Path) -> None:
     original.replace_all_uses_with(pixels)
     for node in reversed(before.tape.nodes):
         graph.insert_before(next(iter(graph)), node)
-    inputs, outputs = [image], {LOGITS_OUTPUT: after.flat_logits(source)}
+    inputs, outputs = [image], {LOGITS_OUTPUT: after.logits(source)}
     if head is not None:
         class_ids = ir.val(CLASS_IDS_INPUT, ir.DataType.INT64, ["N", "K"])
         inputs.append(class_ids)
         classes = after.resolved(outputs[LOGITS_OUTPUT], class_ids, source.classes)
         maps = after.maps(head, classes)
         outputs |= {CAM_PREFIX + method: maps[method] for method in head.methods}
-    outputs |= {FEATURES_PREFIX + layer: source.values[layer] for layer in layers}
+    outputs |= {
+        FEATURES_PREFIX + layer.path: after.channels_first(source.values[layer.path], layer.layout)
+        for layer in layers
+    }
     named = [after.output(name, value) for name, value in outputs.items()]
     graph.extend(after.tape.nodes)
     graph.inputs[:] = inputs
@@ -104,12 +110,16 @@ class _Nodes:
             pixels if source.layout == "nhwc" else self._op("Transpose", pixels, perm=[0, 3, 1, 2])
         )
 
-    def flat_logits(self, source: Existing) -> ir.Value:
-        """Return the logits as [N, classes]."""
-        shape = source.logits.shape
-        if shape is not None and len(shape) == 2:
-            return source.logits
-        return self._op("Flatten", source.logits, axis=1)
+    def logits(self, source: Existing) -> ir.Value:
+        """Return the logits as float32 [N, classes]."""
+        value, ending = self._float(source.logits), source.ending
+        if value.shape is None or len(value.shape) != 2:
+            value = self._op("Flatten", value, axis=1)
+        logits = value if ending.form == "as is" else self._logarithm(value)
+        if ending.form == "log-odds":
+            others = self._op("Sub", self._floats([1.0]), value)
+            logits = self._op("Sub", logits, self._logarithm(others))
+        return self._op("Mul", logits, self._floats(SIDES)) if ending.sides else logits
 
     def resolved(self, logits: ir.Value, class_ids: ir.Value, classes: int) -> ir.Value:
         """Replace negative class ids, -1 for the best class, by the class of that rank."""
@@ -141,31 +151,49 @@ class _Nodes:
             "layercam": self._op("Div", self._op("Relu", positive), cells),
         }
 
+    def channels_first(self, value: ir.Value, layout: Layout) -> ir.Value:
+        """Return a map as [N, C, h, w]."""
+        return self._op("Transpose", value, perm=[0, 3, 1, 2]) if layout == NHWC else value
+
     def output(self, name: str, value: ir.Value) -> ir.Value:
         """Give a value the name of an output."""
-        named = self._op("Identity", value)
+        # An Identity where it is float32 already, as a value has one name.
+        float32 = value.dtype in (None, ir.DataType.FLOAT)
+        named = self._op("Identity", value) if float32 else self._float(value)
         named.name = name
         named.dtype = ir.DataType.FLOAT
         return named
 
     def _rows(self, linear: Linear, classes: ir.Value) -> ir.Value:
         """Return the weights of the classes, [N, K, C], from those of the linear layer."""
-        if linear.classes_last:
+        if linear.value is None:
+            rows = self._op("Gather", self._floats(linear.weight), classes, axis=0)
+        elif linear.classes_last:
             columns = self._op("Gather", linear.value, classes, axis=1)
             rows = self._op("Transpose", columns, perm=[1, 2, 0])
         else:
             weight = self._op("Reshape", linear.value, self._shape(0, -1))
             rows = self._op("Gather", weight, classes, axis=0)
+        if linear.value is not None and linear.value.dtype is not ir.DataType.FLOAT:
+            rows = self._op("Cast", rows, to=ir.DataType.FLOAT)
         return rows if linear.alpha == 1 else self._op("Mul", rows, self._floats([linear.alpha]))
 
     def _flat(self, head: PooledHead) -> ir.Value:
-        """Return the activations as [N, C, h * w]."""
+        """Return the activations as float32 [N, C, h * w]."""
+        maps = self._float(head.activations)
         if head.channels_last:
-            cells = self._op(
-                "Reshape", head.activations, self._shape(0, head.height * head.width, -1)
-            )
+            cells = self._op("Reshape", maps, self._shape(0, head.height * head.width, -1))
             return self._op("Transpose", cells, perm=[0, 2, 1])
-        return self._op("Reshape", head.activations, self._shape(0, 0, -1))
+        return self._op("Reshape", maps, self._shape(0, 0, -1))
+
+    def _float(self, value: ir.Value) -> ir.Value:
+        """Return a value as float32."""
+        if value.dtype in (None, ir.DataType.FLOAT):
+            return value
+        return self._op("Cast", value, to=ir.DataType.FLOAT)
+
+    def _logarithm(self, shares: ir.Value) -> ir.Value:
+        return self._op("Log", self._op("Max", shares, self._floats([TINY])))
 
     def _square(self, maps: ir.Value, head: PooledHead) -> ir.Value:
         return self._op("Reshape", maps, self._shape(0, 0, head.height, head.width))
@@ -173,7 +201,7 @@ class _Nodes:
     def _op(self, operator: str, *inputs: ir.Value, **attributes: int | Sequence[int]) -> ir.Value:
         return self.tape.op(operator, inputs, attributes)
 
-    def _floats(self, values: Sequence[float] | NDArray[np.float64]) -> ir.Value:
+    def _floats(self, values: Sequence[float] | NDArray[np.floating]) -> ir.Value:
         return self._constant(np.asarray(values, dtype=np.float32))
 
     def _shape(self, *sizes: int) -> ir.Value:

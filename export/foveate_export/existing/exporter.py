@@ -10,27 +10,27 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate_export import bundle
-from foveate_export.bundle import Exported, check_name, write_labels
-from foveate_export.comparison import (
+from foveate_export.anatomy.layer import Layer, named
+from foveate_export.errors import ExportError, ParityError
+from foveate_export.existing.editing import write_graph
+from foveate_export.existing.original import Original
+from foveate_export.existing.source import Existing
+from foveate_export.pictures import Pictures
+from foveate_export.progress import Stage
+from foveate_export.proof.comparison import (
     TOLERANCES,
     Comparison,
     relative_error,
     resolve_ranks,
     some_class_ids,
 )
-from foveate_export.errors import ExportError, ParityError, UsageError
-from foveate_export.existing.editing import write_graph
-from foveate_export.existing.original import Original
-from foveate_export.existing.source import Existing
-from foveate_export.layer import Layer, named
-from foveate_export.pictures import Pictures
-from foveate_export.progress import Stage
-from foveate_serve.backends.base import Array, BackendError, Runner
-from foveate_serve.backends.registry import create_runner
-from foveate_serve.bundle import golden
-from foveate_serve.bundle.bundle import Bundle
-from foveate_serve.bundle.manifest import (
+from foveate_export.publish import bundle
+from foveate_export.publish.bundle import Exported, check_name, write_labels
+from foveate_runtime.backends.base import Array, BackendError, Runner
+from foveate_runtime.backends.registry import create_runner
+from foveate_runtime.bundle import golden
+from foveate_runtime.bundle.bundle import Bundle
+from foveate_runtime.bundle.manifest import (
     CAM_PREFIX,
     CLASS_IDS_INPUT,
     FEATURES_PREFIX,
@@ -44,8 +44,8 @@ from foveate_serve.bundle.manifest import (
     Parity,
     VariantEntry,
 )
+from foveate_runtime.bundle.scores import score
 
-VARIANT = "fp32"
 GRAPH = "model.onnx"
 BATCH = 4
 """Enough to show a mix-up between pictures."""
@@ -83,24 +83,27 @@ def export_existing(
             number of pictures.
     """
     check_name(name)
-    if len(labels) != source.classes:
-        raise UsageError(f"{len(labels)} labels for the {source.classes} classes of {source.path}")
+    source, labels = source.labelled(labels)
     if version is not None:
         bundle.check_free(repository, name, version)
-    chosen = source.default_layers if layers is None else named(layers, source.layers)
+    chosen = (
+        source.default_layers if layers is None else named(layers, source.layers, source.left_out)
+    )
     with stage("loading the file as it is"):
-        original = Original(source, [layer.path for layer in chosen])
+        original = Original(source, chosen)
     with bundle.staging(repository, name) as folder:
         with stage("editing the graph"):
-            write_graph(source, [layer.path for layer in chosen], folder / GRAPH)
+            write_graph(source, chosen, folder / GRAPH)
             write_labels(labels, folder / LABELS_FILE)
         draft = _draft(source, name, labels, chosen)
         staged = Bundle(path=folder, manifest=draft, labels=tuple(labels))
         with stage(f"comparing with {source.path.name} on {len(pictures)} pictures"):
             parity = _compare(source, original, staged, pictures)
-        tolerances = TOLERANCES[VARIANT]
-        entry = VariantEntry(name=VARIANT, file=GRAPH, parity=parity, tolerances=tolerances)
-        kept = _write_golden(original, source.classes, pictures, staged)
+        tolerances = TOLERANCES[source.precision]
+        entry = VariantEntry(
+            name=source.precision, file=GRAPH, parity=parity, tolerances=tolerances
+        )
+        kept = _write_golden(original, len(labels), pictures, staged)
         manifest = draft.model_copy(update={"variants": (entry,), "golden": kept})
         with stage("publishing"):
             path, manifest = bundle.publish(folder, manifest, repository, version)
@@ -112,9 +115,9 @@ def _compare(source: Existing, original: Original, staged: Bundle, pictures: Pic
     comparison = Comparison(source.path.name)
     outputs = _output_names(staged.manifest)
     complete, agreed = 0.0, 0.0
-    with create_runner(staged, variant=VARIANT, backend="onnxruntime") as runner:
+    with create_runner(staged, variant=source.precision, backend="onnxruntime") as runner:
         for images in pictures.batches(BATCH):
-            class_ids = some_class_ids(len(images), source.classes)
+            class_ids = some_class_ids(len(images), len(staged.labels))
             got = _run(runner, images, class_ids, outputs)
             classes = resolve_ranks(class_ids, got[LOGITS_OUTPUT])
             comparison.add(got, original.answer(images, classes))
@@ -122,12 +125,13 @@ def _compare(source: Existing, original: Original, staged: Bundle, pictures: Pic
             agreed = max(
                 agreed, _output_error(source, got[LOGITS_OUTPUT], original.outputs(images))
             )
-    tolerances = TOLERANCES[VARIANT]
+    tolerances = TOLERANCES[source.precision]
     layers = {cam.method: cam.layer for cam in staged.manifest.cams}
     comparison.judge(layers, tolerances, pictures)
     if not agreed <= tolerances.logits:
         raise ParityError(
-            f"the {source.softmax or 'logits'} of the graph differs from the file's by {agreed:.2g}"
+            f"the {'scores' if source.ending.altered else 'logits'} of the graph differ from the "
+            f"file's by {agreed:.2g} of the largest"
         )
     if not complete <= tolerances.logits:
         raise ParityError(
@@ -164,12 +168,10 @@ def _incompleteness(source: Existing, got: dict[str, Array], classes: NDArray[np
 
 def _output_error(source: Existing, logits: Array, expected: Array) -> float:
     """Return how far the file's own output lies from what the logits give."""
-    if source.softmax:
-        logits = logits - logits.max(1, keepdims=True)
-        logits = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    if source.softmax == "Softmax":
-        logits = np.exp(logits)
-    return relative_error(logits, expected, (1,))
+    ending = source.ending
+    if not ending.altered:
+        return relative_error(logits, expected, (1,))
+    return relative_error(score(logits, ending.scores), ending.expected(expected), (1,))
 
 
 def _write_golden(
@@ -213,15 +215,21 @@ def _draft(source: Existing, name: str, labels: Sequence[str], layers: Sequence[
         classes=len(labels),
         opset=source.model.opset_imports[""],
         input=source.spec,
+        scores=source.ending.scores,
         cams=_cam_outputs(source),
         features=tuple(
             FeatureOutput(
-                layer=layer.path, channels=layer.channels, height=layer.height, width=layer.width
+                layer=layer.path,
+                channels=layer.channels,
+                height=layer.height,
+                width=layer.width,
+                layout=str(layer.layout),
             )
             for layer in layers
         ),
-        variants=(VariantEntry.model_construct(name=VARIANT, file=GRAPH),),
+        variants=(VariantEntry.model_construct(name=source.precision, file=GRAPH),),
         files={},
+        assumptions={"scores": source.ending.said},
         metadata={},
     )
 
@@ -230,7 +238,15 @@ def _cam_outputs(source: Existing) -> tuple[CamOutput, ...]:
     head = source.head
     if head is None:
         return ()
+    layouts = {layer.path: str(layer.layout) for layer in source.layers}
+    axes = "nhwc" if head.channels_last else "nchw"
     return tuple(
-        CamOutput(method=method, layer=source.cam_layer, height=head.height, width=head.width)
+        CamOutput(
+            method=method,
+            layer=source.cam_layer,
+            height=head.height,
+            width=head.width,
+            layout=layouts.get(source.cam_layer, axes),
+        )
         for method in head.methods
     )

@@ -1,24 +1,25 @@
 """Average pooling and a linear layer at the end of an ONNX graph, found backwards from the logits.
 
-The mathematics are those of `foveate_export.heads`, whose module of the same
+The mathematics are those of `foveate_export.graph.heads`, whose module of the same
 name says where they come from. Here nothing runs: a node is what its operator
 and its shapes say.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from foveate_export.anatomy.ending import SIDES
 from foveate_export.errors import UnsupportedHeadError
 
 POOLED_LINEAR = ("cam", "gradcam", "hirescam", "layercam")
 CLASS_MAP = ("cam",)
 
-_KEEPING_ORDER = frozenset({"Identity", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Dropout"})
+KEEPING_ORDER = frozenset({"Identity", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Dropout"})
 """Operators that change at most the shape of a vector for each picture."""
 
 
@@ -26,11 +27,11 @@ _KEEPING_ORDER = frozenset({"Identity", "Flatten", "Reshape", "Squeeze", "Unsque
 class Linear:
     """A linear layer: `value` holds its weights, `weight` is what they are, [classes, C].
 
-    `classes_last` tells that the value is [C, classes]. A convolution's value
-    has two more axes, of one cell.
+    The value is None where the graph has no such weights. `classes_last` tells that
+    it is [C, classes]. A convolution's value has two more axes, of one cell.
     """
 
-    value: ir.Value
+    value: ir.Value | None
     weight: NDArray[np.float32]
     bias: NDArray[np.float32]
     classes_last: bool
@@ -75,14 +76,14 @@ def find_head(logits: ir.Value) -> PooledHead:
         pooled = _skip(below)
         if not _is_pooling(pooled):
             raise UnsupportedHeadError(
-                f"before the last linear layer stands {_described(pooled)}, which is no average "
+                f"before the last linear layer stands {described(pooled)}, which is no average "
                 "over a whole map"
             )
     producer = pooled.producer()
     activations = producer.inputs[0] if producer else None
     shape = _shape(activations)
     if activations is None or shape is None:
-        raise UnsupportedHeadError(f"the size of the map before {_described(pooled)} is not known")
+        raise UnsupportedHeadError(f"the size of the map before {described(pooled)} is not known")
     channels_last = _axes(producer) == (1, 2) if producer else False
     cells = shape[:2] if channels_last else shape[1:]
     channels = shape[2] if channels_last else shape[0]
@@ -94,6 +95,17 @@ def find_head(logits: ir.Value) -> PooledHead:
             f"and the map before it has {channels} channels"
         )
     return PooledHead(activations, channels_last, *cells, linear)
+
+
+def two_sided(head: PooledHead) -> PooledHead:
+    """Return the head of the logits -z/2 and z/2 where `head` is that of the one output z."""
+    linear = head.linear
+    # Where the mean of the map's one channel is z, its weight is 1.
+    weight = linear.weight if linear else np.ones((1, 1), np.float32)
+    bias = linear.bias if linear else np.zeros(1, np.float32)
+    sides = np.array(SIDES, np.float32)
+    both = Linear(None, sides[:, None] * weight, sides * bias, classes_last=False, alpha=1.0)
+    return replace(head, linear=both)
 
 
 def constant(value: ir.Value | None) -> NDArray[np.float32] | None:
@@ -113,7 +125,7 @@ def _find_linear(value: ir.Value) -> tuple[Linear, ir.Value]:
                 bias, node = found, part.producer()
                 break
     if node is None or node.op_type not in {"Gemm", "MatMul", "Conv"}:
-        raise UnsupportedHeadError(f"the logits come from {_described(value)}, no linear layer")
+        raise UnsupportedHeadError(f"the logits come from {described(value)}, no linear layer")
     below, weights = node.inputs[0], node.inputs[1]
     weight = constant(weights)
     if below is None or weights is None or weight is None:
@@ -132,6 +144,7 @@ def _find_linear(value: ir.Value) -> tuple[Linear, ir.Value]:
     own = constant(node.inputs[2]) if len(node.inputs) > 2 else None
     alpha = attributes.get_float("alpha", 1.0)
     rows = flat.T if classes_last else flat
+    rows = rows.astype(np.float32)
     zeros = np.zeros(len(rows), np.float32)
     added = (zeros if bias is None else bias.reshape(-1)) + (
         zeros if own is None else own.reshape(-1) * attributes.get_float("beta", 1.0)
@@ -139,12 +152,20 @@ def _find_linear(value: ir.Value) -> tuple[Linear, ir.Value]:
     return Linear(weights, rows * alpha, added, classes_last, alpha), below
 
 
+def keeps_order(node: ir.Node) -> bool:
+    """Whether a node leaves the numbers of a picture and their order alone, but for their type."""
+    if node.op_type == "Transpose":
+        perm = node.attributes.get_ints("perm", ())
+        return bool(perm) and perm[0] == 0 and _is_vector(node.inputs[0])
+    return node.op_type in KEEPING_ORDER or node.op_type == "Cast"
+
+
 def _skip(value: ir.Value) -> ir.Value:
     """Go back over nodes that leave the numbers of a picture and their order alone."""
     while True:
         node = value.producer()
         source = node.inputs[0] if node and node.inputs else None
-        if node is None or source is None or node.op_type not in _KEEPING_ORDER:
+        if node is None or source is None or not keeps_order(node):
             return value
         shape = source.shape
         if shape is not None and len(shape) == 4 and not _is_vector(source):
@@ -153,7 +174,7 @@ def _skip(value: ir.Value) -> ir.Value:
         value = source
 
 
-def _is_vector(value: ir.Value) -> bool:
+def _is_vector(value: ir.Value | None) -> bool:
     shape = _shape(value)
     return shape is not None and sorted(shape)[:2] == [1, 1]
 
@@ -201,6 +222,7 @@ def _named(node: ir.Node) -> str:
     return f"{node.op_type} {node.name!r}" if node.name else node.op_type
 
 
-def _described(value: ir.Value) -> str:
+def described(value: ir.Value) -> str:
+    """Return what computes a value, for people."""
     node = value.producer()
     return f"the graph's own {value.name!r}" if node is None else _named(node)

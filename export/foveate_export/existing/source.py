@@ -1,9 +1,8 @@
 """Reads an ONNX file and finds in it what a bundle needs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import onnx
 import onnx_ir as ir
@@ -11,62 +10,72 @@ from google.protobuf.message import DecodeError
 from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
 
+from foveate_export.anatomy.ending import End, Ending, find_ending, for_labels, probes
+from foveate_export.anatomy.layer import Layer
 from foveate_export.errors import ExportError, UnsupportedHeadError, UsageError
-from foveate_export.existing.head import PooledHead, constant, find_head
+from foveate_export.existing.end import behind, find_normaliser, is_plain, operator
+from foveate_export.existing.file import File, Layout, OneByOne
+from foveate_export.existing.head import PooledHead, constant, find_head, two_sided
 from foveate_export.existing.session import first_line, open_session
-from foveate_export.layer import Layer
-from foveate_serve.bundle.manifest import InputSpec
-
-Layout = Literal["nchw", "nhwc"]
+from foveate_export.pictures import Pictures, noise
+from foveate_runtime.bundle.manifest import InputSpec, Scores
 
 MIN_OPSET = 13
 """What the nodes that are added are written for; older files are converted to it."""
 
-_NORMALISING = ("Softmax", "LogSoftmax")
+_INVALID = (onnx.checker.ValidationError, onnx.onnx_cpp2py_export.checker.ValidationError)
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
 _NO_LAYERS = frozenset({"Cast", "Identity", "Reshape", "Transpose"})
 """Operators that hand a map on, whatever the order of its axes."""
 
 
 @dataclass(frozen=True)
-class Existing:
-    """A classifier in an ONNX file, ready to be edited: its batch is dynamic already.
+class Existing(File):
+    """A file, and what was found in it.
 
     Attributes:
-        path: the file.
-        model: what it holds, with the shapes that follow from the input's.
-        spec: how a picture becomes the input.
-        layout: the axes of the input.
-        bgr: whether its colours stand in this order.
-        batch: how many pictures the file itself takes at once; None for any number.
-        input: the name of its input.
-        output: the name of its output.
-        logits: the value behind the output, before a softmax; [N, classes] up to
-            axes of one cell.
-        softmax: the operator that makes the output of the logits, or "".
+        logits: the value that the logits are made of, behind the output; [N, classes]
+            up to axes of one cell.
+        ending: how they are made of it, and scores of them.
+        outputs: how many values the file gives a picture.
         parameters: the floating-point numbers that the file holds.
-        classes: how many.
-        values: the maps of the graph, by the name of their layer.
-        layers: these, in the order of the graph.
+        values: the values of the graph with four axes, by the name of their layer.
+        layers: those of them that are maps, in the order of the graph.
+        left_out: why the others are none.
         head: the pooling and linear layer at the end, or None.
         note: why there is none, or "".
     """
 
-    path: Path
-    model: ir.Model
-    spec: InputSpec
-    layout: Layout
-    bgr: bool
-    batch: int | None
-    input: str
-    output: str
     logits: ir.Value
-    softmax: str
+    ending: Ending
+    outputs: int
     parameters: int
-    classes: int
     values: dict[str, ir.Value]
     layers: list[Layer]
+    left_out: dict[str, str]
     head: PooledHead | None
     note: str
+
+    @property
+    def precision(self) -> str:
+        """What its numbers are inside: `fp16` where some are float16, or `fp32`."""
+        values = [self.logits, *self.values.values()]
+        return "fp16" if any(v.dtype is ir.DataType.FLOAT16 for v in values) else "fp32"
+
+    @property
+    def classes(self) -> int:
+        """How many classes there are."""
+        return 2 if self.ending.sides else self.outputs
+
+    def labelled(self, labels: Sequence[str]) -> "tuple[Existing, tuple[str, ...]]":
+        """Return the file with the classes of `labels`, and the label of each.
+
+        Raises:
+            UsageError: they are not as many as the file's outputs.
+        """
+        ending, labels = for_labels(self.ending, self.outputs, labels, str(self.path))
+        head = two_sided(self.head) if self.head and ending.sides else self.head
+        return replace(self, ending=ending, head=head), labels
 
     @property
     def cam_layer(self) -> str:
@@ -86,15 +95,17 @@ class Existing:
         return [layer for layer in self.layers if layer in ends.values()]
 
 
-def open_existing(
+def read_existing(
     path: Path,
     spec: InputSpec,
     *,
     layout: Layout | None = None,
     bgr: bool = False,
     logits: str | None = None,
+    scores: Scores | None = None,
+    pictures: Pictures | None = None,
 ) -> Existing:
-    """Read an ONNX file.
+    """Read an ONNX file, and take each value with four axes for a map, [N, C, h, w].
 
     Args:
         path: the file, with its weights in it or beside it.
@@ -102,21 +113,25 @@ def open_existing(
         layout: the axes of its input; None for those that `spec` fits.
         bgr: whether it takes blue, green and red, in this order.
         logits: the name of the output to classify by; None for the only one.
+        scores: what makes scores of the logits; None to find it.
+        pictures: what its end is found on; None for noise.
 
     Raises:
         UsageError: the file does not exist, or has not what the arguments say.
-        ExportError: it is no ONNX file, no classifier of one picture, or one that
-            ONNX Runtime does not take.
+        ExportError: it is no ONNX file, no classifier of one picture, one that
+            ONNX Runtime does not take, or one whose scores cannot be told.
     """
     model = read_model(path)
     graph = model.graph
     image = _only_input(graph)
     layout = _layout(image, spec, layout)
-    output = _output(graph, logits)
+    name = _output(graph, logits)
     open_session(str(path), path)
+    place = [str(value.name) for value in graph.outputs].index(name)
     batch = _make_batch_dynamic(graph, image)
     _infer_shapes(model, image, spec, layout)
-    value, softmax = _before_softmax(output)
+    file = File(path, model, spec, layout, bgr, batch, str(image.name), name)
+    value, ending = _find_ending(file, graph.outputs[place], scores, pictures or noise(spec))
     maps = _maps(graph)
     head, note = None, ""
     try:
@@ -124,20 +139,14 @@ def open_existing(
     except UnsupportedHeadError as error:
         note = f"no class activation maps: {error}"
     return Existing(
-        path=path,
-        model=model,
-        spec=spec,
-        layout=layout,
-        bgr=bgr,
-        batch=batch,
-        input=str(image.name),
-        output=str(output.name),
+        **vars(file),
         logits=value,
-        softmax=softmax,
+        ending=ending,
+        outputs=_count(value) or 0,
         parameters=_parameters(graph),
-        classes=_classes(value),
         values={layer.path: value for layer, value in maps},
         layers=[layer for layer, _ in maps],
+        left_out={},
         head=head,
         note=note,
     )
@@ -152,12 +161,20 @@ def read_model(path: Path) -> ir.Model:
     """
     try:
         proto = onnx.load(path)
-        onnx.checker.check_model(proto)
+        try:
+            onnx.checker.check_model(proto)
+        except _INVALID as error:
+            if "topologically sorted" not in str(error):
+                raise
+            # As ONNX Runtime does: some converters append their nodes at the end.
+            proto = _sorted(proto)
+            onnx.checker.check_model(proto)
     except FileNotFoundError as error:
         raise UsageError(f"{path}: no such file") from error
     except DecodeError as error:
         raise ExportError(f"{path} is no ONNX file") from error
-    except (onnx.checker.ValidationError, onnx.onnx_cpp2py_export.checker.ValidationError) as error:
+    except (*_INVALID, ValueError) as error:
+        # The last where the nodes go round in a circle.
         raise ExportError(f"{path}: {first_line(error)}") from error
     opset = next((each.version for each in proto.opset_import if not each.domain), 0)
     if opset < MIN_OPSET:
@@ -176,6 +193,13 @@ def read_model(path: Path) -> ir.Model:
     ):
         tidy(model)
     return model
+
+
+def _sorted(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Bring the nodes into an order in which they can run."""
+    model = ir.from_proto(proto)
+    common.TopologicalSortPass()(model)
+    return ir.to_proto(model)
 
 
 def _only_input(graph: ir.Graph) -> ir.Value:
@@ -207,14 +231,14 @@ def _layout(image: ir.Value, spec: InputSpec, wanted: Layout | None) -> Layout:
     raise UsageError(f"the input {image.name} is {image.shape}, and the specification says {size}")
 
 
-def _output(graph: ir.Graph, name: str | None) -> ir.Value:
-    outputs = {str(value.name): value for value in graph.outputs}
+def _output(graph: ir.Graph, name: str | None) -> str:
+    outputs = [str(value.name) for value in graph.outputs]
     if name is None and len(outputs) == 1:
         (name,) = outputs
-    if name not in outputs:
+    if name is None or name not in outputs:
         what = "--logits chooses one" if name is None else f"{name} is none of them"
         raise UsageError(f"the graph has the outputs {', '.join(outputs)}; {what}")
-    return outputs[name]
+    return name
 
 
 def _make_batch_dynamic(graph: ir.Graph, image: ir.Value) -> int | None:
@@ -255,20 +279,47 @@ def _infer_shapes(model: ir.Model, image: ir.Value, spec: InputSpec, layout: Lay
     common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
 
 
-def _before_softmax(output: ir.Value) -> tuple[ir.Value, str]:
-    """Return the logits: what a softmax at the end takes, since the server applies its own."""
-    node = output.producer()
-    if node is None or node.op_type not in _NORMALISING or node.inputs[0] is None:
-        return output, ""
-    return node.inputs[0], node.op_type
+def _find_ending(
+    file: File, output: ir.Value, wanted: Scores | None, pictures: Pictures
+) -> tuple[ir.Value, Ending]:
+    """Return the value that the logits are made of, and how."""
+    value = _vector(output)
+    if value is None:
+        raise ExportError(f"the output {file.output} is {output.shape}; [N, classes] is expected")
+    if output.dtype not in _FLOATS:
+        raise ExportError(
+            f"the output {file.output} is {output.dtype}; floating-point numbers are expected"
+        )
+    found = find_normaliser(output)
+    taken = _vector(found[1]) if found else None
+    images = probes(pictures, file.spec)
+    (outputs,) = OneByOne(file).run(images)
+    outputs = outputs.reshape(len(images), -1)
+    end = End(operator(output), is_plain(output))
+    if found and taken is not None and _count(taken) == outputs.shape[1]:
+        (before,) = OneByOne(file, [taken]).run(images)
+        precision = "fp16" if taken.dtype is ir.DataType.FLOAT16 else "fp32"
+        end = replace(
+            end, normaliser=found[0], before=before.reshape(outputs.shape), precision=precision
+        )
+    ending = find_ending(outputs, end, wanted)
+    return taken if ending.normaliser and taken is not None else value, ending
 
 
-def _classes(logits: ir.Value) -> int:
-    dims: Sequence[object] = logits.shape.dims if logits.shape is not None else ()
-    classes = dims[1] if len(dims) >= 2 else None
-    if not isinstance(classes, int) or any(size != 1 for size in dims[2:]):
-        raise ExportError(f"the output {logits.name} is {logits.shape}; [N, classes] is expected")
-    return classes
+def _vector(output: ir.Value) -> ir.Value | None:
+    """Return the first value of the same numbers with one axis of classes, known in size."""
+    return next((value for value in behind(output) if _count(value)), None)
+
+
+def _count(value: ir.Value) -> int | None:
+    """Return how many numbers a picture has, where they all lie on one axis."""
+    if value.shape is None or not value.shape.dims:
+        return None
+    if len(value.shape) == 1 and isinstance(value.shape[0], int):
+        # The pictures' axis was squeezed, and what is left may be the classes'.
+        return None
+    sizes = [size for size in value.shape.dims[1:] if size != 1] or [1]
+    return sizes[0] if len(sizes) == 1 and isinstance(sizes[0], int) else None
 
 
 def _parameters(graph: ir.Graph) -> int:
@@ -286,11 +337,15 @@ def _maps(graph: ir.Graph) -> list[tuple[Layer, ir.Value]]:
         value = node.outputs[0]
         if node.op_type in _NO_LAYERS or len(node.outputs) != 1:
             continue
-        if value.dtype is not ir.DataType.FLOAT or value.shape is None:
+        if value.dtype not in _FLOATS or value.shape is None:
+            continue
+        if not len(value.shape) or isinstance(value.shape[0], int):
+            # Weights that are computed, as those of quantised layers, are no maps.
             continue
         sizes = [size for size in value.shape.dims[1:] if isinstance(size, int)]
         if len(value.shape) != 4 or len(sizes) != 3 or sizes[1] * sizes[2] == 1:
             continue
         name = node.name or str(value.name)
-        maps.setdefault(name, (Layer(name, node.op_type, *sizes), value))
+        channels, height, width = sizes
+        maps.setdefault(name, (Layer(name, node.op_type, channels, height, width), value))
     return list(maps.values())

@@ -72,6 +72,7 @@ class ClassifyRequest(_message.Message):
     FEATURE_MAPS_FIELD_NUMBER: _builtins.int
     TIMING_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model. Empty where the server serves exactly one."""
     version: _builtins.str
@@ -82,13 +83,19 @@ class ClassifyRequest(_message.Message):
     """A JPEG, PNG, WebP, BMP or GIF file (of an animation, the first frame)."""
     top_k: _builtins.int
     """How many of the best classes to return. Unset means 5, or all where a
-    model has fewer. At least 1 and at most the number of classes.
+    model has fewer; with a threshold it means all. At least 1 and at most the
+    number of classes.
     """
     timing: _builtins.bool
     """Whether the answer tells its times."""
     priority: _builtins.int
     """How urgent it is: 1 is the most urgent, and a number above the model's
     priorities counts as the least. Unset means the model's default.
+    """
+    threshold: _builtins.float
+    """The least score of a class that is returned, such as 0.5 for the labels of
+    a picture that may have several. Unset means any. From 0 to 1, unless the
+    model's scores are "none".
     """
     @_builtins.property
     def raw(self) -> Global___RawImage:
@@ -114,15 +121,20 @@ class ClassifyRequest(_message.Message):
         feature_maps: _abc.Iterable[_explanation_pb2.FeatureMapOptions] | None = ...,
         timing: _builtins.bool = ...,
         priority: _builtins.int = ...,
+        threshold: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_top_k", b"_top_k", "cam", b"cam", "encoded", b"encoded", "image", b"image", "raw", b"raw", "top_k", b"top_k"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "_top_k", b"_top_k", "cam", b"cam", "encoded", b"encoded", "image", b"image", "raw", b"raw", "threshold", b"threshold", "top_k", b"top_k"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_k", b"_top_k", "cam", b"cam", "encoded", b"encoded", "feature_maps", b"feature_maps", "image", b"image", "model", b"model", "priority", b"priority", "raw", b"raw", "timing", b"timing", "top_k", b"top_k", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "_top_k", b"_top_k", "cam", b"cam", "encoded", b"encoded", "feature_maps", b"feature_maps", "image", b"image", "model", b"model", "priority", b"priority", "raw", b"raw", "threshold", b"threshold", "timing", b"timing", "top_k", b"top_k", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
+    _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
     _WhichOneofReturnType__top_k: _TypeAlias = _typing.Literal["top_k"]  # noqa: Y015
     _WhichOneofArgType__top_k: _TypeAlias = _typing.Literal["_top_k", b"_top_k"]  # noqa: Y015
     _WhichOneofReturnType_image: _TypeAlias = _typing.Literal["encoded", "raw"]  # noqa: Y015
     _WhichOneofArgType_image: _TypeAlias = _typing.Literal["image", b"image"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__top_k) -> _WhichOneofReturnType__top_k | None: ...
     @_typing.overload
@@ -132,7 +144,7 @@ Global___ClassifyRequest: _TypeAlias = ClassifyRequest  # noqa: Y015
 
 @_typing.final
 class Prediction(_message.Message):
-    """A class and how likely the classifier finds it."""
+    """A class and its score."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -145,9 +157,12 @@ class Prediction(_message.Message):
     label: _builtins.str
     """Its label."""
     score: _builtins.float
-    """Its softmax probability, from 0 to 1."""
+    """Its score. What it is, `scores` of the answer says: the softmax probability
+    of the class among all, the probability of this label by itself, both from 0
+    to 1, or the logit.
+    """
     logit: _builtins.float
-    """Its logit, before the softmax."""
+    """Its logit, which the score is made of."""
     def __init__(
         self,
         *,
@@ -247,10 +262,15 @@ class ClassifyResponse(_message.Message):
     FEATURE_MAPS_FIELD_NUMBER: _builtins.int
     VIEW_FIELD_NUMBER: _builtins.int
     TIMING_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model that answered."""
     version: _builtins.str
     """Its version, always as a number."""
+    scores: _builtins.str
+    """What makes the scores of the logits: "softmax", "sigmoid" or "none". Empty,
+    from an older server, means "softmax".
+    """
     @_builtins.property
     def predictions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Prediction]:
         """The best classes, best first."""
@@ -283,10 +303,11 @@ class ClassifyResponse(_message.Message):
         feature_maps: _abc.Iterable[_explanation_pb2.FeatureMap] | None = ...,
         view: _explanation_pb2.View | None = ...,
         timing: Global___Timing | None = ...,
+        scores: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timing", b"timing", "view", b"view"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cams", b"cams", "feature_maps", b"feature_maps", "model", b"model", "predictions", b"predictions", "timing", b"timing", "version", b"version", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cams", b"cams", "feature_maps", b"feature_maps", "model", b"model", "predictions", b"predictions", "scores", b"scores", "timing", b"timing", "version", b"version", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -293,7 +293,7 @@ Global___FeatureMap: _TypeAlias = FeatureMap  # noqa: Y015
 @_typing.final
 class View(_message.Message):
     """The part of a picture that the classifier saw, so that a map can be laid
-    over the original.
+    over the original. It goes beyond the picture where the input has a border.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x66oveate/v1/model.proto\x12\nfoveate.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"V\n\x0cModelVersion\x12\x0f\n\x07version\x18\x01 \x01(\t\x12%\n\x05state\x18\x02 \x01(\x0e\x32\x16.foveate.v1.ModelState\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\xdc\x01\n\x0cModelSummary\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x08versions\x18\x02 \x03(\x0b\x32\x18.foveate.v1.ModelVersion\x12\x17\n\x0f\x64\x65\x66\x61ult_version\x18\x03 \x01(\t\x12\x43\n\x0eversion_labels\x18\x04 \x03(\x0b\x32+.foveate.v1.ModelSummary.VersionLabelsEntry\x1a\x34\n\x12VersionLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"~\n\tInputSpec\x12\x0e\n\x06height\x18\x01 \x01(\x05\x12\r\n\x05width\x18\x02 \x01(\x05\x12\x10\n\x08\x63hannels\x18\x03 \x01(\x05\x12\x0e\n\x06resize\x18\x04 \x01(\x05\x12\x15\n\rinterpolation\x18\x05 \x01(\t\x12\x0c\n\x04mean\x18\x06 \x03(\x02\x12\x0b\n\x03std\x18\x07 \x03(\x02\"F\n\x05Layer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x63hannels\x18\x02 \x01(\x05\x12\x0e\n\x06height\x18\x03 \x01(\x05\x12\r\n\x05width\x18\x04 \x01(\x05\"G\n\tCamMethod\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05layer\x18\x02 \x01(\t\x12\x0e\n\x06height\x18\x03 \x01(\x05\x12\r\n\x05width\x18\x04 \x01(\x05\"\x86\x02\n\x06Parity\x12\x0e\n\x06images\x18\x01 \x01(\x05\x12\x16\n\x0elogits_max_abs\x18\x02 \x01(\x01\x12\x16\n\x0etop1_agreement\x18\x03 \x01(\x01\x12*\n\x04\x63\x61ms\x18\x04 \x03(\x0b\x32\x1c.foveate.v1.Parity.CamsEntry\x12\x32\n\x08\x66\x65\x61tures\x18\x05 \x03(\x0b\x32 .foveate.v1.Parity.FeaturesEntry\x1a+\n\tCamsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a/\n\rFeaturesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"D\n\x08\x41\x63\x63uracy\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\t\x12\x0e\n\x06images\x18\x02 \x01(\x05\x12\x0c\n\x04top1\x18\x03 \x01(\x01\x12\x0c\n\x04top5\x18\x04 \x01(\x01\"q\n\x07Variant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x03\x12\"\n\x06parity\x18\x03 \x01(\x0b\x32\x12.foveate.v1.Parity\x12&\n\x08\x61\x63\x63uracy\x18\x04 \x01(\x0b\x32\x14.foveate.v1.Accuracy\"\xb3\x03\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12%\n\x05state\x18\x03 \x01(\x0e\x32\x16.foveate.v1.ModelState\x12\x12\n\nclassifier\x18\x04 \x01(\t\x12\x0e\n\x06labels\x18\x05 \x03(\t\x12$\n\x05input\x18\x06 \x01(\x0b\x32\x15.foveate.v1.InputSpec\x12!\n\x06layers\x18\x07 \x03(\x0b\x32\x11.foveate.v1.Layer\x12*\n\x0b\x63\x61m_methods\x18\x08 \x03(\x0b\x32\x15.foveate.v1.CamMethod\x12%\n\x08variants\x18\t \x03(\x0b\x32\x13.foveate.v1.Variant\x12\x16\n\x0e\x61\x63tive_variant\x18\n \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x0b \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x0c \x01(\t\x12/\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nparameters\x18\x0e \x01(\x03\x12&\n\x08\x62\x61tching\x18\x0f \x01(\x0b\x32\x14.foveate.v1.Batching\"\xd6\x01\n\x08\x42\x61tching\x12\x11\n\tinstances\x18\x01 \x01(\x05\x12\x11\n\tmax_batch\x18\x02 \x01(\x05\x12\x19\n\x11preferred_batches\x18\x03 \x03(\x05\x12,\n\tmax_delay\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tmax_queue\x18\x05 \x01(\x05\x12\x12\n\npriorities\x18\x06 \x01(\x05\x12\x34\n\x11latency_objective\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration*\xa6\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_STATE_LOADING\x10\x01\x12\x15\n\x11MODEL_STATE_READY\x10\x02\x12\x19\n\x15MODEL_STATE_UNLOADING\x10\x03\x12\x18\n\x14MODEL_STATE_UNLOADED\x10\x04\x12\x16\n\x12MODEL_STATE_FAILED\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x66oveate/v1/model.proto\x12\nfoveate.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"V\n\x0cModelVersion\x12\x0f\n\x07version\x18\x01 \x01(\t\x12%\n\x05state\x18\x02 \x01(\x0e\x32\x16.foveate.v1.ModelState\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\xdc\x01\n\x0cModelSummary\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x08versions\x18\x02 \x03(\x0b\x32\x18.foveate.v1.ModelVersion\x12\x17\n\x0f\x64\x65\x66\x61ult_version\x18\x03 \x01(\t\x12\x43\n\x0eversion_labels\x18\x04 \x03(\x0b\x32+.foveate.v1.ModelSummary.VersionLabelsEntry\x1a\x34\n\x12VersionLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x99\x01\n\tInputSpec\x12\x0e\n\x06height\x18\x01 \x01(\x05\x12\r\n\x05width\x18\x02 \x01(\x05\x12\x10\n\x08\x63hannels\x18\x03 \x01(\x05\x12\x0e\n\x06resize\x18\x04 \x01(\x05\x12\x15\n\rinterpolation\x18\x05 \x01(\t\x12\x0c\n\x04mean\x18\x06 \x03(\x02\x12\x0b\n\x03std\x18\x07 \x03(\x02\x12\x0b\n\x03\x66it\x18\x08 \x01(\t\x12\x0c\n\x04\x66ill\x18\t \x03(\x02\"F\n\x05Layer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x63hannels\x18\x02 \x01(\x05\x12\x0e\n\x06height\x18\x03 \x01(\x05\x12\r\n\x05width\x18\x04 \x01(\x05\"G\n\tCamMethod\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05layer\x18\x02 \x01(\t\x12\x0e\n\x06height\x18\x03 \x01(\x05\x12\r\n\x05width\x18\x04 \x01(\x05\"\x86\x02\n\x06Parity\x12\x0e\n\x06images\x18\x01 \x01(\x05\x12\x16\n\x0elogits_max_abs\x18\x02 \x01(\x01\x12\x16\n\x0etop1_agreement\x18\x03 \x01(\x01\x12*\n\x04\x63\x61ms\x18\x04 \x03(\x0b\x32\x1c.foveate.v1.Parity.CamsEntry\x12\x32\n\x08\x66\x65\x61tures\x18\x05 \x03(\x0b\x32 .foveate.v1.Parity.FeaturesEntry\x1a+\n\tCamsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a/\n\rFeaturesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"D\n\x08\x41\x63\x63uracy\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\t\x12\x0e\n\x06images\x18\x02 \x01(\x05\x12\x0c\n\x04top1\x18\x03 \x01(\x01\x12\x0c\n\x04top5\x18\x04 \x01(\x01\"q\n\x07Variant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x03\x12\"\n\x06parity\x18\x03 \x01(\x0b\x32\x12.foveate.v1.Parity\x12&\n\x08\x61\x63\x63uracy\x18\x04 \x01(\x0b\x32\x14.foveate.v1.Accuracy\"\xb0\x04\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12%\n\x05state\x18\x03 \x01(\x0e\x32\x16.foveate.v1.ModelState\x12\x12\n\nclassifier\x18\x04 \x01(\t\x12\x0e\n\x06labels\x18\x05 \x03(\t\x12$\n\x05input\x18\x06 \x01(\x0b\x32\x15.foveate.v1.InputSpec\x12!\n\x06layers\x18\x07 \x03(\x0b\x32\x11.foveate.v1.Layer\x12*\n\x0b\x63\x61m_methods\x18\x08 \x03(\x0b\x32\x15.foveate.v1.CamMethod\x12%\n\x08variants\x18\t \x03(\x0b\x32\x13.foveate.v1.Variant\x12\x16\n\x0e\x61\x63tive_variant\x18\n \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x0b \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x0c \x01(\t\x12/\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nparameters\x18\x0e \x01(\x03\x12&\n\x08\x62\x61tching\x18\x0f \x01(\x0b\x32\x14.foveate.v1.Batching\x12\x0e\n\x06scores\x18\x10 \x01(\t\x12\x37\n\x0b\x61ssumptions\x18\x11 \x03(\x0b\x32\".foveate.v1.Model.AssumptionsEntry\x1a\x32\n\x10\x41ssumptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xd6\x01\n\x08\x42\x61tching\x12\x11\n\tinstances\x18\x01 \x01(\x05\x12\x11\n\tmax_batch\x18\x02 \x01(\x05\x12\x19\n\x11preferred_batches\x18\x03 \x03(\x05\x12,\n\tmax_delay\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tmax_queue\x18\x05 \x01(\x05\x12\x12\n\npriorities\x18\x06 \x01(\x05\x12\x34\n\x11latency_objective\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration*\xa6\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_STATE_LOADING\x10\x01\x12\x15\n\x11MODEL_STATE_READY\x10\x02\x12\x19\n\x15MODEL_STATE_UNLOADING\x10\x03\x12\x18\n\x14MODEL_STATE_UNLOADED\x10\x04\x12\x16\n\x12MODEL_STATE_FAILED\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,32 +39,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PARITY_CAMSENTRY']._serialized_options = b'8\001'
   _globals['_PARITY_FEATURESENTRY']._loaded_options = None
   _globals['_PARITY_FEATURESENTRY']._serialized_options = b'8\001'
-  _globals['_MODELSTATE']._serialized_start=1793
-  _globals['_MODELSTATE']._serialized_end=1959
+  _globals['_MODEL_ASSUMPTIONSENTRY']._loaded_options = None
+  _globals['_MODEL_ASSUMPTIONSENTRY']._serialized_options = b'8\001'
+  _globals['_MODELSTATE']._serialized_start=1946
+  _globals['_MODELSTATE']._serialized_end=2112
   _globals['_MODELVERSION']._serialized_start=103
   _globals['_MODELVERSION']._serialized_end=189
   _globals['_MODELSUMMARY']._serialized_start=192
   _globals['_MODELSUMMARY']._serialized_end=412
   _globals['_MODELSUMMARY_VERSIONLABELSENTRY']._serialized_start=360
   _globals['_MODELSUMMARY_VERSIONLABELSENTRY']._serialized_end=412
-  _globals['_INPUTSPEC']._serialized_start=414
-  _globals['_INPUTSPEC']._serialized_end=540
-  _globals['_LAYER']._serialized_start=542
-  _globals['_LAYER']._serialized_end=612
-  _globals['_CAMMETHOD']._serialized_start=614
-  _globals['_CAMMETHOD']._serialized_end=685
-  _globals['_PARITY']._serialized_start=688
-  _globals['_PARITY']._serialized_end=950
-  _globals['_PARITY_CAMSENTRY']._serialized_start=858
-  _globals['_PARITY_CAMSENTRY']._serialized_end=901
-  _globals['_PARITY_FEATURESENTRY']._serialized_start=903
-  _globals['_PARITY_FEATURESENTRY']._serialized_end=950
-  _globals['_ACCURACY']._serialized_start=952
-  _globals['_ACCURACY']._serialized_end=1020
-  _globals['_VARIANT']._serialized_start=1022
-  _globals['_VARIANT']._serialized_end=1135
-  _globals['_MODEL']._serialized_start=1138
-  _globals['_MODEL']._serialized_end=1573
-  _globals['_BATCHING']._serialized_start=1576
-  _globals['_BATCHING']._serialized_end=1790
+  _globals['_INPUTSPEC']._serialized_start=415
+  _globals['_INPUTSPEC']._serialized_end=568
+  _globals['_LAYER']._serialized_start=570
+  _globals['_LAYER']._serialized_end=640
+  _globals['_CAMMETHOD']._serialized_start=642
+  _globals['_CAMMETHOD']._serialized_end=713
+  _globals['_PARITY']._serialized_start=716
+  _globals['_PARITY']._serialized_end=978
+  _globals['_PARITY_CAMSENTRY']._serialized_start=886
+  _globals['_PARITY_CAMSENTRY']._serialized_end=929
+  _globals['_PARITY_FEATURESENTRY']._serialized_start=931
+  _globals['_PARITY_FEATURESENTRY']._serialized_end=978
+  _globals['_ACCURACY']._serialized_start=980
+  _globals['_ACCURACY']._serialized_end=1048
+  _globals['_VARIANT']._serialized_start=1050
+  _globals['_VARIANT']._serialized_end=1163
+  _globals['_MODEL']._serialized_start=1166
+  _globals['_MODEL']._serialized_end=1726
+  _globals['_MODEL_ASSUMPTIONSENTRY']._serialized_start=1676
+  _globals['_MODEL_ASSUMPTIONSENTRY']._serialized_end=1726
+  _globals['_BATCHING']._serialized_start=1729
+  _globals['_BATCHING']._serialized_end=1943
 # @@protoc_insertion_point(module_scope)

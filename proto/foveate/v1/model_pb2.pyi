@@ -152,7 +152,9 @@ Global___ModelSummary: _TypeAlias = ModelSummary  # noqa: Y015
 
 @_typing.final
 class InputSpec(_message.Message):
-    """How a picture becomes the classifier's input."""
+    """How a picture becomes the classifier's input. A picture of the input's size is
+    taken as it is; any other is resized as "fit" says, and its centre is taken.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -163,18 +165,26 @@ class InputSpec(_message.Message):
     INTERPOLATION_FIELD_NUMBER: _builtins.int
     MEAN_FIELD_NUMBER: _builtins.int
     STD_FIELD_NUMBER: _builtins.int
+    FIT_FIELD_NUMBER: _builtins.int
+    FILL_FIELD_NUMBER: _builtins.int
     height: _builtins.int
     """The height of the input in pixels."""
     width: _builtins.int
     """The width of the input in pixels."""
     channels: _builtins.int
-    """The channels of the input: 1 for grey, 3 for red, green and blue."""
+    """The channels of the input: 1 for grey, 3 for red, green and blue, 4 with alpha."""
     resize: _builtins.int
-    """The length in pixels to which the shorter side is resized before the
-    centre is cropped.
+    """The length in pixels to which the shorter side is resized before the centre
+    is cropped. Where "fit" is "squash" or "pad", the length of the shorter side of
+    the input's frame: as wide and as high as the input, or larger by one factor.
     """
     interpolation: _builtins.str
     """The filter of that resize: "nearest", "bilinear", "bicubic" or "lanczos"."""
+    fit: _builtins.str
+    """How a picture is resized. "crop": its shorter side to "resize", or to more
+    where it would not cover the input. "squash": both sides to those of the frame,
+    so that the aspect ratio is not kept. "pad": to fit into the frame.
+    """
     @_builtins.property
     def mean(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """The mean subtracted from each channel, on the scale from 0 to 1. The graph
@@ -184,6 +194,12 @@ class InputSpec(_message.Message):
     @_builtins.property
     def std(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """The deviation by which each channel is divided, on the scale from 0 to 1."""
+
+    @_builtins.property
+    def fill(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The colour of what "pad" leaves free, on the scale from 0 to 1, a value for each
+        channel. Empty where "fit" is another.
+        """
 
     def __init__(
         self,
@@ -195,10 +211,12 @@ class InputSpec(_message.Message):
         interpolation: _builtins.str = ...,
         mean: _abc.Iterable[_builtins.float] | None = ...,
         std: _abc.Iterable[_builtins.float] | None = ...,
+        fit: _builtins.str = ...,
+        fill: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "height", b"height", "interpolation", b"interpolation", "mean", b"mean", "resize", b"resize", "std", b"std", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "fill", b"fill", "fit", b"fit", "height", b"height", "interpolation", b"interpolation", "mean", b"mean", "resize", b"resize", "std", b"std", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -438,6 +456,26 @@ class Model(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class AssumptionsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
@@ -453,6 +491,8 @@ class Model(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
     BATCHING_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
+    ASSUMPTIONS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The model's name."""
     version: _builtins.str
@@ -469,6 +509,12 @@ class Model(_message.Message):
     """The device it runs on, such as "cpu"."""
     parameters: _builtins.int
     """The number of its parameters."""
+    scores: _builtins.str
+    """What makes scores of its logits: "softmax" for classes that exclude each
+    other, "sigmoid" for labels of which a picture may have several, or "none"
+    where the scores are the logits. Empty, from an older server, means
+    "softmax".
+    """
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The labels, by class id."""
@@ -497,6 +543,12 @@ class Model(_message.Message):
     def batching(self) -> Global___Batching:
         """How its requests are batched at this moment."""
 
+    @_builtins.property
+    def assumptions(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What the export found or assumed, by the field that it is about, such as
+        "scores".
+        """
+
     def __init__(
         self,
         *,
@@ -515,10 +567,12 @@ class Model(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         parameters: _builtins.int = ...,
         batching: Global___Batching | None = ...,
+        scores: _builtins.str = ...,
+        assumptions: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["batching", b"batching", "create_time", b"create_time", "input", b"input"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_variant", b"active_variant", "backend", b"backend", "batching", b"batching", "cam_methods", b"cam_methods", "classifier", b"classifier", "create_time", b"create_time", "device", b"device", "input", b"input", "labels", b"labels", "layers", b"layers", "name", b"name", "parameters", b"parameters", "state", b"state", "variants", b"variants", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_variant", b"active_variant", "assumptions", b"assumptions", "backend", b"backend", "batching", b"batching", "cam_methods", b"cam_methods", "classifier", b"classifier", "create_time", b"create_time", "device", b"device", "input", b"input", "labels", b"labels", "layers", b"layers", "name", b"name", "parameters", b"parameters", "scores", b"scores", "state", b"state", "variants", b"variants", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

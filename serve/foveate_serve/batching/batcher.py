@@ -12,15 +12,15 @@ from itertools import count
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate_serve.backends.base import Array, BackendError, Runner
+from foveate_runtime.backends.base import Array, Runner
+from foveate_runtime.bundle.manifest import LOGITS_OUTPUT
+from foveate_runtime.cores import ANY_CORE, Cores, pinned
 from foveate_serve.batching.policy import BatchPolicy
 from foveate_serve.batching.queueing import Item, Places, Queue
 from foveate_serve.batching.ranking import Ranking
 from foveate_serve.batching.rows import assemble, rows_of, share_of
 from foveate_serve.batching.tuning import Tuner
-from foveate_serve.bundle.manifest import LOGITS_OUTPUT
 from foveate_serve.classification import Timing
-from foveate_serve.cores import ANY_CORE, Cores, pinned
 from foveate_serve.errors import (
     DeadlineError,
     EngineError,
@@ -466,12 +466,10 @@ class Batcher:
             self._tell(_fail, item, DeadlineError())
 
     def _run(self, instance: _Instance, batch: list[Item]) -> None:
-        started = time.monotonic()
+        """Run a batch; whatever fails, nobody is left waiting."""
         try:
-            inputs = assemble(batch, instance.buffer)
-            gathered = time.monotonic()
-            results = self._run_graph(instance, inputs, batch[0].outputs)
-        except BackendError:
+            shares, run = self._answers(instance, batch)
+        except Exception:
             if len(batch) > 1:
                 # One bad picture must not fail those of others.
                 for item in batch:
@@ -479,16 +477,18 @@ class Batcher:
             else:
                 logger.exception("the engine failed")
                 self._tell(_fail, batch[0], EngineError())
-            return
-        except Exception as error:  # noqa: BLE001 - those who wait get it
-            for item in batch:
-                self._tell(_fail, item, error)
-            return
         except BaseException:
-            # What ends the thread must leave nobody waiting.
             for item in batch:
                 self._tell(_fail, item, EngineError())
             raise
+        else:
+            self._tell(self._deliver, batch, shares, run)
+
+    def _answers(self, instance: _Instance, batch: list[Item]) -> tuple[list[Batched], BatchRun]:
+        started = time.monotonic()
+        inputs = assemble(batch, instance.buffer)
+        gathered = time.monotonic()
+        results = self._run_graph(instance, inputs, batch[0].outputs)
         ended = time.monotonic()
         instance.pause = _FIRST_PAUSE
         number, pictures = next(_numbers), sum(item.pictures for item in batch)
@@ -514,7 +514,7 @@ class Batcher:
             split=split - ended,
             lane=instance.number,
         )
-        self._tell(self._deliver, batch, shares, run)
+        return shares, run
 
     def _run_graph(
         self, instance: _Instance, inputs: dict[str, Array], outputs: tuple[str, ...]
@@ -558,14 +558,16 @@ class Batcher:
     # On the event loop, where a caller may have gone in the meantime.
 
     def _deliver(self, batch: list[Item], shares: list[Batched], run: BatchRun) -> None:
-        if self._ran is not None:
-            self._ran(run)
-        if self._tuner is not None:
-            self._tuner.ran(run, waiting=self._queue.expected, now=time.monotonic())
-            self._adopt(self._tuner.policy)
-        for item, share in zip(batch, shares, strict=True):
-            if not item.future.done():
-                item.future.set_result(share)
+        try:
+            if self._ran is not None:
+                self._ran(run)
+            if self._tuner is not None:
+                self._tuner.ran(run, waiting=self._queue.expected, now=time.monotonic())
+                self._adopt(self._tuner.policy)
+        finally:
+            for item, share in zip(batch, shares, strict=True):
+                if not item.future.done():
+                    item.future.set_result(share)
 
 
 def retry_delay(seconds: float) -> timedelta:

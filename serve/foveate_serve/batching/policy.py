@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from foveate_serve.backends.base import Runner
-from foveate_serve.cores import ANY_CORE, Cores
+from foveate_runtime.backends.base import Runner
+from foveate_runtime.cores import ANY_CORE, Cores
 
 LONG_SECONDS = 0.02
 """A run on a lane of several gains nothing by being longer: handing it over takes a hundredth."""

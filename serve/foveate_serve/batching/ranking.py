@@ -1,4 +1,4 @@
-"""The best classes of a batch's pictures, and how likely they are."""
+"""The best classes of a batch's pictures, and their scores."""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -6,7 +6,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate_serve.bundle.manifest import LOGITS_OUTPUT
+from foveate_runtime.bundle.manifest import LOGITS_OUTPUT, Scores
+from foveate_runtime.bundle.scores import score
 
 _FEW = 64
 """To sort so many classes of a whole batch takes no longer than to look for the best of one row."""
@@ -23,6 +24,7 @@ class Ranking:
 
     def __init__(self, outputs: Mapping[str, NDArray[np.float32]]) -> None:
         self._outputs = outputs
+        self._scores: NDArray[np.float32] | None = None
 
     def best(self, row: int, count: int) -> NDArray[np.int64]:
         """Return the best classes of a picture, int64 [count], the best first.
@@ -43,12 +45,11 @@ class Ranking:
         """The logits, float32 [n, classes]."""
         return self._outputs[LOGITS_OUTPUT]
 
-    @cached_property
-    def scores(self) -> NDArray[np.float32]:
-        """The softmax probabilities, float32 [n, classes]."""
-        exponentials = np.exp(self.logits - self.logits.max(axis=1, keepdims=True))
-        scores: NDArray[np.float32] = exponentials / exponentials.sum(axis=1, keepdims=True)
-        return scores
+    def scores(self, kind: Scores) -> NDArray[np.float32]:
+        """Return the scores, float32 [n, classes], of the `kind` that the batch's model has."""
+        if self._scores is None:
+            self._scores = score(self.logits, kind)
+        return self._scores
 
     @cached_property
     def _order(self) -> NDArray[np.int64]:

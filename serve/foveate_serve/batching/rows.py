@@ -5,9 +5,9 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate_serve.backends.base import Array
+from foveate_runtime.backends.base import Array
+from foveate_runtime.bundle.manifest import CAM_PREFIX, CLASS_IDS_INPUT, IMAGE_INPUT
 from foveate_serve.batching.queueing import Item
-from foveate_serve.bundle.manifest import CAM_PREFIX, CLASS_IDS_INPUT, IMAGE_INPUT
 
 _BEST_CLASS = -1
 """Fills up the class ids of a batch: valid for every model, and its maps are cut off again."""

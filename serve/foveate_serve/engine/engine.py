@@ -12,6 +12,7 @@ from typing import Generic, TypeAlias, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from foveate_runtime.imaging.decode import ImageLimits
 from foveate_serve.batching.batcher import Batched, Batcher, retry_delay
 from foveate_serve.batching.queueing import Places
 from foveate_serve.classification import (
@@ -34,7 +35,6 @@ from foveate_serve.engine.graph import GraphPlan, GraphRequest, GraphResult
 from foveate_serve.engine.pictures import Pictures, require_size, size_of
 from foveate_serve.engine.plan import Plan, make_plan
 from foveate_serve.errors import DeadlineError, InvalidRequestError, OverloadedError
-from foveate_serve.imaging.decode import ImageLimits
 from foveate_serve.observer import Observer
 from foveate_serve.repository.loaded import LoadedModel
 from foveate_serve.repository.repository import Repository
@@ -143,7 +143,8 @@ class Engine:
     async def close(self) -> None:
         """Finish what runs, then release the models and the threads."""
         await self.repository.close()
-        self._threads.close()
+        # A picture that takes long to decode must not hold up the event loop.
+        await asyncio.to_thread(self._threads.close)
 
     async def _answered(
         self, deadline: float | None, work: Callable[["_Asked"], Awaitable[A]]
@@ -280,6 +281,7 @@ class Engine:
         return Result(
             model=manifest.name,
             version=str(manifest.version),
+            scores=manifest.scores,
             predictions=predictions,
             cams=cams,
             feature_maps=feature_maps,
@@ -428,23 +430,26 @@ def _answer(
     outputs = batched.outputs
     best = batched.ranking.best(batched.row, plan.ranks)
     return (
-        _predictions(batched, best[: plan.top_k], labels),
+        _predictions(plan, batched, best[: plan.top_k], labels),
         () if plan.cam is None else explain.draw(plan.cam, outputs, best, labels, image),
         tuple(explain.select(features, outputs) for features in plan.features),
     )
 
 
 def _predictions(
-    batched: Batched, best: NDArray[np.int64], labels: tuple[str, ...]
+    plan: Plan, batched: Batched, best: NDArray[np.int64], labels: tuple[str, ...]
 ) -> tuple[Prediction, ...]:
     ranking, row = batched.ranking, batched.row
+    scores = ranking.scores(plan.scores)[row]
+    if plan.threshold is not None:
+        best = best[scores[best] >= plan.threshold]
     ids = best.tolist()
     return tuple(
         map(
             Prediction,
             ids,
             [labels[class_id] for class_id in ids],
-            ranking.scores[row, best].tolist(),
+            scores[best].tolist(),
             ranking.logits[row, best].tolist(),
         )
     )

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate_serve.bundle.manifest import CAM_PREFIX, FEATURES_PREFIX, CamOutput, Manifest
+from foveate_runtime.bundle.manifest import CAM_PREFIX, FEATURES_PREFIX, CamOutput, Manifest
+from foveate_runtime.imaging import heatmap
+from foveate_runtime.imaging.heatmap import Encoding
 from foveate_serve.classification import Cam, CamForm, CamRequest, FeatureMap, FeatureMapRequest
 from foveate_serve.errors import InvalidRequestError, clip, listing, quote
-from foveate_serve.imaging import heatmap
-from foveate_serve.imaging.heatmap import Encoding
 
 _FLOAT_BYTES = 4
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate_serve.backends.base import graph_outputs
-from foveate_serve.bundle.manifest import CAM_PREFIX, FEATURES_PREFIX, LOGITS_OUTPUT, Manifest
+from foveate_runtime.backends.base import graph_outputs
+from foveate_runtime.bundle.manifest import CAM_PREFIX, FEATURES_PREFIX, LOGITS_OUTPUT, Manifest
 from foveate_serve.classification import ANSWER_BYTES, Answer
 from foveate_serve.engine.explain import ExplanationLimits
 from foveate_serve.errors import InvalidRequestError, clip, listing, quote

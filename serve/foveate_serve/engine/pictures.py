@@ -3,13 +3,13 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate_serve.bundle.manifest import InputSpec, Manifest
+from foveate_runtime.bundle.manifest import InputSpec, Manifest
+from foveate_runtime.imaging.decode import ImageError, ImageLimits
+from foveate_runtime.imaging.transform import View, prepare, whole_view
 from foveate_serve.classification import RawImage
 from foveate_serve.engine.admission import Admission
 from foveate_serve.engine.fair import FairThreads
 from foveate_serve.errors import InvalidRequestError
-from foveate_serve.imaging.decode import ImageError, ImageLimits
-from foveate_serve.imaging.transform import View, prepare, whole_view
 
 _DECODE_AT_ONCE = ImageLimits(max_bytes=4 << 10, max_pixels=64 * 64)
 """Decoding no more than this into an input of no more pixels takes less than a change of thread."""

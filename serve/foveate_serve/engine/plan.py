@@ -1,8 +1,9 @@
 """A request for a classification, checked against the bundle that answers it."""
 
+import math
 from dataclasses import dataclass
 
-from foveate_serve.bundle.manifest import LOGITS_OUTPUT, Manifest
+from foveate_runtime.bundle.manifest import LOGITS_OUTPUT, Manifest, Scores
 from foveate_serve.classification import Request
 from foveate_serve.engine import explain
 from foveate_serve.engine.explain import CamPlan, ExplanationLimits, FeatureMapPlan
@@ -16,6 +17,8 @@ class Plan:
     """A request, checked against the bundle that answers it."""
 
     top_k: int
+    threshold: float | None
+    scores: Scores
     cam: CamPlan | None
     features: tuple[FeatureMapPlan, ...]
 
@@ -45,15 +48,18 @@ class Plan:
 def make_plan(request: Request, manifest: Manifest, limits: ExplanationLimits) -> Plan:
     """Check a request against the bundle; raises InvalidRequestError."""
     return Plan(
-        top_k=_top_k(request.top_k, manifest.classes),
+        top_k=_top_k(request, manifest.classes),
+        threshold=_threshold(request.threshold, manifest.scores),
+        scores=manifest.scores,
         cam=explain.plan_cam(request.cam, manifest, limits),
         features=explain.plan_features(request.feature_maps, manifest, limits),
     )
 
 
-def _top_k(wanted: int | None, classes: int) -> int:
+def _top_k(request: Request, classes: int) -> int:
+    wanted = request.top_k
     if wanted is None:
-        return min(DEFAULT_TOP_K, classes)
+        return classes if request.threshold is not None else min(DEFAULT_TOP_K, classes)
     if not 1 <= wanted <= classes:
         raise InvalidRequestError(
             "TOP_K_OUT_OF_RANGE",
@@ -62,3 +68,15 @@ def _top_k(wanted: int | None, classes: int) -> int:
             metadata={"minimum": 1, "limit": classes},
         )
     return wanted
+
+
+def _threshold(wanted: float | None, scores: Scores) -> float | None:
+    if wanted is None or (scores == "none" and math.isfinite(wanted)) or 0 <= wanted <= 1:
+        return wanted
+    limit = "a finite number" if scores == "none" else "0 to 1"
+    raise InvalidRequestError(
+        "THRESHOLD_OUT_OF_RANGE",
+        f"threshold is {wanted:g}; the limit is {limit}, as the model's scores are ({scores})",
+        field="threshold",
+        metadata={"limit": limit},
+    )

@@ -1,6 +1,7 @@
 """Prometheus metrics of requests, batches, models and calls."""
 
 import asyncio
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,6 +17,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from foveate_serve.classification import Answer
 from foveate_serve.errors import ServeError
+from foveate_serve.observe.shown import Shown
 from foveate_serve.observe.triton import TritonNames
 from foveate_serve.observer import BatchRun, Observer
 from foveate_serve.repository.repository import Repository
@@ -25,6 +27,9 @@ from foveate_serve.rpc.interceptor import Call
 
 # A time beside every counter, of which Prometheus has no use.
 disable_created_metrics()  # type: ignore[no-untyped-call]
+
+MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
+"""The variable that names the folder in which several processes keep their values."""
 
 _MODEL = ("model", "version")
 
@@ -41,8 +46,9 @@ class Metrics(Observer):
 
     Histograms, which can be summed over servers and read as quantiles
     afterwards. The label `model` holds only names of bundles, and is empty for
-    a request whose model was not found. Where the environment variable
-    PROMETHEUS_MULTIPROC_DIR is set, the values live in files of that folder.
+    a request whose model was not found; what is gone is shown no longer, as
+    `Shown` says. Where the environment variable `MULTIPROCESS` is set, the
+    values live in files of that folder.
     """
 
     def __init__(self) -> None:
@@ -148,7 +154,14 @@ class Metrics(Observer):
             registry=own,
             multiprocess_mode="livesum",
         )
-        self.registry.register(TritonNames(own))
+        self._of_versions = (
+            *(self._requests, self._in_flight, self._waiting, *self._stages.values()),
+            *(self._batch_size, self._batch_seconds, self._busy, self._joined),
+            *(*self._lookups.values(), *self._lookup_seconds.values()),
+            *(self._load_seconds, self._ready, *self._policy.values()),
+        )
+        self._shown = Shown(own)
+        self.registry.register(TritonNames(self._shown))
         ProcessCollector(registry=self.registry)
 
     def began(self, model: str, version: str) -> None:
@@ -211,12 +224,15 @@ class Metrics(Observer):
 
     def sample(self, repository: Repository) -> None:
         """Read what has a value at any time: what is ready, how much waits, how batches form."""
-        for model in repository.models():
-            for status in model.versions:
-                labels = (model.name, str(status.version))
-                ready = status.state is State.READY
-                self._ready.labels(*labels).set(ready)
-                self._waiting.labels(*labels).set(0)
+        states = {
+            (model.name, str(status.version)): status.state
+            for model in repository.models()
+            for status in model.versions
+        }
+        for labels, state in states.items():
+            self._ready.labels(*labels).set(state is State.READY)
+            for gauge in (self._waiting, *self._policy.values()):
+                gauge.labels(*labels).set(0)
         for loaded in repository.serving():
             manifest, batcher = loaded.bundle.manifest, loaded.batcher
             labels = (manifest.name, str(manifest.version))
@@ -228,6 +244,14 @@ class Metrics(Observer):
                 ("foveate_queue_limit", batcher.policy.max_queue),
             ):
                 self._policy[name].labels(*labels).set(value)
+        for model, version in self._shown.update(states):
+            self._forget(model, version)
+
+    def _forget(self, model: str, version: str) -> None:
+        if MULTIPROCESS in os.environ:
+            return  # what lies in a file cannot be taken out of it
+        for metric in self._of_versions:
+            metric.remove_by_labels({"model": model, "version": version})
 
 
 def _code(error: BaseException) -> str:

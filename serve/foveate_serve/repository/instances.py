@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
-from foveate_serve.backends.base import Runner
-from foveate_serve.bundle.bundle import Bundle
-from foveate_serve.cores import Cores, pinned
+from foveate_runtime.backends.base import Runner
+from foveate_runtime.bundle.bundle import Bundle
+from foveate_runtime.cores import Cores, pinned
 
 
 def make_instances(

@@ -10,9 +10,9 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator
 
-from foveate_serve.bundle.manifest import Name, Positive
+from foveate_runtime.bundle.folder import VERSION
+from foveate_runtime.bundle.manifest import Name, Positive
 from foveate_serve.errors import InvalidRequestError, clip, quote
-from foveate_serve.repository.folder import VERSION
 
 LATEST = "latest"
 """What stands for the newest version, and cannot be a label."""

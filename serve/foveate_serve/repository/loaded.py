@@ -5,16 +5,25 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
-from foveate_serve.backends.base import Runner
+from foveate_runtime.backends.base import Runner
+from foveate_runtime.bundle.bundle import Bundle
 from foveate_serve.batching.batcher import Batcher
 from foveate_serve.batching.policy import BatchPolicy
-from foveate_serve.bundle.bundle import Bundle
 from foveate_serve.observer import BatchRun
 from foveate_serve.repository.idling import Idling
 from foveate_serve.repository.users import Users
 from foveate_serve.repository.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
+
+
+def close_all(runners: Sequence[Runner]) -> None:
+    """Release runners; one that cannot be released is logged."""
+    for runner in runners:
+        try:
+            runner.close()
+        except Exception:
+            logger.exception("an engine could not be released")
 
 
 class LoadedModel:
@@ -80,5 +89,4 @@ class LoadedModel:
             logger.error("an engine of %s hangs and is left as it is", self.bundle.manifest.name)
             return
         await closing
-        for runner in self.runners:
-            runner.close()
+        close_all(self.runners)

@@ -16,6 +16,10 @@ class LoadTimeoutError(Exception):
         super().__init__(f"it has not loaded within {seconds:g} s")
 
 
+class LoadEndedError(Exception):
+    """A load ended by what is no error, such as SystemExit, and would end the event loop."""
+
+
 class Loads:
     """Runs loads, each on a thread of its own, for at most `limit` seconds; 0 is for ever.
 
@@ -35,8 +39,9 @@ class Loads:
         return bool(self._given_up)
 
     async def run(self, load: Callable[[], T], discard: Callable[[T], None]) -> T:
-        """Return what `load` returns, or raise its error; raises LoadTimeoutError.
+        """Return what `load` returns, or raise its error.
 
+        Raises LoadTimeoutError, and LoadEndedError where it raised what is no Exception.
         A load whose caller is cancelled goes on as well.
         """
         ended = self._start(load)
@@ -69,7 +74,7 @@ class Loads:
             try:
                 finish = partial(ended.set_result, load())
             except BaseException as error:  # noqa: BLE001 - the caller gets it
-                finish = partial(ended.set_exception, error)
+                finish = partial(ended.set_exception, _settable(error))
             try:
                 loop.call_soon_threadsafe(finish)
             except RuntimeError:
@@ -82,6 +87,15 @@ class Loads:
         ended.add_done_callback(lambda _: thread.join())
         thread.start()
         return ended
+
+
+def _settable(error: BaseException) -> Exception:
+    """Return an error as a future takes it, and as an event loop survives it."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    ended = LoadEndedError(f"it ended by {type(error).__name__}")
+    ended.__cause__ = error
+    return ended
 
 
 def _discard(discard: Callable[[T], None], ended: asyncio.Future[T]) -> None:

@@ -1,17 +1,20 @@
 """The models on disk and those that serve."""
 
 import asyncio
+import errno
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from foveate_serve.backends.base import BackendError, Runner
+from foveate_runtime.backends.base import BackendError, Runner
+from foveate_runtime.bundle.bundle import Bundle, BundleError
+from foveate_runtime.bundle.folder import ModelSighting, look, look_at
+from foveate_runtime.bundle.manifest import MANIFEST_FILE
 from foveate_serve.batching.policy import BatchPolicy
-from foveate_serve.bundle.bundle import Bundle, BundleError
-from foveate_serve.bundle.manifest import MANIFEST_FILE
 from foveate_serve.errors import (
     InvalidRequestError,
     LoadingError,
@@ -22,11 +25,10 @@ from foveate_serve.errors import (
 )
 from foveate_serve.niceness import ENGINE, step_back
 from foveate_serve.observer import Observer
-from foveate_serve.repository.folder import Sighting, look, model_names, version_paths
 from foveate_serve.repository.instances import make_instances
 from foveate_serve.repository.labels import LATEST, check_labels
-from foveate_serve.repository.loaded import LoadedModel
-from foveate_serve.repository.loading import Loads, LoadTimeoutError
+from foveate_serve.repository.loaded import LoadedModel, close_all
+from foveate_serve.repository.loading import LoadEndedError, Loads, LoadTimeoutError
 from foveate_serve.repository.versions import Model, ModelStatus, State, Version
 from foveate_serve.repository.warmup import batch_sizes, warm_up
 
@@ -34,12 +36,14 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_ROOT = "the repository's folder"
+
 
 class Repository:
     """The bundles under `root/<model>/<version>/`.
 
-    `make_runner` loads a checked bundle on a backend; it is called on a thread
-    and may raise BackendError. `policies` are those of the models named there,
+    `make_runner` loads a checked bundle on a backend; it is called on a thread.
+    Whatever a load raises makes its version fail. `policies` are those of the models named there,
     `policy` that of the others. `labels` stand for versions, by model. An
     engine hangs where a run takes more than `run_limit` seconds, and a load is
     given up after `load_limit` seconds, 0 for never. `observer` is told of
@@ -69,6 +73,8 @@ class Repository:
         self._loads = Loads(load_limit)
         self._models: dict[str, Model] = {}
         self._changes: set[asyncio.Task[object]] = set()
+        self._problems: dict[str, list[str]] = {}
+        self._looked = False
 
     async def open(self, *, load: bool = True) -> None:
         """Learn of every model, and `load` the newest version of each and those with a label.
@@ -76,8 +82,9 @@ class Repository:
         A model that cannot be loaded is logged and stands as failed. Raises
         OSError where the repository cannot be read.
         """
-        for name in model_names(self._root):
-            self._scan(name)
+        for seen in (await self._look()).values():
+            self._learn(seen)
+        self._looked = True
         for name in self._labels.keys() - self._models.keys():
             logger.warning("there are labels for the model %s, which is not there", name)
         if not load:
@@ -102,6 +109,11 @@ class Repository:
                 for version in model.versions.values()
             )
         )
+
+    @property
+    def problems(self) -> list[str]:
+        """What of the folder cannot be read, and why, such as "Permission denied: NAME"."""
+        return [problem for _, found in sorted(self._problems.items()) for problem in found]
 
     @property
     def hung(self) -> bool:
@@ -135,6 +147,8 @@ class Repository:
         NotReadyError, LoadingError, and InvalidRequestError on the field
         `field` where a name is needed.
         """
+        if not self._looked:
+            raise LoadingError("MODELS_UNKNOWN", "the models are not known yet")
         model = self._find(name) if name else self._only(field)
         wanted = model.asked(version)
         if wanted.loaded is not None and wanted.state is State.READY:
@@ -216,25 +230,46 @@ class Repository:
         A version that came is loaded, and one whose manifest is another now is
         put in the place of the old one. Those that went, or are no longer the
         newest, are unloaded as soon as the newest is ready. What fails to load
-        is tried again when its files change. Raises OSError where the folder
-        cannot be read; nothing changes then.
-        """
-        found = await asyncio.to_thread(look, self._root)
-        for name in sorted(found.keys() | self._models.keys()):
-            sightings = found.get(name, {})
-            self._learn(name, {number: sighting.path for number, sighting in sightings.items()})
-            if name in self._models:
-                await self._run(self._models[name], partial(self._follow, sightings=sightings))
-                self._learn(name, {n: sighting.path for n, sighting in sightings.items()})
+        is tried again when its files change.
 
-    async def _follow(self, model: Model, sightings: Mapping[int, Sighting]) -> None:
+        What cannot be read, or holds no manifest, was not removed: what serves of
+        it goes on, `problems` and the log say why. So does everything where the
+        folder itself cannot be read, or is empty.
+        """
+        try:
+            found = await self._look()
+            problem = "" if found or not self._models else f"it is empty: {_ROOT}"
+        except OSError as error:
+            found, problem = {}, f"{error.strerror}: {_ROOT}"
+        self._note(_ROOT, [problem] if problem else [])
+        if problem:
+            for model in self._models.values():
+                model.note_problems(ModelSighting(name=model.name, error=problem))
+            return
+        for name in sorted(found.keys() | self._models.keys()):
+            seen = found.get(name)
+            try:
+                await self._catch_up(name, seen)
+            except Exception:
+                logger.exception("the model %s is not as its folder is", name)
+
+    async def _catch_up(self, name: str, seen: ModelSighting | None) -> None:
+        """Serve what was seen of a model; None tells that it was removed."""
+        if seen is not None:
+            self._learn(seen)
+        if name in self._models:
+            await self._run(self._models[name], partial(self._follow, seen=seen))
+            self._forget(name, seen)
+
+    async def _follow(self, model: Model, seen: ModelSighting | None) -> None:
         keep: list[Version] = []
-        if sightings:
-            newest = model.versions[max(sightings)]
-            keep = [newest, *(v for v in model.wanted() if v.number in sightings)]
+        if seen is not None:
+            there = {n: v for n, v in model.versions.items() if not seen.removed(n)}
+            newest = there[max(there)]
+            keep = [newest, *(v for v in model.wanted() if v.number in there)]
             for version in keep:
-                sighting = sightings[version.number]
-                if version.differs(sighting):
+                sighting = seen.versions.get(version.number)
+                if sighting is not None and version.differs(sighting):
                     version.tried = sighting
                     await self._try_load(model, version)
             if newest.state is not State.READY:
@@ -246,8 +281,10 @@ class Repository:
     async def _change(
         self, name: str, change: Callable[[Model], Coroutine[None, None, None]]
     ) -> ModelStatus:
-        if name in model_names(self._root):
-            self._scan(name)
+        with suppress(OSError):
+            seen = await self._looking(partial(look_at, self._root, name))
+            if seen is not None:
+                self._learn(seen)
         return await self._run(self._find(name), change)
 
     async def _run(
@@ -279,26 +316,17 @@ class Repository:
             bundle, runners = await self._loads.run(
                 partial(self._open, model.name, version), _close_opened
             )
-        except (BundleError, BackendError, LoadTimeoutError) as error:
-            version.reason = str(error)
+            loaded = version.loaded = self._start(version, bundle, runners)
+        except Exception as error:
+            version.reason = reason = _reason(error)
             if previous is None:
                 self._move(version, State.FAILED)
             logger.exception("the model %s, version %d, failed to load", model.name, version.number)
             raise NotReadyError(
                 "MODEL_LOAD_FAILED",
-                f"version {version.number} of the model {model.name!r} failed to load: {error}",
+                f"version {version.number} of the model {model.name!r} failed to load: {reason}",
                 metadata={"model": model.name, "version": version.number},
             ) from error
-        ran = partial(self._observer.ran, model.name, str(version.number))
-        loaded = version.loaded = LoadedModel(
-            bundle,
-            runners,
-            self._policy_of(model.name),
-            ran=ran,
-            alive=lambda alive: self._engine_is(version, loaded, alive=alive),
-            run_limit=self._run_limit,
-            hangs=lambda hung: self._engine_hangs(version, loaded, hung=hung),
-        )
         version.reason, version.hung = "", False
         self._move(version, State.READY)
         seconds = time.monotonic() - started
@@ -313,6 +341,23 @@ class Repository:
         )
         if previous is not None:
             await previous.close()
+
+    def _start(self, version: Version, bundle: Bundle, runners: Sequence[Runner]) -> LoadedModel:
+        name = bundle.manifest.name
+        try:
+            loaded = LoadedModel(
+                bundle,
+                runners,
+                self._policy_of(name),
+                ran=partial(self._observer.ran, name, str(version.number)),
+                alive=lambda alive: self._engine_is(version, loaded, alive=alive),
+                run_limit=self._run_limit,
+                hangs=lambda hung: self._engine_hangs(version, loaded, hung=hung),
+            )
+        except Exception:
+            close_all(runners)
+            raise
+        return loaded
 
     def _engine_hangs(self, version: Version, loaded: LoadedModel, *, hung: bool) -> None:
         """Take a version out of service while its engine does not come back from a run."""
@@ -357,9 +402,8 @@ class Repository:
                 lanes = policy.lanes_of(runner)
                 sizes = batch_sizes(policy, lanes)
                 warm_up(runner, sizes, lanes, watched=bool(self._run_limit))
-        except BackendError:
-            for runner in runners:
-                runner.close()
+        except BaseException:
+            close_all(runners)
             raise
         return bundle, runners
 
@@ -371,25 +415,56 @@ class Repository:
         version.loaded, version.hung = None, False
         self._move(version, State.UNLOADED)
 
-    def _scan(self, name: str) -> None:
-        self._learn(name, version_paths(self._root, name))
+    async def _look(self) -> dict[str, ModelSighting]:
+        return await self._looking(partial(look, self._root))
 
-    def _learn(self, name: str, paths: Mapping[int, Path]) -> None:
+    async def _looking(self, look: Callable[[], T]) -> T:
+        """Look at the folder, as a load is made: the file system may not answer.
+
+        Raises OSError.
+        """
+        try:
+            return await self._loads.run(look, _drop)
+        except LoadTimeoutError as error:
+            raise OSError(errno.ETIMEDOUT, "The file system does not answer") from error
+
+    def _learn(self, seen: ModelSighting) -> None:
         """Learn of versions that came, and forget those that went and do not serve."""
+        name = seen.name
+        if seen.versions and name not in self._models:
+            self._models[name] = Model(name=name, labels=self._labels.get(name, {}))
+        known = self._models.get(name)
+        problems = set(seen.errors)
+        if known is not None:
+            for number, sighting in seen.versions.items():
+                known.versions.setdefault(number, Version(path=sighting.path, number=number))
+            problems |= known.note_problems(seen)
+        self._note(name, sorted(problems))
+        self._forget(name, seen)
+
+    def _note(self, name: str, problems: list[str]) -> None:
+        """Log what cannot be read below a name, once for each time that it is so."""
+        before = self._problems.pop(name, [])
+        if problems:
+            self._problems[name] = problems
+        for problem in problems:
+            if problem not in before:
+                logger.error("%s (what serves goes on serving)", problem)
+        if before and not problems:
+            logger.info("it can be read again: %s", name)
+
+    def _forget(self, name: str, seen: ModelSighting | None) -> None:
+        """Forget versions that went and do not serve, and the model with the last of them."""
         known = self._models.get(name)
         if known is None:
-            if not paths:
-                return
-            labels = self._labels.get(name, {})
-            known = self._models[name] = Model(name=name, labels=labels)
-        for number, path in paths.items():
-            known.versions.setdefault(number, Version(path=path, number=number))
-        for number in known.versions.keys() - paths.keys():
-            version = known.versions[number]
-            if version.loaded is None and version.state is not State.LOADING:
+            return
+        for number, version in list(known.versions.items()):
+            gone = seen is None or seen.removed(number)
+            if gone and version.loaded is None and version.state is not State.LOADING:
                 del known.versions[number]
         if not known.versions:
             del self._models[name]
+            self._problems.pop(name, None)
             self._observer.changed()
 
     def _find(self, name: str) -> Model:
@@ -411,5 +486,15 @@ class Repository:
 
 def _close_opened(opened: tuple[Bundle, list[Runner]]) -> None:
     _, runners = opened
-    for runner in runners:
-        runner.close()
+    close_all(runners)
+
+
+def _drop(_: object) -> None:
+    """Do nothing with what a look finds that nobody waits for any more."""
+
+
+def _reason(error: Exception) -> str:
+    """Return why a load failed, as clients may read it: no text of an error that is not ours."""
+    if isinstance(error, BundleError | BackendError | LoadTimeoutError | LoadEndedError):
+        return str(error)
+    return f"an error that was not foreseen ({type(error).__name__}); the server's log says more"

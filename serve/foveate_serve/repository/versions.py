@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
+from foveate_runtime.bundle.folder import VERSION, ModelSighting, Sighting
 from foveate_serve.errors import NotFoundError, clip, quote
-from foveate_serve.repository.folder import VERSION, Sighting
 from foveate_serve.repository.labels import LATEST, STABLE
 from foveate_serve.repository.loaded import LoadedModel
 
@@ -24,7 +24,10 @@ class State(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class VersionStatus:
-    """One version: where it stands, and why its last load failed, if it did."""
+    """One version: where it stands, and what is wrong with it.
+
+    `reason` says why it cannot be seen on disk, or why its last load failed.
+    """
 
     version: int
     state: State
@@ -43,12 +46,16 @@ class ModelStatus:
 
 @dataclass(kw_only=True, eq=False)
 class Version:
-    """A version of a model, where it stands, and what serves of it."""
+    """A version of a model, where it stands, and what serves of it.
+
+    `reason` says why its last load failed, `problem` why it cannot be seen on disk.
+    """
 
     path: Path
     number: int
     state: State = State.UNLOADED
     reason: str = ""
+    problem: str = ""
     loaded: LoadedModel | None = None
     hung: bool = False
     # What the last load that a look at the folder caused was made of.
@@ -70,6 +77,12 @@ class Model:
     labels: Mapping[str, int] = field(default_factory=dict)
     # One change of a model at a time.
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def note_problems(self, seen: ModelSighting) -> set[str]:
+        """Note of every version why it cannot be seen, and return what was noted."""
+        for number, version in self.versions.items():
+            version.problem = seen.problem(number)
+        return {v.problem for v in self.versions.values() if v.problem}
 
     def newest(self) -> Version:
         """Return the version of the largest number."""
@@ -120,7 +133,7 @@ class Model:
         return ModelStatus(
             name=self.name,
             versions=tuple(
-                VersionStatus(version=number, state=v.state, reason=v.reason)
+                VersionStatus(version=number, state=v.state, reason=v.problem or v.reason)
                 for number, v in sorted(self.versions.items(), reverse=True)
             ),
             default_version=None if default is None else default.number,

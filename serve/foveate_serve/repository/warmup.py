@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from foveate_serve.backends.base import Array, Runner
+from foveate_runtime.backends.base import Array, Runner
+from foveate_runtime.bundle.manifest import CAM_PREFIX, CLASS_IDS_INPUT, IMAGE_INPUT, LOGITS_OUTPUT
 from foveate_serve.batching.policy import BatchPolicy
-from foveate_serve.bundle.manifest import CAM_PREFIX, CLASS_IDS_INPUT, IMAGE_INPUT, LOGITS_OUTPUT
 from foveate_serve.heap import trim_heap
 
 logger = logging.getLogger(__name__)
@@ -87,8 +87,10 @@ def batch_sizes(policy: BatchPolicy, lanes: int = 1) -> tuple[int, ...]:
     """Return the sizes to warm up for: those preferred, or else powers of two up to the largest.
 
     One and the largest are always among them. Each of several `lanes` runs
-    smaller ones.
+    smaller ones, but two pictures where a batch may have several: a graph that
+    makes one answer of them is not to be served.
     """
-    most = policy.share(policy.max_batch, idle=1, lanes=lanes)
+    share = policy.share(policy.max_batch, idle=1, lanes=lanes)
+    most = max(share, min(2, policy.max_batch))
     between = policy.preferred_sizes or [1 << power for power in range((most - 1).bit_length())]
     return tuple(sorted({1, *between, most}))

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 
-from foveate_serve.backends.base import Runner
+from foveate_runtime.backends.base import Runner
 
 _LOOKS = 4
 """So often the watchdog looks while a run takes as long as it may."""

@@ -12,8 +12,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from numpy.typing import NDArray
 
 from foveate.v1 import classifier_service_pb2, explanation_pb2, model_pb2
+from foveate_runtime.bundle.manifest import Manifest, VariantEntry
+from foveate_runtime.imaging.heatmap import Encoding
+from foveate_runtime.imaging.transform import View
 from foveate_serve.batching.policy import BatchPolicy
-from foveate_serve.bundle.manifest import Manifest, VariantEntry
 from foveate_serve.classification import (
     DEFAULT_OPACITY,
     Cam,
@@ -27,8 +29,6 @@ from foveate_serve.classification import (
     Timing,
 )
 from foveate_serve.errors import InvalidRequestError
-from foveate_serve.imaging.heatmap import Encoding
-from foveate_serve.imaging.transform import View
 from foveate_serve.repository.loaded import LoadedModel
 from foveate_serve.repository.versions import ModelStatus, State
 from foveate_serve.rpc.priority import priority_of
@@ -65,6 +65,7 @@ def to_request(message: classifier_service_pb2.ClassifyRequest) -> Request:
         model=message.model,
         version=message.version,
         top_k=message.top_k if message.HasField("top_k") else None,
+        threshold=message.threshold if message.HasField("threshold") else None,
         cam=_to_cam_request(message.cam) if message.HasField("cam") else None,
         feature_maps=tuple(
             FeatureMapRequest(layer=options.layer, channels=tuple(options.channels))
@@ -79,6 +80,7 @@ def from_result(result: Result, *, timing: bool) -> classifier_service_pb2.Class
     return classifier_service_pb2.ClassifyResponse(
         model=result.model,
         version=result.version,
+        scores=result.scores,
         predictions=[
             classifier_service_pb2.Prediction(
                 class_id=prediction.class_id,
@@ -130,6 +132,8 @@ def from_model(model: LoadedModel) -> model_pb2.Model:
             interpolation=spec.interpolation,
             mean=spec.mean,
             std=spec.std,
+            fit=spec.fit,
+            fill=(spec.fill or spec.mean) if spec.fit == "pad" else (),
         ),
         layers=[
             model_pb2.Layer(
@@ -150,6 +154,8 @@ def from_model(model: LoadedModel) -> model_pb2.Model:
         create_time=create_time,
         parameters=manifest.parameters,
         batching=from_policy(model.batcher.policy),
+        scores=manifest.scores,
+        assumptions=manifest.assumptions,
     )
 
 

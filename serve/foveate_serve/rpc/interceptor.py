@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 REQUEST_ID_KEY = "x-request-id"
 """The metadata key of a call's id: the client's own, or one that the server makes."""
 
+UNKNOWN = "unknown"
+"""Stands for the method of a call that no service has: clients can make up any number of them."""
+
 MALFORMED = ErrorStatus(
     code=Code.INVALID_ARGUMENT,
     reason="MESSAGE_MALFORMED",
@@ -45,7 +48,10 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 @dataclass(kw_only=True)
 class Call:
-    """One call: `method` is such as "/package.Service/Method"; `code` is set when it ends."""
+    """One call: `method` is such as "/package.Service/Method", or UNKNOWN.
+
+    `code` is set when it ends.
+    """
 
     method: str
     metadata: Mapping[str, str | bytes]
@@ -86,7 +92,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         for gate in self._gates:
             refusing = gate(handler_call_details)
             if refusing is not None:
-                return self._refusal(refusing, method)
+                known = method in self._handlers or await continuation(handler_call_details)
+                return self._refusal(refusing, method if known else UNKNOWN)
         if method not in self._handlers:
             handler = await continuation(handler_call_details)
             if handler is None:

@@ -114,8 +114,9 @@ class Message:
 
 def too_large(size: int | None, limit: int) -> MessageError:
     """Return the error of a message of so many bytes, or of an unknown number after inflating."""
-    found = "more bytes than it may" if size is None else f"{size} bytes"
+    # In the words of gRPC's own servers, by which clients tell this from an overload.
+    found = f"more than {limit}" if size is None else str(size)
     return MessageError(
         grpc.StatusCode.RESOURCE_EXHAUSTED,
-        f"the message has {found}; the limit is {limit} bytes (max_message_bytes)",
+        f"Received message larger than max ({found} vs. {limit}), which is max_message_bytes",
     )

@@ -19,7 +19,7 @@ from foveate.v1.classifier_service_pb2_grpc import (
     ClassifierServiceStub,
     add_ClassifierServiceServicer_to_server,
 )
-from foveate.v1.model_pb2 import MODEL_STATE_READY, ModelState
+from foveate.v1.model_pb2 import MODEL_STATE_READY, ModelState, ModelSummary
 from foveate.v1.repository_service_pb2 import (
     LoadModelRequest,
     LoadModelResponse,
@@ -86,8 +86,7 @@ async def rows_of(socket: Path) -> list[VersionRow]:
     rows = []
     async with connected(socket) as channel:
         stub = ClassifierServiceStub(channel)
-        request = ListModelsRequest(page_size=MAX_PAGE_SIZE)
-        for model in (await stub.ListModels(request, timeout=SECONDS)).models:
+        for model in await _models(channel):
             for version in model.versions:
                 runner = batching = ""
                 if version.state == MODEL_STATE_READY:
@@ -121,17 +120,34 @@ class Served:
 async def served_by(socket: Path) -> Served:
     """Return what one worker serves; raises AioRpcError."""
     async with connected(socket) as channel:
-        request = ListModelsRequest(page_size=MAX_PAGE_SIZE)
-        answer = await ClassifierServiceStub(channel).ListModels(request, timeout=SECONDS)
+        models = await _models(channel)
     return Served(
         versions=frozenset(
             (model.name, version.version)
-            for model in answer.models
+            for model in models
             for version in model.versions
             if version.state == MODEL_STATE_READY
         ),
-        labels={model.name: dict(model.version_labels) for model in answer.models},
+        labels={model.name: dict(model.version_labels) for model in models},
     )
+
+
+async def versions_of(socket: Path) -> list[tuple[str, str]]:
+    """Return the models and versions that one worker knows; raises AioRpcError."""
+    async with connected(socket) as channel:
+        models = await _models(channel)
+    return [(model.name, version.version) for model in models for version in model.versions]
+
+
+async def _models(channel: grpc.aio.Channel) -> list[ModelSummary]:
+    stub, request = ClassifierServiceStub(channel), ListModelsRequest(page_size=MAX_PAGE_SIZE)
+    models: list[ModelSummary] = []
+    while True:
+        page = await stub.ListModels(request, timeout=SECONDS)
+        models += page.models
+        if not page.next_page_token:
+            return models
+        request.page_token = page.next_page_token
 
 
 class PeerServer:

@@ -4,16 +4,16 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 import time
-from asyncio import StreamReader, StreamWriter
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any
 
 import grpc
 from prometheus_client import CollectorRegistry, Counter, Gauge
@@ -21,14 +21,16 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from prometheus_client.registry import Collector
 
 from foveate_serve.access import make_access_control
+from foveate_serve.observe.metrics import MULTIPROCESS
 from foveate_serve.observe.pages import Pages, VersionRow
+from foveate_serve.observe.shown import Shown
 from foveate_serve.observe.triton import TritonNames
 from foveate_serve.process import Ready, StartError, serving_pages
 from foveate_serve.rpc.security import server_tls
 from foveate_serve.rpc.server import AddressError
 from foveate_serve.settings import Settings
-from foveate_serve.workers.peers import Peers, rows_of
-from foveate_serve.workers.worker import Assignment
+from foveate_serve.workers.peers import Peers, rows_of, versions_of
+from foveate_serve.workers.worker import FAILED, Assignment
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +39,10 @@ LONGEST_PAUSE = 30.0
 STEADY_SECONDS = 60.0
 """A worker that has lived for so long is started again after the shortest pause."""
 
-_METRICS = "PROMETHEUS_MULTIPROC_DIR"
+KILL_SECONDS = 1.0
+"""What a worker may take to end beyond the time of its stop, before it is killed."""
+
+_STDERR = 2
 
 
 class Supervisor:
@@ -95,16 +100,30 @@ class Supervisor:
                 self._stopping.set()
                 for task in waiting:
                     task.cancel()
-                for process in self._workers.values():
-                    with suppress(ProcessLookupError):
-                        process.terminate()
-                await asyncio.gather(*keepers)
+                await self._end(keepers)
 
     async def abort(self) -> None:
         """Kill the workers."""
         for process in self._workers.values():
+            _kill(process)
+
+    async def _end(self, keepers: Sequence[asyncio.Task[None]]) -> None:
+        """Let the workers finish what is in flight, and kill those that take too long.
+
+        Raises the first error of a keeper, once all workers have ended.
+        """
+        for process in self._workers.values():
             with suppress(ProcessLookupError):
-                process.kill()
+                process.terminate()
+        settings = self._settings
+        limit = settings.shutdown_delay + settings.shutdown_timeout + KILL_SECONDS
+        _, late = await asyncio.wait(keepers, timeout=limit)
+        if late:
+            logger.error("%d workers have not ended within %g s and are killed", len(late), limit)
+            await self.abort()
+        for ended in await asyncio.gather(*keepers, return_exceptions=True):
+            if isinstance(ended, BaseException):
+                raise ended
 
     async def _keep(self, index: int, folder: Path, address: str) -> None:
         pause, served = FIRST_PAUSE, False
@@ -130,33 +149,64 @@ class Supervisor:
     async def _work(self, index: int, folder: Path, address: str) -> int:
         """Run one worker to its end, and return its exit code."""
         metrics = folder / "metrics"
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "foveate_serve.workers.worker"),
-            stdin=PIPE,
-            stdout=PIPE,
-            env={**os.environ, _METRICS: str(metrics)},
-            # Ctrl-C reaches the supervisor alone, which tells them.
-            start_new_session=True,
-        )
-        stdin, stdout = cast("StreamWriter", process.stdin), cast("StreamReader", process.stdout)
+        ours, theirs = socket.socketpair()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "foveate_serve.workers.worker", str(theirs.fileno())),
+                pass_fds=(theirs.fileno(),),
+                stdin=DEVNULL,
+                # Whatever a library prints: standard output says where the server listens.
+                stdout=_STDERR,
+                env={**os.environ, MULTIPROCESS: str(metrics)},
+                # Ctrl-C reaches the supervisor alone, which tells them.
+                start_new_session=True,
+            )
+        except OSError as error:
+            ours.close()
+            logger.error("worker %d cannot be started: %s", index, error.strerror)  # noqa: TRY400
+            return FAILED
+        finally:
+            theirs.close()
         self._workers[index] = process
         if self._stopping.is_set():
             process.terminate()
         assignment = Assignment(
             settings=worker_settings(self._settings, address), folder=folder, index=index
         )
+        reader, writer = await asyncio.open_connection(sock=ours)
+        telling = asyncio.create_task(_line(reader))
+        ended = asyncio.create_task(process.wait())
         try:
-            stdin.write(assignment.model_dump_json().encode() + b"\n")
-            if line := await stdout.readline():
+            writer.write(assignment.model_dump_json().encode() + b"\n")
+            # What a worker has forked may hold its end of the socket open.
+            await asyncio.wait((telling, ended), return_when=asyncio.FIRST_COMPLETED)
+            if telling.done() and (line := telling.result()):
                 self._ready[index] = json.loads(line)["models"]
                 if len(self._ready) == self._settings.workers:
                     self._came.set()
-            return await process.wait()
+            return await ended
         finally:
+            telling.cancel()
+            writer.close()
             self._ready.pop(index, None)
             del self._workers[index]
+            _kill(process)
             Peers(folder).socket(index).unlink(missing_ok=True)
             mark_process_dead(process.pid, str(metrics))  # type: ignore[no-untyped-call]
+
+
+async def _line(reader: asyncio.StreamReader) -> bytes:
+    """Return the next line, empty where the other side is gone."""
+    try:
+        return await reader.readline()
+    except OSError:
+        return b""
+
+
+def _kill(process: Process) -> None:
+    """Kill a worker and whatever it has forked: it leads a group of processes of its own."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 class SupervisorSource:
@@ -167,8 +217,8 @@ class SupervisorSource:
         self._peers = Peers(folder)
         self._registry = CollectorRegistry()
         self._registry.register(own)
-        metrics = MultiProcessCollector(None, str(folder / "metrics"))  # type: ignore[no-untyped-call]
-        self._registry.register(TritonNames(metrics))
+        self._shown = Shown(MultiProcessCollector(None, str(folder / "metrics")))  # type: ignore[no-untyped-call]
+        self._registry.register(TritonNames(self._shown))
 
     @property
     def is_ready(self) -> bool:
@@ -189,6 +239,10 @@ class SupervisorSource:
 
     async def metrics(self) -> Collector:
         """Return the metrics as they are now."""
+        for path in self._peers.all():
+            with suppress(grpc.aio.AioRpcError):
+                self._shown.update(await versions_of(path))
+                break
         return self._registry
 
 

@@ -1,7 +1,9 @@
 """One worker: a process that serves beside others on the same address.
 
-Started by the supervisor, which sends the `Assignment` as a line of JSON on
-stdin, and keeps stdin open for as long as it lives.
+Started by the supervisor with the number of a socket, over which it sends the
+`Assignment` as a line of JSON, and which it keeps open for as long as it lives.
+The worker says over it, in a line of JSON, that it serves. Standard input and
+output are left to whatever libraries do with them.
 """
 
 import asyncio
@@ -9,17 +11,18 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import grpc
 from pydantic import BaseModel
 
-from foveate_serve.cores import deal_cores
+from foveate_runtime.cores import deal_cores
 from foveate_serve.errors import ServeError
 from foveate_serve.heap import bound_heap
 from foveate_serve.observe.logs import configure_logging
@@ -97,22 +100,20 @@ class Worker(Process):
             changed.cancel()
         stopped.cancel()
 
-    async def _opened(self, stop: asyncio.Event) -> bool:
-        if not await super()._opened(stop):
-            return False
+    async def _open(self) -> None:
+        await super()._open()
         await self._peer_server.start()
-        for socket in self._peers.others(self._index):
+        for peer in self._peers.others(self._index):
             try:
-                await self._follow(socket)
+                await self._follow(peer)
             except grpc.aio.AioRpcError as error:
-                logger.warning("worker %s did not answer: %s", socket.stem, error.code().name)
+                logger.warning("worker %s did not answer: %s", peer.stem, error.code().name)
             else:
                 break
-        return True
 
-    async def _follow(self, socket: Path) -> None:
+    async def _follow(self, peer: Path) -> None:
         """Serve what a peer serves, and nothing else: it may have been told to change."""
-        served, repository = await served_by(socket), self._engine.repository
+        served, repository = await served_by(peer), self._engine.repository
         ours = {
             (model.name, str(version.version))
             for model in repository.models()
@@ -131,36 +132,42 @@ class Worker(Process):
 
 
 def main() -> int:
-    """Serve as the line on stdin says; return the exit code."""
-    assignment = Assignment.model_validate_json(sys.stdin.readline())
+    """Serve as the supervisor says; return the exit code."""
+    supervisor = socket.socket(fileno=int(sys.argv[1]))
+    supervisor.set_inheritable(False)
+    with supervisor.makefile("rb") as lines:
+        assignment = Assignment.model_validate_json(lines.readline())
     settings = Settings(**assignment.settings)
     configure_logging(settings)
     if any(settings.of(model).pin_cores for model in ("", *settings.models)):
         # What the instances then share out is this worker's own.
         os.sched_setaffinity(0, deal_cores(settings.workers)[assignment.index])
     bound_heap()
-    threading.Thread(target=_stop_with_the_supervisor, daemon=True).start()
+    threading.Thread(target=_stop_with, args=(supervisor,), daemon=True).start()
     try:
-        asyncio.run(_serve(assignment, settings))
-    except HungError as error:
-        leave_at_once(str(error))
-    except (SettingsError, AddressError, StartError, KilledError) as error:
+        asyncio.run(_serve(assignment, settings, supervisor))
+    except (SettingsError, AddressError, StartError) as error:
         print(f"foveate serve: {error}", file=sys.stderr)
         return FAILED
     return DONE
 
 
-async def _serve(assignment: Assignment, settings: Settings) -> None:
+async def _serve(assignment: Assignment, settings: Settings, supervisor: socket.socket) -> None:
+    def ready(models: int, address: str) -> None:
+        # A supervisor that is gone has had this worker stopped.
+        with suppress(OSError):
+            supervisor.sendall(json.dumps({"models": models, "address": address}).encode() + b"\n")
+
     worker = Worker(settings, assignment.folder, assignment.index)
-    await run_until_signals(worker, _tell)
+    try:
+        await run_until_signals(worker, ready)
+    except (HungError, KilledError) as error:
+        leave_at_once(error)
 
 
-def _tell(models: int, address: str) -> None:
-    print(json.dumps({"models": models, "address": address}), flush=True)
-
-
-def _stop_with_the_supervisor() -> None:
-    sys.stdin.read()
+def _stop_with(supervisor: socket.socket) -> None:
+    with suppress(OSError):
+        supervisor.recv(1)
     os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -1,4 +1,5 @@
 import csv
+import errno
 import json
 import os
 import pty
@@ -17,10 +18,12 @@ from PIL import Image
 
 from foveate.status import ErrorStatus, StatusError
 from foveate_client.batch import arrow
+from foveate_client.commands import classify
 
+from ...conftest import served
 from ...waiting import LIMIT_SECONDS
 
-INVALID_ARGUMENT = 3
+INVALID_ARGUMENT, FAILED_PRECONDITION = 3, 9
 
 
 def read_json_lines(path):
@@ -183,6 +186,243 @@ def test_what_exists_is_kept_unless_it_may_be_replaced(run, photographs, tmp_pat
     assert out.read_bytes() != before
 
 
+def test_failures_of_a_finished_table_are_tried_again_when_asked_for(
+    run, photographs, broken, tmp_path
+):
+    out = tmp_path / "results.jsonl"
+    sound = photographs[0].path
+    command = (sound, broken, "--out", out)
+    code, printed, _ = run(*command)
+    assert code == 1
+    assert "--retry-errors tries them again" in " ".join(printed.split())
+    before = out.read_bytes()
+    assert len(read_json_lines(out)) == 1
+    code, _, err = run(*command)
+    assert (code, out.read_bytes()) == (1, before)
+    assert "--retry-errors tries its failures again, --overwrite replaces it" in err
+    code, printed, _ = run(*command, "--retry-errors", "--json")
+    summary = json.loads(printed)
+    assert (code, summary["done_before"], summary["errors"]) == (1, 1, 1)
+    broken.write_bytes(photographs[1].path.read_bytes())
+    code, printed, _ = run(*command, "--retry-errors", "--json")
+    summary = json.loads(printed)
+    assert (code, summary["done_before"], summary["classified"]) == (0, 1, 1)
+    assert [line["image"] for line in read_json_lines(out)] == [str(sound), str(broken)]
+    assert not list(tmp_path.glob("*.journal*"))
+    assert not (tmp_path / "results.errors.jsonl").exists()
+    code, _, err = run(*command, "--retry-errors")
+    assert code == 1
+    assert err == f"foveate batch: {out} has no failures to try again\n"
+
+
+def breaking(server, picture):
+    """Have the server break at a picture until what is returned is called."""
+    answer = server.service.classify
+
+    def classify(request):
+        if request.encoded == picture.read_bytes():
+            raise RuntimeError("the test breaks the server")
+        return answer(request)
+
+    def mend():
+        server.service.classify = answer
+
+    server.service.classify = classify
+    return mend
+
+
+def test_a_journal_of_another_folder_is_refused(run, server, photographs, tmp_path, monkeypatch):
+    for folder, pictures in (("one", photographs[:6]), ("two", photographs[6:8])):
+        (tmp_path / folder / "pictures").mkdir(parents=True)
+        for number, crop in enumerate(pictures):
+            target = tmp_path / folder / "pictures" / f"{number}.png"
+            target.write_bytes(crop.path.read_bytes())
+    mend = breaking(server, photographs[4].path)
+    source = ("--address", server.address)
+    out = tmp_path / "results.jsonl"
+    command = ("pictures", "--ordered", "--out", out, "--in-flight", 1)
+    monkeypatch.chdir(tmp_path / "one")
+    assert run(*command, source=source)[0] == 1
+    mend()
+    monkeypatch.chdir(tmp_path / "two")
+    code, _, err = run(*command, source=source)
+    assert code == 1
+    assert f"belongs to a run with sources ['{tmp_path}/one/pictures']" in err
+    assert not out.exists()
+    # From elsewhere by another path, names are others: nothing of the first run is mixed in.
+    monkeypatch.chdir(tmp_path)
+    code, printed, _ = run("one/pictures", *command[1:], "--json", source=source)
+    assert (code, json.loads(printed)["done_before"]) == (0, 0)
+    assert [line["image"] for line in read_json_lines(out)] == [
+        f"one/pictures/{number}.png" for number in range(6)
+    ]
+
+
+def test_a_run_goes_on_with_the_pictures_that_there_are_now(run, server, photographs, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number, crop in enumerate(photographs[:6]):
+        (folder / f"{number}.png").write_bytes(crop.path.read_bytes())
+    mend = breaking(server, photographs[4].path)
+    source = ("--address", server.address)
+    command = (folder, "--ordered", "--out", tmp_path / "results.jsonl", "--in-flight", 1)
+    assert run(*command, source=source)[0] == 1
+    mend()
+    (folder / "0.png").unlink()
+    (folder / "1.png").write_bytes(photographs[9].path.read_bytes() + b"\0")
+    code, printed, _ = run(*command, "--json", source=source)
+    summary = json.loads(printed)
+    # Of four that were done one is gone and one is another.
+    assert (code, summary["done_before"], summary["classified"]) == (0, 2, 3)
+    names = [Path(line["image"]).name for line in read_json_lines(tmp_path / "results.jsonl")]
+    assert names == ["1.png", "2.png", "3.png", "4.png", "5.png"]
+
+
+def test_a_model_that_is_unloaded_ends_the_run_and_keeps_the_journal(
+    run, server, photographs, tmp_path
+):
+    answer, asked = server.service.classify, []
+
+    def unload_after_five(request):
+        asked.append(request)
+        if len(asked) > 5:
+            message = "version 3 of the model 'pets' is unloaded"
+            raise StatusError(
+                ErrorStatus(code=FAILED_PRECONDITION, reason="MODEL_NOT_READY", message=message)
+            )
+        return answer(request)
+
+    server.service.classify = unload_after_five
+    out = tmp_path / "results.jsonl"
+    paths = [crop.path for crop in photographs[:20]]
+    command = (*paths, "--out", out, "--in-flight", 2, "--json")
+    source = ("--address", server.address)
+    code, printed, err = run(*command, source=source)
+    assert (code, printed) == (1, "")
+    assert err == (
+        "foveate batch: version 3 of the model 'pets' is unloaded; "
+        "what was done is kept; the same command goes on from there\n"
+    )
+    assert not out.exists()
+    server.service.classify = answer
+    code, printed, _ = run(*command, source=source)
+    summary = json.loads(printed)
+    assert (code, summary["done_before"], summary["classified"]) == (0, 5, 15)
+    assert len(read_json_lines(out)) == 20
+
+
+def test_a_picture_above_the_servers_limit_fails_alone(
+    run, repository, photographs, tmp_path, capsys
+):
+    large = tmp_path / "large.bmp"
+    Image.new("RGB", (400, 400), (200, 10, 10)).save(large)
+    paths = [photographs[0].path, large, photographs[1].path]
+    out = tmp_path / "results.jsonl"
+    with served(repository, "--max-message-bytes", "100000") as address:
+        source = ("--address", address)
+        assert run(*paths, "--out", out, "--patience", LIMIT_SECONDS, source=source)[0] == 1
+        capsys.readouterr()
+        assert classify.main([*map(str, paths), "--address", address, "--json"]) == 1
+    assert len(read_json_lines(out)) == 2
+    (error,) = read_json_lines(tmp_path / "results.errors.jsonl")
+    assert error["image"] == str(large)
+    assert (error["code"], error["reason"]) == ("RESOURCE_EXHAUSTED", "MESSAGE_TOO_LARGE")
+    assert error["message"].endswith("bytes; the limit is 100000 bytes")
+    first, second, third = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (first["error"], third["error"]) == (None, None)
+    assert second["error"]["reason"] == "MESSAGE_TOO_LARGE"
+
+
+def test_a_folder_that_cannot_be_read_has_an_error_of_its_own(
+    run, photographs, tmp_path, monkeypatch
+):
+    folder = tmp_path / "pictures"
+    (folder / "lost+found").mkdir(parents=True)
+    (folder / "a.png").write_bytes(photographs[0].path.read_bytes())
+    scan, denied = os.scandir, [str(folder / "lost+found")]
+
+    def refuse(place):
+        if os.fspath(place) in denied:
+            raise PermissionError(errno.EACCES, "Permission denied", os.fspath(place))
+        return scan(place)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    out = tmp_path / "results.jsonl"
+    assert run(folder, "--out", out)[0] == 1
+    assert len(read_json_lines(out)) == 1
+    (error,) = read_json_lines(tmp_path / "results.errors.jsonl")
+    assert error == {
+        "image": denied[0],
+        "code": "PERMISSION_DENIED",
+        "reason": "FOLDER_UNREADABLE",
+        "message": f"cannot read {denied[0]}: Permission denied",
+    }
+    denied.clear()
+    assert run(folder, "--out", out, "--retry-errors")[0] == 0
+
+
+def test_a_name_too_long_for_its_overlay_fails_alone(run, photographs, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in ("a.png", f"{'x' * 246}.png"):
+        (folder / name).write_bytes(photographs[0].path.read_bytes())
+    out = tmp_path / "results.jsonl"
+    assert run(folder, "--out", out, "--cam", tmp_path / "cams")[0] == 1
+    assert [Path(line["image"]).name for line in read_json_lines(out)] == ["a.png"]
+    (error,) = read_json_lines(tmp_path / "results.errors.jsonl")
+    assert error["message"] == "cannot write its overlay: File name too long"
+
+
+def test_what_is_passed_over_is_counted_and_named(run, photographs, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in ("a.png", "._a.png", ".thumb.png", "notes.txt"):
+        (folder / name).write_bytes(photographs[0].path.read_bytes())
+    code, printed, _ = run(folder, "--out", tmp_path / "results.csv")
+    assert code == 0
+    told = " ".join(printed.split())
+    assert "passed over 2 hidden (the first is" in told
+    assert "1 .txt (the first is" in told
+    arguments = (folder, "--out", tmp_path / "results.csv", "--overwrite", "--json")
+    assert json.loads(run(*arguments)[1])["passed_over"] == {"hidden": 2, ".txt": 1}
+    summary = json.loads(run(*arguments, "--hidden")[1])
+    assert (summary["results"], summary["passed_over"]) == (3, {".txt": 1})
+
+
+def test_no_picture_at_all_is_told_and_leaves_nothing(run, photographs, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    out = tmp_path / "results.csv"
+    code, printed, err = run(folder, "--out", out)
+    assert (code, printed, err) == (1, "", f"foveate batch: there is no picture in {folder}\n")
+    (folder / ".a.png").write_bytes(photographs[0].path.read_bytes())
+    code, _, err = run(folder, "--out", out)
+    assert code == 1
+    assert f"; passed over: 1 hidden (the first is {folder}/.a.png)" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
+
+
+def test_pictures_that_are_away_cost_no_results_of_an_earlier_run(
+    run, server, photographs, tmp_path
+):
+    folder = tmp_path / "mount"
+    folder.mkdir()
+    for number, crop in enumerate(photographs[:6]):
+        (folder / f"{number}.png").write_bytes(crop.path.read_bytes())
+    mend = breaking(server, photographs[4].path)
+    source = ("--address", server.address)
+    command = (folder, "--ordered", "--out", tmp_path / "results.jsonl", "--in-flight", 1)
+    assert run(*command, source=source)[0] == 1
+    mend()
+    folder.rename(tmp_path / "away")
+    folder.mkdir()
+    assert run(*command, source=source)[0] == 1
+    folder.rmdir()
+    (tmp_path / "away").rename(folder)
+    code, printed, _ = run(*command, "--json", source=source)
+    assert (code, json.loads(printed)["done_before"]) == (0, 4)
+
+
 def test_a_server_gives_what_this_process_gives(run, folder, served_colours, tmp_path):
     options = ("--ordered", "--embeddings", "last", "--feature-maps", "planes")
     local, remote = tmp_path / "local.parquet", tmp_path / "remote.parquet"
@@ -193,15 +433,7 @@ def test_a_server_gives_what_this_process_gives(run, folder, served_colours, tmp
 
 
 def test_a_run_over_grpc_goes_on_where_the_server_broke(run, server, photographs, tmp_path):
-    answer = server.service.classify
-    fails = True
-
-    def classify(request):
-        if fails and request.encoded == photographs[5].path.read_bytes():
-            raise RuntimeError("the test breaks the server")
-        return answer(request)
-
-    server.service.classify = classify
+    mend = breaking(server, photographs[5].path)
     source = ("--address", server.address)
     paths = [crop.path for crop in photographs[:10]]
     out = tmp_path / "results.jsonl"
@@ -209,7 +441,7 @@ def test_a_run_over_grpc_goes_on_where_the_server_broke(run, server, photographs
     assert code == 1
     assert "foveate batch: " in err
     assert not out.exists()
-    fails = False
+    mend()
     again = (*paths, "--out", out, "--json")
     code, _, err = run(*again, source=source)
     assert code == 1

@@ -1,3 +1,4 @@
+import json
 import sqlite3
 
 import numpy as np
@@ -43,7 +44,6 @@ def test_a_journal_gives_back_what_it_was_given_in_the_order_of_the_input(path):
         known.add(row("b", 1, cam="b.jpg"))
         known.add(failure("c", 2))
         known.add(row("a", 0, label=None))
-    with Journal(path, SETTINGS) as known:
         first, second = known.rows()
         assert (first.name, first.label, first.cam) == ("a", None, None)
         assert (second.name, second.label, second.cam) == ("b", "cat", "b.jpg")
@@ -51,6 +51,62 @@ def test_a_journal_gives_back_what_it_was_given_in_the_order_of_the_input(path):
         assert second.scores.tolist() == [0.75, 0.25]
         assert second.vectors.tolist() == np.array([1.5, -2.0, 0.1], dtype=np.float32).tolist()
         assert list(known.failures()) == [failure("c", 2)]
+
+
+def test_a_run_that_goes_on_has_what_it_finds_again_and_nothing_else(path):
+    with Journal(path, SETTINGS) as known:
+        for position, name in enumerate("abc"):
+            known.add(row(name, position))
+        known.add(failure("d", 3))
+        known.add(failure("e", 4))
+        assert len(known) == 5
+    with Journal(path, SETTINGS) as known:
+        assert (len(known), list(known.rows()), list(known.failures())) == (0, [], [])
+        assert known.has("b", 0)
+        assert known.has("e", 1)
+        known.add(row("f", 2))
+        assert [x.name for x in known.rows()] == ["b", "f"]
+        assert [x.name for x in known.failures()] == ["e"]
+        assert len(known) == 3
+
+
+@pytest.mark.parametrize("outcome", [row, failure])
+def test_a_file_that_has_changed_is_another_picture(path, outcome):
+    with Journal(path, SETTINGS) as known:
+        known.add(outcome("a", 0), "100 7")
+        assert known.has("a", 0, "100 7")
+        assert not known.has("a", 0, "100 8")
+        known.add(row("a", 0, label="dog"), "100 8")
+        assert [x.label for x in known.rows()] == ["dog"]
+        assert list(known.failures()) == []
+
+
+def test_failures_are_tried_again_when_asked_for(path):
+    with Journal(path, SETTINGS) as known:
+        known.add(row("a", 0))
+        known.add(failure("b", 1))
+    with Journal(path, SETTINGS, retry_errors=True) as known:
+        assert known.has("a", 0)
+        assert not known.has("b", 1)
+
+
+def test_a_journal_of_many_sources_is_refused_in_a_short_line(path):
+    Journal(path, {"sources": ["x" * 50] * 1000}).close()
+    with pytest.raises(JournalError, match="a run with sources") as raised:
+        Journal(path, {"sources": ["y"]})
+    assert len(str(raised.value)) < 600
+
+
+def test_a_journal_without_sources_is_of_another_run(path):
+    """As those were that Foveate wrote before it noted them."""
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE settings (value TEXT NOT NULL)")
+    connection.execute("INSERT INTO settings VALUES (?)", (json.dumps(SETTINGS),))
+    connection.execute("CREATE TABLE results (name TEXT PRIMARY KEY, position INTEGER NOT NULL)")
+    connection.commit()
+    connection.close()
+    with pytest.raises(JournalError, match=r"sources None, not \['/a'\]; .*--overwrite"):
+        Journal(path, SETTINGS | {"sources": ["/a"]})
 
 
 def test_what_is_done_is_known_and_moves_with_the_input(path):

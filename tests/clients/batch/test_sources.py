@@ -1,5 +1,7 @@
+import errno
 import io
 import os
+import subprocess
 import tarfile
 import tracemalloc
 from pathlib import Path
@@ -8,7 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from foveate_client.batch.sources import Joined, SourceError, open_source
+from foveate_client.batch.sources import (
+    Item,
+    Joined,
+    Passed,
+    SourceError,
+    Unreadable,
+    identity,
+    open_source,
+)
 
 
 def items(text, **options):
@@ -42,6 +52,118 @@ def test_what_is_no_picture_is_passed_over(tmp_path, coffee):
     assert [Path(item.name).name for item in items(tmp_path)] == ["a.JPG", "d.webp"]
 
 
+def test_hidden_files_are_passed_over_and_counted(tmp_path, coffee):
+    for name in (
+        *("a.png", ".thumb.png", "._a.png", ".DS_Store", "notes.txt", "README"),
+        *(".ipynb_checkpoints/a-checkpoint.png", "__MACOSX/a.png", "sub/.b.png", "sub/c.png"),
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(coffee.read_bytes())
+    passed = Passed()
+    found = items(tmp_path, passed=passed)
+    assert [Path(item.name).name for item in found] == ["a.png", "c.png"]
+    assert passed.counts == {"hidden": 6, ".txt": 1, "without a suffix": 1}
+    assert passed.first[".txt"] == str(tmp_path / "notes.txt")
+    assert f"1 .txt (the first is {tmp_path}/notes.txt)" in str(passed)
+    every = items(tmp_path, hidden=True)
+    assert len(every) == 7
+    named = items(tmp_path / ".thumb.png")
+    assert [Path(item.name).name for item in named] == [".thumb.png"]
+    assert len(items(tmp_path / ".ipynb_checkpoints")) == 1
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_folder_that_cannot_be_read_is_told_of_and_the_others_are_read(
+    tmp_path, coffee, monkeypatch, ordered
+):
+    for name in ("a.png", "lost+found/b.png", "gone/c.png", "z.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(coffee.read_bytes())
+    errors = {"lost+found": errno.EACCES, "gone": errno.ENOENT}
+    scan = os.scandir
+
+    def refuse(place):
+        if Path(place).name in errors:
+            number = errors[Path(place).name]
+            raise OSError(number, os.strerror(number), os.fspath(place))
+        return scan(place)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    found = list(open_source(str(tmp_path), ordered=ordered).items())
+    pictures = {Path(x.name).name for x in found if isinstance(x, Item)}
+    assert pictures == {"a.png", "z.png"}
+    folders = {x for x in found if isinstance(x, Unreadable)}
+    lost = str(tmp_path / "lost+found")
+    assert folders == {
+        Unreadable(lost, "PERMISSION_DENIED", f"cannot read {lost}: Permission denied"),
+        Unreadable(
+            str(tmp_path / "gone"),
+            "NOT_FOUND",
+            f"cannot read {tmp_path / 'gone'}: No such file or directory",
+        ),
+    }
+    errors[tmp_path.name] = errno.EACCES
+    with pytest.raises(SourceError, match="Permission denied"):
+        list(open_source(str(tmp_path), ordered=ordered).items())
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_tree_may_be_deeper_than_a_stack(tmp_path, coffee, monkeypatch, ordered):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(1500):
+        Path("d").mkdir()
+        os.chdir("d")
+    Path("deep.png").write_bytes(coffee.read_bytes())
+    os.chdir(tmp_path)
+    (tmp_path / "top.png").write_bytes(coffee.read_bytes())
+    found = list(open_source(".", ordered=ordered).items())
+    # Python's own way to remove it is not made for such depths.
+    subprocess.run(["rm", "-r", "d"], check=True)
+    assert {Path(item.name).name for item in found} == {"deep.png", "top.png"}
+
+
+def test_what_is_no_plain_file_is_not_waited_for(tmp_path, coffee):
+    (tmp_path / "a.png").write_bytes(coffee.read_bytes())
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "linked.png").symlink_to("pipe.png")
+    (tmp_path / "broken.png").symlink_to("nowhere")
+    passed = Passed()
+    found = items(tmp_path, passed=passed)
+    assert [Path(item.name).name for item in found] == ["a.png", "broken.png"]
+    assert passed.counts == {"that are no plain files": 2}
+
+
+def test_an_item_knows_the_size_and_the_time_of_its_file(tmp_path, coffee):
+    picture = tmp_path / "a.png"
+    picture.write_bytes(coffee.read_bytes())
+    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
+        tar.add(picture, "a.png")
+    (tmp_path / "list.txt").write_text(f"{picture}\n")
+    places = (tmp_path, picture, tmp_path / "list.txt", tmp_path / "shard.tar")
+    before = [items(place)[0].stamp for place in places]
+    assert all(before)
+    assert before[0] == before[1] == before[2] != before[3]
+    for place in (picture, tmp_path / "shard.tar"):
+        os.utime(place, ns=(1, 1))
+    after = [items(place)[0].stamp for place in places]
+    assert all(old != new for old, new in zip(before, after, strict=True))
+
+
+def test_sources_are_told_apart_by_where_they_are(tmp_path, monkeypatch):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    found = []
+    for folder in ("one", "two"):
+        monkeypatch.chdir(tmp_path / folder)
+        found.append([identity(text) for text in ("pictures", "list.txt", "-", "/a/b.tar")])
+    one, two = found
+    assert one[0] == str(tmp_path / "one" / "pictures")
+    # Names in a list are those of files below the working directory.
+    assert one[1] == f"{tmp_path}/one/list.txt in {tmp_path}/one"
+    assert one[2] == f"- in {tmp_path}/one"
+    assert [a == b for a, b in zip(one, two, strict=True)] == [False, False, False, True]
+
+
 def test_a_link_back_to_its_own_folder_is_not_followed(tmp_path, coffee):
     (tmp_path / "a.png").write_bytes(coffee.read_bytes())
     (tmp_path / "again").symlink_to(tmp_path)
@@ -51,6 +173,12 @@ def test_a_link_back_to_its_own_folder_is_not_followed(tmp_path, coffee):
 def test_a_list_names_one_path_a_line(tmp_path, coffee, chelsea):
     paths = tmp_path / "pictures.txt"
     paths.write_text(f"{coffee}\n\n{chelsea}\n", encoding="utf-8")
+    assert [item.image for item in items(paths)] == [coffee, chelsea]
+
+
+def test_a_list_may_come_from_any_editor(tmp_path, coffee, chelsea):
+    paths = tmp_path / "pictures.txt"
+    paths.write_bytes(f"\ufeff{coffee}\r\n\r\n{chelsea}\r\n".encode())
     assert [item.image for item in items(paths)] == [coffee, chelsea]
 
 
@@ -88,6 +216,59 @@ def test_a_shard_holds_pictures_and_their_classes_by_key(tmp_path, coffee, chels
         (f"{shard}#002.png", chelsea.read_bytes(), "tabby"),
         (f"{shard}#cups/003.png", coffee.read_bytes(), "cups"),
     ]
+
+
+def test_names_with_dots_in_a_shard_are_pictures_where_no_other_is(tmp_path, coffee):
+    data = coffee.read_bytes()
+    shard = tmp_path / "holiday.tar"
+    with tarfile.open(shard, "w") as tar:
+        for name in ("2023.05.01.png", "2023.05.02.PNG", "2023.05.02.cls", "IMG.v2.png"):
+            add(tar, f"holiday/{name}", b"7" if name.endswith("cls") else data)
+        # One with several files: what is a picture by the first dot hides the others.
+        for name in ("004.depth.png", "004.seg.png", "004.png", "004.json"):
+            add(tar, name, data)
+        add(tar, "005.seg.png", data)
+        add(tar, "notes.txt", b"")
+        add(tar, "LICENSE", b"")
+    passed = Passed()
+    found = items(shard, passed=passed)
+    assert [(item.name.partition("#")[2], item.label) for item in found] == [
+        ("holiday/2023.05.01.png", "holiday"),
+        ("holiday/2023.05.02.PNG", "7"),
+        ("holiday/IMG.v2.png", "holiday"),
+        ("004.png", ""),
+        ("005.seg.png", ""),
+    ]
+    assert passed.counts == {
+        ".depth.png": 1,
+        ".seg.png": 1,
+        ".json": 1,
+        ".txt": 1,
+        "without a suffix": 1,
+    }
+    assert passed.first[".seg.png"] == "004.seg.png"
+
+
+def test_what_is_hidden_in_a_shard_is_passed_over(tmp_path, coffee):
+    shard = tmp_path / "mac.tar"
+    with tarfile.open(shard, "w") as tar:
+        for name in ("./a.png", "./._a.png", "__MACOSX/a.png", ".cache/b.png"):
+            add(tar, name, coffee.read_bytes())
+    passed = Passed()
+    assert [item.name for item in items(shard, passed=passed)] == [f"{shard}#./a.png"]
+    assert passed.counts == {"hidden": 3}
+    assert len(items(shard, hidden=True)) == 4
+
+
+def test_a_compressed_shard_that_is_damaged_says_so(tmp_path):
+    shard = tmp_path / "shard.tar.gz"
+    with tarfile.open(shard, "w:gz") as tar:
+        add(tar, "001.png", bytes(range(256)) * 4000)
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2 :] = b"\xff" * (len(data) // 2)
+    shard.write_bytes(data)
+    with pytest.raises(SourceError, match="the tar file cannot be read"):
+        list(open_source(str(shard), ordered=True).items())
 
 
 def test_a_shard_that_breaks_off_says_so(tmp_path, coffee):

@@ -3,11 +3,13 @@ from itertools import islice
 import grpc
 import pytest
 
-from foveate.status import ErrorStatus, StatusError
+from foveate.status import ErrorStatus, FieldViolation, StatusError
 from foveate.v1 import classifier_service_pb2 as service
 from foveate_client import (
+    CallError,
     Classification,
     Client,
+    DeadlineExceededError,
     ImageError,
     InvalidArgumentError,
     ResourceExhaustedError,
@@ -16,7 +18,12 @@ from foveate_client import (
 from foveate_client.batch.sources import Item
 from foveate_client.batch.stream import Task, classify_tasks
 
-INVALID_ARGUMENT, RESOURCE_EXHAUSTED = 3, 8
+from ...waiting import LIMIT_SECONDS
+from ..conftest import stream_answer
+
+INVALID_ARGUMENT, DEADLINE_EXCEEDED, NOT_FOUND, PERMISSION_DENIED = 3, 4, 5, 7
+RESOURCE_EXHAUSTED, FAILED_PRECONDITION, UNIMPLEMENTED, INTERNAL = 8, 9, 12, 13
+UNAUTHENTICATED = 16
 
 
 @pytest.fixture
@@ -111,10 +118,84 @@ def test_a_picture_that_is_refused_for_the_moment_is_asked_for_again(full, clien
     assert len(full) == 3
 
 
-def test_a_picture_that_stays_refused_keeps_its_error(full, client, chelsea):
-    ((_, found),) = classify(client, tasks(chelsea, 1), patience=0.05)
-    assert isinstance(found, ResourceExhaustedError)
+def test_a_server_that_stays_full_ends_the_run(full, client, chelsea):
+    with pytest.raises(ResourceExhaustedError, match="full"):
+        list(classify(client, tasks(chelsea, 3), patience=0.05))
     assert not full
+
+
+def test_a_picture_that_stays_late_keeps_its_error(server, client, chelsea):
+    def late(requests, context):
+        for number, request in enumerate(requests):
+            answer = stream_answer(request, server.service.classify)
+            if number == 1:
+                answer = service.ClassifyStreamResponse(
+                    request_id=request.request_id,
+                    error=service.ItemError(code=DEADLINE_EXCEEDED, message="late"),
+                )
+            yield answer
+
+    server.service.classify_stream = late
+    outcomes = [found for _, found in classify(client, tasks(chelsea, 3), patience=0.0)]
+    kinds = [Classification, DeadlineExceededError, Classification]
+    assert [type(found) for found in outcomes] == kinds
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        (NOT_FOUND, "VERSION_NOT_FOUND", ""),
+        (FAILED_PRECONDITION, "MODEL_NOT_READY", ""),
+        (PERMISSION_DENIED, "FORBIDDEN", ""),
+        (UNAUTHENTICATED, "TOKEN_UNKNOWN", ""),
+        (UNIMPLEMENTED, "", ""),
+        (INTERNAL, "ENGINE_HUNG", ""),
+        (INVALID_ARGUMENT, "LAYER_UNKNOWN", "feature_maps[0].layer"),
+        (INVALID_ARGUMENT, "MODEL_REQUIRED", "model"),
+    ],
+)
+def test_an_error_that_every_picture_would_have_ends_the_run(server, client, chelsea, refusal):
+    code, reason, field = refusal
+    answer, asked = server.service.classify, []
+
+    def refuse_all_but_two(request):
+        asked.append(request)
+        if len(asked) < 3:
+            return answer(request)
+        violations = (FieldViolation(field=field, description=""),) if field else ()
+        raise StatusError(
+            ErrorStatus(code=code, reason=reason, message="no", field_violations=violations)
+        )
+
+    server.service.classify = refuse_all_but_two
+    found = []
+    with pytest.raises(CallError, match="no") as raised:
+        found.extend(classify(client, tasks(chelsea, 50), in_flight=2))
+    assert raised.value.status.code == code
+    assert len(asked) < 10
+
+
+@pytest.mark.parametrize("field", ["encoded", "raw.data", "image", ""])
+def test_an_error_of_a_picture_does_not(server, client, chelsea, field):
+    def refuse(request):
+        violations = (FieldViolation(field=field, description=""),) if field else ()
+        raise StatusError(
+            ErrorStatus(
+                code=INVALID_ARGUMENT, reason="BAD", message="no", field_violations=violations
+            )
+        )
+
+    server.service.classify = refuse
+    outcomes = [found for _, found in classify(client, tasks(chelsea, 3))]
+    assert [type(found) for found in outcomes] == [InvalidArgumentError] * 3
+
+
+def test_a_picture_above_the_limit_is_not_asked_for_again(server, client, chelsea):
+    given = tasks(chelsea, 5)
+    given[2] = Task(2, Item("2", b"x" * 5_500_000, None))
+    found = [outcome for _, outcome in classify(client, given, patience=LIMIT_SECONDS)]
+    assert isinstance(found[2], ResourceExhaustedError)
+    assert [isinstance(x, Classification) for x in found] == [True, True, False, True, True]
 
 
 def test_a_picture_that_is_wrong_is_not_asked_for_again(server, client, chelsea):

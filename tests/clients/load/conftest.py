@@ -18,7 +18,7 @@ from foveate.v1.classifier_service_pb2_grpc import (
     add_ClassifierServiceServicer_to_server,
 )
 from foveate_client import Credentials
-from foveate_client._grpc import PLAINTEXT
+from foveate_client._transports.channel import PLAINTEXT
 from foveate_client.load.driver import Driver, connect
 from foveate_client.load.workload import Mix, foveate_workload
 

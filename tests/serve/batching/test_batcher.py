@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
+from foveate_runtime.cores import ANY_CORE, deal_cores
+from foveate_serve.batching import batcher as batching
 from foveate_serve.batching.batcher import Batched, Batcher
 from foveate_serve.batching.policy import BatchPolicy
-from foveate_serve.cores import ANY_CORE, deal_cores
 from foveate_serve.errors import DeadlineError, EngineError, OverloadedError
 from foveate_serve.observer import BatchRun
 
@@ -294,12 +295,47 @@ async def test_one_bad_picture_fails_alone(held: Held) -> None:
     np.testing.assert_allclose(other.outputs["logits"][0], 150 / 255 + 0.25, atol=1e-6)
 
 
-async def test_an_error_nobody_foresaw_reaches_its_caller_and_the_batcher_goes_on(gated) -> None:
+async def test_an_error_nobody_foresaw_reaches_its_caller_and_the_batcher_goes_on(
+    gated, caplog: pytest.LogCaptureFixture
+) -> None:
     batcher = Batcher([gated])
-    with pytest.raises(ValueError, match="no output 'nonsense'"):
+    with pytest.raises(EngineError):
         await ask(batcher, colour(1), outputs=["nonsense"])
+    assert "no output 'nonsense'" in caplog.text
     assert (await ask(batcher, colour(1))).batch_size == 1
     await batcher.close()
+
+
+async def test_whatever_fails_after_a_run_reaches_the_callers_as_well(
+    held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise IndexError("fewer rows than pictures")
+
+    tasks = await held.queue(*(ask(held.batcher, colour(i)) for i in range(3)))
+    await held.release()
+    await asyncio.gather(*tasks)
+    held.runner.gate.clear()
+    monkeypatch.setattr(batching, "share_of", fail)
+    tasks = [asyncio.ensure_future(ask(held.batcher, colour(i))) for i in range(4)]
+    held.runner.gate.set()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [EngineError] * 4
+    assert len({id(outcome) for outcome in outcomes}) == 4
+    monkeypatch.undo()
+    assert (await ask(held.batcher, colour(200))).outputs["logits"].argmax() == 0
+
+
+async def test_an_observer_that_fails_keeps_no_answer_back(gated) -> None:
+    def fail(run: BatchRun) -> None:
+        raise LookupError("no such metric")
+
+    errors = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
+    batcher = Batcher([gated], ran=fail)
+    assert (await ask(batcher, colour(200))).outputs["logits"].argmax() == 0
+    await batcher.close()
+    assert [type(error["exception"]) for error in errors] == [LookupError]
 
 
 async def test_closing_answers_what_waits_and_leaves_no_thread(held: Held) -> None:

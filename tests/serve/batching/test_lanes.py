@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from onnxruntime import InferenceSession
 
-from foveate_serve.backends.onnxruntime.runner import OnnxRuntimeRunner
-from foveate_serve.backends.registry import create_runner
+from foveate_runtime.backends.onnxruntime.runner import OnnxRuntimeRunner
+from foveate_runtime.backends.registry import create_runner
+from foveate_runtime.bundle.bundle import Bundle
+from foveate_runtime.cores import count_cores
 from foveate_serve.batching.batcher import Batched, Batcher
 from foveate_serve.batching.policy import BatchPolicy
-from foveate_serve.bundle.bundle import Bundle
-from foveate_serve.cores import count_cores
 from foveate_serve.repository import warmup
 from foveate_serve.repository.warmup import warm_up
 
@@ -185,7 +185,7 @@ def test_onnx_runtime_gives_a_run_beside_others_one_thread(colours: Bundle) -> N
         alone = runner.run(inputs, ["logits"])
         beside = runner.run(inputs, ["logits"], beside=True)
         assert np.array_equal(alone["logits"], beside["logits"])
-        sessions = runner._sessions_for(["logits"])
+        sessions = runner._graphs.plain
         assert threads_of(sessions.alone) == 2
         assert threads_of(sessions.beside) == 1
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from foveate_runtime.bundle.manifest import LOGITS_OUTPUT
 from foveate_serve.batching.ranking import Ranking
-from foveate_serve.bundle.manifest import LOGITS_OUTPUT
 
 SINGLE = np.dtype(np.float32)
 
@@ -28,7 +28,7 @@ def test_the_best_are_those_of_a_sort_with_the_lower_class_first(classes: int, l
 
 def test_scores_are_the_softmax_of_each_picture_however_large_its_logits() -> None:
     logits = np.array([[0.0, 1.0, 2.0], [1000.0, 1001.0, 1002.0]], dtype=SINGLE)
-    scores = Ranking({LOGITS_OUTPUT: logits}).scores
+    scores = Ranking({LOGITS_OUTPUT: logits}).scores("softmax")
     assert scores.dtype == SINGLE
     exponentials = np.exp([0.0, 1.0, 2.0])
     np.testing.assert_allclose(scores, [exponentials / exponentials.sum()] * 2, rtol=1e-6)

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from foveate_runtime.cores import ANY_CORE
 from foveate_serve.batching.policy import BatchPolicy
 from foveate_serve.batching.tuning import Tuner
 from foveate_serve.classification import Timing
-from foveate_serve.cores import ANY_CORE
 from foveate_serve.observer import BatchRun
 
 TIMING = Timing(

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from foveate_runtime.bundle.bundle import Bundle
 from foveate_serve.batching.policy import BatchPolicy
-from foveate_serve.bundle.bundle import Bundle
 from foveate_serve.classification import CamRequest, FeatureMapRequest, RawImage, Request
 from foveate_serve.engine.cache import Cache, Flights
 from foveate_serve.engine.engine import Engine, Limits

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
-from foveate_serve.backends.base import Array
-from foveate_serve.backends.onnxruntime.runner import OnnxRuntimeRunner
+from foveate_runtime.backends.base import Array
+from foveate_runtime.backends.onnxruntime.runner import OnnxRuntimeRunner
+from foveate_runtime.bundle.bundle import Bundle
+from foveate_runtime.bundle.manifest import IMAGE_INPUT
 from foveate_serve.batching.batcher import Batcher
 from foveate_serve.batching.policy import BatchPolicy
-from foveate_serve.bundle.bundle import Bundle
-from foveate_serve.bundle.manifest import IMAGE_INPUT
 from foveate_serve.classification import RawImage
 from foveate_serve.engine.pictures import _pixels
 

@@ -11,14 +11,14 @@ import pytest
 import pytest_asyncio
 from PIL import Image
 
-from foveate_serve.backends.registry import create_runner
+from foveate_runtime.backends.registry import create_runner
+from foveate_runtime.imaging.decode import ImageLimits
+from foveate_runtime.imaging.heatmap import TURBO
 from foveate_serve.batching.policy import BatchPolicy
 from foveate_serve.classification import CamRequest, FeatureMapRequest, RawImage, Request
 from foveate_serve.engine.engine import Engine, Limits
 from foveate_serve.engine.explain import ExplanationLimits
 from foveate_serve.errors import DeadlineError, EngineError, InvalidRequestError, OverloadedError
-from foveate_serve.imaging.decode import ImageLimits
-from foveate_serve.imaging.heatmap import TURBO
 from foveate_serve.repository.repository import Repository
 
 LIMITS = Limits(

@@ -13,15 +13,15 @@ import pytest
 import pytest_asyncio
 from PIL import Image
 
-from foveate_serve.backends.registry import create_runner
+from foveate_runtime.backends.registry import create_runner
+from foveate_runtime.cores import ANY_CORE
+from foveate_runtime.imaging.decode import ImageLimits
 from foveate_serve.batching.policy import BatchPolicy
 from foveate_serve.classification import CamRequest, RawImage, Request
-from foveate_serve.cores import ANY_CORE
 from foveate_serve.engine import explain, pictures
 from foveate_serve.engine.engine import Engine, Limits
 from foveate_serve.engine.graph import GraphRequest
 from foveate_serve.errors import DeadlineError, EngineError, InvalidRequestError, OverloadedError
-from foveate_serve.imaging.decode import ImageLimits
 from foveate_serve.repository.loaded import LoadedModel
 from foveate_serve.repository.repository import Repository
 

@@ -15,15 +15,17 @@ from urllib.error import HTTPError
 
 import grpc
 import numpy as np
+import onnx
 import pytest
 import trustme
 from google.rpc.status_pb2 import Status
+from onnx import TensorProto, helper
 from prometheus_client.parser import text_string_to_metric_families
 
 from foveate.status import TRAILER, ErrorStatus
 from foveate.v1.classifier_service_pb2 import ClassifyRequest, RawImage
 from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
-from foveate_serve.bundle.bundle import Bundle
+from foveate_runtime.bundle.bundle import Bundle
 
 FOVEATE = Path(sys.executable).with_name("foveate")
 
@@ -188,3 +190,42 @@ def error_of() -> Callable[[grpc.RpcError], ErrorStatus]:
 @pytest.fixture(scope="session")
 def picture() -> ClassifyRequest:
     return red()
+
+
+def trap(graph: onnx.ModelProto, brightest: int = 13) -> onnx.ModelProto:
+    """Make the graph loop for ages on a picture of this brightest byte, before its logits."""
+    value = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go"], ["go_on"]),
+            helper.make_node("Mul", ["before", "half"], ["after"]),
+        ],
+        "body",
+        [
+            value("turn", TensorProto.INT64, []),
+            value("go", TensorProto.BOOL, []),
+            value("before", TensorProto.FLOAT, []),
+        ],
+        [value("go_on", TensorProto.BOOL, []), value("after", TensorProto.FLOAT, [])],
+    )
+    constants = {"half": 0.5, "nothing": 0.0, "unlucky": float(brightest)}
+    for name, number in constants.items():
+        tensor = helper.make_tensor(name, TensorProto.FLOAT, [], [number])
+        graph.graph.initializer.append(tensor)
+    for name, number in {"ages": 1 << 62, "no_turns": 0}.items():
+        graph.graph.initializer.append(helper.make_tensor(name, TensorProto.INT64, [], [number]))
+    (add,) = (node for node in graph.graph.node if "logits" in node.output)
+    add.output[0] = "logits_alone"
+    last = list(graph.graph.node).index(add) + 1
+    for place, node in enumerate(
+        (
+            helper.make_node("ReduceMax", ["float"], ["brightest"], keepdims=0),
+            helper.make_node("Equal", ["brightest", "unlucky"], ["is_unlucky"]),
+            helper.make_node("Where", ["is_unlucky", "ages", "no_turns"], ["turns"]),
+            helper.make_node("Loop", ["turns", "", "nothing"], ["zero_after"], body=body),
+            helper.make_node("Add", ["logits_alone", "zero_after"], ["logits"]),
+        )
+    ):
+        graph.graph.node.insert(last + place, node)
+    onnx.checker.check_model(graph)
+    return graph

@@ -9,56 +9,17 @@ import onnx
 import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
-from onnx import TensorProto, helper
 
 from foveate.v1.classifier_service_pb2 import ClassifyRequest, ListModelsRequest, RawImage
 from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
 
+from ...colours import relist
 from ...waiting import wait_until
-from ..conftest import relist
+from .conftest import trap
 
 SECONDS = "2"
 MODEL = "foveate.v1.ClassifierService/colours"
 UNLUCKY = ClassifyRequest(raw=RawImage(height=8, width=8, channels=3, data=bytes([13]) * 192))
-
-
-def trap(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """Make the graph loop for ages on a picture whose brightest byte is 13, before its logits."""
-    value = helper.make_tensor_value_info
-    body = helper.make_graph(
-        [
-            helper.make_node("Identity", ["go"], ["go_on"]),
-            helper.make_node("Mul", ["before", "half"], ["after"]),
-        ],
-        "body",
-        [
-            value("turn", TensorProto.INT64, []),
-            value("go", TensorProto.BOOL, []),
-            value("before", TensorProto.FLOAT, []),
-        ],
-        [value("go_on", TensorProto.BOOL, []), value("after", TensorProto.FLOAT, [])],
-    )
-    constants = {"half": 0.5, "nothing": 0.0, "unlucky": 13.0}
-    for name, number in constants.items():
-        tensor = helper.make_tensor(name, TensorProto.FLOAT, [], [number])
-        graph.graph.initializer.append(tensor)
-    for name, number in {"ages": 1 << 62, "no_turns": 0}.items():
-        graph.graph.initializer.append(helper.make_tensor(name, TensorProto.INT64, [], [number]))
-    (add,) = (node for node in graph.graph.node if "logits" in node.output)
-    add.output[0] = "logits_alone"
-    last = list(graph.graph.node).index(add) + 1
-    for place, node in enumerate(
-        (
-            helper.make_node("ReduceMax", ["float"], ["brightest"], keepdims=0),
-            helper.make_node("Equal", ["brightest", "unlucky"], ["is_unlucky"]),
-            helper.make_node("Where", ["is_unlucky", "ages", "no_turns"], ["turns"]),
-            helper.make_node("Loop", ["turns", "", "nothing"], ["zero_after"], body=body),
-            helper.make_node("Add", ["logits_alone", "zero_after"], ["logits"]),
-        )
-    ):
-        graph.graph.node.insert(last + place, node)
-    onnx.checker.check_model(graph)
-    return graph
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import psutil
 
 from foveate.v1.classifier_service_pb2 import ClassifyRequest, ClassifyStreamRequest
 from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
-from foveate_serve.cores import deal_cores
+from foveate_runtime.cores import deal_cores
 
 from ...waiting import LIMIT_SECONDS, wait_until
 

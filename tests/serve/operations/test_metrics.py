@@ -1,15 +1,26 @@
 """The metrics port: its numbers are those of the requests made, and its pages hold no surprise."""
 
+import shutil
 import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from http import HTTPStatus
+from pathlib import Path
 
 import grpc
 import pytest
 
 from foveate.v1.classifier_service_pb2 import ClassifyRequest, ClassifyStreamRequest
 from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
+from foveate_runtime.backends.registry import create_runner
+from foveate_serve.batching.policy import BatchPolicy
+from foveate_serve.errors import OverloadedError
+from foveate_serve.observe.metrics import Metrics
+from foveate_serve.observe.shown import FORGET_SECONDS
+from foveate_serve.observer import BatchRun
+from foveate_serve.repository.repository import Repository
+from foveate_serve.repository.versions import Model, Version
 
 from ...waiting import wait_until
 
@@ -102,6 +113,109 @@ def test_the_pictures_of_a_stream_count_one_by_one(server, picture: ClassifyRequ
     assert value(samples, "foveate_requests_total", **COLOURS, code="INVALID_ARGUMENT") == 1
     method = "/foveate.v1.ClassifierService/ClassifyStream"
     assert value(samples, "foveate_calls_total", method=method, code="OK") == 1
+
+
+def test_methods_that_callers_make_up_share_a_label(start: Callable, tmp_path) -> None:
+    tokens = tmp_path / "tokens.toml"
+    parts = [
+        f'[[tokens]]\nname = "{name}"\nsecret = "{name}-0123456789"\npermissions = ["{name}"]\n'
+        for name in ("infer", "metrics")
+    ]
+    tokens.write_text("".join(parts), encoding="utf-8")
+    server = start("--tokens", tokens, "--metrics-address", "127.0.0.1:0")
+    known = "/foveate.v1.ClassifierService/ListModels"
+    methods = [*(f"/made.up.Service/Method{number}" for number in range(300)), known]
+    with server.channel() as channel:
+        for method in methods:
+            with pytest.raises(grpc.RpcError) as raised:
+                channel.unary_unary(method)(b"", timeout=60)
+            assert raised.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    text = server.get("/metrics", "metrics-0123456789")[1]
+    assert "made.up" not in text
+    assert 'foveate_calls_total{code="UNAUTHENTICATED",method="unknown"} 300.0' in text
+    assert f'foveate_calls_total{{code="UNAUTHENTICATED",method="{known}"}} 1.0' in text
+
+
+GAUGES = {
+    *("foveate_model_ready", "foveate_model_load_seconds", "foveate_queue_limit"),
+    *("foveate_instances", "foveate_batch_limit", "foveate_batch_delay_limit_seconds"),
+}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_is_gone_has_no_gauges_and_keeps_its_counts_for_a_while(
+    start: Callable, write_bundle: Callable, tmp_path, workers: int
+) -> None:
+    path = write_bundle()
+    write_bundle(name="other")
+    server = start(
+        *("--repository-mode", "poll", "--poll-interval", "0.05", "--workers", workers),
+        *("--metrics-address", "127.0.0.1:0"),
+        repository=tmp_path / "repository",
+    )
+    server.classify()
+
+    def shown(**labels: str) -> set[str]:
+        """Return the names of the metrics that have a series of these labels."""
+        return {name for name, has in server.metrics() if labels.items() <= dict(has).items()}
+
+    def ready(version: str) -> float | None:
+        labels = frozenset({("model", "colours"), ("version", version)})
+        return server.metrics().get(("foveate_model_ready", labels))
+
+    wait_until(lambda: ready("1") == workers)
+    assert shown(**COLOURS) >= GAUGES
+    write_bundle(version=2)
+    # The first is known and does not serve.
+    wait_until(lambda: (ready("1"), ready("2")) == (0, workers))
+    labels = frozenset(COLOURS.items())
+    wait_until(lambda: server.metrics()["foveate_queue_limit", labels] == 0)
+    shutil.rmtree(path)
+    wait_until(lambda: ready("1") is None)
+    assert not shown(**COLOURS) & GAUGES
+    assert value(server.metrics(), "foveate_requests_total", **COLOURS, code="OK") == 1
+    shutil.rmtree(path.parent)
+    wait_until(lambda: ready("2") is None)
+    assert not shown(model="colours") & GAUGES
+    assert shown(model="other") >= GAUGES
+
+
+def test_the_series_of_a_version_are_forgotten_after_a_while() -> None:
+    now = 0.0
+    metrics, bundles = Metrics(), [("colours", str(version)) for version in range(1, 51)]
+    metrics._shown._clock = lambda: now
+
+    def series() -> int:
+        return sum(len(metric.samples) for metric in metrics._own.collect())
+
+    peak = 0
+    for model, version in bundles:
+        now += FORGET_SECONDS
+        metrics.loaded(model, version, 1.0)
+        metrics.ran(model, version, BatchRun(size=1, gather=0, infer=0, split=0, lane=0))
+        metrics.failed(model, "", OverloadedError("FULL", "", retry_delay=timedelta()), 0)
+        metrics.sample(served([(model, version)]))
+        peak = max(peak, series())
+        labels = {"model": model, "version": version}
+        assert metrics.registry.get_sample_value("foveate_model_load_seconds", labels) == 1
+    assert series() == peak
+    metrics.sample(served([]))
+    assert metrics.registry.get_sample_value("foveate_model_load_seconds", labels) is None
+    assert metrics.registry.get_sample_value("foveate_batch_size_count", labels) == 1
+    now += FORGET_SECONDS
+    metrics.sample(served([]))
+    assert series() == 0
+    assert metrics.registry.get_sample_value("foveate_batch_size_count", labels) is None
+
+
+def served(versions: list[tuple[str, str]]) -> Repository:
+    """Return what has these versions, of which none is loaded."""
+    repository = Repository(Path("nowhere"), create_runner, BatchPolicy())
+    for name, version in versions:
+        number = int(version)
+        model = Model(name=name, versions={number: Version(path=Path(), number=number)})
+        repository._models[name] = model
+    return repository
 
 
 def test_the_page_shows_models_failures_and_settings(

@@ -1,20 +1,38 @@
 """Who changes the models of a running server: its folder, or clients, and with labels."""
 
+import errno
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import grpc
+import onnx
 import pytest
 
 from foveate.v1.classifier_service_pb2 import ClassifyRequest, ListModelsRequest
 from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
-from foveate.v1.model_pb2 import ModelSummary
+from foveate.v1.model_pb2 import MODEL_STATE_FAILED, ModelSummary
 from foveate.v1.repository_service_pb2 import LoadModelRequest, SetVersionLabelsRequest
 from foveate.v1.repository_service_pb2_grpc import RepositoryServiceStub
+from foveate_runtime.bundle.bundle import Bundle
 
-from ...waiting import wait_until
-from ..conftest import write_colour_bundle
+from ...colours import relist, write_colour_bundle
+from ...conftest import FOVEATE
+from ...waiting import LIMIT_SECONDS, wait_until
+
+RESPECT_PERMISSIONS = """
+import ctypes, os, sys
+drop_from_bounding_set, dac_override, dac_read_search = 24, 1, 2
+for capability in (dac_override, dac_read_search):
+    ctypes.CDLL(None).prctl(drop_from_bounding_set, capability, 0, 0, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+"""Has a program obey the modes of files, also as the superuser."""
 
 POLL = ("--repository-mode", "poll", "--poll-interval", "0.05")
 
@@ -47,6 +65,75 @@ def test_a_folder_is_followed_from_empty_to_new_versions(
             RepositoryServiceStub(channel).LoadModel(LoadModelRequest(name="colours"), timeout=60)
     assert server.stop() == 0
     assert "model.onnx: no such file" in server.log.read_text(encoding="utf-8")
+
+
+def test_a_start_says_what_it_may_not_read(colours: Bundle) -> None:
+    with TemporaryDirectory() as folder:
+        root = Path(folder)
+        root.chmod(0o755)
+        shutil.copytree(colours.path.parent, root / "colours")
+        (root / "colours").chmod(0)
+        done = subprocess.run(
+            [
+                *(sys.executable, "-c", RESPECT_PERMISSIONS),
+                *(FOVEATE, "serve", "--repository", root, "--address", "127.0.0.1:0"),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_SECONDS,
+            check=False,
+        )
+        (root / "colours").chmod(0o755)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "foveate serve: repository: it holds no model that can be loaded; "
+        "Permission denied: colours"
+    )
+
+
+def test_what_cannot_be_read_any_more_serves_on_and_stands_on_the_page(
+    start: Callable, write_bundle: Callable, tmp_path: Path
+) -> None:
+    model = write_bundle().parent
+    server = start(*POLL, "--metrics-address", "127.0.0.1:0", repository=tmp_path / "repository")
+    model.rename(tmp_path / "aside")
+    model.symlink_to("colours")
+    told = f"{os.strerror(errno.ELOOP)}: colours"
+    wait_until(lambda: told in server.get("/")[1])
+    server.classify()
+    model.unlink()
+    (tmp_path / "aside").rename(model)
+    wait_until(lambda: told not in server.get("/")[1])
+    server.classify()
+    assert server.stop() == 0
+    assert server.log.read_text(encoding="utf-8").count(told) == 1
+
+
+def test_a_bad_model_ends_neither_the_start_nor_the_polling(
+    start: Callable, write_bundle: Callable, picture: ClassifyRequest, tmp_path: Path
+) -> None:
+    write_bundle()
+    bad = write_bundle(name="bad")
+    graph = onnx.load(bad / "model.onnx")
+    gain = onnx.helper.make_tensor_value_info("gain", onnx.TensorProto.FLOAT, [3])
+    graph.graph.input.append(gain)
+    onnx.save(graph, bad / "model.onnx")
+    relist(bad, "model.onnx")
+    server = start(*POLL, repository=tmp_path / "repository")
+    with server.channel() as channel:
+        classifier = ClassifierServiceStub(channel)
+
+        def summary() -> dict[str, ModelSummary]:
+            answer = classifier.ListModels(ListModelsRequest(), timeout=60)
+            return {model.name: model for model in answer.models}
+
+        assert classifier.Classify(picture, timeout=60).version == "1"
+        (failed,) = summary()["bad"].versions
+        assert failed.state == MODEL_STATE_FAILED
+        assert failed.reason.startswith("the graph has an input 'gain'")
+        write_bundle(name="later")
+        wait_until(lambda: "later" in summary() and summary()["later"].default_version == "1")
+    assert "the graph has an input 'gain'" in server.log.read_text(encoding="utf-8")
 
 
 def test_explicit_starts_without_models(

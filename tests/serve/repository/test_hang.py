@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from foveate_serve.backends.registry import create_runner
+from foveate_runtime.backends.registry import create_runner
+from foveate_runtime.bundle.bundle import Bundle
 from foveate_serve.batching.policy import BatchPolicy
-from foveate_serve.bundle.bundle import Bundle
 from foveate_serve.classification import RawImage, Request
 from foveate_serve.engine.engine import Engine, Limits
 from foveate_serve.errors import EngineHungError, NotReadyError

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from foveate_serve.backends.registry import create_runner
+from foveate_runtime.backends.registry import create_runner
 from foveate_serve.batching.policy import BatchPolicy
 from foveate_serve.errors import InvalidRequestError, NotFoundError, NotReadyError
 from foveate_serve.repository.repository import Repository

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from foveate_serve.backends.registry import create_runner
+from foveate_runtime.backends.registry import create_runner
+from foveate_runtime.bundle.bundle import Bundle
 from foveate_serve.batching.policy import BatchPolicy
-from foveate_serve.bundle.bundle import Bundle
 from foveate_serve.classification import RawImage, Request
 from foveate_serve.engine.engine import Engine, Limits
 from foveate_serve.errors import NotReadyError
-from foveate_serve.repository.loading import Loads, LoadTimeoutError
+from foveate_serve.repository.loading import LoadEndedError, Loads, LoadTimeoutError
 from foveate_serve.repository.repository import Repository
 from foveate_serve.repository.versions import State
 
@@ -50,6 +50,16 @@ async def test_a_load_returns_what_it_brings_or_raises_its_error() -> None:
         await loads.run(fail, discarded.append)
     await loads.finish()
     assert (discarded, loads.stuck) == ([], False)
+
+
+@pytest.mark.parametrize("kind", [SystemExit, StopIteration, KeyboardInterrupt])
+async def test_a_load_that_ends_by_what_is_no_error_raises_one(kind: type[BaseException]) -> None:
+    def fail() -> None:
+        raise kind
+
+    loads = Loads(LIMIT_SECONDS)
+    with pytest.raises(LoadEndedError, match=f"it ended by {kind.__name__}"):
+        await loads.run(fail, lambda _: None)
 
 
 async def test_what_a_load_brings_that_was_given_up_is_discarded(gate: threading.Event) -> None:

@@ -1,6 +1,8 @@
 """The folder decides: what is copied there serves, what is changed is read anew, what goes goes."""
 
 import asyncio
+import errno
+import os
 import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -9,12 +11,14 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from foveate_serve.backends.registry import create_runner
+from foveate_runtime.backends.registry import create_runner
+from foveate_runtime.bundle.folder import ModelSighting
 from foveate_serve.batching.policy import BatchPolicy
 from foveate_serve.repository.repository import Repository
-from foveate_serve.repository.versions import State
+from foveate_serve.repository.versions import Model, State
 
 Write = Callable[..., Path]
+Change = Callable[[Path], None]
 
 
 @pytest_asyncio.fixture
@@ -130,20 +134,153 @@ async def test_what_is_removed_goes_and_an_older_one_answers(
     repository: Repository, write_bundle: Write
 ) -> None:
     path = write_bundle(version=2)
+    write_bundle(name="others")
     await repository.poll()
     shutil.rmtree(path)
     await repository.poll()
     assert states(repository) == {1: State.READY}
     shutil.rmtree(path.parent)
     await repository.poll()
-    assert repository.models() == []
+    assert [model.name for model in repository.models()] == ["others"]
 
 
-async def test_an_unreadable_folder_changes_nothing(repository: Repository, tmp_path: Path) -> None:
-    (tmp_path / "repository").rename(tmp_path / "elsewhere")
-    with pytest.raises(FileNotFoundError):
+def loop(path: Path) -> None:
+    """Put what nobody can read in the place of a file or a folder, which moves aside."""
+    path.rename(path.with_name(f".{path.name}"))
+    path.symlink_to(path.name)
+
+
+def restore(path: Path) -> None:
+    path.unlink()
+    path.with_name(f".{path.name}").rename(path)
+
+
+def empty(path: Path) -> None:
+    """Put an empty folder in the place of one, as a mount point whose mount has dropped."""
+    path.rename(path.with_name(f".{path.name}"))
+    path.mkdir()
+
+
+def refill(path: Path) -> None:
+    path.rmdir()
+    path.with_name(f".{path.name}").rename(path)
+
+
+def gone(path: Path) -> None:
+    path.rename(path.with_name(f".{path.name}"))
+
+
+def back(path: Path) -> None:
+    path.with_name(f".{path.name}").rename(path)
+
+
+LOOP = os.strerror(errno.ELOOP)
+
+
+@pytest.mark.parametrize(
+    ("place", "changes", "told"),
+    [
+        ("", (loop, restore), f"{LOOP}: the repository's folder"),
+        ("", (empty, refill), "it is empty: the repository's folder"),
+        ("", (gone, back), "No such file or directory: the repository's folder"),
+        ("colours", (loop, restore), f"{LOOP}: colours"),
+        ("colours", (empty, refill), "no manifest: colours/1"),
+        ("colours/1", (loop, restore), f"{LOOP}: colours/1"),
+        ("colours/1", (empty, refill), "no manifest: colours/1"),
+        ("colours/1", (gone, back), "no manifest: colours/1"),
+        ("colours/1/manifest.json", (loop, restore), f"{LOOP}: colours/1"),
+        ("colours/1/manifest.json", (gone, back), "no manifest: colours/1"),
+    ],
+)
+async def test_what_cannot_be_read_serves_on_and_says_why(
+    repository: Repository,
+    caplog: pytest.LogCaptureFixture,
+    place: str,
+    changes: tuple[Change, Change],
+    told: str,
+) -> None:
+    caplog.set_level("INFO")
+    before = repository.get("colours", "")
+    path = before.bundle.path.parents[1] / place
+    change, undo = changes
+    change(path)
+    for _ in range(2):
         await repository.poll()
+        assert repository.get("colours", "") is before
+        assert reason(repository) == told
+    assert repository.problems == [told]
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert errors == [f"{told} (what serves goes on serving)"]  # and not at every look
+    undo(path)
+    await repository.poll()
+    assert repository.get("colours", "") is before
+    assert (reason(repository), repository.problems) == ("", [])
+    assert "can be read again" in caplog.messages[-1]
+
+
+async def test_a_version_that_cannot_be_read_leaves_the_older_one_in_service(
+    repository: Repository, write_bundle: Write
+) -> None:
+    first = repository.get("colours", "").bundle.path
+    second = write_bundle(version=2)
+    loop(second)
+    shutil.rmtree(first)
+    await repository.poll()
     assert states(repository) == {1: State.READY}
+    assert repository.problems == [f"{LOOP}: colours/2", "no manifest: colours/1"]
+    restore(second)
+    await repository.poll()
+    assert states(repository) == {2: State.READY}
+
+
+async def test_a_pipe_and_a_manifest_of_any_size_hold_nothing_up(
+    repository: Repository, write_bundle: Write
+) -> None:
+    os.mkfifo((pipe := write_bundle(name="pipe")) / "fifo")
+    (pipe / "fifo").rename(pipe / "manifest.json")
+    large = write_bundle(name="large") / "manifest.json"
+    with large.open("wb") as file:
+        file.truncate(1 << 40)
+    device = write_bundle(name="zeros") / "manifest.json"
+    device.unlink()
+    device.symlink_to("/dev/zero")
+    write_bundle(name="sound")
+    await repository.poll()
+    found = {model.name: model.versions[0] for model in repository.models()}
+    assert found["pipe"].reason == found["zeros"].reason == "manifest.json: not a plain file"
+    assert found["large"].reason == "manifest.json: larger than the limit of 4194304 bytes"
+    assert found["sound"].state is found["colours"].state is State.READY
+
+
+async def test_files_and_unfinished_folders_beside_the_models_are_no_problem(
+    repository: Repository, write_bundle: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = repository.get("colours", "").bundle.path.parents[1]
+    (root / "README.md").write_text("models", encoding="utf-8")
+    (root / "upload" / "1").mkdir(parents=True)
+    (root / "colours" / "2").mkdir()
+    (root / "colours" / "notes.txt").touch()
+    (root / "colours" / "3").touch()
+    await repository.poll()
+    assert states(repository) == {1: State.READY}
+    assert (repository.problems, caplog.messages) == ([], [])
+
+
+async def test_no_error_of_one_model_keeps_the_others_from_being_looked_at(
+    repository: Repository, write_bundle: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow = repository._follow
+
+    async def fail_for_one(model: Model, seen: ModelSighting | None) -> None:
+        if model.name == "bad":
+            raise LookupError("nobody foresaw this")
+        await follow(model, seen)
+
+    monkeypatch.setattr(repository, "_follow", fail_for_one)
+    write_bundle(name="bad")
+    write_bundle(name="other")
+    await repository.poll()
+    assert states(repository, "other") == {1: State.READY}
 
 
 async def test_polls_under_load_lose_no_request(

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from foveate_serve.backends.registry import create_runner
+from foveate_runtime.backends.base import Runner
+from foveate_runtime.backends.onnxruntime.runner import OnnxRuntimeRunner
+from foveate_runtime.backends.registry import create_runner
+from foveate_runtime.bundle.bundle import Bundle
 from foveate_serve.batching.policy import BatchPolicy
 from foveate_serve.errors import (
     EngineError,
@@ -17,6 +20,7 @@ from foveate_serve.errors import (
     NotFoundError,
     NotReadyError,
 )
+from foveate_serve.repository import loaded
 from foveate_serve.repository.repository import Repository
 from foveate_serve.repository.versions import State
 
@@ -127,6 +131,51 @@ async def test_a_broken_model_fails_and_the_others_serve(
     assert raised.value.metadata["state"] == "failed"
 
 
+@pytest.mark.parametrize("error", [KeyError("gain"), MemoryError(), SystemExit(3), StopIteration()])
+async def test_whatever_a_load_raises_makes_its_version_fail_and_nothing_else(
+    tmp_path: Path, write_bundle: Write, error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_bundle(name="bad")
+    write_bundle(name="good")
+
+    def make(bundle: Bundle) -> Runner:
+        if bundle.manifest.name == "bad":
+            raise error
+        return create_runner(bundle)
+
+    repository = Repository(tmp_path / "repository", make, BatchPolicy(max_batch=1))
+    await repository.open()
+    assert states(repository, "bad") == {1: State.FAILED}
+    assert states(repository, "good") == {1: State.READY}
+    reason = repository.models()[0].versions[0].reason
+    assert type(error).__name__ in reason
+    assert "gain" not in reason
+    assert type(error).__name__ in caplog.text
+    with pytest.raises(NotReadyError, match="failed to load"):
+        await repository.load("bad", "")
+    await repository.close()
+
+
+async def test_a_bundle_too_large_for_a_batch_fails_and_releases_its_engine(
+    repository: Repository, write_bundle: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = []
+
+    def no_memory(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(loaded, "Batcher", no_memory)
+
+    def close(runner: OnnxRuntimeRunner) -> None:
+        closed.append(runner)
+
+    monkeypatch.setattr(OnnxRuntimeRunner, "close", close)
+    write_bundle()
+    await repository.open()
+    assert states(repository) == {1: State.FAILED}
+    assert len(closed) == 1
+
+
 async def test_a_bundle_in_a_folder_of_another_name_is_refused(
     repository: Repository, write_bundle: Write
 ) -> None:
@@ -142,9 +191,11 @@ async def test_a_model_that_is_being_loaded_is_not_served_yet(
 ) -> None:
     write_bundle()
     opening = asyncio.create_task(repository.open())
-    await asyncio.sleep(0)
-    with pytest.raises(LoadingError):
-        repository.get("colours", "")
+    while not opening.done():
+        # Not known yet, then being loaded.
+        with pytest.raises(LoadingError):
+            repository.get("colours", "")
+        await asyncio.sleep(0)
     await opening
     assert await red(repository) == 1.25
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from foveate_serve.backends.base import BackendError
-from foveate_serve.backends.registry import create_runner
+from foveate_runtime.backends.base import BackendError
+from foveate_runtime.backends.registry import create_runner
 from foveate_serve.batching.policy import BatchPolicy
 from foveate_serve.repository import warmup
 from foveate_serve.repository.repository import Repository
@@ -35,7 +35,8 @@ def test_sizes_are_those_that_batches_will_have(
     ("policy", "lanes", "sizes"),
     [
         (BatchPolicy(max_batch=8), 2, (1, 2, 4)),
-        (BatchPolicy(max_batch=8), 16, (1,)),
+        (BatchPolicy(max_batch=8), 16, (1, 2)),
+        (BatchPolicy(max_batch=1), 16, (1,)),
         (BatchPolicy(max_batch=8, preferred_sizes=(4,)), 2, (1, 4, 8)),
         (BatchPolicy(max_batch=8, max_delay=0.1), 2, (1, 2, 4, 8)),
     ],

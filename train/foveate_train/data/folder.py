@@ -19,7 +19,7 @@ from torchvision.transforms import v2
 from foveate_train.classifier import InputSpec
 from foveate_train.data.batches import Batch, shares
 from foveate_train.data.draws import derive, generator
-from foveate_train.data.preprocess import MODES, preprocess
+from foveate_train.data.preprocess import MODES, RANGELESS, preprocess, upright
 from foveate_train.errors import DataError
 from foveate_train.settings import Settings
 
@@ -283,18 +283,22 @@ class _Decoded(Dataset[tuple[torch.Tensor, int]]):
             if self._augment is None:
                 return preprocess(picture, self._spec), label
             torch.manual_seed(seed)
-            return self._augment(picture.convert(MODES[self._spec.channels])), label
+            return self._augment(upright(picture, self._spec.channels)), label
 
 
 def _augmentation(spec: InputSpec, settings: Settings) -> v2.Transform:
     """Return the random changes of a training picture, and its normalisation."""
     if spec.channels not in MODES:
-        raise DataError(f"a picture has 1 or 3 channels, and the network takes {spec.channels}")
+        raise DataError(f"a picture has 1, 3 or 4 channels, and the network takes {spec.channels}")
+    if spec.channels == 4 and settings.policy != "none":
+        raise DataError(f"--policy {settings.policy} is for 1 or 3 channels; the network takes 4")
+    aspect = spec.width / spec.height
     return v2.Compose(
         [
             v2.RandomResizedCrop(
                 (spec.height, spec.width),
                 scale=(settings.crop, 1),
+                ratio=(3 / 4 * aspect, 4 / 3 * aspect),
                 interpolation=v2.InterpolationMode(spec.interpolation),
                 antialias=True,
             ),
@@ -319,6 +323,8 @@ def _look(whole: Collection[str], file: Path) -> tuple[str, str]:
             # A JPEG is read at an eighth of its size, and to its end.
             picture.draft("RGB", (1, 1))
             picture.load()
+            if picture.mode == "F":
+                return "", RANGELESS
     except UnidentifiedImageError:
         return "", "is no picture"
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -4,7 +4,10 @@ import math
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
+from statistics import fmean
+from types import MappingProxyType
 from typing import Any, cast
 
 import huggingface_hub
@@ -12,12 +15,14 @@ import timm
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 
-from foveate_train.classifier import Argument, Classifier, InputSpec
+from foveate_train.classifier import Argument, Classifier, Fit, InputSpec
 from foveate_train.errors import ArgumentsError, WeightsError
 from foveate_train.sources.torchvision import imagenet_labels
 from foveate_train.weights import Adapt, as_is, initialising, load, random_seed
 
 _CONNECT_SECONDS = 5
+_FITS: Mapping[str, Fit] = MappingProxyType({"center": "crop", "squash": "squash", "border": "pad"})
+"""By timm's `crop_mode`. The colour of its border is the mean, as it is where `fill` is empty."""
 
 
 @cache
@@ -52,16 +57,28 @@ def describe(name: str, module: nn.Module, arguments: dict[str, Argument]) -> Cl
     """Make a classifier of a network of timm, by the metadata that it carries.
 
     Raises:
-        ArgumentsError: if the network has no classifying head.
+        ArgumentsError: if the network has no classifying head, or takes channels
+            that its metadata does not know.
     """
     classes: int = getattr(module, "num_classes", 0)
     if classes < 1:
         raise ArgumentsError(f"{name} has no classes; add one with the argument num_classes=N")
+    spec = input_spec(name, cast("Mapping[str, Any]", module.pretrained_cfg))
+    channels = arguments.get("in_chans", spec.channels)
+    if channels == 1 != spec.channels:
+        # As timm adds up the weights of the colours.
+        mean, std = ((fmean(values),) for values in (spec.mean, spec.std))
+        spec = replace(spec, channels=1, mean=mean, std=std)
+    if channels != spec.channels:
+        raise ArgumentsError(
+            f"{name} has no mean and std for {channels} channels (in_chans); "
+            "a function that returns the network may say them"
+        )
     return Classifier(
         name=name,
         arguments=arguments,
         module=module,
-        input=_input_spec(cast("Mapping[str, Any]", module.pretrained_cfg)),
+        input=spec,
         labels=_labels(classes),
     )
 
@@ -121,16 +138,31 @@ def _labels(classes: int) -> tuple[str, ...]:
     return tuple(info.index_to_description(index) for index in range(classes))
 
 
-def _input_spec(configuration: Mapping[str, Any]) -> InputSpec:
+def input_spec(name: str, configuration: Mapping[str, Any]) -> InputSpec:
+    """Return the input of timm's evaluation (`timm.data.transforms_factory`).
+
+    Raises:
+        ArgumentsError: no input specification says what timm does.
+    """
     channels, height, width = configuration["input_size"]
+    mode = configuration.get("crop_mode") or "center"
+    if mode not in _FITS:
+        raise ArgumentsError(f"{name}: no fit does what its crop_mode {mode!r} says")
+    # Where that is less than the input, and would set the picture in black, the picture fills it.
+    shorter = min(height, width)
+    resize = max(shorter, math.floor(shorter / configuration["crop_pct"]))
+    if _FITS[mode] == "crop" and height != width and resize > shorter:
+        raise ArgumentsError(
+            f"{name}: an input of {height} x {width} is cropped out of what covers it "
+            f"with a crop_pct of 1, and the network's is {configuration['crop_pct']}"
+        )
     return InputSpec(
         height=height,
         width=width,
         channels=channels,
-        # As timm.data.transforms_factory computes it; but where that is less than
-        # the crop, and would set the picture in black, the picture fills the crop.
-        resize=max(height, width, math.floor(max(height, width) / configuration["crop_pct"])),
+        resize=resize,
         interpolation=configuration["interpolation"],
         mean=tuple(configuration["mean"]),
         std=tuple(configuration["std"]),
+        fit=_FITS[mode],
     )

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from importlib.metadata import version
 
 from foveate.inference import open_inference_pb2 as pb
-from foveate_serve.backends.base import TensorSpec
+from foveate_runtime.backends.base import TensorSpec
+from foveate_runtime.bundle.manifest import CLASS_IDS_INPUT, IMAGE_INPUT, LABELS_FILE, LOGITS_OUTPUT
 from foveate_serve.batching.policy import BatchPolicy
-from foveate_serve.bundle.manifest import CLASS_IDS_INPUT, IMAGE_INPUT, LABELS_FILE, LOGITS_OUTPUT
 from foveate_serve.repository.loaded import LoadedModel
 from foveate_serve.repository.versions import ModelStatus, State, VersionStatus
 from foveate_serve.rpc.oip.tensors import DATATYPES
@@ -97,6 +97,7 @@ def model_config(model: LoadedModel, *, max_images: int) -> pb.ModelConfigRespon
                 )
             ],
             dynamic_batching=_dynamic_batching(batcher.policy),
+            parameters={"scores": pb.ModelParameter(string_value=model.bundle.manifest.scores)},
         )
     )
 

@@ -13,7 +13,7 @@ from foveate.inference.open_inference_pb2 import (
     ModelInferRequest,
     ModelInferResponse,
 )
-from foveate_serve.bundle.manifest import CLASS_IDS_INPUT, IMAGE_INPUT, LOGITS_OUTPUT
+from foveate_runtime.bundle.manifest import CLASS_IDS_INPUT, IMAGE_INPUT, LOGITS_OUTPUT
 from foveate_serve.engine.graph import GraphRequest, GraphResult
 from foveate_serve.errors import InvalidRequestError, clip, quote
 from foveate_serve.rpc.oip import tensors

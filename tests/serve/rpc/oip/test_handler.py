@@ -15,12 +15,12 @@ from PIL import Image
 
 from foveate.inference import open_inference_pb2 as pb
 from foveate.status import ErrorStatus, StatusError
-from foveate_serve.backends.registry import create_runner
+from foveate_runtime.backends.registry import create_runner
+from foveate_runtime.cores import ANY_CORE
+from foveate_runtime.imaging.decode import ImageLimits
 from foveate_serve.batching.policy import BatchPolicy
-from foveate_serve.cores import ANY_CORE
 from foveate_serve.engine.engine import Engine, Limits
 from foveate_serve.engine.explain import ExplanationLimits
-from foveate_serve.imaging.decode import ImageLimits
 from foveate_serve.repository.repository import Repository
 from foveate_serve.rpc.handlers import RepositoryHandler
 from foveate_serve.rpc.oip.handler import InferenceHandler
@@ -397,6 +397,20 @@ async def test_the_configuration_tells_of_instances_priorities_and_sizes(
     assert batching.default_queue_policy.max_queue_size == 20
     bounds = {level: rule.max_queue_size for level, rule in batching.priority_queue_policy.items()}
     assert bounds == {1: 5, 2: 20, 3: 10}
+    await service.engine.close()
+
+
+@pytest.mark.parametrize("scores", ["softmax", "sigmoid", "none"])
+async def test_the_configuration_tells_what_makes_scores_of_logits(
+    tmp_path: Path, write_bundle: Callable[..., Path], scores: str
+) -> None:
+    write_bundle(scores=scores)
+    service = Service(tmp_path / "repository")
+    await service.engine.repository.open()
+    config = (await service.handler.model_config(pb.ModelConfigRequest(name="colours"))).config
+    assert {key: value.string_value for key, value in config.parameters.items()} == {
+        "scores": scores
+    }
     await service.engine.close()
 
 

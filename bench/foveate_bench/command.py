@@ -1,0 +1,391 @@
+"""`foveate bench`: which backend, which precision, which batch, measured."""
+
+import argparse
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from foveate_bench import loadgen, machine
+from foveate_bench.files import PAGE_FILE, write_files
+from foveate_bench.loadgen import LoadGenError, Scenario
+from foveate_bench.measuring import Rounds
+from foveate_bench.plan import ALL, Choice, ChoiceError, PlanError, make_plan
+from foveate_bench.recommend import PROFILE_FILE, Objective
+from foveate_bench.report import verdicts
+from foveate_bench.results import OUTPUT_KINDS, OutputKind
+from foveate_bench.run import Task, run
+from foveate_runtime.backends.base import BackendError
+from foveate_runtime.backends.registry import BACKENDS
+from foveate_runtime.bundle.bundle import BundleError
+from foveate_runtime.evaluation.labelled import LabelledError, NoPicturesError
+
+PROG = "foveate bench"
+
+DESCRIPTION = """\
+Measures every backend that is installed, every variant of the models named and
+every batch size, with and without class activation maps and feature maps, and
+writes a report: results.json, README.md, report.html and charts."""
+
+DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+
+LARGEST_BATCH = 1024
+
+_BUSY = 0.3
+"""The load a core from which on others are taken to be at work."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; return its exit code."""
+    options = _parser().parse_args(arguments)
+    with _terminated_as_interrupted():
+        try:
+            return _run(options)
+        except (ChoiceError, NoPicturesError) as error:
+            return _fail(error, WRONG_USAGE)
+        except (
+            PlanError,
+            BackendError,
+            BundleError,
+            LabelledError,
+            OSError,
+            LoadGenError,
+        ) as error:
+            return _fail(error, FAILED)
+
+
+def _run(options: argparse.Namespace) -> int:
+    here = machine.describe()
+    plan = make_plan(_choice(options), here)
+    if options.loadgen:
+        loadgen.require()
+    _check_writable(options.out)
+    _warn_if_busy(here.cores)
+    with _Watching() as watcher:
+        report = run(plan, here, _task(options), watcher)
+    write_files(report, options.out)
+    if options.json:
+        print(report.model_dump_json(indent=2))
+    else:
+        print("\n".join([*verdicts(report), f"the report is {options.out / PAGE_FILE}"]))
+    if not report.complete:
+        print(f"{PROG}: stopped; what was measured is in {options.out}", file=sys.stderr)
+        return INTERRUPTED
+    if not report.measurements:
+        return _fail(PlanError("nothing could be measured; the report says why"), FAILED)
+    return DONE
+
+
+def _task(options: argparse.Namespace) -> Task:
+    return Task(
+        out=options.out,
+        rounds=Rounds(count=options.rounds, seconds=options.seconds),
+        roofline=options.roofline,
+        profiled=options.profile,
+        objective=options.objective,
+        max_drop=options.max_drop,
+        scenarios=options.loadgen,
+        rules=loadgen.Rules(
+            seconds=options.loadgen_seconds, target_latency_ms=options.loadgen_latency
+        ),
+    )
+
+
+class _Watching:
+    """Shows on stderr how far the measuring is, and how much time is left."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self._task: TaskID | None = None
+
+    def begin(self, text: str, total: float) -> None:
+        self._task = self._progress.add_task(text, total=total)
+
+    def advance(self, amount: float) -> None:
+        if self._task is not None:
+            self._progress.advance(self._task, amount)
+
+    def __enter__(self) -> "_Watching":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+
+def _choice(options: argparse.Namespace) -> Choice:
+    return Choice(
+        repository=options.repository,
+        models=_distinct(options.model),
+        backends=_distinct(options.backend),
+        variants=_distinct(options.variant),
+        batches=options.batch,
+        threads=options.threads,
+        devices=_distinct(options.device),
+        outputs=options.outputs,
+        data=dict(options.data),
+    )
+
+
+def _check_writable(folder: Path) -> None:
+    """Raise PlanError where nothing can be written into `folder`; it is made if it is missing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise PlanError(f"--out {folder}: cannot be written ({error.strerror})") from error
+
+
+def _warn_if_busy(cores: int) -> None:
+    load = os.getloadavg()[0]
+    if load > _BUSY * cores:
+        print(
+            f"{PROG}: others are at work on this machine (load average {load:.1f}); "
+            "differences may be theirs",
+            file=sys.stderr,
+        )
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Let a termination signal end the block as Ctrl-C does: what was measured is kept."""
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _fail(error: Exception, code: int) -> int:
+    print(f"{PROG}: {error}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=PROG,
+        description=DESCRIPTION,
+        epilog="Names may have commas or spaces between them.",
+    )
+    parser.add_argument("--repository", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--model",
+        type=_names,
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="NAME",
+        help="the models; of each the newest version is measured",
+    )
+    parser.add_argument(
+        "--backend",
+        type=_names,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME",
+        help=f"of {', '.join(BACKENDS)}; {ALL}, the default, are those that can run here",
+    )
+    parser.add_argument(
+        "--variant",
+        type=_names,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME",
+        help="default: all of each model",
+    )
+    parser.add_argument(
+        "--batch",
+        type=_counts(LARGEST_BATCH),
+        default=(1, 2, 4, 8, 16, 32),
+        metavar="N,...",
+        help="default: 1,2,4,8,16,32",
+    )
+    parser.add_argument(
+        "--threads",
+        type=_counts(os.cpu_count() or 1),
+        default=(),
+        metavar="N,...",
+        help="the threads of one run on a processor; default: as many as there are cores",
+    )
+    parser.add_argument(
+        "--device",
+        type=_names,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME",
+        help="such as cpu or cuda:0; default: cpu and, where there is a GPU, cuda:0",
+    )
+    parser.add_argument(
+        "--outputs",
+        type=_kinds,
+        default=OUTPUT_KINDS,
+        metavar="KIND,...",
+        help="logits: predictions alone; cam: and the maps of the five best classes; "
+        "features: and the feature map of the last layer; default: all three",
+    )
+    parser.add_argument(
+        "--data",
+        type=_data,
+        action="append",
+        default=[],
+        metavar="[MODEL=]DIR",
+        help="labelled pictures, to measure the accuracy and to time on: a folder with one folder "
+        "a class, called as the label, by its WordNet id or by its index; "
+        "default: the pictures kept in the bundle, and no accuracy",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=_positive,
+        default=5,
+        metavar="N",
+        help="turns of every case (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=_not_negative,
+        default=0.5,
+        metavar="S",
+        help="the time of a turn, and at least one run (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--roofline",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="measure the machine's peaks, and how far each case is from them (default: yes)",
+    )
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="time the operators of each engine, on its smallest batch",
+    )
+    parser.add_argument(
+        "--objective",
+        type=_objective,
+        metavar="GOAL",
+        help="p99=MILLISECONDS, throughput or memory: recommend what serves it best, and write "
+        f"{PROFILE_FILE} for foveate serve --profile",
+    )
+    parser.add_argument(
+        "--max-drop",
+        type=_not_negative,
+        default=1.0,
+        metavar="POINTS",
+        help="points of top-1 that a recommendation may lose against fp32 (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--loadgen",
+        type=_scenarios,
+        default=(),
+        metavar="SCENARIO,...",
+        help="have MLPerf's LoadGen ask what is recommended, or else the fastest of each model, "
+        f"in the process and over gRPC: {', '.join(s.value for s in Scenario)}, or {ALL}",
+    )
+    parser.add_argument(
+        "--loadgen-seconds",
+        type=_not_negative,
+        default=10.0,
+        metavar="S",
+        help="the least time of a scenario (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--loadgen-latency",
+        type=_not_negative,
+        default=100.0,
+        metavar="MS",
+        help="within which Server must answer 99 of 100 (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="where the report is written"
+    )
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    return parser
+
+
+def _names(text: str) -> list[str]:
+    found = [name.strip() for name in text.split(",")]
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"{text!r}: a name is missing between the commas")
+    return found
+
+
+def _distinct(lists: Iterable[Sequence[str]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(chain.from_iterable(lists)))
+
+
+def _kinds(text: str) -> tuple[OutputKind, ...]:
+    wanted = _names(text)
+    for name in wanted:
+        if name not in OUTPUT_KINDS:
+            raise argparse.ArgumentTypeError(
+                f"{name!r} is none of the outputs {', '.join(OUTPUT_KINDS)}"
+            )
+    return tuple(kind for kind in OUTPUT_KINDS if kind in wanted)
+
+
+def _counts(limit: int) -> Callable[[str], tuple[int, ...]]:
+    """Return what reads a list of whole numbers of 1 to `limit`."""
+
+    def read(text: str) -> tuple[int, ...]:
+        found = []
+        for part in text.split(","):
+            number = int(part) if part.strip().isdecimal() else 0
+            if not 1 <= number <= limit:
+                raise argparse.ArgumentTypeError(
+                    f"{part.strip()!r} in {text!r} is no whole number of 1 to {limit}"
+                )
+            found.append(number)
+        return tuple(sorted(set(found)))
+
+    return read
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is below 1")
+    return number
+
+
+def _not_negative(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is below 0, or no number")
+    return number
+
+
+def _objective(text: str) -> Objective:
+    try:
+        return Objective.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _scenarios(text: str) -> tuple[Scenario, ...]:
+    if text == ALL:
+        return tuple(Scenario)
+    known = {scenario.value: scenario for scenario in Scenario}
+    for name in _names(text):
+        if name not in known:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}, {ALL}")
+    return tuple(known[name] for name in _names(text))
+
+
+def _data(text: str) -> tuple[str, Path]:
+    model, separator, folder = text.partition("=")
+    return (model, Path(folder)) if separator else ("", Path(text))

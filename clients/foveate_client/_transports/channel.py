@@ -1,0 +1,113 @@
+"""A gRPC channel: its options, its credentials, and the headers of a call."""
+
+import json
+from importlib.metadata import version
+from typing import Any
+
+import grpc
+
+from foveate_client._connection import Compression, Credentials, Retries, pem
+from foveate_client._images import MAX_FILE_BYTES
+from foveate_client._tracing import trace_headers
+
+_SERVICE = "foveate.v1.ClassifierService"
+
+# The feature map of one early layer can take tens of MB, far above gRPC's 4 MB.
+MAX_MESSAGE_BYTES = MAX_FILE_BYTES
+
+PLAINTEXT = Credentials(tls=False)
+
+COMPRESSION = {
+    None: grpc.Compression.NoCompression,
+    "deflate": grpc.Compression.Deflate,
+    "gzip": grpc.Compression.Gzip,
+}
+
+
+def model_headers(model: str) -> dict[str, str]:
+    """Return the header by which a server that is full refuses a call before it has read it."""
+    # What a header cannot hold is no model's name either, as the server will say.
+    return {"x-model": model} if model and model.isascii() and model.isprintable() else {}
+
+
+class Caller:
+    """Who calls: opens what a channel needs, and names the headers of each call."""
+
+    def __init__(self, credentials: Credentials) -> None:
+        self._credentials = credentials
+
+    def prepare(
+        self, address: str, retries: Retries
+    ) -> tuple[grpc.ChannelCredentials | None, list[tuple[str, Any]]]:
+        """Return the credentials and options of a channel to `address`."""
+        self._credentials.check(address)
+        options = _channel_options(retries)
+        if not self._credentials.tls:
+            if self._credentials.token is not None:
+                # What is meant for this machine must not leave it by way of a proxy.
+                options.append(("grpc.enable_http_proxy", 0))
+            return None, options
+        if self._credentials.server_name:
+            options.append(("grpc.ssl_target_name_override", self._credentials.server_name))
+        tls = grpc.ssl_channel_credentials(
+            root_certificates=pem(self._credentials.ca),
+            private_key=pem(self._credentials.key),
+            certificate_chain=pem(self._credentials.cert),
+        )
+        return tls, options
+
+    def headers(self, model: str = "") -> tuple[tuple[str, str], ...]:
+        """Return the headers of one call: its trace, its token and the model it asks for."""
+        headers = {**trace_headers(), **model_headers(model)}
+        authorization = self._credentials.authorization()
+        if authorization is not None:
+            headers["authorization"] = authorization
+        return tuple(headers.items())
+
+
+def _channel_options(retries: Retries) -> list[tuple[str, Any]]:
+    return [
+        ("grpc.service_config", json.dumps(_service_config(retries))),
+        # A call is kept for another attempt up to this size, and by default only up to 256 KiB:
+        # smaller than most photographs.
+        ("grpc.per_rpc_retry_buffer_size", MAX_MESSAGE_BYTES),
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        # Finds a connection that a router dropped without a word, during a call.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.primary_user_agent", f"foveate-client/{version('foveate-client')}"),
+    ]
+
+
+def _service_config(retries: Retries) -> dict[str, Any]:
+    config: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
+    if retries.attempts > 1:
+        # UNAVAILABLE alone says that trying again is both safe and likely to help; the
+        # stream is not retried, because answers already taken would come twice.
+        config["methodConfig"] = [
+            {
+                "name": [
+                    {"service": _SERVICE, "method": method}
+                    for method in ("Classify", "GetModel", "ListModels")
+                ],
+                "retryPolicy": {
+                    "maxAttempts": retries.attempts,
+                    "initialBackoff": f"{retries.initial_pause:.9f}s",
+                    "maxBackoff": f"{retries.max_pause:.9f}s",
+                    "backoffMultiplier": retries.multiplier,
+                    "retryableStatusCodes": ["UNAVAILABLE"],
+                },
+            }
+        ]
+    return config
+
+
+def open_channel(
+    caller: Caller, address: str, retries: Retries | None, compression: Compression | None
+) -> grpc.Channel:
+    tls, options = caller.prepare(address, retries or Retries())
+    chosen = COMPRESSION[compression]
+    if tls is None:
+        return grpc.insecure_channel(address, options, chosen)
+    return grpc.secure_channel(address, tls, options, chosen)

@@ -1,0 +1,28 @@
+"""The transport within this process, which foveate-serve brings."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+from foveate_client import _plugins
+from foveate_client._transports.base import Transport
+
+TRANSPORTS = "foveate.transports"
+"""The entry point group of transports that other distributions bring."""
+
+
+def local_transport(repository: Path) -> Transport:
+    """Return the transport that runs the models of `repository` in this process.
+
+    Raises MissingDistributionError where foveate-serve is not installed.
+    """
+    factory = cast(
+        "Callable[[Path], Transport]",
+        _plugins.load(
+            TRANSPORTS,
+            "local",
+            purpose="running models in this process",
+            requirement="foveate-serve[cpu]",
+        ),
+    )
+    return factory(repository)

@@ -1,0 +1,82 @@
+"""The errors of a call: gRPC's become StatusError, and refusals hold the client back."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import cast
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc.status_pb2 import Status
+
+from foveate.status import PUSHBACK_KEY, TRAILER, ErrorStatus, StatusError
+from foveate_client._exceptions import too_large
+from foveate_client._throttle import Throttle
+
+_LARGER = re.compile(r"message larger than max \((?P<size>.+) vs\. (?P<limit>[0-9]+)\)")
+"""What gRPC says of a message above the limit of whoever receives or sends it."""
+
+HELD_BACK = ErrorStatus(
+    code=grpc.StatusCode.RESOURCE_EXHAUSTED.value[0],
+    reason="HELD_BACK",
+    message="not sent: the server refuses most calls, and this client holds back",
+)
+
+
+@contextmanager
+def throttled(throttle: Throttle | None) -> Iterator[None]:
+    """Make one call where `throttle` admits it; raises StatusError where it is held back."""
+    if throttle is None:
+        yield
+        return
+    if not throttle.admits():
+        raise StatusError(HELD_BACK)
+    try:
+        yield
+    except grpc.RpcError as error:
+        if not _is_refusal(error):
+            throttle.accepted()
+        raise
+    throttle.accepted()
+
+
+def _is_refusal(error: grpc.RpcError) -> bool:
+    # gRPC answers RESOURCE_EXHAUSTED to a message that is too large as well.
+    return error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and PUSHBACK_KEY in _trailers(error)
+
+
+def _trailers(error: grpc.RpcError) -> dict[str, bytes]:
+    # The stubs describe an entry as an object, which both kinds of metadata are not: pairs.
+    return dict(cast("Iterable[tuple[str, bytes]]", error.trailing_metadata() or ()))
+
+
+@contextmanager
+def status_errors(timeout: float, late: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Raise StatusError for gRPC's errors; `late` says whether the client gave the call up."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise StatusError(late_status(timeout) if late() else _status_of(error, timeout)) from error
+
+
+def _status_of(error: grpc.RpcError, timeout: float) -> ErrorStatus:
+    details = _trailers(error).get(TRAILER)
+    if details is not None:
+        with suppress(DecodeError):
+            return ErrorStatus.from_status(Status.FromString(details))
+    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return late_status(timeout)
+    # gRPC's own failures, such as a refused connection, carry no details.
+    text = error.details() or ""
+    if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and (size := _LARGER.search(text)):
+        return too_large(size["size"], int(size["limit"]))
+    return ErrorStatus(code=error.code().value[0], reason="", message=text)
+
+
+def late_status(timeout: float) -> ErrorStatus:
+    """Return the status of a call without an answer within `timeout` seconds."""
+    return ErrorStatus(
+        code=grpc.StatusCode.DEADLINE_EXCEEDED.value[0],
+        reason="",
+        message=f"no answer within {timeout:g} s",
+    )

@@ -1,0 +1,43 @@
+"""Reads what OpenVINO counts of a model that was compiled with PERF_COUNT."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import openvino
+
+from foveate_runtime.backends.base import OperatorTime
+
+
+def read(request: Any, *, runs: int) -> list[OperatorTime]:
+    """Return what each node took in all `runs` runs since the model was compiled.
+
+    OpenVINO tells the mean of those runs. Nodes that were merged into others, and
+    those of less than a microsecond, are said not to have run and are left out.
+    """
+    return [
+        OperatorTime(
+            name=node.node_name,
+            operator=node.node_type,
+            calls=runs,
+            seconds=runs * node.real_time.total_seconds(),
+        )
+        for node in request.get_profiling_info()
+        if node.status == openvino.ProfilingInfo.Status.EXECUTED
+    ]
+
+
+def subtract(after: Sequence[OperatorTime], before: Sequence[OperatorTime]) -> list[OperatorTime]:
+    """Return what nodes took after `before` was read, from what they took in all."""
+    earlier = {node.name: node for node in before}
+    return [
+        OperatorTime(
+            name=node.name,
+            operator=node.operator,
+            calls=node.calls - (earlier[node.name].calls if node.name in earlier else 0),
+            # The means are of whole microseconds.
+            seconds=max(
+                0.0, node.seconds - (earlier[node.name].seconds if node.name in earlier else 0.0)
+            ),
+        )
+        for node in after
+    ]

@@ -1,0 +1,1 @@
+"""The subcommands of `foveate` that need no server."""

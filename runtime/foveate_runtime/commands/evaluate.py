@@ -1,0 +1,166 @@
+"""`foveate evaluate`: the accuracy of a bundle, measured with the pieces that serve it."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from foveate_runtime.backends.registry import BACKENDS, create_runner
+from foveate_runtime.bundle.bundle import Bundle
+from foveate_runtime.bundle.folder import NoModelError, find_version
+from foveate_runtime.bundle.manifest import Scores
+from foveate_runtime.console import DONE, UsageError, answer, positive
+from foveate_runtime.evaluation.accuracy import measure_accuracy
+from foveate_runtime.evaluation.labelled import Labelled, open_labelled
+from foveate_runtime.evaluation.multilabel import (
+    TABLE_SUFFIX,
+    LabelTable,
+    measure_labels,
+    open_table,
+)
+
+PROG = "foveate evaluate"
+
+_USUAL = 0.5
+"""The score from which on a picture has a label."""
+
+DESCRIPTION = """\
+Classifies labelled pictures with a bundle, through the image pipeline and the
+backend that serve it, and prints how often the right class comes first and
+among the first five; or, of pictures with several labels each, the mean average
+precision and the F1 score of every label."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure a bundle and return the exit code."""
+    options = _parser().parse_args(arguments)
+    return answer(lambda: _run(options), PROG, usage=(NoModelError,))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=PROG, description=DESCRIPTION)
+    parser.add_argument("--repository", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--model", required=True, metavar="NAME")
+    parser.add_argument("--version", type=positive, metavar="N", help="default: the newest")
+    parser.add_argument(
+        "--data",
+        required=True,
+        metavar="DIR|FILE.csv|mnist",
+        help="a folder with one folder a class, called as the label, by its WordNet id or by "
+        "its index; a table of pictures and the labels of each; or MNIST's test set",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        metavar="SCORE",
+        help="with a table: the score from which on a picture has a label; default: 0.5",
+    )
+    parser.add_argument("--variant", help="default: the bundle's first")
+    parser.add_argument("--backend", choices=list(BACKENDS), help="default: the first installed")
+    parser.add_argument(
+        "--device", default="cpu", help="what the backend runs on, such as cuda:0; default: cpu"
+    )
+    parser.add_argument("--limit", type=positive, metavar="N", help="take this many pictures")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    bundle = Bundle.open(find_version(options.repository, options.model, options.version))
+    labelled: Labelled
+    threshold = _threshold(options, bundle.manifest.scores)
+    if threshold is None:
+        labelled = open_labelled(options.data, bundle.labels, options.limit)
+    else:
+        labelled = open_table(Path(options.data), bundle.labels, options.limit)
+    columns = (
+        TextColumn("classifying"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with (
+        create_runner(
+            bundle, variant=options.variant, backend=options.backend, device=options.device
+        ) as runner,
+        Progress(*columns, console=Console(stderr=True)) as progress,
+    ):
+        task = progress.add_task("", total=len(labelled))
+        advance = partial(progress.advance, task)
+        scored: dict[str, Any]
+        if isinstance(labelled, LabelTable) and threshold is not None:
+            scored = asdict(
+                measure_labels(
+                    runner,
+                    bundle.manifest,
+                    labelled,
+                    bundle.labels,
+                    threshold=threshold,
+                    advance=advance,
+                )
+            )
+        else:
+            accuracy = measure_accuracy(runner, bundle.manifest.input, labelled, advance)
+            scored = accuracy.model_dump()
+        variant, backend, device = runner.variant, runner.backend, runner.device
+    result = {
+        "model": bundle.manifest.name,
+        "version": bundle.manifest.version,
+        "variant": variant,
+        "backend": backend,
+        "device": device,
+        **scored,
+    }
+    if options.json:
+        print(json.dumps(result))
+    else:
+        what = f"{options.model} version {result['version']}, {variant} on {backend}, {device}"
+        print(f"{what}: {_summary(scored)} of {scored['images']} pictures ({scored['data']})")
+        if "labels" in scored:
+            Console().print(_table(scored["labels"]))
+    return DONE
+
+
+def _threshold(options: argparse.Namespace, scores: Scores) -> float | None:
+    """Return the score from which on a picture of a table has a label; None where there is none."""
+    given: float | None = options.threshold
+    if not options.data.lower().endswith(TABLE_SUFFIX):
+        if given is not None:
+            raise UsageError("--threshold goes with a table of pictures and labels, FILE.csv")
+        return None
+    if scores == "none":
+        if given is None:
+            raise UsageError("the model's scores are its logits: --threshold says which suffices")
+        return given
+    if given is not None and not 0 <= given <= 1:
+        raise UsageError(f"--threshold {given:g} is not between 0 and 1")
+    return _USUAL if given is None else given
+
+
+def _summary(scored: dict[str, Any]) -> str:
+    if "labels" not in scored:
+        return f"top-1 {scored['top1']:.2%}, top-5 {scored['top5']:.2%}"
+    return (
+        f"mean average precision {scored['mean_average_precision']:.2%}, "
+        f"F1 {scored['f1']:.2%} from a score of {scored['threshold']:g} on,"
+    )
+
+
+def _table(labels: Sequence[dict[str, Any]]) -> Table:
+    table = Table("label", box=None)
+    for heading in ("pictures", "average precision", "precision", "recall", "F1"):
+        table.add_column(heading, justify="right")
+    for each in labels:
+        average = each["average_precision"]
+        shares = [f"{each[name]:.1%}" for name in ("precision", "recall", "f1")]
+        found = "" if average is None else f"{average:.1%}"
+        table.add_row(Text(each["label"]), str(each["images"]), found, *shares)
+    return table

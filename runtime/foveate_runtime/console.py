@@ -1,0 +1,103 @@
+"""What subcommands share: argument types, progress on stderr, errors as exit codes."""
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+
+from foveate_runtime.backends.base import BackendError
+from foveate_runtime.bundle.bundle import BundleError
+from foveate_runtime.evaluation.labelled import LabelledError, NoPicturesError
+
+DONE, FAILED, WRONG_USAGE = 0, 1, 2
+
+
+class UsageError(Exception):
+    """Options that contradict each other; the message names them."""
+
+
+_USAGE: tuple[type[Exception], ...] = (UsageError, NoPicturesError)
+_FAILURES: tuple[type[Exception], ...] = (BundleError, BackendError, LabelledError, OSError)
+
+
+class Stages:
+    """Shows the step in progress on stderr, and a line with its time when it ends."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    @contextmanager
+    def __call__(self, text: str) -> Iterator[None]:
+        """Show `text` while the context lasts."""
+        start = time.monotonic()
+        with self._console.status(f"{text} ..."):
+            yield
+        self._console.print(f"{text}: {time.monotonic() - start:.1f} s", highlight=False)
+
+
+def answer(
+    command: Callable[[], int],
+    prog: str,
+    *,
+    usage: tuple[type[Exception], ...] = (),
+    failures: tuple[type[Exception], ...] = (),
+) -> int:
+    """Run a subcommand and turn what goes wrong into a line on stderr and an exit code.
+
+    A termination signal ends the command as Ctrl-C does, so that it cleans up.
+
+    Args:
+        command: returns the exit code.
+        prog: the command's name, as typed.
+        usage: the errors of a request that cannot be, beside those of this distribution.
+        failures: the errors of what went wrong, likewise.
+    """
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return command()
+    except _USAGE + usage as error:
+        return say(prog, error, WRONG_USAGE)
+    except BrokenPipeError:
+        # The reader of stdout has left, which is the command line's to answer.
+        raise
+    except _FAILURES + failures as error:
+        return say(prog, error, FAILED)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def warn(prog: str, text: str) -> None:
+    """Print a line of the command `prog` on stderr where there is something to say."""
+    if text:
+        print(f"{prog}: warning: {text}", file=sys.stderr)
+
+
+def positive(text: str) -> int:
+    """Read an argument that is a whole number of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is below 1")
+    return number
+
+
+def points(text: str) -> float:
+    """Read an argument that is a number of points, of 0 to 100."""
+    number = float(text)
+    if not 0 <= number <= 100:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 100")
+    return number
+
+
+def names(text: str) -> list[str]:
+    """Read an argument that is a list of names with commas between them."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def say(prog: str, error: object, code: int) -> int:
+    """Print an error as a line of the command `prog` on stderr and return the exit code."""
+    print(f"{prog}: {error}", file=sys.stderr)
+    return code

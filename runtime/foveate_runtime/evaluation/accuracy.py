@@ -1,0 +1,105 @@
+"""Measures a bundle's accuracy with the pieces that serve it."""
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate_runtime.backends.base import Runner
+from foveate_runtime.bundle.manifest import IMAGE_INPUT, LOGITS_OUTPUT, Accuracy, InputSpec
+from foveate_runtime.evaluation.labelled import Labelled, LabelledError
+from foveate_runtime.imaging.decode import ImageError, ImageLimits
+from foveate_runtime.imaging.transform import prepare
+
+BATCH = 32
+"""Where the throughput of a CPU has long stopped growing with the batch."""
+
+_FIRST = 5
+
+
+@dataclass
+class Tally:
+    """Counts how often the right class comes first, and among the first five."""
+
+    images: int = 0
+    first: int = 0
+    among_five: int = 0
+
+    def add(self, logits: NDArray[Any], targets: NDArray[np.int64]) -> None:
+        """Count a batch: `logits` float [N, classes], `targets` int64 [N]."""
+        # Stable, so that equal logits rank as in the graph: the lower class first.
+        best = np.argsort(-logits, axis=1, kind="stable")[:, :_FIRST]
+        hits = best == targets[:, None]
+        self.first += int(hits[:, 0].sum())
+        self.among_five += int(hits.any(1).sum())
+        self.images += len(targets)
+
+    def accuracy(self, data: str) -> Accuracy:
+        """Return the shares of at least one picture of `data`."""
+        return Accuracy(
+            data=data,
+            images=self.images,
+            top1=self.first / self.images,
+            top5=self.among_five / self.images,
+        )
+
+
+def prepared_batches(
+    labelled: Labelled, spec: InputSpec
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+    """Yield up to `BATCH` pictures at a time, as the server prepares them, and their classes.
+
+    These are uint8 [N, H, W, C] and int64 [N].
+
+    Raises:
+        LabelledError: a picture cannot be decoded; named, since an accuracy over
+            the rest would pass for one over all.
+    """
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        pictures = iter(labelled)
+        while batch := list(islice(pictures, BATCH)):
+            images = list(pool.map(lambda item: prepared(item[1], spec, item[0]), batch))
+            yield np.stack(images), np.array([target for _, _, target in batch])
+
+
+def prepared(data: bytes, spec: InputSpec, name: str) -> NDArray[np.uint8]:
+    """Turn an encoded picture into uint8 [H, W, C], as the server does.
+
+    Raises LabelledError where it, called `name`, cannot be decoded.
+    """
+    try:
+        image, _ = prepare(data, spec, ImageLimits())
+    except ImageError as error:
+        raise LabelledError(f"{name}: {error}") from error
+    return image
+
+
+def measure_accuracy(
+    runner: Runner,
+    spec: InputSpec,
+    labelled: Labelled,
+    advance: Callable[[int], object] = lambda _: None,
+) -> Accuracy:
+    """Classify every labelled picture and count how often its class is found.
+
+    Args:
+        runner: the variant, loaded.
+        spec: how a picture becomes its input.
+        labelled: the pictures; at least one.
+        advance: told how many pictures were classified, after each batch.
+
+    Raises:
+        LabelledError: a picture cannot be decoded.
+        foveate_runtime.backends.base.BackendError: the engine fails.
+    """
+    tally = Tally()
+    for images, targets in prepared_batches(labelled, spec):
+        logits = runner.run({IMAGE_INPUT: images}, [LOGITS_OUTPUT])[LOGITS_OUTPUT]
+        tally.add(logits, targets)
+        advance(len(targets))
+    return tally.accuracy(labelled.name)

@@ -1,0 +1,159 @@
+"""Labelled pictures: an image folder or a data set, matched with the labels of a classifier."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from importlib.resources import files
+from pathlib import Path
+from typing import Protocol
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
+"""The names, in lower case, of the formats that the server decodes."""
+
+DATA_SETS = "foveate.data_sets"
+"""The entry point group of data sets that have a name: functions that take the labels and the
+limit of `open_labelled` and return Labelled; they raise LabelledError."""
+
+_SYNSETS = "imagenet_synsets.txt"
+"""The WordNet ids of the 1000 classes of ILSVRC 2012, in the order of their indices."""
+
+_NAMED = 5
+"""How many folders an error names before it counts the rest."""
+
+
+class LabelledError(Exception):
+    """Labelled pictures that cannot be used; the message names what is at fault."""
+
+
+class NoPicturesError(LabelledError):
+    """There are none where they were said to be."""
+
+
+class Labelled(Protocol):
+    """Encoded pictures with their classes."""
+
+    @property
+    def name(self) -> str:
+        """What they are called in reports."""
+
+    def __len__(self) -> int:
+        """Return how many pictures there are."""
+
+    def __iter__(self) -> Iterator[tuple[str, bytes, int]]:
+        """Yield each picture's name, encoded bytes and class index."""
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """The picture files of a folder that holds one folder a class."""
+
+    name: str
+    files: tuple[tuple[Path, int], ...]
+
+    def __len__(self) -> int:
+        """Return how many pictures there are."""
+        return len(self.files)
+
+    def __iter__(self) -> Iterator[tuple[str, bytes, int]]:
+        """Read each picture when its turn comes."""
+        for path, target in self.files:
+            yield str(path), path.read_bytes(), target
+
+
+def open_labelled(data: str, labels: Sequence[str], limit: int | None = None) -> Labelled:
+    """Return the pictures that `data` names, for a classifier with these labels.
+
+    Args:
+        data: a data set that an installed distribution brings, such as `mnist` of
+            foveate-train; or a folder, as in `open_folder`.
+        labels: the classifier's labels, by index.
+        limit: how many pictures to take; None for all.
+
+    Raises:
+        NoPicturesError: the folder does not exist, or has no pictures.
+        LabelledError: the classes are not those of the labels.
+    """
+    point = next(iter(entry_points(group=DATA_SETS, name=data)), None)
+    if point is None:
+        return open_folder(Path(data), labels, limit)
+    labelled: Labelled = point.load()(labels, limit)
+    return labelled
+
+
+def open_folder(folder: Path, labels: Sequence[str], limit: int | None = None) -> ImageFolder:
+    """Return the pictures of a folder with one folder a class.
+
+    Args:
+        folder: its folders are called as the label, by their WordNet id where
+            the classes are ImageNet's 1000, or by the class index.
+        labels: the classifier's labels, by index.
+        limit: how many pictures to take, evenly spread over the folder; None
+            for all.
+
+    Raises:
+        NoPicturesError: the folder does not exist, or has no pictures.
+        LabelledError: folders that are none of the classes; named.
+    """
+    if not folder.is_dir():
+        raise NoPicturesError(f"{folder}: no such folder")
+    targets = Targets(labels)
+    found: list[tuple[Path, int]] = []
+    unknown = []
+    for child in sorted(path for path in folder.iterdir() if path.is_dir()):
+        pictures = image_files(child)
+        target = targets.find(child.name)
+        if target is not None:
+            found += [(path, target) for path in pictures]
+        elif pictures:
+            unknown.append(child.name)
+    if unknown:
+        more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
+        raise LabelledError(
+            f"{folder}: {', '.join(unknown[:_NAMED])}{more}: neither a label, nor a WordNet id, "
+            f"nor an index of the model's {len(labels)} classes"
+        )
+    if not found:
+        raise NoPicturesError(f"{folder} holds no pictures; it needs one folder a class")
+    if limit is not None and limit < len(found):
+        found = [found[i * len(found) // limit] for i in range(limit)]
+    return ImageFolder(folder.name, tuple(found))
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Return the picture files in `folder` and its subfolders, sorted by path."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
+
+
+class Targets:
+    """Class indices by the names that people give them."""
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        self._count = len(labels)
+        # A label that stands twice, such as ImageNet's crane, says nothing.
+        self._by_label = {
+            label: index for index, label in enumerate(labels) if labels.count(label) == 1
+        }
+        synsets = _imagenet_synsets()
+        self._by_wordnet = synsets if len(synsets) == len(labels) else {}
+
+    def find(self, name: str) -> int | None:
+        """Return the class of a label, a WordNet id or an index; None where it is none."""
+        if name in self._by_label:
+            return self._by_label[name]
+        if name in self._by_wordnet:
+            return self._by_wordnet[name]
+        if re.fullmatch(r"\d{1,9}", name) and int(name) < self._count:
+            return int(name)
+        return None
+
+
+@cache
+def _imagenet_synsets() -> dict[str, int]:
+    text = (files(__package__) / _SYNSETS).read_text(encoding="ascii")
+    return {synset: index for index, synset in enumerate(text.split())}

@@ -1,0 +1,204 @@
+"""Encoded pictures, opened with limits."""
+
+import io
+import struct
+import zlib
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
+
+from foveate_runtime.imaging.jpeg import decode_rgb, power_of_two_scale
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+"""The only formats whose decoders untrusted bytes reach."""
+
+MODES = MappingProxyType({1: "L", 3: "RGB", 4: "RGBA"})
+"""Pillow's names of what a picture is decoded to, by the channels."""
+
+MAX_PIXELS = 178_000_000
+"""Pillow refuses more by itself: see `Image.MAX_IMAGE_PIXELS`."""
+
+Reason = Literal["IMAGE_EMPTY", "IMAGE_TOO_LARGE", "IMAGE_UNSUPPORTED", "IMAGE_CORRUPT"]
+
+# What Pillow is known to raise on large, unknown and malformed files.
+_REFUSED = (
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    struct.error,
+    zlib.error,
+)
+
+
+class ImageError(Exception):
+    """A picture that cannot be used, with the reason and the limit it breaks, if any."""
+
+    def __init__(self, reason: Reason, message: str, *, limit: int | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.limit = limit
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageLimits:
+    """What is accepted: checked before any pixel is decoded.
+
+    `max_pixels` counts width times height and is at most `MAX_PIXELS`.
+    """
+
+    max_bytes: int = 16 << 20
+    max_pixels: int = 50_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Orientation:
+    """How the stored rows and columns become the upright picture, as EXIF says.
+
+    `mirror_x` and `mirror_y` turn the stored picture over, then `swap`
+    exchanges its axes.
+    """
+
+    transpose: Image.Transpose | None
+    swap: bool
+    mirror_x: bool
+    mirror_y: bool
+
+
+UPRIGHT = Orientation(transpose=None, swap=False, mirror_x=False, mirror_y=False)
+
+# The tag's values in Exif 2.3, section 4.6.4, "Orientation".
+_ORIENTATIONS = {
+    2: Orientation(
+        transpose=Image.Transpose.FLIP_LEFT_RIGHT, swap=False, mirror_x=True, mirror_y=False
+    ),
+    3: Orientation(transpose=Image.Transpose.ROTATE_180, swap=False, mirror_x=True, mirror_y=True),
+    4: Orientation(
+        transpose=Image.Transpose.FLIP_TOP_BOTTOM, swap=False, mirror_x=False, mirror_y=True
+    ),
+    5: Orientation(transpose=Image.Transpose.TRANSPOSE, swap=True, mirror_x=False, mirror_y=False),
+    6: Orientation(transpose=Image.Transpose.ROTATE_270, swap=True, mirror_x=False, mirror_y=True),
+    7: Orientation(transpose=Image.Transpose.TRANSVERSE, swap=True, mirror_x=True, mirror_y=True),
+    8: Orientation(transpose=Image.Transpose.ROTATE_90, swap=True, mirror_x=True, mirror_y=False),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """A decoded picture as it is stored, perhaps at a reduced scale.
+
+    `image` has one of `MODES`, or is uint8 [rows, columns, 3]. `width` and
+    `height` are the stored picture's at full scale, and the whole of it covers
+    `extent` (width, height) of `image`, which a reduced scale makes fractional.
+    """
+
+    image: Image.Image | NDArray[np.uint8]
+    width: int
+    height: int
+    extent: tuple[float, float]
+    orientation: Orientation
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """The width and the height of `image`."""
+        if isinstance(self.image, Image.Image):
+            return self.image.size
+        rows, columns, _ = self.image.shape
+        return columns, rows
+
+
+def decode(
+    data: bytes, *, channels: int, limits: ImageLimits, shorter_side: int | None = None
+) -> Decoded:
+    """Decode the first frame of an encoded picture to 1 (grey), 3 (RGB) or 4 (RGBA) channels.
+
+    Colours follow torchvision's loader, `Image.convert("RGB")`: an alpha channel
+    is dropped, not composited, unless it is the fourth one. Sixteen bits are scaled
+    to eight, where that loader would clip grey ones. With `shorter_side`, a JPEG may be
+    decoded at a reduced scale whose shorter side is still at least that long, which
+    costs less. Raises ImageError.
+    """
+    if channels not in MODES:
+        raise ImageError(
+            "IMAGE_UNSUPPORTED",
+            f"a picture has 1, 3 or 4 channels, and the model takes {channels}; "
+            "send its values as they are",
+        )
+    if not data:
+        raise ImageError("IMAGE_EMPTY", "the picture has no bytes")
+    if len(data) > limits.max_bytes:
+        raise ImageError(
+            "IMAGE_TOO_LARGE",
+            f"the picture has {len(data)} bytes; the limit is {limits.max_bytes} bytes",
+            limit=limits.max_bytes,
+        )
+    try:
+        return _decode(data, MODES[channels], limits, shorter_side)
+    except _REFUSED as error:
+        raise _image_error(error, limits) from error
+
+
+def _decode(data: bytes, mode: str, limits: ImageLimits, shorter_side: int | None) -> Decoded:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        width, height = image.size
+        if width * height > limits.max_pixels:
+            raise ImageError(
+                "IMAGE_TOO_LARGE",
+                f"the picture has {width} x {height} = {width * height} pixels; "
+                f"the limit is {limits.max_pixels} pixels",
+                limit=limits.max_pixels,
+            )
+        orientation = _ORIENTATIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1), UPRIGHT)
+        scale = 1
+        pixels: Image.Image | NDArray[np.uint8] | None = None
+        if isinstance(image, JpegImageFile):
+            if shorter_side is not None:
+                scale = power_of_two_scale(min(width, height), shorter_side)
+            if image.mode == mode == "RGB":
+                pixels = decode_rgb(data, width, height, scale)
+            if pixels is None and scale > 1:
+                image.draft(None, (width // scale, height // scale))
+        if pixels is None:
+            pixels = _convert(image, mode)
+        return Decoded(
+            image=pixels,
+            width=width,
+            height=height,
+            extent=(width / scale, height / scale),
+            orientation=orientation,
+        )
+
+
+def _convert(image: Image.Image, mode: str) -> Image.Image:
+    image.load()
+    if image.mode.startswith("I"):
+        eight_bits = (np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
+        return Image.fromarray(eight_bits).convert(mode)
+    if mode != "RGBA":
+        # Alpha is dropped in any case; left in place, Pillow warns about it.
+        image.info.pop("transparency", None)
+    return image.convert(mode) if image.mode != mode else image
+
+
+def _image_error(error: Exception, limits: ImageLimits) -> ImageError:
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return ImageError(
+            "IMAGE_TOO_LARGE",
+            f"the picture has more than {limits.max_pixels} pixels, which is the limit",
+            limit=limits.max_pixels,
+        )
+    if isinstance(error, UnidentifiedImageError):
+        return ImageError(
+            "IMAGE_UNSUPPORTED", f"the bytes are no picture in one of {', '.join(FORMATS)}"
+        )
+    return ImageError("IMAGE_CORRUPT", "the picture is truncated or damaged")

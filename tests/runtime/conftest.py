@@ -1,0 +1,3 @@
+"""A bundle of colours."""
+
+from ..colours import colours, colours_golden, golden_bundle, write_bundle
