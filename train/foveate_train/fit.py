@@ -45,7 +45,8 @@ class Plan:
         watched: what it is evaluated on after each epoch.
         metric: the name of that accuracy, such as `test_accuracy`.
         selects: whether that accuracy decides which epoch's weights are the
-            result, and when to stop; if not, the last ones are.
+            result, and when to stop; if not, the last ones are, unless a pretrained
+            network was better before the first step.
         test: where that is so, what the result is evaluated on in the end.
         backbone: what is pretrained; None where nothing is.
         weights: of the classes in the loss; None where they count alike.
@@ -146,10 +147,10 @@ def fit(
                 log.add_scalar(f"accuracy/{plan.metric}", epoch.accuracy, epoch.number)
             if plan.selects:
                 _save(beside / "last", plan, run)
-                if epoch is run.best:
-                    _save(folder, plan, run)
+            if epoch is run.best if plan.selects else epoch.number == 0:
+                _save(folder, plan, run)
         interrupted = stop.is_set()
-    if not plan.selects or not run.history:
+    if not run.history or (not plan.selects and (interrupted or not run.is_below_its_start)):
         _save(folder, plan, run)
     elif plan.test is not None and not interrupted:
         _add_test_accuracy(folder, plan.test)

@@ -193,11 +193,12 @@ class Training:
                 target=truth,
                 weight=self._weights,
                 label_smoothing=settings.label_smoothing,
+                reduction="sum",
             )
             with torch.autocast(
                 self.device.type, self.precision, enabled=self.precision is not torch.float32
             ):
-                loss = self.classifier.loss(forward(part), criterion) * len(part) / batch.total
+                loss = self.classifier.loss(forward(part), criterion) / batch.total
             # DistributedDataParallel takes the mean of the processes' gradients.
             torch.autograd.backward(self._scaler.scale(loss * distributed.world()))
             mean += loss.detach()

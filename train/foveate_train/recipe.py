@@ -1,7 +1,7 @@
 """Fine-tuning's plan: what follows from the pictures, where no option says otherwise."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -31,7 +31,10 @@ FOLLOWING = {
 """The defaults that follow from the pictures, in words."""
 
 _MANY = 300
+_COMPARED = 300
+"""By how many pictures the stages are compared, about."""
 _JUDGES = 100
+"""With fewer pictures to judge by, no epoch is chosen by its accuracy."""
 _EPOCHS, _STEPS, _STEPS_AN_EPOCH = 3, 80, 10
 _VIEWS, _KEPT_BYTES = 8, 2**30
 _UNEVEN = 1.5
@@ -71,40 +74,55 @@ def plan(
         SettingsError: a setting is outside its limits.
     """
     training, validation = photographs
-    count, judges = len(training.pictures), len(validation.pictures)
+    known = check(given)
     module = classifier.module.to(memory_format=torch.channels_last).to(device)
-    sample = training.sample(_MANY, check(given).seed)
-    start = begin(module, head, FolderData(sample, classifier.input, check(given), workers=workers))
-    settings = _settings(training.counts, given, start, few=judges < _JUDGES)
-    passes = _passes(count, settings.batch_size)
-    data, watched = (
-        FolderData(part, classifier.input, settings, workers=workers, passes=passes)
-        for part in photographs
+    compared = training.sample(math.ceil(_COMPARED / len(training.classes)), known.seed)
+    start = begin(module, head, FolderData(compared, classifier.input, known, workers=workers))
+    few = len(validation.pictures) < _JUDGES
+    settings = settings_for(training.counts, given, start, few=few)
+    for line in _decisions(start, settings, training.counts, len(validation.pictures)):
+        say(line)
+    repeats = passes(len(training.pictures), settings.batch_size)
+    folders = (
+        FolderData(training, classifier.input, settings, workers=workers, passes=repeats),
+        FolderData(validation, classifier.input, settings, workers=workers),
     )
-    passed = _keep(module, start.frozen, (data, watched), settings, passes)
-    trained, judged = passed or (data, watched)
-    if start.frozen:
-        say(f"{start.frozen[-1]} tells the classes apart best: what comes after it learns")
-    counts = training.counts
-    if settings.balance:
-        say(f"classes of {min(counts)} to {max(counts)} pictures count alike in the loss")
-    if judges < _JUDGES:
-        say(
-            f"warning: {judges} pictures to judge by are few: their accuracy is sure to "
-            f"{100 / math.sqrt(judges):.0f} points, 19 times of 20; --validation gives others"
+    kept = _keep(module, start.frozen, folders, settings, repeats)
+    data, watched = kept or folders
+    found = Plan(
+        classifier,
+        data,
+        watched,
+        "validation_accuracy",
+        selects=not few or settings.patience is not None,
+        backbone=Backbone(head, start.frozen, passed=kept is not None),
+        weights=_weights(training.counts) if settings.balance else None,
+    )
+    return found, settings
+
+
+def _decisions(
+    start: Start, settings: Settings, counts: Sequence[int], judges: int
+) -> Iterator[str]:
+    """Give in sentences what was decided, and a warning of few pictures to judge by."""
+    if start.suffices:
+        alone = settings.frozen_epochs == settings.epochs
+        yield (
+            "no stage tells the classes apart better than the last: "
+            f"{'the head alone learns' if alone else 'the head learns first'}"
         )
-    return (
-        Plan(
-            classifier,
-            trained,
-            judged,
-            "validation_accuracy",
-            selects=judges >= _JUDGES or settings.patience is not None,
-            backbone=Backbone(head, start.frozen, passed=passed is not None),
-            weights=_weights(counts) if settings.balance else None,
-        ),
-        settings,
-    )
+    elif start.frozen:
+        yield (
+            f"the stages up to {start.frozen[-1]} stay as they are: what they make of pictures "
+            "tells the classes apart best"
+        )
+    if settings.balance:
+        yield f"classes of {min(counts)} to {max(counts)} pictures count alike in the loss"
+    if judges < _JUDGES:
+        yield (
+            f"warning: {judges} pictures to judge by are few: the accuracy can be "
+            f"{100 / math.sqrt(judges):.0f} points off; --validation FOLDER gives others"
+        )
 
 
 def _keep(
@@ -112,7 +130,7 @@ def _keep(
     frozen: tuple[str, ...],
     folders: tuple[FolderData, FolderData],
     settings: Settings,
-    passes: int,
+    repeats: int,
 ) -> tuple[Kept, Kept] | None:
     """Return what the frozen stages make of pictures to train on, in views, and to judge by.
 
@@ -124,13 +142,13 @@ def _keep(
         return None
     judges = made(module, frozen, watched.all())
     room = _KEPT_BYTES // (judges[0].numel() * judges.element_size()) - len(judges)
-    views = min(_VIEWS, passes * settings.epochs, room // len(data.photographs.pictures))
+    views = min(_VIEWS, repeats * settings.epochs, room // len(data.photographs.pictures))
     if views < min(2, settings.epochs) or not judges.isfinite().all():
         return None
     seen = [data.all(), *(data.view(settings.seed, number) for number in range(1, views))]
     kept = torch.stack([made(module, frozen, view) for view in seen])
     return (
-        Kept(kept, data.photographs.labels, data.digest, passes=passes),
+        Kept(kept, data.photographs.labels, data.digest, passes=repeats),
         Kept(judges[None], watched.photographs.labels, watched.digest),
     )
 
@@ -140,13 +158,13 @@ def _weights(counts: Sequence[int]) -> tuple[float, ...]:
     return tuple(sum(counts) / (len(counts) * count) for count in counts)
 
 
-def _settings(
+def settings_for(
     counts: Sequence[int], given: Mapping[str, object], start: Start, *, few: bool
 ) -> Settings:
     """Return the settings for so many pictures of each class, and a few or more to judge by."""
     count = sum(counts)
     known = check({"batch_size": 16 if count < _MANY else 32, **given})
-    epoch = steps(count * _passes(count, known.batch_size), known.batch_size)
+    epoch = steps(count * passes(count, known.batch_size), known.batch_size)
     settings = checked(
         Settings,
         {
@@ -166,6 +184,6 @@ def _settings(
     )
 
 
-def _passes(count: int, batch_size: int) -> int:
+def passes(count: int, batch_size: int) -> int:
     """Return how often an epoch sees each of so many pictures, so that it has enough steps."""
     return max(1, math.ceil(_STEPS_AN_EPOCH * batch_size / count))

@@ -57,7 +57,7 @@ class Run:
 
     Attributes:
         history: the epochs that are done, those of earlier processes included.
-        tally: of the last evaluation of this process.
+        tally: of the last evaluation.
 
     Raises:
         ResumeError: the state is damaged or of another run.
@@ -91,11 +91,18 @@ class Run:
             self.history = [Epoch(*epoch) for epoch in state["history"]]
             self._loss = state["loss"].to(training.device)
             self._seen, self._seconds = state["seen"], state["seconds"]
+            self.tally = Tally(*state["tally"]) if state["tally"] else None
 
     @property
     def best(self) -> Epoch:
         """The epoch with the highest accuracy, and of several the last."""
         return max(self.history, key=lambda epoch: (epoch.accuracy or 0, epoch.number))
+
+    @property
+    def is_below_its_start(self) -> bool:
+        """Whether the last evaluation was worse than the one before the first step."""
+        begin, last = self.history[0], self.history[-1]
+        return begin.number == 0 and (last.accuracy or 0) < (begin.accuracy or 0)
 
     @property
     def within_epoch(self) -> bool:
@@ -152,6 +159,7 @@ class Run:
                 "loss": self._loss,
                 "seen": self._seen,
                 "seconds": self._seconds,
+                "tally": self.tally and tuple(self.tally),
             }
             write_state(self._path, self._identity(), state)
 

@@ -20,6 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from foveate_train.data.batches import Batch, Data
+from foveate_train.errors import WeightsError
 from foveate_train.stages import Rest, first, stages
 
 Floats = NDArray[np.float32]
@@ -54,6 +55,9 @@ def begin(module: nn.Module, head: Collection[str], data: Data) -> Start:
         module: in evaluation mode.
         head: the parameters of the head, by name.
         data: the pictures.
+
+    Raises:
+        WeightsError: the network makes numbers that are not finite.
     """
     device = next(module.parameters()).device
     images = next(data.all()).images[:2].to(device)
@@ -135,6 +139,12 @@ def _look(
                 rest(made)
         labels.append(batch.labels)
     found = {name: torch.cat(part).float().cpu().numpy() for name, part in parts.items()}
+    for name, values in found.items():
+        if not np.isfinite(values).all():
+            raise WeightsError(
+                f"{name or 'the last stage'} makes numbers of the pictures that are not finite; "
+                "the weights are damaged, or the input's mean and std are wrong"
+            )
     given = found.pop("", None)
     return found, given, torch.cat(labels).numpy()
 

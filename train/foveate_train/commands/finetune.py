@@ -19,7 +19,7 @@ class FinetuneOptions(FitOptions):
     """Teach a pretrained classifier the classes of an image folder.
 
     Each class is a folder of pictures; its name is the class's label. A share of every
-    class is held out, and the weights that are best on it are the result.
+    class is held out to judge by. What is not given follows from the pictures.
 
         foveate train finetune photographs --model package:efficientnet_lite0 --out own
     """

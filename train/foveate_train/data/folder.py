@@ -81,26 +81,37 @@ class Photographs:
             DataError: a class has too few pictures to have one in both.
         """
         held: set[Picture] = set()
-        for label, name in enumerate(self.classes):
-            own = [picture for picture in self.pictures if picture.label == label]
+        for label, own in enumerate(self._by_class()):
             if len(own) < 2:
                 raise DataError(
-                    f"class {name} has 1 picture; one to train on and one to judge by are needed "
-                    "(--validation FOLDER gives others to judge by)"
+                    f"class {self.classes[label]} has 1 picture; one to train on and one to "
+                    "judge by are needed (--validation FOLDER gives others to judge by)"
                 )
             count = min(max(1, round(share * len(own))), len(own) - 1)
-            order = torch.randperm(len(own), generator=generator(seed, label))
-            held.update(own[index] for index in order[:count].tolist())
+            held.update(_shuffled(own, seed, label)[:count])
         return self._part(set(self.pictures) - held), self._part(held)
 
-    def sample(self, count: int, seed: int) -> Self:
-        """Return so many pictures, drawn from the seed, or all where there are no more."""
-        order = torch.randperm(len(self.pictures), generator=generator(seed)).tolist()
-        return self._part({self.pictures[index] for index in order[:count]})
+    def sample(self, most: int, seed: int) -> Self:
+        """Return at most so many pictures of each class, drawn from the seed."""
+        chosen: set[Picture] = set()
+        for label, own in enumerate(self._by_class()):
+            chosen.update(_shuffled(own, seed, label)[:most])
+        return self._part(chosen)
+
+    def _by_class(self) -> list[list[Picture]]:
+        found: list[list[Picture]] = [[] for _ in self.classes]
+        for picture in self.pictures:
+            found[picture.label].append(picture)
+        return found
 
     def _part(self, chosen: Collection[Picture]) -> Self:
         pictures = tuple(picture for picture in self.pictures if picture in chosen)
         return replace(self, pictures=pictures, corrupt={})
+
+
+def _shuffled(pictures: Sequence[Picture], *purpose: int) -> list[Picture]:
+    order = torch.randperm(len(pictures), generator=generator(*purpose)).tolist()
+    return [pictures[index] for index in order]
 
 
 def scan(
@@ -120,8 +131,8 @@ def scan(
             decoded again.
 
     Raises:
-        DataError: there is no such folder, it has no class folders or others than
-            `classes`, one of them has no pictures, or a picture is corrupt.
+        DataError: there is no such folder, it has fewer than two class folders or others
+            than `classes`, one of them has no pictures, or a picture is corrupt.
     """
     try:
         found = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
@@ -129,6 +140,8 @@ def scan(
         raise DataError(f"{folder}: {error.strerror}") from error
     if not found:
         raise DataError(f"{folder}: has no folders; each class is a folder of pictures")
+    if len(found) == 1:
+        raise DataError(f"{folder}: has one folder, {found[0]}; at least two classes are needed")
     if classes is not None and found != tuple(classes):
         differing = ", ".join(sorted(set(found) ^ set(classes)))
         raise DataError(
