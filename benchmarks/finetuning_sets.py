@@ -167,7 +167,7 @@ def _digits(count: int) -> Set:
     return Set(
         f"digits, {count} a class",
         partial(digits, split="train", count=count),
-        partial(digits, split="test", count=40),
+        partial(digits, split="test", count=20),
     )
 
 
