@@ -1,133 +1,176 @@
-"""What a pretrained backbone is worth: fine-tuning against training from scratch in the same time.
+"""Fine-tuning from few pictures: its defaults against a linear probe, and against other training.
 
-python -m benchmarks.finetuning [--training N] [--test N] [--epochs N] [--threads N] [--out FILE]
+python -m benchmarks.finetuning [--sets NAME ...] [--seeds N] [--threads N] [--out FILE]
 
-The task is MNIST's digits as pictures of three channels, N of each digit. EfficientNet-Lite0
-with its published weights gets a head of ten classes and is fine-tuned on them; the same
-network with random weights is trained on them for as many CPU-seconds. Both are evaluated
-on digits of MNIST's test set.
+EfficientNet-Lite0 with its published weights learns the classes of each set, and is judged by
+pictures that no training saw. `fine-tuned` is `foveate train finetune` with its defaults: a
+fifth of the pictures is held out to choose by. `start` is the same network before the first
+step. `linear probe` is scikit-learn's logistic regression, as it comes, on the pooled features
+of all the pictures. `ten epochs` is a fixed recipe: the head alone for two epochs, then all
+layers. What is given is the mean over the classes of what each got right.
 """
 
 import argparse
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
+import numpy as np
 import torch
-from PIL import Image
 from rich.console import Console
+from sklearn.linear_model import LogisticRegression
 
 from benchmarks import machine, pages
-from foveate_train.data import mnist
+from benchmarks.finetuning_sets import SETS, write
+from foveate_train import checkpoint, recipe, registry
+from foveate_train.classifier import Classifier
 from foveate_train.data.folder import FolderData, Photographs, scan
+from foveate_train.fit import Plan, fit
 from foveate_train.head import with_new_head
-from foveate_train.loop import Step, Training, evaluate
+from foveate_train.loop import Backbone, tally
 from foveate_train.settings import Settings
 
 PAGE = pages.DOCS / "train" / "training.md"
 RESULTS = Path(__file__).parent / "results" / "finetuning.json"
 NETWORK = "package:efficientnet_lite0"
+CPU = torch.device("cpu")
 
-# A digit must be seen nearly whole, and is another one when mirrored.
-PICTURES = {"batch_size": 20, "crop": 0.7, "flip": False}
-FINE_TUNING = {
-    **PICTURES,
-    "learning_rate": 5e-3,
+TEN_EPOCHS = {
+    "epochs": 10,
+    "frozen_epochs": 2,
+    "batch_size": 32,
+    "learning_rate": 2e-3,
     "schedule": "cosine",
     "label_smoothing": 0.1,
 }
-# One rate for all layers, and no smoothing to hold a beginner back.
-SCRATCH = {**PICTURES, "learning_rate": 2e-3, "schedule": "constant"}
+WAYS = ("fine-tuned", "start", "linear probe", "ten epochs")
 
 
-def written(split: mnist.Split, count: int, into: Path) -> Photographs:
-    """Write `count` pictures of every digit of a split of MNIST, one folder for each."""
-    images, labels = mnist.load(split)
-    for digit in range(10):
-        folder = into / str(digit)
-        folder.mkdir(parents=True)
-        for number, image in enumerate(images[labels == digit][:count]):
-            Image.fromarray(image).save(folder / f"{number}.png")
-    return scan(into, "fail")
+def _new(classes: Sequence[str], seed: int, weights: str | None = None) -> Any:
+    return with_new_head(NETWORK, classes, weights=weights, seed=seed, arguments={})
 
 
-def train(
-    digits: tuple[Photographs, Photographs],
-    settings: Settings,
-    weights: str | None,
-    until: Callable[[Step, float], bool],
-) -> dict[str, float]:
-    """Train until `until` says so of a step and the CPU-seconds; return what came of it."""
-    training, test = digits
-    classifier, head = with_new_head(
-        NETWORK, training.classes, weights=weights, seed=settings.seed, arguments={}
-    )
-    data = FolderData(training, classifier.input, settings, workers=0)
-    run = Training(classifier, data, settings, head=head if weights is None else None)
+def _judge(classifier: Classifier, judged: Photographs) -> float:
+    """Return the mean of the classes' shares of pictures that were right."""
+    counts = tally(
+        classifier.module, FolderData(judged, classifier.input, Settings(), workers=0)
+    ).by_class("", classifier.labels)
+    return mean(counts.values())
+
+
+def fine_tuned(training: Photographs, judged: Photographs, seed: int, out: Path) -> dict[str, Any]:
+    """Fine-tune with the defaults; return what came of it, and of its start."""
     began = time.process_time()
-    for step in run.steps():
-        spent = time.process_time() - began
-        if until(step, spent):
-            break
-    tested = FolderData(test, classifier.input, settings, workers=0)
+    classifier, head = _new(training.classes, seed)
+    said: list[str] = []
+    plan, settings = recipe.plan(
+        classifier,
+        head,
+        training.split(0.2, seed),
+        {"seed": seed},
+        workers=0,
+        device=CPU,
+        say=said.append,
+    )
+    spent = time.process_time() - began
+    start = _judge(classifier, judged)
+    began = time.process_time()
+    fit(plan, settings, out, device=CPU)
     return {
-        "test_accuracy": evaluate(run.result.module, tested),
-        "train_accuracy": evaluate(
-            run.result.module, FolderData(training, classifier.input, settings, workers=0)
-        ),
-        "cpu_seconds": round(spent, 1),
-        "epochs": round(step.number * settings.epochs / step.total, 2),
+        "fine-tuned": _judge(checkpoint.load(out).classifier, judged),
+        "start": start,
+        "cpu_seconds": round(spent + time.process_time() - began, 1),
+        "said": said,
     }
 
 
+def linear_probe(training: Photographs, judged: Photographs) -> float:
+    """Return what a logistic regression on the pooled features gets right, a mean over classes."""
+    classifier = registry.create(NETWORK)
+    module = classifier.module.eval()
+    head = module.get_submodule(next(reversed(dict(module.named_modules()))))
+    assert isinstance(head, torch.nn.Linear)
+
+    def features(part: Photographs) -> np.ndarray:
+        given: list[torch.Tensor] = []
+        keeps = head.register_forward_pre_hook(lambda _, seen: given.append(seen[0]))
+        with keeps, torch.inference_mode():
+            for batch in FolderData(part, classifier.input, Settings(), workers=0).all():
+                module(batch.images)
+        return torch.cat(given).numpy()
+
+    fitted = LogisticRegression(max_iter=5000).fit(features(training), training.labels.numpy())
+    right = fitted.predict(features(judged)) == judged.labels.numpy()
+    return mean(right[judged.labels.numpy() == label].mean() for label in range(len(judged.counts)))
+
+
+def ten_epochs(training: Photographs, judged: Photographs, seed: int, out: Path) -> float:
+    """Train ten epochs, the best of which is kept; return the mean over classes."""
+    classifier, head = _new(training.classes, seed)
+    settings = Settings(seed=seed, **TEN_EPOCHS)
+    data, watched = (
+        FolderData(part, classifier.input, settings, workers=0)
+        for part in training.split(0.2, seed)
+    )
+    plan = Plan(classifier, data, watched, "accuracy", selects=True, backbone=Backbone(head))
+    fit(plan, settings, out, device=CPU)
+    return _judge(checkpoint.load(out).classifier, judged)
+
+
+def measure(name: str, seed: int) -> dict[str, Any]:
+    """Return what each way gets right on one set, drawn from one seed."""
+    with tempfile.TemporaryDirectory() as folder:
+        parts = [
+            scan(write(draw(np.random.default_rng(seed)), Path(folder) / kind), "fail")
+            for kind, draw in (("training", SETS[name].training), ("judged", SETS[name].judged))
+        ]
+        training, judged = parts
+        return {
+            "seed": seed,
+            "training": sum(training.counts),
+            "judged": sum(judged.counts),
+            **fine_tuned(training, judged, seed, Path(folder) / "tuned"),
+            "linear probe": linear_probe(training, judged),
+            "ten epochs": ten_epochs(training, judged, seed, Path(folder) / "ten"),
+        }
+
+
 def page_part(result: Mapping[str, Any]) -> str:
-    """Return the table of the two for the page."""
+    """Return the table for the page: means over the seeds."""
     rows = []
-    for name in ("fine-tuned", "from scratch"):
-        found = result[name]
-        accuracies = f"{found['test_accuracy']:.1%}", f"{found['train_accuracy']:.1%}"
-        rows.append([name, *accuracies, f"{found['cpu_seconds']:.0f}", f"{found['epochs']:.1f}"])
-    head = ["", "test accuracy", "training accuracy", "CPU-seconds", "epochs"]
-    return pages.table(head, rows)
+    for name, runs in result["sets"].items():
+        shares = [f"{mean(run[way] for run in runs):.1%}" for way in WAYS]
+        seconds = f"{mean(run['cpu_seconds'] for run in runs):.0f}"
+        rows.append([SETS[name].title, str(runs[0]["judged"]), str(len(runs)), *shares, seconds])
+    return pages.table(["trained on", "judged by", "seeds", *WAYS, "CPU-seconds"], rows)
 
 
 def main() -> None:
-    """Parse the command line, train twice, write the results and print them."""
+    """Parse the command line, measure each set with each seed, and write what was found."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--training", type=int, default=50, help="pictures of every digit")
-    parser.add_argument("--test", type=int, default=100, help="pictures of every digit")
-    parser.add_argument("--epochs", type=int, default=8, help="of fine-tuning; half of them frozen")
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     console = Console(stderr=True)
-    with tempfile.TemporaryDirectory() as folder:
-        digits = (
-            written("train", options.training, Path(folder) / "training"),
-            written("test", options.test, Path(folder) / "test"),
-        )
-        tuning = Settings(epochs=options.epochs, frozen_epochs=options.epochs // 2, **FINE_TUNING)
-        tuned = train(digits, tuning, None, lambda _step, _spent: False)
-        console.print("fine-tuned", tuned)
-        beginning = Settings(epochs=10_000, **SCRATCH)
-        limit = tuned["cpu_seconds"]
-        scratch = train(digits, beginning, "random:0", lambda _, spent: spent >= limit)
-        console.print("from scratch", scratch)
+    sets: dict[str, list[dict[str, Any]]] = {}
     result = {
         "benchmark": "finetuning",
         "network": NETWORK,
-        "pictures": {
-            name: len(part.files) for name, part in zip(("training", "test"), digits, strict=True)
-        },
-        "settings": {"fine-tuned": FINE_TUNING, "from scratch": SCRATCH},
-        "fine-tuned": tuned,
-        "from scratch": scratch,
+        "settings": {"ten epochs": TEN_EPOCHS},
+        "sets": sets,
         "machine": machine.describe(),
     }
-    machine.save(result, options.out)
+    for seed in range(options.seeds):
+        for name in options.sets:
+            sets.setdefault(name, []).append(measure(name, seed))
+            console.print(name, seed, sets[name][-1])
+            machine.save(result, options.out)
     if options.out == RESULTS:
         pages.write_part(PAGE, "finetuning", page_part(result))
     console.print(f"written to {options.out}")

@@ -2,10 +2,8 @@
 
 import multiprocessing
 import re
-import shutil
 
 import pytest
-import skimage
 import torch
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
@@ -18,45 +16,11 @@ from foveate_train.data import draws, folder
 from foveate_train.data.folder import FolderData, scan
 from foveate_train.errors import ArgumentsError, DataError
 from foveate_train.head import with_new_head
-from foveate_train.loop import Training
+from foveate_train.loop import Backbone, Training
 from foveate_train.settings import Settings
 
 NETWORK = "timm:mobilenetv3_small_050.lamb_in1k"
-PICTURES = {
-    "animals": (skimage.data.cat, skimage.data.chelsea),
-    "things": (skimage.data.coffee, skimage.data.rocket),
-}
-
-
 SPEC = registry.create("foveate:resnet18", weights="random:0", num_classes=2).input
-
-
-@pytest.fixture(scope="module")
-def photographs(tmp_path_factory):
-    """Two classes of eight pictures: two photographs each, cut into quarters."""
-    folder = tmp_path_factory.mktemp("photographs")
-    for name, sources in PICTURES.items():
-        (folder / name / "deeper").mkdir(parents=True)
-        for number, source in enumerate(sources):
-            pixels = source()
-            height, width = pixels.shape[0] // 2, pixels.shape[1] // 2
-            for quarter in range(4):
-                row, column = divmod(quarter, 2)
-                part = pixels[row * height :, column * width :][:height, :width]
-                below = "deeper" if quarter == 3 else "."
-                Image.fromarray(part).resize((96, 80)).save(
-                    folder / name / below / f"{number}{quarter}.jpg"
-                )
-    return folder
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """The weights of a small network of a thousand classes, as a file."""
-    folder = tmp_path_factory.mktemp("weights") / "backbone"
-    classifier = registry.create(NETWORK, weights="random:5")
-    checkpoint.save(folder, classifier, metrics={}, data_digest="none", seed=5)
-    return folder / "model.safetensors"
 
 
 def _finetune(data, out, weights, *arguments):
@@ -75,6 +39,8 @@ def test_a_checkpoint_has_the_folders_classes_and_the_backbones_input(
     assert _finetune(photographs, tmp_path / "own", weights, "--holdout", "0.25") == 0
     output = capsys.readouterr()
     assert len(re.findall(r"epoch \d/3: loss .*validation accuracy", output.err)) == 3
+    assert "warning: 4 pictures to judge by are few" in output.err
+    assert re.search(r"right of each class: \w+ \d+%, \w+ \d+%\n", output.err)
     read = checkpoint.load(tmp_path / "own")
     assert read.classifier.labels == ("animals", "things")
     assert read.classifier.input == registry.create(NETWORK, weights="random:0").input
@@ -121,7 +87,7 @@ def test_a_head_holds_what_it_learnt_and_not_its_random_start(photographs, weigh
             epochs=8, frozen_epochs=8, batch_size=16, learning_rate=2e-3, schedule="constant"
         )
         data = FolderData(listed, classifier.input, settings, workers=0)
-        for _ in Training(classifier, data, settings, head=head).steps():
+        for _ in Training(classifier, data, settings, backbone=Backbone(head)).steps():
             pass
         return classifier.module.get_parameter("classifier.weight").detach().flatten()
 
@@ -154,7 +120,7 @@ def test_the_backbone_rests_then_learns_at_its_own_rate(photographs, weights):
         precision="float32",
     )
     data = FolderData(listed, classifier.input, settings, workers=0)
-    training = Training(classifier, data, settings, head=head)
+    training = Training(classifier, data, settings, backbone=Backbone(head))
 
     def rates():
         groups = training._optimizer.param_groups
@@ -190,7 +156,7 @@ def test_the_backbone_warms_up_when_it_is_unfrozen(photographs, weights):
         epochs=4, frozen_epochs=2, batch_size=4, learning_rate=0.01, schedule="cosine"
     )
     data = FolderData(listed, classifier.input, settings, workers=0)
-    training = Training(classifier, data, settings, head=head)
+    training = Training(classifier, data, settings, backbone=Backbone(head))
     rates = [training._optimizer.param_groups[-1]["lr"] for _ in training.steps()]
     begins = training.total // 2
     assert rates[:begins] == [0] * begins
@@ -253,14 +219,26 @@ def test_a_split_takes_its_share_of_every_class(photographs):
     assert sorted(training.pictures + held.pictures) == sorted(listed.pictures)
     assert [sum(each.label == label for each in held.pictures) for label in (0, 1)] == [2, 2]
     assert training.digest != held.digest
-    with pytest.raises(DataError, match=r"class animals has 8 pictures.* share of 0\.01 leaves"):
-        listed.split(0.01, seed=0)
+    # However small or large the share is, there is one of every class in both parts.
+    for share, counts in ((0.01, [1, 1]), (0.99, [7, 7])):
+        assert listed.split(share, seed=0)[1].counts == counts
 
 
-@pytest.fixture
-def own(photographs, tmp_path):
-    """A copy of the photographs, to spoil."""
-    return shutil.copytree(photographs, tmp_path / "own")
+def test_a_sample_has_as_many_of_every_class(photographs):
+    listed = scan(photographs, "fail")
+    assert listed.sample(3, seed=0).counts == [3, 3]
+    assert listed.sample(3, seed=0) == listed.sample(3, seed=0) != listed.sample(3, seed=1)
+    assert listed.sample(9, seed=0) == listed
+
+
+def test_two_pictures_of_a_class_are_one_to_train_on_and_one_to_judge_by(own):
+    for file in sorted((own / "animals").rglob("*.jpg"))[2:]:
+        file.unlink()
+    training, held = scan(own, "fail").split(0.2, seed=0)
+    assert (training.counts, held.counts) == ([1, 6], [1, 2])
+    min((own / "animals").rglob("*.jpg")).unlink()
+    with pytest.raises(DataError, match=r"class animals has 1 picture; .*--validation FOLDER"):
+        scan(own, "fail").split(0.2, seed=0)
 
 
 def test_corrupt_files_are_reported_and_left_out_or_end_it(own, weights, tmp_path, capsys):
@@ -291,6 +269,8 @@ def test_folders_that_cannot_be_used(own, tmp_path):
         scan(own / "animals" / "deeper", "fail")
     with pytest.raises(DataError, match=r"has 2 classes, and 3 are wanted; .*alone: plants"):
         scan(own, "fail", ["animals", "plants", "things"])
+    with pytest.raises(DataError, match="animals: has one folder, deeper; at least two classes"):
+        scan(own / "animals", "fail")
     (own / "empty").mkdir()
     with pytest.raises(DataError, match="empty: has no pictures"):
         scan(own, "skip")

@@ -107,6 +107,23 @@ def test_parts_of_a_batch_make_the_same_step(digits):
     assert _losses(parts, 5) == pytest.approx(_losses(whole, 5), rel=1e-5)
 
 
+def test_weights_of_classes_count_over_the_whole_batch(digits):
+    weights = [4.0, *[0.5] * 9]
+
+    def losses(accumulate, weights):
+        classifier = registry.create("foveate:lenet5", weights="random:0")
+        settings = Settings(accumulate=accumulate, precision="float32", learning_rate=1e-9)
+        data = InMemory(*(part[:128] for part in digits), classifier.input)
+        return _losses(Training(classifier, data, settings, weights=weights), 1)
+
+    whole = losses(1, weights)
+    assert losses(4, weights) == pytest.approx(whole, rel=1e-5)
+    # The loss of a picture is multiplied by its class's weight, whatever else is in its part.
+    alike = [losses(1, [float(label == own) for own in range(10)])[0] for label in range(10)]
+    assert sum(w * a for w, a in zip(weights, alike, strict=True)) == pytest.approx(*whole)
+    assert sum(alike) == pytest.approx(*losses(1, None))
+
+
 def test_clipping_bounds_a_step(digits):
     free, clipped = (
         _training(

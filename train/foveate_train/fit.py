@@ -22,13 +22,17 @@ from foveate_train.classifier import Classifier
 from foveate_train.data.batches import Data
 from foveate_train.errors import MissingPackageError, ResumeError, SettingsError
 from foveate_train.interruption import interruption
-from foveate_train.loop import Training, evaluate
+from foveate_train.loop import Backbone, Training, evaluate
 from foveate_train.progress import StepProgress
 from foveate_train.run import Run
 from foveate_train.settings import Settings
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+
+_LISTED = 20
+"""How many classes are listed."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +45,11 @@ class Plan:
         watched: what it is evaluated on after each epoch.
         metric: the name of that accuracy, such as `test_accuracy`.
         selects: whether that accuracy decides which epoch's weights are the
-            result, and when to stop; if not, the last ones are.
+            result, and when to stop; if not, the last ones are, unless a pretrained
+            network was better before the first step.
         test: where that is so, what the result is evaluated on in the end.
-        head: the parameters that are new, where the others are pretrained.
+        backbone: what is pretrained; None where nothing is.
+        weights: of the classes in the loss; None where they count alike.
     """
 
     classifier: Classifier
@@ -52,7 +58,8 @@ class Plan:
     metric: str
     selects: bool
     test: Data | None = None
-    head: frozenset[str] | None = None
+    backbone: Backbone | None = None
+    weights: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -71,12 +78,21 @@ class Result:
         said = [
             f"{name.replace('_', ' ')} {share:.2%}"
             for name, share in self.metrics.items()
-            if name.endswith("_accuracy")
+            if name.endswith("_accuracy") and "/" not in name
         ]
         if self.interrupted:
             said.insert(0, "interrupted (--resume goes on)")
         took = f"{self.metrics['steps']:.0f} steps in {self.metrics['seconds']:.1f} s"
         return f"{', '.join(said)} after {took}; checkpoint {self.folder}"
+
+    def by_class(self) -> str:
+        """Say what each class got right, the least first; nothing where that is not known."""
+        shares = {
+            name.partition("/")[2]: share for name, share in self.metrics.items() if "/" in name
+        }
+        least = sorted(shares, key=lambda label: shares[label])[:_LISTED]
+        more = f", and {len(shares) - _LISTED} more" if len(shares) > _LISTED else ""
+        return ", ".join(f"{label} {shares[label]:.0%}" for label in least) + more
 
 
 def fit(
@@ -106,11 +122,17 @@ def fit(
     checkpoint.check_target(folder)
     beside = run_folder(folder)
     _prepare(beside, resume=resume)
-    run = Run(
-        Training(plan.classifier, plan.data, settings, head=plan.head, device=device),
-        plan.watched,
-        beside / "state.pt",
+    training = Training(
+        plan.classifier,
+        plan.data,
+        settings,
+        backbone=plan.backbone,
+        weights=plan.weights,
+        device=device,
     )
+    # A new head begins as a solution, which may be the best there is.
+    begun = plan.backbone is not None
+    run = Run(training, plan.watched, beside / "state.pt", from_start=begun)
     progress = StepProgress(done=run.training.number, total=run.training.total)
     with ExitStack() as stack:
         logs = tensorboard and distributed.rank() == 0
@@ -125,10 +147,10 @@ def fit(
                 log.add_scalar(f"accuracy/{plan.metric}", epoch.accuracy, epoch.number)
             if plan.selects:
                 _save(beside / "last", plan, run)
-                if epoch == max(run.history, key=lambda each: each.accuracy or 0):
-                    _save(folder, plan, run)
+            if epoch is run.best if plan.selects else epoch.number == 0:
+                _save(folder, plan, run)
         interrupted = stop.is_set()
-    if not plan.selects or not run.history:
+    if not run.history or (not plan.selects and (interrupted or not run.is_below_its_start)):
         _save(folder, plan, run)
     elif plan.test is not None and not interrupted:
         _add_test_accuracy(folder, plan.test)
@@ -167,12 +189,16 @@ def _save(folder: Path, plan: Plan, run: Run) -> None:
         return
     training, history = run.training, run.history
     metrics: dict[str, float] = {
-        "epochs": len(history),
+        "epochs": history[-1].number if history else 0,
         "steps": training.number,
         "seconds": sum(epoch.seconds for epoch in history),
     }
     if history and not run.within_epoch:
-        metrics |= {"train_loss": history[-1].loss, plan.metric: history[-1].accuracy or 0}
+        last = history[-1]
+        metrics |= {"train_loss": last.loss} if last.number else {}
+        metrics |= {plan.metric: last.accuracy or 0}
+        if plan.backbone is not None and run.tally is not None:
+            metrics |= run.tally.by_class(f"{plan.metric}/", training.classifier.labels)
     checkpoint.save(
         folder,
         training.result,

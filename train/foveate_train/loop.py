@@ -14,10 +14,10 @@ step follow from the seed and the step's number alone.
 """
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from timm.optim import param_groups_weight_decay
@@ -33,6 +33,7 @@ from foveate_train.classifier import Classifier
 from foveate_train.data.batches import Batch, Data, steps
 from foveate_train.data.draws import derive
 from foveate_train.settings import Settings
+from foveate_train.stages import Rest
 
 # The first rate of a warm-up, as a share of the highest; that of torch's OneCycleLR.
 _FIRST_RATE = 1 / 25
@@ -61,6 +62,22 @@ class Step:
     loss: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Backbone:
+    """What of a network is pretrained, and how much of it stays as it is.
+
+    Attributes:
+        head: the parameters that are new, by name; the others learn as the settings
+            for fine-tuning say.
+        frozen: the stages that do not learn, by name: a chain from the input on.
+        passed: whether the data are what these stages made of the pictures.
+    """
+
+    head: frozenset[str]
+    frozen: tuple[str, ...] = ()
+    passed: bool = False
+
+
 class Training:
     """One run over a data set, from its first step or from wherever a state says.
 
@@ -70,9 +87,8 @@ class Training:
         classifier: its module is trained in place, and moved to `device`.
         data: what to train on.
         settings: the run's settings.
-        head: the parameters of a head that is new, by name; the others are the
-            backbone's and learn as the settings for fine-tuning say. None where
-            there is no such difference.
+        backbone: what is pretrained; None where nothing is.
+        weights: of the classes in the loss; None where they count alike.
         device: where to compute; by default a GPU if there is one.
     """
 
@@ -82,7 +98,8 @@ class Training:
         data: Data,
         settings: Settings,
         *,
-        head: Collection[str] | None = None,
+        backbone: Backbone | None = None,
+        weights: Sequence[float] | None = None,
         device: torch.device | None = None,
     ) -> None:
         self.settings = settings
@@ -93,9 +110,14 @@ class Training:
         self._per_epoch = steps(len(data), settings.batch_size)
         self.total = self._per_epoch * settings.epochs
         self._module = classifier.module.to(memory_format=torch.channels_last).to(self.device)
-        named = dict(self._module.named_parameters())
-        self._head = [p for name, p in named.items() if head is None or name in head]
-        self._backbone = [p for name, p in named.items() if head is not None and name not in head]
+        self.backbone = backbone
+        self._weights = None if weights is None else torch.tensor(weights, device=self.device)
+        for name in () if backbone is None else backbone.frozen:
+            self._module.get_submodule(name).requires_grad_(requires_grad=False)
+        learning = {n: p for n, p in self._module.named_parameters() if p.requires_grad}
+        new = learning.keys() if backbone is None else backbone.head
+        self._head = [p for name, p in learning.items() if name in new]
+        self._backbone = [p for name, p in learning.items() if name not in new]
         self._optimizer = self._make_optimizer()
         self._ema = (
             ModelEmaV3(self._module, settings.ema, use_warmup=True) if settings.ema else None
@@ -111,6 +133,11 @@ class Training:
         """The classifier with the weights to keep: their moving average, if there is one."""
         module = self._module if self._ema is None else self._ema.module
         return replace(self.classifier, module=module)
+
+    @property
+    def network(self) -> nn.Module:
+        """What the result makes logits with, of data like those that it is trained on."""
+        return self._for_the_data(self.result.module)
 
     def steps(self) -> Iterator[Step]:
         """Do the steps that remain, and hand over what each did."""
@@ -162,12 +189,16 @@ class Training:
             strict=True,
         ):
             criterion = partial(
-                functional.cross_entropy, target=truth, label_smoothing=settings.label_smoothing
+                functional.cross_entropy,
+                target=truth,
+                weight=self._weights,
+                label_smoothing=settings.label_smoothing,
+                reduction="sum",
             )
             with torch.autocast(
                 self.device.type, self.precision, enabled=self.precision is not torch.float32
             ):
-                loss = self.classifier.loss(forward(part), criterion) * len(part) / batch.total
+                loss = self.classifier.loss(forward(part), criterion) / batch.total
             # DistributedDataParallel takes the mean of the processes' gradients.
             torch.autograd.backward(self._scaler.scale(loss * distributed.world()))
             mean += loss.detach()
@@ -184,11 +215,16 @@ class Training:
         """Freeze or unfreeze for an epoch; return the network as it is to be called."""
         for parameter in self._backbone:
             parameter.requires_grad_(epoch > self.settings.frozen_epochs)
-        forward = self._module
+        forward = self._for_the_data(self._module)
         if distributed.world() > 1:
             # Wrapped anew each epoch, because the parameters that learn may have changed.
             forward = DistributedDataParallel(forward)
         return cast("nn.Module", torch.compile(forward)) if self.settings.compile else forward
+
+    def _for_the_data(self, module: nn.Module) -> nn.Module:
+        """Return a network that begins where the data end."""
+        backbone = self.backbone
+        return Rest(module, backbone.frozen) if backbone and backbone.passed else module
 
     def _use_train_mode(self) -> None:
         """Set training mode, but leave a backbone's normalisations as they are in use.
@@ -196,9 +232,12 @@ class Training:
         Their statistics come from far more pictures than a small data set has.
         """
         self._module.train()
-        for layer in self._module.modules() if self._backbone else ():
-            if isinstance(layer, _BatchNorm):
-                layer.eval()
+        if self.backbone is not None:
+            for name in self.backbone.frozen:
+                self._module.get_submodule(name).eval()
+            for layer in self._module.modules():
+                if isinstance(layer, _BatchNorm):
+                    layer.eval()
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         """Return the optimiser; its groups know their highest rate and their first step.
@@ -260,20 +299,50 @@ def schedule(settings: Settings, step: int, steps: int) -> tuple[float, float]:
     return share, _MOST_MOMENTUM - (_MOST_MOMENTUM - _LEAST_MOMENTUM) * height
 
 
+class Tally(NamedTuple):
+    """How many pictures of each class there were, and how many were put into it."""
+
+    seen: tuple[int, ...]
+    right: tuple[int, ...]
+
+    @property
+    def accuracy(self) -> float:
+        """The share of all pictures that were right."""
+        return sum(self.right) / sum(self.seen)
+
+    def by_class(self, prefix: str, labels: Sequence[str]) -> dict[str, float]:
+        """Return the share of each class that was right, by its label with a prefix."""
+        return {
+            f"{prefix}{label}": right / seen
+            for label, seen, right in zip(labels, self.seen, self.right, strict=True)
+            if seen
+        }
+
+
 @torch.inference_mode()
-def evaluate(module: nn.Module, data: Data, *, precision: torch.dtype = torch.float32) -> float:
-    """Return the share of pictures whose highest logit is their label's.
+def tally(module: nn.Module, data: Data, *, precision: torch.dtype = torch.float32) -> Tally:
+    """Count the pictures whose highest logit is their label's.
 
     The module is left in evaluation mode.
     """
     module.eval()
     device = next(module.parameters()).device
-    right = 0
+    seen, right = [], []
     for batch in data.all():
         with torch.autocast(device.type, precision, enabled=precision is not torch.float32):
             logits = module(batch.images.to(device))
-        right += int((logits.argmax(1) == batch.labels.to(device)).sum())
-    return right / len(data)
+        seen.append(batch.labels)
+        right.append(batch.labels[logits.argmax(1).cpu() == batch.labels])
+    counts = (torch.bincount(torch.cat(part), minlength=logits.shape[1]) for part in (seen, right))
+    return Tally(*(tuple(count.tolist()) for count in counts))
+
+
+def evaluate(module: nn.Module, data: Data, *, precision: torch.dtype = torch.float32) -> float:
+    """Return the share of pictures whose highest logit is their label's.
+
+    The module is left in evaluation mode.
+    """
+    return tally(module, data, precision=precision).accuracy
 
 
 def default_device() -> torch.device:

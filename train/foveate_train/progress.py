@@ -49,8 +49,8 @@ class StepProgress(Progress):
         self, epoch: "Epoch", epochs: int, images: int, metric: str = "test accuracy"
     ) -> None:
         """Write a line about one of so many epochs, each of so many images."""
-        self.console.print(
-            f"{self._title}epoch {epoch.number}/{epochs}: loss {epoch.loss:.4f}, "
-            f"{metric} {epoch.accuracy:.2%}, {images / epoch.seconds:.0f} images/s",
-            highlight=False,
-        )
+        said = [f"{metric} {epoch.accuracy:.2%}"]
+        if epoch.number:
+            said = [f"loss {epoch.loss:.4f}", *said, f"{images / epoch.seconds:.0f} images/s"]
+        line = f"{self._title}epoch {epoch.number}/{epochs}: {', '.join(said)}"
+        self.console.print(line, highlight=False)

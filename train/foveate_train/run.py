@@ -7,6 +7,7 @@
 A run that was killed goes on in the same way: `Run` begins where the file says.
 """
 
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,7 @@ import torch
 from foveate_train import distributed
 from foveate_train.data.batches import Data
 from foveate_train.errors import CheckpointError, ResumeError
-from foveate_train.loop import Training, evaluate
+from foveate_train.loop import Tally, Training, tally
 from foveate_train.progress import StepProgress
 from foveate_train.weights import DAMAGED
 
@@ -31,8 +32,8 @@ class Epoch(NamedTuple):
     """What one epoch came to.
 
     Attributes:
-        number: from 1.
-        loss: the mean over the epoch's pictures.
+        number: from 1; 0 is what stood before the first step.
+        loss: the mean over the epoch's pictures; not a number before the first step.
         accuracy: of the evaluation after it, 0 to 1; None without one.
         seconds: of training, without the evaluation.
     """
@@ -52,9 +53,11 @@ class Run:
         path: the file of its state: written after every epoch, every so often
             within one, and when the run is stopped; the last state stays.
         precision: what the evaluation computes in.
+        from_start: whether it is evaluated before the first step, too.
 
     Attributes:
         history: the epochs that are done, those of earlier processes included.
+        tally: of the last evaluation.
 
     Raises:
         ResumeError: the state is damaged or of another run.
@@ -67,9 +70,12 @@ class Run:
         path: Path,
         *,
         precision: torch.dtype = torch.float32,
+        from_start: bool = False,
     ) -> None:
         self.training = training
         self.history: list[Epoch] = []
+        self.tally: Tally | None = None
+        self._from_start = from_start
         self._watched = watched
         self._path = path
         self._precision = precision
@@ -85,6 +91,18 @@ class Run:
             self.history = [Epoch(*epoch) for epoch in state["history"]]
             self._loss = state["loss"].to(training.device)
             self._seen, self._seconds = state["seen"], state["seconds"]
+            self.tally = Tally(*state["tally"]) if state["tally"] else None
+
+    @property
+    def best(self) -> Epoch:
+        """The epoch with the highest accuracy, and of several the last."""
+        return max(self.history, key=lambda epoch: (epoch.accuracy or 0, epoch.number))
+
+    @property
+    def is_below_its_start(self) -> bool:
+        """Whether the last evaluation was worse than the one before the first step."""
+        begin, last = self.history[0], self.history[-1]
+        return begin.number == 0 and (last.accuracy or 0) < (begin.accuracy or 0)
 
     @property
     def within_epoch(self) -> bool:
@@ -99,6 +117,9 @@ class Run:
         """
         if self._patience_is_spent():
             return
+        if self._from_start and self.training.number == 0:
+            self.history.append(Epoch(0, math.nan, self._evaluate(), 0.0))
+            yield self.history[-1]
         began = time.perf_counter()
         for step in self.training.steps():
             self._loss = self._loss + step.loss * step.images
@@ -119,14 +140,15 @@ class Run:
             began = time.perf_counter()
 
     def _end_epoch(self, number: int) -> None:
-        module = self.training.result.module
-        accuracy = (
-            None
-            if self._watched is None
-            else evaluate(module, self._watched, precision=self._precision)
-        )
-        self.history.append(Epoch(number, float(self._loss) / self._seen, accuracy, self._seconds))
+        loss = float(self._loss) / self._seen
+        self.history.append(Epoch(number, loss, self._evaluate(), self._seconds))
         self._loss, self._seen, self._seconds = torch.zeros_like(self._loss), 0, 0.0
+
+    def _evaluate(self) -> float | None:
+        if self._watched is None:
+            return None
+        self.tally = tally(self.training.network, self._watched, precision=self._precision)
+        return self.tally.accuracy
 
     def _keep(self) -> None:
         self._kept = time.monotonic()
@@ -137,6 +159,7 @@ class Run:
                 "loss": self._loss,
                 "seen": self._seen,
                 "seconds": self._seconds,
+                "tally": self.tally and tuple(self.tally),
             }
             write_state(self._path, self._identity(), state)
 
@@ -147,6 +170,7 @@ class Run:
             "classifier": training.classifier.name,
             "arguments": training.classifier.arguments,
             "data": training.data.digest,
+            "frozen": list(training.backbone.frozen) if training.backbone else [],
             **training.settings.model_dump(mode="json"),
         }
 

@@ -73,6 +73,9 @@ class Settings(BaseModel):
     backbone_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Fine-tuning: the backbone's highest learning rate, as a share of the head's."""
 
+    balance: bool = False
+    """Fine-tuning: in the loss all classes count alike, however many pictures they have."""
+
     precision: Precision = "auto"
     """auto takes bfloat16 or float16 where the device multiplies it natively."""
     compile: bool = False

@@ -7,27 +7,19 @@ from typing import Annotated
 
 from pydantic import Field
 
-from foveate_train import distributed, registry
+from foveate_train import checkpoint, distributed, recipe, registry
 from foveate_train.commands.options import As, Command, FitOptions
-from foveate_train.data.folder import Corrupt, FolderData, Photographs, scan
-from foveate_train.fit import Plan, run_folder
+from foveate_train.data.folder import Corrupt, Photographs, scan
+from foveate_train.fit import run_folder
 from foveate_train.head import with_new_head
-from foveate_train.settings import Settings, checked
-
-DEFAULTS = {
-    "epochs": 10,
-    "batch_size": 32,
-    "learning_rate": 2e-3,
-    "schedule": "cosine",
-    "label_smoothing": 0.1,
-}
+from foveate_train.settings import Settings
 
 
 class FinetuneOptions(FitOptions):
     """Teach a pretrained classifier the classes of an image folder.
 
     Each class is a folder of pictures; its name is the class's label. A share of every
-    class is held out, and the weights that are best on it are the result.
+    class is held out to judge by. What is not given follows from the pictures.
 
         foveate train finetune photographs --model package:efficientnet_lite0 --out own
     """
@@ -50,32 +42,34 @@ def run(options: FinetuneOptions) -> int:
     Raises:
         TrainError: whatever stands in the way, as its subclass says.
     """
-    settings = _settings(options)
-    training, validation = _photographs(options, settings)
+    checkpoint.check_target(options.out)
+    seed, device = recipe.check(options.given).seed, options.use_machine()
+    photographs = _photographs(options, seed)
     classifier, head = with_new_head(
         options.model,
-        training.classes,
+        photographs[0].classes,
         weights=options.weights,
-        seed=settings.seed,
+        seed=seed,
         arguments=registry.parse_arguments(options.argument),
     )
-    data, watched = (
-        FolderData(part, classifier.input, settings, workers=options.workers)
-        for part in (training, validation)
+    plan, settings = recipe.plan(
+        classifier,
+        head,
+        photographs,
+        options.given,
+        workers=options.workers,
+        device=device,
+        say=_say,
     )
-    plan = Plan(classifier, data, watched, "validation_accuracy", selects=True, head=head)
     return options.fit(plan, settings)
 
 
-def _settings(options: FinetuneOptions) -> Settings:
-    """Return the settings; the frozen epochs follow the epochs where they are not given."""
-    settings = checked(Settings, DEFAULTS | options.given)
-    if "frozen_epochs" in options.given:
-        return settings
-    return settings.model_copy(update={"frozen_epochs": min(2, settings.epochs // 2)})
+def _say(line: str) -> None:
+    if distributed.rank() == 0:
+        print(line, file=sys.stderr)
 
 
-def _photographs(options: FinetuneOptions, settings: Settings) -> tuple[Photographs, Photographs]:
+def _photographs(options: FinetuneOptions, seed: int) -> tuple[Photographs, Photographs]:
     """List the pictures to train and to validate on, and report what is left out.
 
     The run's folder keeps the digests of those that could be decoded, so that going
@@ -86,12 +80,12 @@ def _photographs(options: FinetuneOptions, settings: Settings) -> tuple[Photogra
     training = scan(options.data, options.corrupt, whole=whole)
     seen = [training]
     if options.validation is None:
-        training, validation = training.split(options.holdout, settings.seed)
+        training, validation = training.split(options.holdout, seed)
     else:
         validation = scan(options.validation, options.corrupt, training.classes, whole=whole)
         seen.append(validation)
     for file, flaw in itertools.chain(*(each.corrupt.items() for each in seen)):
-        print(f"left out {file}: {flaw}", file=sys.stderr)
+        _say(f"left out {file}: {flaw}")
     if distributed.rank() == 0:
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text("\n".join(picture.digest for each in seen for picture in each.pictures))
@@ -103,5 +97,5 @@ COMMAND = Command(
     options=FinetuneOptions,
     run=run,
     settings=[name for name in Settings.model_fields if name != "shift"],
-    defaults=DEFAULTS | {"frozen_epochs": "2, or half of the epochs where they are fewer than 4"},
+    defaults={**recipe.DEFAULTS, **recipe.FOLLOWING},
 )

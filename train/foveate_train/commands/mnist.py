@@ -16,7 +16,7 @@ from foveate_train.fit import Plan
 from foveate_train.settings import Settings, checked
 
 _CLASSES = 10
-_FOR_PHOTOGRAPHS = ("crop", "flip", "policy", "erase", "frozen_epochs", "backbone_rate")
+_FOR_PHOTOGRAPHS = ("crop", "flip", "policy", "erase", "frozen_epochs", "backbone_rate", "balance")
 
 
 class MnistOptions(FitOptions):

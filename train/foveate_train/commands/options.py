@@ -3,6 +3,7 @@
 import argparse
 import inspect
 import json
+import sys
 import types
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -116,6 +117,8 @@ class FitOptions(MachineOptions):
             device=self.use_machine(),
         )
         if distributed.rank() == 0:
+            if classes := result.by_class():
+                print(f"right of each class: {classes}", file=sys.stderr)
             as_json = json.dumps({"checkpoint": str(self.out), **result.metrics})
             print(as_json if self.as_json else result)
         return int(result.interrupted)

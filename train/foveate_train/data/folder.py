@@ -3,7 +3,7 @@
 import hashlib
 import io
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -56,6 +56,16 @@ class Photographs:
     classes: tuple[str, ...]
     corrupt: dict[Path, str]
 
+    @property
+    def labels(self) -> torch.Tensor:
+        """The class of each picture, int64 [N]."""
+        return torch.tensor([picture.label for picture in self.pictures])
+
+    @property
+    def counts(self) -> list[int]:
+        """How many pictures each class has."""
+        return torch.bincount(self.labels, minlength=len(self.classes)).tolist()
+
     @cached_property
     def digest(self) -> str:
         """The identity of pictures and classes, wherever the folder lies."""
@@ -65,27 +75,43 @@ class Photographs:
         return f"sha256:{state.hexdigest()}"
 
     def split(self, share: float, seed: int) -> tuple[Self, Self]:
-        """Return two parts, the second with this share of every class, rounded.
+        """Return two parts, the second with this share of every class, rounded, and at least one.
 
         Raises:
-            DataError: a class has too few pictures to have some in both.
+            DataError: a class has too few pictures to have one in both.
         """
         held: set[Picture] = set()
-        for label, name in enumerate(self.classes):
-            own = [picture for picture in self.pictures if picture.label == label]
-            count = round(share * len(own))
-            if not 0 < count < len(own):
+        for label, own in enumerate(self._by_class()):
+            if len(own) < 2:
                 raise DataError(
-                    f"class {name} has {len(own)} pictures, which a share of {share:g} leaves "
-                    "none to train on or none to validate on"
+                    f"class {self.classes[label]} has 1 picture; one to train on and one to "
+                    "judge by are needed (--validation FOLDER gives others to judge by)"
                 )
-            order = torch.randperm(len(own), generator=generator(seed, label))
-            held.update(own[index] for index in order[:count].tolist())
+            count = min(max(1, round(share * len(own))), len(own) - 1)
+            held.update(_shuffled(own, seed, label)[:count])
         return self._part(set(self.pictures) - held), self._part(held)
+
+    def sample(self, most: int, seed: int) -> Self:
+        """Return at most so many pictures of each class, drawn from the seed."""
+        chosen: set[Picture] = set()
+        for label, own in enumerate(self._by_class()):
+            chosen.update(_shuffled(own, seed, label)[:most])
+        return self._part(chosen)
+
+    def _by_class(self) -> list[list[Picture]]:
+        found: list[list[Picture]] = [[] for _ in self.classes]
+        for picture in self.pictures:
+            found[picture.label].append(picture)
+        return found
 
     def _part(self, chosen: Collection[Picture]) -> Self:
         pictures = tuple(picture for picture in self.pictures if picture in chosen)
         return replace(self, pictures=pictures, corrupt={})
+
+
+def _shuffled(pictures: Sequence[Picture], *purpose: int) -> list[Picture]:
+    order = torch.randperm(len(pictures), generator=generator(*purpose)).tolist()
+    return [pictures[index] for index in order]
 
 
 def scan(
@@ -105,8 +131,8 @@ def scan(
             decoded again.
 
     Raises:
-        DataError: there is no such folder, it has no class folders or others than
-            `classes`, one of them has no pictures, or a picture is corrupt.
+        DataError: there is no such folder, it has fewer than two class folders or others
+            than `classes`, one of them has no pictures, or a picture is corrupt.
     """
     try:
         found = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
@@ -114,6 +140,8 @@ def scan(
         raise DataError(f"{folder}: {error.strerror}") from error
     if not found:
         raise DataError(f"{folder}: has no folders; each class is a folder of pictures")
+    if len(found) == 1:
+        raise DataError(f"{folder}: has one folder, {found[0]}; at least two classes are needed")
     if classes is not None and found != tuple(classes):
         differing = ", ".join(sorted(set(found) ^ set(classes)))
         raise DataError(
@@ -157,12 +185,20 @@ class FolderData:
         spec: what the network takes.
         settings: how they are changed at random in training.
         workers: processes that decode; 0 decodes in this one.
+        passes: how often an epoch sees every picture.
     """
 
     def __init__(
-        self, photographs: Photographs, spec: InputSpec, settings: Settings, *, workers: int
+        self,
+        photographs: Photographs,
+        spec: InputSpec,
+        settings: Settings,
+        *,
+        workers: int,
+        passes: int = 1,
     ) -> None:
         self.photographs = photographs
+        self._passes = passes
         self._training = _Loader(
             _Decoded(photographs, _augmentation(spec, settings), spec), workers
         )
@@ -174,8 +210,8 @@ class FolderData:
         return self.photographs.digest
 
     def __len__(self) -> int:
-        """Return the number of pictures."""
-        return len(self.photographs.pictures)
+        """Return how many pictures an epoch sees."""
+        return len(self.photographs.pictures) * self._passes
 
     def epoch(self, seed: int, epoch: int, batch_size: int, *, start: int = 0) -> Iterator[Batch]:
         """Give one epoch's batches from number `start` on, shuffled and augmented.
@@ -183,9 +219,10 @@ class FolderData:
         What is drawn for a picture depends on the seed, the epoch and the picture,
         not on the worker that decodes it.
         """
+        count = len(self.photographs.pictures)
         wanted, batches = itertools.tee(shares(len(self), batch_size, seed, epoch, start))
         drawn = (
-            [(index, derive(seed, epoch, index)) for index in chosen[share].tolist()]
+            [(own % count, derive(seed, epoch, own)) for own in chosen[share].tolist()]
             for _, chosen, share in wanted
         )
         for (images, labels), (_, chosen, _) in zip(
@@ -195,8 +232,16 @@ class FolderData:
 
     def all(self) -> Iterator[Batch]:
         """Give every picture once, resized and cropped as in serving, in order."""
-        parts = torch.split(torch.arange(len(self)), _EVALUATED_AT_ONCE)
-        for images, labels in self._as_is.load([(i, 0) for i in part.tolist()] for part in parts):
+        return self._in_order(self._as_is, lambda _: 0)
+
+    def view(self, seed: int, number: int) -> Iterator[Batch]:
+        """Give every picture once, augmented, in order; each number is another view."""
+        return self._in_order(self._training, lambda index: derive(seed, number, index))
+
+    def _in_order(self, loader: "_Loader", draw: Callable[[int], int]) -> Iterator[Batch]:
+        indices = torch.arange(len(self.photographs.pictures))
+        parts = torch.split(indices, _EVALUATED_AT_ONCE)
+        for images, labels in loader.load([(i, draw(i)) for i in part.tolist()] for part in parts):
             yield Batch(images, labels, len(labels))
 
 
