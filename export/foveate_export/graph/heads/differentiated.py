@@ -69,7 +69,7 @@ class Differentiated(Head):
         taps = [each.tap for each in recording.maps]
         # The graph's own pixels are contiguous, and a trace depends on it.
         image = recording.image.contiguous()
-        traced = trace(recording.module, image, taps)
+        traced = trace(recording.module, image, taps, [found.tap])
         head = cls(recording.module, traced, target_of(found))
         classes = torch.zeros(len(image), 1, dtype=torch.int64)
         with torch.no_grad():
@@ -97,11 +97,10 @@ class Differentiated(Head):
         means = forward.mean_gradient(self._tap, classes)
         if means is None:
             means = gradient.mean((3, 4))
-        weighed = activations.unsqueeze(1)
         return {
-            "gradcam": weigh(means, activations).relu(),
-            "hirescam": (gradient * weighed).sum(2),
-            "layercam": (gradient.relu() * weighed).sum(2).relu(),
+            "gradcam": weigh(means.transpose(0, 1), activations).relu(),
+            "hirescam": (gradient * activations).sum(2).transpose(0, 1),
+            "layercam": (gradient.relu() * activations).sum(2).relu().transpose(0, 1),
         }
 
 
