@@ -76,10 +76,10 @@ def answer(
             if explained.held is not None:
                 with (
                     _holding(classifier.module, explained.held),
-                    tapped(classifier.module, explained.taps) as tensors,
+                    tapped(classifier.module, explained.taps) as again,
                 ):
                     linear = classifier.module(pixels)
-                cams["cam"] = _explain(linear, tensors, classes, explained)["cam"]
+                cams["cam"] = _explain(linear, again, classes, explained)["cam"]
     return Answers(
         logits=logits.detach().float().numpy(),
         cams={method: maps.detach().float().numpy() for method, maps in cams.items()},

@@ -285,6 +285,7 @@ def test_a_head_that_cannot_be_differentiated_is_exported_without_maps_and_says_
     assert exported.manifest.cams == ()
     assert exported.note is not None
     assert exported.note.startswith("no class activation maps: this head is not supported")
+    assert exported.manifest.assumptions["cams"] == exported.note
     model = onnx.load(exported.path / "model.onnx")
     assert [node.name for node in model.graph.input] == ["image"]
     with torch.no_grad():

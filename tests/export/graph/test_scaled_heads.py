@@ -9,6 +9,7 @@ from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
 from foveate_export.anatomy.logits import as_logits
 from foveate_export.anatomy.parametrised import with_plain_weights
+from foveate_export.anatomy.taps import Tap
 from foveate_export.default_pictures import for_classifier
 from foveate_export.exporter import examine
 from foveate_export.graph.classifier import ExplainedClassifier
@@ -59,7 +60,9 @@ def checked(classifier, kind: type) -> dict[str, Tensor]:
         outputs = dict(
             zip(graph.output_names, graph(torch.from_numpy(images), CLASSES), strict=True)
         )
-    expected = answer(classifier, images, head=head, classes=CLASSES.numpy())
+    layers = [Tap("stem.0")]
+    expected = answer(classifier, images, layers=layers, head=head, classes=CLASSES.numpy())
+    assert expected.features.keys() == {"stem.0"}
     for method, maps in expected.cams.items():
         assert abs(maps).max() > 0
         assert relative_error(outputs[f"cam.{method}"].numpy(), maps, (2, 3)) < 1e-4, method
