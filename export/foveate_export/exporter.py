@@ -177,7 +177,9 @@ def export(
             ).eval()
             write_onnx(graph, classifier.input, folder / file_name(FP32))
             write_labels(classifier.labels, folder / LABELS_FILE)
-        draft = _draft(classifier, name, anatomy.head, chosen, metadata or {}, ending=ending)
+        draft = _draft(
+            classifier, name, anatomy.head, chosen, metadata or {}, ending=ending, note=anatomy.note
+        )
         maker = _Maker(
             oracle=classifier,
             anatomy=anatomy,
@@ -346,6 +348,7 @@ def _draft(
     metadata: Mapping[str, str],
     *,
     ending: Ending,
+    note: str | None,
 ) -> Manifest:
     """Return the manifest as far as it is known before anything was measured."""
     packages = (
@@ -384,7 +387,7 @@ def _draft(
         ),
         variants=tuple(unmeasured(variant) for variant in VARIANTS),
         files={},
-        assumptions={"scores": ending.said},
+        assumptions={"scores": ending.said} | ({"cams": note} if note else {}),
         metadata=dict(metadata),
     )
 

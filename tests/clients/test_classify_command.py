@@ -145,6 +145,19 @@ def test_what_is_asked_for_is_what_the_arguments_say(server, run, coffee):
     ]
 
 
+def test_a_model_without_maps_is_said_once_and_classifies_all_the_same(run, server, coffee):
+    del server.service.model.cam_methods[:]
+    server.service.model.assumptions["cams"] = "no class activation maps: sort has no rule"
+    code, out, err = run(coffee, coffee, "--json", "--cam", "--cam-method", "gradcam")
+    assert code == 0
+    assert err.count("pets has no class activation maps: sort has no rule. The classes") == 1
+    assert "--cam-layer" in err
+    records = [json.loads(line) for line in out.splitlines()]
+    assert all(record["predictions"] and record["error"] is None for record in records)
+    assert all(record["cams"] == [] for record in records)
+    assert len(records) == 2
+
+
 def test_pictures_are_written_beside_their_values(run, coffee, chelsea, tmp_path):
     out = tmp_path / "new" / "folder"
     again = tmp_path / "coffee.jpg"

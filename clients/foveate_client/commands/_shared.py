@@ -11,6 +11,7 @@ from pathlib import Path
 from foveate_client._client import DEFAULT_TIMEOUT, Client
 from foveate_client._connection import ConnectionOptions, Credentials
 from foveate_client._exceptions import CallError, FoveateError
+from foveate_client._models import Model
 from foveate_client._repository import RepositoryClient
 from foveate_client.commands._numbers import seconds
 
@@ -131,6 +132,19 @@ def describe(error: FoveateError) -> str:
         if error.retry_delay is not None:
             lines.append(f"try again in {error.retry_delay.total_seconds():g} s")
     return "; ".join(lines)
+
+
+def without_maps(model: Model) -> str | None:
+    """Say that a model has no maps, why, and what to do; None where it has some."""
+    if model.cam_methods:
+        return None
+    note = model.assumptions.get("cams", "")
+    why = note.partition(": ")[2] or "its export does not say why"
+    return (
+        f"{model.name} has no class activation maps: {why}. The classes come without them; "
+        "for maps, export the model with --cam-layer, or choose another: "
+        "foveate models NAME shows a model's methods"
+    )
 
 
 def complain(parser: argparse.ArgumentParser, message: str) -> None:

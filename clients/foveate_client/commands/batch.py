@@ -38,6 +38,7 @@ from foveate_client.commands._shared import (
     complain,
     describe,
     open_client,
+    without_maps,
 )
 
 IN_FLIGHT = 32
@@ -80,7 +81,7 @@ def main(arguments: Sequence[str]) -> int:
         _require_free(outputs, overwrite=options.overwrite, retry_errors=options.retry_errors)
         resumed = outputs.journal.exists()
         with open_client(options) as client:
-            summary, plan = _run(client, options, outputs)
+            summary, plan = _run(client, options, outputs, parser)
         _put_away(outputs, failures=bool(summary.finished.errors))
     except KeyboardInterrupt:
         complain(parser, _KEPT)
@@ -161,8 +162,17 @@ def _put_away(outputs: Outputs, *, failures: bool) -> None:
         journal.remove(outputs.journal)
 
 
-def _run(client: Client, options: argparse.Namespace, outputs: Outputs) -> tuple[_Summary, Plan]:
+def _run(
+    client: Client,
+    options: argparse.Namespace,
+    outputs: Outputs,
+    parser: argparse.ArgumentParser,
+) -> tuple[_Summary, Plan]:
     model = client.model(options.model, options.version)
+    explains = options.cam is not None
+    if explains and (told := without_maps(model)):
+        complain(parser, told)
+        explains = False
     classes = len(model.labels)
     usual = min(5, classes) if options.threshold is None else classes
     plan = Plan(
@@ -171,8 +181,8 @@ def _run(client: Client, options: argparse.Namespace, outputs: Outputs) -> tuple
         threshold=options.threshold,
         embeddings=tuple(dict.fromkeys(options.embeddings)),
         feature_maps=tuple(dict.fromkeys(options.feature_maps)),
-        cam_folder=options.cam,
-        cam_method=options.cam_method,
+        cam_folder=options.cam if explains else None,
+        cam_method=options.cam_method if explains else "",
     )
     names = None if options.labels is None else read_names(options.labels, model.labels)
     passed = sources.Passed()

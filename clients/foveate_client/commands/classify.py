@@ -24,6 +24,7 @@ from foveate_client.commands._shared import (
     complain,
     describe,
     open_client,
+    without_maps,
 )
 from foveate_client.commands._terminal import Show, find_show
 
@@ -69,7 +70,11 @@ def _classify(
     console = Console(highlight=False)
     show = find_show(console) if _shows(options) else None
     failed = False
-    with closing(_results(client, images, _request(options))) as results:
+    request = _request(options)
+    if "cam" in request and (told := _without_maps(client, options)):
+        complain(parser, told)
+        del request["cam"]
+    with closing(_results(client, images, request)) as results:
         for name, image, answer in zip(options.images, images, results, strict=True):
             outcome, written = _written(writer, name, image, answer)
             failed |= isinstance(outcome, FoveateError)
@@ -83,6 +88,14 @@ def _classify(
                 if show is not None:
                     _show(console, show, image, outcome)
     return 1 if failed else 0
+
+
+def _without_maps(client: Client, options: argparse.Namespace) -> str | None:
+    try:
+        return without_maps(client.model(options.model, options.version))
+    except FoveateError:
+        # The pictures will meet the same error, and each of them says so.
+        return None
 
 
 def _results(

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from foveate_export.anatomy.calls import is_pointwise
 from foveate_export.anatomy.ending import SIDES, TINY, End, Ending, Form, find_ending, for_labels
 from foveate_export.anatomy.function_calls import Calls, Maker, Without
+from foveate_export.anatomy.parametrised import with_plain_weights
 from foveate_export.anatomy.pixels import normalise
 from foveate_export.errors import ExportError
 from foveate_runtime.bundle.manifest import Scores
@@ -51,7 +52,7 @@ def as_logits(
         UsageError: its outputs are not those scores, or not as many as its labels.
         ExportError: it returns no such tensor, or its scores cannot be told.
     """
-    module = classifier.module
+    module = with_plain_weights(classifier.module)
     batches = _pixels(classifier, images)
     calls = Calls()
     with torch.no_grad(), calls:

@@ -90,9 +90,12 @@ def _as_text(exported: Exported, original: str) -> str:
         for name, entry in manifest.files.items()
         if name.endswith(ENGINE_SUFFIX)
     ]
+    by_layer: dict[str, list[str]] = {}
+    for cam in manifest.cams:
+        place = f"{cam.layer}, {cam.height} x {cam.width} cells"
+        by_layer.setdefault(place, []).append(cam.method)
+    lines += [f"maps of {place}: {', '.join(methods)}" for place, methods in by_layer.items()]
     lines += [f"{name}: {text}" for name, text in manifest.assumptions.items()]
-    if exported.note:
-        lines.append(exported.note)
     return "\n".join(lines)
 
 

@@ -21,6 +21,7 @@ from foveate_runtime.bundle.manifest import (
     FEATURES_PREFIX,
     IMAGE_INPUT,
     LOGITS_OUTPUT,
+    MOST_RANKS,
 )
 
 
@@ -124,7 +125,7 @@ class _Nodes:
     def resolved(self, logits: ir.Value, class_ids: ir.Value, classes: int) -> ir.Value:
         """Replace negative class ids, -1 for the best class, by the class of that rank."""
         _, ranked = self.tape.op_multi_out(
-            "TopK", [logits, self._shape(classes)], {"axis": 1}, num_outputs=2
+            "TopK", [logits, self._shape(min(classes, MOST_RANKS))], {"axis": 1}, num_outputs=2
         )
         minus_one, zero = self._shape(-1), self._shape(0)
         ranks = self._op("Max", self._op("Sub", minus_one, class_ids), zero)

@@ -14,6 +14,7 @@ from foveate_runtime.bundle.manifest import (
     FEATURES_PREFIX,
     IMAGE_INPUT,
     LOGITS_OUTPUT,
+    MOST_RANKS,
 )
 from foveate_train.classifier import InputSpec
 
@@ -65,7 +66,8 @@ class ExplainedClassifier(nn.Module):
         Args:
             image: uint8 [N, H, W, C].
             class_ids: int64 [N, K]; -1 means the best class, -2 the second, and
-                so on. At least minus, and below, the number of classes.
+                so on. Below the number of classes, and at least minus
+                that or minus `MOST_RANKS`.
 
         Returns:
             The outputs of `output_names`, as the graph contract describes them.
@@ -89,6 +91,6 @@ def resolve_ranks(logits: Tensor, class_ids: Tensor) -> Tensor:
     Equal logits rank by class index in ONNX, as the smaller index does in a
     stable descending sort. int64 [N, K] in and out.
     """
-    ranked = logits.topk(logits.shape[1], dim=1).indices
+    ranked = logits.topk(min(logits.shape[1], MOST_RANKS), dim=1).indices
     ranks = (-1 - class_ids).clamp(min=0)
     return torch.where(class_ids < 0, ranked.gather(1, ranks), class_ids)

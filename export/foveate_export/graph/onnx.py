@@ -10,6 +10,7 @@ from onnx_ir.passes.common import (
 )
 
 from foveate_export.errors import ExportError
+from foveate_export.graph.ceil_pooling import ExplicitCeilPooling
 from foveate_export.graph.classifier import ExplainedClassifier
 from foveate_train.classifier import InputSpec
 
@@ -54,6 +55,7 @@ def write_onnx(graph: ExplainedClassifier, spec: InputSpec, path: Path) -> None:
         raise ExportError(f"the network cannot be written as ONNX: {_cause(error)}") from error
     if program is None:
         raise ExportError("the network cannot be written as ONNX: the exporter returned nothing")
+    ExplicitCeilPooling()(program.model)
     ClearMetadataAndDocStringPass()(program.model)
     DeduplicateInitializersPass(size_limit=LARGEST_FOLDED)(program.model)
     program.save(path, external_data=False)

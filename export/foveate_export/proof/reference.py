@@ -5,17 +5,20 @@ definition, and the maps come from autograd.
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from foveate_export.anatomy.pixels import normalise
 from foveate_export.anatomy.taps import Tap, as_maps, tapped
 from foveate_export.graph.heads import Head
+from foveate_export.graph.heads.base import Held
 from foveate_export.proof.comparison import Answers
 from foveate_train.classifier import Classifier
 
@@ -31,7 +34,8 @@ METHODS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
 the gradient of the class's logit with respect to them, both [N, C, h, w].
 
 `cam` is Zhou et al., "Learning Deep Features for Discriminative Localization"
-(CVPR 2016), written by the gradient of a head that averages over space;
+(CVPR 2016), written by the gradient of a head that averages over space, with the
+size that a head may divide by held constant;
 `gradcam` Selvaraju et al., "Grad-CAM" (ICCV 2017); `hirescam` Draelos and Carin,
 "Use HiResCAM instead of Grad-CAM" (2020), which has no ReLU, so that where one
 linear layer follows the map sums to the logit less its bias; `layercam` Jiang et
@@ -69,6 +73,13 @@ def answer(
         cams = {}
         if explained and classes is not None:
             cams = _explain(logits, tensors, classes, explained)
+            if explained.held is not None:
+                with (
+                    _holding(classifier.module, explained.held),
+                    tapped(classifier.module, explained.taps) as again,
+                ):
+                    linear = classifier.module(pixels)
+                cams["cam"] = _explain(linear, again, classes, explained)["cam"]
     return Answers(
         logits=logits.detach().float().numpy(),
         cams={method: maps.detach().float().numpy() for method, maps in cams.items()},
@@ -77,6 +88,30 @@ def answer(
             for tap, maps in as_maps({tap: tensors[tap] for tap in layers}).items()
         },
     )
+
+
+@contextmanager
+def _holding(module: nn.Module, held: Held) -> Iterator[None]:
+    """Let autograd take the size that a module divides by for constant."""
+
+    def hold(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        vector = inputs[0].flatten(1)
+        if held.kind == "layer_norm":
+            vector = vector - vector.mean(1, keepdim=True)
+        squares = vector.square()
+        sums = squares.sum(1) if held.kind == "cosine" else squares.mean(1) + held.eps
+        size = sums.sqrt().reshape(-1, *[1] * (output.ndim - 1))
+        bias = None if held.kind == "cosine" else getattr(layer, "bias", None)
+        shift: Any = 0 if bias is None else bias.reshape(1, -1, *[1] * (output.ndim - 2))
+        # The quotient is 1; multiplied with the size, what was divided by it is linear again.
+        held_constant: Tensor = (output - shift) * (size / size.detach()) + shift
+        return held_constant
+
+    handle = module.get_submodule(held.path).register_forward_hook(hold)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def in_float64(classifier: Classifier) -> Classifier:

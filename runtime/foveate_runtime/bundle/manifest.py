@@ -19,6 +19,8 @@ CLASS_IDS_INPUT = "class_ids"
 """The graph input: int64 [N, K]; -1 means the best class, -2 the second, and so on."""
 LOGITS_OUTPUT = "logits"
 """The graph output: float32 [N, classes]."""
+MOST_RANKS = 3840
+"""The ranks that `class_ids` may ask for: the most that TensorRT sorts."""
 CAM_PREFIX = "cam."
 """Graph outputs `cam.<method>`: float32 [N, K, height, width], raw values."""
 FEATURES_PREFIX = "features."
@@ -282,6 +284,11 @@ class Manifest(_Model):
             if len(set(names)) != len(names):
                 raise ValueError(f"{kind}: a name stands twice in {names}")
         return self
+
+    @property
+    def ranks(self) -> int:
+        """How many of the best classes can be explained by rank."""
+        return min(self.classes, MOST_RANKS)
 
     def variant(self, name: str) -> VariantEntry:
         """Return the variant called `name`; raises KeyError."""

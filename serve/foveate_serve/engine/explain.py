@@ -208,8 +208,8 @@ def _check_cam(
             raise _out_of_range(
                 "CLASS_ID", f"cam.class_ids[{index}]", class_id, 0, manifest.classes - 1
             )
-    if not 0 <= top <= manifest.classes:
-        raise _out_of_range("CAM_TOP", "cam.top", top, 0, manifest.classes)
+    if not 0 <= top <= manifest.ranks:
+        raise _out_of_range("CAM_TOP", "cam.top", top, 0, manifest.ranks)
     classes = top + len(request.class_ids)
     if classes == 0:
         raise InvalidRequestError(

@@ -124,7 +124,7 @@ def _check_class_ids(
             field="class_ids",
             metadata={"limit": limits.max_cam_classes},
         )
-    low, high = -manifest.classes, manifest.classes - 1
+    low, high = -manifest.ranks, manifest.classes - 1
     for class_id in (int(class_ids.min()), int(class_ids.max())):
         if not low <= class_id <= high:
             raise InvalidRequestError(

@@ -18,7 +18,7 @@ from PIL import Image
 
 from foveate.status import ErrorStatus, StatusError
 from foveate_client.batch import arrow
-from foveate_client.commands import classify
+from foveate_client.commands import batch, classify
 
 from ...conftest import served
 from ...waiting import LIMIT_SECONDS
@@ -89,6 +89,18 @@ def test_embeddings_and_feature_maps_are_fixed_size_arrays(run, folder, photogra
     run(folder, "--out", lines, "--ordered", "--embeddings", "planes")
     listed = [line["embedding.planes"] for line in read_json_lines(lines)]
     assert np.array(listed) == pytest.approx(embeddings, rel=1e-4)
+
+
+def test_a_model_without_maps_is_said_before_the_first_picture(server, coffee, tmp_path, capsys):
+    del server.service.model.cam_methods[:]
+    out, cams = tmp_path / "results.jsonl", tmp_path / "cams"
+    arguments = [coffee, "--out", out, "--cam", cams, "--address", server.address]
+    assert batch.main([*map(str, arguments)]) == 0
+    told = "pets has no class activation maps: its export does not say why"
+    assert capsys.readouterr().err.count(told) == 1
+    (line,) = read_json_lines(out)
+    assert "cam" not in line
+    assert not cams.exists()
 
 
 def test_overlays_are_drawn_into_a_folder(run, photographs, tmp_path):

@@ -252,10 +252,25 @@ def test_a_flattened_head_is_explained_by_its_gradient(
                 assert difference.max() < 1e-4 * scale
 
 
+def test_no_more_ranks_are_made_than_an_engine_sorts() -> None:
+    logits = torch.randn(2, 5000, generator=torch.Generator().manual_seed(0))
+    ranked = logits.argsort(1, descending=True)
+    class_ids = torch.tensor([[-1, 4999, -3840], [7, -2, -3]])
+    expected = [[ranked[0, 0], 4999, ranked[0, 3839]], [7, ranked[1, 1], ranked[1, 2]]]
+    assert resolve_ranks(logits, class_ids).tolist() == [[int(c) for c in row] for row in expected]
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        resolve_ranks(logits, torch.tensor([[-3841], [0]]))
+
+
 def test_a_gradient_holds_no_weight_twice(lenet5_export: Exported) -> None:
     graph = onnx.load(lenet5_export.path / "model.onnx").graph
     held = sum(len(tensor.raw_data) for tensor in graph.initializer)
     assert 4 * 61706 <= held < 4 * 61706 + 4096
+
+
+class Sorted(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.sort(2).values
 
 
 def test_a_head_that_cannot_be_differentiated_is_exported_without_maps_and_says_so(
@@ -263,13 +278,14 @@ def test_a_head_that_cannot_be_differentiated_is_exported_without_maps_and_says_
 ) -> None:
     torch.manual_seed(0)
     network = nn.Sequential(
-        nn.Conv2d(1, 8, 9, 9), nn.Flatten(2), nn.Softmax(2), nn.Flatten(), nn.Linear(72, 10)
+        nn.Conv2d(1, 8, 9, 9), nn.Flatten(2), Sorted(), nn.Flatten(), nn.Linear(72, 10)
     )
     classifier = digit_classifier(network)
-    exported = export(classifier, repository=tmp_path, name="softmax", pictures=digits)
+    exported = export(classifier, repository=tmp_path, name="sorted", pictures=digits)
     assert exported.manifest.cams == ()
     assert exported.note is not None
     assert exported.note.startswith("no class activation maps: this head is not supported")
+    assert exported.manifest.assumptions["cams"] == exported.note
     model = onnx.load(exported.path / "model.onnx")
     assert [node.name for node in model.graph.input] == ["image"]
     with torch.no_grad():
@@ -278,7 +294,7 @@ def test_a_head_that_cannot_be_differentiated_is_exported_without_maps_and_says_
         got = runner.run({"image": digits.images}, ["logits", "features.0"])
     assert relative(got["logits"], expected) < 1e-5
     assert got["features.0"].shape == (len(digits), 8, 3, 3)
-    with pytest.raises(UnsupportedHeadError, match="softmax in 2 cannot be differentiated"):
+    with pytest.raises(UnsupportedHeadError, match="sort in 2 cannot be differentiated"):
         export(classifier, repository=tmp_path, name="no", pictures=digits, cam_layer="0")
 
 

@@ -250,6 +250,11 @@ class PooledByModule(nn.Module):
         return self.fc(self.pool(functional.relu(self.stem(x))).flatten(1))
 
 
+class Sorted(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sort(2).values
+
+
 class ScaledLogits(PooledByModule):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) * 2
@@ -279,13 +284,13 @@ def test_a_head_that_is_no_pooling_is_differentiated() -> None:
     ("module", "reasons"),
     [
         (
-            PooledByModule(nn.AdaptiveMaxPool2d(1)),
-            ["'fc', is not the spatial mean", "adaptive_max_pool2d in pool cannot be"],
+            PooledByModule(nn.Sequential(nn.AdaptiveMaxPool2d((5, 1)), nn.AvgPool2d((5, 1)))),
+            ["'fc', is not the spatial mean", "adaptive_max_pool2d in pool.0 cannot be"],
         ),
         (
-            nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.Flatten(2), nn.Softmax(2), nn.Flatten(),
+            nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.Flatten(2), Sorted(), nn.Flatten(),
                           nn.Linear(256, 4)),
-            ["'4', is not the spatial mean", "softmax in 2 cannot be differentiated: there is no"],
+            ["'4', is not the spatial mean", "sort in 2 cannot be differentiated: there is no"],
         ),
     ],
 )  # fmt: skip

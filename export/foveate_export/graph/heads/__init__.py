@@ -15,12 +15,13 @@ from foveate_export.graph.heads.class_map import ClassMap
 from foveate_export.graph.heads.differentiated import Differentiated
 from foveate_export.graph.heads.joined import Joined
 from foveate_export.graph.heads.pooled_linear import PooledLinear
+from foveate_export.graph.heads.pooled_scaled import PooledScaled
 
 Find = Callable[[Recording], Head]
 """Recognises one kind of head in a forward pass, or raises UnsupportedHeadError
 and says how this head differs."""
 
-ANALYTIC: tuple[Find, ...] = (PooledLinear.find, ClassMap.find)
+ANALYTIC: tuple[Find, ...] = (PooledLinear.find, PooledScaled.find, ClassMap.find)
 """The kinds whose gradient is known; they have a class activation map in the narrow sense."""
 
 KINDS: tuple[Find, ...] = (*ANALYTIC, Differentiated.find)
@@ -33,6 +34,7 @@ __all__ = [
     "Head",
     "Joined",
     "PooledLinear",
+    "PooledScaled",
     "Target",
     "find_head",
 ]

@@ -1,13 +1,15 @@
 """What every kind of head offers, and how the layer behind the logits is found."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from foveate_export.anatomy.calls import is_pointwise
+from foveate_export.anatomy.calls import Call, is_pointwise
 from foveate_export.anatomy.recording import Map, Recording
 from foveate_export.anatomy.taps import Tap
 from foveate_export.errors import UnsupportedHeadError
@@ -23,6 +25,22 @@ class Target:
     width: int
 
 
+@dataclass(frozen=True)
+class Held:
+    """A module that divides a vector by its size, which depends on the picture.
+
+    Attributes:
+        path: of the module.
+        kind: what the size is: of `layer_norm` the standard deviation, of
+            `rms_norm` the root mean square, of `cosine` the length.
+        eps: what is added to the square of the size.
+    """
+
+    path: str
+    kind: Literal["layer_norm", "rms_norm", "cosine"]
+    eps: float = 0.0
+
+
 class Head(ABC):
     """The way from the activations of one layer to the logits.
 
@@ -35,6 +53,9 @@ class Head(ABC):
 
     targets: Mapping[str, Target]
     """What the map of each method weighs; the default method comes first."""
+
+    held: Held | None = None
+    """What `cam` takes for constant, so that the logits are linear in the cells, if anything."""
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -89,18 +110,46 @@ class LastLayer:
 def last_layer(recording: Recording) -> LastLayer:
     """Return the layer whose output is the logits, up to the shape.
 
+    A layer counts by what it computes: a subclass of a linear layer may compute
+    something else of its weight.
+
     Raises:
         UnsupportedHeadError: another kind of layer returns them.
     """
+    for call in last_calls(recording):
+        layer = call.module
+        if call.input is None or not (isinstance(layer, nn.Linear) or is_pointwise(layer)):
+            continue
+        if same(_linear(layer, call.input).reshape(recording.logits.shape), recording.logits):
+            return LastLayer(call.path, layer, call.input)
+    raise UnsupportedHeadError("no linear layer returns the logits")
+
+
+def last_calls(recording: Recording) -> Iterator[Call]:
+    """Yield the calls whose output is the logits, up to the shape, from the last."""
     logits = recording.logits
     for call in reversed(recording.calls):
         if call.input is None or call.output is None or call.output.numel() != logits.numel():
             continue
-        if not torch.equal(call.output.reshape(logits.shape), logits):
-            continue
-        if isinstance(call.module, nn.Linear) or is_pointwise(call.module):
-            return LastLayer(call.path, call.module, call.input)
-    raise UnsupportedHeadError("no linear layer returns the logits")
+        if torch.equal(call.output.reshape(logits.shape), logits):
+            yield call
+
+
+def _linear(layer: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
+    if isinstance(layer, nn.Linear):
+        return functional.linear(x, layer.weight, layer.bias)
+    return functional.conv2d(x, layer.weight, layer.bias)
+
+
+_TOLERANCE = 1e-4
+"""Of the largest value, between two ways to compute the same."""
+
+
+def same(got: Tensor, expected: Tensor) -> bool:
+    """Whether two tensors are equal but for rounding."""
+    if got.shape != expected.shape:
+        return False
+    return bool((got - expected).abs().max() <= _TOLERANCE * expected.abs().max())
 
 
 def find_map(recording: Recording, fits: Callable[[Tensor], bool]) -> Map | None:

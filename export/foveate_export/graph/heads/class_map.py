@@ -35,11 +35,11 @@ from foveate_export.anatomy.calls import is_pointwise
 from foveate_export.anatomy.recording import Recording
 from foveate_export.errors import UnsupportedHeadError
 from foveate_export.graph.forward import Forward
-from foveate_export.graph.heads.base import Head, Target, find_map, target_of
+from foveate_export.graph.heads.base import Head, Target, find_map, same, target_of
 from foveate_export.graph.heads.pooled_linear import has_mean, weigh
 
 _TOLERANCE = 1e-4
-"""Of the largest score, between the convolution run by itself and within the network."""
+"""Of the largest score, between what is added to it in two pictures."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ class ClassMap(Head):
             if given is None or not is_pointwise(call.module):
                 continue
             linear = call.module(given)
-            masked = _same(linear.relu(), scores.tensor)
-            if not masked and not _same(linear, scores.tensor):
+            masked = same(linear.relu(), scores.tensor)
+            if not masked and not same(linear, scores.tensor):
                 continue
             found = find_map(recording, partial(torch.equal, given))
             if found is not None:
@@ -134,9 +134,3 @@ def _has_points(logits: Tensor, tensor: Tensor) -> bool:
         return False
     bias = logits - tensor.reshape(logits.shape)
     return bool((bias - bias[:1]).abs().max() <= _TOLERANCE * tensor.abs().max())
-
-
-def _same(got: Tensor, expected: Tensor) -> bool:
-    if got.shape != expected.shape:
-        return False
-    return bool((got - expected).abs().max() <= _TOLERANCE * expected.abs().max())

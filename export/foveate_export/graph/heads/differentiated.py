@@ -10,7 +10,9 @@ gradient G[c] = dz[c] / dA of a class's logit:
 The gradient is pulled back by `foveate_export.graph.vjp`, for all K classes at once.
 """
 
+import operator
 from collections.abc import Sequence
+from functools import partial
 from typing import Self
 
 import torch
@@ -44,8 +46,19 @@ class Differentiated(Head):
 
     @classmethod
     def find(cls, recording: Recording) -> Self:
-        """Take the last map that is not an average of another, and try what follows."""
-        return cls.at(recording, _last_map(recording))
+        """Take the last map that the logits depend on, and whose gradient can be computed.
+
+        Maps that are averages of another are passed over: the map before them says more.
+
+        Raises:
+            UnsupportedHeadError: there is none; says why the last one is not.
+        """
+        last = _last_maps(recording)
+        if not last:
+            raise UnsupportedHeadError(
+                "no module takes or returns a map whose rows and columns follow the picture's"
+            )
+        return cls._first(recording, last)
 
     @classmethod
     def at_layer(cls, recording: Recording, layer: str) -> Self:
@@ -59,22 +72,31 @@ class Differentiated(Head):
         maps = {str(found.tap): found for found in recording.maps if found.tap.side == "output"}
         if layer not in maps:
             raise UnknownLayerError(layer, list(maps), recording.left_out.get(layer))
-        return cls.at(recording, maps[layer])
+        return cls._first(recording, [maps[layer]])
 
     @classmethod
-    def at(cls, recording: Recording, found: Map) -> Self:
-        """Take the activations `found`, and try to differentiate what follows them."""
-        _require_influence(recording, found.tap)
-        # Any map may be asked for later, and to trace again takes as long.
-        taps = [each.tap for each in recording.maps]
-        # The graph's own pixels are contiguous, and a trace depends on it.
-        image = recording.image.contiguous()
-        traced = trace(recording.module, image, taps)
-        head = cls(recording.module, traced, target_of(found))
-        classes = torch.zeros(len(image), 1, dtype=torch.int64)
-        with torch.no_grad():
-            head.maps(traced(image), classes)
-        return head
+    def _first(cls, recording: Recording, candidates: Sequence[Map]) -> Self:
+        """Take the first of `candidates` that the logits can be differentiated by."""
+        reasons = _without_influence(recording, [found.tap for found in candidates])
+        left = [found for found in candidates if found.tap not in reasons]
+        if left:
+            # Any map may be asked for later, and to trace again takes as long.
+            taps = [each.tap for each in recording.maps]
+            # The graph's own pixels are contiguous, and a trace depends on it.
+            image = recording.image.contiguous()
+            traced = trace(recording.module, image, taps, [found.tap for found in left])
+            with torch.no_grad():
+                passed = traced(image)
+        for found in left:
+            head = cls(recording.module, traced, target_of(found))
+            try:
+                with torch.no_grad():
+                    head.maps(passed, torch.zeros(len(image), 1, dtype=torch.int64))
+            except UnsupportedHeadError as error:
+                reasons[found.tap] = str(error)
+            else:
+                return head
+        raise UnsupportedHeadError(reasons[candidates[0].tap])
 
     @property
     def selects(self) -> bool:
@@ -97,48 +119,48 @@ class Differentiated(Head):
         means = forward.mean_gradient(self._tap, classes)
         if means is None:
             means = gradient.mean((3, 4))
-        weighed = activations.unsqueeze(1)
         return {
-            "gradcam": weigh(means, activations).relu(),
-            "hirescam": (gradient * weighed).sum(2),
-            "layercam": (gradient.relu() * weighed).sum(2).relu(),
+            "gradcam": weigh(means.transpose(0, 1), activations).relu(),
+            "hirescam": (gradient * activations).sum(2).transpose(0, 1),
+            "layercam": (gradient.relu() * activations).sum(2).relu().transpose(0, 1),
         }
 
 
-def _last_map(recording: Recording) -> Map:
-    """Return the map that came into being last, but for those that are averages of it."""
-    seen: set[int] = set()
-    last: Tensor | None = None
+def _last_maps(recording: Recording) -> list[Map]:
+    """Return the maps, the one that came into being last first, but for averages of others."""
+    # A container's input is seen before it, as that of its first child.
+    first: dict[int, Map] = {}
     for found in recording.maps:
-        # A container's input is seen before it, as that of its first child.
-        if id(found.tensor) not in seen:
-            seen.add(id(found.tensor))
-            if found.tap.side == "input" or not isinstance(found.module, _AVERAGING):
-                last = found.tensor
-    named = find_map(recording, lambda tensor: tensor is last)
-    if named is None:
-        raise UnsupportedHeadError(
-            "no module takes or returns a map whose rows and columns follow the picture's"
-        )
-    return named
+        first.setdefault(id(found.tensor), found)
+    named = (
+        find_map(recording, partial(operator.is_, found.tensor))
+        for found in reversed(first.values())
+        if found.tap.side == "input" or not isinstance(found.module, _AVERAGING)
+    )
+    return [found for found in named if found is not None]
 
 
-def _require_influence(recording: Recording, tap: Tap) -> None:
-    """Raise UnsupportedHeadError unless the logits depend on the cells of the map at `tap`."""
+def _without_influence(recording: Recording, taps: Sequence[Tap]) -> dict[Tap, str]:
+    """Say of each of `taps` that the logits do not depend on the cells of its map that it is so."""
     image = recording.image.clone().requires_grad_()
     generator = torch.Generator().manual_seed(0)
     with torch.enable_grad():
-        with tapped(recording.module, [tap]) as tensors:
+        with tapped(recording.module, taps) as tensors:
             logits = recording.module(image)
         # Of random shares: the sum of all of them is constant where a softmax ends the network.
         score = (logits * torch.randn(logits.shape, generator=generator)).sum()
-    gradient = None
-    if score.requires_grad and tensors[tap].requires_grad:
-        (gradient,) = torch.autograd.grad(score, [tensors[tap]], allow_unused=True)
-    if gradient is None:
-        raise UnsupportedHeadError(f"the logits do not depend on {tap}")
-    if tap.layout.prefix and not tap.layout.to_nchw(gradient).any():
-        raise UnsupportedHeadError(
-            f"the logits depend on no cell of {tap}, but on the tokens before them alone, "
-            "such as a class token"
-        )
+    gradients: dict[Tap, Tensor | None] = dict.fromkeys(taps)
+    asked = [tap for tap in taps if tensors[tap].requires_grad]
+    if score.requires_grad and asked:
+        found = torch.autograd.grad(score, [tensors[tap] for tap in asked], allow_unused=True)
+        gradients |= dict(zip(asked, found, strict=True))
+    reasons = {}
+    for tap, gradient in gradients.items():
+        if gradient is None:
+            reasons[tap] = f"the logits do not depend on {tap}"
+        elif tap.layout.prefix and not tap.layout.to_nchw(gradient).any():
+            reasons[tap] = (
+                f"the logits depend on no cell of {tap}, but on the tokens before them alone, "
+                "such as a class token"
+            )
+    return reasons

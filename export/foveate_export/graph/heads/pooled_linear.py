@@ -65,15 +65,23 @@ class PooledLinear(Head):
         """Weigh the activations with the rows of the classes asked for."""
         activations = forward.tensors[self._activations]
         rows = forward.parameter(self._weight).flatten(1)[classes]
-        cam = weigh(rows, activations)
-        mean = cam / (activations.shape[2] * activations.shape[3])
-        positive = weigh(rows.relu(), activations)
-        return {
-            "cam": cam,
-            "gradcam": mean.relu(),
-            "hirescam": mean,
-            "layercam": positive.relu() / (activations.shape[2] * activations.shape[3]),
-        }
+        return {"cam": weigh(rows, activations), **by_gradient(rows, activations)}
+
+
+def by_gradient(rows: Tensor, activations: Tensor) -> dict[str, Tensor]:
+    """Return the maps by a gradient that is `rows` / (h w) at every cell.
+
+    Args:
+        rows: the gradient of the logits with respect to the mean, [N, K, C].
+        activations: [N, C, h, w].
+    """
+    cells = activations.shape[2] * activations.shape[3]
+    mean = weigh(rows, activations) / cells
+    return {
+        "gradcam": mean.relu(),
+        "hirescam": mean,
+        "layercam": weigh(rows.relu(), activations).relu() / cells,
+    }
 
 
 def weigh(rows: Tensor, activations: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """One operator of a traced forward pass."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +20,14 @@ class Operation:
         arguments: every argument of the operator's schema by name, with the
             defaults filled in.
         output: what it returned.
+        wanted: the arguments whose cotangents are asked for.
     """
 
     name: str
     layer: str
     arguments: Mapping[str, Any]
     output: Any
+    wanted: Collection[str] = ()
 
     def __getitem__(self, argument: str) -> Any:
         """Return the argument of this name."""

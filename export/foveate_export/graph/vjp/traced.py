@@ -1,12 +1,13 @@
 """Traces a network to a list of operators and pulls gradients back through it."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch._dynamo.exc import TorchDynamoException
+from torch.export import ExportedProgram
 
 from foveate_export.anatomy.layout import NCHW
 from foveate_export.anatomy.taps import Tap, as_maps, tapped
@@ -14,6 +15,9 @@ from foveate_export.errors import UnsupportedHeadError
 from foveate_export.graph.forward import Forward
 from foveate_export.graph.vjp.operation import ROOT, Operation, bind, layer_of, operator_name
 from foveate_export.graph.vjp.rules import RULES, SELECTING, preserves_sums, unsupported
+
+_DECOMPOSITIONS = 4
+"""How often what a decomposition made is taken apart again."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class TracedForward(Forward):
             classes: class indices, int64 [N, K].
 
         Returns:
-            float [N, K, C, h, w].
+            float [K, N, C, h, w]: for each class asked for, as a rule returns it.
 
         Raises:
             UnsupportedHeadError: an operator between the two has no rule, or
@@ -65,7 +69,7 @@ class TracedForward(Forward):
         so an engine sums them once, when it loads the graph.
 
         Returns:
-            float [N, K, C]; None where anything else lies between.
+            float [K, N, C]; None where anything else lies between.
         """
         flattened = self._flattened_linear(self.nodes[tap]) if tap.layout == NCHW else None
         if flattened is None:
@@ -75,7 +79,7 @@ class TracedForward(Forward):
         cells = self.tensors[tap].shape[2] * self.tensors[tap].shape[3]
         means: Tensor = weight.reshape(weight.shape[0], channels, -1).sum(2) / cells
         if linear is self.end:
-            return means[classes]
+            return means[classes.T]
         gradient = self._pull(classes, linear)
         return None if gradient is None else gradient @ means
 
@@ -85,9 +89,9 @@ class TracedForward(Forward):
         if operation.name == "linear":
             # Rows of the weights, in place of their product with ones and zeros.
             (below,) = self._inputs(self.end, "input")
-            return {below: operation["weight"][classes]}
+            return {below: operation["weight"][classes.T]}
         index = torch.arange(self.logits.shape[1])
-        return {self.end: (classes[:, :, None] == index).to(self.logits.dtype)}
+        return {self.end: (classes.T[:, :, None] == index).to(self.logits.dtype)}
 
     def _pull(self, classes: Tensor, to: fx.Node) -> Tensor | None:
         """Return the gradient at `to`, or None where the logits do not depend on it."""
@@ -100,7 +104,7 @@ class TracedForward(Forward):
             if cotangent is None or node not in depending:
                 continue
             needed = depending.intersection(node.all_input_nodes)
-            for name, value in self._pulled(node, cotangent).items():
+            for name, value in self._pulled(node, cotangent, depending).items():
                 for source, part in self._sources(node, name, value):
                     if source in depending:
                         _accumulate(cotangents, source, part)
@@ -111,10 +115,17 @@ class TracedForward(Forward):
         found: Tensor | None = cotangents.get(to)
         return found
 
-    def _pulled(self, node: fx.Node, cotangent: Any) -> Mapping[str, Any]:
+    def _pulled(
+        self, node: fx.Node, cotangent: Any, depending: Collection[fx.Node]
+    ) -> Mapping[str, Any]:
         if operator_name(node) == "getitem":
             return {"0": {node.args[1]: cotangent}}
-        operation = self._operation(node)
+        wanted = [
+            name
+            for name, given in bind(node).items()
+            if isinstance(given, fx.Node) and given in depending
+        ]
+        operation = replace(self._operation(node), wanted=wanted)
         if operation.name not in RULES:
             raise unsupported(operation, "there is no rule for this operator")
         return RULES[operation.name](operation, cotangent)
@@ -131,13 +142,10 @@ class TracedForward(Forward):
         ]
 
     def _depending_on(self, start: fx.Node) -> set[fx.Node]:
-        """Return `start` and the nodes whose values depend on its own; sizes do not."""
+        """Return `start` and the nodes with gradients whose values depend on its own."""
         found = {start}
         for node in self.graph.nodes:
-            value = self.values.get(node)
-            if isinstance(value, Tensor | tuple | list) and not found.isdisjoint(
-                node.all_input_nodes
-            ):
+            if not found.isdisjoint(node.all_input_nodes) and _has_gradient(self.values.get(node)):
                 found.add(node)
         return found
 
@@ -217,13 +225,19 @@ class TracedNetwork(nn.Module):
         )
 
 
-def trace(module: nn.Module, image: Tensor, taps: Iterable[Tap]) -> TracedNetwork:
+def trace(
+    module: nn.Module, image: Tensor, taps: Iterable[Tap], start: Iterable[Tap]
+) -> TracedNetwork:
     """Trace `module`, in evaluation mode, with any number of pictures.
+
+    An operator that has no rule is made of others by PyTorch's own decomposition,
+    where it stands behind `start`, and where there is one.
 
     Args:
         module: takes float [N, C, H, W] and returns logits [N, classes].
         image: an example of at least two pictures, contiguous.
         taps: the tensors that the traced network is to give.
+        start: those of `taps` that gradients may be asked for.
 
     Raises:
         UnsupportedHeadError: the network cannot be traced.
@@ -234,7 +248,9 @@ def trace(module: nn.Module, image: Tensor, taps: Iterable[Tap]) -> TracedNetwor
         with torch.no_grad():
             program = torch.export.export(_Flat(module, taps), (image,), dynamic_shapes=batch)
         # With an empty table, it only makes the operators pure functions.
-        exported = program.run_decompositions({}).module()
+        program = program.run_decompositions({})
+        outputs = dict(zip((None, *taps), program.graph_signature.user_outputs, strict=True))
+        exported = _decomposed(program, {outputs[tap] for tap in start}).module()
     except (TorchDynamoException, RuntimeError, ValueError) as error:
         first = str(error).strip().partition("\n")[0]
         raise UnsupportedHeadError(f"the network cannot be traced: {first}") from error
@@ -245,6 +261,24 @@ def trace(module: nn.Module, image: Tensor, taps: Iterable[Tap]) -> TracedNetwor
     # The outputs are what `_Flat` returns: a tuple of tensors.
     end, *nodes = cast("Sequence[fx.Node]", graph.graph.output_node().args[0])
     return TracedNetwork(graph, end, dict(zip(taps, nodes, strict=True)))
+
+
+def _decomposed(program: ExportedProgram, start: Collection[str]) -> ExportedProgram:
+    """Take operators without a rule apart, where they depend on the nodes called `start`."""
+    known = torch.export.default_decompositions()
+    for _ in range(_DECOMPOSITIONS):
+        reached = {node for node in program.graph.nodes if node.name in start}
+        table = {}
+        for node in program.graph.nodes:
+            if reached.isdisjoint(node.all_input_nodes):
+                continue
+            reached.add(node)
+            if operator_name(node) not in RULES and node.target in known:
+                table[node.target] = known[node.target]
+        if not table:
+            break
+        program = program.run_decompositions(table)
+    return program
 
 
 class _Flat(nn.Module):
@@ -259,6 +293,13 @@ class _Flat(nn.Module):
         with tapped(self.module, self._taps) as tensors:
             logits: Tensor = self.module(pixels)
         return (logits, *(tensors[tap] for tap in self._taps))
+
+
+def _has_gradient(value: object) -> bool:
+    """Whether a node's value is one that a gradient can pass; sizes, indices and masks are not."""
+    if isinstance(value, Tensor):
+        return value.is_floating_point()
+    return isinstance(value, tuple | list)
 
 
 def _accumulate(cotangents: dict[fx.Node, Any], node: fx.Node, value: Any) -> None:

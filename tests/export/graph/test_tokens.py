@@ -1,0 +1,113 @@
+"""Maps of transformers against autograd, written here from the tokens of the last block."""
+
+import pytest
+import torch
+from timm.models.beit import Beit
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from foveate_export.anatomy.pixels import normalise
+from foveate_export.default_pictures import for_classifier
+from foveate_export.exporter import examine
+from foveate_export.graph.classifier import ExplainedClassifier
+from foveate_export.graph.heads import Differentiated, PooledScaled
+from foveate_export.graph.heads.pooled_linear import PooledLinear
+from foveate_export.proof.comparison import relative_error
+
+CLASSES = [[0, 3, 9], [5, 5, 1]]
+GRID = 4
+SMALL = {
+    "img_size": 28, "patch_size": 7, "in_chans": 1, "num_classes": 10,
+    "embed_dim": 24, "depth": 2, "num_heads": 3,
+}  # fmt: skip
+
+
+class ByHand(nn.Module):
+    """A transformer in PyTorch's own words, with a class token and queries for it alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(1, 24, 7, 7)
+        self.token = nn.Parameter(torch.randn(1, 1, 24))
+        self.position = nn.Parameter(torch.randn(1, 17, 24))
+        self.norm1 = nn.LayerNorm(24)
+        self.attention = nn.MultiheadAttention(24, 3, batch_first=True)
+        self.norm2 = nn.LayerNorm(24)
+        self.head = nn.Linear(24, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.token.expand(x.shape[0], -1, -1), tokens], 1) + self.position
+        normal = self.norm1(tokens)
+        tokens = tokens + self.attention(normal, normal, normal, need_weights=False)[0]
+        return self.head(self.norm2(tokens)[:, 0])
+
+
+def oracle(module: nn.Module, layer: str, prefix: int, pixels: Tensor) -> dict[str, Tensor]:
+    """Grad-CAM and its kin on the patch tokens that `layer` returns, class by class."""
+    kept: list[Tensor] = []
+    path, _, taken = layer.partition(" ")
+    handle = module.get_submodule(path).register_forward_hook(
+        lambda _, inputs, output: kept.append(inputs[0] if taken else output)
+    )
+    logits = module(pixels.requires_grad_())
+    handle.remove()
+    found: dict[str, list[Tensor]] = {"gradcam": [], "hirescam": [], "layercam": []}
+    for k in range(3):
+        score = sum(logits[n, CLASSES[n][k]] for n in range(len(pixels)))
+        (gradient,) = torch.autograd.grad(score, kept[0], retain_graph=True)
+        tokens, gradient = kept[0][:, prefix:].detach(), gradient[:, prefix:]
+        weights = gradient.mean(1, keepdim=True)
+        found["gradcam"].append((weights * tokens).sum(2).clamp(min=0))
+        found["hirescam"].append((gradient * tokens).sum(2))
+        found["layercam"].append((gradient.clamp(min=0) * tokens).sum(2).clamp(min=0))
+    return {
+        method: torch.stack(maps, 1).reshape(len(pixels), 3, GRID, GRID)
+        for method, maps in found.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("make", "layer", "prefix", "kind"),
+    [
+        (ByHand, "norm1", 1, Differentiated),
+        (lambda: VisionTransformer(**SMALL), "blocks.1.norm1", 1, Differentiated),
+        (lambda: VisionTransformer(**SMALL, reg_tokens=3, qk_norm=True, init_values=0.5),
+         "blocks.1.norm1", 4, Differentiated),
+        (lambda: VisionTransformerDistilled(**SMALL), "blocks.1.norm1", 2, Differentiated),
+        (lambda: Beit(**SMALL, use_rel_pos_bias=True, use_abs_pos_emb=False,
+                      global_pool="token"),
+         "blocks.1.norm1", 1, Differentiated),
+        (lambda: Eva(**SMALL, use_rot_pos_emb=True, global_pool="token", swiglu_mlp=True),
+         "blocks.1.norm1", 1, Differentiated),
+        (lambda: VisionTransformer(**SMALL, global_pool="map", class_token=False),
+         "attn_pool (input)", 0, Differentiated),
+        (lambda: VisionTransformer(**SMALL, global_pool="avg", fc_norm=False, class_token=False),
+         "norm", 0, PooledLinear),
+        (lambda: VisionTransformer(**SMALL, global_pool="avg"), "blocks", 1, PooledScaled),
+    ],
+)  # fmt: skip
+def test_maps_of_patch_tokens_equal_autograd(make, layer, prefix, kind, digit_classifier) -> None:
+    torch.manual_seed(0)
+    module = make()
+    # As initialised, many weights are so small that the classes hardly differ.
+    for parameter in module.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, 0, 0.3)
+    classifier = digit_classifier(module)
+    head = examine(classifier).head
+    assert isinstance(head, kind)
+    target = head.targets["gradcam"]
+    assert (str(target.tap), target.tap.layout.prefix) == (layer, prefix)
+    assert (target.height, target.width) == (GRID, GRID)
+
+    images = for_classifier(classifier).images[:2]
+    graph = ExplainedClassifier(module, classifier.input, head, []).eval()
+    with torch.no_grad():
+        outputs = graph(torch.from_numpy(images), torch.tensor(CLASSES))
+    got = dict(zip(graph.output_names, outputs, strict=True))
+    for method, maps in oracle(module, layer, prefix, normalise(images, classifier.input)).items():
+        assert maps.abs().max() > 0
+        assert relative_error(got[f"cam.{method}"].numpy(), maps.numpy(), (2, 3)) < 1e-4, method
