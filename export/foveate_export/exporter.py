@@ -100,11 +100,26 @@ def examine(classifier: Classifier, cam_layer: str | None = None) -> Anatomy:
         )
     try:
         head, note = find_head(recording, cam_layer), None
+        _check_gradient(classifier, head)
     except UnsupportedHeadError as error:
         if cam_layer is not None:
             raise
         head, note = None, f"no class activation maps: {error}"
     return Anatomy(head, note, feature_layers(recording), recording.left_out)
+
+
+def _check_gradient(classifier: Classifier, head: Head) -> None:
+    """Raise UnsupportedHeadError where autograd, which maps are compared with, gives nothing."""
+    spec = classifier.input
+    image = np.zeros((1, spec.height, spec.width, spec.channels), np.uint8)
+    try:
+        answer(classifier, image, head=head, classes=np.zeros((1, 1), np.int64))
+    except RuntimeError as error:
+        said = str(error).partition("\n")[0]
+        raise UnsupportedHeadError(
+            "autograd gives no gradient to compare them with, as in a forward pass under "
+            f"torch.no_grad or with detach ({said})"
+        ) from error
 
 
 def export(
@@ -384,7 +399,7 @@ def _draft(
         ),
         variants=tuple(unmeasured(variant) for variant in VARIANTS),
         files={},
-        assumptions={"scores": ending.said},
+        assumptions={**classifier.assumptions, "scores": ending.said},
         metadata=dict(metadata),
     )
 

@@ -1,5 +1,6 @@
 """The pages about exporting, done as they say."""
 
+import argparse
 import json
 import re
 import shlex
@@ -8,14 +9,17 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from skimage import data
 
-from foveate_export.commands import evaluate, export
+from foveate_export.commands import export
 from foveate_export.graph.vjp.rules import RULES
 from foveate_export.sources import load_function
 from foveate_runtime.bundle.bundle import Bundle
+from foveate_runtime.commands import evaluate
+from foveate_train import registry
 
 PAGES = Path(__file__).parents[2] / "docs" / "export"
 
@@ -66,7 +70,7 @@ def test_a_network_of_ones_own_with_a_head_of_its_own(
         (["--module", "shapes:network", "--labels", "labels.txt", "--input-spec", "labels.txt"],
          "labels.txt: Invalid JSON"),
         (["--module", "shapes:network", "--weights", "random:0"], "--weights and --argument are"),
-        (["shapes", "--labels", "labels.txt"], "go with --module"),
+        (["labels.txt", "--labels", "labels.txt"], "labels.txt is no ONNX file by its name"),
         (["shapes", "--module", "shapes:network"], "a source or --module, and not both"),
         ([], "a source or --module"),
     ],
@@ -114,6 +118,24 @@ def test_an_onnx_file(own_network: str, capsys: pytest.CaptureFixture[str]) -> N
     manifest = Bundle.open(Path("models/classifier/1")).manifest
     assert [cam.method for cam in manifest.cams] == ["cam", "gradcam", "hirescam", "layercam"]
     assert [feature.layer for feature in manifest.features] == ["maps"]
+
+
+def test_weights_that_a_training_script_left(
+    own_network: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    three = registry.create("torchvision:squeezenet1_1", weights="random:1", num_classes=3)
+    state = {f"module.{key}": value for key, value in three.module.state_dict().items()}
+    torch.save({"model": state, "args": argparse.Namespace(lr=0.1)}, "best.pth")
+    page = (PAGES / "bring-your-own.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"<!-- run: weights -->\n```sh\n(.*?)```", page, re.DOTALL)
+    foveate, subcommand, *arguments = shlex.split(command.replace("\\\n", " "))
+    assert (foveate, subcommand) == ("foveate", "export")
+    assert export.main(arguments) == 0, capsys.readouterr().err
+    bundle = Bundle.open(Path("models/mine/1"))
+    assert bundle.labels == ("circle", "square", "triangle")
+    said = bundle.manifest.assumptions
+    assert said["weights"] == "best.pth, under model, the prefix 'module.' taken off"
+    assert f"weights: {said['weights']}\n" in page
 
 
 def test_labels_by_themselves(own_network: str, capsys: pytest.CaptureFixture[str]) -> None:

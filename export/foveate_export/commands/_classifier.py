@@ -56,10 +56,16 @@ def _parser() -> argparse.ArgumentParser:
         help="in place of a source: a function that returns the network, or a Classifier",
     )
     parser.add_argument(
-        "--input-spec", type=Path, metavar="FILE", help="for --module: the input, as JSON"
+        "--input-spec",
+        type=Path,
+        metavar="FILE",
+        help="how a picture becomes the network's input, as JSON; default: as its library says",
     )
     parser.add_argument(
-        "--labels", type=Path, metavar="FILE", help="for --module: the labels, one a line"
+        "--labels",
+        type=Path,
+        metavar="FILE",
+        help="the labels, one a line; default: those of the library",
     )
     parser.add_argument("--repository", type=Path, metavar="DIR", help="the folder of models")
     parser.add_argument("--name", help="the model's name in the repository")
@@ -75,6 +81,11 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME=VALUE",
         help="an argument of the classifier; may be repeated",
+    )
+    parser.add_argument(
+        "--logits",
+        metavar="NAME",
+        help="which of several tensors that the network returns holds the logits",
     )
     add_scores_argument(parser)
     parser.add_argument(
@@ -162,7 +173,9 @@ def _run(options: argparse.Namespace) -> int:
         )
     with stages("finding what its outputs are"):
         spec = serving_spec(classifier.input)
-        classifier, ending = as_logits(classifier, probes(pictures, spec), options.scores)
+        classifier, ending = as_logits(
+            classifier, probes(pictures, spec), options.scores, output=options.logits
+        )
     if options.list_layers:
         return _list_layers(classifier, as_json=options.json)
     # One output becomes two classes, and only then a label means its class.
@@ -192,9 +205,13 @@ def _load(options: argparse.Namespace) -> Source:
     if (options.source is None) == (options.module is None):
         raise UsageError("give a source or --module, and not both")
     if options.module is None:
-        if options.input_spec is not None or options.labels is not None:
-            raise UsageError("--input-spec and --labels go with --module")
-        return load_source(options.source, options.weights, options.argument)
+        return load_source(
+            options.source,
+            options.weights,
+            options.argument,
+            input_spec=options.input_spec,
+            labels=options.labels,
+        )
     if options.weights is not None or options.argument:
         raise UsageError("--weights and --argument are for a classifier's name")
     return load_function(options.module, input_spec=options.input_spec, labels=options.labels)

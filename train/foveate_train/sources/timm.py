@@ -35,22 +35,24 @@ def create(network: str, weights: str | None, arguments: dict[str, Argument]) ->
     """Build a network of timm; without weights, its default ones are downloaded."""
     name = f"timm:{network}"
     if weights is None:
-        module = _download(network, arguments)
-    else:
-        module = build(network, weights, arguments)
-    return describe(name, module, arguments)
+        return describe(name, _download(network, arguments), arguments)
+    module, assumptions = build(network, weights, arguments)
+    return replace(describe(name, module, arguments), assumptions=assumptions)
 
 
 def build(
     network: str, weights: str, arguments: dict[str, Argument], adapt: Adapt = as_is
-) -> nn.Module:
-    """Build a network of timm with weights from a file, or random ones."""
+) -> tuple[nn.Module, dict[str, str]]:
+    """Build a network of timm with weights from a file, or random ones.
+
+    Returns:
+        the network, and what was assumed of the file.
+    """
     seed = random_seed(weights)
     with initialising(seed):
         module = _construct(network, arguments)
-    if seed is None:
-        load(module, weights, adapt)
-    return module
+    said = load(module, weights, adapt) if seed is None else ""
+    return module, {"weights": said} if said else {}
 
 
 def describe(name: str, module: nn.Module, arguments: dict[str, Argument]) -> Classifier:
@@ -63,7 +65,10 @@ def describe(name: str, module: nn.Module, arguments: dict[str, Argument]) -> Cl
     classes: int = getattr(module, "num_classes", 0)
     if classes < 1:
         raise ArgumentsError(f"{name} has no classes; add one with the argument num_classes=N")
-    spec = input_spec(name, cast("Mapping[str, Any]", module.pretrained_cfg))
+    configuration = dict(cast("Mapping[str, Any]", module.pretrained_cfg))
+    if isinstance(side := arguments.get("img_size"), int):
+        configuration["input_size"] = (configuration["input_size"][0], side, side)
+    spec = input_spec(name, configuration)
     channels = arguments.get("in_chans", spec.channels)
     if channels == 1 != spec.channels:
         # As timm adds up the weights of the colours.
