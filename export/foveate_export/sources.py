@@ -1,4 +1,4 @@
-"""Finds the classifier to export: a checkpoint folder, a name of the registry, or a function."""
+"""Finds the classifier to export: a folder, a name of the registry or the hub, or a function."""
 
 import importlib
 import sys
@@ -12,7 +12,7 @@ from torch import nn
 from foveate_export.errors import UsageError
 from foveate_export.input_files import read_input_spec, read_labels
 from foveate_export.plain import as_plain
-from foveate_train import checkpoint, registry
+from foveate_train import checkpoint, huggingface, registry
 from foveate_train.classifier import Classifier, InputSpec
 from foveate_train.weights import SUFFIXES, random_seed
 
@@ -36,7 +36,8 @@ def load_source(
     """Return the classifier that `source` names.
 
     Args:
-        source: a checkpoint folder, or a name of the registry.
+        source: a checkpoint folder, a folder or a name (`hf-hub:OWNER/NAME`) of
+            Hugging Face, or a name of the registry.
         weights: for a name, what `foveate_train.registry.create` takes.
         arguments: for a name, the network's arguments as `name=value`.
         input_spec: for a name, a JSON file with the fields of
@@ -49,6 +50,10 @@ def load_source(
         foveate_train.errors.TrainError: the classifier cannot be had.
     """
     folder = Path(source)
+    if source.startswith(huggingface.PREFIXES) or huggingface.is_folder(folder):
+        if weights is not None or arguments:
+            raise UsageError(f"{source} brings its weights and arguments")
+        return _from_hugging_face(source, input_spec, labels)
     if folder.is_dir():
         if weights is not None or arguments or input_spec is not None or labels is not None:
             raise UsageError(
@@ -60,6 +65,16 @@ def load_source(
     classifier = registry.create(source, weights=weights, **registry.parse_arguments(arguments))
     own_file = weights is not None and random_seed(weights) is None
     return Source(_described(classifier, input_spec, labels, assume=own_file))
+
+
+def _from_hugging_face(source: str, input_spec: Path | None, labels: Path | None) -> Source:
+    """Return the classifier of a folder, or of a name of the hub."""
+    named = source.startswith(huggingface.PREFIXES)
+    folder = huggingface.fetch(source) if named else Path(source)
+    name = source if named else f"folder:{folder.resolve().name}"
+    spec = None if input_spec is None else read_input_spec(input_spec, InputSpec)
+    classifier = as_plain(huggingface.load(folder, name, spec))
+    return Source(_described(classifier, None, labels, assume=False))
 
 
 def _load_checkpoint(folder: Path) -> Source:

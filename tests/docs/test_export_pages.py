@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import transformers
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from skimage import data
@@ -136,6 +137,22 @@ def test_weights_that_a_training_script_left(
     said = bundle.manifest.assumptions
     assert said["weights"] == "best.pth, under model, the prefix 'module.' taken off"
     assert f"weights: {said['weights']}\n" in page
+
+
+def test_a_folder_of_transformers(own_network: str, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("circle", "square", "triangle")
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
+    config = transformers.ResNetConfig(id2label=dict(enumerate(names)), **sizes)
+    transformers.ResNetForImageClassification(config).save_pretrained("my-resnet")
+    processor = transformers.ConvNextImageProcessor(size={"shortest_edge": 64})
+    processor.save_pretrained("my-resnet")
+    page = (PAGES / "bring-your-own.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"<!-- run: folder -->\n```sh\n(.*?)```", page, re.DOTALL)
+    foveate, subcommand, *arguments = shlex.split(command)
+    assert (foveate, subcommand) == ("foveate", "export")
+    assert export.main(arguments) == 0, capsys.readouterr().err
+    bundle = Bundle.open(Path("models/my-resnet/1"))
+    assert (bundle.labels, bundle.manifest.input.resize) == (names, 73)
 
 
 def test_labels_by_themselves(own_network: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from foveate_export.anatomy.logits import as_logits
@@ -273,3 +274,29 @@ def test_a_size_that_the_network_does_not_take_is_refused_in_a_line() -> None:
     four[0] = nn.Conv2d(4, 8, 3)
     with pytest.raises(UsageError, match="pictures of 3 channels, as its input specification"):
         as_logits(classifier_of(four), pictures())
+
+
+def test_a_folder_of_transformers_becomes_a_bundle(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    config = transformers.ResNetConfig(
+        id2label=dict(enumerate("xyz")),
+        embedding_size=8,
+        hidden_sizes=[8, 16],
+        depths=[1, 1],
+        layer_type="basic",
+    )
+    transformers.ResNetForImageClassification(config).save_pretrained("mine")
+    transformers.ViTImageProcessor(size={"height": 64, "width": 64}).save_pretrained("mine")
+    where = ["--repository", "models", "--name", "m"]
+    assert export_command.main(["mine", *where]) == 0, capsys.readouterr().err
+    bundle = Bundle.open(folder / "models" / "m" / "1")
+    assert bundle.labels == tuple("xyz")
+    assert (bundle.manifest.input.height, bundle.manifest.input.fit) == (64, "squash")
+    assert bundle.manifest.assumptions["logits"] == "'logits', of the outputs logits"
+    assert {"cam", "gradcam"} <= {cam.method for cam in bundle.manifest.cams}
+    assert export_command.main(["mine", "--labels", "labels.txt", *where]) == 2
+    assert "5 labels for the 3 classes" in capsys.readouterr().err
+    assert export_command.main(["mine", "--weights", "random:0", *where]) == 2
+    assert "mine brings its weights and arguments" in capsys.readouterr().err

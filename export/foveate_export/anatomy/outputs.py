@@ -44,11 +44,8 @@ def with_logits(
     listed = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in found.items()) or "none"
     if wanted is not None and wanted not in found:
         raise UsageError(f"{classifier.name} returns no {wanted!r}; its tensors are {listed}")
-    fitting = [
-        name
-        for name, tensor in found.items()
-        if len(tensor.shape) > 1 and tensor.shape[:2] == (pictures, len(classifier.labels))
-    ]
+    rows = [name for name, each in found.items() if each.ndim > 1 and len(each) == pictures]
+    fitting = [name for name in rows if found[name].shape[1] == len(classifier.labels)] or rows
     name = wanted or (_USUAL if _USUAL in fitting else None)
     if name is None:
         if len(fitting) != 1:

@@ -55,8 +55,10 @@ def build(
     return module, {"weights": said} if said else {}
 
 
-def describe(name: str, module: nn.Module, arguments: dict[str, Argument]) -> Classifier:
-    """Make a classifier of a network of timm, by the metadata that it carries.
+def describe(
+    name: str, module: nn.Module, arguments: dict[str, Argument], spec: InputSpec | None = None
+) -> Classifier:
+    """Make a classifier of a network of timm, by the metadata that it carries, or with `spec`.
 
     Raises:
         ArgumentsError: if the network has no classifying head, or takes channels
@@ -65,6 +67,16 @@ def describe(name: str, module: nn.Module, arguments: dict[str, Argument]) -> Cl
     classes: int = getattr(module, "num_classes", 0)
     if classes < 1:
         raise ArgumentsError(f"{name} has no classes; add one with the argument num_classes=N")
+    return Classifier(
+        name=name,
+        arguments=arguments,
+        module=module,
+        input=spec or _own_input(name, module, arguments),
+        labels=_labels(classes),
+    )
+
+
+def _own_input(name: str, module: nn.Module, arguments: Mapping[str, Argument]) -> InputSpec:
     configuration = dict(cast("Mapping[str, Any]", module.pretrained_cfg))
     if isinstance(side := arguments.get("img_size"), int):
         configuration["input_size"] = (configuration["input_size"][0], side, side)
@@ -79,13 +91,7 @@ def describe(name: str, module: nn.Module, arguments: dict[str, Argument]) -> Cl
             f"{name} has no mean and std for {channels} channels (in_chans); "
             "a function that returns the network may say them"
         )
-    return Classifier(
-        name=name,
-        arguments=arguments,
-        module=module,
-        input=spec,
-        labels=_labels(classes),
-    )
+    return spec
 
 
 def _construct(
@@ -115,7 +121,7 @@ def _download(network: str, arguments: dict[str, Argument]) -> nn.Module:
         return _construct(network, local, pretrained=True)
     try:
         if repository:
-            _reach(huggingface_hub.constants.ENDPOINT)
+            reach(huggingface_hub.constants.ENDPOINT)
         return _construct(network, arguments, pretrained=True)
     except OSError as error:
         raise WeightsError(
@@ -123,7 +129,7 @@ def _download(network: str, arguments: dict[str, Argument]) -> nn.Module:
         ) from error
 
 
-def _reach(address: str) -> None:
+def reach(address: str) -> None:
     """Raise OSError unless something answers at `address`, whatever it answers."""
     request = urllib.request.Request(address, method="HEAD")  # noqa: S310  the library's own address
     try:
