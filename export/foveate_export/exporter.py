@@ -111,9 +111,10 @@ def examine(classifier: Classifier, cam_layer: str | None = None) -> Anatomy:
 def _check_gradient(classifier: Classifier, head: Head) -> None:
     """Raise UnsupportedHeadError where autograd, which maps are compared with, gives nothing."""
     spec = classifier.input
-    image = np.zeros((1, spec.height, spec.width, spec.channels), np.uint8)
+    # Two, as a network may squeeze the axis of one away.
+    images = np.zeros((2, spec.height, spec.width, spec.channels), np.uint8)
     try:
-        answer(classifier, image, head=head, classes=np.zeros((1, 1), np.int64))
+        answer(classifier, images, head=head, classes=np.zeros((2, 1), np.int64))
     except RuntimeError as error:
         said = str(error).partition("\n")[0]
         raise UnsupportedHeadError(
@@ -138,6 +139,7 @@ def export(
     max_drop: float = MAX_DROP,
     target: Target | None = None,
     metadata: Mapping[str, str] | None = None,
+    corrupt: list[str] | None = None,
     stage: Stage = nullcontext,
 ) -> Exported:
     """Write a classifier into a repository as a bundle that was compared with torch.
@@ -159,6 +161,8 @@ def export(
         max_drop: the points of top-1 on `labelled` that a variant may lose against fp32.
         target: what TensorRT engines of the variants are built for; None for none.
         metadata: notes for the manifest.
+        corrupt: gets what is wrong with each labelled picture that cannot be decoded,
+            and that is left out; None where there must be none.
         stage: told of each step, to show progress.
 
     Raises:
@@ -173,6 +177,7 @@ def export(
             be decoded.
     """
     check_name(name)
+    check_weights(classifier)
     check_variants(variants, calibrated=calibration is not None)
     if version is not None:
         bundle.check_free(repository, name, version)
@@ -202,6 +207,7 @@ def export(
             calibration=calibration,
             labelled=labelled,
             max_drop=max_drop,
+            corrupt=corrupt,
             stage=stage,
         )
         # The others are made of fp32 and compared with it.
@@ -238,6 +244,7 @@ class _Maker:
     calibration: Calibration | None
     labelled: Labelled | None
     max_drop: float
+    corrupt: list[str] | None
     stage: Stage
     accuracies: dict[str, Accuracy] = field(default_factory=dict)
 
@@ -321,7 +328,9 @@ class _Maker:
             return None
         text = f"{variant}: classifying {len(self.labelled)} labelled pictures"
         with self.stage(text), self._runner(variant) as runner:
-            return measure_accuracy(runner, self.bundle.manifest.input, self.labelled)
+            return measure_accuracy(
+                runner, self.bundle.manifest.input, self.labelled, corrupt=self.corrupt
+            )
 
     def _runner(self, variant: str) -> Runner:
         return create_runner(self.bundle, variant=variant, backend="onnxruntime")
@@ -336,6 +345,14 @@ class _Maker:
                 with self.stage(f"{FP16}: judged in float32 and by its ranges, for {error}"):
                     pass
         return self._runner(variant)
+
+
+def check_weights(classifier: Classifier) -> None:
+    """Raise ExportError where the network's values are more than a bundle holds."""
+    # A tensor that stands in several places is one here.
+    tensors = [*classifier.module.parameters(), *classifier.module.buffers()]
+    numbers = sum(tensor.numel() for tensor in tensors if tensor.is_floating_point())
+    bundle.check_size(4 * numbers, f"{classifier.name}, {numbers:,} values in float32")
 
 
 def check_variants(variants: Sequence[str], *, calibrated: bool) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from foveate_export.anatomy.logits import as_logits
 from foveate_export.commands import export as export_command
 from foveate_export.errors import ExportError, UsageError
-from foveate_export.exporter import examine
+from foveate_export.exporter import check_weights, examine
 from foveate_export.plain import as_plain
 from foveate_export.sources import load_source
 from foveate_runtime.bundle.bundle import Bundle
@@ -300,3 +300,13 @@ def test_a_folder_of_transformers_becomes_a_bundle(
     assert "5 labels for the 3 classes" in capsys.readouterr().err
     assert export_command.main(["mine", "--weights", "random:0", *where]) == 2
     assert "mine brings its weights and arguments" in capsys.readouterr().err
+
+
+def test_a_network_larger_than_a_bundle_is_refused_before_any_work() -> None:
+    with torch.device("meta"):
+        huge = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Linear(2048, 210_000))
+    with pytest.raises(ExportError, match=r"m:net, 430,290,224 values in float32: 1\.7 GB of"):
+        check_weights(classifier_of(huge))
+    shared = net()
+    shared.extend([shared[4]] * 3)
+    check_weights(classifier_of(shared))

@@ -15,7 +15,7 @@ from foveate_export.commands._report import print_exported, print_layers
 from foveate_export.commands._training import training_errors
 from foveate_export.default_pictures import for_classifier
 from foveate_export.errors import UsageError
-from foveate_export.exporter import check_variants, examine, export
+from foveate_export.exporter import check_variants, check_weights, examine, export
 from foveate_export.input_files import repeated
 from foveate_export.pictures import from_folder, serving_spec
 from foveate_export.publish.bundle import check_name
@@ -135,6 +135,13 @@ def _parser() -> argparse.ArgumentParser:
         help="labelled pictures, one folder a class; their accuracy goes into the manifest",
     )
     parser.add_argument(
+        "--corrupt",
+        choices=["fail", "skip"],
+        default="fail",
+        help="pictures of these folders that cannot be decoded: end the export, or leave them "
+        "out and count them; default: fail",
+    )
+    parser.add_argument(
         "--tensorrt",
         action="store_true",
         help="also build TensorRT engines of the variants that it takes",
@@ -159,17 +166,21 @@ def _run(options: argparse.Namespace) -> int:
     stages = Stages(Console(stderr=True))
     with stages(f"loading {options.module or options.source}"):
         source = _load(options)
+    check_weights(source.classifier)
     if options.labels:
         warn(PROG, repeated(source.classifier.labels))
+    corrupt: list[str] | None = [] if options.corrupt == "skip" else None
     with stages("reading pictures"):
         classifier = source.classifier
         pictures = (
-            from_folder(options.parity_data, classifier.input)
+            from_folder(options.parity_data, classifier.input, corrupt=corrupt)
             if options.parity_data
             else for_classifier(classifier)
         )
         calibration = (
-            open_calibration(options.calibration, classifier) if options.calibration else None
+            open_calibration(options.calibration, classifier, corrupt)
+            if options.calibration
+            else None
         )
     with stages("finding what its outputs are"):
         spec = serving_spec(classifier.input)
@@ -195,8 +206,12 @@ def _run(options: argparse.Namespace) -> int:
         target=target,
         labelled=labelled,
         metadata=source.metadata,
+        corrupt=corrupt,
         stage=stages,
     )
+    if corrupt:
+        different = dict.fromkeys(corrupt)
+        warn(PROG, f"{len(different)} corrupt pictures left out, the first {corrupt[0]}")
     print_exported(exported, original="torch", as_json=options.json)
     return DONE
 

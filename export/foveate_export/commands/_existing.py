@@ -88,8 +88,6 @@ def _run(options: argparse.Namespace) -> int:
         if options.repository is None or options.name is None:
             raise UsageError("--repository and --name say where the bundle goes")
         check_name(options.name)
-        if options.labels is None:
-            raise UsageError("--labels names the classes, which an ONNX file does not")
     labels = read_labels(options.labels) if options.labels else None
     warn(PROG, repeated(labels or ()))
     with stages("reading pictures"):
@@ -104,9 +102,14 @@ def _run(options: argparse.Namespace) -> int:
             scores=options.scores,
             pictures=pictures,
         )
-    if options.list_layers or labels is None:
+    if options.list_layers:
         print_layers(source.layers, source.default_layers, source.left_out, as_json=options.json)
         return DONE
+    if labels is None:
+        labels = source.labels
+        source.assumptions["labels"] = "those that the ZipMap of the file names"
+    if not labels:
+        raise UsageError("--labels names the classes, which this ONNX file does not")
     exported = export_existing(
         source,
         labels,

@@ -229,7 +229,7 @@ def _draft(source: Existing, name: str, labels: Sequence[str], layers: Sequence[
         ),
         variants=(VariantEntry.model_construct(name=source.precision, file=GRAPH),),
         files={},
-        assumptions={"scores": source.ending.said},
+        assumptions={**source.assumptions, "scores": source.ending.said},
         metadata={},
     )
 
