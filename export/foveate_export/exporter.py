@@ -130,6 +130,7 @@ def export(
     name: str,
     pictures: Pictures,
     ending: Ending | None = None,
+    anatomy: Anatomy | None = None,
     version: int | None = None,
     layers: Sequence[str] | None = None,
     cam_layer: str | None = None,
@@ -151,6 +152,7 @@ def export(
         pictures: what the graph is compared with torch on.
         ending: what makes scores of its logits, where it returns logits; None to find
             it, with what has to be taken off.
+        anatomy: what `examine` found in it with this `ending`; None to examine it.
         version: the version to write; None for one above the newest.
         layers: the feature maps to offer; None for the stage ends.
         cam_layer: the layer whose activations Grad-CAM and its kin weigh; None
@@ -187,7 +189,7 @@ def export(
                 classifier, probes(pictures, serving_spec(classifier.input))
             )
     with stage("finding the head and the layers"):
-        anatomy = examine(classifier, cam_layer)
+        anatomy = anatomy or examine(classifier, cam_layer)
         chosen = select_layers(layers, classifier.module, anatomy.layers, anatomy.left_out)
     taps = taps_of(chosen)
     with bundle.staging(repository, name) as folder:
