@@ -100,11 +100,27 @@ def examine(classifier: Classifier, cam_layer: str | None = None) -> Anatomy:
         )
     try:
         head, note = find_head(recording, cam_layer), None
+        _check_gradient(classifier, head)
     except UnsupportedHeadError as error:
         if cam_layer is not None:
             raise
         head, note = None, f"no class activation maps: {error}"
     return Anatomy(head, note, feature_layers(recording), recording.left_out)
+
+
+def _check_gradient(classifier: Classifier, head: Head) -> None:
+    """Raise UnsupportedHeadError where autograd, which maps are compared with, gives nothing."""
+    spec = classifier.input
+    # Two, as a network may squeeze the axis of one away.
+    images = np.zeros((2, spec.height, spec.width, spec.channels), np.uint8)
+    try:
+        answer(classifier, images, head=head, classes=np.zeros((2, 1), np.int64))
+    except RuntimeError as error:
+        said = str(error).partition("\n")[0]
+        raise UnsupportedHeadError(
+            "autograd gives no gradient to compare them with, as in a forward pass under "
+            f"torch.no_grad or with detach ({said})"
+        ) from error
 
 
 def export(
@@ -114,6 +130,7 @@ def export(
     name: str,
     pictures: Pictures,
     ending: Ending | None = None,
+    anatomy: Anatomy | None = None,
     version: int | None = None,
     layers: Sequence[str] | None = None,
     cam_layer: str | None = None,
@@ -123,6 +140,7 @@ def export(
     max_drop: float = MAX_DROP,
     target: Target | None = None,
     metadata: Mapping[str, str] | None = None,
+    corrupt: list[str] | None = None,
     stage: Stage = nullcontext,
 ) -> Exported:
     """Write a classifier into a repository as a bundle that was compared with torch.
@@ -134,6 +152,7 @@ def export(
         pictures: what the graph is compared with torch on.
         ending: what makes scores of its logits, where it returns logits; None to find
             it, with what has to be taken off.
+        anatomy: what `examine` found in it with this `ending`; None to examine it.
         version: the version to write; None for one above the newest.
         layers: the feature maps to offer; None for the stage ends.
         cam_layer: the layer whose activations Grad-CAM and its kin weigh; None
@@ -144,6 +163,8 @@ def export(
         max_drop: the points of top-1 on `labelled` that a variant may lose against fp32.
         target: what TensorRT engines of the variants are built for; None for none.
         metadata: notes for the manifest.
+        corrupt: gets what is wrong with each labelled picture that cannot be decoded,
+            and that is left out; None where there must be none.
         stage: told of each step, to show progress.
 
     Raises:
@@ -158,6 +179,7 @@ def export(
             be decoded.
     """
     check_name(name)
+    check_weights(classifier)
     check_variants(variants, calibrated=calibration is not None)
     if version is not None:
         bundle.check_free(repository, name, version)
@@ -167,7 +189,7 @@ def export(
                 classifier, probes(pictures, serving_spec(classifier.input))
             )
     with stage("finding the head and the layers"):
-        anatomy = examine(classifier, cam_layer)
+        anatomy = anatomy or examine(classifier, cam_layer)
         chosen = select_layers(layers, classifier.module, anatomy.layers, anatomy.left_out)
     taps = taps_of(chosen)
     with bundle.staging(repository, name) as folder:
@@ -189,6 +211,7 @@ def export(
             calibration=calibration,
             labelled=labelled,
             max_drop=max_drop,
+            corrupt=corrupt,
             stage=stage,
         )
         # The others are made of fp32 and compared with it.
@@ -225,6 +248,7 @@ class _Maker:
     calibration: Calibration | None
     labelled: Labelled | None
     max_drop: float
+    corrupt: list[str] | None
     stage: Stage
     accuracies: dict[str, Accuracy] = field(default_factory=dict)
 
@@ -308,7 +332,9 @@ class _Maker:
             return None
         text = f"{variant}: classifying {len(self.labelled)} labelled pictures"
         with self.stage(text), self._runner(variant) as runner:
-            return measure_accuracy(runner, self.bundle.manifest.input, self.labelled)
+            return measure_accuracy(
+                runner, self.bundle.manifest.input, self.labelled, corrupt=self.corrupt
+            )
 
     def _runner(self, variant: str) -> Runner:
         return create_runner(self.bundle, variant=variant, backend="onnxruntime")
@@ -323,6 +349,14 @@ class _Maker:
                 with self.stage(f"{FP16}: judged in float32 and by its ranges, for {error}"):
                     pass
         return self._runner(variant)
+
+
+def check_weights(classifier: Classifier) -> None:
+    """Raise ExportError where the network's values are more than a bundle holds."""
+    # A tensor that stands in several places is one here.
+    tensors = [*classifier.module.parameters(), *classifier.module.buffers()]
+    numbers = sum(tensor.numel() for tensor in tensors if tensor.is_floating_point())
+    bundle.check_size(4 * numbers, f"{classifier.name}, {numbers:,} values in float32")
 
 
 def check_variants(variants: Sequence[str], *, calibrated: bool) -> None:
@@ -387,7 +421,11 @@ def _draft(
         ),
         variants=tuple(unmeasured(variant) for variant in VARIANTS),
         files={},
-        assumptions={"scores": ending.said} | ({"cams": note} if note else {}),
+        assumptions={
+            **classifier.assumptions,
+            "scores": ending.said,
+            **({"cams": note} if note else {}),
+        },
         metadata=dict(metadata),
     )
 

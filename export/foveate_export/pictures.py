@@ -60,8 +60,21 @@ def serving_spec(spec: "InputSpec | classifier.InputSpec") -> InputSpec:
     return InputSpec(**{name: getattr(spec, name) for name in InputSpec.model_fields})
 
 
-def from_folder(folder: Path, spec: "InputSpec | classifier.InputSpec") -> Pictures:
-    """Return up to `MOST` pictures of a folder and those in it, evenly spaced by name.
+def from_folder(
+    folder: Path,
+    spec: "InputSpec | classifier.InputSpec",
+    *,
+    most: int = MOST,
+    corrupt: list[str] | None = None,
+) -> Pictures:
+    """Return up to `most` pictures of a folder and those in it, evenly spaced by name.
+
+    Args:
+        folder: holds them.
+        spec: the input that they become.
+        most: how many to take.
+        corrupt: gets what is wrong with each picture that cannot be decoded, and
+            that is left out; None where there must be none.
 
     Raises:
         ExportError: there is none, or one cannot be decoded.
@@ -69,8 +82,8 @@ def from_folder(folder: Path, spec: "InputSpec | classifier.InputSpec") -> Pictu
     files = image_files(folder)
     if not files:
         raise ExportError(f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))})")
-    chosen = [files[i * len(files) // MOST] for i in range(MOST)] if len(files) > MOST else files
-    return _prepared(chosen, serving_spec(spec), f"pictures of {folder.name}")
+    chosen = [files[i * len(files) // most] for i in range(most)] if len(files) > most else files
+    return _prepared(chosen, serving_spec(spec), f"pictures of {folder.name}", corrupt)
 
 
 def shipped(spec: InputSpec) -> Pictures:
@@ -103,8 +116,19 @@ def decoded(data: bytes, spec: InputSpec, name: str) -> NDArray[np.uint8]:
     return image
 
 
-def _prepared(files: list[Path], spec: InputSpec, description: str) -> Pictures:
-    images = [decoded(path.read_bytes(), spec, str(path)) for path in files]
+def _prepared(
+    files: list[Path], spec: InputSpec, description: str, corrupt: list[str] | None = None
+) -> Pictures:
+    images = []
+    for path in files:
+        try:
+            images.append(decoded(path.read_bytes(), spec, str(path)))
+        except ExportError as error:
+            if corrupt is None:
+                raise
+            corrupt.append(str(error))
+    if not images:
+        raise ExportError(f"{description}: none can be decoded")
     return Pictures(np.stack(images), description)
 
 

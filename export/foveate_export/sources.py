@@ -1,9 +1,9 @@
-"""Finds the classifier to export: a checkpoint folder, a name of the registry, or a function."""
+"""Finds the classifier to export: a folder, a name of the registry or the hub, or a function."""
 
 import importlib
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -11,8 +11,10 @@ from torch import nn
 
 from foveate_export.errors import UsageError
 from foveate_export.input_files import read_input_spec, read_labels
-from foveate_train import checkpoint, registry
+from foveate_export.plain import as_plain
+from foveate_train import checkpoint, huggingface, registry
 from foveate_train.classifier import Classifier, InputSpec
+from foveate_train.weights import SUFFIXES, random_seed
 
 
 @dataclass(frozen=True)
@@ -23,30 +25,113 @@ class Source:
     metadata: dict[str, str] = field(default_factory=dict)
 
 
-def load_source(source: str, weights: str | None = None, arguments: Sequence[str] = ()) -> Source:
+def load_source(
+    source: str,
+    weights: str | None = None,
+    arguments: Sequence[str] = (),
+    *,
+    input_spec: Path | None = None,
+    labels: Path | None = None,
+) -> Source:
     """Return the classifier that `source` names.
 
     Args:
-        source: a checkpoint folder, or a name of the registry.
+        source: a checkpoint folder, a folder or a name (`hf-hub:OWNER/NAME`) of
+            Hugging Face, or a name of the registry.
         weights: for a name, what `foveate_train.registry.create` takes.
         arguments: for a name, the network's arguments as `name=value`.
+        input_spec: for a name, a JSON file with the fields of
+            `foveate_train.classifier.InputSpec`, in place of the library's.
+        labels: for a name, a text file with one label a line, in place of the library's.
 
     Raises:
-        UsageError: weights or arguments are given beside a checkpoint.
+        UsageError: weights, arguments or files are given beside a checkpoint, or
+            the source is a file.
         foveate_train.errors.TrainError: the classifier cannot be had.
     """
     folder = Path(source)
-    if not folder.is_dir():
-        return Source(
-            registry.create(source, weights=weights, **registry.parse_arguments(arguments))
-        )
-    if weights is not None or arguments:
-        raise UsageError(f"{source} is a checkpoint and brings its weights and arguments")
+    if source.startswith(huggingface.PREFIXES) or huggingface.is_folder(folder):
+        if weights is not None or arguments:
+            raise UsageError(f"{source} brings its weights and arguments")
+        return _from_hugging_face(source, input_spec, labels)
+    if folder.is_dir():
+        if weights is not None or arguments or input_spec is not None or labels is not None:
+            raise UsageError(
+                f"{source} is a checkpoint and brings its weights, arguments, input and labels"
+            )
+        return _load_checkpoint(folder)
+    if folder.suffix.lower() in SUFFIXES or folder.is_file():
+        raise UsageError(_no_source(folder))
+    classifier = registry.create(source, weights=weights, **registry.parse_arguments(arguments))
+    own_file = weights is not None and random_seed(weights) is None
+    return Source(_described(classifier, input_spec, labels, assume=own_file))
+
+
+def _from_hugging_face(source: str, input_spec: Path | None, labels: Path | None) -> Source:
+    """Return the classifier of a folder, or of a name of the hub."""
+    named = source.startswith(huggingface.PREFIXES)
+    folder = huggingface.fetch(source) if named else Path(source)
+    name = source if named else f"folder:{folder.resolve().name}"
+    spec = None if input_spec is None else read_input_spec(input_spec, InputSpec)
+    classifier = as_plain(huggingface.load(folder, name, spec))
+    return Source(_described(classifier, None, labels, assume=False))
+
+
+def _load_checkpoint(folder: Path) -> Source:
     loaded = checkpoint.load(folder)
     record = loaded.record
     metadata = {f"metrics.{name}": repr(value) for name, value in loaded.metrics.items()}
     metadata |= {"data_digest": record.data_digest, "seed": str(record.seed)}
-    return Source(loaded.classifier, metadata)
+    # It says its input, its labels and its weights, so that nothing was assumed.
+    return Source(replace(loaded.classifier, assumptions={}), metadata)
+
+
+def _no_source(file: Path) -> str:
+    """Say what to do with a file that is given as the source."""
+    if not file.is_file():
+        return f"{file}: no such file"
+    if file.suffix.lower() in SUFFIXES:
+        return (
+            f"{file} is a file of weights, which do not say their network: foveate export NAME "
+            f"--weights {file}, where NAME is one of foveate models --available"
+        )
+    return (
+        f"{file} is no ONNX file by its name; a source is a checkpoint folder, a name or an .onnx"
+    )
+
+
+def _described(
+    classifier: Classifier, input_spec: Path | None, labels: Path | None, *, assume: bool
+) -> Classifier:
+    """Give a classifier the input and the labels of the user's files.
+
+    With `assume`, say which ones the library's name gives it where there is no file.
+    """
+    assumptions = dict(classifier.assumptions)
+    if input_spec is not None:
+        spec = read_input_spec(input_spec, InputSpec)
+        classifier = replace(classifier, input=spec)
+    elif assume:
+        assumptions["input"] = f"{_shown(classifier.input)}, that of {classifier.name}"
+    if labels is not None:
+        classifier = replace(classifier, labels=read_labels(labels))
+    elif assume:
+        assumptions["labels"] = f"{_named(classifier.labels)}; --labels gives others"
+    return replace(classifier, assumptions=assumptions)
+
+
+def _shown(spec: InputSpec) -> str:
+    return (
+        f"{spec.height} x {spec.width} x {spec.channels}, fit {spec.fit}, resize {spec.resize}, "
+        f"{spec.interpolation}, mean {list(spec.mean)}, std {list(spec.std)}"
+    )
+
+
+def _named(labels: Sequence[str]) -> str:
+    last = len(labels) - 1
+    if tuple(labels) == tuple(map(str, range(len(labels)))):
+        return f"the numbers 0 to {last}, as the weights name no classes"
+    return f"{labels[0]!r} to {labels[last]!r}, those of the library for {len(labels)} classes"
 
 
 def load_function(
@@ -65,6 +150,7 @@ def load_function(
     Raises:
         UsageError: there is no such function, it returns something else, or
             the files do not fit what it returns.
+        ExportError: the network has no values.
     """
     made = _function(reference)()
     if isinstance(made, Classifier):
@@ -73,8 +159,7 @@ def load_function(
                 f"{reference} returns a classifier, which brings its input and labels; "
                 "--input-spec and --labels are for an nn.Module"
             )
-        made.module.eval()
-        return Source(made)
+        return Source(as_plain(made))
     if not isinstance(made, nn.Module):
         kind = type(made).__name__
         raise UsageError(f"{reference} returns {kind}, not an nn.Module or a Classifier")
@@ -83,12 +168,14 @@ def load_function(
             f"{reference} returns an nn.Module, so --input-spec and --labels say how to use it"
         )
     return Source(
-        Classifier(
-            name=reference,
-            arguments={},
-            module=made.eval(),
-            input=read_input_spec(input_spec, InputSpec),
-            labels=read_labels(labels),
+        as_plain(
+            Classifier(
+                name=reference,
+                arguments={},
+                module=made,
+                input=read_input_spec(input_spec, InputSpec),
+                labels=read_labels(labels),
+            )
         )
     )
 

@@ -48,7 +48,8 @@ def answer(
 ) -> int:
     """Run a subcommand and turn what goes wrong into a line on stderr and an exit code.
 
-    A termination signal ends the command as Ctrl-C does, so that it cleans up.
+    A termination signal or a hang-up ends the command as Ctrl-C does, so that it
+    cleans up.
 
     Args:
         command: returns the exit code.
@@ -56,7 +57,12 @@ def answer(
         usage: the errors of a request that cannot be, beside those of this distribution.
         failures: the errors of what went wrong, likewise.
     """
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    previous = {
+        number: signal.signal(number, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        # What nohup ignores stays ignored.
+        if signal.getsignal(number) != signal.SIG_IGN
+    }
     try:
         return command()
     except _USAGE + usage as error:
@@ -67,7 +73,8 @@ def answer(
     except _FAILURES + failures as error:
         return say(prog, error, FAILED)
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def warn(prog: str, text: str) -> None:

@@ -1,5 +1,6 @@
 """Labelled pictures and the accuracy measured on them."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from foveate_export.errors import ExportError
 from foveate_export.pictures import MOST, Pictures, from_folder
 from foveate_export.publish.bundle import Exported
 from foveate_runtime.backends.base import Runner
+from foveate_runtime.commands import evaluate
 from foveate_runtime.evaluation.accuracy import measure_accuracy
 from foveate_runtime.evaluation.labelled import LabelledError, NoPicturesError, open_labelled
 from foveate_train.classifier import Classifier
@@ -142,8 +144,38 @@ def test_a_damaged_picture_is_named(
     data = (root / "espresso" / "coffee.png").read_bytes()
     (root / "espresso" / "half.png").write_bytes(data[: len(data) // 2])
     labelled = open_labelled(str(root), lite0.labels)
-    with pytest.raises(LabelledError, match=r"half\.png: the picture is truncated"):
+    with pytest.raises(LabelledError, match=r"half\.png: the picture is truncated.*--corrupt skip"):
         measure_accuracy(lite0_runner, lite0_export.manifest.input, labelled)
+    left_out: list[str] = []
+    scored = measure_accuracy(lite0_runner, lite0_export.manifest.input, labelled, corrupt=left_out)
+    assert (scored.images, scored.top1) == (1, 1.0)
+    (said,) = left_out
+    assert "half.png: the picture is truncated" in said
+    (root / "espresso" / "coffee.png").write_bytes(b"no picture")
+    with pytest.raises(LabelledError, match="none of its 2 pictures can be decoded"):
+        measure_accuracy(lite0_runner, lite0_export.manifest.input, labelled, corrupt=[])
+
+
+def test_evaluate_counts_the_pictures_that_it_leaves_out(
+    tmp_path: Path, imagenet_repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = folder_of(tmp_path, {"espresso": ["coffee.png"], "missile": ["rocket.jpg"]})
+    (root / "espresso" / "half.png").write_bytes(b"\x89PNG")
+    table = tmp_path / "labels.csv"
+    table.write_text(
+        "picture,labels\nespresso/coffee.png,espresso\nespresso/half.png,espresso\n"
+        f"missile/rocket.jpg,{MISSILE}\n",
+        encoding="utf-8",
+    )
+    model = ["--repository", str(imagenet_repository), "--model", "efficientnet_lite0", "--json"]
+    assert evaluate.main([*model, "--data", str(root)]) == 1
+    capsys.readouterr()
+    for data in (root, table):
+        assert evaluate.main([*model, "--data", str(data), "--corrupt", "skip"]) == 0
+        said = capsys.readouterr()
+        result = json.loads(said.out)
+        assert (result["images"], result["corrupt"]) == (2, 1)
+        assert "warning: 1 corrupt pictures left out, the first " in said.err
 
 
 def test_pictures_for_parity_come_from_a_folder(tmp_path: Path, lite0: Classifier) -> None:

@@ -266,6 +266,15 @@ def test_a_timm_network_of_one_channel_takes_grey_pictures():
         registry.create("timm:resnet18", in_chans=4, **arguments)
 
 
+def test_a_timm_network_of_another_size_has_an_input_of_that_size():
+    small = registry.create(
+        "timm:vit_tiny_patch16_224", weights="random:0", img_size=64, num_classes=2
+    )
+    assert (small.input.height, small.input.width, small.input.resize) == (64, 64, 71)
+    with torch.no_grad():
+        assert small.module(torch.zeros(1, 3, 64, 64)).shape == (1, 2)
+
+
 def test_a_timm_classifier_brings_its_fit():
     classifier = registry.create(
         "timm:tf_efficientnetv2_b3.in21k_ft_in1k", weights="random:0", num_classes=2

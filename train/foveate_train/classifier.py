@@ -1,7 +1,7 @@
 """What a classifier is: a network with all that is needed to use it."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
@@ -125,6 +125,7 @@ class Classifier:
         labels: the name of each class, by index.
         loss: what training makes of the module's output in training mode and of a
             criterion.
+        assumptions: what was assumed where nothing said it, by what it concerns.
     """
 
     name: str
@@ -133,3 +134,4 @@ class Classifier:
     input: InputSpec
     labels: tuple[str, ...]
     loss: Callable[[Any, Criterion], torch.Tensor] = loss_of_logits
+    assumptions: Mapping[str, str] = field(default_factory=dict)

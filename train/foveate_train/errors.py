@@ -5,6 +5,7 @@
     ├── ArgumentsError           the classifier does not take these arguments
     ├── MissingPackageError      an optional distribution is not installed
     ├── WeightsError             weights cannot be had or do not fit
+    │   └── OtherClassesError    their head has another number of classes
     ├── CheckpointError          a checkpoint folder cannot be read or written
     ├── DataError                data cannot be had or is not what it should be
     ├── ResumeError              a run cannot go on from the state that is there
@@ -32,6 +33,15 @@ class MissingPackageError(TrainError):
 
 class WeightsError(TrainError):
     """Weights cannot be fetched or read, or do not fit the network."""
+
+
+class OtherClassesError(WeightsError):
+    """Weights whose head alone does not fit: `classes` of them, as the tensor `key` tells."""
+
+    def __init__(self, message: str, classes: int, key: str) -> None:
+        super().__init__(message)
+        self.classes = classes
+        self.key = key
 
 
 class CheckpointError(TrainError):

@@ -9,12 +9,13 @@ one of its names is first asked for, so a run pays only for what it uses.
 import difflib
 import importlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple, Protocol, TypeVar, cast
 
 from torch import nn
 
 from foveate_train.classifier import Argument, Classifier, InputSpec
-from foveate_train.errors import ArgumentsError, UnknownClassifierError
+from foveate_train.errors import ArgumentsError, OtherClassesError, UnknownClassifierError
 
 SOURCES = ("foveate", "torchvision", "timm", "package")
 
@@ -81,13 +82,14 @@ def create(name: str, *, weights: str | None = None, **arguments: Argument) -> C
 
     Args:
         name: `source:network`, for example `foveate:convnet4`.
-        weights: a .pth or .safetensors file with a state dict, or a folder
-            that holds one; `random:SEED`; for torchvision, one of the names of
-            the network's weights, such as `IMAGENET1K_V1`. None means the
-            weights of the package for `package:`, the library's default ones,
-            downloaded, for `torchvision:` and `timm:`, and `random:0` for
-            `foveate:`.
-        arguments: passed to the network's builder.
+        weights: a .pth, .pt, .ckpt or .safetensors file that holds a state dict, as
+            training scripts leave it, or a folder that holds one; `random:SEED`; for
+            torchvision, one of the names of the network's weights, such as
+            `IMAGENET1K_V1`. None means the weights of the package for `package:`,
+            the library's default ones, downloaded, for `torchvision:` and `timm:`,
+            and `random:0` for `foveate:`.
+        arguments: passed to the network's builder. Without `num_classes`, a file
+            whose head has another number of classes decides it.
 
     Raises:
         UnknownClassifierError: with the nearest right names.
@@ -98,9 +100,30 @@ def create(name: str, *, weights: str | None = None, **arguments: Argument) -> C
     source, _, network = name.partition(":")
     if source not in SOURCES or network not in _source(source).names():
         raise UnknownClassifierError(_unknown(name))
-    classifier = _source(source).create(network, weights, arguments)
+    try:
+        classifier = _source(source).create(network, weights, arguments)
+    except OtherClassesError as error:
+        if "num_classes" in arguments:
+            raise
+        classifier = _with_classes(_source(source), network, weights, arguments, error)
     classifier.module.eval()
     return classifier
+
+
+def _with_classes(
+    source: Source,
+    network: str,
+    weights: str | None,
+    arguments: dict[str, Argument],
+    error: OtherClassesError,
+) -> Classifier:
+    """Build a network with as many classes as the head of its weights has."""
+    try:
+        classifier = source.create(network, weights, {**arguments, "num_classes": error.classes})
+    except ArgumentsError:
+        raise error from None  # the network has no such argument
+    said = f"{error.classes}, as {error.key} has in the file"
+    return replace(classifier, assumptions={**classifier.assumptions, "classes": said})
 
 
 def parse_arguments(pairs: Sequence[str]) -> dict[str, Argument]:

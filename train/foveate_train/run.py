@@ -22,7 +22,7 @@ from foveate_train.data.batches import Data
 from foveate_train.errors import CheckpointError, ResumeError
 from foveate_train.loop import Tally, Training, tally
 from foveate_train.progress import StepProgress
-from foveate_train.weights import DAMAGED
+from foveate_train.state_dicts import DAMAGED
 
 _INTERVAL = 60.0
 """How many seconds of training a kill may lose."""

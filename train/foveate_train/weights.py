@@ -1,37 +1,23 @@
 """Weights: read from files, checked against a network, or random by a seed."""
 
-import pickle
 import re
-import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from foveate_train.errors import WeightsError
+from foveate_train.errors import OtherClassesError, WeightsError
+from foveate_train.state_dicts import StateDict, fit_names, read
 
-StateDict = dict[str, torch.Tensor]
 Adapt = Callable[[StateDict, nn.Module], StateDict]
 """Turns a state dict as it was read into one with the module's keys."""
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
 _OF_HUBS = "model.safetensors"
-DAMAGED = (
-    pickle.UnpicklingError,
-    struct.error,
-    EOFError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-"""What torch's unpickler raises on bytes that are no torch file, or a damaged one."""
-_LISTED = 8
+_LISTED = 3
 """How many differing keys an error spells out before it counts the rest."""
 
 
@@ -96,65 +82,62 @@ def as_is(state: StateDict, module: nn.Module) -> StateDict:  # noqa: ARG001  on
     return state
 
 
-def load(module: nn.Module, weights: str, adapt: Adapt = as_is) -> None:
+def load(module: nn.Module, weights: str, adapt: Adapt = as_is) -> str:
     """Load a state dict from a file or folder into `module`, all keys or none.
 
+    Returns:
+        what is to be said of the file: where in it the weights were, and in which precision.
+
     Raises:
-        WeightsError: the file cannot be read, or its keys or shapes differ
-            from the module's; the message lists what is missing, unexpected or
-            mis-shaped.
+        OtherClassesError: its head alone differs, by the number of its classes.
+        WeightsError: the file cannot be read, its keys or shapes differ from the
+            module's, or it holds values that are not finite; the message lists which.
     """
     path = _file(Path(weights))
     try:
-        state = adapt(read_state_dict(path), module)
+        found = fit_names(read(path), module.state_dict())
+        state = adapt(found.state, module)
         check_fit(module, state)
+        check_finite(state)
     except WeightsError as error:
-        raise WeightsError(f"weights {path}: {error}") from error
-    module.load_state_dict(state)
+        error.args = (f"weights {path}: {error}",)
+        raise
+    module.load_state_dict(state, strict=False)
+    said = [path.name, found.said, _precision(state)]
+    return ", ".join(filter(None, said))
 
 
-def read_state_dict(path: Path) -> StateDict:
-    """Read a .safetensors or a torch file without running anything in it.
+def _precision(state: StateDict) -> str:
+    kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in state.values()}
+    halves = sorted(kinds & {"float16", "bfloat16", "float64"})
+    return f"{' and '.join(halves)} taken as float32" if halves else ""
 
-    A torch file may hold the state dict itself or hold it under the key
-    `state_dict`.
 
-    Raises:
-        WeightsError: the file is missing or damaged, or is no state dict.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise WeightsError("there is no such file") from error
-    except safetensors.SafetensorError as error:
-        raise WeightsError(f"not a whole safetensors file ({error})") from error
-    except DAMAGED as error:
-        raise WeightsError(
-            "not a torch file of tensors alone (it is read with weights_only)"
-        ) from error
-    except OSError as error:
-        raise WeightsError(error.strerror or str(error)) from error
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not isinstance(content, Mapping) or not content:
-        raise WeightsError("holds no state dict")
-    for key, value in content.items():
-        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
-            raise WeightsError(f"holds no state dict ({key!r} is no tensor)")
-    return dict(content)
+def check_finite(state: Mapping[str, torch.Tensor]) -> None:
+    """Raise WeightsError where a tensor holds values that are not finite; says which."""
+    names = [
+        key
+        for key, tensor in state.items()
+        if tensor.is_floating_point() and not tensor.isfinite().all()
+    ]
+    if names:
+        raise WeightsError(f"holds values that are not finite (NaN or infinity): {_some(names)}")
 
 
 def check_fit(module: nn.Module, state: StateDict) -> None:
     """Compare a state dict with a module's, keys and shapes.
 
+    The counters of batch normalisations, which no answer depends on, may be missing.
+
     Raises:
+        OtherClassesError: the head alone differs, by the number of its classes.
         WeightsError: they differ; the message lists how.
     """
     wanted = module.state_dict()
     differences = {
-        "missing": [key for key in wanted if key not in state],
+        "missing": [
+            key for key in wanted if key not in state and not key.endswith("num_batches_tracked")
+        ],
         "unexpected": [key for key in state if key not in wanted],
         "of another shape": [
             f"{key} {list(state[key].shape)} for {list(tensor.shape)}"
@@ -163,8 +146,24 @@ def check_fit(module: nn.Module, state: StateDict) -> None:
         ],
     }
     found = [f"{len(keys)} {what}: {_some(keys)}" for what, keys in differences.items() if keys]
-    if found:
-        raise WeightsError("does not fit the network; " + "; ".join(found))
+    if not found:
+        return
+    message = "does not fit the network; " + "; ".join(found)
+    classes = None if len(found) > 1 else _other_classes(state, wanted)
+    raise WeightsError(message) if classes is None else OtherClassesError(message, *classes)
+
+
+def _other_classes(state: StateDict, wanted: Mapping[str, torch.Tensor]) -> tuple[int, str] | None:
+    """Return how many classes a state dict's head has, and a tensor that tells it.
+
+    A head has one number of rows in all its tensors, and nothing else differs.
+    """
+    differing = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]
+    rows = {(state[key].shape[:1], wanted[key].shape[:1]) for key in differing}
+    same = all(state[key].shape[1:] == wanted[key].shape[1:] for key in differing)
+    if not differing or not same or len(rows) != 1 or not state[differing[0]].ndim:
+        return None
+    return state[differing[0]].shape[0], differing[0]
 
 
 def _some(keys: list[str]) -> str:

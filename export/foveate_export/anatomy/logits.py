@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from foveate_export.anatomy.calls import is_pointwise
 from foveate_export.anatomy.ending import SIDES, TINY, End, Ending, Form, find_ending, for_labels
 from foveate_export.anatomy.function_calls import Calls, Maker, Without
+from foveate_export.anatomy.outputs import with_logits
 from foveate_export.anatomy.parametrised import with_plain_weights
 from foveate_export.anatomy.pixels import normalise
-from foveate_export.errors import ExportError
+from foveate_export.errors import ExportError, UsageError
 from foveate_runtime.bundle.manifest import Scores
 from foveate_train.classifier import Classifier
 
@@ -38,7 +39,11 @@ _SAME = 1e-4
 
 
 def as_logits(
-    classifier: Classifier, images: NDArray[np.uint8], wanted: Scores | None = None
+    classifier: Classifier,
+    images: NDArray[np.uint8],
+    wanted: Scores | None = None,
+    *,
+    output: str | None = None,
 ) -> tuple[Classifier, Ending]:
     """Return a classifier that returns logits, a label each, and what makes scores of them.
 
@@ -47,16 +52,21 @@ def as_logits(
             picture; left as it is.
         images: what its end is found on, uint8 [N, H, W, C], more than two.
         wanted: the scores that the user says; None to find them.
+        output: the name of the logits, where it returns several tensors.
 
     Raises:
-        UsageError: its outputs are not those scores, or not as many as its labels.
+        UsageError: its outputs are not those scores, or not as many as its labels; it
+            does not take pictures of its input's size.
         ExportError: it returns no such tensor, or its scores cannot be told.
     """
-    module = with_plain_weights(classifier.module)
+    classifier = replace(classifier, module=with_plain_weights(classifier.module))
     batches = _pixels(classifier, images)
-    calls = Calls()
-    with torch.no_grad(), calls:
-        first = module(batches[0])
+    first, calls = _first_output(classifier, batches[0])
+    if not isinstance(first, Tensor) or output is not None:
+        module, pictures = _copied(classifier.module), len(batches[0])
+        classifier = with_logits(classifier, module, first, pictures, output)
+        first, calls = _first_output(classifier, batches[0])
+    module = classifier.module
     _check_shape(classifier, first, len(batches[0]))
     maker = calls.maker(first)
     outputs = _outputs(module, batches)
@@ -74,6 +84,25 @@ def as_logits(
         module = taken_off
     module = _finished(module, ending, first.ndim, batches)
     return replace(classifier, module=module, labels=labels), ending
+
+
+def _first_output(classifier: Classifier, pixels: Tensor) -> tuple[Any, Calls]:
+    """Run the network on pictures, and return what it returns and its calls.
+
+    Raises:
+        UsageError: it does not take them; says what it said.
+    """
+    try:
+        with torch.no_grad(), Calls() as calls:
+            return classifier.module(pixels), calls
+    except Exception as error:
+        # What a network raises where it gets another size than its own is its own choice.
+        said = (str(error).strip() or type(error).__name__).partition("\n")[0]
+        _, channels, height, width = pixels.shape
+        raise UsageError(
+            f"{classifier.name} does not take {height} x {width} pictures of {channels} channels, "
+            f"as its input specification says: {said}"
+        ) from error
 
 
 def _check_shape(classifier: Classifier, outputs: object, pictures: int) -> None:

@@ -15,7 +15,7 @@ from foveate_export.commands._report import print_exported, print_layers
 from foveate_export.commands._training import training_errors
 from foveate_export.default_pictures import for_classifier
 from foveate_export.errors import UsageError
-from foveate_export.exporter import check_variants, examine, export
+from foveate_export.exporter import check_variants, check_weights, examine, export
 from foveate_export.input_files import repeated
 from foveate_export.pictures import from_folder, serving_spec
 from foveate_export.publish.bundle import check_name
@@ -59,10 +59,16 @@ def _parser() -> argparse.ArgumentParser:
         help="in place of a source: a function that returns the network, or a Classifier",
     )
     parser.add_argument(
-        "--input-spec", type=Path, metavar="FILE", help="for --module: the input, as JSON"
+        "--input-spec",
+        type=Path,
+        metavar="FILE",
+        help="how a picture becomes the network's input, as JSON; default: as its library says",
     )
     parser.add_argument(
-        "--labels", type=Path, metavar="FILE", help="for --module: the labels, one a line"
+        "--labels",
+        type=Path,
+        metavar="FILE",
+        help="the labels, one a line; default: those of the library",
     )
     parser.add_argument("--repository", type=Path, metavar="DIR", help="the folder of models")
     parser.add_argument("--name", help="the model's name in the repository")
@@ -78,6 +84,11 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME=VALUE",
         help="an argument of the classifier; may be repeated",
+    )
+    parser.add_argument(
+        "--logits",
+        metavar="NAME",
+        help="which of several tensors that the network returns holds the logits",
     )
     add_scores_argument(parser)
     parser.add_argument(
@@ -127,6 +138,13 @@ def _parser() -> argparse.ArgumentParser:
         help="labelled pictures, one folder a class; their accuracy goes into the manifest",
     )
     parser.add_argument(
+        "--corrupt",
+        choices=["fail", "skip"],
+        default="fail",
+        help="pictures of these folders that cannot be decoded: end the export, or leave them "
+        "out and count them; default: fail",
+    )
+    parser.add_argument(
         "--tensorrt",
         action="store_true",
         help="also build TensorRT engines of the variants that it takes",
@@ -151,21 +169,27 @@ def _run(options: argparse.Namespace) -> int:
     stages = Stages(Console(stderr=True))
     with stages(f"loading {options.module or options.source}"):
         source = _load(options)
+    check_weights(source.classifier)
     if options.labels:
         warn(PROG, repeated(source.classifier.labels))
+    corrupt: list[str] | None = [] if options.corrupt == "skip" else None
     with stages("reading pictures"):
         classifier = source.classifier
         pictures = (
-            from_folder(options.parity_data, classifier.input)
+            from_folder(options.parity_data, classifier.input, corrupt=corrupt)
             if options.parity_data
             else for_classifier(classifier)
         )
         calibration = (
-            open_calibration(options.calibration, classifier) if options.calibration else None
+            open_calibration(options.calibration, classifier, corrupt)
+            if options.calibration
+            else None
         )
     with stages("finding what its outputs are"):
         spec = serving_spec(classifier.input)
-        classifier, ending = as_logits(classifier, probes(pictures, spec), options.scores)
+        classifier, ending = as_logits(
+            classifier, probes(pictures, spec), options.scores, output=options.logits
+        )
     if options.list_layers:
         return _list_layers(classifier, as_json=options.json)
     # One output becomes two classes, and only then a label means its class.
@@ -185,8 +209,12 @@ def _run(options: argparse.Namespace) -> int:
         target=target,
         labelled=labelled,
         metadata=source.metadata,
+        corrupt=corrupt,
         stage=stages,
     )
+    if corrupt:
+        different = dict.fromkeys(corrupt)
+        warn(PROG, f"{len(different)} corrupt pictures left out, the first {corrupt[0]}")
     print_exported(exported, original="torch", as_json=options.json)
     return DONE
 
@@ -195,9 +223,13 @@ def _load(options: argparse.Namespace) -> Source:
     if (options.source is None) == (options.module is None):
         raise UsageError("give a source or --module, and not both")
     if options.module is None:
-        if options.input_spec is not None or options.labels is not None:
-            raise UsageError("--input-spec and --labels go with --module")
-        return load_source(options.source, options.weights, options.argument)
+        return load_source(
+            options.source,
+            options.weights,
+            options.argument,
+            input_spec=options.input_spec,
+            labels=options.labels,
+        )
     if options.weights is not None or options.argument:
         raise UsageError("--weights and --argument are for a classifier's name")
     return load_function(options.module, input_spec=options.input_spec, labels=options.labels)

@@ -10,7 +10,7 @@ from foveate_export.errors import ExportError, UsageError
 from foveate_runtime import console
 from foveate_runtime.bundle.manifest import Scores
 
-_TRAINING = ("foveate_train", "torch", "torchvision", "timm")
+TRAINING = ("foveate_train", "torch", "torchvision", "timm")
 """What the extra `torch` brings."""
 
 answer = partial(console.answer, usage=(UsageError,), failures=(ExportError,))
@@ -21,7 +21,7 @@ def run_with_torch(module: str, arguments: Sequence[str], prog: str) -> int:
     try:
         main: Callable[[Sequence[str]], int] = import_module(module).main
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in _TRAINING:
+        if (error.name or "").partition(".")[0] not in TRAINING:
             raise
         needs = 'this needs PyTorch: pip install "foveate-export[torch]"'
         return console.say(prog, needs, console.FAILED)

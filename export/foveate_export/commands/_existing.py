@@ -2,18 +2,22 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 
-from foveate_export.commands._console import add_scores_argument, answer
+from foveate_export.commands._console import TRAINING, add_scores_argument, answer
 from foveate_export.commands._report import print_exported, print_layers
 from foveate_export.errors import UsageError
-from foveate_export.existing import export_existing, open_existing
+from foveate_export.existing import Existing, export_existing, open_existing
 from foveate_export.input_files import read_input_spec, read_labels, repeated
-from foveate_export.pictures import from_folder, shipped
-from foveate_export.publish.bundle import check_name
-from foveate_runtime.bundle.manifest import InputSpec
+from foveate_export.pictures import Pictures, from_folder, shipped
+from foveate_export.progress import Stage
+from foveate_export.publish.bundle import Exported, check_name
+from foveate_runtime.bundle.manifest import InputSpec, Scores
 from foveate_runtime.console import DONE, Stages, names, positive, warn
 
 PROG = "foveate export"
@@ -28,6 +32,37 @@ EPILOG = (
     "example: foveate export net.onnx --input-spec input.json --labels labels.txt "
     "--repository models --name net"
 )
+
+
+class Where(NamedTuple):
+    """Where a bundle goes, and with which layers."""
+
+    repository: Path
+    name: str
+    version: int | None
+    layers: Sequence[str] | None
+
+
+def differentiated(
+    source: Existing,
+    labels: Sequence[str],
+    pictures: Pictures,
+    *,
+    scores: Scores | None,
+    where: Where,
+    stage: Stage,
+) -> tuple[Exported | None, str]:
+    """Export a file whose head is differentiated in torch; or say why it is not."""
+    try:
+        module = import_module("foveate_export.commands._differentiated")
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in TRAINING:
+            raise
+        return None, 'other heads need PyTorch: pip install "foveate-export[torch]"'
+    found: tuple[Exported | None, str] = module.export_differentiated(
+        source, labels, pictures, scores=scores, where=where, stage=stage
+    )
+    return found
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -92,8 +127,6 @@ def _run(options: argparse.Namespace) -> int:
         if options.repository is None or options.name is None:
             raise UsageError("--repository and --name say where the bundle goes")
         check_name(options.name)
-        if options.labels is None:
-            raise UsageError("--labels names the classes, which an ONNX file does not")
     labels = read_labels(options.labels) if options.labels else None
     warn(PROG, repeated(labels or ()))
     with stages("reading pictures"):
@@ -108,18 +141,25 @@ def _run(options: argparse.Namespace) -> int:
             scores=options.scores,
             pictures=pictures,
         )
-    if options.list_layers or labels is None:
+    if options.list_layers:
         print_layers(source.layers, source.default_layers, source.left_out, as_json=options.json)
         return DONE
-    exported = export_existing(
-        source,
-        labels,
-        repository=options.repository,
-        name=options.name,
-        pictures=pictures,
-        version=options.version,
-        layers=options.layers,
-        stage=stages,
-    )
-    print_exported(exported, original=options.source.name, as_json=options.json)
+    if labels is None:
+        labels = source.labels
+        source.assumptions["labels"] = "those that the ZipMap of the file names"
+    if not labels:
+        raise UsageError("--labels names the classes, which this ONNX file does not")
+    where = Where(options.repository, options.name, options.version, options.layers)
+    exported = None
+    if source.head is None:
+        exported, why = differentiated(
+            source, labels, pictures, scores=options.scores, where=where, stage=stages
+        )
+        source = replace(source, note=f"{source.note}; {why}")
+    if exported is None:
+        exported = export_existing(
+            source, labels, pictures=pictures, stage=stages, **where._asdict()
+        )
+    original = "torch" if "network" in exported.manifest.assumptions else options.source.name
+    print_exported(exported, original=original, as_json=options.json)
     return DONE

@@ -229,7 +229,11 @@ def _draft(source: Existing, name: str, labels: Sequence[str], layers: Sequence[
         ),
         variants=(VariantEntry.model_construct(name=source.precision, file=GRAPH),),
         files={},
-        assumptions={"scores": source.ending.said} | ({"cams": source.note} if source.note else {}),
+        assumptions={
+            **source.assumptions,
+            "scores": source.ending.said,
+            **({"cams": source.note} if source.note else {}),
+        },
         metadata={},
     )
 

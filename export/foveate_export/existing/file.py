@@ -23,6 +23,7 @@ class File:
 
     Attributes:
         path: the file.
+        runnable: what ONNX Runtime runs as the file: its path, or its bytes.
         model: what it holds, with the shapes that follow from the input's.
         spec: how a picture becomes the input.
         layout: the axes of the input.
@@ -33,6 +34,7 @@ class File:
     """
 
     path: Path
+    runnable: str | bytes
     model: ir.Model
     spec: InputSpec
     layout: Layout
@@ -58,7 +60,7 @@ class OneByOne:
         # By identity: the graph is edited later, and its values get other names.
         self._values = list(dict.fromkeys(values or ()))
         self._names = [str(value.name) for value in self._values] or [file.output]
-        model = str(file.path) if values is None else _serialised(file.model, self._values)
+        model = file.runnable if values is None else _serialised(file.model, self._values)
         self._session = open_session(model, file.path)
 
     def run(self, images: NDArray[np.uint8]) -> list[Array]:

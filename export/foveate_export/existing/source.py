@@ -4,9 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
 from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
 
@@ -16,14 +14,11 @@ from foveate_export.errors import ExportError, UnsupportedHeadError, UsageError
 from foveate_export.existing.end import behind, find_normaliser, is_plain, operator
 from foveate_export.existing.file import File, Layout, OneByOne
 from foveate_export.existing.head import PooledHead, constant, find_head, two_sided
-from foveate_export.existing.session import first_line, open_session
+from foveate_export.existing.reading import read
+from foveate_export.existing.session import open_session
 from foveate_export.pictures import Pictures, noise
 from foveate_runtime.bundle.manifest import InputSpec, Scores
 
-MIN_OPSET = 13
-"""What the nodes that are added are written for; older files are converted to it."""
-
-_INVALID = (onnx.checker.ValidationError, onnx.onnx_cpp2py_export.checker.ValidationError)
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
 _NO_LAYERS = frozenset({"Cast", "Identity", "Reshape", "Transpose"})
 """Operators that hand a map on, whatever the order of its axes."""
@@ -36,6 +31,8 @@ class Existing(File):
     Attributes:
         logits: the value that the logits are made of, behind the output; [N, classes]
             up to axes of one cell.
+        labels: the names of the classes that the file itself gives; empty where it does not.
+        assumptions: what was assumed where neither the file nor the user says it.
         ending: how they are made of it, and scores of them.
         outputs: how many values the file gives a picture.
         parameters: the floating-point numbers that the file holds.
@@ -47,6 +44,8 @@ class Existing(File):
     """
 
     logits: ir.Value
+    labels: tuple[str, ...]
+    assumptions: dict[str, str]
     ending: Ending
     outputs: int
     parameters: int
@@ -121,16 +120,25 @@ def read_existing(
         ExportError: it is no ONNX file, no classifier of one picture, one that
             ONNX Runtime does not take, or one whose scores cannot be told.
     """
-    model = read_model(path)
+    found = read(path)
+    model = found.model
     graph = model.graph
     image = _only_input(graph)
-    layout = _layout(image, spec, layout)
+    assumptions = {}
+    if layout is None:
+        layout = _layout(image, spec, layout)
+        assumptions["layout"] = f"{layout}, as the input {image.name} {image.shape} fits"
+    else:
+        layout = _layout(image, spec, layout)
     name = _output(graph, logits)
-    open_session(str(path), path)
+    if logits is None and len(graph.outputs) > 1:
+        others = ", ".join(str(value.name) for value in graph.outputs)
+        assumptions["logits"] = f"{name!r}, of the outputs {others}"
+    open_session(found.runnable, path)
     place = [str(value.name) for value in graph.outputs].index(name)
     batch = _make_batch_dynamic(graph, image)
     _infer_shapes(model, image, spec, layout)
-    file = File(path, model, spec, layout, bgr, batch, str(image.name), name)
+    file = File(path, found.runnable, model, spec, layout, bgr, batch, str(image.name), name)
     value, ending = _find_ending(file, graph.outputs[place], scores, pictures or noise(spec))
     maps = _maps(graph)
     head, note = None, ""
@@ -141,6 +149,8 @@ def read_existing(
     return Existing(
         **vars(file),
         logits=value,
+        labels=found.labels,
+        assumptions=assumptions,
         ending=ending,
         outputs=_count(value) or 0,
         parameters=_parameters(graph),
@@ -150,56 +160,6 @@ def read_existing(
         head=head,
         note=note,
     )
-
-
-def read_model(path: Path) -> ir.Model:
-    """Read an ONNX file, of `MIN_OPSET` or later after this, without functions of its own.
-
-    Raises:
-        UsageError: it does not exist.
-        ExportError: it is no ONNX file, or too old to convert.
-    """
-    try:
-        proto = onnx.load(path)
-        try:
-            onnx.checker.check_model(proto)
-        except _INVALID as error:
-            if "topologically sorted" not in str(error):
-                raise
-            # As ONNX Runtime does: some converters append their nodes at the end.
-            proto = _sorted(proto)
-            onnx.checker.check_model(proto)
-    except FileNotFoundError as error:
-        raise UsageError(f"{path}: no such file") from error
-    except DecodeError as error:
-        raise ExportError(f"{path} is no ONNX file") from error
-    except (*_INVALID, ValueError) as error:
-        # The last where the nodes go round in a circle.
-        raise ExportError(f"{path}: {first_line(error)}") from error
-    opset = next((each.version for each in proto.opset_import if not each.domain), 0)
-    if opset < MIN_OPSET:
-        try:
-            proto = onnx.version_converter.convert_version(proto, MIN_OPSET)
-        except (RuntimeError, onnx.version_converter.ConvertError) as error:
-            raise ExportError(
-                f"{path} is of opset {opset}, and cannot be converted to {MIN_OPSET}: "
-                f"{first_line(error)}"
-            ) from error
-    model = ir.from_proto(proto)
-    for tidy in (
-        common.InlinePass(),
-        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        common.RemoveInitializersFromInputsPass(),
-    ):
-        tidy(model)
-    return model
-
-
-def _sorted(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Bring the nodes into an order in which they can run."""
-    model = ir.from_proto(proto)
-    common.TopologicalSortPass()(model)
-    return ir.to_proto(model)
 
 
 def _only_input(graph: ir.Graph) -> ir.Value:
@@ -233,8 +193,10 @@ def _layout(image: ir.Value, spec: InputSpec, wanted: Layout | None) -> Layout:
 
 def _output(graph: ir.Graph, name: str | None) -> str:
     outputs = [str(value.name) for value in graph.outputs]
-    if name is None and len(outputs) == 1:
-        (name,) = outputs
+    scores = [value for value in graph.outputs if value.dtype in _FLOATS and value.shape]
+    for fitting in (graph.outputs, scores):
+        if name is None and len(fitting) == 1:
+            name = str(fitting[0].name)
     if name is None or name not in outputs:
         what = "--logits chooses one" if name is None else f"{name} is none of them"
         raise UsageError(f"the graph has the outputs {', '.join(outputs)}; {what}")
@@ -250,7 +212,12 @@ def _make_batch_dynamic(graph: ir.Graph, image: ir.Value) -> int | None:
     batch = image.shape[0] if image.shape is not None else None
     if not isinstance(batch, int):
         return None
+    pictured = {image}
     for node in graph:
+        # Weights have no axis of pictures, and some converters reshape them here.
+        if not pictured.intersection(node.inputs):
+            continue
+        pictured.update(node.outputs)
         shape = constant(node.inputs[1]) if node.op_type == "Reshape" else None
         if shape is None or shape.ndim != 1 or not len(shape) or shape[0] != batch:
             continue
@@ -287,8 +254,11 @@ def _find_ending(
     if value is None:
         raise ExportError(f"the output {file.output} is {output.shape}; [N, classes] is expected")
     if output.dtype not in _FLOATS:
+        best = operator(output) == "ArgMax"
         raise ExportError(
-            f"the output {file.output} is {output.dtype}; floating-point numbers are expected"
+            f"the output {file.output} is {output.dtype}"
+            + (", the index of the best class (ArgMax)" if best else "")
+            + "; floating-point numbers are expected, the logits or scores of all classes"
         )
     found = find_normaliser(output)
     taken = _vector(found[1]) if found else None

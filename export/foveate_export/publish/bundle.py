@@ -7,11 +7,13 @@ repository passes over such folders.
 
 import contextlib
 import errno
+import fcntl
+import os
 import re
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,10 @@ from foveate_export.errors import ExportError, RepositoryError, UsageError
 from foveate_runtime.bundle.bundle import Bundle, digest
 from foveate_runtime.bundle.manifest import MANIFEST_FILE, FileEntry, Manifest, Name
 
+LARGEST = 1536 * 2**20
+"""Bytes of weights: protobuf ends at 2 GiB, which holds the rest of the graph as well."""
+
+_STAGE = ".export-"
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
 
@@ -49,32 +55,68 @@ def check_name(name: str) -> None:
         ) from error
 
 
+def check_size(size: int, what: str) -> None:
+    """Raise ExportError where `size` bytes are more than a graph of a bundle holds."""
+    if size > LARGEST:
+        raise ExportError(
+            f"{what}: {size / 1e9:.1f} GB of weights; a bundle holds up to {LARGEST / 1e9:.1f} GB"
+        )
+
+
 @contextmanager
 def staging(repository: Path, name: str) -> Iterator[Path]:
     """Yield an empty folder on the repository's file system, gone afterwards.
 
-    Folders that had to be made for it, the model's and the repository's, go as
-    well where nothing was published into them.
+    What killed exports of this model left goes as well. Folders that had to be made
+    for it, the model's and the repository's, go where nothing was published into them.
 
     Raises:
         RepositoryError: the folder cannot be made.
     """
     model = repository / name
     made = [folder for folder in (model, *model.parents) if not folder.exists()]
-    stage = model / f".export-{secrets.token_hex(4)}"
+    stage = model / f"{_STAGE}{secrets.token_hex(4)}"
     try:
-        try:
-            stage.mkdir(parents=True)
-        except OSError as error:
-            raise RepositoryError(
-                f"cannot write to {repository}: {error.strerror or error}"
-            ) from error
-        yield stage
+        with ExitStack() as held:
+            try:
+                model.mkdir(parents=True, exist_ok=True)
+                with _locked(model):
+                    _remove_abandoned(model)
+                    stage.mkdir()
+                    # The folder is open, and locked, as long as this process lives.
+                    held.enter_context(_locked(stage))
+            except OSError as error:
+                raise RepositoryError(
+                    f"cannot write to {repository}: {error.strerror or error}"
+                ) from error
+            yield stage
     finally:
         shutil.rmtree(stage, ignore_errors=True)
         with contextlib.suppress(OSError):
             for folder in made:
                 folder.rmdir()
+
+
+@contextmanager
+def _locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold a lock on a folder, which ends with the process that holds it.
+
+    Raises:
+        BlockingIOError: another process holds it, and this one does not `wait`.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_abandoned(model: Path) -> None:
+    """Remove the folders of exports that were killed: those that no process holds."""
+    for stage in model.glob(f"{_STAGE}*"):
+        with contextlib.suppress(OSError), _locked(stage, wait=False):
+            shutil.rmtree(stage)
 
 
 def versions(repository: Path, name: str) -> list[int]:

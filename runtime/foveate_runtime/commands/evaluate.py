@@ -17,7 +17,7 @@ from foveate_runtime.backends.registry import BACKENDS, create_runner
 from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.bundle.folder import NoModelError, find_version
 from foveate_runtime.bundle.manifest import Scores
-from foveate_runtime.console import DONE, UsageError, answer, positive
+from foveate_runtime.console import DONE, UsageError, answer, positive, warn
 from foveate_runtime.evaluation.accuracy import measure_accuracy
 from foveate_runtime.evaluation.labelled import Labelled, open_labelled
 from foveate_runtime.evaluation.multilabel import (
@@ -66,6 +66,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SCORE",
         help="with a table: the score from which on a picture has a label; default: 0.5",
     )
+    parser.add_argument(
+        "--corrupt",
+        choices=["fail", "skip"],
+        default="fail",
+        help="pictures that cannot be decoded: end this, or leave them out and count them; "
+        "default: fail",
+    )
     parser.add_argument("--variant", help="default: the bundle's first")
     parser.add_argument("--backend", choices=list(BACKENDS), help="default: the first installed")
     parser.add_argument(
@@ -84,6 +91,7 @@ def _run(options: argparse.Namespace) -> int:
         labelled = open_labelled(options.data, bundle.labels, options.limit)
     else:
         labelled = open_table(Path(options.data), bundle.labels, options.limit)
+    corrupt: list[str] | None = [] if options.corrupt == "skip" else None
     columns = (
         TextColumn("classifying"),
         BarColumn(),
@@ -108,10 +116,13 @@ def _run(options: argparse.Namespace) -> int:
                     bundle.labels,
                     threshold=threshold,
                     advance=advance,
+                    corrupt=corrupt,
                 )
             )
         else:
-            accuracy = measure_accuracy(runner, bundle.manifest.input, labelled, advance)
+            accuracy = measure_accuracy(
+                runner, bundle.manifest.input, labelled, advance, corrupt=corrupt
+            )
             scored = accuracy.model_dump()
         variant, backend, device = runner.variant, runner.backend, runner.device
     result = {
@@ -122,6 +133,9 @@ def _run(options: argparse.Namespace) -> int:
         "device": device,
         **scored,
     }
+    if corrupt:
+        warn(PROG, f"{len(corrupt)} corrupt pictures left out, the first {corrupt[0]}")
+        result["corrupt"] = len(corrupt)
     if options.json:
         print(json.dumps(result))
     else:

@@ -50,21 +50,47 @@ class Tally:
 
 
 def prepared_batches(
-    labelled: Labelled, spec: InputSpec
+    labelled: Labelled, spec: InputSpec, corrupt: list[str] | None = None
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
     """Yield up to `BATCH` pictures at a time, as the server prepares them, and their classes.
 
     These are uint8 [N, H, W, C] and int64 [N].
 
+    Args:
+        labelled: the pictures.
+        spec: how a picture becomes an input.
+        corrupt: gets what is wrong with each picture that cannot be decoded, and
+            that is left out; None where there must be none.
+
     Raises:
         LabelledError: a picture cannot be decoded; named, since an accuracy over
-            the rest would pass for one over all.
+            the rest would pass for one over all. Or none can.
     """
+
+    def decode(item: tuple[str, bytes, int]) -> NDArray[np.uint8] | LabelledError:
+        try:
+            return prepared(item[1], spec, item[0])
+        except LabelledError as error:
+            return error
+
+    seen = 0
     with ThreadPoolExecutor(count_cores()) as pool:
         pictures = iter(labelled)
         while batch := list(islice(pictures, BATCH)):
-            images = list(pool.map(lambda item: prepared(item[1], spec, item[0]), batch))
-            yield np.stack(images), np.array([target for _, _, target in batch])
+            images, targets = [], []
+            for (_, _, target), image in zip(batch, pool.map(decode, batch), strict=True):
+                if not isinstance(image, LabelledError):
+                    images.append(image)
+                    targets.append(target)
+                elif corrupt is None:
+                    raise LabelledError(f"{image}; --corrupt skip leaves such pictures out")
+                else:
+                    corrupt.append(str(image))
+            seen += len(images)
+            if images:
+                yield np.stack(images), np.array(targets)
+    if not seen:
+        raise LabelledError(f"{labelled.name}: none of its {len(labelled)} pictures can be decoded")
 
 
 def prepared(data: bytes, spec: InputSpec, name: str) -> NDArray[np.uint8]:
@@ -84,6 +110,8 @@ def measure_accuracy(
     spec: InputSpec,
     labelled: Labelled,
     advance: Callable[[int], object] = lambda _: None,
+    *,
+    corrupt: list[str] | None = None,
 ) -> Accuracy:
     """Classify every labelled picture and count how often its class is found.
 
@@ -92,13 +120,14 @@ def measure_accuracy(
         spec: how a picture becomes its input.
         labelled: the pictures; at least one.
         advance: told how many pictures were classified, after each batch.
+        corrupt: as in `prepared_batches`.
 
     Raises:
         LabelledError: a picture cannot be decoded.
         foveate_runtime.backends.base.BackendError: the engine fails.
     """
     tally = Tally()
-    for images, targets in prepared_batches(labelled, spec):
+    for images, targets in prepared_batches(labelled, spec, corrupt):
         logits = runner.run({IMAGE_INPUT: images}, [LOGITS_OUTPUT])[LOGITS_OUTPUT]
         tally.add(logits, targets)
         advance(len(targets))

@@ -135,6 +135,7 @@ def measure_labels(
     *,
     threshold: float,
     advance: Callable[[int], object] = lambda _: None,
+    corrupt: list[str] | None = None,
 ) -> LabelScores:
     """Classify every picture and compare its scores with its labels.
 
@@ -145,26 +146,28 @@ def measure_labels(
         labels: the classifier's labels, by index.
         threshold: the least score that counts as the label.
         advance: told how many pictures were classified, after each batch.
+        corrupt: as in `foveate_runtime.evaluation.accuracy.prepared_batches`.
 
     Raises:
         LabelledError: a picture cannot be decoded.
         foveate_runtime.backends.base.BackendError: the engine fails.
     """
-    batches = []
-    for images, _ in prepared_batches(table, manifest.input):
+    batches, numbers = [], []
+    for images, places in prepared_batches(table, manifest.input, corrupt):
+        numbers.append(places)
         batches.append(runner.run({IMAGE_INPUT: images}, [LOGITS_OUTPUT])[LOGITS_OUTPUT])
         advance(len(images))
-    logits = np.concatenate(batches)
+    logits, present = np.concatenate(batches), table.present[np.concatenate(numbers)]
     # Not by the scores, which are equal where they round to 1.
     found = score(logits, manifest.scores) >= threshold
     scored = tuple(
-        _label_score(labels[c], logits[:, c], found[:, c], table.present[:, c])
+        _label_score(labels[c], logits[:, c], found[:, c], present[:, c])
         for c in range(len(labels))
     )
     seen = [each for each in scored if each.images]
     return LabelScores(
         data=table.name,
-        images=len(table),
+        images=len(present),
         threshold=threshold,
         mean_average_precision=_mean([each.average_precision or 0.0 for each in seen]),
         f1=_mean([each.f1 for each in seen]),

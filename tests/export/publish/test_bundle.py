@@ -116,7 +116,8 @@ def test_an_interrupted_export_leaves_nothing(
     assert not repository.exists()
 
 
-def test_a_terminated_export_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_terminated_export_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     repository = tmp_path / "models"
     command = [
         Path(sys.executable).with_name("foveate"), "export", "foveate:convnet4",
@@ -127,7 +128,7 @@ def test_a_terminated_export_leaves_nothing(tmp_path: Path) -> None:
         for line in process.stderr:
             if line.startswith("finding the head"):
                 # The graph is being written.
-                process.send_signal(signal.SIGTERM)
+                process.send_signal(number)
                 break
         said = process.stderr.read()
         code = process.wait()
@@ -204,6 +205,31 @@ def test_staging_keeps_what_was_there(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="no"):
         fail_half_way()
     assert contents(tmp_path) == ["digits", "digits/1"]
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    program = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from foveate_export.publish.bundle import staging\n"
+        "with staging(Path(sys.argv[1]), 'digits') as stage:\n"
+        "    (stage / 'model.onnx').write_bytes(b'half')\n"
+        "    print(stage.name, flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        left = tmp_path / "digits" / process.stdout.readline().strip()
+        with bundle.staging(tmp_path, "digits") as stage:
+            assert left.is_dir(), "the other export is still at work"
+        process.kill()
+        process.wait()
+    assert (left / "model.onnx").is_file()
+    with bundle.staging(tmp_path, "digits") as stage:
+        assert names(tmp_path / "digits") == [stage.name]
 
 
 def test_only_versions_count(tmp_path: Path) -> None:

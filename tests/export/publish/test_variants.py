@@ -346,12 +346,19 @@ def test_calibration_that_cannot_be(tmp_path: Path, lite0: Classifier) -> None:
         open_calibration(str(tmp_path / "nowhere"), lite0)
     with pytest.raises(UsageError, match="not the ten digits"):
         open_calibration("mnist", lite0)
-    with pytest.raises(ExportError, match="it holds no pictures"):
+    with pytest.raises(ExportError, match="holds no pictures"):
         open_calibration(str(tmp_path), lite0)
     shutil.copy(SHIPPED / "coffee.png", tmp_path / "whole.png")
     (tmp_path / "half.png").write_bytes((SHIPPED / "coffee.png").read_bytes()[:10_000])
     with pytest.raises(ExportError, match=r"calibration .*half\.png: the picture is truncated"):
         open_calibration(str(tmp_path), lite0)
+    left_out: list[str] = []
+    assert len(open_calibration(str(tmp_path), lite0, left_out)) == 1
+    (said,) = left_out
+    assert "half.png: the picture is truncated" in said
+    (tmp_path / "whole.png").unlink()
+    with pytest.raises(ExportError, match="none can be decoded"):
+        open_calibration(str(tmp_path), lite0, [])
 
 
 @pytest.fixture

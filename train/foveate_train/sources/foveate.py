@@ -29,8 +29,7 @@ def create(network: str, weights: str | None, arguments: dict[str, Argument]) ->
     seed = random_seed(weights or "random:0")
     with initialising(seed):
         blueprint = _build(name, builder, arguments)
-    if weights is not None and seed is None:
-        load(blueprint.module, weights)
+    said = load(blueprint.module, weights) if weights is not None and seed is None else ""
     bound = inspect.signature(builder).bind(**arguments)
     # Defaults are recorded too, so that a checkpoint outlives a change of them.
     bound.apply_defaults()
@@ -40,6 +39,7 @@ def create(network: str, weights: str | None, arguments: dict[str, Argument]) ->
         module=blueprint.module,
         input=blueprint.input,
         labels=blueprint.labels,
+        assumptions={"weights": said} if said else {},
     )
 
 

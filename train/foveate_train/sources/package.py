@@ -7,13 +7,14 @@ same architecture and have other names, so they are renamed by position.
 
 import importlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import nn
 
 from foveate_train.classifier import Argument, Classifier
 from foveate_train.errors import MissingPackageError, WeightsError
 from foveate_train.sources import timm
-from foveate_train.weights import StateDict
+from foveate_train.state_dicts import StateDict
 
 _SIZES = (0, 1, 2)
 
@@ -26,8 +27,9 @@ def names() -> Sequence[str]:
 def create(network: str, weights: str | None, arguments: dict[str, Argument]) -> Classifier:
     """Build a network; without weights, with those of its package."""
     file = weights or _packaged_file(network)
-    module = timm.build(f"tf_{network}", file, arguments, adapt=rename_by_position)
-    return timm.describe(f"package:{network}", module, arguments)
+    module, assumptions = timm.build(f"tf_{network}", file, arguments, adapt=rename_by_position)
+    classifier = timm.describe(f"package:{network}", module, arguments)
+    return replace(classifier, assumptions=assumptions) if weights else classifier
 
 
 def rename_by_position(state: StateDict, module: nn.Module) -> StateDict:

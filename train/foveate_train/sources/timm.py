@@ -35,26 +35,30 @@ def create(network: str, weights: str | None, arguments: dict[str, Argument]) ->
     """Build a network of timm; without weights, its default ones are downloaded."""
     name = f"timm:{network}"
     if weights is None:
-        module = _download(network, arguments)
-    else:
-        module = build(network, weights, arguments)
-    return describe(name, module, arguments)
+        return describe(name, _download(network, arguments), arguments)
+    module, assumptions = build(network, weights, arguments)
+    return replace(describe(name, module, arguments), assumptions=assumptions)
 
 
 def build(
     network: str, weights: str, arguments: dict[str, Argument], adapt: Adapt = as_is
-) -> nn.Module:
-    """Build a network of timm with weights from a file, or random ones."""
+) -> tuple[nn.Module, dict[str, str]]:
+    """Build a network of timm with weights from a file, or random ones.
+
+    Returns:
+        the network, and what was assumed of the file.
+    """
     seed = random_seed(weights)
     with initialising(seed):
         module = _construct(network, arguments)
-    if seed is None:
-        load(module, weights, adapt)
-    return module
+    said = load(module, weights, adapt) if seed is None else ""
+    return module, {"weights": said} if said else {}
 
 
-def describe(name: str, module: nn.Module, arguments: dict[str, Argument]) -> Classifier:
-    """Make a classifier of a network of timm, by the metadata that it carries.
+def describe(
+    name: str, module: nn.Module, arguments: dict[str, Argument], spec: InputSpec | None = None
+) -> Classifier:
+    """Make a classifier of a network of timm, by the metadata that it carries, or with `spec`.
 
     Raises:
         ArgumentsError: if the network has no classifying head, or takes channels
@@ -63,7 +67,20 @@ def describe(name: str, module: nn.Module, arguments: dict[str, Argument]) -> Cl
     classes: int = getattr(module, "num_classes", 0)
     if classes < 1:
         raise ArgumentsError(f"{name} has no classes; add one with the argument num_classes=N")
-    spec = input_spec(name, cast("Mapping[str, Any]", module.pretrained_cfg))
+    return Classifier(
+        name=name,
+        arguments=arguments,
+        module=module,
+        input=spec or _own_input(name, module, arguments),
+        labels=_labels(classes),
+    )
+
+
+def _own_input(name: str, module: nn.Module, arguments: Mapping[str, Argument]) -> InputSpec:
+    configuration = dict(cast("Mapping[str, Any]", module.pretrained_cfg))
+    if isinstance(side := arguments.get("img_size"), int):
+        configuration["input_size"] = (configuration["input_size"][0], side, side)
+    spec = input_spec(name, configuration)
     channels = arguments.get("in_chans", spec.channels)
     if channels == 1 != spec.channels:
         # As timm adds up the weights of the colours.
@@ -74,13 +91,7 @@ def describe(name: str, module: nn.Module, arguments: dict[str, Argument]) -> Cl
             f"{name} has no mean and std for {channels} channels (in_chans); "
             "a function that returns the network may say them"
         )
-    return Classifier(
-        name=name,
-        arguments=arguments,
-        module=module,
-        input=spec,
-        labels=_labels(classes),
-    )
+    return spec
 
 
 def _construct(
@@ -110,7 +121,7 @@ def _download(network: str, arguments: dict[str, Argument]) -> nn.Module:
         return _construct(network, local, pretrained=True)
     try:
         if repository:
-            _reach(huggingface_hub.constants.ENDPOINT)
+            reach(huggingface_hub.constants.ENDPOINT)
         return _construct(network, arguments, pretrained=True)
     except OSError as error:
         raise WeightsError(
@@ -118,7 +129,7 @@ def _download(network: str, arguments: dict[str, Argument]) -> nn.Module:
         ) from error
 
 
-def _reach(address: str) -> None:
+def reach(address: str) -> None:
     """Raise OSError unless something answers at `address`, whatever it answers."""
     request = urllib.request.Request(address, method="HEAD")  # noqa: S310  the library's own address
     try:

@@ -15,7 +15,8 @@ from foveate_train.classifier import (
     loss_of_logits,
 )
 from foveate_train.errors import ArgumentsError, WeightsError
-from foveate_train.weights import StateDict, initialising, load, random_seed
+from foveate_train.state_dicts import StateDict
+from foveate_train.weights import initialising, load, random_seed
 
 # torchvision builds these two as they were published only when it downloads
 # the weights itself; the same is said here for weights of any origin. The
@@ -39,6 +40,7 @@ def create(network: str, weights: str | None, arguments: dict[str, Argument]) ->
     published = models.get_model_weights(network)
     entry = _entry(published, weights)
     seed = None if weights is None else random_seed(weights)
+    said = ""
     if weights is None or weights in published.__members__:
         module = _download(network, entry, arguments)
     else:
@@ -46,7 +48,7 @@ def create(network: str, weights: str | None, arguments: dict[str, Argument]) ->
         with initialising(seed):
             module = _build(network, None, settings)
         if seed is None:
-            load(module, weights, _without_auxiliary_heads)
+            said = load(module, weights, _without_auxiliary_heads)
     if isinstance(module, models.GoogLeNet):
         module.aux_logits = False  # in training, too, its output is the logits alone
     classes = arguments.get("num_classes", len(entry.meta["categories"]))
@@ -59,6 +61,7 @@ def create(network: str, weights: str | None, arguments: dict[str, Argument]) ->
         input=_input_spec(entry, arguments.get("image_size")),
         labels=tuple(labels),
         loss=_loss_with_auxiliary if network == "inception_v3" else loss_of_logits,
+        assumptions={"weights": said} if said else {},
     )
 
 

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate_export.errors import ExportError, UsageError
-from foveate_export.pictures import DIGITS, decoded, png, serving_spec
-from foveate_runtime.evaluation.labelled import SUFFIXES, image_files
+from foveate_export.pictures import DIGITS, decoded, from_folder, png, serving_spec
 from foveate_train.classifier import Classifier
 from foveate_train.data import mnist
 
@@ -36,13 +35,16 @@ class Calibration:
         return f"sha256:{state.hexdigest()}"
 
 
-def open_calibration(data: str, classifier: Classifier) -> Calibration:
+def open_calibration(
+    data: str, classifier: Classifier, corrupt: list[str] | None = None
+) -> Calibration:
     """Read up to `MOST` pictures, as the server prepares them.
 
     Args:
         data: `mnist` for MNIST's training digits, or a folder; of a larger one
             the pictures are taken evenly spaced by name.
         classifier: whose input they become.
+        corrupt: as in `foveate_export.pictures.from_folder`.
 
     Raises:
         UsageError: no such folder, or digits for a classifier of something else.
@@ -53,19 +55,13 @@ def open_calibration(data: str, classifier: Classifier) -> Calibration:
         if classifier.labels != DIGITS:
             raise UsageError("calibration mnist: the classifier's labels are not the ten digits")
         digits, _ = mnist.load("train")
-        named = [(f"training digit {i}", png(digits[i])) for i in range(MOST)]
-        description = "MNIST training digits"
-    else:
-        folder = Path(data)
-        if not folder.is_dir():
-            raise UsageError(f"calibration {data}: no such folder")
-        files = image_files(folder)
-        if not files:
-            raise ExportError(
-                f"calibration {data}: it holds no pictures ({', '.join(sorted(SUFFIXES))})"
-            )
-        if len(files) > MOST:
-            files = [files[i * len(files) // MOST] for i in range(MOST)]
-        named = [(f"calibration {path}", path.read_bytes()) for path in files]
-        description = f"pictures of {folder.name}"
-    return Calibration(np.stack([decoded(data, spec, name) for name, data in named]), description)
+        images = [decoded(png(digits[i]), spec, f"training digit {i}") for i in range(MOST)]
+        return Calibration(np.stack(images), "MNIST training digits")
+    folder = Path(data)
+    if not folder.is_dir():
+        raise UsageError(f"calibration {data}: no such folder")
+    try:
+        pictures = from_folder(folder, spec, most=MOST, corrupt=corrupt)
+    except ExportError as error:
+        raise ExportError(f"calibration {error}") from error
+    return Calibration(pictures.images, pictures.description)

@@ -42,7 +42,7 @@ class Program:
 
 
 class TorchGraph:
-    """The graph in the ONNX file `path`, its weights on `device`; raises BackendError."""
+    """The graph in the ONNX file `path`, its `weights` on `device`; raises BackendError."""
 
     def __init__(self, path: Path, device: torch.device) -> None:
         try:
@@ -55,11 +55,11 @@ class TorchGraph:
                     f"the graph is of opset {opset.version}; "
                     f"torch runs opsets {OPSETS.start} to {OPSETS.stop - 1} here"
                 )
-        self._weights = {
+        self.weights = {
             tensor.name: _to_tensor(tensor, device) for tensor in model.graph.initializer
         }
         self.inputs = tuple(
-            value.name for value in model.graph.input if value.name not in self._weights
+            value.name for value in model.graph.input if value.name not in self.weights
         )
         self.outputs = tuple(value.name for value in model.graph.output)
         self._steps = [self._step(node, device) for node in model.graph.node]
@@ -73,7 +73,7 @@ class TorchGraph:
                 wanted.update(step.reads)
         steps.reverse()
         last = {name: index for index, step in enumerate(steps) for name in step.reads}
-        kept = {*outputs, *self._weights}
+        kept = {*outputs, *self.weights}
         return Program(
             steps=tuple(steps),
             done_with=tuple(
@@ -86,7 +86,7 @@ class TorchGraph:
         self, program: Program, inputs: Mapping[str, Tensor], outputs: Sequence[str]
     ) -> dict[str, Tensor]:
         """Run a program on the graph's inputs; raises BackendError."""
-        tensors: dict[str, Any] = {**self._weights, **inputs, "": None}
+        tensors: dict[str, Any] = {**self.weights, **inputs, "": None}
         for step, done_with in zip(program.steps, program.done_with, strict=True):
             try:
                 result = step.call(*(tensors[name] for name in step.reads))
@@ -107,7 +107,7 @@ class TorchGraph:
             attributes.setdefault("num_outputs", len(node.output))
         if node.op_type == "Constant":
             (value,) = attributes.values()
-            self._weights[node.output[0]] = torch.as_tensor(value, device=device)
+            self.weights[node.output[0]] = torch.as_tensor(value, device=device)
             return Step(name=name, operator=operator, call=_nothing, reads=(), writes=())
         call = OPERATORS.get(node.op_type) if node.domain in _OWN_DOMAIN else None
         if call is None:

@@ -1,0 +1,54 @@
+"""`foveate export FILE.onnx` where the file's head has to be differentiated, which needs torch."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from foveate_export.anatomy.ending import probes
+from foveate_export.anatomy.logits import as_logits
+from foveate_export.errors import ExportError
+from foveate_export.existing.network import as_classifier
+from foveate_export.existing.source import Existing
+from foveate_export.exporter import examine, export
+from foveate_export.pictures import Pictures
+from foveate_export.progress import Stage
+from foveate_export.publish.bundle import Exported
+from foveate_runtime.bundle.manifest import Scores
+
+
+def export_differentiated(
+    source: Existing,
+    labels: Sequence[str],
+    pictures: Pictures,
+    *,
+    scores: Scores | None,
+    where: Any,
+    stage: Stage,
+) -> tuple[Exported | None, str]:
+    """Export the file as the network of torch that it is; or say why its head gives no maps.
+
+    Args:
+        source: the file, not yet edited.
+        labels: the name of each class.
+        pictures: what is compared.
+        scores: what makes scores of its outputs; None to find it.
+        where: the repository, the name, the version and the layers, a named tuple.
+        stage: told of each step, to show progress.
+    """
+    try:
+        with stage("running the file in torch"):
+            classifier = as_classifier(source, tuple(labels), pictures)
+            classifier, ending = as_logits(classifier, probes(pictures, source.spec), scores)
+            anatomy = examine(classifier)
+    except ExportError as error:
+        return None, f"in torch, {error}"
+    if anatomy.head is None:
+        return None, f"in torch, {anatomy.note}"
+    exported = export(
+        classifier,
+        pictures=pictures,
+        ending=ending,
+        anatomy=anatomy,
+        stage=stage,
+        **where._asdict(),
+    )
+    return exported, ""

@@ -1,0 +1,149 @@
+"""Reads an ONNX file, or says in a line why it cannot become a bundle."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+from onnx_ir.passes import common
+
+from foveate_export.errors import ExportError, UsageError
+from foveate_export.existing.session import first_line
+from foveate_export.publish.bundle import check_size
+
+MIN_OPSET = 13
+"""What the nodes that are added are written for; older files are converted to it."""
+
+_INVALID = (onnx.checker.ValidationError, onnx.onnx_cpp2py_export.checker.ValidationError)
+
+
+@dataclass(frozen=True)
+class Read:
+    """What an ONNX file holds.
+
+    Attributes:
+        model: its graph, of `MIN_OPSET` or later, without functions of its own.
+        runnable: what ONNX Runtime runs as the file: its path, or its bytes where an
+            output that is no tensor was made one.
+        labels: those that the file names; empty where it names none.
+    """
+
+    model: ir.Model
+    runnable: str | bytes
+    labels: tuple[str, ...]
+
+
+def read(path: Path) -> Read:
+    """Read an ONNX file.
+
+    Raises:
+        UsageError: it does not exist.
+        ExportError: it is no ONNX file, too old to convert, larger than a bundle
+            holds, or quantised by the pictures that it gets.
+    """
+    proto = _load(path)
+    _refuse_dynamic(proto, path)
+    labels = _without_zipmap(proto)
+    runnable = proto.SerializeToString() if labels else str(path)
+    try:
+        proto = _checked(proto)
+    except (*_INVALID, ValueError) as error:
+        # The last where the nodes go round in a circle.
+        raise ExportError(f"{path}: {first_line(error)}") from error
+    model = ir.from_proto(_recent(proto, path))
+    for tidy in (
+        common.InlinePass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.RemoveInitializersFromInputsPass(),
+    ):
+        tidy(model)
+    return Read(model, runnable, labels)
+
+
+def _load(path: Path) -> onnx.ModelProto:
+    try:
+        proto = onnx.load(path, load_external_data=False)
+    except FileNotFoundError as error:
+        raise UsageError(f"{path}: no such file") from error
+    except DecodeError as error:
+        raise ExportError(f"{path} is no ONNX file") from error
+    outside = {
+        ExternalDataInfo(tensor).location
+        for tensor in proto.graph.initializer
+        if uses_external_data(tensor)
+    }
+    files = [path.parent / location for location in sorted(outside)]
+    for file in files:
+        if file.is_symlink():
+            raise ExportError(
+                f"{path}: its weights are in {file.name}, a symbolic link, which ONNX does not "
+                f"follow; copy the files themselves into a folder (cp -L {path.parent}/* FOLDER)"
+            )
+        if not file.is_file():
+            raise ExportError(f"{path}: its weights are in {file.name}, which is not beside it")
+    check_size(path.stat().st_size + sum(file.stat().st_size for file in files), str(path))
+    try:
+        onnx.load_external_data_for_model(proto, str(path.parent))
+    except (*_INVALID, ValueError, OSError) as error:
+        raise ExportError(f"{path}: {first_line(error)}") from error
+    return proto
+
+
+def _checked(proto: onnx.ModelProto) -> onnx.ModelProto:
+    try:
+        onnx.checker.check_model(proto)
+    except _INVALID as error:
+        if "topologically sorted" not in str(error):
+            raise
+        # As ONNX Runtime does: some converters append their nodes at the end.
+        model = ir.from_proto(proto)
+        common.TopologicalSortPass()(model)
+        proto = ir.to_proto(model)
+        onnx.checker.check_model(proto)
+    return proto
+
+
+def _recent(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    opset = next((each.version for each in proto.opset_import if not each.domain), 0)
+    if opset >= MIN_OPSET:
+        return proto
+    try:
+        return onnx.version_converter.convert_version(proto, MIN_OPSET)
+    except (RuntimeError, onnx.version_converter.ConvertError) as error:
+        raise ExportError(
+            f"{path} is of opset {opset}, and cannot be converted to {MIN_OPSET}: "
+            f"{first_line(error)}"
+        ) from error
+
+
+def _refuse_dynamic(proto: onnx.ModelProto, path: Path) -> None:
+    if any(node.op_type == "DynamicQuantizeLinear" for node in proto.graph.node):
+        raise ExportError(
+            f"{path} is quantised by the values of each batch (DynamicQuantizeLinear), so that a "
+            "picture's answer depends on those beside it: export the file from before that, or "
+            "one with fixed ranges (static quantisation)"
+        )
+
+
+def _without_zipmap(proto: onnx.ModelProto) -> tuple[str, ...]:
+    """Make the scores of a ZipMap an output in its place; return the labels that it names.
+
+    Converters of classical classifiers, and services that export such files, write
+    the scores as a sequence of maps from label to score.
+    """
+    outputs = {value.name: value for value in proto.graph.output}
+    for node in proto.graph.node:
+        if node.op_type != "ZipMap" or node.output[0] not in outputs:
+            continue
+        values = next(iter(node.attribute))
+        labels = [each.decode() for each in values.strings] or list(map(str, values.ints))
+        output = outputs[node.output[0]]
+        output.type.CopyFrom(
+            onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, [None, len(labels)])
+        )
+        node.op_type, node.domain = "Identity", ""
+        del node.attribute[:]
+        return tuple(labels)
+    return ()

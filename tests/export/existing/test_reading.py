@@ -1,0 +1,244 @@
+"""ONNX files as exporters, converters and services leave them: taken, or refused in a line."""
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import quantize_dynamic
+
+from foveate_export.commands import export as export_command
+from foveate_export.errors import ExportError
+from foveate_export.existing import open_existing
+from foveate_export.publish import bundle
+from foveate_runtime.backends.registry import create_runner
+from foveate_runtime.bundle.bundle import Bundle
+from foveate_runtime.bundle.manifest import InputSpec
+
+SPEC = InputSpec(
+    height=32,
+    width=32,
+    channels=3,
+    resize=32,
+    interpolation="bilinear",
+    mean=(0.5, 0.5, 0.5),
+    std=(0.25, 0.25, 0.25),
+)
+LABELS = ["a", "b", "c", "d", "e"]
+Export = Callable[..., tuple[int, str]]
+
+
+def node(kind: str, takes: str, gives: str, **attributes) -> onnx.NodeProto:
+    return helper.make_node(kind, takes.split(), gives.split(), **attributes)
+
+
+BODY = [
+    node("Conv", "x w", "m", name="conv"),
+    node("Relu", "m", "r", name="relu"),
+    node("GlobalAveragePool", "r", "p"),
+    node("Flatten", "p", "f"),
+    node("Gemm", "f fc bias", "y"),
+]
+LOGITS = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 5])
+
+
+def write(path: str, nodes=BODY, outputs=(LOGITS,), *, batch="n", opset=13, **more) -> None:
+    draws = np.random.default_rng(0)
+    held = {
+        "w": draws.normal(size=(8, 3, 3, 3)).astype("float32"),
+        "fc": draws.normal(size=(8, 5)).astype("float32"),
+        "bias": np.zeros(5, np.float32),
+    } | more
+    weights = [numpy_helper.from_array(value, name) for name, value in held.items()]
+    image = helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 3, 32, 32])
+    graph = helper.make_graph(nodes, "graph", [image], list(outputs), weights)
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("ai.onnx.ml", 2)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+
+
+@pytest.fixture
+def export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Export:
+    """Export a file of the current folder; gives the exit code and the last line of stderr."""
+    monkeypatch.chdir(tmp_path)
+    Path("input.json").write_text(SPEC.model_dump_json(), encoding="utf-8")
+    Path("labels.txt").write_text("\n".join(LABELS), encoding="utf-8")
+
+    def run(path: str, *options: str, labels: bool = True) -> tuple[int, str]:
+        named = ["--labels", "labels.txt"] if labels else []
+        where = ["--input-spec", "input.json", "--repository", "models", "--name", "m"]
+        code = export_command.main([path, *where, *named, *options])
+        return code, (capsys.readouterr().err.splitlines() or [""])[-1]
+
+    return run
+
+
+def opened() -> Bundle:
+    return Bundle.open(Path("models/m/1"))
+
+
+def logits_of(images: np.ndarray) -> np.ndarray:
+    with create_runner(opened(), backend="onnxruntime") as runner:
+        return runner.run({"image": images}, ["logits"])["logits"]
+
+
+def expected(path: str, images: np.ndarray, output: str) -> np.ndarray:
+    session = onnxruntime.InferenceSession(path)
+    pixels = ((images / 255 - 0.5) / 0.25).transpose(0, 3, 1, 2).astype(np.float32)
+    return np.concatenate([session.run([output], {"x": each[None]})[0] for each in pixels])
+
+
+IMAGES = np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+
+
+def test_a_reshape_of_a_constant_keeps_its_shape_in_a_file_for_one_picture(export: Export) -> None:
+    nodes = [
+        node("Conv", "x w", "m", name="conv"),
+        node("Reshape", "b shape", "shift"),
+        node("Add", "m shift", "s"),
+        node("Relu", "s", "r", name="relu"),
+        node("GlobalAveragePool", "r", "p"),
+        node("Reshape", "p flat", "f"),
+        node("Gemm", "f fc bias", "y"),
+    ]
+    write("fixed.onnx", nodes, batch=1, b=np.arange(8, dtype=np.float32),
+          shape=np.array([1, 8, 1, 1]), flat=np.array([1, 8]))  # fmt: skip
+    assert export("fixed.onnx")[0] == 0
+    assert np.allclose(logits_of(IMAGES), expected("fixed.onnx", IMAGES, "y"), atol=1e-4)
+
+
+def zipmap(path: str) -> None:
+    """Write what services for custom classifiers export: a label, and a map of scores."""
+    kind = helper.make_map_type_proto(
+        TensorProto.STRING, helper.make_tensor_type_proto(TensorProto.FLOAT, None)
+    )
+    outputs = [
+        helper.make_tensor_value_info("classLabel", TensorProto.INT64, ["n", 1]),
+        helper.make_value_info("loss", helper.make_sequence_type_proto(kind)),
+    ]
+    names = [f"{label}-thing".encode() for label in LABELS]
+    last = helper.make_node(
+        "ZipMap", ["s"], ["loss"], domain="ai.onnx.ml", classlabels_strings=names
+    )
+    nodes = [*BODY, node("Softmax", "y", "s", axis=1), node("ArgMax", "s", "classLabel", axis=1)]
+    write(path, [*nodes, last], outputs)
+
+
+def test_the_scores_of_a_zipmap_and_their_labels(export: Export) -> None:
+    zipmap("custom.onnx")
+    assert export("custom.onnx", labels=False)[0] == 0
+    bundle_ = opened()
+    assert bundle_.labels == tuple(f"{label}-thing" for label in LABELS)
+    assert bundle_.manifest.assumptions["labels"] == "those that the ZipMap of the file names"
+    assert bundle_.manifest.assumptions["logits"] == "'loss', of the outputs classLabel, loss"
+    assert bundle_.manifest.assumptions["layout"] == "nchw, as the input x [n,3,32,32] fits"
+    logits = logits_of(IMAGES)
+    shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    rows = expected("custom.onnx", IMAGES, "loss")
+    wanted = [[row[label] for label in bundle_.labels] for row in rows]
+    assert np.allclose(shares, wanted, atol=1e-5)
+
+
+def test_the_labels_of_the_user_come_before_those_of_a_zipmap(export: Export) -> None:
+    zipmap("custom.onnx")
+    assert export("custom.onnx")[0] == 0
+    assert opened().labels == tuple(LABELS)
+
+
+@pytest.mark.parametrize("opset", [9, 10, 11, 12, 17])
+def test_files_of_old_and_new_opsets(opset: int, export: Export) -> None:
+    write("net.onnx", opset=opset)
+    assert export("net.onnx")[0] == 0
+    assert np.allclose(logits_of(IMAGES), expected("net.onnx", IMAGES, "y"), atol=1e-4)
+
+
+def best_class() -> None:
+    best = helper.make_tensor_value_info("best", TensorProto.INT64, ["n", 1])
+    write("net.onnx", [*BODY, node("ArgMax", "y", "best", axis=1)], [best])
+
+
+def dynamic() -> None:
+    write("float.onnx")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quantize_dynamic("float.onnx", "net.onnx")
+
+
+def outside(data: str) -> None:
+    write("whole.onnx")
+    onnx.save(
+        onnx.load("whole.onnx"), "net.onnx", save_as_external_data=True, location=data,
+        size_threshold=0,
+    )  # fmt: skip
+
+
+def linked() -> None:
+    outside("net.onnx_data")
+    Path("net.onnx_data").rename("blob")
+    Path("net.onnx_data").symlink_to("blob")
+
+
+def missing() -> None:
+    outside("net.onnx_data")
+    Path("net.onnx_data").unlink()
+
+
+def labels_missing() -> None:
+    write("net.onnx")
+    Path("labels.txt").write_text("a\nb\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (best_class, "best is INT64, the index of the best class (ArgMax); floating-point numbers"),
+        (dynamic, "is quantised by the values of each batch (DynamicQuantizeLinear), so that"),
+        (linked, "net.onnx_data, a symbolic link, which ONNX does not follow; copy the files"),
+        (missing, "its weights are in net.onnx_data, which is not beside it"),
+        (labels_missing, "2 labels for the 5 classes"),
+    ],
+)
+def test_what_cannot_be_right_is_refused_in_a_line(
+    make: Callable[[], None], message: str, export: Export
+) -> None:
+    make()
+    code, last = export("net.onnx")
+    assert code in (1, 2)
+    assert message in last
+    assert not Path("models").exists()
+
+
+def test_weights_beside_the_file_are_taken(export: Export) -> None:
+    outside("net.onnx_data")
+    assert export("net.onnx")[0] == 0
+    assert np.allclose(logits_of(IMAGES), expected("whole.onnx", IMAGES, "y"), atol=1e-4)
+
+
+def test_more_than_a_bundle_holds_is_refused_before_it_is_read(
+    export: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outside("net.onnx_data")
+    monkeypatch.setattr(bundle, "LARGEST", 1000)
+    monkeypatch.setattr(onnx, "load_external_data_for_model", None)
+    with pytest.raises(ExportError, match=r"net\.onnx: 0\.0 GB of weights; a bundle holds up to"):
+        open_existing(Path("net.onnx"), SPEC)
+
+
+def test_labels_are_needed_where_the_file_names_none(export: Export) -> None:
+    write("net.onnx")
+    code, last = export("net.onnx", labels=False)
+    assert code == 2
+    assert last.endswith("--labels names the classes, which this ONNX file does not")
+
+
+def test_the_manifest_says_what_was_assumed(export: Export) -> None:
+    write("net.onnx")
+    assert export("net.onnx", "--layout", "nchw")[0] == 0
+    manifest = json.loads(Path("models/m/1/manifest.json").read_text(encoding="utf-8"))
+    assert manifest["assumptions"].keys() == {"scores"}

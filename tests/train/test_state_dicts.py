@@ -1,0 +1,230 @@
+"""Weights in the forms in which training scripts leave them."""
+
+import argparse
+import pathlib
+import pickle
+from collections import defaultdict
+from types import SimpleNamespace
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from foveate_train import registry
+from foveate_train.errors import WeightsError
+from foveate_train.state_dicts import find, read
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return registry.create("foveate:lenet5", weights="random:3").module.state_dict()
+
+
+def averages(state):
+    """Return other values than those of `state`, as an average over time has."""
+    return {key: value + 1 for key, value in state.items()}
+
+
+def under(prefix, state):
+    return {prefix + key: value for key, value in state.items()}
+
+
+class Dotted(dict):
+    """A dictionary of settings whose keys are attributes, as several libraries have."""
+
+
+class Settings:
+    def __init__(self):
+        self.lr, self.path = 0.1, pathlib.Path("data")
+
+
+OPTIONS = argparse.Namespace(lr=0.1, model="lenet5")
+
+PLAIN = {
+    "timm before its first average": lambda s: {"arch": "x", "state_dict": s, "args": OPTIONS},
+    "PyTorch's tutorial": lambda s: {"model_state_dict": s, "epoch": 1, "loss": 0.5},
+    "compiled": lambda s: under("_orig_mod.", s),
+    "parallel": lambda s: under("module.", s),
+    "parallel and compiled": lambda s: under("module._orig_mod.", s),
+    "compiled and parallel": lambda s: under("_orig_mod.module.", s),
+    "Lightning": lambda s: {
+        "state_dict": under("model.", s) | {"criterion.weight": torch.ones(10)},
+        "pytorch-lightning_version": "2.5.0",
+        "hyper_parameters": Dotted(lr=0.1, settings=Settings()),
+        "callbacks": {"best": pathlib.Path("best.ckpt"), "counts": defaultdict(list, {"a": [1]})},
+        "loops": {"epoch": torch.float32},
+    },
+    "Lightning, compiled": lambda s: {"state_dict": under("net._orig_mod.", s)},
+    "a backbone": lambda s: {"model": under("backbone.", s)},
+    "nested": lambda s: {"checkpoint": 3, "model": {"state_dict": under("module.", s)}},
+    "without an average": lambda s: {"state_dict": s, "state_dict_ema": None},
+    "half": lambda s: {key: value.half() for key, value in s.items()},
+}
+
+AVERAGED = {
+    "timm": lambda s, a: {"arch": "x", "state_dict": s, "state_dict_ema": a, "args": OPTIONS},
+    "torchvision": lambda s, a: {
+        "model": s,
+        "args": OPTIONS,
+        "model_ema": under("module.", a) | {"n_averaged": torch.tensor(1)},
+    },
+    "within the model": lambda s, a: {
+        "state_dict": under("model.", s) | under("model_ema.module.", a)
+    },
+    "as a module of its own": lambda s, a: {"ema": {"module": a}, "model": s},
+}
+
+
+@pytest.mark.parametrize("form", PLAIN)
+def test_what_training_scripts_leave_is_read(form, trained, tmp_path):
+    path = tmp_path / "best.ckpt"
+    torch.save(PLAIN[form](trained), path)
+    loaded = registry.create("foveate:lenet5", weights=str(path))
+    state = loaded.module.state_dict()
+    tolerance = 1e-3 if form == "half" else 0
+    assert all(torch.allclose(state[key], trained[key], 0, tolerance) for key in trained)
+    assert all(value.dtype is torch.float32 for value in state.values())
+    said = loaded.assumptions["weights"]
+    assert said.startswith("best.ckpt")
+    assert "EMA" not in said
+    if form == "Lightning":
+        assert said.endswith("the prefix 'model.' taken off, criterion.weight beside it left out")
+    if form == "half":
+        assert said == "best.ckpt, float16 taken as float32"
+
+
+@pytest.mark.parametrize("form", AVERAGED)
+def test_averaged_weights_are_preferred_and_said(form, trained, tmp_path):
+    path = tmp_path / "last.pth.tar"
+    torch.save(AVERAGED[form](trained, averages(trained)), path)
+    loaded = registry.create("foveate:lenet5", weights=str(path))
+    state = loaded.module.state_dict()
+    assert all(torch.equal(state[key], trained[key] + 1) for key in trained)
+    assert "averaged weights (EMA)" in loaded.assumptions["weights"]
+
+
+def test_safetensors_of_a_wrapped_network(trained, tmp_path):
+    safetensors.torch.save_file(under("module.", trained), tmp_path / "model.safetensors")
+    loaded = registry.create("foveate:lenet5", weights=str(tmp_path))
+    assert torch.equal(loaded.module.state_dict()["c1.0.bias"], trained["c1.0.bias"])
+
+
+class Own(nn.Sequential):
+    """A network of the user's own, whose code a checkpoint does not hold."""
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_network_saved_as_an_object_gives_its_tensors(wrapped, tmp_path):
+    module = Own(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    )
+    torch.save({"ema": None, "model": module} if wrapped else module, tmp_path / "whole.pt")
+    found = read(tmp_path / "whole.pt")
+    state = module.state_dict()
+    assert found.state.keys() == state.keys()
+    assert all(torch.equal(found.state[key], state[key]) for key in state)
+
+
+class Attack:
+    def __reduce__(self):
+        return (print, ("this must not run",))
+
+
+class Shell:
+    def __reduce__(self):
+        import os  # noqa: PLC0415
+
+        return (os.system, ("echo this must not run",))
+
+
+@pytest.mark.parametrize("attack", [Attack, Shell])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_nothing_in_a_checkpoint_runs(attack, zipped, trained, tmp_path, capfd):
+    path = tmp_path / "code.pth"
+    content = {"state_dict": trained, "args": attack()}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    if attack is Attack and zipped:
+        assert read(path).state.keys() == trained.keys()
+    else:
+        with pytest.raises(WeightsError, match=r"holds (print|\w+\.system), which is code"):
+            read(path)
+    assert capfd.readouterr().out == ""
+
+
+def test_code_that_stands_alone_is_refused(tmp_path, capfd):
+    (tmp_path / "code.pth").write_bytes(pickle.dumps(Attack(), protocol=2))
+    with pytest.raises(WeightsError, match="holds print, which is code and is not run"):
+        read(tmp_path / "code.pth")
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated")
+def test_a_torchscript_archive_is_named(tmp_path):
+    torch.jit.script(nn.Linear(2, 2)).save(tmp_path / "traced.pt")
+    with pytest.raises(WeightsError, match=r"a TorchScript archive.* --module"):
+        read(tmp_path / "traced.pt")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"epoch": 3, "optimizer": {}}, "its keys are epoch, optimizer"),
+        ([1, 2], "holds no state dict: list"),
+        ({}, "it is empty"),
+        (SimpleNamespace(), "SimpleNamespace"),
+    ],
+)
+def test_what_holds_no_weights_is_described(content, message):
+    with pytest.raises(WeightsError, match=message):
+        find(content)
+
+
+def test_two_parts_that_fit_are_not_guessed_between(trained, tmp_path):
+    path = tmp_path / "distilled.pth"
+    torch.save(under("teacher.", trained) | under("student.", trained), path)
+    with pytest.raises(WeightsError, match=r"'teacher\.' and 'student\.' fit the network"):
+        registry.create("foveate:lenet5", weights=str(path))
+
+
+def test_values_that_are_not_finite_are_named(trained, tmp_path):
+    broken = {key: value.clone() for key, value in trained.items()}
+    broken["output.weight"][3, 5] = float("nan")
+    torch.save(broken, tmp_path / "diverged.pth")
+    with pytest.raises(WeightsError, match=r"not finite \(NaN or infinity\): output\.weight"):
+        registry.create("foveate:lenet5", weights=str(tmp_path / "diverged.pth"))
+
+
+@pytest.mark.parametrize("name", ["torchvision:squeezenet1_1", "timm:resnet18"])
+def test_the_heads_shape_says_how_many_classes_there_are(name, tmp_path):
+    seven = registry.create(name, weights="random:2", num_classes=7)
+    torch.save({"state_dict": under("module.", seven.module.state_dict())}, tmp_path / "best.pth")
+    loaded = registry.create(name, weights=str(tmp_path / "best.pth"))
+    assert loaded.labels == tuple("0123456")
+    assert loaded.assumptions["classes"].startswith("7, as ")
+    pixels = torch.rand(1, 3, 224, 224)
+    with torch.no_grad():
+        assert torch.equal(loaded.module(pixels), seven.module(pixels))
+    with pytest.raises(WeightsError, match="of another shape"):
+        registry.create(name, weights=str(tmp_path / "best.pth"), num_classes=9)
+
+
+def test_another_architecture_is_refused_by_the_first_names_that_do_not_fit(tmp_path):
+    other = registry.create("torchvision:resnet18", weights="random:2").module.state_dict()
+    torch.save(under("module.", other), tmp_path / "resnet18.pth")
+    with pytest.raises(WeightsError) as refusal:
+        registry.create("torchvision:mobilenet_v2", weights=str(tmp_path / "resnet18.pth"))
+    message = str(refusal.value)
+    assert "\n" not in message
+    assert "missing: features.0.0.weight" in message
+    assert len(message) < 600
+
+
+def test_the_counters_of_batch_normalisations_may_be_missing(tmp_path):
+    network = registry.create("torchvision:resnet18", weights="random:2").module.state_dict()
+    old = {key: value for key, value in network.items() if "num_batches" not in key}
+    torch.save(old, tmp_path / "resnet18-5c106cde.pth")
+    loaded = registry.create(
+        "torchvision:resnet18", weights=str(tmp_path / "resnet18-5c106cde.pth")
+    )
+    assert torch.equal(loaded.module.state_dict()["fc.bias"], network["fc.bias"])

@@ -1,0 +1,258 @@
+"""State dicts, found in the files that training scripts leave.
+
+A script saves more than a network: its arguments, its optimiser, averaged weights,
+or the network as an object. Nothing of that is executed: torch's restricted
+unpickler reads the file, and each class and function that it does not know is
+replaced by one that keeps what it is given and does nothing.
+"""
+
+import pickle
+import struct
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+
+from foveate_train.errors import WeightsError
+
+StateDict = dict[str, torch.Tensor]
+
+DAMAGED = (
+    pickle.UnpicklingError,
+    struct.error,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What torch's unpickler raises on bytes that are no torch file, or a damaged one."""
+
+AVERAGED = ("state_dict_ema", "model_ema", "model_ema_state_dict", "ema_state_dict", "ema")
+PLAIN = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params")
+"""The keys under which training scripts keep weights, the first that is there first."""
+
+_DEPTH = 3
+"""How many such keys stand within each other, as in Ultralytics' {"ema": {"module": ...}}."""
+
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""Names that torch's own wrappers put before those of the modules that they wrap."""
+
+_COUNTER = "n_averaged"
+"""What torch's AveragedModel adds to the state dict of the network that it averages."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A state dict, and what to say of where it was found; empty for the plain case."""
+
+    state: StateDict
+    said: str = ""
+
+
+class _Kept:
+    """Stands for a class or a function of a checkpoint, and keeps the state of its object."""
+
+    state: object = None
+
+    def __new__(cls, *_: object) -> "_Kept":
+        return super().__new__(cls)
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state
+
+
+class _KeptDict:
+    """Stands for a kind of dictionary, of which torch's unpickler fills plain ones alone."""
+
+    def __new__(cls, *_: object) -> OrderedDict[object, object]:  # type: ignore[misc]
+        return OrderedDict()
+
+
+def read(path: Path) -> Found:
+    """Read the weights of a .safetensors or a torch file without running anything in it.
+
+    Raises:
+        WeightsError: the file is missing or damaged, or holds no state dict.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return Found(safetensors.torch.load_file(path))
+        content = _load(path)
+    except FileNotFoundError as error:
+        raise WeightsError("there is no such file") from error
+    except safetensors.SafetensorError as error:
+        raise WeightsError(f"not a whole safetensors file ({error})") from error
+    except DAMAGED as error:
+        raise WeightsError(_refusal(str(error))) from error
+    except OSError as error:
+        raise WeightsError(error.strerror or str(error)) from error
+    return find(content)
+
+
+def _load(path: Path) -> object:
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except DAMAGED as error:
+        if "torchscript" in str(error):
+            raise WeightsError(
+                "a TorchScript archive, which is a program: return torch.jit.load(...) from a "
+                "function, and give that with --module"
+            ) from error
+        # The form before torch 1.6, in which the names cannot be listed beforehand.
+        names = ["argparse.Namespace"]
+    try:
+        return _load_with(path, {name: name.lower().endswith("dict") for name in names})
+    except pickle.UnpicklingError as error:
+        if "Can only SETITEM" not in str(error):
+            raise
+        # Some dictionary is not called one.
+        return _load_with(path, dict.fromkeys(names, True))
+
+
+def _load_with(path: Path, names: Mapping[str, bool]) -> object:
+    """Read a file in which each of `names` stands for a dictionary, or for anything else."""
+    stand_ins = [(_KeptDict if is_dict else _Kept, name) for name, is_dict in names.items()]
+    with torch.serialization.safe_globals(list(stand_ins)):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _refusal(message: str) -> str:
+    """Say in one line why torch does not read a file."""
+    _, named, rest = message.partition("GLOBAL ")
+    if named:
+        return f"holds {rest.split()[0]}, which is code and is not run; save the state dict alone"
+    return "not a torch file of tensors, or a damaged one (it is read with weights_only)"
+
+
+def find(content: object) -> Found:
+    """Find the state dict in what a checkpoint holds.
+
+    Raises:
+        WeightsError: there is none; says what there is.
+    """
+    keys, state = _search(content, _DEPTH)
+    if state is None:
+        raise WeightsError(f"holds no state dict: {_described(content)}")
+    averaged = [key for key in keys if key in AVERAGED]
+    said = f"under {'.'.join(keys)}" if keys else ""
+    if averaged:
+        said += ", the averaged weights (EMA)"
+    return Found(state, said)
+
+
+def _search(content: object, depth: int) -> tuple[tuple[str, ...], StateDict | None]:
+    """Return the keys that lead to the state dict within `content`, and it."""
+    state = _as_state(content)
+    if state or depth == 0 or not isinstance(content, Mapping):
+        return (), state
+    for key in (*AVERAGED, *PLAIN):
+        keys, state = _search(content.get(key), depth - 1)
+        if state:
+            return (key, *keys), state
+    return (), None
+
+
+def _as_state(content: object) -> StateDict | None:
+    if isinstance(content, _Kept):
+        return dict(_tensors_of(content, ""))
+    if not isinstance(content, Mapping) or not content:
+        return None
+    tensors = {
+        key: value
+        for key, value in content.items()
+        if isinstance(key, str) and isinstance(value, torch.Tensor)
+    }
+    # State dicts of some modules hold more, under keys such as "_extra_state".
+    others = [key for key in content if key not in tensors]
+    plain = all(isinstance(key, str) and key.endswith("_extra_state") for key in others)
+    return tensors if tensors and plain else None
+
+
+def _tensors_of(module: _Kept, prefix: str) -> Iterable[tuple[str, torch.Tensor]]:
+    """Yield the state dict of an nn.Module that was saved as an object."""
+    held = module.state
+    if not isinstance(held, Mapping):
+        return
+    passing = held.get("_non_persistent_buffers_set") or ()
+    for kind in ("_parameters", "_buffers"):
+        for name, value in (held.get(kind) or {}).items():
+            if isinstance(value, torch.Tensor) and name not in passing:
+                yield prefix + name, value
+    for name, child in (held.get("_modules") or {}).items():
+        if isinstance(child, _Kept):
+            yield from _tensors_of(child, f"{prefix}{name}.")
+
+
+def _described(content: object) -> str:
+    if isinstance(content, Mapping):
+        keys = [str(key) for key in content]
+        more = f" and {len(keys) - 6} more" if len(keys) > 6 else ""
+        return f"its keys are {', '.join(keys[:6])}{more}" if keys else "it is empty"
+    return "it is an object of a class" if isinstance(content, _Kept) else type(content).__name__
+
+
+def fit_names(found: Found, wanted: Mapping[str, torch.Tensor]) -> Found:
+    """Take off what wrappers put before the names of a network's tensors.
+
+    Everything under the prefix is kept, for the comparison with the network;
+    what lies beside it is another part of what was trained, such as a loss.
+
+    Args:
+        found: as it was read.
+        wanted: the network's own state dict.
+
+    Raises:
+        WeightsError: two parts of it fit the network, and none is the average.
+    """
+    state = {_unwrapped(key): value for key, value in found.state.items()}
+    if _COUNTER not in wanted:
+        state.pop(_COUNTER, None)
+    prefix = _prefix(state, wanted)
+    if not prefix:
+        return Found(state, found.said)
+    kept = {key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)}
+    beside = [key for key in state if not key.startswith(prefix)]
+    said = [found.said, f"the prefix {prefix!r} taken off"]
+    if _is_averaged(prefix):
+        said.append("the averaged weights (EMA)")
+    if beside:
+        more = f" and {len(beside) - 1} more" if len(beside) > 1 else ""
+        said.append(f"{beside[0]}{more} beside it left out")
+    return Found(kept, ", ".join(filter(None, said)))
+
+
+def _unwrapped(key: str) -> str:
+    return ".".join(part for part in key.split(".") if part not in _WRAPPERS)
+
+
+def _prefix(state: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> str:
+    """Return the prefix under which most of the wanted names stand; "" where fewer than half do."""
+    counts: dict[str, int] = {}
+    # A name may end in another, as layer1.0.weight in 0.weight, so every ending counts.
+    for key in state:
+        parts = key.split(".")
+        for index in range(len(parts)):
+            if ".".join(parts[index:]) in wanted:
+                prefix = "".join(f"{part}." for part in parts[:index])
+                counts[prefix] = counts.get(prefix, 0) + 1
+    most = max(counts.values(), default=0)
+    best = [prefix for prefix, count in counts.items() if count == most]
+    if "" in best or 2 * most < len(wanted):
+        return ""
+    chosen = [prefix for prefix in best if _is_averaged(prefix)] if len(best) > 1 else best
+    if len(chosen) != 1:
+        named = " and ".join(repr(prefix) for prefix in best)
+        raise WeightsError(f"the parts {named} fit the network; save the state dict of one")
+    return chosen[0]
+
+
+def _is_averaged(prefix: str) -> bool:
+    return any("ema" in part.split("_") or part == "averaged" for part in prefix.split("."))
