@@ -53,7 +53,7 @@ from foveate_serve.assembly import make_engine
 from foveate_serve.rpc.handlers import ClassifierHandler
 from foveate_serve.rpc.servicers import ClassifierServicer
 from foveate_serve.settings import Settings
-from foveate_serve.wire.server import Server as TransportServer
+from foveate_serve.transports.http2.server import Server as TransportServer
 
 RESULTS = Path(__file__).parent / "results" / "feature_cost.json"
 PAGE = pages.DOCS / "serving" / "operations.md"

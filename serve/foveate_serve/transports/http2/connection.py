@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable
 from typing import cast
 
-from foveate_serve.wire import frames
-from foveate_serve.wire.counts import Counts
-from foveate_serve.wire.frames import (
+from foveate_serve.transports.http2 import frames
+from foveate_serve.transports.http2.counts import Counts
+from foveate_serve.transports.http2.frames import (
     DEFAULT_FRAME_BYTES,
     DEFAULT_TABLE_BYTES,
     DEFAULT_WINDOW,
@@ -28,9 +28,9 @@ from foveate_serve.wire.frames import (
     Setting,
     StreamError,
 )
-from foveate_serve.wire.headers import MAX_LIST_BYTES, Head, HeadReader, check_trailers
-from foveate_serve.wire.sending import FRAME_BYTES, Sender
-from foveate_serve.wire.stream import STREAM_WINDOW, Stream
+from foveate_serve.transports.http2.headers import MAX_LIST_BYTES, Head, HeadReader, check_trailers
+from foveate_serve.transports.http2.sending import FRAME_BYTES, Sender
+from foveate_serve.transports.http2.stream import STREAM_WINDOW, Stream
 
 MAX_STREAMS = 4096
 """Of one client at one time. More are refused, which by HTTP/2 they may try again at once."""

@@ -10,13 +10,13 @@ from contextlib import suppress
 import pytest
 from hpack import Decoder, Encoder
 
-from foveate_serve.wire import connection
-from foveate_serve.wire.connection import CONNECTION_WINDOW, MAX_STREAMS, Connection
-from foveate_serve.wire.frames import PREFACE, ErrorCode, Flag, Kind, Setting
-from foveate_serve.wire.headers import MAX_LIST_BYTES
-from foveate_serve.wire.sending import FRAME_BYTES
-from foveate_serve.wire.server import Server
-from foveate_serve.wire.stream import STREAM_WINDOW
+from foveate_serve.transports.http2 import connection
+from foveate_serve.transports.http2.connection import CONNECTION_WINDOW, MAX_STREAMS, Connection
+from foveate_serve.transports.http2.frames import PREFACE, ErrorCode, Flag, Kind, Setting
+from foveate_serve.transports.http2.headers import MAX_LIST_BYTES
+from foveate_serve.transports.http2.sending import FRAME_BYTES
+from foveate_serve.transports.http2.server import Server
+from foveate_serve.transports.http2.stream import STREAM_WINDOW
 
 from ...waiting import LIMIT_SECONDS, until
 from .conftest import (

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from hpack import Decoder, HPACKError, OversizedHeaderListError
 
-from foveate_serve.wire.frames import ErrorCode, ProtocolError, StreamError
+from foveate_serve.transports.http2.frames import ErrorCode, ProtocolError, StreamError
 
 # It logs every header at the level debug, and tokens with them.
 logging.getLogger("hpack").setLevel(logging.WARNING)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foveate_serve.wire.messages import Assembler, Message, MessageError
+from foveate_serve.transports.http2.messages import Assembler, Message, MessageError
 
 from .conftest import message
 

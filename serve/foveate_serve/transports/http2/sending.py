@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import cast
 
-from foveate_serve.wire import frames
-from foveate_serve.wire.frames import (
+from foveate_serve.transports.http2 import frames
+from foveate_serve.transports.http2.frames import (
     DEFAULT_FRAME_BYTES,
     DEFAULT_WINDOW,
     LARGEST_WINDOW,
@@ -15,7 +15,7 @@ from foveate_serve.wire.frames import (
     ProtocolError,
     StreamError,
 )
-from foveate_serve.wire.stream import Stream
+from foveate_serve.transports.http2.stream import Stream
 
 FRAME_BYTES = 1 << 20
 """The largest frame sent or taken: one for most pictures."""

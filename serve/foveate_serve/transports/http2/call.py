@@ -14,17 +14,17 @@ from urllib.parse import quote
 import grpc
 
 from foveate_serve.deadlines import Deadlines, Timer
-from foveate_serve.wire import headers
-from foveate_serve.wire.connection import Connection
-from foveate_serve.wire.headers import Head, Metadata
-from foveate_serve.wire.messages import (
+from foveate_serve.transports.http2 import headers
+from foveate_serve.transports.http2.connection import Connection
+from foveate_serve.transports.http2.headers import Head, Metadata
+from foveate_serve.transports.http2.messages import (
     ENCODINGS,
     PREFIX,
     Assembler,
     Message,
     MessageError,
 )
-from foveate_serve.wire.stream import Stream
+from foveate_serve.transports.http2.stream import Stream
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +114,7 @@ class Call(Stream, grpc.aio.ServicerContext[Any, Any]):
         self._code: grpc.StatusCode | int = grpc.StatusCode.OK
         self._details = ""
         self._late = False
+        self._stopped = False
         self._callbacks: list[Callable[[Any], None]] = []
         self._deadline: float | None = None
         self._timer: Timer | None = None
@@ -163,6 +164,11 @@ class Call(Stream, grpc.aio.ServicerContext[Any, Any]):
         self._lost = True
         self.cancel()
 
+    def cut_off(self) -> None:
+        """Cancel the call's handler, as the server stops."""
+        self._stopped = True
+        self.cancel()
+
     def cancel(self) -> None:
         """Cancel the call's handler."""
         self.task.cancel()
@@ -175,6 +181,8 @@ class Call(Stream, grpc.aio.ServicerContext[Any, Any]):
     def _note_cancel(self) -> None:
         if self._late:
             self._set(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline is over")
+        elif self._stopped:
+            self._set(grpc.StatusCode.UNAVAILABLE, "the server has stopped")
         else:
             self._set(grpc.StatusCode.CANCELLED, "the call was cancelled")
 

@@ -21,11 +21,11 @@ import trustme
 from grpc_channelz.v1 import channelz_pb2
 from grpc_channelz.v1.channelz_pb2_grpc import ChannelzStub, add_ChannelzServicer_to_server
 
-from foveate_serve.wire import connection
-from foveate_serve.wire.channelz import SERVER_ID, ChannelzServicer
-from foveate_serve.wire.frames import ErrorCode, Flag, Kind, Setting
-from foveate_serve.wire.server import Server
-from foveate_serve.wire.stream import STREAM_WINDOW
+from foveate_serve.transports.http2 import connection
+from foveate_serve.transports.http2.channelz import SERVER_ID, ChannelzServicer
+from foveate_serve.transports.http2.frames import ErrorCode, Flag, Kind, Setting
+from foveate_serve.transports.http2.server import Server
+from foveate_serve.transports.http2.stream import STREAM_WINDOW
 
 from ...waiting import LIMIT_SECONDS, until
 from .conftest import (

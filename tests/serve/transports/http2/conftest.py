@@ -13,9 +13,9 @@ import grpc.aio
 import pytest_asyncio
 from hpack import Decoder, Encoder
 
-from foveate_serve.wire.connection import Connection
-from foveate_serve.wire.frames import PREFACE, ErrorCode, Flag, Kind, Setting
-from foveate_serve.wire.server import Server
+from foveate_serve.transports.http2.connection import Connection
+from foveate_serve.transports.http2.frames import PREFACE, ErrorCode, Flag, Kind, Setting
+from foveate_serve.transports.http2.server import Server
 
 from ...waiting import LIMIT_SECONDS, until
 

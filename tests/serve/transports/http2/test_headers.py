@@ -9,9 +9,9 @@ from hpack import Decoder, Encoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foveate_serve.wire import headers
-from foveate_serve.wire.frames import ErrorCode, ProtocolError, StreamError
-from foveate_serve.wire.headers import MAX_LIST_BYTES, Head, HeadReader, _to_head
+from foveate_serve.transports.http2 import headers
+from foveate_serve.transports.http2.frames import ErrorCode, ProtocolError, StreamError
+from foveate_serve.transports.http2.headers import MAX_LIST_BYTES, Head, HeadReader, _to_head
 
 from .conftest import block, request
 

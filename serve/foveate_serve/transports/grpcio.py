@@ -1,0 +1,220 @@
+"""grpcio's own server, `grpc.aio`."""
+
+import asyncio
+import errno
+import logging
+import socket
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeAlias
+
+import grpc
+from grpc_channelz.v1.channelz import add_channelz_servicer
+
+from foveate_serve.settings import TransportSettings
+from foveate_serve.transports.base import FLUSH_SECONDS, SERVER_FAILED, services_of
+from foveate_serve.transports.tls import Renewed, TlsFiles
+
+logger = logging.getLogger(__name__)
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
+Option: TypeAlias = tuple[str, int]
+
+PING_SECONDS = 10.0
+"""How often a client may ask with a PING whether the server is there; by default that is 300."""
+
+_FEW_CALLS = 64
+
+
+class GrpcioTransport:
+    """A transport (see `base.Transport`) that is `grpc.aio.server`."""
+
+    def __init__(
+        self,
+        settings: TransportSettings,
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+    ) -> None:
+        self._settings = settings
+        self._calls = _Calls()
+        self._interceptors = (self._calls, *interceptors)
+        self._handlers: list[grpc.GenericRpcHandler] = []
+        self._server: grpc.aio.Server | None = None
+
+    def add_generic_rpc_handlers(
+        self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]
+    ) -> None:
+        """Answer the methods that some handlers know."""
+        self._handlers.extend(generic_rpc_handlers)
+
+    def add_registered_method_handlers(self, service_name: str, method_handlers: object) -> None:
+        """Do nothing: for each method that is registered grpc.aio keeps a task at every call."""
+
+    def add_channelz(self) -> None:
+        """Answer grpc.channelz.v1 with what grpcio knows of all of the process."""
+        add_channelz_servicer(services_of(self))
+
+    async def listen(
+        self, address: str, *, tls: TlsFiles | None = None, share_port: bool = False
+    ) -> int:
+        """Listen on HOST:PORT, and return the port; see `base.Transport`."""
+        credentials = None if tls is None else _credentials(tls)
+        if not share_port:
+            await _require_free(address)
+        return await self._start(address, credentials, share_port=share_port)
+
+    async def listen_unix(self, path: Path) -> None:
+        """Listen on a socket in the file system; raises OSError."""
+        await self._start(f"unix:{path}", None, share_port=False)
+
+    async def finish(self, seconds: float) -> None:
+        """Take no more calls, and stop after those in flight; see `base.Transport`."""
+        if self._server is None:
+            return
+        # It says GOAWAY at once, and cancels at the end of its time what has not ended.
+        stopping = asyncio.create_task(self._server.stop(seconds))
+        await self._calls.finish(seconds)
+        # It waits besides for clients that do not answer a PING, up to 20 s for each.
+        await asyncio.wait((stopping,), timeout=FLUSH_SECONDS)
+        await self.stop()
+        await stopping
+
+    async def stop(self) -> None:
+        """Stop at once: calls in flight end with UNAVAILABLE."""
+        if self._server is not None:
+            await self._server.stop(None)
+            # For gRPC a call has ended before its handler has.
+            await self._calls.finish(FLUSH_SECONDS)
+
+    async def _start(
+        self, address: str, credentials: grpc.ServerCredentials | None, *, share_port: bool
+    ) -> int:
+        """Listen on an address as gRPC writes it, and return the port; raises OSError."""
+        server = grpc.aio.server(
+            interceptors=self._interceptors,
+            options=(
+                *_options(self._settings),
+                # A second server on the same port must fail; workers share theirs.
+                ("grpc.so_reuseport", int(share_port)),
+            ),
+        )
+        server.add_generic_rpc_handlers(self._handlers)
+        try:
+            port = (
+                server.add_insecure_port(address)
+                if credentials is None
+                else server.add_secure_port(address, credentials)
+            )
+        except RuntimeError as error:
+            raise OSError(f"gRPC cannot listen on {address}") from error
+        await server.start()
+        self._server = server
+        return port
+
+
+class _Calls(grpc.aio.ServerInterceptor):
+    """Knows the calls in flight, and keeps an interceptor's error from the client.
+
+    `grpc.aio.Server.stop` alone does not wait for handlers (grpc/grpc#37239), and what
+    an interceptor raises would be told with its text.
+    """
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._forget_at = _FEW_CALLS
+
+    async def intercept_service(
+        self, continuation: Any, handler_call_details: grpc.HandlerCallDetails
+    ) -> Handler:
+        """Note a call, whose task this runs in, and find its handler."""
+        self._note()
+        try:
+            handler: Handler = await continuation(handler_call_details)
+        except Exception:
+            logger.exception("an interceptor failed")
+            return _FAILING
+        return handler
+
+    async def finish(self, seconds: float) -> None:
+        """Wait until every call has ended, at most so many seconds."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=seconds)
+
+    def _note(self) -> None:
+        task = asyncio.current_task()
+        if task is not None:
+            self._tasks.add(task)
+            # All that have ended at one time: a callback for each costs the call more.
+            if len(self._tasks) >= self._forget_at:
+                self._tasks = {task for task in self._tasks if not task.done()}
+                self._forget_at = 2 * len(self._tasks) + _FEW_CALLS
+
+
+async def _fail(_requests: object, context: grpc.aio.ServicerContext[Any, Any]) -> NoReturn:
+    await context.abort(grpc.StatusCode.UNKNOWN, SERVER_FAILED)
+
+
+# A streaming handler answers any kind of call.
+_FAILING: Handler = grpc.stream_stream_rpc_method_handler(_fail)
+
+
+def _options(settings: TransportSettings) -> Iterator[Option]:
+    """Yield gRPC's own names of the settings; what is 0 is left to be without a limit."""
+    yield "grpc.max_receive_message_length", settings.max_message_bytes
+    yield "grpc.max_concurrent_streams", settings.max_concurrent_streams
+    yield "grpc.enable_channelz", int(settings.channelz)
+    for name, seconds in (
+        ("grpc.max_connection_idle_ms", settings.max_connection_idle),
+        ("grpc.max_connection_age_ms", settings.max_connection_age),
+        ("grpc.max_connection_age_grace_ms", settings.max_connection_age_grace),
+        ("grpc.keepalive_time_ms", settings.keepalive_time),
+        ("grpc.keepalive_timeout_ms", settings.keepalive_timeout),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", PING_SECONDS),
+    ):
+        if seconds:
+            yield name, max(1, min(round(1000 * seconds), _LONGEST_MS))
+    # Also of clients that only keep their connection, as often as it takes.
+    yield "grpc.keepalive_permit_without_calls", 1
+    yield "grpc.http2.max_pings_without_data", 0
+
+
+_LONGEST_MS = 2**31 - 1
+
+
+def _credentials(tls: TlsFiles) -> grpc.ServerCredentials:
+    """Return the credentials that the files of TLS are at each handshake; raises SettingsError."""
+    files = Renewed(tls, _certificates)
+    return grpc.dynamic_ssl_server_credentials(
+        files.value,
+        files.renew,  # type: ignore[arg-type] # None means no change, which the stubs forget
+        require_client_authentication=tls.client_ca is not None,
+    )
+
+
+def _certificates(tls: TlsFiles) -> grpc.ServerCertificateConfiguration:
+    tls.context()  # gRPC says of bad files no more than that it cannot listen
+    return grpc.ssl_server_certificate_configuration(
+        [(tls.key.read_bytes(), tls.certificate.read_bytes())],
+        None if tls.client_ca is None else tls.client_ca.read_bytes(),
+    )
+
+
+async def _require_free(address: str) -> None:
+    """Raise OSError where somebody listens on one of the places that an address stands for.
+
+    gRPC would listen on the others alone, and say so in its log.
+    """
+    host, _, port = address.rpartition(":")
+    places = await asyncio.get_running_loop().getaddrinfo(
+        host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    for family, kind, protocol, _, place in places:
+        with socket.socket(family, kind, protocol) as alone:
+            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                alone.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            try:
+                alone.bind(place)
+            except OSError as error:
+                # A family of addresses that this machine has not is left out.
+                if error.errno == errno.EADDRINUSE:
+                    raise
