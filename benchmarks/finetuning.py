@@ -23,8 +23,8 @@ from benchmarks import machine, pages
 from foveate_train.data import mnist
 from foveate_train.data.folder import FolderData, Photographs, scan
 from foveate_train.head import with_new_head
+from foveate_train.loop import Step, Training, evaluate
 from foveate_train.settings import Settings
-from foveate_train.training import Step, Training, evaluate
 
 PAGE = pages.DOCS / "train" / "training.md"
 RESULTS = Path(__file__).parent / "results" / "finetuning.json"

@@ -30,12 +30,12 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from benchmarks import machine, pages
+from foveate_export.default_pictures import for_classifier
 from foveate_export.exporter import export
-from foveate_export.parity_data import for_classifier
 from foveate_export.pictures import Pictures, from_folder
+from foveate_export.publish.variants import INT8, file_name, unmeasured
+from foveate_export.publish.variants.quantise import candidates
 from foveate_export.sources import load_source
-from foveate_export.variants import INT8, file_name, unmeasured
-from foveate_export.variants.quantise import candidates
 from foveate_runtime.backends.registry import create_runner
 from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.bundle.manifest import CAM_PREFIX

@@ -48,8 +48,8 @@ from rich.console import Console
 from benchmarks import machine, pages, quiet
 from benchmarks.request_cost import read_pictures
 from benchmarks.variants import quartiles
-from foveate_export.variants import INT8, VARIANTS, file_name, unmeasured
-from foveate_export.variants.quantise import Scheme, candidates, find_trunk
+from foveate_export.publish.variants import INT8, VARIANTS, file_name, unmeasured
+from foveate_export.publish.variants.quantise import Scheme, candidates, find_trunk
 from foveate_runtime.backends.base import Runner
 from foveate_runtime.backends.registry import create_runner
 from foveate_runtime.bundle.bundle import Bundle

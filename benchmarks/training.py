@@ -28,8 +28,8 @@ from benchmarks import machine, pages
 from foveate_train import registry
 from foveate_train.data import mnist
 from foveate_train.data.memory import InMemory, normalise
+from foveate_train.loop import Training, compute_type, evaluate
 from foveate_train.settings import Settings
-from foveate_train.training import Training, compute_type, evaluate
 
 PAGE = pages.DOCS / "train" / "training.md"
 RESULTS = Path(__file__).parent / "results" / "training.json"

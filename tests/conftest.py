@@ -1,5 +1,6 @@
 """A real repository and a real server, for the tests that need no more than one of each."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -15,7 +16,12 @@ from .waiting import wait_until
 FOVEATE = Path(sys.executable).with_name("foveate")
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    # Does nothing where MNIST is there; where it cannot be had, the tests that need it say so.
+    if not hasattr(config, "workerinput"):
+        script = Path(__file__).parents[1] / "scripts" / "fetch_mnist.sh"
+        environment = {**os.environ, "VENV": str(Path(sys.executable).parents[1])}
+        subprocess.run([script], check=False, env=environment)
     # A shell that runs pytest in the background has it ignore SIGINT, and what
     # pytest starts would inherit that, so that no Ctrl-C could be tested.
     signal.signal(signal.SIGINT, signal.default_int_handler)

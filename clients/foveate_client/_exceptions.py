@@ -149,7 +149,11 @@ class PermissionDeniedError(CallError):
 
 
 class ResourceExhaustedError(CallError):
-    """A quota or queue is full; `retry_delay` says when to come back."""
+    """A quota or queue is full; `retry_delay` says when to come back.
+
+    Or a message is above its limit, which no waiting helps: the reason is
+    MESSAGE_TOO_LARGE, and `metadata` holds its `size` and the `limit`.
+    """
 
     code = "RESOURCE_EXHAUSTED"
 

@@ -12,29 +12,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foveate_export import bundle, parity
-from foveate_export.bundle import Exported, check_name, write_labels
-from foveate_export.comparison import accepted
-from foveate_export.ending import Ending, probes
+from foveate_export.anatomy.ending import Ending, probes
+from foveate_export.anatomy.layer import Layer
+from foveate_export.anatomy.layers import feature_layers, select_layers, taps_of
+from foveate_export.anatomy.logits import as_logits
+from foveate_export.anatomy.recording import record
+from foveate_export.anatomy.taps import Tap
 from foveate_export.errors import ExportError, ParityError, UnsupportedHeadError, UsageError
-from foveate_export.graph import ExplainedClassifier
-from foveate_export.heads import Head, find_head
-from foveate_export.layer import Layer
-from foveate_export.layers import feature_layers, select_layers
-from foveate_export.logits import as_logits
-from foveate_export.onnx_graph import OPSET, write_onnx
+from foveate_export.graph.classifier import ExplainedClassifier
+from foveate_export.graph.heads import Head, find_head
+from foveate_export.graph.onnx import OPSET, write_onnx
 from foveate_export.pictures import Pictures, serving_spec
 from foveate_export.progress import Stage
-from foveate_export.recording import record
-from foveate_export.reference import answer
-from foveate_export.taps import Tap
-from foveate_export.tensorrt.engines import build_engines, suitable_variants
-from foveate_export.tensorrt.target import Target
-from foveate_export.variants import FP16, FP32, INT8, VARIANTS, file_name, unmeasured
-from foveate_export.variants.acceptance import MAX_DROP, check_drop, quantise_until_accepted
-from foveate_export.variants.calibration import Calibration
-from foveate_export.variants.half import halve
-from foveate_export.variants.ranges import loud_nodes
+from foveate_export.proof import parity
+from foveate_export.proof.comparison import accepted
+from foveate_export.proof.reference import answer
+from foveate_export.publish import bundle
+from foveate_export.publish.bundle import Exported, check_name, write_labels
+from foveate_export.publish.tensorrt.engines import build_engines, suitable_variants
+from foveate_export.publish.tensorrt.target import Target
+from foveate_export.publish.variants import FP16, FP32, INT8, VARIANTS, file_name, unmeasured
+from foveate_export.publish.variants.acceptance import MAX_DROP, check_drop, quantise_until_accepted
+from foveate_export.publish.variants.calibration import Calibration
+from foveate_export.publish.variants.half import halve
+from foveate_export.publish.variants.ranges import loud_nodes
 from foveate_runtime.backends.base import BackendError, Runner
 from foveate_runtime.backends.registry import create_runner
 from foveate_runtime.backends.tensorrt.sidecar import ENGINES_FOLDER
@@ -168,7 +169,7 @@ def export(
     with stage("finding the head and the layers"):
         anatomy = examine(classifier, cam_layer)
         chosen = select_layers(layers, classifier.module, anatomy.layers, anatomy.left_out)
-    taps = [Tap(layer.path, layout=layer.layout) for layer in chosen]
+    taps = taps_of(chosen)
     with bundle.staging(repository, name) as folder:
         with stage("writing the graph"):
             graph = ExplainedClassifier(

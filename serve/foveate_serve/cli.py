@@ -14,6 +14,7 @@ from foveate_serve.process import (
     KilledError,
     Process,
     StartError,
+    end_soon,
     leave_at_once,
     run_until_signals,
 )
@@ -63,6 +64,7 @@ async def serve(settings: Settings) -> int:
     try:
         make = Process if settings.workers == 1 else Supervisor
         await run_until_signals(make(settings), _tell)
+        end_soon()
     except SettingsError as error:
         return _fail(str(error), WRONG_USAGE)
     except (HungError, KilledError) as error:

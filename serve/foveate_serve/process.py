@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib import import_module
@@ -182,7 +183,8 @@ class Process:
         try:
             await self._engine.repository.open(load=self._settings.repository_mode != "explicit")
         except OSError as error:
-            raise StartError(f"repository: {error.strerror}") from error
+            told = f"repository: {error.strerror}: {self._settings.repository}"
+            raise StartError(told) from error
 
     def _repository_handler(self) -> RepositoryHandler:
         return RepositoryHandler(
@@ -260,6 +262,16 @@ async def run_until_signals(service: Service, ready: Ready) -> None:
     await service.abort()
     await asyncio.wait((running,), timeout=_ABORT_SECONDS)
     raise KilledError("stopped before the requests in flight were answered")
+
+
+def end_soon() -> None:
+    """End the process, whose server has stopped, in `CLOSE_SECONDS`.
+
+    Whatever libraries do at its end: some wait for what they have forked.
+    """
+    timer = threading.Timer(CLOSE_SECONDS, os._exit, (0,))
+    timer.daemon = True
+    timer.start()
 
 
 def leave_at_once(error: HungError | KilledError) -> NoReturn:

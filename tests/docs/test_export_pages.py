@@ -13,8 +13,8 @@ from PIL import Image
 from skimage import data
 
 from foveate_export.commands import evaluate, export
+from foveate_export.graph.vjp.rules import RULES
 from foveate_export.sources import load_function
-from foveate_export.vjp.rules import RULES
 from foveate_runtime.bundle.bundle import Bundle
 
 PAGES = Path(__file__).parents[2] / "docs" / "export"

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from foveate_export import exporter
-from foveate_export.bundle import Exported
+from foveate_export.default_pictures import for_classifier
 from foveate_export.exporter import export
-from foveate_export.parity_data import for_classifier
 from foveate_export.pictures import Pictures, from_folder
-from foveate_export.variants.calibration import Calibration, open_calibration
+from foveate_export.publish.bundle import Exported
+from foveate_export.publish.variants.calibration import Calibration, open_calibration
 from foveate_runtime.backends.base import Runner
 from foveate_runtime.backends.registry import create_runner
 from foveate_runtime.bundle.bundle import Bundle

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from foveate_client import Cam, Client
-from foveate_export.bundle import Exported
 from foveate_export.commands import _classifier, _existing
 from foveate_export.commands import export as export_command
+from foveate_export.publish.bundle import Exported
 from foveate_export.sources import load_source
 from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.commands import evaluate
@@ -116,13 +116,38 @@ def test_layers_are_listed_with_the_default_ones_marked(
         "channels": 128,
         "height": 7,
         "width": 7,
+        "layout": "nchw",
         "default": False,
     } in layers
 
     assert export_command.main(["foveate:convnet4", "--list-layers"]) == 0
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["layer2", "ConvBNReLU", "64", "14", "14", "*"] in rows
-    assert ["layer3", "ConvBNReLU", "128", "7", "7"] in rows
+    said = capsys.readouterr()
+    rows = [line.split() for line in said.out.splitlines()]
+    assert ["layer2", "ConvBNReLU", "64", "14", "14", "nchw", "*"] in rows
+    assert ["layer3", "ConvBNReLU", "128", "7", "7", "nchw"] in rows
+    assert "left out" not in said.err
+
+
+def test_what_is_no_layer_is_counted_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vit = ["timm:test_vit", "--weights", "random:0", "--argument", "num_classes=3"]
+    assert export_command.main([*vit, "--list-layers", "--json"]) == 0
+    said = capsys.readouterr()
+    layers = {layer["layer"]: layer for layer in json.loads(said.out)}
+    assert {layers[f"blocks.{block}"]["layout"] for block in range(6)} == {"tokens(10, 10, 1)"}
+    assert [layers["blocks.5"][key] for key in ("channels", "height", "width")] == [64, 10, 10]
+    (line,) = [line for line in said.err.splitlines() if "left out" in line]
+    count = int(line.split()[0])
+    assert re.search(r"left out: \d+ \(part of attention, as queries and keys are\)", line)
+    assert sum(map(int, re.findall(r"(\d+) \(", line))) == count > 0
+
+    where = ["--repository", str(tmp_path / "models"), "--name", "vit"]
+    assert export_command.main([*vit, *where, "--layers", "blocks.0.attn.qkv"]) == 2
+    assert (
+        "'blocks.0.attn.qkv' gives no feature map (part of attention, as queries and keys are); "
+        "near it: blocks."
+    ) in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import skimage
 import torch
 from timm.data import ImageNetInfo
 
-from foveate_export.bundle import Exported
+from foveate_export.default_pictures import for_classifier
 from foveate_export.errors import ExportError
-from foveate_export.parity_data import for_classifier
 from foveate_export.pictures import MOST, Pictures, from_folder
+from foveate_export.publish.bundle import Exported
 from foveate_runtime.backends.base import Runner
 from foveate_runtime.evaluation.accuracy import measure_accuracy
 from foveate_runtime.evaluation.labelled import LabelledError, NoPicturesError, open_labelled

@@ -13,8 +13,8 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from foveate_train import checkpoint, registry
 from foveate_train.catalogue import available
 from foveate_train.data.memory import InMemory
+from foveate_train.loop import Training
 from foveate_train.settings import Settings
-from foveate_train.training import Training
 
 # The least side that keeps the last maps larger than a kernel; a network that
 # is not listed takes 64 pixels, or its own input where that is smaller.

@@ -5,12 +5,12 @@ import sys
 
 import pytest
 import torch
+from benchmarks.catalogue import Entry, entries, outline, survey
 from torch import nn
 from torchvision import models
 
 from foveate_train import registry
 from foveate_train.catalogue import available
-from foveate_train.catalogue.survey import Entry, entries, outline, survey
 from foveate_train.counting import count
 
 # Top-1, top-5, parameters, billions of operations, of the weights IMAGENET1K_V1.

@@ -4,12 +4,12 @@ import itertools
 import sys
 
 import pytest
+from benchmarks.chart import Place, chosen, draw
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PathCollection
 from matplotlib.text import Annotation
 from PIL import Image
 
-from foveate_train.chart import Place, chosen, draw
 from foveate_train.errors import MissingPackageError
 
 

@@ -1,5 +1,6 @@
 """Fine-tuning on an image folder, down to the bundle; and what a folder can have wrong."""
 
+import multiprocessing
 import re
 import shutil
 
@@ -7,22 +8,27 @@ import pytest
 import skimage
 import torch
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 from foveate_export.commands import export
 from foveate_runtime.bundle.bundle import Bundle
 from foveate_train import checkpoint, registry
 from foveate_train.commands.train import main
+from foveate_train.data import draws, folder
 from foveate_train.data.folder import FolderData, scan
 from foveate_train.errors import ArgumentsError, DataError
 from foveate_train.head import with_new_head
+from foveate_train.loop import Training
 from foveate_train.settings import Settings
-from foveate_train.training import Training
 
 NETWORK = "timm:mobilenetv3_small_050.lamb_in1k"
 PICTURES = {
     "animals": (skimage.data.cat, skimage.data.chelsea),
     "things": (skimage.data.coffee, skimage.data.rocket),
 }
+
+
+SPEC = registry.create("foveate:resnet18", weights="random:0", num_classes=2).input
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +110,35 @@ def test_the_head_is_what_follows_the_classes_and_the_rest_is_pretrained(weights
         with_new_head("foveate:lenet5", "abc", weights=None, seed=0, arguments={})
 
 
+def test_a_head_holds_what_it_learnt_and_not_its_random_start(photographs, weights):
+    listed = scan(photographs, "fail")
+
+    def taught(seed):
+        classifier, head = with_new_head(
+            NETWORK, listed.classes, weights=str(weights), seed=seed, arguments={}
+        )
+        settings = Settings(
+            epochs=8, frozen_epochs=8, batch_size=16, learning_rate=2e-3, schedule="constant"
+        )
+        data = FolderData(listed, classifier.input, settings, workers=0)
+        for _ in Training(classifier, data, settings, head=head).steps():
+            pass
+        return classifier.module.get_parameter("classifier.weight").detach().flatten()
+
+    # The seed draws the start alone: the backbone and the pictures are the same.
+    one, other = map(taught, (1, 2))
+    assert torch.cosine_similarity(one, other, dim=0) > 0.9
+
+
+@pytest.mark.parametrize("epochs", ["1", "2"])
+def test_few_epochs_leave_fewer_frozen(photographs, weights, tmp_path, epochs):
+    arguments = ("--model", NETWORK, "--weights", str(weights), "--out", str(tmp_path / "out"))
+    assert (
+        main(["finetune", str(photographs), *arguments, "--workers", "0", "--epochs", epochs]) == 0
+    )
+    assert checkpoint.load(tmp_path / "out").metrics["epochs"] >= 1
+
+
 def test_the_backbone_rests_then_learns_at_its_own_rate(photographs, weights):
     listed = scan(photographs, "fail")
     classifier, head = with_new_head(
@@ -120,7 +155,10 @@ def test_the_backbone_rests_then_learns_at_its_own_rate(photographs, weights):
     )
     data = FolderData(listed, classifier.input, settings, workers=0)
     training = Training(classifier, data, settings, head=head)
-    assert training.learning_rates() == [0.01, 0]
+
+    def rates():
+        groups = training._optimizer.param_groups
+        return [groups[0]["lr"], groups[-1]["lr"]]
 
     def state():
         return {k: v.clone() for k, v in training.result.module.state_dict().items()}
@@ -134,8 +172,9 @@ def test_the_backbone_rests_then_learns_at_its_own_rate(photographs, weights):
         pass
     frozen = state()
     assert changed(begin, frozen) == head
-    assert training.learning_rates() == [0.01, 0.005]
+    assert rates() == [0.01, 0]
     list(steps)
+    assert rates() == [0.01, 0.005]
     moved = changed(frozen, state())
     assert {"conv_stem.weight", "bn1.weight"} < moved
     # Statistics of a thousand classes are not replaced by those of a few pictures.
@@ -152,8 +191,7 @@ def test_the_backbone_warms_up_when_it_is_unfrozen(photographs, weights):
     )
     data = FolderData(listed, classifier.input, settings, workers=0)
     training = Training(classifier, data, settings, head=head)
-    rates = [training.learning_rates()[1]]
-    rates += [training.learning_rates()[1] for _ in training.steps()]
+    rates = [training._optimizer.param_groups[-1]["lr"] for _ in training.steps()]
     begins = training.total // 2
     assert rates[:begins] == [0] * begins
     # As any schedule does, and up to a tenth of the head's highest.
@@ -164,27 +202,56 @@ def test_the_backbone_warms_up_when_it_is_unfrozen(photographs, weights):
 
 def test_batches_do_not_depend_on_the_workers(photographs):
     listed = scan(photographs, "fail")
-    spec = registry.create("foveate:resnet18", weights="random:0", num_classes=2).input
     settings = Settings(policy="trivialaugment", erase=0.5)
     here, there = (
-        list(FolderData(listed, spec, settings, workers=workers).epoch(3, 2, 8))
+        list(FolderData(listed, SPEC, settings, workers=workers).epoch(3, 2, 8))
         for workers in (0, 2)
     )
     assert [batch.total for batch in here] == [8, 8]
     for one, other in zip(here, there, strict=True):
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.labels, other.labels)
-    again = list(FolderData(listed, spec, settings, workers=0).epoch(3, 3, 8))
+    again = list(FolderData(listed, SPEC, settings, workers=0).epoch(3, 3, 8))
     assert not torch.equal(here[0].images, again[0].images)
-    late = list(FolderData(listed, spec, settings, workers=0).epoch(3, 2, 8, start=1))
+    late = list(FolderData(listed, SPEC, settings, workers=0).epoch(3, 2, 8, start=1))
     assert torch.equal(late[0].images, here[1].images)
+
+
+def test_a_pictures_seed_is_drawn_when_it_is_needed(photographs, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        folder, "derive", lambda *purpose: drawn.append(purpose) or draws.derive(*purpose)
+    )
+    data = FolderData(scan(photographs, "fail"), SPEC, Settings(), workers=0)
+    next(data.epoch(0, 1, 4))
+    assert len(drawn) == 4
+
+
+def test_the_workers_stay(photographs):
+    data = FolderData(scan(photographs, "fail"), SPEC, Settings(), workers=1)
+    workers = []
+    for epoch in (1, 2):
+        assert sum(len(batch.labels) for batch in data.epoch(0, epoch, 4)) == 16
+        workers.append({child.pid for child in multiprocessing.active_children()})
+    assert workers[0] == workers[1] != set()
+
+
+def test_going_on_decodes_nothing_again(photographs, weights, tmp_path, monkeypatch):
+    looked = []
+    draft = JpegImageFile.draft
+    monkeypatch.setattr(
+        JpegImageFile, "draft", lambda *wanted: looked.append(wanted) or draft(*wanted)
+    )
+    for more, count in ([], 16), (["--resume"], 16):
+        assert _finetune(photographs, tmp_path / "out", weights, "--epochs", "1", *more) == 0
+        assert len(looked) == count
 
 
 def test_a_split_takes_its_share_of_every_class(photographs):
     listed = scan(photographs, "fail")
     training, held = listed.split(0.25, seed=0)
-    assert sorted(training.files + held.files) == sorted(listed.files)
-    assert [held.labels.count(label) for label in (0, 1)] == [2, 2]
+    assert sorted(training.pictures + held.pictures) == sorted(listed.pictures)
+    assert [sum(each.label == label for each in held.pictures) for label in (0, 1)] == [2, 2]
     assert training.digest != held.digest
     with pytest.raises(DataError, match=r"class animals has 8 pictures.* share of 0\.01 leaves"):
         listed.split(0.01, seed=0)
@@ -234,9 +301,10 @@ def test_folders_that_cannot_be_used(own, tmp_path):
     [
         (["--argument", "depht=3"], "depht"),
         (["--argument", "num_classes=5"], "num_classes is the number of the new labels, 2"),
-        (["--holdout", "1"], "holdout 1.0 is not a share between 0 and 1"),
-        (["--workers", "-1"], "workers -1 is below 0"),
-        (["--frozen-epochs", "9"], "frozen_epochs 9 is above epochs 3"),
+        (["--holdout", "1"], "--holdout 1: Input should be less than 1"),
+        (["--workers", "-1"], "--workers -1: Input should be greater than or equal to 0"),
+        (["--frozen-epochs", "9"], "train: --frozen-epochs 9 is above --epochs 3"),
+        (["--epochs", "x"], "--epochs x: "),
     ],
 )
 def test_wrong_usage_is_answered_with_2(photographs, tmp_path, capsys, arguments, message):

@@ -9,9 +9,9 @@ import torch
 
 from foveate_train import registry
 from foveate_train.data.memory import InMemory
-from foveate_train.fitting import Keeper
+from foveate_train.loop import Training
+from foveate_train.run import read_state
 from foveate_train.settings import Settings
-from foveate_train.training import Training
 
 SETTINGS = Settings(epochs=8, batch_size=64, ema=0.9, precision="float32")
 
@@ -22,18 +22,17 @@ from pathlib import Path
 import safetensors.torch, torch
 from foveate_train import registry
 from foveate_train.data.memory import InMemory
-from foveate_train.fitting import Keeper
 from foveate_train.settings import Settings
-from foveate_train.training import Training
+from foveate_train.loop import Training
+from foveate_train.run import write_state
 torch.set_num_threads(1)
 digits = safetensors.torch.load_file(sys.argv[1])
 settings = Settings.model_validate_json(sys.argv[3])
 classifier = registry.create("foveate:lenet5")
 data = InMemory(digits["images"], digits["labels"], classifier.input, shift=1)
 training = Training(classifier, data, settings)
-keeper = Keeper(Path(sys.argv[2]), settings.model_dump())
 for step in training.steps():
-    keeper.keep(training.state())
+    write_state(Path(sys.argv[2]), settings.model_dump(), training.state())
     print(step.number, float(step.loss).hex(), flush=True)
 """
 
@@ -43,7 +42,7 @@ import safetensors.torch, torch
 from foveate_train import distributed, registry
 from foveate_train.data.memory import InMemory
 from foveate_train.settings import Settings
-from foveate_train.training import Training
+from foveate_train.loop import Training
 torch.set_num_threads(1)
 digits = safetensors.torch.load_file(sys.argv[1])
 with distributed.group():
@@ -87,7 +86,7 @@ def test_a_killed_run_goes_on_bit_for_bit(few, tmp_path):
     assert process.returncode == -9
     lines = (line.split() for line in told)
     before = {int(number): float.fromhex(loss) for number, loss in lines}
-    after = _losses(few, SETTINGS, Keeper(tmp_path / "state.pt", SETTINGS.model_dump()).kept())
+    after = _losses(few, SETTINGS, read_state(tmp_path / "state.pt", SETTINGS.model_dump()))
     # A step may be done and kept, and its line lost with the process.
     assert min(after) - max(before) in {1, 2}
     expected = _losses(few, SETTINGS)

@@ -10,7 +10,7 @@ from foveate_train import checkpoint
 from foveate_train.commands.train import main
 from foveate_train.data import mnist
 from foveate_train.data.memory import InMemory
-from foveate_train.training import Training, evaluate
+from foveate_train.loop import Training, evaluate
 
 
 @pytest.fixture
@@ -138,15 +138,15 @@ def test_resuming_needs_the_same_run(few, tmp_path, capsys):
         (["--model", "foveate:convnet5"], "foveate:convnet4"),
         (["--argument", "pool"], "'pool' is not of the form name=value"),
         (["--argument", "depth=5"], "no argument 'depth'; its arguments are pool"),
-        (["--epochs", "0"], "epochs 0: .*greater than or equal to 1"),
-        (["--batch-size", "1"], "batch_size 1: "),
-        (["--learning-rate", "-1"], "learning_rate -1: "),
-        (["--optimizer", "lion"], "optimizer lion: Input should be 'adamw' or 'sgd'"),
-        (["--patience", "3"], "patience 3 needs pictures to judge by: --holdout"),
-        (["--holdout", "60000"], "holdout 60000 is not within 0 and 59872"),
-        (["--device", "abacus"], "device 'abacus' cannot be used"),
+        (["--epochs", "0"], "--epochs 0: .*greater than or equal to 1"),
+        (["--batch-size", "1"], "--batch-size 1: "),
+        (["--learning-rate", "-1"], "--learning-rate -1: "),
+        (["--optimizer", "lion"], "--optimizer lion: Input should be 'adamw' or 'sgd'"),
+        (["--patience", "3"], "--patience 3 needs pictures to judge by: --holdout"),
+        (["--holdout", "60000"], "--holdout 60000 is above 59872: a batch has to remain"),
+        (["--device", "abacus"], "--device abacus: cannot be used"),
         (["--seed", "-5"], "seed -5: "),
-        (["--threads", "0"], "threads 0 is below 1"),
+        (["--threads", "0"], "--threads 0: Input should be greater than or equal to 1"),
         (
             ["--model", "timm:resnet18", "--argument", "num_classes=10"],
             "timm:resnet18 takes 224x224x3 pictures; MNIST's are 28x28x1",

@@ -7,15 +7,15 @@ from threading import Event
 import pytest
 import torch
 from pydantic import ValidationError
-from rich.console import Console
+from torchvision import models
 
 from foveate_train import registry
 from foveate_train.data.memory import InMemory, normalise, shifted
 from foveate_train.errors import CheckpointError, ResumeError
-from foveate_train.fitting import Fitting, Keeper
+from foveate_train.loop import Training, evaluate, schedule
 from foveate_train.progress import StepProgress
+from foveate_train.run import Run, read_state, write_state
 from foveate_train.settings import Settings
-from foveate_train.training import Training, evaluate
 
 
 def _training(name, digits, **settings):
@@ -132,6 +132,48 @@ def test_clipping_bounds_a_step(digits):
     assert moved(clipped) == pytest.approx(0.01, rel=1e-3)
 
 
+def test_biases_and_normalisations_do_not_decay(digits):
+    few = [part[:64] for part in digits]
+    plain = {"optimizer": "sgd", "momentum": 0, "schedule": "constant", "precision": "float32"}
+
+    def after_a_step(decay):
+        training = _training(
+            "foveate:convnet4", few, batch_size=64, learning_rate=0.1, weight_decay=decay, **plain
+        )
+        _losses(training, 1)
+        return dict(training.result.module.named_parameters())
+
+    free, decayed = after_a_step(0), after_a_step(0.5)
+    differing = {key for key in free if not torch.equal(free[key], decayed[key])}
+    assert differing == {key for key, value in free.items() if value.ndim > 1}
+
+
+@pytest.mark.parametrize("name", ["one_cycle", "cosine", "constant"])
+def test_one_step_is_a_whole_schedule(name):
+    share, _ = schedule(Settings(schedule=name), 0, 1)
+    assert share == 1
+
+
+def test_one_cycle_is_that_of_torch():
+    settings = Settings(schedule="one_cycle", warm_up=0.25)
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], 1.0, momentum=0.9)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.0, total_steps=81, pct_start=21 / 81)
+    for step in range(80):
+        (group,) = optimizer.param_groups
+        expected = pytest.approx((group["lr"], group["momentum"]), abs=1e-3)
+        assert schedule(settings, step, 80) == expected
+        optimizer.step()
+        theirs.step()
+
+
+def test_inception_teaches_its_auxiliary_head_at_four_tenths():
+    classifier = registry.create("torchvision:inception_v3", weights="random:0")
+    output = models.InceptionOutputs(torch.tensor(2.0), torch.tensor(10.0))
+    assert classifier.loss(output, lambda logits: logits + 1) == pytest.approx(3 + 0.4 * 11)
+    assert registry.create("foveate:lenet5").loss(torch.tensor(2.0), torch.neg) == -2
+
+
 def test_the_average_is_what_is_kept(digits):
     plain = _training("foveate:lenet5", digits)
     averaged = _training("foveate:lenet5", digits, ema=0.9)
@@ -153,7 +195,7 @@ def test_smoothing_raises_the_least_loss(digits):
 def test_a_schedule_rises_and_falls_however_short(digits, schedule, count):
     few = [part[:count] for part in digits]
     training = _training("foveate:lenet5", few, batch_size=64, schedule=schedule)
-    rates = [training.learning_rates()[0] for _ in training.steps()]
+    rates = [training._optimizer.param_groups[0]["lr"] for _ in training.steps()]
     assert len(rates) == -(-count // 64)
     assert max(rates) <= 5e-3
     assert rates[-1] == min(rates[len(rates) // 2 :])
@@ -167,25 +209,25 @@ def test_half_precision_follows_full_precision(digits):
     assert _losses(half, 20) == pytest.approx(_losses(full, 20), rel=0.05)
 
 
-def _fitting(digits, path, **settings):
+def _run(digits, path, **settings):
     training = _training("foveate:lenet5", digits, **settings)
     held = InMemory(*(part[:100] for part in digits), registry.create("foveate:lenet5").input)
-    return Fitting(training, held, Keeper(path, {"settings": settings}))
+    return Run(training, held, path)
 
 
-def _epochs(fitting, stop=None):
-    quiet = StepProgress(Console(quiet=True), done=0, total=1)
-    return list(fitting.epochs(quiet, stop or Event()))
+def _epochs(run, stop=None):
+    quiet = StepProgress(done=0, total=1)
+    return list(run.epochs(quiet, stop or Event()))
 
 
 def test_training_ends_when_the_accuracy_no_longer_rises(digits, tmp_path):
     few = [part[:128] for part in digits]
-    fitting = _fitting(few, tmp_path / "a", epochs=50, batch_size=64, patience=3)
-    epochs = _epochs(fitting)
+    run = _run(few, tmp_path / "a", epochs=50, batch_size=64, patience=3)
+    epochs = _epochs(run)
     best = max(epochs, key=lambda epoch: epoch.accuracy)
     assert len(epochs) == best.number + 3 < 50
     # And a run that ended so is not begun again.
-    again = _fitting(few, tmp_path / "a", epochs=50, batch_size=64, patience=3)
+    again = _run(few, tmp_path / "a", epochs=50, batch_size=64, patience=3)
     assert again.history == epochs
     assert _epochs(again) == []
 
@@ -194,37 +236,36 @@ def test_a_wish_to_stop_keeps_the_step(digits, tmp_path):
     few = [part[:256] for part in digits]
     stop = Event()
     stop.set()
-    assert _epochs(_fitting(few, tmp_path / "a", epochs=2, batch_size=64), stop) == []
-    rest = _fitting(few, tmp_path / "a", epochs=2, batch_size=64)
+    assert _epochs(_run(few, tmp_path / "a", epochs=2, batch_size=64), stop) == []
+    rest = _run(few, tmp_path / "a", epochs=2, batch_size=64)
     assert rest.training.number == 1
-    whole = _fitting(few, tmp_path / "b", epochs=2, batch_size=64)
+    whole = _run(few, tmp_path / "b", epochs=2, batch_size=64)
     assert [e._replace(seconds=0) for e in _epochs(rest)] == [
         e._replace(seconds=0) for e in _epochs(whole)
     ]
 
 
 def test_a_state_of_another_run_is_refused_with_what_differs(tmp_path):
-    Keeper(tmp_path / "a", {"data": "sha256:1", "seed": 0}).keep({"number": 3})
+    write_state(tmp_path / "a", {"data": "sha256:1", "seed": 0}, {"number": 3})
     with pytest.raises(ResumeError, match="data was 'sha256:1' and is 'sha256:2'"):
-        Keeper(tmp_path / "a", {"data": "sha256:2", "seed": 0}).kept()
+        read_state(tmp_path / "a", {"data": "sha256:2", "seed": 0})
     (tmp_path / "a").write_bytes(b"no state")
     with pytest.raises(ResumeError, match="is damaged"):
-        Keeper(tmp_path / "a", {}).kept()
+        read_state(tmp_path / "a", {})
 
 
 def test_a_full_disk_leaves_the_former_state_whole(tmp_path):
     path = tmp_path / "state.pt"
-    keeper = Keeper(path, {})
-    keeper.keep({"values": torch.arange(10)})
+    write_state(path, {}, {"values": torch.arange(10)})
     # A limit on the size of files stands for a full disk: writing fails half way.
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
         with pytest.raises(CheckpointError, match=r"state\.pt: cannot be written"):
-            keeper.keep({"values": torch.zeros(100_000)})
+            write_state(path, {}, {"values": torch.zeros(100_000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert torch.equal(keeper.kept()["values"], torch.arange(10))
+    assert torch.equal(read_state(path, {})["values"], torch.arange(10))
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -297,5 +338,5 @@ def test_no_shift_is_no_change(digits):
     ],
 )
 def test_a_setting_has_limits(name, value):
-    with pytest.raises(ValidationError, match=name):
+    with pytest.raises(ValidationError, match=name.replace("_", ".")):
         Settings(**{name: value})

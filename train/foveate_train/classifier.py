@@ -1,9 +1,10 @@
 """What a classifier is: a network with all that is needed to use it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+import torch
 from pydantic import ConfigDict
 from torch import nn
 
@@ -102,6 +103,15 @@ def off_scale(mean: Sequence[float], std: Sequence[float], fill: Sequence[float]
     return "; ".join(faults)
 
 
+Criterion = Callable[[torch.Tensor], torch.Tensor]
+"""The loss of logits [N, classes], as a scalar."""
+
+
+def loss_of_logits(output: torch.Tensor, criterion: Criterion) -> torch.Tensor:
+    """Return the loss of a network whose output in training is its logits."""
+    return criterion(output)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Classifier:
     """A network with its input specification and labels.
@@ -113,6 +123,8 @@ class Classifier:
             logits [N, len(labels)].
         input: how a picture becomes the network's input.
         labels: the name of each class, by index.
+        loss: what training makes of the module's output in training mode and of a
+            criterion.
     """
 
     name: str
@@ -120,3 +132,4 @@ class Classifier:
     module: nn.Module
     input: InputSpec
     labels: tuple[str, ...]
+    loss: Callable[[Any, Criterion], torch.Tensor] = loss_of_logits

@@ -10,6 +10,9 @@ from foveate_train import registry
 from foveate_train.classifier import Argument, Classifier
 from foveate_train.errors import ArgumentsError
 
+# Not 0: a head whose output passes a ReLU, as SqueezeNet's does, would have no gradient there.
+_NEW_HEAD = 1e-3
+
 
 def with_new_head(
     name: str,
@@ -52,7 +55,11 @@ def with_new_head(
     new = _dependent_on_classes(name, classifier.module, classes, arguments)
     state = {key: value for key, value in pretrained.module.state_dict().items() if key not in new}
     classifier.module.load_state_dict(state, strict=False)
-    head = frozenset(key for key, _ in classifier.module.named_parameters() if key in new)
+    own = {key: value for key, value in classifier.module.named_parameters() if key in new}
+    with torch.no_grad():
+        for value in own.values():
+            value.mul_(_NEW_HEAD)
+    head = frozenset(own)
     # The input is that of the weights, which may differ from the untrained network's.
     return replace(classifier, labels=tuple(labels), input=pretrained.input), head
 

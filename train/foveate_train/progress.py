@@ -1,25 +1,30 @@
 """What a person sees of a run: how far it is, how fast, and how long it will take."""
 
-from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from foveate_train.training import Step
+from foveate_train import distributed
+from foveate_train.loop import Step
+
+if TYPE_CHECKING:
+    from foveate_train.run import Epoch
 
 
-class StepProgress:
-    """A bar on a terminal, and nothing elsewhere; a context manager.
+class StepProgress(Progress):
+    """Lines on standard error, and on a terminal a bar below them; a context manager.
+
+    Of several processes, the first alone writes.
 
     Args:
-        console: where to draw.
         done: how many steps are done already.
         total: how many there are.
     """
 
-    def __init__(self, console: Console, *, done: int, total: int) -> None:
-        self._bar = Progress(
+    def __init__(self, *, done: int, total: int) -> None:
+        console = Console(stderr=True, quiet=distributed.rank() != 0)
+        super().__init__(
             TextColumn("{task.description}epoch {task.fields[epoch]}"),
             BarColumn(),
             TextColumn("loss {task.fields[loss]}"),
@@ -27,29 +32,25 @@ class StepProgress:
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task("", epoch="", loss="", completed=done, total=total)
-
-    def __enter__(self) -> Self:
-        """Begin to draw."""
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Leave the bar as it is."""
-        self._bar.stop()
+        self._title = ""
+        self._task = self.add_task("", epoch="", loss="", completed=done, total=total)
 
     def describe(self, title: str) -> None:
-        """Set what stands before the bar."""
-        self._bar.update(self._task, description=f"{title}: ")
+        """Set what stands before the bar and before the epochs."""
+        self._title = f"{title}, "
+        self.update(self._task, description=self._title)
 
     def step(self, step: Step) -> None:
         """Show a step. Its loss is read only where somebody sees it."""
-        if not self._bar.disable:
-            self._bar.update(
-                self._task, advance=1, epoch=step.epoch, loss=f"{float(step.loss):.4f}"
-            )
+        if not self.disable:
+            self.update(self._task, advance=1, epoch=step.epoch, loss=f"{float(step.loss):.4f}")
+
+    def epoch(
+        self, epoch: "Epoch", epochs: int, images: int, metric: str = "test accuracy"
+    ) -> None:
+        """Write a line about one of so many epochs, each of so many images."""
+        self.console.print(
+            f"{self._title}epoch {epoch.number}/{epochs}: loss {epoch.loss:.4f}, "
+            f"{metric} {epoch.accuracy:.2%}, {images / epoch.seconds:.0f} images/s",
+            highlight=False,
+        )

@@ -1,11 +1,13 @@
 """Every setting of a training run, in one place."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from foveate_train.errors import SettingsError
 
+ModelT = TypeVar("ModelT", bound=BaseModel)
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -39,15 +41,15 @@ class Settings(BaseModel):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Of sgd; one_cycle moves it between 0.85 and 0.95."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
-    """Of all parameters."""
+    """Of all parameters but biases and those of normalisations."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     """Gradients are scaled down to this norm, over all parameters together."""
 
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """The share of the target that is spread over all classes."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """The decay of an exponential moving average of the weights; it is what is
-    evaluated and kept. It starts low and approaches this value."""
+    """The decay of an exponential moving average of the weights, which is what is
+    evaluated and kept; it starts low and approaches this value (timm's ModelEmaV3)."""
     patience: Annotated[int, Field(ge=1)] | None = None
     """Training ends when the validation accuracy has not risen for this many epochs."""
 
@@ -80,26 +82,31 @@ class Settings(BaseModel):
     def _fit_together(self) -> Self:
         if self.accumulate > self.batch_size // 2:
             raise ValueError(
-                f"accumulate {self.accumulate} leaves less than 2 of {self.batch_size} "
-                "pictures to a part"
+                f"--accumulate {self.accumulate} leaves less than 2 of the "
+                f"--batch-size {self.batch_size} pictures to a part"
             )
         if self.frozen_epochs > self.epochs:
-            raise ValueError(f"frozen_epochs {self.frozen_epochs} is above epochs {self.epochs}")
+            raise ValueError(
+                f"--frozen-epochs {self.frozen_epochs} is above --epochs {self.epochs}"
+            )
         return self
 
 
-def settings(**values: object) -> Settings:
-    """Return the settings with these values in place of the defaults.
+def checked(model: type[ModelT], values: Mapping[str, object]) -> ModelT:
+    """Return a model of these values, which a command line gave.
 
     Raises:
-        SettingsError: a value is outside its limits, or there is no such setting.
+        SettingsError: a value is outside its limits, or there is no such field;
+            the message names the option.
     """
     try:
-        return Settings.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
         raise SettingsError(
             "; ".join(
-                f"{'.'.join(map(str, e['loc']))} {e['input']}: {e['msg']}" if e["loc"] else e["msg"]
+                f"--{str(e['loc'][0]).replace('_', '-')} {e['input']}: {e['msg']}"
+                if e["loc"]
+                else str(e["ctx"]["error"])
                 for e in error.errors()
             )
         ) from error

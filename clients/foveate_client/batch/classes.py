@@ -45,7 +45,7 @@ def read_names(path: Path, labels: Sequence[str]) -> dict[str, int]:
     A first row `folder,class` is a heading. Raises LabelsFileError.
     """
     classes = Classes(labels)
-    names = {}
+    names: dict[str, int] = {}
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
             for number, row in enumerate(csv.reader(lines), start=1):
@@ -62,7 +62,10 @@ def read_names(path: Path, labels: Sequence[str]) -> dict[str, int]:
                     raise LabelsFileError(
                         f"{path}, line {number}: {text!r} is no single class of the model"
                     )
-                names[folder] = class_id
+                if names.setdefault(folder, class_id) != class_id:
+                    raise LabelsFileError(
+                        f"{path}, line {number}: {folder!r} stands for another class above"
+                    )
     except (OSError, UnicodeDecodeError) as error:
         raise LabelsFileError(f"{path}: cannot be read as a CSV file") from error
     return names

@@ -164,19 +164,21 @@ class Folder:
 
     def items(self) -> Iterator[Found]:
         """Yield the pictures, and folders that cannot be read."""
-        return self._walk(self._passed, ordered=self._ordered)
+        for found in self._walk(self._passed, ordered=self._ordered):
+            yield found if isinstance(found, Unreadable) else _file(Path(found))
 
     def count(self) -> int:
         """Return how many there are."""
-        return _length(self._walk(Passed(), ordered=False))
+        return sum(isinstance(found, str) for found in self._walk(Passed(), ordered=False))
 
-    def _walk(self, passed: Passed, *, ordered: bool) -> Iterator[Found]:
+    def _walk(self, passed: Passed, *, ordered: bool) -> Iterator[str | Unreadable]:
+        """Yield the paths of the pictures, and folders that cannot be read."""
         # A list and no recursion: trees are deeper than Python's stack. No folder stays open.
         left: list[os.DirEntry[str] | Path] = [self._path]
         while left:
             place = left.pop()
             if isinstance(place, os.DirEntry) and not _is_folder(place):
-                yield _file(Path(place.path))
+                yield place.path
                 continue
             try:
                 with os.scandir(place) as entries:
@@ -188,7 +190,7 @@ class Folder:
                         if _is_folder(entry):
                             left.append(entry)
                         else:
-                            yield _file(Path(entry.path))
+                            yield entry.path
             except OSError as error:
                 message = f"cannot read {os.fspath(place)}: {error.strerror}"
                 if place == self._path:

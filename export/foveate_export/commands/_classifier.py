@@ -6,23 +6,23 @@ from pathlib import Path
 
 from rich.console import Console
 
-from foveate_export.bundle import check_name
+from foveate_export.anatomy.ending import probes
+from foveate_export.anatomy.layers import default_layers
+from foveate_export.anatomy.logits import as_logits
 from foveate_export.commands._console import add_scores_argument, answer
 from foveate_export.commands._engines import add_target_arguments, read_target
 from foveate_export.commands._report import print_exported, print_layers
 from foveate_export.commands._training import training_errors
-from foveate_export.ending import probes
+from foveate_export.default_pictures import for_classifier
 from foveate_export.errors import UsageError
 from foveate_export.exporter import check_variants, examine, export
 from foveate_export.input_files import repeated
-from foveate_export.layers import default_layers
-from foveate_export.logits import as_logits
-from foveate_export.parity_data import for_classifier
 from foveate_export.pictures import from_folder, serving_spec
+from foveate_export.publish.bundle import check_name
+from foveate_export.publish.variants import FP32, VARIANTS
+from foveate_export.publish.variants.acceptance import MAX_DROP
+from foveate_export.publish.variants.calibration import open_calibration
 from foveate_export.sources import Source, load_function, load_source
-from foveate_export.variants import FP32, VARIANTS
-from foveate_export.variants.acceptance import MAX_DROP
-from foveate_export.variants.calibration import open_calibration
 from foveate_runtime.console import DONE, Stages, names, points, positive, warn
 from foveate_runtime.evaluation.labelled import open_labelled
 from foveate_train.classifier import Classifier

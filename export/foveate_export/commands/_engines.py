@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from foveate_export.tensorrt.target import BATCH, CLASSES, Target, choose_target
+from foveate_export.publish.tensorrt.target import BATCH, CLASSES, Target, choose_target
 from foveate_runtime.backends.tensorrt.flavour import FLAVOURS
 from foveate_runtime.backends.tensorrt.sidecar import ENGINE_SUFFIX, ENGINES_FOLDER, Range, Sidecar
 from foveate_runtime.console import names

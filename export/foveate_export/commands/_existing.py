@@ -6,13 +6,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from foveate_export.bundle import check_name
 from foveate_export.commands._console import add_scores_argument, answer
 from foveate_export.commands._report import print_exported, print_layers
 from foveate_export.errors import UsageError
 from foveate_export.existing import export_existing, open_existing
 from foveate_export.input_files import read_input_spec, read_labels, repeated
 from foveate_export.pictures import from_folder, shipped
+from foveate_export.publish.bundle import check_name
 from foveate_runtime.bundle.manifest import InputSpec
 from foveate_runtime.console import DONE, Stages, names, positive, warn
 

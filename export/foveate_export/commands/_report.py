@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from foveate_export.bundle import Exported
-from foveate_export.layer import Layer
+from foveate_export.anatomy.layer import Layer
+from foveate_export.publish.bundle import Exported
 from foveate_runtime.backends.tensorrt.sidecar import ENGINE_SUFFIX
 from foveate_runtime.bundle.manifest import Accuracy, Parity, Quantisation
 

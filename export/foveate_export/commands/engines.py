@@ -9,7 +9,7 @@ from rich.console import Console
 
 from foveate_export.commands._console import answer
 from foveate_export.commands._engines import add_target_arguments, engine_line, read_target
-from foveate_export.tensorrt.engines import add_engines
+from foveate_export.publish.tensorrt.engines import add_engines
 from foveate_runtime.console import DONE, Stages, names
 
 PROG = "foveate engines"

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from onnx_ir import tape
 from onnx_ir.passes import common
 
-from foveate_export.ending import SIDES, TINY
+from foveate_export.anatomy.ending import SIDES, TINY
+from foveate_export.anatomy.layer import Layer
+from foveate_export.anatomy.layout import NHWC, Layout
 from foveate_export.existing.head import Linear, PooledHead
 from foveate_export.existing.source import Existing
-from foveate_export.layer import Layer
-from foveate_export.layout import NHWC, Layout
 from foveate_runtime.bundle.manifest import (
     CAM_PREFIX,
     CLASS_IDS_INPUT,

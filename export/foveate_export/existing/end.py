@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from foveate_export.ending import NORMALISERS, Normaliser
+from foveate_export.anatomy.ending import NORMALISERS, Normaliser
 from foveate_export.existing.head import KEEPING_ORDER, constant, described, keeps_order
 
 _ROUNDING = frozenset({"Cast", "QuantizeLinear", "DequantizeLinear", "Clip"})

@@ -10,22 +10,22 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate_export import bundle
-from foveate_export.bundle import Exported, check_name, write_labels
-from foveate_export.comparison import (
+from foveate_export.anatomy.layer import Layer, named
+from foveate_export.errors import ExportError, ParityError
+from foveate_export.existing.editing import write_graph
+from foveate_export.existing.original import Original
+from foveate_export.existing.source import Existing
+from foveate_export.pictures import Pictures
+from foveate_export.progress import Stage
+from foveate_export.proof.comparison import (
     TOLERANCES,
     Comparison,
     relative_error,
     resolve_ranks,
     some_class_ids,
 )
-from foveate_export.errors import ExportError, ParityError
-from foveate_export.existing.editing import write_graph
-from foveate_export.existing.original import Original
-from foveate_export.existing.source import Existing
-from foveate_export.layer import Layer, named
-from foveate_export.pictures import Pictures
-from foveate_export.progress import Stage
+from foveate_export.publish import bundle
+from foveate_export.publish.bundle import Exported, check_name, write_labels
 from foveate_runtime.backends.base import Array, BackendError, Runner
 from foveate_runtime.backends.registry import create_runner
 from foveate_runtime.bundle import golden

@@ -1,6 +1,6 @@
 """Average pooling and a linear layer at the end of an ONNX graph, found backwards from the logits.
 
-The mathematics are those of `foveate_export.heads`, whose module of the same
+The mathematics are those of `foveate_export.graph.heads`, whose module of the same
 name says where they come from. Here nothing runs: a node is what its operator
 and its shapes say.
 """
@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from foveate_export.ending import SIDES
+from foveate_export.anatomy.ending import SIDES
 from foveate_export.errors import UnsupportedHeadError
 
 POOLED_LINEAR = ("cam", "gradcam", "hirescam", "layercam")

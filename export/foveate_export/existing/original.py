@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate_export.comparison import Answers
+from foveate_export.anatomy.layer import Layer
 from foveate_export.existing.file import Array, OneByOne
 from foveate_export.existing.head import PooledHead
 from foveate_export.existing.source import Existing
-from foveate_export.layer import Layer
+from foveate_export.proof.comparison import Answers
 
 
 class Original:
@@ -60,8 +60,8 @@ class Original:
 def explain(head: PooledHead, activations: Array, classes: NDArray[np.int64]) -> dict[str, Array]:
     """Return the maps of `classes`, int64 [N, K], by method: float32 [N, K, h, w].
 
-    They follow `foveate_export.heads.pooled_linear`, with the gradient W[c] / (h w),
-    and `foveate_export.heads.class_map`.
+    They follow `foveate_export.graph.heads.pooled_linear`, with the gradient W[c] / (h w),
+    and `foveate_export.graph.heads.class_map`.
     """
     maps = activations.transpose(0, 3, 1, 2) if head.channels_last else activations
     if head.linear is None:

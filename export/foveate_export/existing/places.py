@@ -1,6 +1,6 @@
 """Finds out which nodes of an ONNX file return maps, by painting corners of pictures.
 
-It needs no torch; `foveate_export.location` says how it works.
+It needs no torch; `foveate_export.anatomy.location` says how it works.
 """
 
 from dataclasses import replace
@@ -10,13 +10,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from foveate_export.anatomy.layer import Layer
+from foveate_export.anatomy.layout import NHWC, Layout, candidates
+from foveate_export.anatomy.location import NOT_LOCATED, locate, painted
 from foveate_export.existing import file, source
 from foveate_export.existing.file import Array, OneByOne
 from foveate_export.existing.head import constant
 from foveate_export.existing.source import Existing
-from foveate_export.layer import Layer
-from foveate_export.layout import NHWC, Layout, candidates
-from foveate_export.location import NOT_LOCATED, locate, painted
 from foveate_export.pictures import Pictures
 from foveate_runtime.bundle.manifest import InputSpec, Scores
 

@@ -10,13 +10,13 @@ from google.protobuf.message import DecodeError
 from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
 
-from foveate_export.ending import End, Ending, find_ending, for_labels, probes
+from foveate_export.anatomy.ending import End, Ending, find_ending, for_labels, probes
+from foveate_export.anatomy.layer import Layer
 from foveate_export.errors import ExportError, UnsupportedHeadError, UsageError
 from foveate_export.existing.end import behind, find_normaliser, is_plain, operator
 from foveate_export.existing.file import File, Layout, OneByOne
 from foveate_export.existing.head import PooledHead, constant, find_head, two_sided
 from foveate_export.existing.session import first_line, open_session
-from foveate_export.layer import Layer
 from foveate_export.pictures import Pictures, noise
 from foveate_runtime.bundle.manifest import InputSpec, Scores
 

@@ -86,6 +86,17 @@ def graph_outputs(manifest: Manifest) -> dict[str, TensorSpec]:
     return outputs
 
 
+def with_classes(inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Return the inputs for a graph that takes classes, of which `inputs` may have none.
+
+    A graph with more outputs than are wanted may have maps among them.
+    """
+    if CLASS_IDS_INPUT in inputs:
+        return dict(inputs)
+    best = np.full((len(inputs[IMAGE_INPUT]), 1), -1, dtype=np.int64)
+    return {**inputs, CLASS_IDS_INPUT: best}
+
+
 @dataclass(frozen=True, kw_only=True)
 class OperatorTime:
     """What one operator of a graph took over several runs.

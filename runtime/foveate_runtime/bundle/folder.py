@@ -101,6 +101,8 @@ def look_at(root: Path, name: str) -> ModelSighting | None:
             unfinished.add(number)
         except OSError as error:
             unreadable[number] = f"{error.strerror}: {name}/{number}"
+        except RecursionError:
+            unreadable[number] = f"Too many folders within each other: {name}/{number}"
     return ModelSighting(
         name=name, versions=versions, unreadable=unreadable, unfinished=frozenset(unfinished)
     )

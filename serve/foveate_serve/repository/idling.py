@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
-from foveate_runtime.backends.base import BackendError, Runner
+from foveate_runtime.backends.base import Runner
 from foveate_serve.heap import trim_heap
 
 logger = logging.getLogger(__name__)
@@ -52,6 +52,6 @@ class Idling:
         for runner in self._runners:
             try:
                 runner.trim()
-            except BackendError:
+            except Exception:
                 logger.exception("an engine could not give memory back")
         trim_heap()

@@ -30,7 +30,7 @@ from foveate_serve.rpc.server import AddressError
 from foveate_serve.settings import Settings
 from foveate_serve.transports.tls import tls_files
 from foveate_serve.workers.peers import Peers, rows_of, versions_of
-from foveate_serve.workers.worker import Assignment
+from foveate_serve.workers.worker import FAILED, Assignment
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ class Supervisor:
         """Run one worker to its end, and return its exit code."""
         metrics = folder / "metrics"
         ours, theirs = socket.socketpair()
-        with theirs:
+        try:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "foveate_serve.workers.worker", str(theirs.fileno())),
                 pass_fds=(theirs.fileno(),),
@@ -162,6 +162,12 @@ class Supervisor:
                 # Ctrl-C reaches the supervisor alone, which tells them.
                 start_new_session=True,
             )
+        except OSError as error:
+            ours.close()
+            logger.error("worker %d cannot be started: %s", index, error.strerror)  # noqa: TRY400
+            return FAILED
+        finally:
+            theirs.close()
         self._workers[index] = process
         if self._stopping.is_set():
             process.terminate()

@@ -37,12 +37,19 @@ def test_names_of_a_file_come_first(tmp_path):
     assert [classes.find(x) for x in ("n01440764", "3", "black swan")] == [0, 0, 2]
 
 
+def test_a_file_of_labels_may_come_from_any_editor(tmp_path):
+    file = tmp_path / "labels.csv"
+    file.write_bytes("\ufefffolder,class\r\n\r\nbird,1\r\nbird,1\r\n".encode())
+    assert read_names(file, LABELS) == {"bird": 1}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("a,crane\n", "line 1: 'crane' is no single class"),
         ("folder,class\na,1\nb,17\n", "line 3: '17' is no single class"),
         ("a,b,c\n", "line 1: has 3 columns; the limit is 2"),
+        ("a,1\nb,2\na,2\n", "line 3: 'a' stands for another class above"),
     ],
 )
 def test_a_file_with_a_mistake_names_the_line(tmp_path, text, message):

@@ -433,15 +433,7 @@ def test_a_server_gives_what_this_process_gives(run, folder, served_colours, tmp
 
 
 def test_a_run_over_grpc_goes_on_where_the_server_broke(run, server, photographs, tmp_path):
-    answer = server.service.classify
-    fails = True
-
-    def classify(request):
-        if fails and request.encoded == photographs[5].path.read_bytes():
-            raise RuntimeError("the test breaks the server")
-        return answer(request)
-
-    server.service.classify = classify
+    mend = breaking(server, photographs[5].path)
     source = ("--address", server.address)
     paths = [crop.path for crop in photographs[:10]]
     out = tmp_path / "results.jsonl"
@@ -449,7 +441,7 @@ def test_a_run_over_grpc_goes_on_where_the_server_broke(run, server, photographs
     assert code == 1
     assert "foveate batch: " in err
     assert not out.exists()
-    fails = False
+    mend()
     again = (*paths, "--out", out, "--json")
     code, _, err = run(*again, source=source)
     assert code == 1

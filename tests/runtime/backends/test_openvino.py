@@ -24,7 +24,7 @@ def runner(colours: Bundle) -> OpenVinoRunner:
 
 def compiled(runner: OpenVinoRunner) -> list[set[str]]:
     """The outputs of each compiled model, in the order in which they were wanted."""
-    requests = [runner._compiled.get(outputs) for outputs in runner._compiled.sets()]
+    requests = [runner._compiled.get(outputs).request for outputs in runner._compiled.sets()]
     return [
         {name for output in request.get_compiled_model().outputs for name in output.names}
         for request in requests

@@ -26,6 +26,17 @@ def test_opens_a_bundle(write_bundle: Write) -> None:
         bundle.file("int8")
 
 
+def test_a_map_says_how_the_network_lays_it_out(write_bundle: Write) -> None:
+    path = write_bundle()
+    manifest = Bundle.open(path).manifest
+    assert {entry.layout for entry in (*manifest.cams, *manifest.features)} == {"nchw"}
+    change_manifest(path, lambda m: m["features"][0].update(layout="tokens(14, 14, 1)"))
+    assert Bundle.open(path).manifest.features[0].layout == "tokens(14, 14, 1)"
+    change_manifest(path, lambda m: m["cams"][0].update(layout="rows first"))
+    with pytest.raises(BundleError, match=r"^manifest\.json: cams\.0\.layout: "):
+        Bundle.open(path)
+
+
 def test_a_bundle_may_be_reached_through_a_link(write_bundle: Write, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(write_bundle())
     assert Bundle.open(tmp_path / "link").manifest.name == "colours"

@@ -1,10 +1,10 @@
 """Who changes the models of a running server: its folder, or clients, and with labels."""
 
-import ctypes
 import errno
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
@@ -25,14 +25,16 @@ from ...colours import relist, write_colour_bundle
 from ...conftest import FOVEATE
 from ...waiting import LIMIT_SECONDS, wait_until
 
+RESPECT_PERMISSIONS = """
+import ctypes, os, sys
+drop_from_bounding_set, dac_override, dac_read_search = 24, 1, 2
+for capability in (dac_override, dac_read_search):
+    ctypes.CDLL(None).prctl(drop_from_bounding_set, capability, 0, 0, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+"""Has a program obey the modes of files, also as the superuser."""
+
 POLL = ("--repository-mode", "poll", "--poll-interval", "0.05")
-
-
-def respect_permissions() -> None:
-    """Have this process and what it starts obey the modes of files, also as the superuser."""
-    drop_from_bounding_set, dac_override, dac_read_search = 24, 1, 2
-    for capability in (dac_override, dac_read_search):
-        ctypes.CDLL(None).prctl(drop_from_bounding_set, capability, 0, 0, 0)
 
 
 def model(channel: grpc.Channel) -> ModelSummary:
@@ -72,8 +74,10 @@ def test_a_start_says_what_it_may_not_read(colours: Bundle) -> None:
         shutil.copytree(colours.path.parent, root / "colours")
         (root / "colours").chmod(0)
         done = subprocess.run(
-            [FOVEATE, "serve", "--repository", root, "--address", "127.0.0.1:0"],
-            preexec_fn=respect_permissions,
+            [
+                *(sys.executable, "-c", RESPECT_PERMISSIONS),
+                *(FOVEATE, "serve", "--repository", root, "--address", "127.0.0.1:0"),
+            ],
             capture_output=True,
             text=True,
             timeout=LIMIT_SECONDS,

@@ -11,6 +11,9 @@ import onnx
 import psutil
 import pytest
 
+from foveate.v1.classifier_service_pb2 import ClassifyRequest, ListModelsRequest, RawImage
+from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
+
 from ...colours import relist
 from ...conftest import FOVEATE
 from ...waiting import LIMIT_SECONDS, wait_until
@@ -90,6 +93,19 @@ def test_libraries_that_print_and_fork_break_no_supervisor(start: Callable, tmp_
     assert alive(processes) == []
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_libraries_that_do_not_end_keep_no_process(
+    start: Callable, tmp_path: Path, workers: int
+) -> None:
+    hook = "import atexit, time\natexit.register(time.sleep, 600)\n"
+    (tmp_path / "sitecustomize.py").write_text(hook, encoding="utf-8")
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    server = start(*SHORT, "--workers", workers, env={**os.environ, "PYTHONPATH": path})
+    processes = family(server)
+    assert server.stop() == 0
+    assert alive(processes) == []
+
+
 def test_a_worker_that_does_not_end_is_killed(start: Callable) -> None:
     server = start(*SHORT, "--workers", "2")
     stuck, *others = family(server)
@@ -97,6 +113,25 @@ def test_a_worker_that_does_not_end_is_killed(start: Callable) -> None:
     assert server.stop() == 0
     assert alive([stuck, *others]) == []
     assert "1 workers have not ended" in server.log.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_stop_does_not_wait_for_a_run(
+    start: Callable, write_bundle: Callable[..., Path], tmp_path: Path, workers: int
+) -> None:
+    path = write_bundle()
+    onnx.save(trap(onnx.load(path / "model.onnx")), path / "model.onnx")
+    relist(path, "model.onnx")
+    server = start(*SHORT, "--workers", workers, repository=tmp_path / "repository")
+    processes = family(server)
+    unlucky = ClassifyRequest(raw=RawImage(height=8, width=8, channels=3, data=bytes([13]) * 192))
+    with server.channel() as channel:
+        call = ClassifierServiceStub(channel).Classify.future(unlucky, timeout=60)
+        # After which it has been taken.
+        ClassifierServiceStub(channel).ListModels(ListModelsRequest(), timeout=60)
+        assert server.stop() == 0
+        assert call.exception() is not None
+    assert alive(processes) == []
 
 
 @pytest.mark.parametrize("workers", [1, 2])

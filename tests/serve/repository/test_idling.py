@@ -29,12 +29,12 @@ class Trimmed(OnnxRuntimeRunner):
     def __init__(self, bundle: Bundle) -> None:
         super().__init__(bundle, variant="fp32", device="cpu", threads=1)
         self.trims: list[threading.Thread] = []
-        self.failing = False
+        self.error: Exception | None = None
 
     def trim(self) -> None:
         self.trims.append(threading.current_thread())
-        if self.failing:
-            raise BackendError("stuck")
+        if self.error is not None:
+            raise self.error
         super().trim()
 
 
@@ -67,11 +67,12 @@ async def test_it_is_trimmed_once_for_every_pause_and_not_on_the_event_loop(
     assert threading.main_thread() not in runner.trims
 
 
+@pytest.mark.parametrize("error", [BackendError("stuck"), MemoryError()])
 async def test_an_engine_that_cannot_be_trimmed_serves_on(
-    engine: Engine, caplog: pytest.LogCaptureFixture
+    engine: Engine, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
     runner = runner_of(engine)
-    runner.failing = True
+    runner.error = error
     before = await engine.classify(RED)
     await until(lambda: "could not give memory back" in caplog.text)
     assert (await engine.classify(RED)).predictions == before.predictions

@@ -78,7 +78,8 @@ def test_a_finished_study_is_not_run_again(normalisation, capsys):
 def test_other_settings_do_not_mix_with_what_is_there(normalisation, capsys):
     assert _study("normalisation", normalisation, "--epochs", 3, "--subset", 960) == 1
     error = capsys.readouterr().err
-    assert "is of another run, which cannot be resumed: settings was" in error
+    assert "is of another run, which cannot be resumed: batch_size was 8 and is 128" in error
+    assert "epochs was 2 and is 3" in error
 
 
 def test_an_interrupted_study_goes_on_to_the_same_end(tmp_path, monkeypatch, capsys):
@@ -135,7 +136,7 @@ def test_seeds_are_runs_of_their_own_with_mean_and_spread():
         (["--subset", 70000], "subset 70000 is not within"),
         (["--seeds", 1, 1], "one stands twice"),
         (["--seeds", -1], "seed -1: "),
-        (["--device", "abacus"], "device 'abacus' cannot be used"),
+        (["--device", "abacus"], "--device abacus: cannot be used"),
     ],
 )
 def test_wrong_usage_is_answered_with_2(arguments, message, tmp_path, capsys):

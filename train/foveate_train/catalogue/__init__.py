@@ -1,7 +1,7 @@
 """The catalogue: what can be built by name, with figures that were counted beforehand.
 
 `classifiers.json` holds a row for every network of the registry with each of
-its published weights (of timm's, the default ones). `foveate_train.catalogue.survey`
+its published weights (of timm's, the default ones). `benchmarks.catalogue`
 writes it; reading it needs neither torch nor the libraries.
 """
 

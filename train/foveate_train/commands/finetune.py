@@ -1,76 +1,56 @@
 """`foveate train finetune`: teach a pretrained classifier the classes of an image folder."""
 
-import argparse
+import itertools
 import sys
 from pathlib import Path
+from typing import Annotated
 
-from foveate_train import registry
-from foveate_train.commands.fitting import Plan, add_fitting, train_to_checkpoint
-from foveate_train.commands.options import add_machine
-from foveate_train.commands.settings import add_settings, read_settings
-from foveate_train.data.folder import FolderData, Photographs, scan
-from foveate_train.errors import SettingsError
+from pydantic import Field
+
+from foveate_train import distributed, registry
+from foveate_train.commands.options import As, Command, FitOptions
+from foveate_train.data.folder import Corrupt, FolderData, Photographs, scan
+from foveate_train.fit import Plan, run_folder
 from foveate_train.head import with_new_head
-from foveate_train.settings import Settings
+from foveate_train.settings import Settings, checked
+
+DEFAULTS = {
+    "epochs": 10,
+    "batch_size": 32,
+    "learning_rate": 2e-3,
+    "schedule": "cosine",
+    "label_smoothing": 0.1,
+}
 
 
-def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the subcommand's parser; its options carry `run`."""
-    parser = commands.add_parser(
-        "finetune",
-        help="teach a pretrained classifier the classes of an image folder",
-        description=__doc__,
-    )
-    add = parser.add_argument
-    add("data", type=Path, metavar="FOLDER", help="one folder of pictures for each class")
-    add("--model", required=True, metavar="NAME", help="such as package:efficientnet_lite0")
-    add(
-        "--argument",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="an argument of the classifier; may be repeated",
-    )
-    add("--weights", metavar="FILE", help="the pretrained ones; default: the classifier's own")
-    add("--validation", type=Path, metavar="FOLDER", help="the same classes, other pictures")
-    add(
-        "--holdout",
-        type=float,
-        default=0.2,
-        metavar="SHARE",
-        help="without --validation, the share of each class to validate on; default: %(default)s",
-    )
-    add(
-        "--corrupt",
-        choices=("fail", "skip"),
-        default="fail",
-        help="what to do about a file that cannot be decoded; default: %(default)s",
-    )
-    add("--workers", type=int, default=2, metavar="N", help="that decode; default: %(default)s")
-    add_fitting(parser)
-    add_machine(parser)
-    add_settings(
-        parser,
-        without=("shift",),
-        epochs=10,
-        batch_size=32,
-        learning_rate=2e-3,
-        schedule="cosine",
-        label_smoothing=0.1,
-        frozen_epochs=2,
-    )
-    parser.set_defaults(run=run)
+class FinetuneOptions(FitOptions):
+    """Teach a pretrained classifier the classes of an image folder.
+
+    Each class is a folder of pictures; its name is the class's label. A share of every
+    class is held out, and the weights that are best on it are the result.
+
+        foveate train finetune photographs --model package:efficientnet_lite0 --out own
+    """
+
+    data: Annotated[Path, As("FOLDER", names=("data",))]
+    """One folder of pictures for each class"""
+    validation: Annotated[Path | None, As("FOLDER")] = None
+    """The same classes, other pictures, to judge by"""
+    holdout: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Without --validation, the share of each class to judge by"""
+    corrupt: Corrupt = "fail"
+    """What to do about a file that cannot be decoded"""
+    workers: Annotated[int, Field(ge=0)] = 2
+    """Processes that decode"""
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: FinetuneOptions) -> int:
     """Train, write the checkpoint and print the result; 1 if interrupted.
 
     Raises:
         TrainError: whatever stands in the way, as its subclass says.
     """
-    settings = read_settings(options)
-    if options.workers < 0:
-        raise SettingsError(f"workers {options.workers} is below 0")
+    settings = _settings(options)
     training, validation = _photographs(options, settings)
     classifier, head = with_new_head(
         options.model,
@@ -84,22 +64,44 @@ def run(options: argparse.Namespace) -> int:
         for part in (training, validation)
     )
     plan = Plan(classifier, data, watched, "validation_accuracy", selects=True, head=head)
-    return train_to_checkpoint(options, plan, settings)
+    return options.fit(plan, settings)
 
 
-def _photographs(
-    options: argparse.Namespace, settings: Settings
-) -> tuple[Photographs, Photographs]:
-    """List the pictures to train and to validate on, and report what is left out."""
-    if not 0 < options.holdout < 1:
-        raise SettingsError(f"holdout {options.holdout} is not a share between 0 and 1")
-    training = scan(options.data, options.corrupt)
-    corrupt = dict(training.corrupt)
+def _settings(options: FinetuneOptions) -> Settings:
+    """Return the settings; the frozen epochs follow the epochs where they are not given."""
+    settings = checked(Settings, DEFAULTS | options.given)
+    if "frozen_epochs" in options.given:
+        return settings
+    return settings.model_copy(update={"frozen_epochs": min(2, settings.epochs // 2)})
+
+
+def _photographs(options: FinetuneOptions, settings: Settings) -> tuple[Photographs, Photographs]:
+    """List the pictures to train and to validate on, and report what is left out.
+
+    The run's folder keeps the digests of those that could be decoded, so that going
+    on with it decodes none of them again.
+    """
+    kept = run_folder(options.out) / "decoded.txt"
+    whole = set(kept.read_text().split()) if options.resume and kept.is_file() else set()
+    training = scan(options.data, options.corrupt, whole=whole)
+    seen = [training]
     if options.validation is None:
         training, validation = training.split(options.holdout, settings.seed)
     else:
-        validation = scan(options.validation, options.corrupt, training.classes)
-        corrupt |= validation.corrupt
-    for file, flaw in corrupt.items():
+        validation = scan(options.validation, options.corrupt, training.classes, whole=whole)
+        seen.append(validation)
+    for file, flaw in itertools.chain(*(each.corrupt.items() for each in seen)):
         print(f"left out {file}: {flaw}", file=sys.stderr)
+    if distributed.rank() == 0:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text("\n".join(picture.digest for each in seen for picture in each.pictures))
     return training, validation
+
+
+COMMAND = Command(
+    name="finetune",
+    options=FinetuneOptions,
+    run=run,
+    settings=[name for name in Settings.model_fields if name != "shift"],
+    defaults=DEFAULTS | {"frozen_epochs": "2, or half of the epochs where they are fewer than 4"},
+)

@@ -2,12 +2,13 @@
 
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 import torch
 from PIL import Image, UnidentifiedImageError
@@ -33,21 +34,25 @@ _POLICIES = {
 }
 
 
+class Picture(NamedTuple):
+    """A file, its class as an index, and the SHA-256 of its content."""
+
+    file: Path
+    label: int
+    digest: str
+
+
 @dataclass(frozen=True)
 class Photographs:
     """The pictures of a folder, listed and looked through.
 
     Attributes:
-        files: the pictures, in the order of their paths.
-        labels: the class of each, an index into `classes`.
-        digests: the SHA-256 of each file.
+        pictures: in the order of their paths.
         classes: the names of the folders, sorted.
         corrupt: the files left out, with what is wrong with them.
     """
 
-    files: tuple[Path, ...]
-    labels: tuple[int, ...]
-    digests: tuple[str, ...]
+    pictures: tuple[Picture, ...]
     classes: tuple[str, ...]
     corrupt: dict[Path, str]
 
@@ -55,7 +60,7 @@ class Photographs:
     def digest(self) -> str:
         """The identity of pictures and classes, wherever the folder lies."""
         state = hashlib.sha256()
-        for digest, label in zip(self.digests, self.labels, strict=True):
+        for _, label, digest in self.pictures:
             state.update(f"{digest} {self.classes[label]}\n".encode())
         return f"sha256:{state.hexdigest()}"
 
@@ -65,9 +70,9 @@ class Photographs:
         Raises:
             DataError: a class has too few pictures to have some in both.
         """
-        held: set[int] = set()
+        held: set[Picture] = set()
         for label, name in enumerate(self.classes):
-            own = [index for index, other in enumerate(self.labels) if other == label]
+            own = [picture for picture in self.pictures if picture.label == label]
             count = round(share * len(own))
             if not 0 < count < len(own):
                 raise DataError(
@@ -76,26 +81,28 @@ class Photographs:
                 )
             order = torch.randperm(len(own), generator=generator(seed, label))
             held.update(own[index] for index in order[:count].tolist())
-        everything = range(len(self.files))
-        return self._part([i for i in everything if i not in held]), self._part(sorted(held))
+        return self._part(set(self.pictures) - held), self._part(held)
 
-    def _part(self, chosen: Sequence[int]) -> Self:
-        return type(self)(
-            files=tuple(self.files[index] for index in chosen),
-            labels=tuple(self.labels[index] for index in chosen),
-            digests=tuple(self.digests[index] for index in chosen),
-            classes=self.classes,
-            corrupt={},
-        )
+    def _part(self, chosen: Collection[Picture]) -> Self:
+        pictures = tuple(picture for picture in self.pictures if picture in chosen)
+        return replace(self, pictures=pictures, corrupt={})
 
 
-def scan(folder: Path, corrupt: Corrupt, classes: Sequence[str] | None = None) -> Photographs:
+def scan(
+    folder: Path,
+    corrupt: Corrupt,
+    classes: Sequence[str] | None = None,
+    *,
+    whole: Collection[str] = (),
+) -> Photographs:
     """List an image folder, and decode every picture once to see that it is whole.
 
     Args:
         folder: holds one folder for each class.
         corrupt: whether a file that cannot be decoded is left out or ends this.
         classes: what the classes have to be; None for whatever they are.
+        whole: the digests of files that an earlier scan decoded; they are not
+            decoded again.
 
     Raises:
         DataError: there is no such folder, it has no class folders or others than
@@ -120,28 +127,30 @@ def scan(folder: Path, corrupt: Corrupt, classes: Sequence[str] | None = None) -
         if file.suffix.lower() in IMG_EXTENSIONS and file.is_file()
     ]
     with ThreadPoolExecutor() as pool:
-        looked = list(pool.map(_look, (file for file, _ in listed)))
-    damaged = {file: flaw for (file, _), (_, flaw) in zip(listed, looked, strict=True) if flaw}
+        looked = list(pool.map(partial(_look, whole), (file for file, _ in listed)))
+    pictures, damaged = [], {}
+    for (file, label), (digest, flaw) in zip(listed, looked, strict=True):
+        if flaw:
+            damaged[file] = flaw
+        else:
+            pictures.append(Picture(file, label, digest))
     if damaged and corrupt == "fail":
         file, flaw = next(iter(damaged.items()))
         raise DataError(
             f"{file}: {flaw}; {len(damaged)} of {len(listed)} pictures are corrupt, "
             "which --corrupt skip leaves out"
         )
-    whole = [
-        (file, label, digest)
-        for (file, label), (digest, flaw) in zip(listed, looked, strict=True)
-        if not flaw
-    ]
-    empty = sorted(set(range(len(found))) - {label for _, label, _ in whole})
-    if empty:
-        raise DataError(f"{folder / found[empty[0]]}: has no pictures")
-    files, labels, digests = zip(*whole, strict=True)
-    return Photographs(files, labels, digests, found, damaged)
+    for label, name in enumerate(found):
+        if all(picture.label != label for picture in pictures):
+            raise DataError(f"{folder / name}: has no pictures")
+    return Photographs(tuple(pictures), found, damaged)
 
 
 class FolderData:
     """The pictures of a folder, decoded as they are needed, for a network of one input.
+
+    The processes that decode live as long as this object. Of two iterators that
+    `epoch` gives, only the later one may be used; the same holds for `all`.
 
     Args:
         photographs: which pictures.
@@ -154,10 +163,10 @@ class FolderData:
         self, photographs: Photographs, spec: InputSpec, settings: Settings, *, workers: int
     ) -> None:
         self.photographs = photographs
-        self._spec = spec
-        self._training = _Decoded(photographs, _augmentation(spec, settings), spec)
-        self._as_is = _Decoded(photographs, None, spec)
-        self._workers = workers
+        self._training = _Loader(
+            _Decoded(photographs, _augmentation(spec, settings), spec), workers
+        )
+        self._as_is = _Loader(_Decoded(photographs, None, spec), workers)
 
     @property
     def digest(self) -> str:
@@ -166,7 +175,7 @@ class FolderData:
 
     def __len__(self) -> int:
         """Return the number of pictures."""
-        return len(self.photographs.files)
+        return len(self.photographs.pictures)
 
     def epoch(self, seed: int, epoch: int, batch_size: int, *, start: int = 0) -> Iterator[Batch]:
         """Give one epoch's batches from number `start` on, shuffled and augmented.
@@ -174,34 +183,55 @@ class FolderData:
         What is drawn for a picture depends on the seed, the epoch and the picture,
         not on the worker that decodes it.
         """
-        batches = list(shares(len(self), batch_size, seed, epoch, start))
-        wanted = [
+        wanted, batches = itertools.tee(shares(len(self), batch_size, seed, epoch, start))
+        drawn = (
             [(index, derive(seed, epoch, index)) for index in chosen[share].tolist()]
-            for _, chosen, share in batches
-        ]
-        loaded = self._load(self._training, wanted)
-        for (images, labels), (_, chosen, _) in zip(loaded, batches, strict=True):
+            for _, chosen, share in wanted
+        )
+        for (images, labels), (_, chosen, _) in zip(
+            self._training.load(drawn), batches, strict=True
+        ):
             yield Batch(images, labels, len(chosen))
 
     def all(self) -> Iterator[Batch]:
         """Give every picture once, resized and cropped as in serving, in order."""
-        indices = torch.split(torch.arange(len(self)), _EVALUATED_AT_ONCE)
-        for images, labels in self._load(
-            self._as_is, [[(index, 0) for index in part.tolist()] for part in indices]
-        ):
+        parts = torch.split(torch.arange(len(self)), _EVALUATED_AT_ONCE)
+        for images, labels in self._as_is.load([(i, 0) for i in part.tolist()] for part in parts):
             yield Batch(images, labels, len(labels))
 
-    def _load(
-        self, decoded: "_Decoded", batches: list[list[tuple[int, int]]]
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        loader = DataLoader(
+
+class _Loader:
+    """Decodes pictures in processes that stay.
+
+    A batch is asked for as indices, each with the seed of its random changes.
+    """
+
+    def __init__(self, decoded: "_Decoded", workers: int) -> None:
+        self._wanted = _Wanted()
+        self._loader = DataLoader(
             decoded,
-            batch_sampler=batches,
-            num_workers=self._workers,
+            batch_sampler=self._wanted,
+            num_workers=workers,
+            persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
-        for images, labels in loader:
+
+    def load(
+        self, batches: Iterable[list[tuple[int, int]]]
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Give the images and labels of batches, each drawn when its turn comes."""
+        self._wanted.batches = batches
+        for images, labels in self._loader:
             yield images.contiguous(memory_format=torch.channels_last), labels
+
+
+class _Wanted:
+    """The batches that a DataLoader is to make next."""
+
+    batches: Iterable[list[tuple[int, int]]] = ()
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return iter(self.batches)
 
 
 class _Decoded(Dataset[tuple[torch.Tensor, int]]):
@@ -216,13 +246,12 @@ class _Decoded(Dataset[tuple[torch.Tensor, int]]):
 
     def __getitem__(self, wanted: tuple[int, int]) -> tuple[torch.Tensor, int]:
         index, seed = wanted
-        with Image.open(self._photographs.files[index]) as picture:
+        file, label, _ = self._photographs.pictures[index]
+        with Image.open(file) as picture:
             if self._augment is None:
-                image = preprocess(picture, self._spec)
-            else:
-                torch.manual_seed(seed)
-                image = self._augment(upright(picture, self._spec.channels))
-        return image, self._photographs.labels[index]
+                return preprocess(picture, self._spec), label
+            torch.manual_seed(seed)
+            return self._augment(upright(picture, self._spec.channels)), label
 
 
 def _augmentation(spec: InputSpec, settings: Settings) -> v2.Transform:
@@ -251,10 +280,13 @@ def _augmentation(spec: InputSpec, settings: Settings) -> v2.Transform:
     )
 
 
-def _look(file: Path) -> tuple[str, str]:
+def _look(whole: Collection[str], file: Path) -> tuple[str, str]:
     """Return a file's SHA-256, and what is wrong with its picture, if anything."""
     try:
         content = file.read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        if digest in whole:
+            return digest, ""
         with Image.open(io.BytesIO(content)) as picture:
             # A JPEG is read at an eighth of its size, and to its end.
             picture.draft("RGB", (1, 1))
@@ -265,4 +297,4 @@ def _look(file: Path) -> tuple[str, str]:
         return "", "is no picture"
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return "", str(error)
-    return hashlib.sha256(content).hexdigest(), ""
+    return digest, ""

@@ -3,10 +3,17 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import nn
 from torchvision import models
 
-from foveate_train.classifier import Argument, Classifier, InputSpec
+from foveate_train.classifier import (
+    Argument,
+    Classifier,
+    Criterion,
+    InputSpec,
+    loss_of_logits,
+)
 from foveate_train.errors import ArgumentsError, WeightsError
 from foveate_train.weights import StateDict, initialising, load, random_seed
 
@@ -18,6 +25,8 @@ _AS_PUBLISHED: dict[str, dict[str, Argument]] = {
     "inception_v3": {"transform_input": True, "init_weights": True},
 }
 _AUXILIARY_HEADS = ("aux1", "aux2", "AuxLogits")
+# The weight of Inception V3's auxiliary loss, as its authors trained it.
+_AUXILIARY = 0.4
 
 
 def names() -> Sequence[str]:
@@ -38,7 +47,8 @@ def create(network: str, weights: str | None, arguments: dict[str, Argument]) ->
             module = _build(network, None, settings)
         if seed is None:
             load(module, weights, _without_auxiliary_heads)
-    _without_auxiliary_outputs(module)
+    if isinstance(module, models.GoogLeNet):
+        module.aux_logits = False  # in training, too, its output is the logits alone
     classes = arguments.get("num_classes", len(entry.meta["categories"]))
     categories: list[str] = entry.meta["categories"]
     labels = categories if classes == len(categories) else map(str, range(int(classes or 0)))
@@ -48,7 +58,16 @@ def create(network: str, weights: str | None, arguments: dict[str, Argument]) ->
         module=module,
         input=_input_spec(entry, arguments.get("image_size")),
         labels=tuple(labels),
+        loss=_loss_with_auxiliary if network == "inception_v3" else loss_of_logits,
     )
+
+
+def _loss_with_auxiliary(
+    output: torch.Tensor | models.InceptionOutputs, criterion: Criterion
+) -> torch.Tensor:
+    if isinstance(output, torch.Tensor):  # built without the auxiliary head
+        return criterion(output)
+    return criterion(output.logits) + _AUXILIARY * criterion(output.aux_logits)
 
 
 def imagenet_labels() -> tuple[str, ...]:
@@ -97,12 +116,6 @@ def _without_auxiliary_heads(state: StateDict, module: nn.Module) -> StateDict:
         f"{head}." for head in _AUXILIARY_HEADS if getattr(module, head, module) is None
     )
     return {key: value for key, value in state.items() if not key.startswith(missing)}
-
-
-def _without_auxiliary_outputs(module: nn.Module) -> None:
-    """Have GoogLeNet and Inception V3 return the logits alone in training too."""
-    if isinstance(module, models.GoogLeNet | models.Inception3):
-        module.aux_logits = False
 
 
 def _image_size(network: str, entry: models.WeightsEnum) -> dict[str, Argument]:

@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from threading import Event
 
 from foveate_train.studies import features, filters, normalisation, residual, runner
-from foveate_train.studies.options import Options
+from foveate_train.studies.options import StudyOptions
 
-STUDIES: Mapping[str, Callable[[Options], bool]] = {
+STUDIES: Mapping[str, Callable[[StudyOptions, Event], bool]] = {
     "normalisation": partial(runner.run, normalisation.STUDY),
     "residual": partial(runner.run, residual.STUDY),
     features.NAME: features.run,
     filters.NAME: filters.run,
 }
-"""What runs each study, by its name on the command line, and returns whether it is complete."""
+"""What runs each study until the event is set, and returns whether it is complete, by name."""

@@ -1,5 +1,6 @@
 """Study 3: what a convolutional network looks at, layer by layer."""
 
+from threading import Event
 from typing import NamedTuple
 
 import torch
@@ -7,7 +8,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from foveate_train.settings import Settings
 from foveate_train.studies import network
-from foveate_train.studies.options import Options
+from foveate_train.studies.options import StudyOptions
 
 NAME = "features"
 LAYERS = ("layer1", "layer2", "layer3", "layer4")
@@ -32,10 +33,10 @@ class Answers(NamedTuple):
     explained: torch.Tensor
 
 
-def run(options: Options) -> bool:
+def run(options: StudyOptions, stop: Event) -> bool:
     """Train the network, look into it, and write the page; False if interrupted."""
     arguments = {"pool": False}
-    trained = network.trained(NAME, "foveate:convnet4", arguments, SETTINGS, options)
+    trained = network.trained("foveate:convnet4", arguments, SETTINGS, options, stop)
     if trained is None:
         return False
     extractor = create_feature_extractor(trained.classifier.module, list(LAYERS)).eval()
@@ -51,7 +52,8 @@ def run(options: Options) -> bool:
     channel, digits = most_selective(answers["layer4"], _OPEN_FOURS_AND_NINES)
     by_layer = {layer: round(float(answers[layer].explained.mean()), 4) for layer in LAYERS}
     network.write(
-        options.out,
+        NAME,
+        options.folder,
         results={
             **trained.record,
             "explained_by_the_digit": by_layer,
@@ -65,36 +67,21 @@ def run(options: Options) -> bool:
             for number, means in enumerate(answers[layer].means)
             for digit, mean in enumerate(means)
         ),
-        page=[
-            "# What a CNN looks at",
-            (
-                "Four ConvBNReLU layers (1 to 32, 64, 128, 128 channels, no pooling), global "
-                "average pooling and a linear layer. Published: early layers answer to edges, "
-                "later ones to parts; one channel of the last layer answers to vertical strokes, "
-                "so to 4 and 9."
-            ),
-            network.described(trained.record),
-            (
-                "The mean of a channel's map, taken for every test picture, varies from picture to "
-                "picture. The share of that variance that the digit explains, as the mean over a "
-                "layer's channels, tells how far the layer has come from strokes to digits:"
-            ),
-            "| layer | share |\n|---|---|\n"
-            + "\n".join(f"| {layer} | {share:.1%} |" for layer, share in by_layer.items()),
-            (
-                f"Of the last layer's channels, number {channel} tells 4 and 9 best from the other "
-                f"digits. The digits that it answers to, the strongest first: {digits}."
-            ),
-            *(
-                f"## {layer}\n\nThe ten channels that the digits explain best, one a column; "
-                f"one digit a row, from 0 to 9; each map from its least value to its largest.\n\n"
-                f"![Feature maps of {layer}]({layer}.png)"
-                for layer in LAYERS
-            ),
-        ],
         pictures=pictures,
+        channel=channel,
+        digits=digits,
+        shares="\n".join(f"| {layer} | {share:.1%} |" for layer, share in by_layer.items()),
+        layers="\n\n".join(map(_section, LAYERS)),
     )
     return True
+
+
+def _section(layer: str) -> str:
+    return (
+        f"## {layer}\n\nThe ten channels that the digits explain best, one a column; one digit a "
+        "row, from 0 to 9; each map from its least value to its largest.\n\n"
+        f"![Feature maps of {layer}]({layer}.png)"
+    )
 
 
 @torch.inference_mode()

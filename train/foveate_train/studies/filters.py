@@ -1,6 +1,7 @@
 """Study 4: the pictures that a small network's filters, neurons and classes answer to most."""
 
 from collections.abc import Callable
+from threading import Event
 
 import torch
 from torch import nn
@@ -9,7 +10,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from foveate_train.classifier import InputSpec
 from foveate_train.settings import Settings
 from foveate_train.studies import network
-from foveate_train.studies.options import Options
+from foveate_train.studies.options import StudyOptions
 
 NAME = "filters"
 SETTINGS = Settings(epochs=3, shift=0)
@@ -22,9 +23,9 @@ _RATE = 0.05
 _GREY = 0.5
 
 
-def run(options: Options) -> bool:
+def run(options: StudyOptions, stop: Event) -> bool:
     """Train the network, climb its units, and write the page; False if interrupted."""
-    trained = network.trained(NAME, "foveate:keras_cnn", {}, SETTINGS, options)
+    trained = network.trained("foveate:keras_cnn", {}, SETTINGS, options, stop)
     if trained is None:
         return False
     module, spec = trained.classifier.module, trained.classifier.input
@@ -54,7 +55,8 @@ def run(options: Options) -> bool:
     }
     ink = {name: climbed[name].mean((1, 2, 3)).tolist() for name in certain}
     network.write(
-        options.out,
+        NAME,
+        options.folder,
         results={
             **trained.record,
             "penalty": PENALTY,
@@ -72,27 +74,6 @@ def run(options: Options) -> bool:
             for name, values in degrees.items()
             for number, degree in enumerate(values.tolist())
         ),
-        page=[
-            "# Filters, neurons and classes at their most active",
-            (
-                "A convolution of 25 filters and one of 50, each followed by max-pooling, and two "
-                "linear layers (1250 to 100 to 10). The degree of activation of a filter of the "
-                "second convolution is the sum of its 11 x 11 map. From a grey picture, gradient "
-                "ascent looks for the one that a unit answers to most, within black and white."
-            ),
-            network.described(trained.record),
-            (
-                f"## The 50 filters of the second convolution\n\nAfter {_STEPS} steps of Adam on "
-                f"the picture the mean degree of activation is {degrees['filters'].mean():.1f}; "
-                f"the most that a test digit gives is {typical.mean():.1f}, as a mean over the "
-                "filters.\n\n"
-                "![The picture of each filter](filters.png)"
-            ),
-            "## The 100 neurons of the linear layer\n\n![The picture of each neuron](neurons.png)",
-            "## The ten classes\n\nAbove, the logit alone is climbed; below, less "
-            f"{PENALTY:g} for each pixel of full ink (an L1 penalty).\n\n"
-            "![The picture of each class](classes.png)\n\n" + _table(certain, ink),
-        ],
         pictures={
             "filters.png": network.sheet(climbed["filters"][:, 0], 10),
             "neurons.png": network.sheet(climbed["neurons"][:, 0], 10),
@@ -100,6 +81,11 @@ def run(options: Options) -> bool:
                 torch.cat([climbed["classes"], climbed["classes-penalised"]])[:, 0], 10
             ),
         },
+        steps=_STEPS,
+        degree=float(degrees["filters"].mean()),
+        typical=float(typical.mean()),
+        penalty=PENALTY,
+        classes=_rows(certain, ink),
     )
     return True
 
@@ -160,12 +146,10 @@ def _typical(extractor: nn.Module, trained: network.Trained) -> torch.Tensor:
     return torch.cat([degrees(batch.images) for batch in trained.test.all()]).amax(0)
 
 
-def _table(certain: dict[str, list[float]], ink: dict[str, list[float]]) -> str:
-    rows = [
-        "| class | probability | mean pixel | probability, penalised | mean pixel, penalised |",
-        "|---" * 5 + "|",
-    ]
-    for number, values in enumerate(zip(*certain.values(), *ink.values(), strict=True)):
-        free, penalised, paper, less = values
-        rows.append(f"| {number} | {free:.4f} | {paper:.3f} | {penalised:.4f} | {less:.3f} |")
-    return "\n".join(rows)
+def _rows(certain: dict[str, list[float]], ink: dict[str, list[float]]) -> str:
+    return "\n".join(
+        f"| {number} | {free:.4f} | {paper:.3f} | {penalised:.4f} | {less:.3f} |"
+        for number, (free, penalised, paper, less) in enumerate(
+            zip(*certain.values(), *ink.values(), strict=True)
+        )
+    )

@@ -1,11 +1,11 @@
 """Studies that look into one trained network: training it, and the files they write."""
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from threading import Event
+from typing import Any, NamedTuple
 
 import torch
 from torchvision.utils import make_grid, save_image
@@ -14,12 +14,13 @@ from foveate_train import registry
 from foveate_train.classifier import Argument, Classifier
 from foveate_train.data.memory import InMemory
 from foveate_train.environment import machine, versions
-from foveate_train.errors import CheckpointError, SettingsError
-from foveate_train.fitting import Fitting, Keeper
+from foveate_train.errors import SettingsError
+from foveate_train.loop import Training
 from foveate_train.progress import StepProgress
+from foveate_train.run import Run
 from foveate_train.settings import Settings
-from foveate_train.studies.options import Options
-from foveate_train.training import Training
+from foveate_train.studies import pages
+from foveate_train.studies.options import StudyOptions
 
 _ENLARGED = 2
 
@@ -39,11 +40,11 @@ class Trained(NamedTuple):
 
 
 def trained(
-    study: str,
     name: str,
     arguments: Mapping[str, Argument],
     settings: Settings,
-    options: Options,
+    options: StudyOptions,
+    stop: Event,
 ) -> Trained | None:
     """Train a study's network, or go on where it stands; None if interrupted.
 
@@ -53,93 +54,77 @@ def trained(
     """
     if len(options.seeds) > 1:
         raise SettingsError(
-            f"seeds {list(options.seeds)}: the study {study} looks into one network"
+            f"seeds {list(options.seeds)}: the study {options.study} looks into one network"
         )
     (seed,) = options.seeds
     settings = options.settings(settings).model_copy(update={"seed": seed})
     classifier = registry.create(name, weights=f"random:{seed}", **arguments)
     data, test = options.digits(classifier.input, shift=settings.shift)
-    identity = {"settings": settings.model_dump(mode="json"), "data": data.digest}
-    keeper = Keeper(options.out / ".state" / "network.pt", identity)
-    training = Training(classifier, data, settings, device=options.device)
-    fitting = Fitting(training, test, keeper)
-    with StepProgress(options.console, done=training.number, total=training.total) as progress:
-        for epoch in fitting.epochs(progress, options.stop):
-            options.console.print(
-                f"epoch {epoch.number}/{settings.epochs}: loss {epoch.loss:.4f}, "
-                f"test accuracy {epoch.accuracy:.2%}",
-                highlight=False,
-            )
+    device = options.use_machine()
+    training = Training(classifier, data, settings, device=device)
+    run = Run(training, test, options.folder / ".state" / "network.pt")
+    with StepProgress(done=training.number, total=training.total) as progress:
+        for epoch in run.epochs(progress, stop):
+            progress.epoch(epoch, settings.epochs, len(data))
     if training.number < training.total:
         return None
     classifier.module.to("cpu").eval().requires_grad_(requires_grad=False)
     record = {
-        "study": study,
+        "study": options.study,
         "classifier": name,
         "arguments": classifier.arguments,
         "settings": settings.model_dump(mode="json"),
         "training_images": len(data),
-        "test_accuracy": fitting.history[-1].accuracy,
+        "test_accuracy": run.history[-1].accuracy,
         "data_digest": data.digest,
-        "machine": machine(options.device),
+        "machine": machine(device),
         "versions": versions(),
     }
     return Trained(classifier, test, record)
 
 
 def write(
+    name: str,
     folder: Path,
     *,
-    results: Mapping[str, object],
+    results: Mapping[str, Any],
     columns: Sequence[str],
     rows: Iterable[Sequence[object]],
-    page: Sequence[str],
     pictures: Mapping[str, torch.Tensor],
+    **values: object,
 ) -> None:
-    """Write `results.json`, `results.csv`, the page and its pictures.
+    """Write the files of a study.
 
     Args:
+        name: of the study, and of its page's template.
         folder: of the study.
         results: what was measured, and on what.
         columns: of the CSV.
         rows: of the CSV.
-        page: its paragraphs, in Markdown; the machine and versions are added.
         pictures: float32 [3, height, width] or [1, height, width], 0 to 1, by file name.
+        values: of the template.
 
     Raises:
         CheckpointError: the disk refuses.
     """
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(columns)
-    table.writerows(rows)
-    closing = [
-        f"{name.capitalize()}: " + ", ".join(f"{key} {value}" for key, value in known.items()) + "."
-        for name in ("machine", "versions")
-        if isinstance(known := results[name], dict)
-    ]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        (folder / "results.csv").write_text(text.getvalue(), encoding="utf-8")
-        (folder / "README.md").write_text("\n\n".join([*page, *closing]) + "\n", encoding="utf-8")
-        for name, picture in pictures.items():
-            save_image(picture, folder / name)
-    except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be written ({error})") from error
+    environment = {key: results[key] for key in ("machine", "versions")}
+    pages.write(
+        folder,
+        results=json.dumps(results, indent=1),
+        table=pages.table(columns, rows),
+        page=pages.filled(name, environment, described=described(results), **values),
+        pictures={name: partial(save_image, picture) for name, picture in pictures.items()},
+    )
 
 
-def described(record: Mapping[str, object]) -> str:
+def described(record: Mapping[str, Any]) -> str:
     """Return the sentence that says how the network was trained, and how to repeat it."""
-    settings, accuracy = record["settings"], record["test_accuracy"]
-    assert isinstance(settings, dict)  # noqa: S101  for the type checker
+    settings, images = record["settings"], record["training_images"]
     epochs = settings["epochs"]
     return (
         f"`{record['classifier']}`, trained for {epochs} {'epoch' if epochs == 1 else 'epochs'} on "
-        f"{record['training_images']:,} digits, {accuracy:.2%} right on the test set. "
-        f"To repeat it:\n\n    foveate train study {record['study']} --epochs {epochs} "
-        f"--batch-size {settings['batch_size']} --learning-rate {settings['learning_rate']} "
-        f"--subset {record['training_images']} --seeds {settings['seed']}"
+        f"{images:,} digits, {record['test_accuracy']:.2%} right on the test set. To repeat it:"
+        f"\n\n    {pages.command(record['study'], settings, images, [settings['seed']])}"
     )
 
 

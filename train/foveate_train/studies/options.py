@@ -1,47 +1,47 @@
 """What every study is told: where to write, and how much of it to do."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
+from typing import Annotated, Literal
 
 import torch
-from rich.console import Console
 
 from foveate_train.classifier import InputSpec
+from foveate_train.commands.options import As, MachineOptions
 from foveate_train.data import mnist
 from foveate_train.data.memory import InMemory
 from foveate_train.errors import SettingsError
 from foveate_train.settings import Settings
 
 
-@dataclass(frozen=True)
-class Options:
-    """How a study is to be run.
+class StudyOptions(MachineOptions):
+    """Repeat a study of the course on MNIST, and write its page.
 
-    Attributes:
-        out: the folder of its results, page and pictures.
-        changed: settings that replace the study's own.
-        subset: how many of the training pictures to use; None for all.
-        seeds: one run of each variant for every seed.
-        device: where to compute.
-        data: the folder of MNIST; None for the usual places.
-        console: where progress goes.
-        stop: set to end after the current step; a study goes on from there.
+    After Ctrl-C the same command goes on from there.
+
+        foveate train study normalisation --epochs 1 --subset 6000 --out normalisation
     """
 
-    out: Path
-    changed: Mapping[str, object]
-    subset: int | None
-    seeds: tuple[int, ...]
-    device: torch.device
-    data: Path | None
-    console: Console
-    stop: Event
+    study: Annotated[
+        Literal["features", "filters", "normalisation", "residual"], As(names=("study",))
+    ]
+    """Which one"""
+    out: Path | None = None
+    """The folder of results, page and pictures. Default: studies/NAME"""
+    subset: int | None = None
+    """The first N training pictures. Default: all"""
+    seeds: Annotated[tuple[int, ...], As("N", names=("--seeds", "--seed"), many=True)] = (0,)
+    """Each is a run of its own. Default: 0"""
+    data: Path | None = None
+    """A folder with the IDX files of MNIST"""
+
+    @property
+    def folder(self) -> Path:
+        """The folder of results, page and pictures."""
+        return self.out or Path("studies") / self.study
 
     def settings(self, study: Settings) -> Settings:
         """Return the study's settings with the changes asked for."""
-        return Settings.model_validate({**study.model_dump(), **self.changed})
+        return Settings.model_validate({**study.model_dump(), **self.given})
 
     def digits(self, spec: InputSpec, *, shift: int) -> tuple[InMemory, InMemory]:
         """Return MNIST's training and test pictures.
@@ -55,7 +55,7 @@ class Options:
         """
         images, labels = map(torch.from_numpy, mnist.load("train", self.data))
         if self.subset is not None and not 2 <= self.subset <= len(images):
-            raise SettingsError(f"subset {self.subset} is not within 2 and {len(images)}")
+            raise SettingsError(f"--subset {self.subset} is not within 2 and {len(images)}")
         training = InMemory(images[: self.subset, None], labels[: self.subset], spec, shift=shift)
         images, labels = map(torch.from_numpy, mnist.load("test", self.data))
         tested = None if self.subset is None else max(self.subset // 6, 200)

@@ -1,14 +1,12 @@
 """A comparison's results as files: JSON, CSV, curves, and a page in Markdown."""
 
-import csv
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foveate_train.errors import CheckpointError
+from foveate_train.drawing import new_figure
+from foveate_train.studies import pages
 from foveate_train.studies.comparison import Comparison
-from foveate_train.studies.drawing import new_figure
 from foveate_train.studies.results import Results
 
 if TYPE_CHECKING:
@@ -25,75 +23,59 @@ def write(study: Comparison, results: Results, folder: Path) -> None:
         CheckpointError: the disk refuses.
         MissingPackageError: matplotlib is not installed.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "results.json").write_text(
-            results.model_dump_json(indent=1) + "\n", encoding="utf-8"
-        )
-        (folder / "results.csv").write_text(table(study, results), encoding="utf-8")
-        (folder / "README.md").write_text(page(study, results), encoding="utf-8")
-        curves(study, results).savefig(folder / _CURVES)
-    except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be written ({error})") from error
+    pages.write(
+        folder,
+        results=results.model_dump_json(indent=1),
+        table=table(study, results),
+        page=page(study, results),
+        pictures={_CURVES: curves(study, results).savefig},
+    )
 
 
 def table(study: Comparison, results: Results) -> str:
     """Return one line of CSV for every epoch of every run; accuracies in percent."""
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["variant", "seed", "epoch", "loss", "test_accuracy", "published", "seconds"])
-    for run in results.runs:
-        published = study.variants[run.variant].published
-        for epoch in run.epochs:
-            rows.writerow(
-                [
-                    *(run.variant, run.seed, epoch.number, f"{epoch.loss:.4f}"),
-                    f"{100 * (epoch.accuracy or 0):.2f}",
-                    published.get(epoch.number, ""),
-                    f"{epoch.seconds:.1f}",
-                ]
-            )
-    return text.getvalue()
+    return pages.table(
+        ["variant", "seed", "epoch", "loss", "test_accuracy", "published", "seconds"],
+        (
+            [
+                *(run.variant, run.seed, epoch.number, f"{epoch.loss:.4f}"),
+                f"{100 * (epoch.accuracy or 0):.2f}",
+                study.variants[run.variant].published.get(epoch.number, ""),
+                f"{epoch.seconds:.1f}",
+            ]
+            for run in results.runs
+            for epoch in run.epochs
+        ),
+    )
 
 
 def page(study: Comparison, results: Results) -> str:
     """Return the page: the question, the setting, what was measured, and how to repeat it."""
+    settings = results.settings
     seeds = sorted({run.seed for run in results.runs})
+    one = len(seeds) == 1
     done = sum(len(run.epochs) for run in results.runs)
-    wanted = len(results.runs) * int(results.settings["epochs"] or 0)
-    so_far = "" if done == wanted else f" So far {done} of {wanted} epochs are done."
-    given = {name: results.settings[name] for name in ("epochs", "batch_size", "learning_rate")}
-    command = " ".join(
-        [
-            f"foveate train study {study.name}",
-            *(f"--{name.replace('_', '-')} {value}" for name, value in given.items()),
-            f"--subset {results.training_images} --seeds {' '.join(map(str, seeds))}",
-        ]
+    wanted = len(results.runs) * int(settings["epochs"] or 0)
+    return pages.filled(
+        "comparison",
+        {"machine": results.machine, "versions": results.versions},
+        title=study.title,
+        question=study.question,
+        setting=study.setting,
+        classifier=study.classifier,
+        training=results.training_images,
+        test=results.test_images,
+        epochs=settings["epochs"],
+        seeds=f"{'seed' if one else 'seeds'} {', '.join(map(str, seeds))}",
+        precision=results.precision,
+        noted=", ".join(f"{name} {settings[name]}" for name in _NOTED),
+        so_far="" if done == wanted else f" So far {done} of {wanted} epochs are done.",
+        spread="" if one else "; the mean over the seeds, and the least and the most",
+        rows="\n".join(_rows(study, results)),
+        curves=_CURVES,
+        best="\n".join(_best(study, results)),
+        command=pages.command(study.name, settings, results.training_images, seeds),
     )
-    parts = [
-        f"# {study.title}",
-        study.question,
-        study.setting,
-        f"Here: `{study.classifier}`, {results.training_images:,} training pictures, "
-        f"{results.test_images:,} test pictures, {results.settings['epochs']} epochs, "
-        f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}, computed in "
-        f"{results.precision}; "
-        + ", ".join(f"{name} {results.settings[name]}" for name in _NOTED)
-        + f".{so_far}",
-        "Test accuracy in percent after each epoch, the published one in brackets"
-        + ("" if len(seeds) == 1 else "; the mean over the seeds, and the least and the most")
-        + ":",
-        "\n".join(_rows(study, results)),
-        f"![Test accuracy by epoch, and the published one dashed]({_CURVES})",
-        "\n".join(_best(study, results)),
-        "To repeat it, or to go on where it stopped:",
-        f"    {command}",
-        "Machine: " + ", ".join(f"{name} {value}" for name, value in results.machine.items()) + ". "
-        "Versions: "
-        + ", ".join(f"{name} {value}" for name, value in results.versions.items())
-        + ".",
-    ]
-    return "\n\n".join(parts) + "\n"
 
 
 def curves(study: Comparison, results: Results) -> "Figure":

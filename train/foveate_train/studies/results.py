@@ -2,10 +2,10 @@
 
 from pydantic import BaseModel, ConfigDict
 
-from foveate_train.fitting import Epoch
+from foveate_train.run import Epoch
 
 
-class Run(BaseModel):
+class Entry(BaseModel):
     """One variant trained with one seed; `epochs` are those that are done."""
 
     model_config = ConfigDict(extra="forbid")
@@ -32,7 +32,7 @@ class Results(BaseModel):
     data_digest: str
     machine: dict[str, str | int]
     versions: dict[str, str]
-    runs: list[Run]
+    runs: list[Entry]
 
     def accuracies(self, variant: str, epoch: int) -> list[float]:
         """Return the test accuracies, 0 to 1, of a variant after an epoch, one a seed."""

@@ -12,7 +12,13 @@ import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state
 
-from foveate_runtime.backends.base import Array, BackendError, OperatorTime, Runner
+from foveate_runtime.backends.base import (
+    Array,
+    BackendError,
+    OperatorTime,
+    Runner,
+    with_classes,
+)
 from foveate_runtime.backends.graphs import Graphs
 from foveate_runtime.backends.integers import in_integers
 from foveate_runtime.backends.onnxruntime import profiling, providers
@@ -20,7 +26,12 @@ from foveate_runtime.backends.onnxruntime.exact import leave_to_floats
 from foveate_runtime.backends.onnxruntime.pruning import OnnxFile
 from foveate_runtime.backends.onnxruntime.sharing import SharedWeights, nameless_file
 from foveate_runtime.bundle.bundle import Bundle
-from foveate_runtime.bundle.manifest import FEATURES_PREFIX, IMAGE_INPUT, LOGITS_OUTPUT
+from foveate_runtime.bundle.manifest import (
+    CLASS_IDS_INPUT,
+    FEATURES_PREFIX,
+    IMAGE_INPUT,
+    LOGITS_OUTPUT,
+)
 from foveate_runtime.cores import count_cores
 
 # ONNX Runtime's exceptions share no base class of their own.
@@ -142,7 +153,9 @@ class OnnxRuntimeRunner(Runner):
     @staticmethod
     def _feed(session: Any, inputs: Mapping[str, Array]) -> dict[str, Array]:
         # A map may not depend on the classes; then its graph has no such input.
-        return {node.name: inputs[node.name] for node in session.get_inputs()}
+        names = [node.name for node in session.get_inputs()]
+        fed = with_classes(inputs) if CLASS_IDS_INPUT in names else inputs
+        return {name: fed[name] for name in names}
 
     def _computed(self, outputs: Collection[str]) -> frozenset[str]:
         """Return what a session for `outputs` computes: with one feature map, all of them."""

@@ -2,20 +2,36 @@
 
 import threading
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 import openvino
 
-from foveate_runtime.backends.base import Array, BackendError, OperatorTime, Runner
+from foveate_runtime.backends.base import (
+    Array,
+    BackendError,
+    OperatorTime,
+    Runner,
+    with_classes,
+)
 from foveate_runtime.backends.graphs import Graphs
 from foveate_runtime.backends.integers import in_integers
 from foveate_runtime.backends.openvino import profiling
 from foveate_runtime.backends.openvino.core import CORE
 from foveate_runtime.backends.openvino.properties import properties
 from foveate_runtime.bundle.bundle import Bundle
+from foveate_runtime.bundle.manifest import CLASS_IDS_INPUT
 
 _DEVICES = {"cpu": "CPU"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Compiled:
+    """A request to a compiled model, and whether this has the classes as an input."""
+
+    request: Any
+    takes_classes: bool
 
 
 class OpenVinoRunner(Runner):
@@ -51,10 +67,11 @@ class OpenVinoRunner(Runner):
         self._compiled = Graphs(self._compile, self.outputs)
 
     def _run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
-        request = self._compiled.get(outputs)
+        compiled = self._compiled.get(outputs)
+        feed = with_classes(inputs) if compiled.takes_classes else dict(inputs)
         with self._lock:
             try:
-                results = request.infer(dict(inputs), share_inputs=True)
+                results = compiled.request.infer(feed, share_inputs=True)
             except RuntimeError as error:
                 raise BackendError("OpenVINO failed to run the graph") from error
         return {name: results[name] for name in outputs}
@@ -62,7 +79,7 @@ class OpenVinoRunner(Runner):
     def _profile(
         self, inputs: Mapping[str, Array], outputs: Sequence[str], warm_up: int, runs: int
     ) -> list[OperatorTime]:
-        request = self._compile(outputs, {"PERF_COUNT": True})
+        request = self._compile(outputs, {"PERF_COUNT": True}).request
         feed = dict(inputs)
 
         def run(times: int) -> None:
@@ -85,18 +102,17 @@ class OpenVinoRunner(Runner):
 
     def _compile(
         self, outputs: Collection[str], more: Mapping[str, Any] = MappingProxyType({})
-    ) -> Any:
-        """Return a request to a new compiled model, with more properties than usual.
-
-        Raises BackendError.
-        """
+    ) -> _Compiled:
+        """Compile a part of the graph, with more properties than usual; raises BackendError."""
         results = [self._results[name] for name in outputs]
+        parameters = self._needed(results)
+        takes_classes = any(CLASS_IDS_INPUT in p.output(0).names for p in parameters)
         try:
-            part = openvino.Model(results, self._needed(results), self._graph.friendly_name)
+            part = openvino.Model(results, parameters, self._graph.friendly_name)
             compiled = CORE.compile_model(part, _DEVICES[self.device], {**self._properties, **more})
         except RuntimeError as error:
             raise BackendError(f"OpenVINO cannot compile the variant {self.variant!r}") from error
-        return compiled.create_infer_request()
+        return _Compiled(request=compiled.create_infer_request(), takes_classes=takes_classes)
 
     def _needed(self, results: Sequence[Any]) -> list[Any]:
         """Return the graph's inputs that `results` are computed from."""

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from foveate_runtime.backends.base import Array, BackendError, Runner
+from foveate_runtime.backends.base import Array, BackendError, Runner, with_classes
 from foveate_runtime.backends.tensorrt.cuda import Buffer, Stream, capability, find_gpu
 from foveate_runtime.backends.tensorrt.flavour import (
     TENSORRT,
@@ -48,10 +48,8 @@ class _EngineRunner(Runner):
 
     def _run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         file = self._choose(outputs)
-        feed = dict(inputs)
-        if CLASS_IDS_INPUT in self.inputs and CLASS_IDS_INPUT not in feed:
-            # Every input must be fed, also one that leads to no output wanted.
-            feed[CLASS_IDS_INPUT] = np.full((len(feed[IMAGE_INPUT]), 1), -1, dtype=np.int64)
+        # Every input must be fed, also one that leads to no output wanted.
+        feed = with_classes(inputs) if CLASS_IDS_INPUT in self.inputs else dict(inputs)
         most = file.sidecar.batch.maximum
         # An execution context, and its buffers, serve one batch at a time.
         with self._lock:

@@ -118,5 +118,5 @@ def too_large(size: int | None, limit: int) -> MessageError:
     found = f"more than {limit}" if size is None else str(size)
     return MessageError(
         grpc.StatusCode.RESOURCE_EXHAUSTED,
-        f"Received message larger than max ({found} vs. {limit})",
+        f"Received message larger than max ({found} vs. {limit}), which is max_message_bytes",
     )

@@ -431,7 +431,7 @@ async def test_a_message_over_the_limit_is_refused_and_the_connection_lives_on()
             (5 << 20, {}),
             (100_000, {"compression": grpc.Compression.Gzip}),
         ):
-            with pytest.raises(grpc.aio.AioRpcError, match="limit is 1000 bytes") as raised:
+            with pytest.raises(grpc.aio.AioRpcError, match=r"vs\. 1000\)") as raised:
                 await unary(channel, "Echo", bytes(size), **options)
             assert raised.value.code() == Code.RESOURCE_EXHAUSTED
         assert await unary(channel, "Echo", b"x") == b"x"

@@ -84,7 +84,7 @@ def test_a_message_may_be_as_large_as_the_limit_and_no_larger() -> None:
     (found,) = fed(Assembler(LIMIT, "identity"), message(bytes(LIMIT)))
     assert found.body == bytes(LIMIT)
     # It is refused before its bytes are there.
-    with pytest.raises(MessageError, match="1001 bytes; the limit is 1000 bytes") as raised:
+    with pytest.raises(MessageError, match=r"larger than max \(1001 vs\. 1000\)") as raised:
         fed(Assembler(LIMIT, "identity"), message(bytes(LIMIT + 1))[:5])
     assert raised.value.code == grpc.StatusCode.RESOURCE_EXHAUSTED
 
@@ -95,7 +95,7 @@ def test_the_limit_holds_for_what_a_message_is_inflated_to(encoding: str) -> Non
     assert fits.inflated(LIMIT) == bytes(LIMIT)
     bomb = Message(bytearray(COMPRESS[encoding](bytes(50 << 20))), encoding)
     for refused in (Message(bytearray(COMPRESS[encoding](bytes(LIMIT + 1))), encoding), bomb):
-        with pytest.raises(MessageError, match="limit is 1000 bytes") as raised:
+        with pytest.raises(MessageError, match=r"\(more than 1000 vs\. 1000\)") as raised:
             refused.inflated(LIMIT)
         assert raised.value.code == grpc.StatusCode.RESOURCE_EXHAUSTED
 

@@ -1,0 +1,1 @@
+"""The proof that a graph answers as the network does, and how far it may differ."""

@@ -1,0 +1,1 @@
+"""Bundles, their variants and their engines, published whole or not at all."""
