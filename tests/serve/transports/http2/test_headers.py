@@ -145,7 +145,7 @@ def test_a_head_says_what_the_call_is() -> None:
         ("b", "\u00e9"),
     )
     assert found == Head(
-        path="/wire.Test/Echo",
+        path="/transports.Test/Echo",
         # In UTF-8 it came, and bytes it stays.
         metadata=(("user-agent", "test/1"), ("b", "2"), ("a", "1"), ("b", "\u00c3\u00a9")),
         timeout=None,

@@ -15,22 +15,21 @@ from foveate_serve.transports.http2.connection import CONNECTION_WINDOW, MAX_STR
 from foveate_serve.transports.http2.frames import PREFACE, ErrorCode, Flag, Kind, Setting
 from foveate_serve.transports.http2.headers import MAX_LIST_BYTES
 from foveate_serve.transports.http2.sending import FRAME_BYTES
-from foveate_serve.transports.http2.server import Server
 from foveate_serve.transports.http2.stream import STREAM_WINDOW
 
-from ...waiting import LIMIT_SECONDS, until
+from ....waiting import LIMIT_SECONDS, until
+from ..service import Context, Service
 from .conftest import (
     LARGE_WINDOWS,
-    Context,
     Fields,
     Frame,
     RawClient,
     Served,
-    Service,
     block,
     call,
     data,
     frame,
+    make_server,
     message,
     opening,
     ping,
@@ -686,7 +685,7 @@ async def leaving(served: Served, client: RawClient) -> "asyncio.Task[None]":
     """Have the server stop once it has let its client know, and one call runs."""
     client.send(call(1, "Wait", b"x"))
     await until(lambda: served.service.entered == 1)
-    stopping = asyncio.create_task(served.server.stop(LIMIT_SECONDS))
+    stopping = asyncio.create_task(served.server.finish(LIMIT_SECONDS))
     found = await client.until_kind(Kind.GOAWAY)
     assert (found.last, found.number) == (2**31 - 1, ErrorCode.NO_ERROR)
     return stopping
@@ -749,7 +748,7 @@ async def test_an_idle_client_hears_of_the_last_stream_as_well(
 ) -> None:
     client.send(call(1, "Echo"), call(3, "Echo"))
     await client.answer(3)
-    await served.server.stop(None)
+    await served.server.stop()
     await client.has_lost()
     last = [found.last for found in client.seen if found.kind == Kind.GOAWAY]
     assert last == [2**31 - 1, 3]
@@ -806,7 +805,7 @@ class Fed:
     """A connection without a socket."""
 
     def __init__(self) -> None:
-        server = Server()
+        server = make_server()
         server.add_generic_rpc_handlers([Service().handlers()])
         self.server = server
         self.connection: Connection = server._connection()
