@@ -2,14 +2,18 @@
 
 import asyncio
 import errno
+import inspect
 import logging
 import socket
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import aclosing
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
-from grpc_channelz.v1.channelz import add_channelz_servicer
+from grpc_channelz.v1.channelz import aio as channelz
+from grpc_channelz.v1.channelz_pb2_grpc import add_ChannelzServicer_to_server
 
 from foveate_serve.settings import TransportSettings
 from foveate_serve.transports.base import FLUSH_SECONDS, SERVER_FAILED, services_of
@@ -18,12 +22,14 @@ from foveate_serve.transports.tls import Renewed, TlsFiles
 logger = logging.getLogger(__name__)
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Option: TypeAlias = tuple[str, int]
 
 PING_SECONDS = 10.0
 """How often a client may ask with a PING whether the server is there; by default that is 300."""
 
 _FEW_CALLS = 64
+_KEPT_HANDLERS = 256
 
 
 class GrpcioTransport:
@@ -51,7 +57,7 @@ class GrpcioTransport:
 
     def add_channelz(self) -> None:
         """Answer grpc.channelz.v1 with what grpcio knows of all of the process."""
-        add_channelz_servicer(services_of(self))
+        add_ChannelzServicer_to_server(channelz.ChannelzServicer(), services_of(self))
 
     async def listen(
         self, address: str, *, tls: TlsFiles | None = None, share_port: bool = False
@@ -112,15 +118,17 @@ class GrpcioTransport:
 
 
 class _Calls(grpc.aio.ServerInterceptor):
-    """Knows the calls in flight, and keeps an interceptor's error from the client.
+    """Knows the calls in flight, and keeps the text of unforeseen errors from the client.
 
-    `grpc.aio.Server.stop` alone does not wait for handlers (grpc/grpc#37239), and what
-    an interceptor raises would be told with its text.
+    `grpc.aio.Server.stop` alone does not wait for handlers (grpc/grpc#37239), and
+    grpc.aio sends a client the text of what a handler or an interceptor raises.
     """
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._forget_at = _FEW_CALLS
+        # Bounded, as some handlers are made for one call.
+        self._guarded = lru_cache(maxsize=_KEPT_HANDLERS)(_guarded)
 
     async def intercept_service(
         self, continuation: Any, handler_call_details: grpc.HandlerCallDetails
@@ -132,7 +140,7 @@ class _Calls(grpc.aio.ServerInterceptor):
         except Exception:
             logger.exception("an interceptor failed")
             return _FAILING
-        return handler
+        return None if handler is None else self._guarded(handler)
 
     async def finish(self, seconds: float) -> None:
         """Wait until every call has ended, at most so many seconds."""
@@ -149,12 +157,56 @@ class _Calls(grpc.aio.ServerInterceptor):
                 self._forget_at = 2 * len(self._tasks) + _FEW_CALLS
 
 
-async def _fail(_requests: object, context: grpc.aio.ServicerContext[Any, Any]) -> NoReturn:
+async def _fail(_requests: object, context: Context) -> NoReturn:
     await context.abort(grpc.StatusCode.UNKNOWN, SERVER_FAILED)
 
 
 # A streaming handler answers any kind of call.
 _FAILING: Handler = grpc.stream_stream_rpc_method_handler(_fail)
+
+
+def _guarded(handler: "grpc.RpcMethodHandler[Any, Any]") -> Handler:
+    """Return a handler whose unforeseen errors are logged, and told without their text."""
+    kind = ("unary" if not handler.request_streaming else "stream") + (
+        "_unary" if not handler.response_streaming else "_stream"
+    )
+    behaviour: Any = getattr(handler, kind)
+    # gRPC reads a lone request before it calls the handler, where nothing catches an error.
+    deserialize = handler.request_deserializer
+    read: Any = _same if handler.request_streaming or deserialize is None else deserialize
+
+    async def answer(request: object, context: Context) -> object:
+        try:
+            return await behaviour(read(request), context)
+        except grpc.aio.BaseError:
+            raise  # an abort, or gRPC's own: the call has ended
+        except Exception:
+            logger.exception("a handler failed")
+            await context.abort(grpc.StatusCode.UNKNOWN, SERVER_FAILED)
+
+    async def answers(request: object, context: Context) -> None:
+        try:
+            # gRPC would leave a generator to be closed by another task, after the call.
+            async with aclosing(behaviour(read(request), context)) as responses:
+                async for response in responses:
+                    await context.write(response)
+        except grpc.aio.BaseError:
+            raise
+        except Exception:
+            logger.exception("a handler failed")
+            await context.abort(grpc.StatusCode.UNKNOWN, SERVER_FAILED)
+
+    make: Any = getattr(grpc, f"{kind}_rpc_method_handler")
+    guarded: Handler = make(
+        answers if inspect.isasyncgenfunction(behaviour) else answer,
+        request_deserializer=deserialize if handler.request_streaming else None,
+        response_serializer=handler.response_serializer,
+    )
+    return guarded
+
+
+def _same(request: object) -> object:
+    return request
 
 
 def _options(settings: TransportSettings) -> Iterator[Option]:
@@ -168,6 +220,8 @@ def _options(settings: TransportSettings) -> Iterator[Option]:
         ("grpc.max_connection_age_grace_ms", settings.max_connection_age_grace),
         ("grpc.keepalive_time_ms", settings.keepalive_time),
         ("grpc.keepalive_timeout_ms", settings.keepalive_timeout),
+        # Of its other PINGs, during which it sends none of these.
+        ("grpc.http2.ping_timeout_ms", settings.keepalive_timeout),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", PING_SECONDS),
     ):
         if seconds:

@@ -32,9 +32,6 @@ from foveate_serve.transports.http2.headers import MAX_LIST_BYTES, Head, HeadRea
 from foveate_serve.transports.http2.sending import FRAME_BYTES, Sender
 from foveate_serve.transports.http2.stream import STREAM_WINDOW, Stream
 
-MAX_STREAMS = 4096
-"""Of one client at one time. More are refused, which by HTTP/2 they may try again at once."""
-
 CONNECTION_WINDOW = 16 << 20
 
 HANDSHAKE_SECONDS = 20.0
@@ -43,6 +40,7 @@ HANDSHAKE_SECONDS = 20.0
 GOODBYE_SECONDS = 1.0
 """What a client gets to hear that it should open no stream any more."""
 
+_KEEPALIVE = b"alive?  "
 _BLOCK_BYTES = 2 * MAX_LIST_BYTES
 _MOST_EMPTY = 10_000
 """Frames that carry nothing, between two streams: padding is no reason for as many."""
@@ -50,14 +48,10 @@ _REMEMBERED = 1024
 """Streams whose end is remembered: frames may be on their way when one ends."""
 
 _OUR_SETTINGS = {
-    Setting.MAX_CONCURRENT_STREAMS: MAX_STREAMS,
     Setting.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
     Setting.MAX_FRAME_SIZE: FRAME_BYTES,
     Setting.MAX_HEADER_LIST_SIZE: MAX_LIST_BYTES,
 }
-_HELLO = frames.settings(_OUR_SETTINGS) + frames.window_update(
-    0, CONNECTION_WINDOW - DEFAULT_WINDOW
-)
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -65,7 +59,8 @@ class Connection(asyncio.BufferedProtocol):
 
     `accept` makes the stream of a call from its head. What is read goes through
     `buffer`, which all connections of an event loop may share: nothing of it is
-    kept once it is read.
+    kept once it is read. More than `max_streams` at one time are refused, which
+    by HTTP/2 a client may try again at once.
     """
 
     def __init__(
@@ -73,11 +68,13 @@ class Connection(asyncio.BufferedProtocol):
         accept: Callable[["Connection", int, Head], Stream],
         buffer: bytearray,
         *,
+        max_streams: int,
         opened: Callable[["Connection"], None],
         closed: Callable[["Connection"], None],
     ) -> None:
         self._accept = accept
         self._buffer = memoryview(buffer)
+        self._max_streams = max_streams
         self._opened = opened
         self._closed = closed
         self._loop = asyncio.get_running_loop()
@@ -90,6 +87,8 @@ class Connection(asyncio.BufferedProtocol):
         """How many streams are worked on, those included that the client has given up."""
         self.sender = Sender(finished=self._end)
         self.transport: asyncio.Transport = cast("asyncio.Transport", None)
+        self.heard_at = self.idle_since = self._loop.time()
+        """When bytes came last, and since when there has been no stream."""
 
         self._carry = b""
         self._expected = PREFACE
@@ -120,7 +119,10 @@ class Connection(asyncio.BufferedProtocol):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._timer = self._loop.call_later(HANDSHAKE_SECONDS, self._give_up)
         self._opened(self)
-        self.sender.emit(_HELLO)
+        self.sender.emit(
+            frames.settings({Setting.MAX_CONCURRENT_STREAMS: self._max_streams, **_OUR_SETTINGS})
+        )
+        self.sender.emit(frames.window_update(0, CONNECTION_WINDOW - DEFAULT_WINDOW))
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's
         """Return where to put what is read."""
@@ -128,6 +130,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take what was read."""
+        self.heard_at = self._loop.time()
         if self.transport.is_closing():
             return
         data = self._buffer[:nbytes]
@@ -185,6 +188,17 @@ class Connection(asyncio.BufferedProtocol):
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._loop.call_later(GOODBYE_SECONDS, self._heard)
+
+    def cut_off(self) -> None:
+        """Cancel what is worked on, and close once that has been told."""
+        for stream in list(self.streams.values()):
+            stream.cut_off()
+        # It may have no room for what it is told.
+        self._loop.call_later(GOODBYE_SECONDS, self._give_up)
+
+    def ping(self) -> None:
+        """Ask the client for a sign of life."""
+        self.sender.emit(frames.ping(_KEEPALIVE, ack=False))
 
     def close(self) -> None:
         """Close once what was sent has left."""
@@ -333,7 +347,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         self._empty = 0
         head = self._reader.read(block)
-        if max(self.running, len(self.streams)) >= MAX_STREAMS:
+        if max(self.running, len(self.streams)) >= self._max_streams:
             raise StreamError(ErrorCode.REFUSED_STREAM, "the client has too many streams")
         self.counts.started += 1
         self.counts.last_started = time.time()
@@ -498,6 +512,7 @@ class Connection(asyncio.BufferedProtocol):
         self.streams.pop(stream.number, None)
         self._remember(stream.number, by_us=by_us)
         if not self.streams:
+            self.idle_since = self._loop.time()
             if self._leaving and not self._goodbye:
                 self.close()
             else:

@@ -20,6 +20,7 @@ from foveate_serve.transports.http2.channelz import ChannelzServicer
 from foveate_serve.transports.http2.connection import Connection
 from foveate_serve.transports.http2.counts import Counts
 from foveate_serve.transports.http2.headers import Head
+from foveate_serve.transports.http2.lifetime import Lifetime
 from foveate_serve.transports.tls import Renewed, TlsFiles
 
 BUFFER_BYTES = 256 << 10
@@ -39,12 +40,13 @@ class Http2Transport:
         settings: TransportSettings,
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
     ) -> None:
-        self._max_message_bytes = settings.max_message_bytes
+        self._settings = settings
         self._budget = Budget(limit=max(settings.max_request_bytes, settings.max_message_bytes))
         self._handlers: list[grpc.GenericRpcHandler] = []
         self._buffer = bytearray(BUFFER_BYTES)
         self._listeners: list[asyncio.Server] = []
         self.connections: dict[int, Connection] = {}
+        self._lifetimes: dict[int, Lifetime] = {}
         self._numbers = 0
         self._deadlines = Deadlines()
         self._past = Counts()
@@ -169,7 +171,13 @@ class Http2Transport:
         ]
 
     def _connection(self) -> Connection:
-        return Connection(self._accept, self._buffer, opened=self._opened, closed=self._closed)
+        return Connection(
+            self._accept,
+            self._buffer,
+            max_streams=self._settings.max_concurrent_streams,
+            opened=self._opened,
+            closed=self._closed,
+        )
 
     def _accept(self, connection: Connection, number: int, head: Head) -> Call:
         return Call(
@@ -177,7 +185,7 @@ class Http2Transport:
             number,
             head,
             find=self._find,
-            max_message_bytes=self._max_message_bytes,
+            max_message_bytes=self._settings.max_message_bytes,
             budget=self._budget,
             deadlines=self._deadlines,
         )
@@ -186,10 +194,12 @@ class Http2Transport:
         self._numbers += 1
         connection.number = self._numbers
         self.connections[connection.number] = connection
+        self._lifetimes[connection.number] = Lifetime(connection, self._settings)
         self._empty.clear()
 
     def _closed(self, connection: Connection) -> None:
         del self.connections[connection.number]
+        self._lifetimes.pop(connection.number).stop()
         self._past.add(connection.counts)
         if not self.connections:
             self._empty.set()

@@ -31,5 +31,8 @@ class Stream:
     def ended(self) -> None:
         """Hear that the client sends no more."""
 
+    def cut_off(self) -> None:
+        """Hear that the server stops."""
+
     def lost(self) -> None:
         """Hear that the client has reset the stream, or is gone."""

@@ -23,6 +23,7 @@ from ..service import Context, Service, path
 
 Fields: TypeAlias = list[tuple[str, str]]
 
+
 @dataclass
 class Served:
     """A server that listens, and what went wrong on its event loop."""
@@ -215,6 +216,7 @@ class RawClient:
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
+        self.answers_pings = False
         self.seen: list[Frame] = []
         self.found: defaultdict[int, Answer] = defaultdict(Answer)
         self._decoder = Decoder()
@@ -268,6 +270,8 @@ class RawClient:
                 raise EOFError from error
         found = Frame(head[3], head[4], int.from_bytes(head[5:]), payload)
         self.seen.append(found)
+        if self.answers_pings and found.kind == Kind.PING and not found.flags & Flag.ACK:
+            self.send(ping(found.payload, ack=True))
         self._note(found)
         return found
 

@@ -21,7 +21,6 @@ from grpc_channelz.v1 import channelz_pb2
 from grpc_channelz.v1.channelz_pb2_grpc import ChannelzStub
 
 from foveate_serve.settings import TransportSettings
-from foveate_serve.transports.http2 import connection
 from foveate_serve.transports.http2.channelz import SERVER_ID
 from foveate_serve.transports.http2.frames import ErrorCode, Flag, Kind, Setting
 from foveate_serve.transports.http2.server import Http2Transport
@@ -563,12 +562,12 @@ async def test_a_socket_that_is_not_read_stops_the_handler(served: Served) -> No
         assert len(answer.body) == 500 * len(message(bytes(LEAST_STEP)))
 
 
-async def test_answers_that_are_not_read_do_not_pile_up(
-    served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_answers_that_are_not_read_do_not_pile_up() -> None:
     # CVE-2019-9517: windows that are open on a socket that is not read.
-    monkeypatch.setattr(connection, "MAX_STREAMS", 4)
-    async with await served.open(LARGE_WINDOWS) as client:
+    async with (
+        serving(max_concurrent_streams=4) as served,
+        await served.open(LARGE_WINDOWS) as client,
+    ):
         client.send(window(0, 2**31 - 1 - 65_535))
         await client.settle()
         client.stop_reading()

@@ -4,14 +4,16 @@ import asyncio
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 
 import pytest
+import pytest_asyncio
 from hpack import Decoder, Encoder
 
+from foveate_serve.settings import TransportSettings
 from foveate_serve.transports.http2 import connection
-from foveate_serve.transports.http2.connection import CONNECTION_WINDOW, MAX_STREAMS, Connection
+from foveate_serve.transports.http2.connection import CONNECTION_WINDOW, Connection
 from foveate_serve.transports.http2.frames import PREFACE, ErrorCode, Flag, Kind, Setting
 from foveate_serve.transports.http2.headers import MAX_LIST_BYTES
 from foveate_serve.transports.http2.sending import FRAME_BYTES
@@ -35,6 +37,7 @@ from .conftest import (
     ping,
     request,
     reset,
+    serving,
     settings,
     window,
 )
@@ -367,7 +370,7 @@ async def test_settings_are_acknowledged_each_time(client: RawClient) -> None:
 async def test_the_server_says_what_it_takes(client: RawClient) -> None:
     found = next(found for found in client.seen if found.kind == Kind.SETTINGS)
     assert dict(struct.iter_unpack(">HI", found.payload)) == {
-        Setting.MAX_CONCURRENT_STREAMS: MAX_STREAMS,
+        Setting.MAX_CONCURRENT_STREAMS: TransportSettings().max_concurrent_streams,
         Setting.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
         Setting.MAX_FRAME_SIZE: FRAME_BYTES,
         Setting.MAX_HEADER_LIST_SIZE: MAX_LIST_BYTES,
@@ -1042,14 +1045,18 @@ async def test_who_has_said_hello_may_stay(served: Served, monkeypatch: pytest.M
         assert (await client.answer(1)).body == message(b"x")
 
 
-@pytest.fixture
-def few_streams(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "MAX_STREAMS", 2)
+@pytest_asyncio.fixture
+async def few_streams() -> AsyncIterator[tuple[Served, RawClient]]:
+    """A server that lets a client have two streams, and a client of it."""
+    async with serving(max_concurrent_streams=2) as served, await served.open() as client:
+        await client.settle()
+        yield served, client
 
 
 async def test_more_streams_than_a_client_may_have_are_refused(
-    few_streams: None, served: Served, client: RawClient
+    few_streams: tuple[Served, RawClient],
 ) -> None:
+    served, client = few_streams
     client.send(*(call(stream, "Wait") for stream in (1, 3, 5)))
     assert await client.was_reset(5) == ErrorCode.REFUSED_STREAM
     served.service.gate.set()
@@ -1060,8 +1067,9 @@ async def test_more_streams_than_a_client_may_have_are_refused(
 
 
 async def test_streams_that_were_reset_count_as_long_as_they_are_worked_on(
-    few_streams: None, served: Served, client: RawClient
+    few_streams: tuple[Served, RawClient],
 ) -> None:
+    served, client = few_streams
     gate = asyncio.Event()
 
     async def stubborn(body: bytes, context: Context) -> bytes:
@@ -1085,8 +1093,9 @@ async def test_streams_that_were_reset_count_as_long_as_they_are_worked_on(
 
 
 async def test_streams_that_were_reset_at_once_count_no_longer(
-    few_streams: None, served: Served, client: RawClient
+    few_streams: tuple[Served, RawClient],
 ) -> None:
+    served, client = few_streams
     for stream in range(1, 21, 2):
         client.send(call(stream, "Echo") + reset(stream))
         await client.has_answered()
