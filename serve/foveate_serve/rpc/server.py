@@ -136,6 +136,8 @@ class Server:
         """Report NOT_SERVING and go on for `shutdown_delay`, then finish what runs and stop."""
         self._health.ready = False
         await asyncio.sleep(self._settings.shutdown_delay)
+        # First, or the clients of streams that end would come again at once.
+        await self._transport.go_away()
         self._end_streams()
         await self._transport.finish(self._settings.shutdown_timeout)
 

@@ -51,11 +51,14 @@ class Transport(Protocol):
         """Listen on a socket in the file system; raises OSError."""
         ...
 
-    async def finish(self, seconds: float) -> None:
-        """Take no more calls, and stop after those in flight.
+    async def go_away(self) -> None:
+        """Listen no more, and have clients make their next calls elsewhere (GOAWAY)."""
+        ...
 
-        Clients are told so at once (GOAWAY), so that they go elsewhere. Calls that
-        take longer than so many seconds end with UNAVAILABLE.
+    async def finish(self, seconds: float) -> None:
+        """Go away, and stop after the calls in flight.
+
+        Calls that take longer than so many seconds end with UNAVAILABLE.
         """
         ...
 

@@ -6,7 +6,7 @@ import inspect
 import logging
 import socket
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
@@ -28,6 +28,9 @@ Option: TypeAlias = tuple[str, int]
 PING_SECONDS = 10.0
 """How often a client may ask with a PING whether the server is there; by default that is 300."""
 
+_HOLD_SECONDS = 0.1
+"""Longer than most clients take between two calls, and not long for a stop."""
+
 _FEW_CALLS = 64
 _KEPT_HANDLERS = 256
 
@@ -45,6 +48,7 @@ class GrpcioTransport:
         self._interceptors = (self._calls, *interceptors)
         self._handlers: list[grpc.GenericRpcHandler] = []
         self._server: grpc.aio.Server | None = None
+        self._stopping: asyncio.Task[None] | None = None
 
     def add_generic_rpc_handlers(
         self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]
@@ -72,24 +76,36 @@ class GrpcioTransport:
         """Listen on a socket in the file system; raises OSError."""
         await self._start(f"unix:{path}", None, share_port=False)
 
-    async def finish(self, seconds: float) -> None:
-        """Take no more calls, and stop after those in flight; see `base.Transport`."""
-        if self._server is None:
+    async def go_away(self) -> None:
+        """Listen no more, and have clients make their next calls elsewhere (GOAWAY).
+
+        gRPC answers CANCELLED to calls that come after it has said GOAWAY, and before
+        the client has read that. Calls that come shortly before are held until then:
+        clients that wait for their answers have nothing else on its way.
+        """
+        if self._server is None or self._stopping is not None:
             return
-        # It says GOAWAY at once, and cancels at the end of its time what has not ended.
-        stopping = asyncio.create_task(self._server.stop(seconds))
-        await self._calls.finish(seconds)
-        # It waits besides for clients that do not answer a PING, up to 20 s for each.
-        await asyncio.wait((stopping,), timeout=FLUSH_SECONDS)
+        with self._calls.held():
+            await asyncio.sleep(_HOLD_SECONDS)
+            self._stopping = asyncio.create_task(self._server.stop(_LONGEST_SECONDS))
+            await asyncio.sleep(0)  # in which it says GOAWAY
+
+    async def finish(self, seconds: float) -> None:
+        """Go away, and stop after the calls in flight; see `base.Transport`."""
+        await self.go_away()
+        if await self._calls.ended_within(seconds) and self._stopping is not None:
+            # It waits besides for clients that do not answer a PING, up to 20 s for each.
+            await asyncio.wait((self._stopping,), timeout=FLUSH_SECONDS)
         await self.stop()
-        await stopping
 
     async def stop(self) -> None:
         """Stop at once: calls in flight end with UNAVAILABLE."""
         if self._server is not None:
             await self._server.stop(None)
             # For gRPC a call has ended before its handler has.
-            await self._calls.finish(FLUSH_SECONDS)
+            await self._calls.ended_within(FLUSH_SECONDS)
+        if self._stopping is not None:
+            await self._stopping
 
     async def _start(
         self, address: str, credentials: grpc.ServerCredentials | None, *, share_port: bool
@@ -127,6 +143,7 @@ class _Calls(grpc.aio.ServerInterceptor):
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._forget_at = _FEW_CALLS
+        self._released: asyncio.Event | None = None
         # Bounded, as some handlers are made for one call.
         self._guarded = lru_cache(maxsize=_KEPT_HANDLERS)(_guarded)
 
@@ -135,6 +152,8 @@ class _Calls(grpc.aio.ServerInterceptor):
     ) -> Handler:
         """Note a call, whose task this runs in, and find its handler."""
         self._note()
+        if self._released is not None:
+            await self._released.wait()
         try:
             handler: Handler = await continuation(handler_call_details)
         except Exception:
@@ -142,10 +161,21 @@ class _Calls(grpc.aio.ServerInterceptor):
             return _FAILING
         return None if handler is None else self._guarded(handler)
 
-    async def finish(self, seconds: float) -> None:
-        """Wait until every call has ended, at most so many seconds."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=seconds)
+    async def ended_within(self, seconds: float) -> bool:
+        """Wait until every call has ended, at most so many seconds; return whether they have."""
+        if not self._tasks:
+            return True
+        _, running = await asyncio.wait(self._tasks, timeout=seconds)
+        return not running
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let no call that comes reach its handler before this is left."""
+        self._released = asyncio.Event()
+        try:
+            yield
+        finally:
+            self._released.set()
 
     def _note(self) -> None:
         task = asyncio.current_task()
@@ -232,6 +262,7 @@ def _options(settings: TransportSettings) -> Iterator[Option]:
 
 
 _LONGEST_MS = 2**31 - 1
+_LONGEST_SECONDS = _LONGEST_MS / 1000
 
 
 def _credentials(tls: TlsFiles) -> grpc.ServerCredentials:

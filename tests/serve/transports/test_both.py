@@ -224,6 +224,23 @@ async def test_a_stop_tells_clients_to_go_elsewhere_and_answers_what_runs(serve:
         await finishing
 
 
+async def test_no_call_is_lost_while_clients_learn_of_a_stop(serve: Serve) -> None:
+    async with serve() as served:
+        codes: list[grpc.StatusCode] = []
+
+        async def ask_again_and_again() -> None:
+            async with served.channel() as channel:
+                while Code.UNAVAILABLE not in codes:
+                    codes.append(await code_of(unary(channel, "Echo", b"x")))
+
+        clients = [asyncio.create_task(ask_again_and_again()) for _ in range(8)]
+        await until(lambda: len(codes) > 50)
+        await served.transport.finish(LIMIT_SECONDS)
+        await asyncio.wait(clients)
+        # What comes after the stop finds nobody who listens.
+        assert set(codes) == {Code.OK, Code.UNAVAILABLE}
+
+
 def can_connect(port: int) -> bool:
     with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
         return True

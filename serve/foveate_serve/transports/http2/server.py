@@ -115,16 +115,23 @@ class Http2Transport:
         loop = asyncio.get_running_loop()
         self._listeners.append(await loop.create_unix_server(self._connection, str(path)))
 
+    async def go_away(self) -> None:
+        """Listen no more, and have clients make their next calls elsewhere (GOAWAY)."""
+        for listener in self._listeners:
+            listener.close()
+        for connection in list(self.connections.values()):
+            connection.go_away()
+
     async def finish(self, seconds: float) -> None:
-        """Take no more calls, and stop after those in flight; see `base.Transport`."""
-        self._go_away()
+        """Go away, and stop after the calls in flight; see `base.Transport`."""
+        await self.go_away()
         # Each connection closes when its last call is answered.
         await self._closed_within(seconds)
         await self.stop()
 
     async def stop(self) -> None:
         """Stop at once: calls in flight end with UNAVAILABLE; answers get a second to leave."""
-        self._go_away()
+        await self.go_away()
         calls = self._calls()
         for call in calls:
             call.cut_off()
@@ -135,13 +142,6 @@ class Http2Transport:
         await self._closed_within(FLUSH_SECONDS)
         for connection in list(self.connections.values()):
             connection.abort()
-
-    def _go_away(self) -> None:
-        """Listen no more, and have the clients make their next calls elsewhere."""
-        for listener in self._listeners:
-            listener.close()
-        for connection in list(self.connections.values()):
-            connection.go_away()
 
     async def _closed_within(self, seconds: float) -> None:
         with suppress(TimeoutError):
