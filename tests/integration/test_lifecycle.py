@@ -25,6 +25,7 @@ from foveate.v1.classifier_service_pb2 import (
     RawImage,
 )
 
+from ..conftest import BOTH
 from ..waiting import wait_until
 
 SERVING = HealthCheckResponse.SERVING
@@ -66,11 +67,13 @@ def test_reflection_describes_the_services(server) -> None:
     ]
 
 
+@BOTH
 def test_an_idle_server_is_small(start: Callable, repository: Path) -> None:
     server = start(repository)
     assert server.resident_bytes() < 250 << 20
 
 
+@BOTH
 def test_a_signal_turns_readiness_off_and_the_server_serves_on_for_its_delay(
     start: Callable, digits_repository: Path
 ) -> None:
@@ -87,6 +90,7 @@ def test_a_signal_turns_readiness_off_and_the_server_serves_on_for_its_delay(
     assert server.process.wait(timeout=60) == 0
 
 
+@BOTH
 def test_requests_in_flight_are_answered_and_later_ones_told_to_go_elsewhere(
     start: Callable, digits_repository: Path
 ) -> None:
@@ -114,6 +118,7 @@ def test_requests_in_flight_are_answered_and_later_ones_told_to_go_elsewhere(
     assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
+@BOTH
 def test_an_open_stream_gets_its_answers_and_is_told_to_go_elsewhere(
     start: Callable, digits_repository: Path, error_of: Callable
 ) -> None:
@@ -137,6 +142,7 @@ def test_an_open_stream_gets_its_answers_and_is_told_to_go_elsewhere(
     assert server.process.wait(timeout=60) == 0
 
 
+@BOTH
 def test_a_second_signal_stops_at_once(start: Callable, digits_repository: Path) -> None:
     server = start(digits_repository, "--max-delay", "600", "--max-batch", "64")
     watch = HealthStub(server.channel).Watch(HealthCheckRequest(), timeout=60)
@@ -151,6 +157,7 @@ def test_a_second_signal_stops_at_once(start: Callable, digits_repository: Path)
     assert call.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
 
 
+@BOTH
 def test_the_log_of_a_whole_life_has_no_traceback(start: Callable, digits_repository: Path) -> None:
     server = start(digits_repository)
     server.classifier.Classify(digit(), timeout=60)
