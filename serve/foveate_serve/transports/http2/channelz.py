@@ -11,8 +11,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from grpc_channelz.v1 import channelz_pb2 as pb
 from grpc_channelz.v1.channelz_pb2_grpc import ChannelzServicer as ChannelzServicerBase
 
-from foveate_serve.transports.http2.call import peer_of
 from foveate_serve.transports.http2.connection import Connection
+from foveate_serve.transports.http2.context import peer_of
 from foveate_serve.transports.http2.counts import Counts
 
 if TYPE_CHECKING:

@@ -452,6 +452,71 @@ async def test_messages_on_their_way_have_a_limit_together() -> None:
         assert served.held == 0
 
 
+async def test_messages_count_for_more_than_their_bytes() -> None:
+    limits = {"max_message_bytes": 1 << 20, "max_request_bytes": 1 << 20}
+    async with serving(**limits) as served, await served.open() as client:
+        client.send(opening(1, request("Take")), data(1, message(b"") * 5000))
+        await client.has_answered()
+        served.service.gate.set()
+        assert (await client.answer(1)).status == str(Code.RESOURCE_EXHAUSTED.value[0])
+        assert served.held == 0
+
+
+async def test_more_messages_than_the_method_takes_are_dropped(
+    served: Served, client: RawClient
+) -> None:
+    client.send(opening(1, request("Wait")), data(1, message(b"x")))
+    await until(lambda: served.service.entered == 1)
+    assert served.held == 0
+    client.send(data(1, message(b"y") * 1000 + message(b"z")[:3], end=True))
+    await client.has_answered()
+    assert served.held == 0
+    served.service.gate.set()
+    assert (await client.answer(1)).body == message(b"x")
+
+
+class Hand:
+    """Deadlines that come when the test says so."""
+
+    def __init__(self) -> None:
+        self.due: list[Callable[[], None]] = []
+
+    def at(self, when: float, callback: Callable[[], None]) -> Any:
+        self.due.append(callback)
+        return SimpleNamespace(cancel=lambda: self.due.remove(callback))
+
+    def come(self) -> None:
+        due, self.due = self.due, []
+        for callback in due:
+            callback()
+
+
+async def test_a_message_that_does_not_go_on_fails_its_call(
+    served: Served, client: RawClient
+) -> None:
+    hand = served.server._deadlines = Hand()  # type: ignore[assignment]
+    client.send(opening(1), data(1, message(b"12345")[:7]))
+    await client.has_answered()
+    assert len(hand.due) == 1
+    # One that goes on has as much time again.
+    client.send(data(1, b"3"))
+    await client.has_answered()
+    hand.come()
+    assert len(hand.due) == 1
+    hand.come()
+    assert (await client.answer(1)).status == str(Code.DEADLINE_EXCEEDED.value[0])
+    assert (served.held, hand.due) == (0, [])
+    client.send(opening(3, request("Join")), data(3, message(b"12")[:3]))
+    await client.has_answered()
+    client.send(data(3, message(b"12")[3:]))
+    await client.has_answered()
+    # Between two messages a client may be silent.
+    hand.come()
+    assert hand.due == []
+    client.send(data(3, message(b"3"), end=True))
+    assert (await client.answer(3)).body == message(b"123")
+
+
 PART = data(1, message(bytes(1000))[:900])
 WHOLE = data(1, message(bytes(1000)))
 PAUSE, LET_GO = b"the server does what it was sent", b"the handler goes on"

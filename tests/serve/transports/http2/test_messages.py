@@ -123,6 +123,15 @@ def test_other_data_is_an_error(body: bytes) -> None:
     assert raised.value.code == grpc.StatusCode.INTERNAL
 
 
+def test_only_what_inflates_to_little_is_inflated_at_once() -> None:
+    few, many = gzip.compress(bytes(1000)), gzip.compress(bytes(10 << 20))
+    assert len(many) < 20_000
+    assert Message(bytearray(few), "gzip").inflated_at_once(1 << 20) == bytes(1000)
+    assert Message(bytearray(few), "gzip").inflated_at_once(999) is None
+    assert Message(bytearray(few[:-1]), "gzip").inflated_at_once(1 << 20) is None
+    assert Message(bytearray(many), "gzip").inflated_at_once(20 << 20) is None
+
+
 @pytest.mark.parametrize(
     ("sent", "encoding", "problem"),
     [

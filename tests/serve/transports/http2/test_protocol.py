@@ -6,6 +6,7 @@ import struct
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -14,9 +15,15 @@ from hpack import Decoder, Encoder
 from foveate_serve.settings import TransportSettings
 from foveate_serve.transports.http2 import connection
 from foveate_serve.transports.http2.connection import CONNECTION_WINDOW, Connection
-from foveate_serve.transports.http2.frames import PREFACE, ErrorCode, Flag, Kind, Setting
+from foveate_serve.transports.http2.frames import (
+    FRAME_BYTES,
+    PREFACE,
+    ErrorCode,
+    Flag,
+    Kind,
+    Setting,
+)
 from foveate_serve.transports.http2.headers import MAX_LIST_BYTES
-from foveate_serve.transports.http2.sending import FRAME_BYTES
 from foveate_serve.transports.http2.stream import STREAM_WINDOW
 
 from ....waiting import LIMIT_SECONDS, until
@@ -59,6 +66,14 @@ def priority(stream: int, depends_on: int) -> bytes:
 CONNECTION_ERRORS: dict[str, tuple[bytes, ErrorCode]] = {
     "frame_too_large": (
         struct.pack(">I", FRAME_BYTES + 1)[1:] + bytes([Kind.DATA, 0]) + bytes(4),
+        ErrorCode.FRAME_SIZE_ERROR,
+    ),
+    "ping_too_large": (
+        struct.pack(">I", 100_000)[1:] + bytes([Kind.PING, 0]) + bytes(4),
+        ErrorCode.FRAME_SIZE_ERROR,
+    ),
+    "headers_too_large": (
+        struct.pack(">I", 2 * MAX_LIST_BYTES + 1)[1:] + bytes([Kind.HEADERS, 0]) + bytes(4),
         ErrorCode.FRAME_SIZE_ERROR,
     ),
     "data_on_the_connection": (data(0, b"x"), ErrorCode.PROTOCOL_ERROR),
@@ -126,10 +141,6 @@ CONNECTION_ERRORS: dict[str, tuple[bytes, ErrorCode]] = {
     "push_neither_on_nor_off": (settings({Setting.ENABLE_PUSH: 2}), ErrorCode.PROTOCOL_ERROR),
     "initial_window_too_large": (
         settings({Setting.INITIAL_WINDOW_SIZE: 2**31}),
-        ErrorCode.FLOW_CONTROL_ERROR,
-    ),
-    "initial_window_too_large_for_a_stream": (
-        WAIT + window(1, 100) + settings({Setting.INITIAL_WINDOW_SIZE: 2**31 - 1}),
         ErrorCode.FLOW_CONTROL_ERROR,
     ),
     "frames_too_small": (settings({Setting.MAX_FRAME_SIZE: 16_383}), ErrorCode.PROTOCOL_ERROR),
@@ -353,6 +364,12 @@ async def test_no_content_type_is_not_supported_either(client: RawClient) -> Non
 async def test_a_call_may_say_what_its_messages_are(client: RawClient, kind: str) -> None:
     client.send(opening(1, answer_to(("content-type", kind))), data(1, message(b"x"), end=True))
     assert (await client.answer(1)).body == message(b"x")
+
+
+async def test_an_initial_window_may_be_too_large_for_a_stream(client: RawClient) -> None:
+    # The streams are looked at once what has been read at one time is taken.
+    client.send(WAIT + window(1, 100) + settings({Setting.INITIAL_WINDOW_SIZE: 2**31 - 1}))
+    assert await client.failure() == ErrorCode.FLOW_CONTROL_ERROR
 
 
 async def test_a_ping_is_answered(client: RawClient) -> None:
@@ -1116,6 +1133,70 @@ async def open_and_blocked(count: int) -> Fed:
     await fed.has_ended()
     assert len(fed.connection.streams) == count
     return fed
+
+
+async def test_the_bytes_of_a_frame_are_looked_at_once() -> None:
+    fed, takes = Fed(), 0
+    take = fed.connection._frames._take
+
+    def counted(received: memoryview) -> int:
+        nonlocal takes
+        takes += 1
+        return take(received)
+
+    fed.feed(PREFACE, settings())
+    fed.connection._frames._take = counted  # type: ignore[method-assign]
+    large = opening(1, request("Echo", ("long", "x" * 20_000)), end=True)
+    fed.feed(*(large[place : place + 1] for place in range(len(large))))
+    assert fed.connection.counts.started == 1
+    # At its first byte, at the end of its head, and at its own.
+    assert takes == 3
+    await fed.has_ended()
+    fed.close()
+
+
+async def test_settings_of_one_read_look_at_the_streams_once() -> None:
+    fed, looks = await open_and_blocked(10), 0
+    settled = fed.connection.sender.settled
+
+    def counted(streams: Any) -> None:
+        nonlocal looks
+        looks += 1
+        settled(streams)
+
+    fed.connection.sender.settled = counted  # type: ignore[method-assign]
+    fed.feed(settings({Setting.INITIAL_WINDOW_SIZE: 0}) * 1000)
+    assert looks == 1
+    fed.feed(settings({Setting.INITIAL_WINDOW_SIZE: 100}))
+    assert not fed.connection.streams
+    fed.close()
+
+
+async def test_settings_without_end_end_the_connection() -> None:
+    fed = await open_and_blocked(1)
+    fed.feed(settings() * 10_001)
+    assert fed.transport.closing
+    fed.close()
+
+
+async def test_who_does_not_read_answers_gets_no_further_stream(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connection, "MOST_WAITING", 5000)
+    async with serving() as served, await served.open({Setting.INITIAL_WINDOW_SIZE: 0}) as client:
+        await client.settle()
+        for stream in (1, 3):
+            client.send(call(stream, "Make", b"3000"))
+            await client.until_kind(Kind.HEADERS, stream)
+        client.send(call(5, "Echo"))
+        assert await client.was_reset(5) == ErrorCode.REFUSED_STREAM
+        client.send(window(1, 4000))
+        assert len((await client.answer(1)).body) == 3005
+        client.send(call(7, "Echo", b"x"), window(7, 100))
+        assert (await client.answer(7)).body == message(b"x")
+        client.send(window(3, 4000))
+        assert len((await client.answer(3)).body) == 3005
+        assert served.connection.sender.waiting == 0
 
 
 def seconds_for(fed: Fed, sent: bytes) -> float:
