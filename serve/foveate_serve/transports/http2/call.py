@@ -35,8 +35,8 @@ Find: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]
 _GRACE_SECONDS = 0.005
 """A handler that keeps the deadline itself says more of it."""
 
-STALL_SECONDS = 30.0
-"""How long nothing may come of a message that has begun: it takes its part of what all may send."""
+STALL_SECONDS = 15.0
+"""Between two looks whether a message that has begun goes on: it takes of what all may send."""
 
 _MESSAGE_BYTES = 256
 """What a message takes beside its bytes."""
