@@ -44,6 +44,10 @@ MOST_WAITING = 16 << 20
 """Bytes of answers that wait for a client's windows, above which it gets no further stream."""
 
 _KEEPALIVE = b"alive?  "
+MOST_RESETS = 1000
+"""Streams that a client may give up at one time (CVE-2023-44487)."""
+RESETS_A_SECOND = 33.0
+"""How many it may give up beyond them, as time goes by."""
 _MOST_EMPTY = 10_000
 """Frames that carry nothing, between two streams: padding is no reason for as many."""
 _REMEMBERED = 1024
@@ -99,6 +103,8 @@ class Connection(asyncio.BufferedProtocol):
         self._last = 0
         self._ended: dict[int, bool] = {}
         self._empty = 0
+        self._resets = 0.0
+        self._reset_at = 0.0
         self._unacknowledged = 0
         self._receive_window = CONNECTION_WINDOW
         self._leaving = False
@@ -349,7 +355,16 @@ class Connection(asyncio.BufferedProtocol):
         self._require_known(number)
         stream = self.streams.get(number)
         if stream is not None:
+            self._count_reset()
             self._drop(stream)
+
+    def _count_reset(self) -> None:
+        """Count a stream that the client gives up, which costs it less than the server."""
+        now = self._loop.time()
+        self._resets = max(0.0, self._resets - RESETS_A_SECOND * (now - self._reset_at)) + 1
+        self._reset_at = now
+        if self._resets > MOST_RESETS:
+            raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "too many streams are given up")
 
     def _on_ping(self, number: int, flags: int, payload: memoryview) -> None:
         if len(payload) != 8:

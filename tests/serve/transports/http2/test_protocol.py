@@ -1179,6 +1179,27 @@ async def test_settings_without_end_end_the_connection() -> None:
     fed.close()
 
 
+@pytest.mark.parametrize(("a_second", "lost"), [(0, True), (1e6, False)])
+async def test_a_client_that_gives_streams_up_without_end_is_sent_away(
+    served: Served,
+    client: RawClient,
+    monkeypatch: pytest.MonkeyPatch,
+    a_second: float,
+    *,
+    lost: bool,
+) -> None:
+    monkeypatch.setattr(connection, "MOST_RESETS", 10)
+    monkeypatch.setattr(connection, "RESETS_A_SECOND", a_second)
+    for stream in range(1, 21, 2):
+        client.send(call(stream, "Wait"), reset(stream))
+    await client.has_answered()
+    client.send(call(21, "Wait"), reset(21))
+    if lost:
+        assert await client.failure() == ErrorCode.ENHANCE_YOUR_CALM
+    else:
+        await client.has_answered()
+
+
 async def test_who_does_not_read_answers_gets_no_further_stream(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
