@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -27,7 +28,21 @@ ENV_PREFIX = "FOVEATE_SERVE_"
 _MIB = 1 << 20
 
 Count = Annotated[int, Field(gt=0)]
-Address = Annotated[str, Field(pattern=r"^(\[[^\]]+\]|[^:]+):[0-9]{1,5}$")]
+_LARGEST_PORT = 65_535
+
+
+def _check_port(address: str) -> str:
+    # Some of what listens takes the rest of a division for a number above it.
+    if int(address.rpartition(":")[2]) > _LARGEST_PORT:
+        raise ValueError(f"the port must be {_LARGEST_PORT} or less")
+    return address
+
+
+Address = Annotated[
+    str,
+    Field(pattern=r"^(\[[^\]]+\]|[^:]+):[0-9]{1,5}$"),
+    AfterValidator(_check_port),
+]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Counts = Annotated[
     tuple[Count, ...],

@@ -284,14 +284,16 @@ def _certificates(tls: TlsFiles) -> grpc.ServerCertificateConfiguration:
 
 
 async def _require_free(address: str) -> None:
-    """Raise OSError where somebody listens on one of the places that an address stands for.
+    """Raise OSError where an address cannot be listened on.
 
-    gRPC would listen on the others alone, and say so in its log.
+    gRPC would listen on some of the places that a name stands for, and say in its
+    own log, in several lines, why not on the others.
     """
     host, _, port = address.rpartition(":")
     places = await asyncio.get_running_loop().getaddrinfo(
         host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )
+    problems: list[OSError] = []
     for family, kind, protocol, _, place in places:
         with socket.socket(family, kind, protocol) as alone:
             alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -300,6 +302,8 @@ async def _require_free(address: str) -> None:
             try:
                 alone.bind(place)
             except OSError as error:
-                # A family of addresses that this machine has not is left out.
-                if error.errno == errno.EADDRINUSE:
-                    raise
+                problems.append(error)
+    for problem in problems:
+        # A family of addresses that this machine has not is left out, unless there is no other.
+        if problem.errno == errno.EADDRINUSE or len(problems) == len(places):
+            raise problem

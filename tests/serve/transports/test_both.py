@@ -322,6 +322,14 @@ async def test_a_port_that_is_taken_is_an_error(make: Callable[..., Transport]) 
                 await make().listen(f"{host}:{port}")
 
 
+async def test_an_address_of_another_machine_is_an_error(
+    make: Callable[..., Transport], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(OSError, match="assign"):
+        await make().listen("192.0.2.1:0")
+    assert capfd.readouterr() == ("", "")
+
+
 async def test_a_port_may_be_shared(make: Callable[..., Transport]) -> None:
     first, second = make(), make()
     port = await first.listen("127.0.0.1:0", share_port=True)
