@@ -53,7 +53,8 @@ from foveate_serve.assembly import make_engine
 from foveate_serve.rpc.handlers import ClassifierHandler
 from foveate_serve.rpc.servicers import ClassifierServicer
 from foveate_serve.settings import Settings
-from foveate_serve.wire.server import Server as TransportServer
+from foveate_serve.transports.base import services_of
+from foveate_serve.transports.make import make_transport
 
 RESULTS = Path(__file__).parent / "results" / "feature_cost.json"
 PAGE = pages.DOCS / "serving" / "operations.md"
@@ -83,13 +84,15 @@ async def serve_bare(repository: Path) -> None:
     settings = Settings(repository=repository)
     engine = make_engine(settings)
     await engine.repository.open()
-    server = TransportServer()
+    server = make_transport(settings)
     handler = ClassifierHandler(engine, stream_window=settings.stream_window)
-    add_ClassifierServiceServicer_to_server(ClassifierServicer(handler, asyncio.Event()), server)
+    add_ClassifierServiceServicer_to_server(
+        ClassifierServicer(handler, asyncio.Event()), services_of(server)
+    )
     port = await server.listen("127.0.0.1:0")
     print(f"bare on 127.0.0.1:{port}", flush=True)
     await asyncio.to_thread(sys.stdin.read)
-    await server.stop(None)
+    await server.stop()
     await engine.close()
 
 

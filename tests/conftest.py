@@ -15,6 +15,12 @@ from .waiting import wait_until
 
 FOVEATE = Path(sys.executable).with_name("foveate")
 
+TRANSPORTS = ("grpcio", "http2")
+"""What `foveate serve --transport` may name, the default first."""
+
+BOTH = pytest.mark.parametrize("transport", TRANSPORTS, indirect=True)
+"""Has a test start its servers once with each transport."""
+
 
 def pytest_configure(config: pytest.Config) -> None:
     # Does nothing where MNIST is there; where it cannot be had, the tests that need it say so.
@@ -38,6 +44,12 @@ def _no_thread_is_left() -> Iterator[None]:
         lambda: not any(thread.is_alive() for thread in ours),
         told=lambda: f"it left {[thread.name for thread in ours if thread.is_alive()]}",
     )
+
+
+@pytest.fixture
+def transport(request: pytest.FixtureRequest) -> str:
+    """Return the transport of the servers that a test starts, which the test may set."""
+    return str(getattr(request, "param", TRANSPORTS[0]))
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -27,7 +28,21 @@ ENV_PREFIX = "FOVEATE_SERVE_"
 _MIB = 1 << 20
 
 Count = Annotated[int, Field(gt=0)]
-Address = Annotated[str, Field(pattern=r"^(\[[^\]]+\]|[^:]+):[0-9]{1,5}$")]
+_LARGEST_PORT = 65_535
+
+
+def _check_port(address: str) -> str:
+    # Some of what listens takes the rest of a division for a number above it.
+    if int(address.rpartition(":")[2]) > _LARGEST_PORT:
+        raise ValueError(f"the port must be {_LARGEST_PORT} or less")
+    return address
+
+
+Address = Annotated[
+    str,
+    Field(pattern=r"^(\[[^\]]+\]|[^:]+):[0-9]{1,5}$"),
+    AfterValidator(_check_port),
+]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Counts = Annotated[
     tuple[Count, ...],
@@ -35,6 +50,9 @@ Counts = Annotated[
     # As a flag and as a variable the numbers stand in one text.
     BeforeValidator(lambda value: value.split(",") if isinstance(value, str) else value),
 ]
+
+
+TransportName = Literal["grpcio", "http2"]
 
 
 class SettingsError(Exception):
@@ -115,7 +133,50 @@ class ModelSettings(EngineSettings):
     )
 
 
-class Settings(ModelSettings, BaseSettings):
+class TransportSettings(BaseModel):
+    """What the server's transport is, and what it allows a client."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    transport: TransportName = Field(
+        default="grpcio",
+        description="what speaks gRPC: grpcio, the library's own server, or http2, which takes "
+        "less processor time and belongs behind a proxy or among trusted clients",
+    )
+    max_message_bytes: Count = Field(default=24 * _MIB, description="the largest message taken")
+    max_request_bytes: Count = Field(
+        default=256 * _MIB, description="the most bytes of pictures in flight"
+    )
+    max_concurrent_streams: Count = Field(
+        default=1024, description="the most calls of one connection at one time; others wait"
+    )
+    max_connection_idle: Seconds = Field(
+        default=0.0, description="seconds without a call after which a connection ends; 0 is never"
+    )
+    max_connection_age: Seconds = Field(
+        default=0.0,
+        description="seconds, give or take a tenth, after which a client is told to connect anew, "
+        "so that it finds servers that were added; 0 is never",
+    )
+    max_connection_age_grace: Seconds = Field(
+        default=0.0,
+        description="seconds that calls in flight get at the end of a connection's age; "
+        "0 lets them finish",
+    )
+    keepalive_time: Seconds = Field(
+        default=60.0,
+        description="seconds without a word from a client after which it is asked for one (PING); "
+        "0 is never",
+    )
+    keepalive_timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        default=20.0, description="seconds for the answer, after which its connection ends"
+    )
+    channelz: bool = Field(
+        default=False, description="whether gRPC's own state can be asked for (channelz)"
+    )
+
+
+class Settings(ModelSettings, TransportSettings, BaseSettings):
     """Every setting of `foveate serve`."""
 
     model_config = SettingsConfigDict(
@@ -183,9 +244,6 @@ class Settings(ModelSettings, BaseSettings):
         default=False,
         description="whether to export OpenTelemetry traces, as the OTEL_* variables say",
     )
-    channelz: bool = Field(
-        default=False, description="whether gRPC's own state can be asked for (channelz)"
-    )
 
     image_threads: Count = Field(
         default_factory=count_cores, description="threads that decode and draw pictures"
@@ -197,7 +255,6 @@ class Settings(ModelSettings, BaseSettings):
         "Protocol, that are worked on at one time",
     )
 
-    max_message_bytes: Count = Field(default=24 * _MIB, description="the largest message taken")
     max_image_bytes: Count = Field(default=16 * _MIB, description="the largest encoded picture")
     max_image_pixels: int = Field(
         default=50_000_000, gt=0, le=MAX_PIXELS, description="the most pixels of a picture"
@@ -230,9 +287,6 @@ class Settings(ModelSettings, BaseSettings):
         default=False, description="whether identical requests in flight are answered by one run"
     )
     max_requests: Count = Field(default=1024, description="the most requests in flight")
-    max_request_bytes: Count = Field(
-        default=256 * _MIB, description="the most bytes of pictures in flight"
-    )
 
     shutdown_delay: Seconds = Field(
         default=0.5,
@@ -310,9 +364,15 @@ class Settings(ModelSettings, BaseSettings):
 
 
 def setting_names() -> list[str]:
-    """Return the names of the settings that have one value: the server's own, then the models'."""
+    """Return the names of the settings that have one value: those of the models come last."""
     names = [name for name in Settings.model_fields if name != "models"]
-    return sorted(names, key=lambda name: name in ModelSettings.model_fields)
+    return sorted(
+        names,
+        key=lambda name: (
+            name in ModelSettings.model_fields,
+            name in TransportSettings.model_fields,
+        ),
+    )
 
 
 def _toml(value: object) -> str:

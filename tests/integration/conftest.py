@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
 from foveate.v1.repository_service_pb2_grpc import RepositoryServiceStub
 from foveate_runtime.evaluation.labelled import open_labelled
 
-FOVEATE = Path(sys.executable).with_name("foveate")
+from ..conftest import FOVEATE, TRANSPORTS
 
 
 @dataclass(frozen=True)
@@ -117,21 +116,25 @@ def own_digits(digits_repository: Path, tmp_path: Path) -> Path:
     return shutil.copytree(digits_repository, tmp_path / "models")
 
 
-@pytest.fixture(scope="session")
-def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Start the server that tests share; it must outlive all of them."""
-    with running(repository, tmp_path_factory.mktemp("server") / "log") as server:
+@pytest.fixture(scope="session", params=TRANSPORTS)
+def server(
+    request: pytest.FixtureRequest, repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """Start the server that tests share, with each transport; it must outlive all of them."""
+    log = tmp_path_factory.mktemp("server") / "log"
+    with running(repository, log, "--transport", request.param) as server:
         yield server
         assert server.process.poll() is None
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+def start(tmp_path: Path, transport: str) -> Iterator[Callable[..., Server]]:
     """Return a function that starts a server for one test."""
     started: list[Iterator[Server]] = []
 
     def start_server(repository: Path, *arguments: str) -> Server:
-        context = running(repository, tmp_path / f"log{len(started)}", *arguments)
+        log = tmp_path / f"log{len(started)}"
+        context = running(repository, log, "--transport", transport, *arguments)
         server = context.__enter__()
         started.append(context)
         return server

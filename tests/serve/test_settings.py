@@ -35,6 +35,7 @@ def test_flags_win_over_the_environment_which_wins_over_the_file(
         ("max_bach = 2", "max_bach: there is no such setting"),
         ("max_batch = 0", "max_batch: 0: Input should be greater than 0"),
         ('address = "here"', "address: 'here': "),
+        ('address = "127.0.0.1:80000"', "the port must be 65535 or less"),
         ("max_delay = nan", "max_delay: nan: "),
         ("[version_labels.cats]\nlatest = 1", "version_labels.cats.latest"),
         ("[version_labels.cats]\nCanary = 1", "a label is of at most 63"),

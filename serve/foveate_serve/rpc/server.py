@@ -3,10 +3,8 @@
 import asyncio
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 from grpc_channelz.v1 import channelz_pb2
-from grpc_channelz.v1.channelz_pb2_grpc import add_ChannelzServicer_to_server
 from grpc_health.v1.health import SERVICE_NAME as HEALTH
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION
@@ -27,13 +25,13 @@ from foveate_serve.rpc.interceptor import CallInterceptor, CallObserver
 from foveate_serve.rpc.oip.handler import InferenceHandler
 from foveate_serve.rpc.oip.servicer import InferenceServicer
 from foveate_serve.rpc.overload import OverloadGate
-from foveate_serve.rpc.security import AccessGate, server_tls
-from foveate_serve.rpc.servicers import ClassifierServicer, RepositoryServicer, gate_until
+from foveate_serve.rpc.security import AccessGate
+from foveate_serve.rpc.servicers import ClassifierServicer, RepositoryServicer
 from foveate_serve.settings import Settings
 from foveate_serve.statistics import Statistics
-from foveate_serve.wire.channelz import ChannelzServicer
-from foveate_serve.wire.server import FLUSH_SECONDS
-from foveate_serve.wire.server import Server as WireServer
+from foveate_serve.transports.base import services_of
+from foveate_serve.transports.make import make_transport
+from foveate_serve.transports.tls import tls_files
 
 logger = logging.getLogger(__name__)
 
@@ -78,17 +76,13 @@ class Server:
             hung=lambda: engine.repository.hung,
         )
         gates = (
-            gate_until(self._stopping),
             *(() if access is None else (AccessGate(access),)),
             OverloadGate(engine.refusal),
         )
-        self._server = WireServer(
-            interceptors=(CallInterceptor(gates, observers, log=settings.log_requests),),
-            max_message_bytes=settings.max_message_bytes,
-            max_receiving_bytes=max(settings.max_request_bytes, settings.max_message_bytes),
+        self._transport = make_transport(
+            settings, (CallInterceptor(gates, observers, log=settings.log_requests),)
         )
-        # Generated code wants a grpc.aio.Server, of which it calls nothing else.
-        services: Any = self._server
+        services = services_of(self._transport)
         classifier = ClassifierHandler(engine, stream_window=settings.stream_window)
         add_ClassifierServiceServicer_to_server(
             ClassifierServicer(classifier, self._stopping), services
@@ -107,7 +101,7 @@ class Server:
         add_HealthServicer_to_server(self._health, services)
         names = [CLASSIFIER, REPOSITORY, OPEN_INFERENCE, HEALTH, REFLECTION]
         if settings.channelz:
-            add_ChannelzServicer_to_server(ChannelzServicer(self._server), services)
+            self._transport.add_channelz()
             names.append(CHANNELZ)
         add_ServerReflectionServicer_to_server(  # type: ignore[no-untyped-call]
             reflection.ReflectionServicer(names), services
@@ -119,10 +113,10 @@ class Server:
         Raises AddressError where it cannot be listened on, and SettingsError
         where the files of TLS cannot be read.
         """
-        address, tls = self._settings.address, server_tls(self._settings)
+        address, tls = self._settings.address, tls_files(self._settings)
         try:
             # A second server on the same port must fail; workers share theirs.
-            port = await self._server.listen(
+            port = await self._transport.listen(
                 address, tls=tls, share_port=self._settings.workers > 1
             )
         except OSError as error:
@@ -142,16 +136,17 @@ class Server:
         """Report NOT_SERVING and go on for `shutdown_delay`, then finish what runs and stop."""
         self._health.ready = False
         await asyncio.sleep(self._settings.shutdown_delay)
-        self._stop_taking()
-        # Those who come meanwhile are told why, which GOAWAY would not do.
-        await self._server.finish(self._settings.shutdown_timeout)
-        await self._server.stop(FLUSH_SECONDS)
+        # First, or the clients of streams that end would come again at once.
+        await self._transport.go_away()
+        self._end_streams()
+        await self._transport.finish(self._settings.shutdown_timeout)
 
     async def abort(self) -> None:
-        """Stop at once; calls in flight are cancelled."""
-        self._stop_taking()
-        await self._server.stop(None)
+        """Stop at once; calls in flight are cut off."""
+        self._end_streams()
+        await self._transport.stop()
 
-    def _stop_taking(self) -> None:
+    def _end_streams(self) -> None:
+        """End what would go on for as long as its client does."""
         self._stopping.set()
         self._health.end_watches()

@@ -26,16 +26,7 @@ from foveate.v1.repository_service_pb2 import (
     UnloadModelResponse,
 )
 from foveate.v1.repository_service_pb2_grpc import RepositoryServiceServicer
-from foveate_serve.rpc.calls import (
-    STOPPING,
-    Context,
-    Gate,
-    Until,
-    abort,
-    answer,
-    deadline_of,
-    refusing,
-)
+from foveate_serve.rpc.calls import STOPPING, Context, Until, abort, answer, deadline_of
 from foveate_serve.rpc.handlers import ClassifierHandler, RepositoryHandler
 
 
@@ -92,9 +83,3 @@ class RepositoryServicer(RepositoryServiceServicer):
         self, request: SetVersionLabelsRequest, context: Context
     ) -> SetVersionLabelsResponse:
         return await answer(context, self._handler.set_version_labels(request))
-
-
-def gate_until(stopping: asyncio.Event) -> Gate:
-    """Return a gate that refuses calls once `stopping` is set."""
-    refuse = refusing(STOPPING)
-    return lambda _: refuse if stopping.is_set() else None

@@ -43,7 +43,9 @@ from foveate_serve.rpc.convert import MAX_PAGE_SIZE
 from foveate_serve.rpc.errors import status_errors
 from foveate_serve.rpc.handlers import ClassifierHandler, RepositoryHandler
 from foveate_serve.rpc.servicers import ClassifierServicer, RepositoryServicer
-from foveate_serve.wire.server import Server
+from foveate_serve.settings import TransportName, TransportSettings
+from foveate_serve.transports.base import services_of
+from foveate_serve.transports.make import make_transport
 
 logger = logging.getLogger(__name__)
 
@@ -153,11 +155,10 @@ async def _models(channel: grpc.aio.Channel) -> list[ModelSummary]:
 class PeerServer:
     """Answers the peers of one worker: its models as they are, and changes of them alone."""
 
-    def __init__(self, engine: Engine, socket: Path) -> None:
+    def __init__(self, engine: Engine, socket: Path, *, transport: TransportName) -> None:
         self._socket = socket
-        self._server = Server()
-        # Generated code wants a grpc.aio.Server, of which it calls nothing else.
-        services: Any = self._server
+        self._server = make_transport(TransportSettings(transport=transport))
+        services = services_of(self._server)
         models = ClassifierHandler(engine, stream_window=1)
         add_ClassifierServiceServicer_to_server(
             ClassifierServicer(models, asyncio.Event()), services
@@ -170,9 +171,9 @@ class PeerServer:
         await self._server.listen_unix(self._socket)
 
     async def stop(self) -> None:
-        """Listen no more, and finish the changes that run."""
+        """Stop at once."""
         self._socket.unlink(missing_ok=True)
-        await self._server.stop(None)
+        await self._server.stop()
 
 
 class SharedRepositoryHandler(RepositoryHandler):

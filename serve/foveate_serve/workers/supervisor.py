@@ -27,9 +27,9 @@ from foveate_serve.observe.pages import Pages, VersionRow
 from foveate_serve.observe.shown import Shown
 from foveate_serve.observe.triton import TritonNames
 from foveate_serve.process import Ready, StartError, serving_pages
-from foveate_serve.rpc.security import server_tls
 from foveate_serve.rpc.server import AddressError
 from foveate_serve.settings import Settings
+from foveate_serve.transports.tls import tls_files
 from foveate_serve.workers.peers import Peers, rows_of, versions_of
 from foveate_serve.workers.worker import FAILED, Assignment
 
@@ -56,7 +56,8 @@ class Supervisor:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._access = make_access_control(settings)
-        server_tls(settings)  # bad files are told of once, not by every worker
+        if (tls := tls_files(settings)) is not None:
+            tls.context()  # bad files are told of once, not by every worker
         self._workers: dict[int, Process] = {}
         self._ready: dict[int, int] = {}
         self._came = asyncio.Event()

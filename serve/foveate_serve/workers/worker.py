@@ -67,7 +67,9 @@ class Worker(Process):
         self._peers = Peers(folder)
         self._index = index
         super().__init__(settings)
-        self._peer_server = PeerServer(self._engine, self._peers.socket(index))
+        self._peer_server = PeerServer(
+            self._engine, self._peers.socket(index), transport=settings.transport
+        )
 
     def _repository_handler(self) -> SharedRepositoryHandler:
         return SharedRepositoryHandler(

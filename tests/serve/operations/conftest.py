@@ -4,7 +4,6 @@ import json
 import re
 import signal
 import subprocess
-import sys
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -27,7 +26,7 @@ from foveate.v1.classifier_service_pb2 import ClassifyRequest, RawImage
 from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
 from foveate_runtime.bundle.bundle import Bundle
 
-FOVEATE = Path(sys.executable).with_name("foveate")
+from ...conftest import FOVEATE, TRANSPORTS
 
 
 @dataclass(frozen=True)
@@ -123,29 +122,30 @@ Start = Callable[..., Server]
 
 
 @contextmanager
-def starter(repository: Path, logs: Path) -> Iterator[Start]:
+def starter(repository: Path, logs: Path, transport: str) -> Iterator[Start]:
     with ExitStack() as stack:
 
         def start(
             *arguments: object, repository: Path = repository, env: dict[str, str] | None = None
         ) -> Server:
             log = logs / f"log{len(list(logs.glob('log*')))}"
-            return stack.enter_context(running(repository, log, *arguments, env=env))
+            flags = ("--transport", transport, *arguments)
+            return stack.enter_context(running(repository, log, *flags, env=env))
 
         yield start
 
 
 @pytest.fixture
-def start(repository: Path, tmp_path: Path) -> Iterator[Start]:
+def start(repository: Path, tmp_path: Path, transport: str) -> Iterator[Start]:
     """Return a function that starts a server for one test, with the bundle of colours."""
-    with starter(repository, tmp_path) as start:
+    with starter(repository, tmp_path, transport) as start:
         yield start
 
 
 @pytest.fixture(scope="module")
 def start_once(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     """Return a function that starts a server for the tests of a module."""
-    with starter(repository, tmp_path_factory.mktemp("logs")) as start:
+    with starter(repository, tmp_path_factory.mktemp("logs"), TRANSPORTS[0]) as start:
         yield start
 
 

@@ -18,6 +18,8 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from foveate.v1.repository_service_pb2 import LoadModelRequest, UnloadModelRequest
 from foveate.v1.repository_service_pb2_grpc import RepositoryServiceStub
 
+from ...conftest import BOTH
+
 SERVING = HealthCheckResponse.SERVING
 NOT_SERVING = HealthCheckResponse.NOT_SERVING
 UNKNOWN = HealthCheckResponse.SERVICE_UNKNOWN
@@ -25,6 +27,7 @@ COLOURS = "foveate.v1.ClassifierService/colours"
 LATER = "foveate.v1.ClassifierService/later"
 
 
+@BOTH
 def test_a_models_health_follows_its_loads(
     start: Callable, write_bundle: Callable, tmp_path: Path
 ) -> None:
@@ -81,6 +84,7 @@ def test_a_models_health_follows_its_loads(
     assert server.process.wait(timeout=60) == 0
 
 
+@BOTH
 def test_channelz_answers_on_request(start: Callable) -> None:
     with start("--channelz").channel() as channel:
         (found,) = ChannelzStub(channel).GetServers(GetServersRequest(), timeout=60).server

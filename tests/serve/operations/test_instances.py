@@ -12,6 +12,7 @@ from foveate.v1.classifier_service_pb2 import ClassifyRequest, ClassifyStreamReq
 from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
 from foveate_runtime.cores import deal_cores
 
+from ...conftest import BOTH
 from ...waiting import LIMIT_SECONDS, wait_until
 
 COLOURS = frozenset({("model", "colours"), ("version", "1")})
@@ -33,6 +34,7 @@ def test_instances_keep_to_their_cores(start: Callable, picture: ClassifyRequest
     assert "2 instances, up to 8 in a batch, 256 may wait" in server.get("/")[1]
 
 
+@BOTH
 def test_calls_of_every_outcome_leave_nothing_behind(
     start: Callable, picture: ClassifyRequest
 ) -> None:

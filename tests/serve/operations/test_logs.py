@@ -11,11 +11,14 @@ from foveate.v1.classifier_service_pb2 import ClassifyRequest
 from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
 from foveate_serve.observe.logs import FIELDS, REQUEST_ID, JsonFormatter
 
+from ...conftest import BOTH
+
 
 def trailing_id(call: grpc.Call) -> str:
     return dict(call.trailing_metadata())["x-request-id"]
 
 
+@BOTH
 def test_every_answer_and_every_line_of_a_call_have_its_id(
     start: Callable, picture: ClassifyRequest, error_of: Callable
 ) -> None:

@@ -22,6 +22,7 @@ from foveate_serve.observer import BatchRun
 from foveate_serve.repository.repository import Repository
 from foveate_serve.repository.versions import Model, Version
 
+from ...conftest import BOTH
 from ...waiting import wait_until
 
 COLOURS = {"model": "colours", "version": "1"}
@@ -115,6 +116,7 @@ def test_the_pictures_of_a_stream_count_one_by_one(server, picture: ClassifyRequ
     assert value(samples, "foveate_calls_total", method=method, code="OK") == 1
 
 
+@BOTH
 def test_methods_that_callers_make_up_share_a_label(start: Callable, tmp_path) -> None:
     tokens = tmp_path / "tokens.toml"
     parts = [

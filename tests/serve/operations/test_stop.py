@@ -15,7 +15,7 @@ from foveate.v1.classifier_service_pb2 import ClassifyRequest, ListModelsRequest
 from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
 
 from ...colours import relist
-from ...conftest import FOVEATE
+from ...conftest import BOTH, FOVEATE
 from ...waiting import LIMIT_SECONDS, wait_until
 from .conftest import trap
 
@@ -80,6 +80,7 @@ if "foveate_serve.workers.worker" in sys.orig_argv:
 """What a library may do when it is imported: print, more than a pipe holds, and fork."""
 
 
+@BOTH
 def test_libraries_that_print_and_fork_break_no_supervisor(start: Callable, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(CHATTY, encoding="utf-8")
     path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
@@ -115,6 +116,7 @@ def test_a_worker_that_does_not_end_is_killed(start: Callable) -> None:
     assert "1 workers have not ended" in server.log.read_text(encoding="utf-8")
 
 
+@BOTH
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_stop_does_not_wait_for_a_run(
     start: Callable, write_bundle: Callable[..., Path], tmp_path: Path, workers: int

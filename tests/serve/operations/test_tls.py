@@ -12,6 +12,8 @@ import trustme
 from foveate.v1.classifier_service_pb2 import ListModelsRequest
 from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
 
+from ...conftest import BOTH
+
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 
 
@@ -43,6 +45,7 @@ def client(authority: trustme.CA, issued: trustme.LeafCert | None = None):
     )
 
 
+@BOTH
 def test_tls_takes_only_those_who_speak_it_and_trust_the_authority(
     start: Callable, tls, authority: trustme.CA
 ) -> None:
@@ -53,12 +56,14 @@ def test_tls_takes_only_those_who_speak_it_and_trust_the_authority(
     assert server.stop() == 0
 
 
+@BOTH
 def test_a_client_of_tls_gets_nothing_from_a_server_in_the_clear(
     start: Callable, authority: trustme.CA
 ) -> None:
     assert result(start().address, client(authority)) is UNAVAILABLE
 
 
+@BOTH
 def test_mutual_tls_takes_only_the_certificates_of_its_authority(
     start: Callable, tls, authority: trustme.CA, tmp_path: Path
 ) -> None:
@@ -74,6 +79,7 @@ def test_mutual_tls_takes_only_the_certificates_of_its_authority(
     assert result(server.address, client(authority, own)) is UNAVAILABLE
 
 
+@BOTH
 def test_a_renewed_certificate_is_shown_to_the_next_client(
     start: Callable, tls, authority: trustme.CA
 ) -> None:

@@ -20,6 +20,7 @@ from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
 from foveate.v1.repository_service_pb2 import LoadModelRequest, UnloadModelRequest
 from foveate.v1.repository_service_pb2_grpc import RepositoryServiceStub
 
+from ...conftest import BOTH
 from ...waiting import wait_until
 
 COLOURS = frozenset({("model", "colours"), ("version", "1")})
@@ -77,6 +78,7 @@ def test_a_worker_that_dies_is_replaced_while_the_other_serves(
     assert server.stop() == 0
 
 
+@BOTH
 def test_a_change_of_models_reaches_every_worker_and_those_that_come_later(
     start: Callable, connect: Callable, write_bundle: Callable, tmp_path: Path
 ) -> None:
@@ -110,6 +112,7 @@ def test_a_change_of_models_reaches_every_worker_and_those_that_come_later(
     assert raised.value.code() is grpc.StatusCode.NOT_FOUND
 
 
+@BOTH
 def test_a_stop_answers_what_the_workers_have_taken(
     start: Callable, connect: Callable, picture: ClassifyRequest
 ) -> None:
@@ -124,6 +127,7 @@ def test_a_stop_answers_what_the_workers_have_taken(
     assert "Traceback" not in server.log.read_text(encoding="utf-8")
 
 
+@BOTH
 def test_a_second_signal_kills_the_workers(start: Callable, picture: ClassifyRequest) -> None:
     server = start("--workers", "2", "--max-delay", "600", "--max-batch", "64")
     children = workers(server)

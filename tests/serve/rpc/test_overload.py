@@ -32,6 +32,7 @@ from foveate_serve.rpc.server import Server
 from foveate_serve.settings import Settings
 from foveate_serve.statistics import Statistics
 
+from ...conftest import TRANSPORTS
 from ...waiting import until
 
 CLASSIFY = "/foveate.v1.ClassifierService/Classify"
@@ -98,8 +99,10 @@ class Busy:
 Serve = Callable[..., AbstractAsyncContextManager[Busy]]
 
 
-@pytest.fixture
-def serve(make_gated: Callable, write_bundle: Callable[..., Path]) -> Serve:
+@pytest.fixture(params=TRANSPORTS)
+def serve(
+    request: pytest.FixtureRequest, make_gated: Callable, write_bundle: Callable[..., Path]
+) -> Serve:
     """Return a function that serves the models named, each on a runner of its own."""
 
     @asynccontextmanager
@@ -113,7 +116,9 @@ def serve(make_gated: Callable, write_bundle: Callable[..., Path]) -> Serve:
             BatchPolicy(max_batch=1, **policy),
         )
         engine = Engine(repository, Limits(), image_threads=1, observer=failures)
-        settings = Settings(repository=root, address="127.0.0.1:0", shutdown_delay=0)
+        settings = Settings(
+            repository=root, address="127.0.0.1:0", shutdown_delay=0, transport=request.param
+        )
         handler = RepositoryHandler(repository, enabled=False)
         server = Server(engine, settings, Changes(), Statistics(), handler)
         address = await server.start()

@@ -9,6 +9,8 @@ LARGEST_WINDOW = 2**31 - 1
 LARGEST_STREAM = 2**31 - 1
 DEFAULT_WINDOW = 65_535
 DEFAULT_FRAME_BYTES = 16_384
+FRAME_BYTES = 1 << 20
+"""The largest frame of DATA that is sent or taken: one for most pictures."""
 LARGEST_FRAME_BYTES = 2**24 - 1
 DEFAULT_TABLE_BYTES = 4096
 

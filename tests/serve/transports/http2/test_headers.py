@@ -9,9 +9,9 @@ from hpack import Decoder, Encoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foveate_serve.wire import headers
-from foveate_serve.wire.frames import ErrorCode, ProtocolError, StreamError
-from foveate_serve.wire.headers import MAX_LIST_BYTES, Head, HeadReader, _to_head
+from foveate_serve.transports.http2 import headers
+from foveate_serve.transports.http2.frames import ErrorCode, ProtocolError, StreamError
+from foveate_serve.transports.http2.headers import MAX_LIST_BYTES, Head, HeadReader, _to_head
 
 from .conftest import block, request
 
@@ -112,6 +112,27 @@ def test_only_so_many_blocks_are_kept() -> None:
     assert len(reader._known) <= 64
 
 
+def test_blocks_that_mean_much_are_not_all_kept() -> None:
+    reader = HeadReader()
+    reader.read(Encoder().encode([*request("Echo"), ("large", "x" * 3000)]))
+    # Seven times the latest entry of the table, in seven bytes.
+    for number in range(50):
+        head = reader.read(block(request("Echo", ("number", str(number)))) + 7 * b"\xbe")
+        assert len(head.metadata) == 8
+    kept = reader._known.values()
+    assert sum(len(value) for head in kept for _, value in head.metadata) < 1 << 16
+    assert reader.read(block(request("Echo"))) is reader.read(block(request("Echo")))
+
+
+def test_few_values_of_binary_metadata_may_be_joined() -> None:
+    assert len(read(("a-bin", ",".join(["eA"] * 65))).metadata) == 65
+    for more in ([("a-bin", ",".join(["eA"] * 66))], [("a-bin", 40 * ","), ("b-bin", 40 * ",")]):
+        with pytest.raises(StreamError, match="too many values"):
+            read(*more)
+    # Text is as it is.
+    assert read(("a", 100 * ",")).metadata == (("a", 100 * ","),)
+
+
 @settings(deadline=None, max_examples=300)
 @given(st.lists(st.binary(max_size=60), max_size=5), st.booleans())
 def test_no_bytes_are_more_than_an_error(blocks: list[bytes], begun: bool) -> None:
@@ -145,7 +166,7 @@ def test_a_head_says_what_the_call_is() -> None:
         ("b", "\u00e9"),
     )
     assert found == Head(
-        path="/wire.Test/Echo",
+        path="/transports.Test/Echo",
         # In UTF-8 it came, and bytes it stays.
         metadata=(("user-agent", "test/1"), ("b", "2"), ("a", "1"), ("b", "\u00c3\u00a9")),
         timeout=None,

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foveate_serve.wire.frames import PREFACE, Flag, Kind
+from foveate_serve.transports.http2.frames import PREFACE, Flag, Kind
 
 from .conftest import (
     block,

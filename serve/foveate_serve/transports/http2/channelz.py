@@ -4,17 +4,19 @@ It has one server and no channels: what the process asks of others is not shown.
 """
 
 import ipaddress
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc_channelz.v1 import channelz_pb2 as pb
 from grpc_channelz.v1.channelz_pb2_grpc import ChannelzServicer as ChannelzServicerBase
 
-from foveate_serve.wire.call import peer_of
-from foveate_serve.wire.connection import Connection
-from foveate_serve.wire.counts import Counts
-from foveate_serve.wire.server import Server
+from foveate_serve.transports.http2.connection import Connection
+from foveate_serve.transports.http2.context import peer_of
+from foveate_serve.transports.http2.counts import Counts
+
+if TYPE_CHECKING:
+    from foveate_serve.transports.http2.server import Http2Transport
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -25,7 +27,7 @@ MOST_RESULTS = 100
 class ChannelzServicer(ChannelzServicerBase):
     """Channelz of a server; a connection's socket has the connection's number."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: "Http2Transport") -> None:
         self._server = server
 
     async def GetTopChannels(  # noqa: N802, D102

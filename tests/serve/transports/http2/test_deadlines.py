@@ -10,7 +10,7 @@ import pytest
 from foveate_serve import deadlines as module
 from foveate_serve.deadlines import Deadlines, Timer, Within
 
-from ...waiting import until
+from ....waiting import until
 
 
 def in_seconds(seconds: float) -> float:

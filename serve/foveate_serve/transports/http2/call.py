@@ -5,26 +5,27 @@ import inspect
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 from urllib.parse import quote
 
 import grpc
 
 from foveate_serve.deadlines import Deadlines, Timer
-from foveate_serve.wire import headers
-from foveate_serve.wire.connection import Connection
-from foveate_serve.wire.headers import Head, Metadata
-from foveate_serve.wire.messages import (
+from foveate_serve.transports.http2 import headers
+from foveate_serve.transports.http2.connection import Connection
+from foveate_serve.transports.http2.context import Context
+from foveate_serve.transports.http2.headers import Head, Metadata
+from foveate_serve.transports.http2.messages import (
     ENCODINGS,
     PREFIX,
     Assembler,
     Message,
     MessageError,
 )
-from foveate_serve.wire.stream import Stream
+from foveate_serve.transports.http2.stream import Stream
 
 logger = logging.getLogger(__name__)
 
@@ -34,13 +35,17 @@ Find: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]
 _GRACE_SECONDS = 0.005
 """A handler that keeps the deadline itself says more of it."""
 
-_INFLATE_AT_ONCE = 256 << 10
-"""Inflating fewer bytes takes less time than others can be kept waiting for."""
+STALL_SECONDS = 15.0
+"""Between two looks whether a message that has begun goes on: it takes of what all may send."""
+
+_MESSAGE_BYTES = 256
+"""What a message takes beside its bytes."""
 
 _HEAD = b"\x88" + headers.write([("content-type", "application/grpc")])
 """`:status` 200 is in HPACK's static table."""
 _OK = headers.write([("grpc-status", "0")])
 _OVER = MessageError(grpc.StatusCode.CANCELLED, "the call has ended")
+_ENOUGH = MessageError(grpc.StatusCode.INTERNAL, "the method takes one message")
 # Percent-encoded in grpc-message is what is no printable ASCII, and the percent sign.
 _PRINTABLE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 
@@ -70,8 +75,8 @@ class CallDetails(grpc.HandlerCallDetails):
     invocation_metadata: Metadata
 
 
-class Call(Stream, grpc.aio.ServicerContext[Any, Any]):
-    """A call, which is its handler's context as well.
+class Call(Stream):
+    """A call, from its headers to its status.
 
     `find` returns the handler of a method, which runs in a task of its own from
     the moment that the call's headers are there: it may refuse the call before
@@ -91,14 +96,18 @@ class Call(Stream, grpc.aio.ServicerContext[Any, Any]):
         budget: Budget,
         deadlines: Deadlines,
     ) -> None:
-        super().__init__(number, connection.sender.stream_window)
+        super().__init__(number)
         self.connection = connection
-        self._head = head
+        self.head = head
+        self._context = Context(self)
         self._find = find
         self._limit = max_message_bytes
         self._budget = budget
         self._assembler = Assembler(max_message_bytes, head.encoding)
+        self._deadlines = deadlines
         self._held = 0
+        self._moved = False
+        self._stall: Timer | None = None
         self._deferred = 0
         self._messages: deque[tuple[Message, int]] = deque()
         self._problem: MessageError | None = None
@@ -109,12 +118,8 @@ class Call(Stream, grpc.aio.ServicerContext[Any, Any]):
         self._lost = False
         self._initial_sent = False
         self._answered = False
-        self._trailing: Metadata = ()
-        self._trailing_block = b""
-        self._code: grpc.StatusCode | int = grpc.StatusCode.OK
-        self._details = ""
         self._late = False
-        self._callbacks: list[Callable[[Any], None]] = []
+        self._stopped = False
         self._deadline: float | None = None
         self._timer: Timer | None = None
         if head.timeout is not None:
@@ -135,22 +140,56 @@ class Call(Stream, grpc.aio.ServicerContext[Any, Any]):
             self._deferred += size
         else:
             self.connection.credit(self, size)
-        self._budget.held += size
-        self._held += size
+        self._hold(size)
         try:
             messages = self._assembler.feed(data)
+            self._hold(_MESSAGE_BYTES * len(messages))
             self._budget.check()
         except MessageError as error:
             self._problem = error
             self._wake()
             return
-        for message in messages:
-            # With the first goes what is there of the one after the last.
-            self._messages.append((message, self._held))
-            self._held = 0
-            self.connection.counts.messages_received += 1
+        self._moved = True
+        if self._assembler.within and self._stall is None:
+            self._watch()
         if messages:
+            # With the first goes what is there of the one after the last.
+            size = self._held - _MESSAGE_BYTES * (len(messages) - 1)
+            self._held = 0
+            for message in messages:
+                self._messages.append((message, size))
+                size = _MESSAGE_BYTES
+            self.connection.counts.messages_received += len(messages)
             self._wake()
+
+    def _watch(self) -> None:
+        """Look after a while whether the message that has begun goes on."""
+        self._moved = False
+        self._stall = self._deadlines.at(time.monotonic() + STALL_SECONDS, self._check)
+
+    def _check(self) -> None:
+        self._stall = None
+        if self._problem is not None or not self._assembler.within:
+            return
+        if self._moved or self._messages:
+            self._watch()
+            return
+        self._problem = MessageError(
+            grpc.StatusCode.DEADLINE_EXCEEDED,
+            f"nothing came of a message that has begun for {STALL_SECONDS:.0f} seconds",
+        )
+        self._wake()
+
+    def _hold(self, size: int) -> None:
+        self._budget.held += size
+        self._held += size
+
+    def _take_no_more(self, why: MessageError) -> None:
+        """Drop what no handler has taken, and what the client goes on to send."""
+        self._budget.held -= self._held + sum(size for _, size in self._messages)
+        self._held = 0
+        self._messages.clear()
+        self._problem = why
 
     def ended(self) -> None:
         """Hear that there are no more messages."""
@@ -161,6 +200,11 @@ class Call(Stream, grpc.aio.ServicerContext[Any, Any]):
     def lost(self) -> None:
         """Give up: nobody waits for the answer."""
         self._lost = True
+        self.cancel()
+
+    def cut_off(self) -> None:
+        """Cancel the call's handler, as the server stops."""
+        self._stopped = True
         self.cancel()
 
     def cancel(self) -> None:
@@ -174,9 +218,11 @@ class Call(Stream, grpc.aio.ServicerContext[Any, Any]):
 
     def _note_cancel(self) -> None:
         if self._late:
-            self._set(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline is over")
+            self._context.set_status(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline is over")
+        elif self._stopped:
+            self._context.set_status(grpc.StatusCode.UNAVAILABLE, "the server has stopped")
         else:
-            self._set(grpc.StatusCode.CANCELLED, "the call was cancelled")
+            self._context.set_status(grpc.StatusCode.CANCELLED, "the call was cancelled")
 
     def _wake(self) -> None:
         if self._arrival is not None and not self._arrival.done():
@@ -187,25 +233,27 @@ class Call(Stream, grpc.aio.ServicerContext[Any, Any]):
     async def _run(self) -> None:
         self._begun = True
         try:
-            if self._head.http_status != 200:
+            if self.head.http_status != 200:
                 return
-            if self._head.encoding not in ENCODINGS:
-                self._set(grpc.StatusCode.UNIMPLEMENTED, "grpc-encoding is not supported")
+            if self.head.encoding not in ENCODINGS:
+                self._context.set_status(
+                    grpc.StatusCode.UNIMPLEMENTED, "grpc-encoding is not supported"
+                )
                 return
-            handler = await self._find(CallDetails(self._head.path, self._head.metadata))
+            handler = await self._find(CallDetails(self.head.path, self.head.metadata))
             if handler is None:
-                self._set(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+                self._context.set_status(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
             else:
                 await self._handle(handler)
         except grpc.aio.AbortError:
             pass  # abort() has noted why
         except MessageError as error:
-            self._set(error.code, error.details)
+            self._context.set_status(error.code, error.details)
         except asyncio.CancelledError:
             self._note_cancel()
         except Exception:
             logger.exception("a handler failed")
-            self._set(grpc.StatusCode.UNKNOWN, "the server failed; its log says why")
+            self._context.set_status(grpc.StatusCode.UNKNOWN, "the server failed; its log says why")
         finally:
             self._end()
 
@@ -226,17 +274,18 @@ class Call(Stream, grpc.aio.ServicerContext[Any, Any]):
         else:
             message = await self._next_message()
             if message is None:
-                self._set(grpc.StatusCode.INTERNAL, "the request is missing")
+                self._context.set_status(grpc.StatusCode.INTERNAL, "the request is missing")
                 return
+            self._take_no_more(_ENOUGH)
             # Any buffer will do for what deserialises.
             request = bytes(message) if deserialize is None else deserialize(cast("bytes", message))
         if inspect.isasyncgenfunction(behaviour):
-            async with aclosing(behaviour(request, self)) as responses:
+            async with aclosing(behaviour(request, self._context)) as responses:
                 async for response in responses:
-                    await self.write(response)
+                    await self.send(response)
             return
-        response = await behaviour(request, self)
-        if not handler.response_streaming and self._code == grpc.StatusCode.OK:
+        response = await behaviour(request, self._context)
+        if not handler.response_streaming and self._context.code() == grpc.StatusCode.OK:
             self._answer(response)
 
     def _answer(self, response: object) -> None:
@@ -248,36 +297,37 @@ class Call(Stream, grpc.aio.ServicerContext[Any, Any]):
             return
         self._initial_sent = self._answered = True
         self.connection.counts.succeeded += 1
-        self.connection.sender.answer(self, _HEAD, _framed(data), _OK + self._trailing_block)
+        self.connection.sender.answer(
+            self, _HEAD, _framed(data), _OK + self._context.trailing_block
+        )
 
     def _end(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        if self._stall is not None:
+            self._stall.cancel()
         self.connection.running -= 1
-        self._budget.held -= self._held + sum(size for _, size in self._messages)
-        self._messages.clear()
-        # What the client goes on to send is for nobody.
-        self._problem = _OVER
+        self._take_no_more(_OVER)
         if self.closed:
             self.connection.counts.failed += not self._answered
         elif not self._answered:
             self._finish()
-        for callback in self._callbacks:
-            callback(self)
+        self._context.has_ended()
 
     def _finish(self) -> None:
-        status = self._head.http_status
-        if status != 200:
+        http_status = str(self.head.http_status)
+        if http_status != "200":
             self.connection.counts.failed += 1
             refusal = _status(grpc.StatusCode.UNKNOWN, "this is no call of gRPC")
-            self.connection.sender.finish(self, headers.write([(":status", str(status)), *refusal]))
+            self.connection.sender.finish(self, headers.write([(":status", http_status), *refusal]))
             return
-        code = self._code if isinstance(self._code, int) else self._code.value[0]
+        status = self._context.code()
+        code = status if isinstance(status, int) else status.value[0]
         if code == 0:
             self.connection.counts.succeeded += 1
         else:
             self.connection.counts.failed += 1
-        block = headers.write(_status(code, self._details)) + self._trailing_block
+        block = headers.write(_status(code, self._context.details())) + self._context.trailing_block
         if self._initial_sent:
             self.connection.sender.finish(self, block)
             return
@@ -289,9 +339,6 @@ class Call(Stream, grpc.aio.ServicerContext[Any, Any]):
     def _expire(self) -> None:
         self._late = True
         self.cancel()
-
-    def _set(self, code: grpc.StatusCode, details: str) -> None:
-        self._code, self._details = code, details
 
     async def _next_message(self) -> bytearray | bytes | None:
         """Return the next message, None where there is none; raises MessageError."""
@@ -309,11 +356,13 @@ class Call(Stream, grpc.aio.ServicerContext[Any, Any]):
             self._deferred = 0
         if not message.encoding:
             return message.body
-        if len(message.body) <= _INFLATE_AT_ONCE:
-            return message.inflated(self._limit)
-        return await asyncio.to_thread(message.inflated, self._limit)
+        # Whatever takes longer than others can be kept waiting for goes to a thread.
+        data = message.inflated_at_once(self._limit)
+        return data if data is not None else await asyncio.to_thread(message.inflated, self._limit)
 
-    async def _next_request(self) -> Any:
+    # What handlers ask, through their context.
+
+    async def next_request(self) -> Any:
         """Return the next request of a stream; raises StopAsyncIteration after the last."""
         message = await self._next_message()
         if message is None:
@@ -321,129 +370,32 @@ class Call(Stream, grpc.aio.ServicerContext[Any, Any]):
         data = bytes(message)
         return data if self._deserialize is None else self._deserialize(data)
 
-    # What handlers ask of their context.
-
-    async def read(self) -> Any:
-        """Return the next request, or grpc.aio.EOF after the last."""
-        return await anext(_Requests(self), grpc.aio.EOF)
-
-    async def write(self, message: Any) -> None:
+    async def send(self, message: object) -> None:
         """Send a response, and wait until it has left."""
-        await self.send_initial_metadata(())
+        self.begin_answer(())
         self.connection.counts.messages_sent += 1
         self.connection.sender.data(self, _framed(self._serialize(message)))
         await self.connection.sender.drain(self)
 
-    async def send_initial_metadata(self, initial_metadata: Any) -> None:
+    def begin_answer(self, initial_metadata: Iterable[tuple[str, str | bytes]]) -> None:
         """Send the metadata that comes before the responses, unless some was sent."""
         if not self._initial_sent:
             block = _HEAD + headers.write_metadata(initial_metadata)
             self._initial_sent = True
             self.connection.sender.headers(self, block)
 
-    async def abort(
-        self,
-        code: grpc.StatusCode,
-        details: str = "",
-        trailing_metadata: Any = (),
-    ) -> NoReturn:
-        """End the call with an error."""
-        if code == grpc.StatusCode.OK:
-            raise grpc.aio.UsageError("a call is not aborted with OK")
-        if trailing_metadata:
-            self.set_trailing_metadata(trailing_metadata)
-        self._set(code, details)
-        raise grpc.aio.AbortError
-
-    async def abort_with_status(self, status: grpc.Status) -> NoReturn:
-        """End the call with an error."""
-        await self.abort(status.code, status.details, status.trailing_metadata or ())
-
-    def set_trailing_metadata(self, trailing_metadata: Any) -> None:
-        """Set the metadata that ends the call."""
-        trailing = tuple(trailing_metadata)
-        self._trailing_block = headers.write_metadata(trailing)
-        self._trailing = trailing
-
-    def invocation_metadata(self) -> Any:
-        """Return the metadata of the call."""
-        return self._head.metadata
-
-    def set_code(self, code: grpc.StatusCode) -> None:
-        """Set the code with which the call is to end."""
-        self._code = code
-
-    def set_details(self, details: str) -> None:
-        """Set the text that goes with the code."""
-        self._details = details
-
-    def set_compression(self, compression: grpc.Compression) -> None:
-        """Refuse, unless it is none: answers are sent as they are."""
-        if compression != grpc.Compression.NoCompression:
-            raise grpc.aio.UsageError("answers are not compressed")
-
-    def disable_next_message_compression(self) -> None:
-        """Do nothing, as no message is compressed."""
-
-    def peer(self) -> str:
-        """Return the client's address as gRPC writes it, such as ipv4:127.0.0.1:1234."""
-        return peer_of(self.connection)
-
-    def peer_identities(self) -> Iterable[bytes] | None:
-        """Return the names in the client's certificate, None where it has shown none."""
-        names = self.auth_context()
-        key = self.peer_identity_key()
-        return None if key is None else names[key]
-
-    def peer_identity_key(self) -> str | None:
-        """Return under which key of `auth_context` the client's names are."""
-        names = self.auth_context()
-        for key in ("x509_subject_alternative_name", "x509_common_name"):
-            if names.get(key):
-                return key
-        return None
-
-    def auth_context(self) -> Mapping[str, Iterable[bytes]]:
-        """Return what TLS has shown of the client."""
-        transport = self.connection.transport
-        if transport.get_extra_info("ssl_object") is None:
-            return {}
-        certificate: Any = transport.get_extra_info("peercert") or {}
-        subject = [pair for part in certificate.get("subject", ()) for pair in part]
-        return {
-            "transport_security_type": [b"ssl"],
-            "x509_common_name": [value.encode() for name, value in subject if name == "commonName"],
-            "x509_subject_alternative_name": [
-                value.encode() for _, value in certificate.get("subjectAltName", ())
-            ],
-        }
-
-    def time_remaining(self) -> float | None:  # type: ignore[override] # None without a deadline
+    def time_remaining(self) -> float | None:
         """Return the seconds until the deadline, None where there is none."""
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
-    def trailing_metadata(self) -> Any:
-        """Return what was set of the metadata that ends the call."""
-        return self._trailing
-
-    def code(self) -> Any:
-        """Return the code with which the call is to end."""
-        return self._code
-
-    def details(self) -> str:
-        """Return the text that goes with the code."""
-        return self._details
-
-    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
-        """Have a function called when the call has ended."""
-        self._callbacks.append(callback)
-
-    def cancelled(self) -> bool:
-        """Tell whether the client has given the call up, or its deadline is over."""
+    @property
+    def given_up(self) -> bool:
+        """Whether the client has given the call up, or its deadline is over."""
         return self._late or self._lost
 
-    def done(self) -> bool:
-        """Tell whether the call has ended."""
+    @property
+    def over(self) -> bool:
+        """Whether the call has ended."""
         return self.closed or self._problem is _OVER
 
 
@@ -454,18 +406,7 @@ class _Requests(AsyncIterator[Any]):
         self._call = call
 
     async def __anext__(self) -> Any:
-        return await self._call._next_request()  # noqa: SLF001 - a part of the call
-
-
-def peer_of(connection: Connection) -> str:
-    """Return a client's address as gRPC writes it."""
-    place = connection.transport.get_extra_info("peername")
-    if isinstance(place, tuple):
-        host, port = place[:2]
-        # As the kernel writes an address of IPv4 on a socket for both.
-        host = host.removeprefix("::ffff:") if "." in host else host
-        return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"
-    return "unix:"
+        return await self._call.next_request()
 
 
 def _framed(data: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""What a connection has seen: see `wire.channelz`."""
+"""What a connection has seen: see `channelz`."""
 
 from dataclasses import dataclass
 

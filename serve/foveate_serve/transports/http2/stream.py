@@ -8,19 +8,17 @@ STREAM_WINDOW = 1 << 20
 
 
 class Stream:
-    """What is known of a stream, and what it hears.
+    """What is known of a stream, and what it hears."""
 
-    `send_window` is how many bytes the client takes on it at first.
-    """
-
-    def __init__(self, number: int, send_window: int) -> None:
+    def __init__(self, number: int) -> None:
         self.number = number
         self.receive_window = STREAM_WINDOW
         self.owed = 0
         """Bytes taken that the client has not heard of."""
         self.ended_by_client = False
         self.closed = False
-        self.send_window = send_window
+        self.send_window = 0
+        """Bytes that the client takes on it, beyond those of a new stream; may be negative."""
         self.outbox: deque[memoryview] = deque()
         self.trailers: bytes | None = None
         self.drained: asyncio.Future[None] | None = None
@@ -30,6 +28,9 @@ class Stream:
 
     def ended(self) -> None:
         """Hear that the client sends no more."""
+
+    def cut_off(self) -> None:
+        """Hear that the server stops."""
 
     def lost(self) -> None:
         """Hear that the client has reset the stream, or is gone."""

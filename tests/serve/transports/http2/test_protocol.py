@@ -4,38 +4,47 @@ import asyncio
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
+from typing import Any
 
 import pytest
+import pytest_asyncio
 from hpack import Decoder, Encoder
 
-from foveate_serve.wire import connection
-from foveate_serve.wire.connection import CONNECTION_WINDOW, MAX_STREAMS, Connection
-from foveate_serve.wire.frames import PREFACE, ErrorCode, Flag, Kind, Setting
-from foveate_serve.wire.headers import MAX_LIST_BYTES
-from foveate_serve.wire.sending import FRAME_BYTES
-from foveate_serve.wire.server import Server
-from foveate_serve.wire.stream import STREAM_WINDOW
+from foveate_serve.settings import TransportSettings
+from foveate_serve.transports.http2 import connection
+from foveate_serve.transports.http2.connection import CONNECTION_WINDOW, Connection
+from foveate_serve.transports.http2.frames import (
+    FRAME_BYTES,
+    PREFACE,
+    ErrorCode,
+    Flag,
+    Kind,
+    Setting,
+)
+from foveate_serve.transports.http2.headers import MAX_LIST_BYTES
+from foveate_serve.transports.http2.stream import STREAM_WINDOW
 
-from ...waiting import LIMIT_SECONDS, until
+from ....waiting import LIMIT_SECONDS, until
+from ..service import Context, Service
 from .conftest import (
     LARGE_WINDOWS,
-    Context,
     Fields,
     Frame,
     RawClient,
     Served,
-    Service,
     block,
     call,
     data,
     frame,
+    make_server,
     message,
     opening,
     ping,
     request,
     reset,
+    serving,
     settings,
     window,
 )
@@ -57,6 +66,14 @@ def priority(stream: int, depends_on: int) -> bytes:
 CONNECTION_ERRORS: dict[str, tuple[bytes, ErrorCode]] = {
     "frame_too_large": (
         struct.pack(">I", FRAME_BYTES + 1)[1:] + bytes([Kind.DATA, 0]) + bytes(4),
+        ErrorCode.FRAME_SIZE_ERROR,
+    ),
+    "ping_too_large": (
+        struct.pack(">I", 100_000)[1:] + bytes([Kind.PING, 0]) + bytes(4),
+        ErrorCode.FRAME_SIZE_ERROR,
+    ),
+    "headers_too_large": (
+        struct.pack(">I", 2 * MAX_LIST_BYTES + 1)[1:] + bytes([Kind.HEADERS, 0]) + bytes(4),
         ErrorCode.FRAME_SIZE_ERROR,
     ),
     "data_on_the_connection": (data(0, b"x"), ErrorCode.PROTOCOL_ERROR),
@@ -124,10 +141,6 @@ CONNECTION_ERRORS: dict[str, tuple[bytes, ErrorCode]] = {
     "push_neither_on_nor_off": (settings({Setting.ENABLE_PUSH: 2}), ErrorCode.PROTOCOL_ERROR),
     "initial_window_too_large": (
         settings({Setting.INITIAL_WINDOW_SIZE: 2**31}),
-        ErrorCode.FLOW_CONTROL_ERROR,
-    ),
-    "initial_window_too_large_for_a_stream": (
-        WAIT + window(1, 100) + settings({Setting.INITIAL_WINDOW_SIZE: 2**31 - 1}),
         ErrorCode.FLOW_CONTROL_ERROR,
     ),
     "frames_too_small": (settings({Setting.MAX_FRAME_SIZE: 16_383}), ErrorCode.PROTOCOL_ERROR),
@@ -353,6 +366,12 @@ async def test_a_call_may_say_what_its_messages_are(client: RawClient, kind: str
     assert (await client.answer(1)).body == message(b"x")
 
 
+async def test_an_initial_window_may_be_too_large_for_a_stream(client: RawClient) -> None:
+    # The streams are looked at once what has been read at one time is taken.
+    client.send(WAIT + window(1, 100) + settings({Setting.INITIAL_WINDOW_SIZE: 2**31 - 1}))
+    assert await client.failure() == ErrorCode.FLOW_CONTROL_ERROR
+
+
 async def test_a_ping_is_answered(client: RawClient) -> None:
     client.send(ping(b"abcdefgh"))
     assert await client.until_kind(Kind.PING) == Frame(Kind.PING, Flag.ACK, 0, b"abcdefgh")
@@ -368,7 +387,7 @@ async def test_settings_are_acknowledged_each_time(client: RawClient) -> None:
 async def test_the_server_says_what_it_takes(client: RawClient) -> None:
     found = next(found for found in client.seen if found.kind == Kind.SETTINGS)
     assert dict(struct.iter_unpack(">HI", found.payload)) == {
-        Setting.MAX_CONCURRENT_STREAMS: MAX_STREAMS,
+        Setting.MAX_CONCURRENT_STREAMS: TransportSettings().max_concurrent_streams,
         Setting.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
         Setting.MAX_FRAME_SIZE: FRAME_BYTES,
         Setting.MAX_HEADER_LIST_SIZE: MAX_LIST_BYTES,
@@ -686,7 +705,7 @@ async def leaving(served: Served, client: RawClient) -> "asyncio.Task[None]":
     """Have the server stop once it has let its client know, and one call runs."""
     client.send(call(1, "Wait", b"x"))
     await until(lambda: served.service.entered == 1)
-    stopping = asyncio.create_task(served.server.stop(LIMIT_SECONDS))
+    stopping = asyncio.create_task(served.server.finish(LIMIT_SECONDS))
     found = await client.until_kind(Kind.GOAWAY)
     assert (found.last, found.number) == (2**31 - 1, ErrorCode.NO_ERROR)
     return stopping
@@ -749,7 +768,7 @@ async def test_an_idle_client_hears_of_the_last_stream_as_well(
 ) -> None:
     client.send(call(1, "Echo"), call(3, "Echo"))
     await client.answer(3)
-    await served.server.stop(None)
+    await served.server.stop()
     await client.has_lost()
     last = [found.last for found in client.seen if found.kind == Kind.GOAWAY]
     assert last == [2**31 - 1, 3]
@@ -806,7 +825,7 @@ class Fed:
     """A connection without a socket."""
 
     def __init__(self) -> None:
-        server = Server()
+        server = make_server()
         server.add_generic_rpc_handlers([Service().handlers()])
         self.server = server
         self.connection: Connection = server._connection()
@@ -1043,14 +1062,18 @@ async def test_who_has_said_hello_may_stay(served: Served, monkeypatch: pytest.M
         assert (await client.answer(1)).body == message(b"x")
 
 
-@pytest.fixture
-def few_streams(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "MAX_STREAMS", 2)
+@pytest_asyncio.fixture
+async def few_streams() -> AsyncIterator[tuple[Served, RawClient]]:
+    """A server that lets a client have two streams, and a client of it."""
+    async with serving(max_concurrent_streams=2) as served, await served.open() as client:
+        await client.settle()
+        yield served, client
 
 
 async def test_more_streams_than_a_client_may_have_are_refused(
-    few_streams: None, served: Served, client: RawClient
+    few_streams: tuple[Served, RawClient],
 ) -> None:
+    served, client = few_streams
     client.send(*(call(stream, "Wait") for stream in (1, 3, 5)))
     assert await client.was_reset(5) == ErrorCode.REFUSED_STREAM
     served.service.gate.set()
@@ -1061,8 +1084,9 @@ async def test_more_streams_than_a_client_may_have_are_refused(
 
 
 async def test_streams_that_were_reset_count_as_long_as_they_are_worked_on(
-    few_streams: None, served: Served, client: RawClient
+    few_streams: tuple[Served, RawClient],
 ) -> None:
+    served, client = few_streams
     gate = asyncio.Event()
 
     async def stubborn(body: bytes, context: Context) -> bytes:
@@ -1086,8 +1110,9 @@ async def test_streams_that_were_reset_count_as_long_as_they_are_worked_on(
 
 
 async def test_streams_that_were_reset_at_once_count_no_longer(
-    few_streams: None, served: Served, client: RawClient
+    few_streams: tuple[Served, RawClient],
 ) -> None:
+    served, client = few_streams
     for stream in range(1, 21, 2):
         client.send(call(stream, "Echo") + reset(stream))
         await client.has_answered()
@@ -1108,6 +1133,91 @@ async def open_and_blocked(count: int) -> Fed:
     await fed.has_ended()
     assert len(fed.connection.streams) == count
     return fed
+
+
+async def test_the_bytes_of_a_frame_are_looked_at_once() -> None:
+    fed, takes = Fed(), 0
+    take = fed.connection._frames._take
+
+    def counted(received: memoryview) -> int:
+        nonlocal takes
+        takes += 1
+        return take(received)
+
+    fed.feed(PREFACE, settings())
+    fed.connection._frames._take = counted  # type: ignore[method-assign]
+    large = opening(1, request("Echo", ("long", "x" * 20_000)), end=True)
+    fed.feed(*(large[place : place + 1] for place in range(len(large))))
+    assert fed.connection.counts.started == 1
+    # At its first byte, at the end of its head, and at its own.
+    assert takes == 3
+    await fed.has_ended()
+    fed.close()
+
+
+async def test_settings_of_one_read_look_at_the_streams_once() -> None:
+    fed, looks = await open_and_blocked(10), 0
+    settled = fed.connection.sender.settled
+
+    def counted(streams: Any) -> None:
+        nonlocal looks
+        looks += 1
+        settled(streams)
+
+    fed.connection.sender.settled = counted  # type: ignore[method-assign]
+    fed.feed(settings({Setting.INITIAL_WINDOW_SIZE: 0}) * 1000)
+    assert looks == 1
+    fed.feed(settings({Setting.INITIAL_WINDOW_SIZE: 100}))
+    assert not fed.connection.streams
+    fed.close()
+
+
+async def test_settings_without_end_end_the_connection() -> None:
+    fed = await open_and_blocked(1)
+    fed.feed(settings() * 10_001)
+    assert fed.transport.closing
+    fed.close()
+
+
+@pytest.mark.parametrize(("a_second", "lost"), [(0, True), (1e6, False)])
+async def test_a_client_that_gives_streams_up_without_end_is_sent_away(
+    served: Served,
+    client: RawClient,
+    monkeypatch: pytest.MonkeyPatch,
+    a_second: float,
+    *,
+    lost: bool,
+) -> None:
+    monkeypatch.setattr(connection, "MOST_RESETS", 10)
+    monkeypatch.setattr(connection, "RESETS_A_SECOND", a_second)
+    for stream in range(1, 21, 2):
+        client.send(call(stream, "Wait"), reset(stream))
+    await client.has_answered()
+    client.send(call(21, "Wait"), reset(21))
+    if lost:
+        assert await client.failure() == ErrorCode.ENHANCE_YOUR_CALM
+    else:
+        await client.has_answered()
+
+
+async def test_who_does_not_read_answers_gets_no_further_stream(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connection, "MOST_WAITING", 5000)
+    async with serving() as served, await served.open({Setting.INITIAL_WINDOW_SIZE: 0}) as client:
+        await client.settle()
+        for stream in (1, 3):
+            client.send(call(stream, "Make", b"3000"))
+            await client.until_kind(Kind.HEADERS, stream)
+        client.send(call(5, "Echo"))
+        assert await client.was_reset(5) == ErrorCode.REFUSED_STREAM
+        client.send(window(1, 4000))
+        assert len((await client.answer(1)).body) == 3005
+        client.send(call(7, "Echo", b"x"), window(7, 100))
+        assert (await client.answer(7)).body == message(b"x")
+        client.send(window(3, 4000))
+        assert len((await client.answer(3)).body) == 3005
+        assert served.connection.sender.waiting == 0
 
 
 def seconds_for(fed: Fed, sent: bytes) -> float:

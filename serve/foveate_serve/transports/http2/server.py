@@ -10,12 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from grpc_channelz.v1.channelz_pb2_grpc import add_ChannelzServicer_to_server
 
 from foveate_serve.deadlines import Deadlines
-from foveate_serve.wire.call import Budget, Call, Find, Handler
-from foveate_serve.wire.connection import Connection
-from foveate_serve.wire.counts import Counts
-from foveate_serve.wire.headers import Head
+from foveate_serve.settings import TransportSettings
+from foveate_serve.transports.base import FLUSH_SECONDS, services_of
+from foveate_serve.transports.http2.call import Budget, Call, Find, Handler
+from foveate_serve.transports.http2.channelz import ChannelzServicer
+from foveate_serve.transports.http2.connection import Connection
+from foveate_serve.transports.http2.counts import Counts
+from foveate_serve.transports.http2.headers import Head
+from foveate_serve.transports.http2.lifetime import Lifetime
+from foveate_serve.transports.tls import Renewed, TlsFiles
 
 BUFFER_BYTES = 256 << 10
 """What is read at one time: more than a picture has, and once for all connections."""
@@ -23,32 +29,24 @@ BUFFER_BYTES = 256 << 10
 TLS_SECONDS = 20.0
 """What a client gets for the handshake of TLS."""
 
-FLUSH_SECONDS = 1.0
-
 BACKLOG = 1024
 
 
-class Server:
-    """A server of gRPC on the running event loop, with the interface of `grpc.aio.Server`.
-
-    The first of `interceptors` sees a call first. A message has at most
-    `max_message_bytes`; those that are being received at one time have
-    `max_receiving_bytes` together.
-    """
+class Http2Transport:
+    """A transport (see `base.Transport`) that speaks HTTP/2 on the event loop."""
 
     def __init__(
         self,
-        *,
+        settings: TransportSettings,
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
-        max_message_bytes: int = 4 << 20,
-        max_receiving_bytes: int = 256 << 20,
     ) -> None:
-        self._max_message_bytes = max_message_bytes
-        self._budget = Budget(limit=max_receiving_bytes)
+        self._settings = settings
+        self._budget = Budget(limit=max(settings.max_request_bytes, settings.max_message_bytes))
         self._handlers: list[grpc.GenericRpcHandler] = []
         self._buffer = bytearray(BUFFER_BYTES)
         self._listeners: list[asyncio.Server] = []
         self.connections: dict[int, Connection] = {}
+        self._lifetimes: dict[int, Lifetime] = {}
         self._numbers = 0
         self._deadlines = Deadlines()
         self._past = Counts()
@@ -67,22 +65,19 @@ class Server:
     def add_registered_method_handlers(self, service_name: str, method_handlers: object) -> None:
         """Do nothing: generated code registers the same methods in both ways."""
 
-    async def listen(
-        self,
-        address: str,
-        *,
-        tls: ssl.SSLContext | None = None,
-        share_port: bool = False,
-    ) -> int:
-        """Listen on HOST:PORT, and return the port; 0 picks a free one.
+    def add_channelz(self) -> None:
+        """Answer grpc.channelz.v1 with the connections and what each has carried."""
+        add_ChannelzServicer_to_server(ChannelzServicer(self), services_of(self))
 
-        With `share_port` other processes may listen there as well. Raises OSError.
-        """
+    async def listen(
+        self, address: str, *, tls: TlsFiles | None = None, share_port: bool = False
+    ) -> int:
+        """Listen on HOST:PORT, and return the port; see `base.Transport`."""
         host, _, port = address.rpartition(":")
         host, number = host.strip("[]"), int(port)
         loop = asyncio.get_running_loop()
         options: dict[str, Any] = {
-            "ssl": tls,
+            "ssl": None if tls is None else _tls_context(tls),
             "ssl_handshake_timeout": None if tls is None else TLS_SECONDS,
             "backlog": BACKLOG,
         }
@@ -120,27 +115,26 @@ class Server:
         loop = asyncio.get_running_loop()
         self._listeners.append(await loop.create_unix_server(self._connection, str(path)))
 
-    async def finish(self, seconds: float) -> None:
-        """Wait until the calls in flight have ended, at most so many seconds."""
-        tasks = [call.task for call in self._calls()]
-        if tasks:
-            await asyncio.wait(tasks, timeout=seconds)
-
-    async def stop(self, grace: float | None) -> None:
-        """Open no more connections, wait so many seconds for the calls, and cancel the rest.
-
-        Clients are told to make their next calls elsewhere. What was answered
-        gets another second to leave.
-        """
+    async def go_away(self) -> None:
+        """Listen no more, and have clients make their next calls elsewhere (GOAWAY)."""
         for listener in self._listeners:
             listener.close()
         for connection in list(self.connections.values()):
             connection.go_away()
-        # Each closes when it has nothing more to say.
-        await self._closed_within(grace or 0.0)
+
+    async def finish(self, seconds: float) -> None:
+        """Go away, and stop after the calls in flight; see `base.Transport`."""
+        await self.go_away()
+        # Each connection closes when its last call is answered.
+        await self._closed_within(seconds)
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Stop at once: calls in flight end with UNAVAILABLE; answers get a second to leave."""
+        await self.go_away()
         calls = self._calls()
         for call in calls:
-            call.cancel()
+            call.cut_off()
         if calls:
             await asyncio.wait([call.task for call in calls])
         for connection in list(self.connections.values()):
@@ -177,7 +171,13 @@ class Server:
         ]
 
     def _connection(self) -> Connection:
-        return Connection(self._accept, self._buffer, opened=self._opened, closed=self._closed)
+        return Connection(
+            self._accept,
+            self._buffer,
+            max_streams=self._settings.max_concurrent_streams,
+            opened=self._opened,
+            closed=self._closed,
+        )
 
     def _accept(self, connection: Connection, number: int, head: Head) -> Call:
         return Call(
@@ -185,7 +185,7 @@ class Server:
             number,
             head,
             find=self._find,
-            max_message_bytes=self._max_message_bytes,
+            max_message_bytes=self._settings.max_message_bytes,
             budget=self._budget,
             deadlines=self._deadlines,
         )
@@ -194,10 +194,12 @@ class Server:
         self._numbers += 1
         connection.number = self._numbers
         self.connections[connection.number] = connection
+        self._lifetimes[connection.number] = Lifetime(connection, self._settings)
         self._empty.clear()
 
     def _closed(self, connection: Connection) -> None:
         del self.connections[connection.number]
+        self._lifetimes.pop(connection.number).stop()
         self._past.add(connection.counts)
         if not self.connections:
             self._empty.set()
@@ -208,3 +210,21 @@ def _intercepted(interceptor: grpc.aio.ServerInterceptor, find: Find) -> Find:
         return await interceptor.intercept_service(find, details)
 
     return intercepted
+
+
+def _tls_context(tls: TlsFiles) -> ssl.SSLContext:
+    """Return a context that shows each client the files as they are; raises SettingsError."""
+    files = Renewed(tls, TlsFiles.context)
+
+    def renew(
+        connection: ssl.SSLSocket | ssl.SSLObject,
+        name: str | None,  # noqa: ARG001 - the certificate is the same for all names
+        context: ssl.SSLContext,  # noqa: ARG001
+    ) -> None:
+        files.renew()
+        connection.context = files.value
+
+    first = files.value
+    # Called at each handshake, whether the client names a server or not.
+    first.sni_callback = renew
+    return first

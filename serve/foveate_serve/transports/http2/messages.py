@@ -9,6 +9,8 @@ import grpc
 PREFIX = Struct(">BI")
 
 _WINDOW_BITS: Mapping[str, int] = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
+_AT_ONCE = 64 << 10
+"""Bytes that are inflated in less time than others can be kept waiting for: few may become many."""
 ENCODINGS = ("identity", "deflate", "gzip")
 """What a client may compress its messages with."""
 
@@ -94,22 +96,32 @@ class Message:
         self.body = body
         self.encoding = encoding
 
+    def inflated_at_once(self, limit: int) -> bytes | None:
+        """Return the message's bytes, None where that is no matter of a moment."""
+        few = min(limit, _AT_ONCE)
+        data, ended = self._inflated(few)
+        return data if ended and len(data) <= few else None
+
     def inflated(self, limit: int) -> bytearray | bytes:
         """Return the message's bytes; raises MessageError where they are more than `limit`."""
         if not self.encoding:
             return self.body
+        data, ended = self._inflated(limit)
+        if len(data) > limit:
+            raise too_large(None, limit)
+        if not ended:
+            raise MessageError(grpc.StatusCode.INTERNAL, f"a message is no whole {self.encoding}")
+        return data
+
+    def _inflated(self, limit: int) -> tuple[bytes, bool]:
+        """Return as many bytes, or one more, and whether the message ends there."""
         inflate = zlib.decompressobj(_WINDOW_BITS[self.encoding])
         try:
-            data = inflate.decompress(self.body, limit + 1)
+            return inflate.decompress(self.body, limit + 1), inflate.eof
         except zlib.error as error:
             raise MessageError(
                 grpc.StatusCode.INTERNAL, f"a message is no {self.encoding}"
             ) from error
-        if len(data) > limit:
-            raise too_large(None, limit)
-        if not inflate.eof:
-            raise MessageError(grpc.StatusCode.INTERNAL, f"a message is no whole {self.encoding}")
-        return data
 
 
 def too_large(size: int | None, limit: int) -> MessageError:

@@ -5,7 +5,6 @@ import gzip
 import logging
 import random
 import socket
-import ssl
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
@@ -19,28 +18,26 @@ import grpc.aio
 import pytest
 import trustme
 from grpc_channelz.v1 import channelz_pb2
-from grpc_channelz.v1.channelz_pb2_grpc import ChannelzStub, add_ChannelzServicer_to_server
+from grpc_channelz.v1.channelz_pb2_grpc import ChannelzStub
 
-from foveate_serve.wire import connection
-from foveate_serve.wire.channelz import SERVER_ID, ChannelzServicer
-from foveate_serve.wire.frames import ErrorCode, Flag, Kind, Setting
-from foveate_serve.wire.server import Server
-from foveate_serve.wire.stream import STREAM_WINDOW
+from foveate_serve.settings import TransportSettings
+from foveate_serve.transports.http2.channelz import SERVER_ID
+from foveate_serve.transports.http2.frames import ErrorCode, Flag, Kind, Setting
+from foveate_serve.transports.http2.server import Http2Transport
+from foveate_serve.transports.http2.stream import STREAM_WINDOW
+from foveate_serve.transports.tls import TlsFiles
 
-from ...waiting import LIMIT_SECONDS, until
+from ....waiting import LIMIT_SECONDS, until
+from ..service import LEAST_STEP, SECRET, SNOW, Context, path
 from .conftest import (
     LARGE_WINDOWS,
-    LEAST_STEP,
-    SECRET,
-    SNOW,
-    Context,
     RawClient,
     Served,
     call,
     data,
+    make_server,
     message,
     opening,
-    path,
     request,
     reset,
     serving,
@@ -186,11 +183,11 @@ async def test_what_cannot_be_converted_fails_its_call(served: Served, broken: s
     unary_handler: Any = grpc.unary_unary_rpc_method_handler
     handler = unary_handler(served.service.echo, **{broken: fails})
     served.server.add_generic_rpc_handlers(
-        [grpc.method_handlers_generic_handler("wire.Broken", {"Echo": handler})]
+        [grpc.method_handlers_generic_handler("transports.Broken", {"Echo": handler})]
     )
     async with served.channel() as channel:
         with pytest.raises(grpc.aio.AioRpcError) as raised:
-            await channel.unary_unary("/wire.Broken/Echo")(b"x")
+            await channel.unary_unary("/transports.Broken/Echo")(b"x")
     assert raised.value.code() == Code.UNKNOWN
     assert served.server.counts().succeeded == 0
     assert served.server.counts().failed == 1
@@ -442,7 +439,7 @@ async def test_a_message_over_the_limit_is_refused_and_the_connection_lives_on()
 
 
 async def test_messages_on_their_way_have_a_limit_together() -> None:
-    limits = {"max_message_bytes": 1 << 20, "max_receiving_bytes": 1 << 20}
+    limits = {"max_message_bytes": 1 << 20, "max_request_bytes": 1 << 20}
     async with serving(**limits) as served, await served.open() as client:
         half = message(bytes(700_000))[:600_000]
         client.send(opening(1), data(1, half), opening(3), data(3, half))
@@ -453,6 +450,71 @@ async def test_messages_on_their_way_have_a_limit_together() -> None:
         client.send(data(1, message(bytes(700_000))[600_000:], end=True))
         assert len((await client.answer(1)).body) == 700_005
         assert served.held == 0
+
+
+async def test_messages_count_for_more_than_their_bytes() -> None:
+    limits = {"max_message_bytes": 1 << 20, "max_request_bytes": 1 << 20}
+    async with serving(**limits) as served, await served.open() as client:
+        client.send(opening(1, request("Take")), data(1, message(b"") * 5000))
+        await client.has_answered()
+        served.service.gate.set()
+        assert (await client.answer(1)).status == str(Code.RESOURCE_EXHAUSTED.value[0])
+        assert served.held == 0
+
+
+async def test_more_messages_than_the_method_takes_are_dropped(
+    served: Served, client: RawClient
+) -> None:
+    client.send(opening(1, request("Wait")), data(1, message(b"x")))
+    await until(lambda: served.service.entered == 1)
+    assert served.held == 0
+    client.send(data(1, message(b"y") * 1000 + message(b"z")[:3], end=True))
+    await client.has_answered()
+    assert served.held == 0
+    served.service.gate.set()
+    assert (await client.answer(1)).body == message(b"x")
+
+
+class Hand:
+    """Deadlines that come when the test says so."""
+
+    def __init__(self) -> None:
+        self.due: list[Callable[[], None]] = []
+
+    def at(self, when: float, callback: Callable[[], None]) -> Any:
+        self.due.append(callback)
+        return SimpleNamespace(cancel=lambda: self.due.remove(callback))
+
+    def come(self) -> None:
+        due, self.due = self.due, []
+        for callback in due:
+            callback()
+
+
+async def test_a_message_that_does_not_go_on_fails_its_call(
+    served: Served, client: RawClient
+) -> None:
+    hand = served.server._deadlines = Hand()  # type: ignore[assignment]
+    client.send(opening(1), data(1, message(b"12345")[:7]))
+    await client.has_answered()
+    assert len(hand.due) == 1
+    # One that goes on has as much time again.
+    client.send(data(1, b"3"))
+    await client.has_answered()
+    hand.come()
+    assert len(hand.due) == 1
+    hand.come()
+    assert (await client.answer(1)).status == str(Code.DEADLINE_EXCEEDED.value[0])
+    assert (served.held, hand.due) == (0, [])
+    client.send(opening(3, request("Join")), data(3, message(b"12")[:3]))
+    await client.has_answered()
+    client.send(data(3, message(b"12")[3:]))
+    await client.has_answered()
+    # Between two messages a client may be silent.
+    hand.come()
+    assert hand.due == []
+    client.send(data(3, message(b"3"), end=True))
+    assert (await client.answer(3)).body == message(b"123")
 
 
 PART = data(1, message(bytes(1000))[:900])
@@ -565,12 +627,12 @@ async def test_a_socket_that_is_not_read_stops_the_handler(served: Served) -> No
         assert len(answer.body) == 500 * len(message(bytes(LEAST_STEP)))
 
 
-async def test_answers_that_are_not_read_do_not_pile_up(
-    served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_answers_that_are_not_read_do_not_pile_up() -> None:
     # CVE-2019-9517: windows that are open on a socket that is not read.
-    monkeypatch.setattr(connection, "MAX_STREAMS", 4)
-    async with await served.open(LARGE_WINDOWS) as client:
+    async with (
+        serving(max_concurrent_streams=4) as served,
+        await served.open(LARGE_WINDOWS) as client,
+    ):
         client.send(window(0, 2**31 - 1 - 65_535))
         await client.settle()
         client.stop_reading()
@@ -628,7 +690,7 @@ async def test_a_handler_that_is_slow_lets_a_client_send_one_window(
 async def test_a_stop_finishes_what_runs(served: Served, channel: grpc.aio.Channel) -> None:
     found = unary(channel, "Wait", b"x")
     await until(lambda: served.service.entered == 1)
-    stopping = asyncio.create_task(served.server.stop(LIMIT_SECONDS))
+    stopping = asyncio.create_task(served.server.finish(LIMIT_SECONDS))
     await asyncio.sleep(0.02)
     assert not stopping.done()
     served.service.gate.set()
@@ -640,38 +702,23 @@ async def test_a_stop_finishes_what_runs(served: Served, channel: grpc.aio.Chann
 async def test_a_stop_cancels_what_is_too_slow(served: Served, channel: grpc.aio.Channel) -> None:
     found = unary(channel, "Wait", b"x")
     await until(lambda: served.service.entered == 1)
-    await served.server.stop(0.05)
+    await served.server.finish(0.05)
     assert served.service.cancelled == 1
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await found
-    assert raised.value.code() in (Code.CANCELLED, Code.UNAVAILABLE)
+    assert raised.value.code() == Code.UNAVAILABLE
 
 
 async def test_nobody_can_connect_after_a_stop(served: Served) -> None:
-    await served.server.stop(None)
+    await served.server.stop()
     with pytest.raises(ConnectionError):
         await served.open()
-
-
-async def test_finish_waits_for_what_runs_and_no_longer_than_it_may(
-    served: Served, client: RawClient
-) -> None:
-    await served.server.finish(0)
-    client.send(call(1, "Wait"))
-    await until(lambda: served.service.entered == 1)
-    await served.server.finish(0.01)
-    assert served.service.cancelled == 0
-    finishing = asyncio.create_task(served.server.finish(LIMIT_SECONDS))
-    await asyncio.sleep(0.01)
-    assert not finishing.done()
-    served.service.gate.set()
-    await finishing
 
 
 async def test_a_stop_lets_go_what_has_been_answered(served: Served, client: RawClient) -> None:
     client.send(call(1, "Make", b"200000"))
     await client.until_kind(Kind.HEADERS, 1)
-    stopping = asyncio.create_task(served.server.stop(LIMIT_SECONDS))
+    stopping = asyncio.create_task(served.server.finish(LIMIT_SECONDS))
     # The rest of the answer waits for the client's windows.
     assert len((await client.answer(1)).body) == 200_005
     await stopping
@@ -725,15 +772,15 @@ async def test_a_name_is_listened_on_at_each_of_its_addresses(served: Served) ->
 
 async def test_a_port_that_is_taken_is_an_error(served: Served) -> None:
     with pytest.raises(OSError, match="in use"):
-        await Server().listen(served.address)
+        await make_server().listen(served.address)
 
 
 async def test_a_port_may_be_shared() -> None:
-    first, second = Server(), Server()
+    first, second = make_server(), make_server()
     port = await first.listen("127.0.0.1:0", share_port=True)
     assert await second.listen(f"127.0.0.1:{port}", share_port=True) == port
-    await first.stop(None)
-    await second.stop(None)
+    await first.stop()
+    await second.stop()
 
 
 # Contexts.
@@ -751,7 +798,7 @@ async def test_a_context_knows_its_peer(served: Served) -> None:
     assert 0 < int(port) < 2**16
 
 
-async def test_a_clients_certificate_names_it(served: Served) -> None:
+async def test_a_clients_certificate_names_it(served: Served, tmp_path: Path) -> None:
     async def handler(body: bytes, context: Context) -> bytes:
         assert context.auth_context()["transport_security_type"] == [b"ssl"]
         return b" ".join(context.peer_identities() or ())
@@ -759,11 +806,14 @@ async def test_a_clients_certificate_names_it(served: Served) -> None:
     served.service.custom = handler
     authority = trustme.CA()
     mine, theirs = authority.issue_cert("localhost"), authority.issue_cert("client.example")
-    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    tls.set_alpn_protocols(["h2"])
-    tls.verify_mode = ssl.CERT_REQUIRED
-    mine.configure_cert(tls)
-    authority.configure_trust(tls)
+    tls = TlsFiles(
+        certificate=tmp_path / "server.pem",
+        key=tmp_path / "server.key",
+        client_ca=tmp_path / "clients.pem",
+    )
+    mine.cert_chain_pems[0].write_to_path(tls.certificate)
+    mine.private_key_pem.write_to_path(tls.key)
+    authority.cert_pem.write_to_path(tls.client_ca)
     port = await served.server.listen("127.0.0.1:0", tls=tls)
     credentials = grpc.ssl_channel_credentials(
         authority.cert_pem.bytes(),
@@ -854,10 +904,10 @@ async def test_what_a_handler_reads_and_writes_is_converted(served: Served) -> N
     stream: Any = grpc.stream_stream_rpc_method_handler
     handler = stream(double, request_deserializer=int, response_serializer=b"%d".__mod__)
     served.server.add_generic_rpc_handlers(
-        [grpc.method_handlers_generic_handler("wire.Numbers", {"Double": handler})]
+        [grpc.method_handlers_generic_handler("transports.Numbers", {"Double": handler})]
     )
     async with served.channel() as channel:
-        found = channel.stream_stream("/wire.Numbers/Double")(sent(b"1", b"20"))
+        found = channel.stream_stream("/transports.Numbers/Double")(sent(b"1", b"20"))
         assert [body async for body in found] == [b"2", b"40"]
 
 
@@ -907,13 +957,13 @@ async def test_an_interceptor_comes_before_the_message_and_the_first_before_the_
 
             return grpc.stream_stream_rpc_method_handler(refuse)
 
-    server = Server(interceptors=(Note("first"), Note("second"), Refuse()))
+    server = Http2Transport(TransportSettings(), (Note("first"), Note("second"), Refuse()))
     port = await server.listen("127.0.0.1:0")
     async with await RawClient.open(port, {}) as client:
         client.send(opening(1, request("Echo", ("a", "b"))))
         assert (await client.answer(1)).status == str(Code.PERMISSION_DENIED.value[0])
     assert seen == [f"first {path('Echo')} b", f"second {path('Echo')} b"]
-    await server.stop(None)
+    await server.stop()
 
 
 Seen = list[tuple[bool, bool, grpc.StatusCode]]
@@ -986,7 +1036,7 @@ async def test_a_callback_hears_of_a_deadline(served: Served, client: RawClient)
 
 
 async def test_channelz_counts_calls_and_messages(served: Served) -> None:
-    add_ChannelzServicer_to_server(ChannelzServicer(served.server), served.server)  # type: ignore[arg-type]
+    served.server.add_channelz()
     async with served.channel() as other, served.channel() as channel:
         await unary(other, "Echo", b"x")
         await other.stream_unary(path("Join"))(sent(b"1", b"2"))
@@ -1047,7 +1097,7 @@ async def test_a_call_that_the_client_gives_up_has_failed(
 
 
 async def test_channelz_pages_and_knows_what_is_not_there(served: Served) -> None:
-    add_ChannelzServicer_to_server(ChannelzServicer(served.server), served.server)  # type: ignore[arg-type]
+    served.server.add_channelz()
     pb = channelz_pb2
     async with served.channel() as channel, await served.open() as one, await served.open() as two:
         await one.settle()
@@ -1077,7 +1127,7 @@ async def test_channelz_pages_and_knows_what_is_not_there(served: Served) -> Non
 async def test_channelz_shows_a_unix_socket_and_forgets_what_is_closed(
     served: Served, tmp_path: Path
 ) -> None:
-    add_ChannelzServicer_to_server(ChannelzServicer(served.server), served.server)  # type: ignore[arg-type]
+    served.server.add_channelz()
     await served.server.listen_unix(tmp_path / "socket")
     async with await served.open() as client:
         client.send(call(1, "Echo"))

@@ -10,17 +10,16 @@ import time
 from collections.abc import Callable
 from typing import cast
 
-from foveate_serve.wire import frames
-from foveate_serve.wire.counts import Counts
-from foveate_serve.wire.frames import (
+from foveate_serve.transports.http2 import frames
+from foveate_serve.transports.http2.counts import Counts
+from foveate_serve.transports.http2.frames import (
     DEFAULT_FRAME_BYTES,
     DEFAULT_TABLE_BYTES,
     DEFAULT_WINDOW,
-    HEADER_BYTES,
+    FRAME_BYTES,
     LARGEST_FRAME_BYTES,
     LARGEST_STREAM,
     LARGEST_WINDOW,
-    PREFACE,
     ErrorCode,
     Flag,
     Kind,
@@ -28,12 +27,10 @@ from foveate_serve.wire.frames import (
     Setting,
     StreamError,
 )
-from foveate_serve.wire.headers import MAX_LIST_BYTES, Head, HeadReader, check_trailers
-from foveate_serve.wire.sending import FRAME_BYTES, Sender
-from foveate_serve.wire.stream import STREAM_WINDOW, Stream
-
-MAX_STREAMS = 4096
-"""Of one client at one time. More are refused, which by HTTP/2 they may try again at once."""
+from foveate_serve.transports.http2.headers import MAX_LIST_BYTES, Head, HeadReader, check_trailers
+from foveate_serve.transports.http2.reading import FrameReader, require_other
+from foveate_serve.transports.http2.sending import Sender
+from foveate_serve.transports.http2.stream import STREAM_WINDOW, Stream
 
 CONNECTION_WINDOW = 16 << 20
 
@@ -43,21 +40,24 @@ HANDSHAKE_SECONDS = 20.0
 GOODBYE_SECONDS = 1.0
 """What a client gets to hear that it should open no stream any more."""
 
-_BLOCK_BYTES = 2 * MAX_LIST_BYTES
+MOST_WAITING = 16 << 20
+"""Bytes of answers that wait for a client's windows, above which it gets no further stream."""
+
+_KEEPALIVE = b"alive?  "
+MOST_RESETS = 1000
+"""Streams that a client may give up at one time (CVE-2023-44487)."""
+RESETS_A_SECOND = 33.0
+"""How many it may give up beyond them, as time goes by."""
 _MOST_EMPTY = 10_000
 """Frames that carry nothing, between two streams: padding is no reason for as many."""
 _REMEMBERED = 1024
 """Streams whose end is remembered: frames may be on their way when one ends."""
 
 _OUR_SETTINGS = {
-    Setting.MAX_CONCURRENT_STREAMS: MAX_STREAMS,
     Setting.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
     Setting.MAX_FRAME_SIZE: FRAME_BYTES,
     Setting.MAX_HEADER_LIST_SIZE: MAX_LIST_BYTES,
 }
-_HELLO = frames.settings(_OUR_SETTINGS) + frames.window_update(
-    0, CONNECTION_WINDOW - DEFAULT_WINDOW
-)
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -65,7 +65,8 @@ class Connection(asyncio.BufferedProtocol):
 
     `accept` makes the stream of a call from its head. What is read goes through
     `buffer`, which all connections of an event loop may share: nothing of it is
-    kept once it is read.
+    kept once it is read. More than `max_streams` at one time are refused, which
+    by HTTP/2 a client may try again at once.
     """
 
     def __init__(
@@ -73,11 +74,13 @@ class Connection(asyncio.BufferedProtocol):
         accept: Callable[["Connection", int, Head], Stream],
         buffer: bytearray,
         *,
+        max_streams: int,
         opened: Callable[["Connection"], None],
         closed: Callable[["Connection"], None],
     ) -> None:
         self._accept = accept
         self._buffer = memoryview(buffer)
+        self._max_streams = max_streams
         self._opened = opened
         self._closed = closed
         self._loop = asyncio.get_running_loop()
@@ -90,19 +93,18 @@ class Connection(asyncio.BufferedProtocol):
         """How many streams are worked on, those included that the client has given up."""
         self.sender = Sender(finished=self._end)
         self.transport: asyncio.Transport = cast("asyncio.Transport", None)
+        self.heard_at = self.idle_since = self._loop.time()
+        """When bytes came last, and since when there has been no stream."""
 
-        self._carry = b""
-        self._expected = PREFACE
-        self._settled = False
-        self._data_left = 0
+        self._frames = FrameReader(self)
+        self._resettled = False
         self._data_stream: Stream | None = None
         self._data_ends = False
-        self._block: bytearray | None = None
-        self._block_stream = 0
-        self._block_ends = False
         self._last = 0
         self._ended: dict[int, bool] = {}
         self._empty = 0
+        self._resets = 0.0
+        self._reset_at = 0.0
         self._unacknowledged = 0
         self._receive_window = CONNECTION_WINDOW
         self._leaving = False
@@ -120,7 +122,10 @@ class Connection(asyncio.BufferedProtocol):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._timer = self._loop.call_later(HANDSHAKE_SECONDS, self._give_up)
         self._opened(self)
-        self.sender.emit(_HELLO)
+        self.sender.emit(
+            frames.settings({Setting.MAX_CONCURRENT_STREAMS: self._max_streams, **_OUR_SETTINGS})
+        )
+        self.sender.emit(frames.window_update(0, CONNECTION_WINDOW - DEFAULT_WINDOW))
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's
         """Return where to put what is read."""
@@ -128,21 +133,16 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take what was read."""
+        self.heard_at = self._loop.time()
         if self.transport.is_closing():
             return
-        data = self._buffer[:nbytes]
-        if self._carry:
-            data = memoryview(self._carry + data)
-            self._carry = b""
         try:
-            if self._expected:
-                data = self._greet(data)
-            position = self._take(data)
+            self._frames.feed(self._buffer[:nbytes])
+            if self._resettled:
+                self._resettled = False
+                self.sender.settled(list(self.streams.values()))
         except ProtocolError as error:
             self._fail(error)
-            return
-        if position < len(data):
-            self._carry = bytes(data[position:])
 
     def pause_writing(self) -> None:
         """Hear that the client does not read as fast as it is answered."""
@@ -186,6 +186,17 @@ class Connection(asyncio.BufferedProtocol):
             self._timer.cancel()
         self._timer = self._loop.call_later(GOODBYE_SECONDS, self._heard)
 
+    def cut_off(self) -> None:
+        """Cancel what is worked on, and close once that has been told."""
+        for stream in list(self.streams.values()):
+            stream.cut_off()
+        # It may have no room for what it is told.
+        self._loop.call_later(GOODBYE_SECONDS, self._give_up)
+
+    def ping(self) -> None:
+        """Ask the client for a sign of life."""
+        self.sender.emit(frames.ping(_KEEPALIVE, ack=False))
+
     def close(self) -> None:
         """Close once what was sent has left."""
         self._name_the_last()
@@ -203,58 +214,28 @@ class Connection(asyncio.BufferedProtocol):
 
     # Frames that come.
 
-    def _greet(self, data: memoryview) -> memoryview:
-        """Take as much of the preface as is there, and return the rest."""
-        size = min(len(self._expected), len(data))
-        if data[:size] != self._expected[:size]:
-            raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "the preface is not that of HTTP/2")
-        self._expected = self._expected[size:]
-        return data[size:]
+    def headers(self, number: int, block: bytes, *, ends: bool) -> None:
+        """Take a header block; see `reading.Receiver`."""
+        stream = self.streams.get(number)
+        try:
+            if stream is not None:
+                self._on_trailers(stream, block, ends=ends)
+            elif number > self._last:
+                self._open(number, block, ends=ends)
+            else:
+                self._on_late_headers(number, block)
+        except StreamError as error:
+            self._fail_stream(number, error)
 
-    def _take(self, data: memoryview) -> int:
-        """Take the frames that are there, and return where the rest begins."""
-        position, end = 0, len(data)
-        while position < end:
-            if self._data_left:
-                size = min(self._data_left, end - position)
-                self._data(data[position : position + size])
-                position += size
-                continue
-            if end - position < HEADER_BYTES:
-                break
-            size = data[position] << 16 | data[position + 1] << 8 | data[position + 2]
-            kind, flags = data[position + 3], data[position + 4]
-            number = int.from_bytes(data[position + 5 : position + 9]) & LARGEST_STREAM
-            if size > FRAME_BYTES:
-                raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "the frame is too large")
-            if not self._settled and kind != Kind.SETTINGS:
-                raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "the settings are missing")
-            if self._block is not None and (
-                kind != Kind.CONTINUATION or number != self._block_stream
-            ):
-                raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "a header block is interrupted")
-            if kind == Kind.DATA and not flags & Flag.PADDED:
-                position += HEADER_BYTES
-                self._begin_data(number, size, ends=bool(flags & Flag.END_STREAM))
-                continue
-            if end - position - HEADER_BYTES < size:
-                break
-            start = position + HEADER_BYTES
-            position = start + size
-            try:
-                self._frame(kind, flags, number, data[start:position])
-            except StreamError as error:
-                self._fail_stream(number, error)
-        return position
+    def frame(self, kind: int, flags: int, number: int, payload: memoryview) -> None:
+        """Take a frame that brings neither headers nor data; see `reading.Receiver`."""
+        try:
+            self._frame(kind, flags, number, payload)
+        except StreamError as error:
+            self._fail_stream(number, error)
 
     def _frame(self, kind: int, flags: int, number: int, payload: memoryview) -> None:
         match kind:
-            case Kind.HEADERS:
-                self._on_headers(number, flags, payload)
-            case Kind.CONTINUATION:
-                self._on_continuation(flags, payload)
-            case Kind.DATA:
-                self._on_padded_data(number, flags, payload)
             case Kind.WINDOW_UPDATE:
                 self._on_window_update(number, payload)
             case Kind.RST_STREAM:
@@ -270,61 +251,25 @@ class Connection(asyncio.BufferedProtocol):
             case Kind.PUSH_PROMISE:
                 raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "a client pushes nothing")
             case _:
-                self._count_empty()  # of an extension, to be ignored
+                self.nothing()  # of an extension, to be ignored
 
-    def _on_headers(self, number: int, flags: int, payload: memoryview) -> None:
-        payload = _unpadded(flags, payload)
-        _require(number % 2 == 1, "a client's streams have odd numbers")
-        if flags & Flag.PRIORITY:
-            if len(payload) < 5:
-                raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "a priority has five bytes")
-            _require_other(number, payload)
-            payload = payload[5:]
-        self._block = bytearray(payload)
-        self._block_stream = number
-        self._block_ends = bool(flags & Flag.END_STREAM)
-        self._end_block(flags)
+    def _on_late_headers(self, number: int, block: bytes) -> None:
+        self._reader.skip(block)
+        if number not in self._ended:
+            raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "a stream's number goes down")
+        if not self._ended[number]:
+            raise ProtocolError(ErrorCode.STREAM_CLOSED, "the stream has ended")
 
-    def _on_continuation(self, flags: int, payload: memoryview) -> None:
-        if self._block is None:
-            raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "no header block is to be continued")
-        if not payload:
-            self._count_empty()
-        self._block += payload
-        self._end_block(flags)
-
-    def _end_block(self, flags: int) -> None:
-        assert self._block is not None  # noqa: S101 - a frame of it has come
-        if len(self._block) > _BLOCK_BYTES:
-            raise ProtocolError(
-                ErrorCode.ENHANCE_YOUR_CALM,
-                f"the header block is too large; the limit is {_BLOCK_BYTES} bytes",
-            )
-        if not flags & Flag.END_HEADERS:
-            return
-        block, self._block = bytes(self._block), None
-        number, stream = self._block_stream, self.streams.get(self._block_stream)
-        if stream is not None:
-            self._on_trailers(stream, block)
-        elif number > self._last:
-            self._open(number, block)
-        else:
-            self._reader.skip(block)
-            if number not in self._ended:
-                raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "a stream's number goes down")
-            if not self._ended[number]:
-                raise ProtocolError(ErrorCode.STREAM_CLOSED, "the stream has ended")
-
-    def _on_trailers(self, stream: Stream, block: bytes) -> None:
+    def _on_trailers(self, stream: Stream, block: bytes, *, ends: bool) -> None:
         fields = self._reader.skip(block)
         if stream.ended_by_client:
             raise StreamError(ErrorCode.STREAM_CLOSED, "the client has ended the stream")
         check_trailers(fields)
-        if not self._block_ends:
+        if not ends:
             raise StreamError(ErrorCode.PROTOCOL_ERROR, "headers within a stream must end it")
         self._end_by_client(stream)
 
-    def _open(self, number: int, block: bytes) -> None:
+    def _open(self, number: int, block: bytes, *, ends: bool) -> None:
         self._last = number
         if self._leaving and not self._goodbye:
             # The client has been told that this one is not answered.
@@ -333,16 +278,18 @@ class Connection(asyncio.BufferedProtocol):
             return
         self._empty = 0
         head = self._reader.read(block)
-        if max(self.running, len(self.streams)) >= MAX_STREAMS:
+        if max(self.running, len(self.streams)) >= self._max_streams:
             raise StreamError(ErrorCode.REFUSED_STREAM, "the client has too many streams")
+        if self.sender.waiting > MOST_WAITING:
+            raise StreamError(ErrorCode.REFUSED_STREAM, "the client does not read its answers")
         self.counts.started += 1
         self.counts.last_started = time.time()
         stream = self.streams[number] = self._accept(self, number, head)
-        if self._block_ends:
+        if ends:
             self._end_by_client(stream)
 
-    def _begin_data(self, number: int, size: int, *, ends: bool) -> None:
-        """Account for a DATA frame whose bytes are about to come."""
+    def data_begins(self, number: int, size: int, *, ends: bool) -> None:
+        """Account for a DATA frame whose bytes are about to come; see `reading.Receiver`."""
         self._receive_window -= size
         if self._receive_window < 0:
             raise ProtocolError(ErrorCode.FLOW_CONTROL_ERROR, "the connection's window is full")
@@ -351,16 +298,14 @@ class Connection(asyncio.BufferedProtocol):
             self._receive_window += self._unacknowledged
             self.sender.emit(frames.window_update(0, self._unacknowledged))
             self._unacknowledged = 0
-        self._data_left, self._data_ends = size, ends
+        self._data_ends = ends
         self._data_stream = None
         try:
             self._data_stream = self._receiver(number, size)
         except StreamError as error:
             self._fail_stream(number, error)
-        if not size:
-            if not ends:
-                self._count_empty()
-            self._data(memoryview(b""))
+        if not (size or ends):
+            self.nothing()
 
     def _receiver(self, number: int, size: int) -> Stream | None:
         """Return the stream that takes so many bytes, None where they are for nobody any more."""
@@ -377,26 +322,20 @@ class Connection(asyncio.BufferedProtocol):
             raise StreamError(ErrorCode.FLOW_CONTROL_ERROR, "the stream's window is full")
         return stream
 
-    def _data(self, data: memoryview) -> None:
-        """Take bytes of the DATA frame at hand."""
-        self._data_left -= len(data)
+    def data(self, data: memoryview, *, last: bool) -> None:
+        """Take bytes of the DATA frame at hand; see `reading.Receiver`."""
         stream = self._data_stream
         if stream is None:
             return
         if data and not stream.closed:
             stream.received(data)
-        if not self._data_left and self._data_ends and not stream.closed:
+        if last and self._data_ends and not stream.closed:
             self._end_by_client(stream)
 
-    def _on_padded_data(self, number: int, flags: int, payload: memoryview) -> None:
-        data = _unpadded(flags, payload)
-        padding = len(payload) - len(data)
-        self._begin_data(number, len(payload), ends=bool(flags & Flag.END_STREAM))
-        stream = self._data_stream
-        self._data_left = len(data)
-        self._data(data)
-        if stream is not None:
-            self.credit(stream, padding)
+    def padding(self, size: int) -> None:
+        """Credit what was no data; see `reading.Receiver`."""
+        if self._data_stream is not None:
+            self.credit(self._data_stream, size)
 
     def _on_window_update(self, number: int, payload: memoryview) -> None:
         size = _number(payload) & LARGEST_WINDOW
@@ -416,7 +355,16 @@ class Connection(asyncio.BufferedProtocol):
         self._require_known(number)
         stream = self.streams.get(number)
         if stream is not None:
+            self._count_reset()
             self._drop(stream)
+
+    def _count_reset(self) -> None:
+        """Count a stream that the client gives up, which costs it less than the server."""
+        now = self._loop.time()
+        self._resets = max(0.0, self._resets - RESETS_A_SECOND * (now - self._reset_at)) + 1
+        self._reset_at = now
+        if self._resets > MOST_RESETS:
+            raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "too many streams are given up")
 
     def _on_ping(self, number: int, flags: int, payload: memoryview) -> None:
         if len(payload) != 8:
@@ -435,13 +383,15 @@ class Connection(asyncio.BufferedProtocol):
             return
         for name, value in dict(frames.SETTING.iter_unpack(payload)).items():
             self._set(name, value)
-        if not self._settled:
-            self._settled = True
+        if not self._frames.settled:
+            self._frames.settled = True
             if self._timer is not None and not self._leaving:
                 self._timer.cancel()
+        self.nothing()
         self.sender.reply(frames.SETTINGS_ACK)
-        # Not before: until then the client holds streams to its old settings.
-        self.sender.settled(list(self.streams.values()))
+        # Not before: until then the client holds streams to its old settings. And
+        # once for all of them that are read at one time, as it looks at every stream.
+        self._resettled = True
 
     def _set(self, name: int, value: int) -> None:
         match name:
@@ -451,7 +401,7 @@ class Connection(asyncio.BufferedProtocol):
             case Setting.ENABLE_PUSH:
                 _require(value in (0, 1), "a setting is neither 0 nor 1")
             case Setting.INITIAL_WINDOW_SIZE:
-                self.sender.set_stream_window(value, self.streams.values())
+                self.sender.set_stream_window(value)
             case Setting.MAX_FRAME_SIZE:
                 _require(
                     DEFAULT_FRAME_BYTES <= value <= LARGEST_FRAME_BYTES,
@@ -463,13 +413,14 @@ class Connection(asyncio.BufferedProtocol):
         _require(number != 0, "PRIORITY belongs to a stream")
         if len(payload) != 5:
             raise StreamError(ErrorCode.FRAME_SIZE_ERROR, "a priority has five bytes")
-        _require_other(number, payload)
-        self._count_empty()
+        require_other(number, payload)
+        self.nothing()
 
     def _require_known(self, number: int) -> None:
         _require(number % 2 == 1 and number <= self._last, "the stream was never opened")
 
-    def _count_empty(self) -> None:
+    def nothing(self) -> None:
+        """Count a frame that carries nothing; see `reading.Receiver`."""
         self._empty += 1
         if self._empty > _MOST_EMPTY:
             raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "too many frames carry nothing")
@@ -498,6 +449,7 @@ class Connection(asyncio.BufferedProtocol):
         self.streams.pop(stream.number, None)
         self._remember(stream.number, by_us=by_us)
         if not self.streams:
+            self.idle_since = self._loop.time()
             if self._leaving and not self._goodbye:
                 self.close()
             else:
@@ -520,8 +472,6 @@ class Connection(asyncio.BufferedProtocol):
 
     def _fail(self, error: ProtocolError) -> None:
         self.sender.emit(frames.go_away(self._last, error.code, str(error)))
-        self._carry = b""
-        self._data_left = 0
         self._goodbye = b""
         self.close()
         # It may not read that, either.
@@ -552,24 +502,8 @@ def _require(condition: bool, message: str) -> None:
         raise ProtocolError(ErrorCode.PROTOCOL_ERROR, message)
 
 
-def _require_other(number: int, priority: memoryview) -> None:
-    depends_on = int.from_bytes(priority[:4]) & LARGEST_STREAM
-    _require(depends_on != number, "a stream does not depend on itself")
-
-
 def _number(payload: memoryview) -> int:
     if len(payload) != frames.NUMBER.size:
         raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "the frame has four bytes")
     number: int = frames.NUMBER.unpack(payload)[0]
     return number
-
-
-def _unpadded(flags: int, payload: memoryview) -> memoryview:
-    if not flags & Flag.PADDED:
-        return payload
-    if not payload:
-        raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "the length of the padding is missing")
-    padding = payload[0]
-    if padding >= len(payload):
-        raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "the padding is longer than the frame")
-    return payload[1 : len(payload) - padding]

@@ -4,10 +4,11 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import cast
 
-from foveate_serve.wire import frames
-from foveate_serve.wire.frames import (
+from foveate_serve.transports.http2 import frames
+from foveate_serve.transports.http2.frames import (
     DEFAULT_FRAME_BYTES,
     DEFAULT_WINDOW,
+    FRAME_BYTES,
     LARGEST_WINDOW,
     ErrorCode,
     Flag,
@@ -15,10 +16,7 @@ from foveate_serve.wire.frames import (
     ProtocolError,
     StreamError,
 )
-from foveate_serve.wire.stream import Stream
-
-FRAME_BYTES = 1 << 20
-"""The largest frame sent or taken: one for most pictures."""
+from foveate_serve.transports.http2.stream import Stream
 
 _MOST_REPLIES = 1 << 20
 """Bytes of answers to a client's PINGs and SETTINGS that may wait for it to read them."""
@@ -50,6 +48,8 @@ class Sender:
         self._out: list[bytes | memoryview] = []
         self._flushing = False
         self._unsent = 0
+        self.waiting = 0
+        """Bytes of answers that wait in the outboxes of streams."""
         self._replied = 0
         self._paused = False
 
@@ -64,6 +64,7 @@ class Sender:
         """Send bytes, as soon as the windows let them."""
         if not stream.closed:
             stream.outbox.append(memoryview(data))
+            self.waiting += len(data)
             self._pump(stream)
 
     def finish(self, stream: Stream, block: bytes) -> None:
@@ -80,7 +81,7 @@ class Sender:
         if (
             size > self._frame_bytes
             or size > self.window
-            or size > stream.send_window
+            or size > self._room(stream)
             or len(head) + len(trailers) > self._frame_bytes
             or self._table_update
             or self._blocked
@@ -155,6 +156,7 @@ class Sender:
 
     def forget(self, stream: Stream) -> None:
         """Drop what was to be sent on a stream that is closed."""
+        self.waiting -= sum(map(len, stream.outbox))
         stream.outbox.clear()
         self._blocked.pop(stream.number, None)
         self._tell_drained(stream)
@@ -175,21 +177,16 @@ class Sender:
     def widen_stream(self, stream: Stream, size: int) -> None:
         """Take so many bytes more on a stream; raises StreamError."""
         stream.send_window += size
-        if stream.send_window > LARGEST_WINDOW:
+        if self._room(stream) > LARGEST_WINDOW:
             raise StreamError(ErrorCode.FLOW_CONTROL_ERROR, "the window is too large")
         if stream.outbox:
             self._pump(stream)
 
-    def set_stream_window(self, size: int, streams: Iterable[Stream]) -> None:
+    def set_stream_window(self, size: int) -> None:
         """Take so many bytes on a stream, those that are open included; raises ProtocolError."""
         if size > LARGEST_WINDOW:
             raise ProtocolError(ErrorCode.FLOW_CONTROL_ERROR, "the window is too large")
-        more = size - self.stream_window
         self.stream_window = size
-        for stream in streams:
-            stream.send_window += more
-            if stream.send_window > LARGEST_WINDOW:
-                raise ProtocolError(ErrorCode.FLOW_CONTROL_ERROR, "a stream's window is too large")
 
     def set_frame_bytes(self, size: int) -> None:
         """Send frames of so many bytes at most."""
@@ -200,10 +197,16 @@ class Sender:
         self._table_update = _DROP_TABLE
 
     def settled(self, streams: Iterable[Stream]) -> None:
-        """Send what new settings have room for."""
+        """Send what new settings have room for; raises ProtocolError."""
         for stream in streams:
+            if self._room(stream) > LARGEST_WINDOW:
+                raise ProtocolError(ErrorCode.FLOW_CONTROL_ERROR, "a stream's window is too large")
             if stream.outbox:
                 self._pump(stream)
+
+    def _room(self, stream: Stream) -> int:
+        """Return how many bytes the client takes on a stream."""
+        return self.stream_window + stream.send_window
 
     def _header_frames(self, number: int, block: bytes, flags: int) -> bytes:
         block, self._table_update = self._table_update + block, b""
@@ -226,9 +229,10 @@ class Sender:
     def _pump(self, stream: Stream) -> None:
         """Send what the windows let of a stream."""
         while stream.outbox:
-            room = min(self.window, stream.send_window, self._frame_bytes)
+            own = self._room(stream)
+            room = min(self.window, own, self._frame_bytes)
             chunk = stream.outbox[0]
-            if chunk and stream.send_window <= 0:
+            if chunk and own <= 0:
                 return
             if chunk and (room <= 0 or self._busy):
                 self._blocked[stream.number] = stream
@@ -238,6 +242,7 @@ class Sender:
             self.emit(part)
             self.window -= len(part)
             stream.send_window -= len(part)
+            self.waiting -= len(part)
             if len(part) == len(chunk):
                 stream.outbox.popleft()
             else:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foveate_serve.wire.messages import Assembler, Message, MessageError
+from foveate_serve.transports.http2.messages import Assembler, Message, MessageError
 
 from .conftest import message
 
@@ -121,6 +121,15 @@ def test_other_data_is_an_error(body: bytes) -> None:
     with pytest.raises(MessageError, match="gzip") as raised:
         Message(bytearray(body), "gzip").inflated(LIMIT)
     assert raised.value.code == grpc.StatusCode.INTERNAL
+
+
+def test_only_what_inflates_to_little_is_inflated_at_once() -> None:
+    few, many = gzip.compress(bytes(1000)), gzip.compress(bytes(10 << 20))
+    assert len(many) < 20_000
+    assert Message(bytearray(few), "gzip").inflated_at_once(1 << 20) == bytes(1000)
+    assert Message(bytearray(few), "gzip").inflated_at_once(999) is None
+    assert Message(bytearray(few[:-1]), "gzip").inflated_at_once(1 << 20) is None
+    assert Message(bytearray(many), "gzip").inflated_at_once(20 << 20) is None
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from hpack import Decoder, HPACKError, OversizedHeaderListError
 
-from foveate_serve.wire.frames import ErrorCode, ProtocolError, StreamError
+from foveate_serve.transports.http2.frames import ErrorCode, ProtocolError, StreamError
 
 # It logs every header at the level debug, and tokens with them.
 logging.getLogger("hpack").setLevel(logging.WARNING)
@@ -21,6 +21,10 @@ MAX_LIST_BYTES = 32 << 10
 """Of a call's headers, counted as in RFC 9113, section 6.5.2."""
 
 _KEPT_BLOCKS = 64
+_KEPT_BYTES = 2 * MAX_LIST_BYTES
+"""Of the headers in these blocks, which may be many times as long as the blocks."""
+_MOST_JOINED = 64
+"""Values of binary metadata that are joined by commas, in the headers of one call."""
 _NAME = re.compile(rb":?[!#$%&'*+\-.^_`|~0-9a-z]+")
 _METADATA_KEY = re.compile(r"[0-9a-z_.-]+")
 _METADATA_VALUE = re.compile(r"[ -~]*")
@@ -63,6 +67,7 @@ class HeadReader:
     def __init__(self) -> None:
         self._decoder = Decoder(max_header_list_size=MAX_LIST_BYTES)
         self._known: dict[bytes, Head] = {}
+        self._known_bytes = 0
 
     def read(self, block: bytes) -> Head:
         """Read the headers of a call.
@@ -73,17 +78,28 @@ class HeadReader:
         head = self._known.get(block)
         if head is None:
             lasting = not _changes_table(block)
-            if not lasting or len(self._known) >= _KEPT_BLOCKS:
-                self._known.clear()
-            head = _to_head(self._decode(block))
+            fields = self._decode(block)
+            size = len(block) + sum(len(name) + len(value) for name, value in fields)
+            if (
+                not lasting
+                or len(self._known) >= _KEPT_BLOCKS
+                or self._known_bytes + size > _KEPT_BYTES
+            ):
+                self._forget()
+            head = _to_head(fields)
             if lasting:
                 self._known[block] = head
+                self._known_bytes += size
         return head
 
     def skip(self, block: bytes) -> list[tuple[bytes, bytes]]:
         """Read a block that begins no call; raises ProtocolError."""
-        self._known.clear()
+        self._forget()
         return self._decode(block)
+
+    def _forget(self) -> None:
+        self._known.clear()
+        self._known_bytes = 0
 
     def _decode(self, block: bytes) -> list[tuple[bytes, bytes]]:
         try:
@@ -141,6 +157,7 @@ def _to_head(fields: Iterable[tuple[bytes, bytes]]) -> Head:
     pseudo: dict[bytes, bytes] = {}
     known: dict[bytes, bytes] = {}
     metadata: list[tuple[str, str | bytes]] = []
+    joined = 0
     for name, value in fields:
         _require_field(name, value)
         if name.startswith(b":"):
@@ -152,6 +169,11 @@ def _to_head(fields: Iterable[tuple[bytes, bytes]]) -> Head:
         elif name in _NOT_METADATA:
             known[name] = value
         else:
+            if name.endswith(b"-bin"):
+                # A byte may stand for a header of the table, whose values are decoded each.
+                joined += value.count(b",")
+                if joined > _MOST_JOINED:
+                    raise _malformed("binary metadata has too many values")
             metadata.extend(_to_metadata(name, value))
     if not {b":method", b":scheme", b":path"} <= pseudo.keys() or not pseudo[b":path"]:
         raise _malformed("a pseudo-header is missing")

@@ -1,0 +1,309 @@
+"""grpcio's own server, `grpc.aio`."""
+
+import asyncio
+import errno
+import inspect
+import logging
+import socket
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NoReturn, TypeAlias
+
+import grpc
+from grpc_channelz.v1.channelz import aio as channelz
+from grpc_channelz.v1.channelz_pb2_grpc import add_ChannelzServicer_to_server
+
+from foveate_serve.settings import TransportSettings
+from foveate_serve.transports.base import FLUSH_SECONDS, SERVER_FAILED, services_of
+from foveate_serve.transports.tls import Renewed, TlsFiles
+
+logger = logging.getLogger(__name__)
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Option: TypeAlias = tuple[str, int]
+
+PING_SECONDS = 10.0
+"""How often a client may ask with a PING whether the server is there; by default that is 300."""
+
+_HOLD_SECONDS = 0.1
+"""Longer than most clients take between two calls, and not long for a stop."""
+
+_FEW_CALLS = 64
+_KEPT_HANDLERS = 256
+
+
+class GrpcioTransport:
+    """A transport (see `base.Transport`) that is `grpc.aio.server`."""
+
+    def __init__(
+        self,
+        settings: TransportSettings,
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+    ) -> None:
+        self._settings = settings
+        self._calls = _Calls()
+        self._interceptors = (self._calls, *interceptors)
+        self._handlers: list[grpc.GenericRpcHandler] = []
+        self._server: grpc.aio.Server | None = None
+        self._stopping: asyncio.Task[None] | None = None
+
+    def add_generic_rpc_handlers(
+        self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]
+    ) -> None:
+        """Answer the methods that some handlers know."""
+        self._handlers.extend(generic_rpc_handlers)
+
+    def add_registered_method_handlers(self, service_name: str, method_handlers: object) -> None:
+        """Do nothing: for each method that is registered grpc.aio keeps a task at every call."""
+
+    def add_channelz(self) -> None:
+        """Answer grpc.channelz.v1 with what grpcio knows of all of the process."""
+        add_ChannelzServicer_to_server(channelz.ChannelzServicer(), services_of(self))
+
+    async def listen(
+        self, address: str, *, tls: TlsFiles | None = None, share_port: bool = False
+    ) -> int:
+        """Listen on HOST:PORT, and return the port; see `base.Transport`."""
+        credentials = None if tls is None else _credentials(tls)
+        if not share_port:
+            await _require_free(address)
+        return await self._start(address, credentials, share_port=share_port)
+
+    async def listen_unix(self, path: Path) -> None:
+        """Listen on a socket in the file system; raises OSError."""
+        await self._start(f"unix:{path}", None, share_port=False)
+
+    async def go_away(self) -> None:
+        """Listen no more, and have clients make their next calls elsewhere (GOAWAY).
+
+        gRPC answers CANCELLED to calls that come after it has said GOAWAY, and before
+        the client has read that. Calls that come shortly before are held until then:
+        clients that wait for their answers have nothing else on its way.
+        """
+        if self._server is None or self._stopping is not None:
+            return
+        with self._calls.held():
+            await asyncio.sleep(_HOLD_SECONDS)
+            self._stopping = asyncio.create_task(self._server.stop(_LONGEST_SECONDS))
+            await asyncio.sleep(0)  # in which it says GOAWAY
+
+    async def finish(self, seconds: float) -> None:
+        """Go away, and stop after the calls in flight; see `base.Transport`."""
+        await self.go_away()
+        if await self._calls.ended_within(seconds) and self._stopping is not None:
+            # It waits besides for clients that do not answer a PING, up to 20 s for each.
+            await asyncio.wait((self._stopping,), timeout=FLUSH_SECONDS)
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Stop at once: calls in flight end with UNAVAILABLE."""
+        if self._server is not None:
+            await self._server.stop(None)
+            # For gRPC a call has ended before its handler has.
+            await self._calls.ended_within(FLUSH_SECONDS)
+        if self._stopping is not None:
+            await self._stopping
+
+    async def _start(
+        self, address: str, credentials: grpc.ServerCredentials | None, *, share_port: bool
+    ) -> int:
+        """Listen on an address as gRPC writes it, and return the port; raises OSError."""
+        server = grpc.aio.server(
+            interceptors=self._interceptors,
+            options=(
+                *_options(self._settings),
+                # A second server on the same port must fail; workers share theirs.
+                ("grpc.so_reuseport", int(share_port)),
+            ),
+        )
+        server.add_generic_rpc_handlers(self._handlers)
+        try:
+            port = (
+                server.add_insecure_port(address)
+                if credentials is None
+                else server.add_secure_port(address, credentials)
+            )
+        except RuntimeError as error:
+            raise OSError(f"gRPC cannot listen on {address}") from error
+        await server.start()
+        self._server = server
+        return port
+
+
+class _Calls(grpc.aio.ServerInterceptor):
+    """Knows the calls in flight, and keeps the text of unforeseen errors from the client.
+
+    `grpc.aio.Server.stop` alone does not wait for handlers (grpc/grpc#37239), and
+    grpc.aio sends a client the text of what a handler or an interceptor raises.
+    """
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._forget_at = _FEW_CALLS
+        self._released: asyncio.Event | None = None
+        # Bounded, as some handlers are made for one call.
+        self._guarded = lru_cache(maxsize=_KEPT_HANDLERS)(_guarded)
+
+    async def intercept_service(
+        self, continuation: Any, handler_call_details: grpc.HandlerCallDetails
+    ) -> Handler:
+        """Note a call, whose task this runs in, and find its handler."""
+        self._note()
+        if self._released is not None:
+            await self._released.wait()
+        try:
+            handler: Handler = await continuation(handler_call_details)
+        except Exception:
+            logger.exception("an interceptor failed")
+            return _FAILING
+        return None if handler is None else self._guarded(handler)
+
+    async def ended_within(self, seconds: float) -> bool:
+        """Wait until every call has ended, at most so many seconds; return whether they have."""
+        if not self._tasks:
+            return True
+        _, running = await asyncio.wait(self._tasks, timeout=seconds)
+        return not running
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let no call that comes reach its handler before this is left."""
+        self._released = asyncio.Event()
+        try:
+            yield
+        finally:
+            self._released.set()
+
+    def _note(self) -> None:
+        task = asyncio.current_task()
+        if task is not None:
+            self._tasks.add(task)
+            # All that have ended at one time: a callback for each costs the call more.
+            if len(self._tasks) >= self._forget_at:
+                self._tasks = {task for task in self._tasks if not task.done()}
+                self._forget_at = 2 * len(self._tasks) + _FEW_CALLS
+
+
+async def _fail(_requests: object, context: Context) -> NoReturn:
+    await context.abort(grpc.StatusCode.UNKNOWN, SERVER_FAILED)
+
+
+# A streaming handler answers any kind of call.
+_FAILING: Handler = grpc.stream_stream_rpc_method_handler(_fail)
+
+
+def _guarded(handler: "grpc.RpcMethodHandler[Any, Any]") -> Handler:
+    """Return a handler whose unforeseen errors are logged, and told without their text."""
+    kind = ("unary" if not handler.request_streaming else "stream") + (
+        "_unary" if not handler.response_streaming else "_stream"
+    )
+    behaviour: Any = getattr(handler, kind)
+    # gRPC reads a lone request before it calls the handler, where nothing catches an error.
+    deserialize = handler.request_deserializer
+    read: Any = _same if handler.request_streaming or deserialize is None else deserialize
+
+    async def answer(request: object, context: Context) -> object:
+        try:
+            return await behaviour(read(request), context)
+        except grpc.aio.BaseError:
+            raise  # an abort, or gRPC's own: the call has ended
+        except Exception:
+            logger.exception("a handler failed")
+            await context.abort(grpc.StatusCode.UNKNOWN, SERVER_FAILED)
+
+    async def answers(request: object, context: Context) -> None:
+        try:
+            # gRPC would leave a generator to be closed by another task, after the call.
+            async with aclosing(behaviour(read(request), context)) as responses:
+                async for response in responses:
+                    await context.write(response)
+        except grpc.aio.BaseError:
+            raise
+        except Exception:
+            logger.exception("a handler failed")
+            await context.abort(grpc.StatusCode.UNKNOWN, SERVER_FAILED)
+
+    make: Any = getattr(grpc, f"{kind}_rpc_method_handler")
+    guarded: Handler = make(
+        answers if inspect.isasyncgenfunction(behaviour) else answer,
+        request_deserializer=deserialize if handler.request_streaming else None,
+        response_serializer=handler.response_serializer,
+    )
+    return guarded
+
+
+def _same(request: object) -> object:
+    return request
+
+
+def _options(settings: TransportSettings) -> Iterator[Option]:
+    """Yield gRPC's own names of the settings; what is 0 is left to be without a limit."""
+    yield "grpc.max_receive_message_length", settings.max_message_bytes
+    yield "grpc.max_concurrent_streams", settings.max_concurrent_streams
+    yield "grpc.enable_channelz", int(settings.channelz)
+    for name, seconds in (
+        ("grpc.max_connection_idle_ms", settings.max_connection_idle),
+        ("grpc.max_connection_age_ms", settings.max_connection_age),
+        ("grpc.max_connection_age_grace_ms", settings.max_connection_age_grace),
+        ("grpc.keepalive_time_ms", settings.keepalive_time),
+        ("grpc.keepalive_timeout_ms", settings.keepalive_timeout),
+        # Of its other PINGs, during which it sends none of these.
+        ("grpc.http2.ping_timeout_ms", settings.keepalive_timeout),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", PING_SECONDS),
+    ):
+        if seconds:
+            yield name, max(1, min(round(1000 * seconds), _LONGEST_MS))
+    # Also of clients that only keep their connection, as often as it takes.
+    yield "grpc.keepalive_permit_without_calls", 1
+    yield "grpc.http2.max_pings_without_data", 0
+
+
+_LONGEST_MS = 2**31 - 1
+_LONGEST_SECONDS = _LONGEST_MS / 1000
+
+
+def _credentials(tls: TlsFiles) -> grpc.ServerCredentials:
+    """Return the credentials that the files of TLS are at each handshake; raises SettingsError."""
+    files = Renewed(tls, _certificates)
+    return grpc.dynamic_ssl_server_credentials(
+        files.value,
+        files.renew,  # type: ignore[arg-type] # None means no change, which the stubs forget
+        require_client_authentication=tls.client_ca is not None,
+    )
+
+
+def _certificates(tls: TlsFiles) -> grpc.ServerCertificateConfiguration:
+    tls.context()  # gRPC says of bad files no more than that it cannot listen
+    return grpc.ssl_server_certificate_configuration(
+        [(tls.key.read_bytes(), tls.certificate.read_bytes())],
+        None if tls.client_ca is None else tls.client_ca.read_bytes(),
+    )
+
+
+async def _require_free(address: str) -> None:
+    """Raise OSError where an address cannot be listened on.
+
+    gRPC would listen on some of the places that a name stands for, and say in its
+    own log, in several lines, why not on the others.
+    """
+    host, _, port = address.rpartition(":")
+    places = await asyncio.get_running_loop().getaddrinfo(
+        host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    problems: list[OSError] = []
+    for family, kind, protocol, _, place in places:
+        with socket.socket(family, kind, protocol) as alone:
+            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                alone.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            try:
+                alone.bind(place)
+            except OSError as error:
+                problems.append(error)
+    for problem in problems:
+        # A family of addresses that this machine has not is left out, unless there is no other.
+        if problem.errno == errno.EADDRINUSE or len(problems) == len(places):
+            raise problem
