@@ -22,12 +22,11 @@ from rich.console import Console
 from timm.data import create_transform
 
 from benchmarks import pages
-from foveate_export.pictures import serving_spec
+from foveate_runtime.bundle.manifest import InputSpec
 from foveate_runtime.evaluation.labelled import image_files
 from foveate_runtime.imaging import jpeg, resample
 from foveate_runtime.imaging.decode import ImageLimits
 from foveate_runtime.imaging.transform import prepare
-from foveate_train.classifier import InputSpec
 from foveate_train.data.preprocess import preprocess
 from foveate_train.sources.timm import input_spec
 
@@ -72,7 +71,7 @@ def compare(network: str, files: Sequence[Path], way: Prepare) -> Difference:
 
 def served(file: Path, spec: InputSpec) -> NDArray[np.float64]:
     """Prepare a picture as the server does."""
-    return prepare(file.read_bytes(), serving_spec(spec), ImageLimits())[0].astype(float)
+    return prepare(file.read_bytes(), spec, ImageLimits())[0].astype(float)
 
 
 def trained(file: Path, spec: InputSpec) -> NDArray[np.float64]:

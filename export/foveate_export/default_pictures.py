@@ -9,7 +9,6 @@ from foveate_export.pictures import (
     decoded,
     noise,
     png,
-    serving_spec,
     shipped,
 )
 from foveate_train.classifier import Classifier
@@ -23,7 +22,7 @@ def for_classifier(classifier: Classifier) -> Pictures:
     MNIST's test digits for a classifier of digits, the photographs of
     scikit-image where it is installed, or else noise with a fixed seed.
     """
-    spec = serving_spec(classifier.input)
+    spec = classifier.input
     if spec.channels == 1 and classifier.labels == DIGITS:
         try:
             digits, _ = mnist.load("test")

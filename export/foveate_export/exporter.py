@@ -22,7 +22,7 @@ from foveate_export.errors import ExportError, ParityError, UnsupportedHeadError
 from foveate_export.graph.classifier import ExplainedClassifier
 from foveate_export.graph.heads import Head, find_head
 from foveate_export.graph.onnx import OPSET, write_onnx
-from foveate_export.pictures import Pictures, serving_spec
+from foveate_export.pictures import Pictures
 from foveate_export.progress import Stage
 from foveate_export.proof import parity
 from foveate_export.proof.comparison import accepted
@@ -185,9 +185,7 @@ def export(
         bundle.check_free(repository, name, version)
     if ending is None:
         with stage("finding what its outputs are"):
-            classifier, ending = as_logits(
-                classifier, probes(pictures, serving_spec(classifier.input))
-            )
+            classifier, ending = as_logits(classifier, probes(pictures, classifier.input))
     with stage("finding the head and the layers"):
         anatomy = anatomy or examine(classifier, cam_layer)
         chosen = select_layers(layers, classifier.module, anatomy.layers, anatomy.left_out)
@@ -406,7 +404,7 @@ def _draft(
         parameters=sum(parameter.numel() for parameter in classifier.module.parameters()),
         classes=len(classifier.labels),
         opset=OPSET,
-        input=serving_spec(classifier.input),
+        input=classifier.input,
         scores=ending.scores,
         cams=_cam_outputs(head) if head else (),
         features=tuple(

@@ -3,26 +3,19 @@
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from foveate_export.errors import UsageError
+from foveate_runtime.bundle.manifest import InputSpec, faults
 
-SpecT = TypeVar("SpecT")
 
-
-def read_input_spec(path: Path, kind: type[SpecT]) -> SpecT:
-    """Read an input specification, of the class `kind`, from a JSON file; raises UsageError."""
+def read_input_spec(path: Path) -> InputSpec:
+    """Read an input specification from a JSON file; raises UsageError."""
     try:
-        return TypeAdapter(kind).validate_json(_text(path))
+        return InputSpec.model_validate_json(_text(path))
     except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc']))}: ".removeprefix(": ")
-            + fault["msg"].removeprefix("Value error, ")
-            for fault in error.errors()
-        )
-        raise UsageError(f"{path}: {faults}") from error
+        raise UsageError(f"{path}: {faults(error)}") from error
 
 
 def read_labels(path: Path) -> tuple[str, ...]:

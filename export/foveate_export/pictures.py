@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +19,6 @@ from foveate_runtime.bundle.manifest import InputSpec
 from foveate_runtime.evaluation.labelled import SUFFIXES, image_files
 from foveate_runtime.imaging.decode import MODES, ImageError, ImageLimits
 from foveate_runtime.imaging.transform import prepare
-
-if TYPE_CHECKING:
-    # It brings torch, which the export of an ONNX file does without.
-    from foveate_train import classifier
 
 MOST = 32
 """How many pictures are enough: each is compared in thousands of values."""
@@ -55,14 +50,9 @@ class Pictures:
             yield self.images[start : start + size]
 
 
-def serving_spec(spec: "InputSpec | classifier.InputSpec") -> InputSpec:
-    """Return the input specification as the manifest holds it and the server reads it."""
-    return InputSpec(**{name: getattr(spec, name) for name in InputSpec.model_fields})
-
-
 def from_folder(
     folder: Path,
-    spec: "InputSpec | classifier.InputSpec",
+    spec: InputSpec,
     *,
     most: int = MOST,
     corrupt: list[str] | None = None,
@@ -83,7 +73,7 @@ def from_folder(
     if not files:
         raise ExportError(f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))})")
     chosen = [files[i * len(files) // most] for i in range(most)] if len(files) > most else files
-    return _prepared(chosen, serving_spec(spec), f"pictures of {folder.name}", corrupt)
+    return _prepared(chosen, spec, f"pictures of {folder.name}", corrupt)
 
 
 def shipped(spec: InputSpec) -> Pictures:

@@ -12,8 +12,9 @@ from torch import nn
 from foveate_export.errors import UsageError
 from foveate_export.input_files import read_input_spec, read_labels
 from foveate_export.plain import as_plain
+from foveate_runtime.bundle.manifest import InputSpec
 from foveate_train import checkpoint, huggingface, registry
-from foveate_train.classifier import Classifier, InputSpec
+from foveate_train.classifier import Classifier
 from foveate_train.weights import SUFFIXES, random_seed
 
 
@@ -41,7 +42,7 @@ def load_source(
         weights: for a name, what `foveate_train.registry.create` takes.
         arguments: for a name, the network's arguments as `name=value`.
         input_spec: for a name, a JSON file with the fields of
-            `foveate_train.classifier.InputSpec`, in place of the library's.
+            `foveate_runtime.bundle.manifest.InputSpec`, in place of the library's.
         labels: for a name, a text file with one label a line, in place of the library's.
 
     Raises:
@@ -72,7 +73,7 @@ def _from_hugging_face(source: str, input_spec: Path | None, labels: Path | None
     named = source.startswith(huggingface.PREFIXES)
     folder = huggingface.fetch(source) if named else Path(source)
     name = source if named else f"folder:{folder.resolve().name}"
-    spec = None if input_spec is None else read_input_spec(input_spec, InputSpec)
+    spec = None if input_spec is None else read_input_spec(input_spec)
     classifier = as_plain(huggingface.load(folder, name, spec))
     return Source(_described(classifier, None, labels, assume=False))
 
@@ -109,7 +110,7 @@ def _described(
     """
     assumptions = dict(classifier.assumptions)
     if input_spec is not None:
-        spec = read_input_spec(input_spec, InputSpec)
+        spec = read_input_spec(input_spec)
         classifier = replace(classifier, input=spec)
     elif assume:
         assumptions["input"] = f"{_shown(classifier.input)}, that of {classifier.name}"
@@ -144,7 +145,7 @@ def load_function(
             modules: the current folder counts. The function takes no arguments
             and returns a Classifier, or an nn.Module that holds its weights.
         input_spec: for an nn.Module, a JSON file with the fields of
-            `foveate_train.classifier.InputSpec`.
+            `foveate_runtime.bundle.manifest.InputSpec`.
         labels: for an nn.Module, a text file with one label a line.
 
     Raises:
@@ -173,7 +174,7 @@ def load_function(
                 name=reference,
                 arguments={},
                 module=made,
-                input=read_input_spec(input_spec, InputSpec),
+                input=read_input_spec(input_spec),
                 labels=read_labels(labels),
             )
         )

@@ -10,7 +10,6 @@ from PIL import Image
 from skimage import data
 from timm.data.transforms_factory import transforms_imagenet_eval
 
-from foveate_export.pictures import serving_spec
 from foveate_runtime.evaluation.labelled import image_files
 from foveate_runtime.imaging.decode import ImageLimits
 from foveate_runtime.imaging.transform import prepare
@@ -70,7 +69,7 @@ def test_every_crop_mode_is_timms(
 
     file = io.BytesIO()
     image.save(file, "PNG")
-    seen, _ = prepare(file.getvalue(), serving_spec(spec), ImageLimits())
+    seen, _ = prepare(file.getvalue(), spec, ImageLimits())
     levels = 255 * (theirs.permute(1, 2, 0).numpy() * std + mean)
     assert np.abs(seen - levels).mean() < 0.3
 

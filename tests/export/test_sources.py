@@ -19,8 +19,9 @@ from foveate_export.exporter import check_weights, examine
 from foveate_export.plain import as_plain
 from foveate_export.sources import load_source
 from foveate_runtime.bundle.bundle import Bundle
+from foveate_runtime.bundle.manifest import InputSpec
 from foveate_train import registry
-from foveate_train.classifier import Classifier, InputSpec
+from foveate_train.classifier import Classifier
 
 SPEC = {
     "height": 32,

@@ -12,7 +12,7 @@ from torch import nn
 
 from foveate_client import Cam, Client
 from foveate_export.commands import export
-from foveate_train.classifier import InputSpec
+from foveate_runtime.bundle.manifest import InputSpec
 from foveate_train.data.preprocess import preprocess
 
 from ..conftest import served

@@ -60,7 +60,7 @@ def test_an_architecture_is_built_counted_trained_and_kept(name):
     assert sum(parameter.numel() for parameter in module.parameters()) == COUNTED[name]
 
     side = SIDES.get(name, min(64, spec.height))
-    small = replace(classifier, input=replace(spec, height=side, width=side, resize=side))
+    small = replace(classifier, input=spec.changed(height=side, width=side, resize=side))
     data = InMemory(_photographs(small.input), torch.tensor([1, 7]), small.input)
     # The first and the last layer, and so the gradient has come all the way.
     ends = {key: value for key, value in module.named_parameters() if value.ndim > 1}

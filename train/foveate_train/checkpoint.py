@@ -20,8 +20,9 @@ from typing import Annotated, Literal
 import safetensors.torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from foveate_runtime.bundle.manifest import InputSpec
 from foveate_train import registry
-from foveate_train.classifier import Argument, Classifier, InputSpec
+from foveate_train.classifier import Argument, Classifier
 from foveate_train.environment import versions
 from foveate_train.errors import CheckpointError
 

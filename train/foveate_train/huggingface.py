@@ -17,9 +17,11 @@ import numpy as np
 import timm
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from torch import nn
 
-from foveate_train.classifier import Classifier, InputSpec
+from foveate_runtime.bundle.manifest import InputSpec, faults
+from foveate_train.classifier import Classifier
 from foveate_train.data.preprocess import preprocess
 from foveate_train.errors import ArgumentsError, MissingPackageError, WeightsError
 from foveate_train.sources import timm as timm_source
@@ -175,8 +177,8 @@ def input_of(processor: Any, name: str) -> InputSpec:
             spec = InputSpec(
                 height=height, width=width, channels=channels, mean=mean, std=std, **changes
             )
-        except ValueError as error:
-            raise ArgumentsError(f"{name}: the input of its {kind}: {error}") from error
+        except ValidationError as error:
+            raise ArgumentsError(f"{name}: the input of its {kind}: {faults(error)}") from error
         got = preprocess(picture, spec).numpy()
         apart = float(np.abs((got - wanted) * scale).mean())
         if closest is None or apart < closest[0]:

@@ -14,7 +14,8 @@ from typing import NamedTuple, Protocol, TypeVar, cast
 
 from torch import nn
 
-from foveate_train.classifier import Argument, Classifier, InputSpec
+from foveate_runtime.bundle.manifest import InputSpec
+from foveate_train.classifier import Argument, Classifier
 from foveate_train.errors import ArgumentsError, OtherClassesError, UnknownClassifierError
 
 SOURCES = ("foveate", "torchvision", "timm", "package")

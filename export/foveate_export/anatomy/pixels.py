@@ -5,7 +5,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from foveate_train.classifier import InputSpec
+from foveate_runtime.bundle.manifest import InputSpec
 
 
 def normalise(

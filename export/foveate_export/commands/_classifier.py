@@ -17,7 +17,7 @@ from foveate_export.default_pictures import for_classifier
 from foveate_export.errors import UsageError
 from foveate_export.exporter import check_variants, check_weights, examine, export
 from foveate_export.input_files import repeated
-from foveate_export.pictures import from_folder, serving_spec
+from foveate_export.pictures import from_folder
 from foveate_export.publish.bundle import check_name
 from foveate_export.publish.variants import FP32, VARIANTS
 from foveate_export.publish.variants.acceptance import MAX_DROP
@@ -186,7 +186,7 @@ def _run(options: argparse.Namespace) -> int:
             else None
         )
     with stages("finding what its outputs are"):
-        spec = serving_spec(classifier.input)
+        spec = classifier.input
         classifier, ending = as_logits(
             classifier, probes(pictures, spec), options.scores, output=options.logits
         )

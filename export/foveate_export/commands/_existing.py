@@ -17,7 +17,7 @@ from foveate_export.input_files import read_input_spec, read_labels, repeated
 from foveate_export.pictures import Pictures, from_folder, shipped
 from foveate_export.progress import Stage
 from foveate_export.publish.bundle import Exported, check_name
-from foveate_runtime.bundle.manifest import InputSpec, Scores
+from foveate_runtime.bundle.manifest import Scores
 from foveate_runtime.console import DONE, Stages, names, positive, warn
 
 PROG = "foveate export"
@@ -122,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> int:
     stages = Stages(Console(stderr=True))
-    spec = read_input_spec(options.input_spec, InputSpec)
+    spec = read_input_spec(options.input_spec)
     if not options.list_layers:
         if options.repository is None or options.name is None:
             raise UsageError("--repository and --name say where the bundle goes")

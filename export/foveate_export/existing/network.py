@@ -24,7 +24,7 @@ from foveate_export.pictures import Pictures
 from foveate_export.proof.comparison import TOLERANCES, relative_error
 from foveate_runtime.backends.base import BackendError
 from foveate_runtime.backends.torch.graph import Step, TorchGraph
-from foveate_train.classifier import Classifier, InputSpec
+from foveate_train.classifier import Classifier
 
 _BATCH = 4
 
@@ -54,12 +54,11 @@ def as_classifier(source: Existing, labels: tuple[str, ...], pictures: Pictures)
         module = Network(source).eval()
     except BackendError as error:
         raise ExportError(str(error)) from error
-    spec = {name: getattr(source.spec, name) for name in type(source.spec).model_fields}
     classifier = Classifier(
         name=source.path.name,
         arguments={},
         module=module,
-        input=InputSpec(**spec),
+        input=source.spec,
         labels=labels,
     )
     worst = _compare(source, module, pictures)

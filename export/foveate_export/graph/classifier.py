@@ -15,8 +15,8 @@ from foveate_runtime.bundle.manifest import (
     IMAGE_INPUT,
     LOGITS_OUTPUT,
     MOST_RANKS,
+    InputSpec,
 )
-from foveate_train.classifier import InputSpec
 
 
 class ExplainedClassifier(nn.Module):

@@ -12,7 +12,7 @@ from onnx_ir.passes.common import (
 from foveate_export.errors import ExportError
 from foveate_export.graph.ceil_pooling import ExplicitCeilPooling
 from foveate_export.graph.classifier import ExplainedClassifier
-from foveate_train.classifier import InputSpec
+from foveate_runtime.bundle.manifest import InputSpec
 
 OPSET = 20
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 MANIFEST_FILE = "manifest.json"
 LABELS_FILE = "labels.txt"
@@ -38,6 +38,10 @@ Scores = Literal["softmax", "sigmoid", "none"]
 probability of each label by itself, or nothing: the scores are the logits."""
 
 
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+Fit = Literal["crop", "squash", "pad"]
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -64,10 +68,10 @@ class InputSpec(_Model):
     width: Positive
     channels: Positive
     resize: Positive
-    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"]
+    interpolation: Interpolation
     mean: tuple[float, ...]
     std: tuple[Annotated[float, Field(gt=0)], ...]
-    fit: Literal["crop", "squash", "pad"] = "crop"
+    fit: Fit = "crop"
     fill: tuple[float, ...] = ()
 
     @model_validator(mode="after")
@@ -85,6 +89,10 @@ class InputSpec(_Model):
             raise ValueError(f"resize {self.resize} is below {shorter}, the input's shorter side")
         return self
 
+    def changed(self, **fields: object) -> "InputSpec":
+        """Return it with other values; raises ValidationError where they disagree."""
+        return InputSpec.model_validate(self.model_dump() | fields)
+
     @property
     def frame(self) -> tuple[int, int]:
         """Height and width of the input, enlarged until its shorter side is `resize`."""
@@ -98,6 +106,15 @@ class InputSpec(_Model):
     def border(self) -> tuple[int, ...]:
         """The colour that pad adds, in levels from 0 to 255."""
         return tuple(round(255 * value) for value in self.fill or self.mean)
+
+
+def faults(error: ValidationError) -> str:
+    """Say in one line what is wrong with the fields of a model, by their names."""
+    return "; ".join(
+        f"{'.'.join(map(str, fault['loc']))}: ".removeprefix(": ")
+        + fault["msg"].removeprefix("Value error, ")
+        for fault in error.errors()
+    )
 
 
 def off_scale(mean: Sequence[float], std: Sequence[float], fill: Sequence[float]) -> str:

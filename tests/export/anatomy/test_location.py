@@ -41,7 +41,8 @@ from foveate_export.exporter import examine, export
 from foveate_export.graph.classifier import ExplainedClassifier
 from foveate_export.graph.heads import Differentiated, PooledLinear, find_head
 from foveate_export.pictures import Pictures
-from foveate_train.classifier import Classifier, InputSpec
+from foveate_runtime.bundle.manifest import InputSpec
+from foveate_train.classifier import Classifier
 
 CLASSES = 5
 SMALL, LARGE = 64, 128

@@ -19,10 +19,11 @@ from foveate_export.anatomy.pixels import normalise
 from foveate_export.commands import export as export_command
 from foveate_export.errors import ExportError, UsageError
 from foveate_export.exporter import examine, export
-from foveate_export.pictures import Pictures, serving_spec, shipped
+from foveate_export.pictures import Pictures, shipped
 from foveate_export.proof.reference import in_float64
+from foveate_runtime.bundle.manifest import InputSpec
 from foveate_runtime.bundle.scores import score
-from foveate_train.classifier import Classifier, InputSpec
+from foveate_train.classifier import Classifier
 
 SPEC = InputSpec(
     height=32,
@@ -80,7 +81,7 @@ def classifier(module: nn.Module, labels: tuple[str, ...] = LABELS) -> Classifie
 
 @pytest.fixture(scope="module")
 def photographs() -> Pictures:
-    return shipped(serving_spec(SPEC))
+    return shipped(SPEC)
 
 
 def run(module: nn.Module, pictures: Pictures) -> np.ndarray:
@@ -91,7 +92,7 @@ def run(module: nn.Module, pictures: Pictures) -> np.ndarray:
 def found(given: Classifier, pictures: Pictures, wanted: str | None = None):
     """Return the classifier of logits, the ending, and the scores of the pictures."""
     kept = copy.deepcopy(given.module)
-    made, ending = as_logits(given, probes(pictures, serving_spec(SPEC)), wanted)
+    made, ending = as_logits(given, probes(pictures, SPEC), wanted)
     np.testing.assert_array_equal(
         run(given.module, pictures), run(kept, pictures), "the network given is left as it was"
     )
@@ -312,7 +313,7 @@ def test_what_is_no_classifier_of_the_labels_is_refused(
     module: nn.Module, labels: tuple[str, ...], said: str, photographs: Pictures
 ) -> None:
     with pytest.raises(ExportError, match=said):
-        as_logits(classifier(module, labels), probes(photographs, serving_spec(SPEC)))
+        as_logits(classifier(module, labels), probes(photographs, SPEC))
 
 
 @pytest.mark.parametrize(
@@ -363,7 +364,7 @@ def test_the_command_measures_one_output_by_its_two_labels(
 ) -> None:  # fmt: skip
     """A folder called `dog` is of the second class, though the file of labels has but one."""
     (tmp_path / "binary_net.py").write_text(MODULE)
-    (tmp_path / "input.json").write_text(serving_spec(SPEC).model_dump_json())
+    (tmp_path / "input.json").write_text(SPEC.model_dump_json())
     (tmp_path / "labels.txt").write_text("dog\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", ["", *sys.path])

@@ -32,8 +32,9 @@ from foveate_export.graph.heads import (
 )
 from foveate_export.proof.comparison import relative_error
 from foveate_export.proof.reference import answer
+from foveate_runtime.bundle.manifest import InputSpec
 from foveate_train import registry
-from foveate_train.classifier import Classifier, InputSpec
+from foveate_train.classifier import Classifier
 from foveate_train.networks import plain10
 
 METHODS = ("gradcam", "hirescam", "layercam")

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from foveate_export.errors import ExportError, RepositoryError, UsageError
 from foveate_export.exporter import export
-from foveate_export.pictures import Pictures, serving_spec
+from foveate_export.pictures import Pictures
 from foveate_export.publish import bundle
 from foveate_export.publish.bundle import Exported
 from foveate_runtime.bundle.bundle import Bundle
@@ -168,7 +168,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     )
     opsets = [helper.make_opsetid("", 17)]
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "flat.onnx")
-    spec = serving_spec(MNIST_INPUT).model_dump_json()
+    spec = MNIST_INPUT.model_dump_json()
     (tmp_path / "input.json").write_text(spec, encoding="utf-8")
     (tmp_path / "labels.txt").write_text("\n".join(DIGITS), encoding="utf-8")
     command = f"{foveate} export flat.onnx --input-spec input.json --labels labels.txt"

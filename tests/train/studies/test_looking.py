@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from foveate_train.classifier import InputSpec
+from foveate_runtime.bundle.manifest import InputSpec
 from foveate_train.commands.train import main
 from foveate_train.studies.features import Answers, _answers, most_selective
 from foveate_train.studies.filters import ascend

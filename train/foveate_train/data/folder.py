@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
-from foveate_train.classifier import InputSpec
+from foveate_runtime.bundle.manifest import InputSpec
 from foveate_train.data.batches import Batch, shares
 from foveate_train.data.draws import derive, generator
 from foveate_train.data.preprocess import MODES, RANGELESS, preprocess, upright

@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch.nn import functional
 
-from foveate_train.classifier import InputSpec
+from foveate_runtime.bundle.manifest import InputSpec
 from foveate_train.data.batches import Batch, shares
 from foveate_train.data.draws import generator
 

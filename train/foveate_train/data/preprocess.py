@@ -6,7 +6,7 @@ from PIL import Image, ImageOps
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from foveate_train.classifier import InputSpec
+from foveate_runtime.bundle.manifest import InputSpec
 from foveate_train.errors import DataError
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}

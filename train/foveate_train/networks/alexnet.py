@@ -1,6 +1,5 @@
 """AlexNet as it was published, with local response normalisation and two groups."""
 
-from dataclasses import replace
 from typing import cast
 
 import torch
@@ -10,7 +9,7 @@ from foveate_train.networks.imagenet import IMAGENET_INPUT, Classes, labels
 from foveate_train.registry import Blueprint, register
 
 # 227 pixels make the 55 x 55 maps of the paper, whose text says 224.
-_INPUT = replace(IMAGENET_INPUT, height=227, width=227)
+_INPUT = IMAGENET_INPUT.changed(height=227, width=227)
 
 
 class AlexNet(nn.Module):

@@ -1,6 +1,6 @@
 """What the networks for MNIST have in common."""
 
-from foveate_train.classifier import InputSpec
+from foveate_runtime.bundle.manifest import InputSpec
 
 DIGITS = tuple("0123456789")
 

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from foveate_train.classifier import InputSpec
+from foveate_runtime.bundle.manifest import InputSpec
 from foveate_train.registry import Blueprint, register
 
 _SIZE = 19

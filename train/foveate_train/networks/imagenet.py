@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from foveate_train.classifier import InputSpec
+from foveate_runtime.bundle.manifest import InputSpec
 from foveate_train.sources.torchvision import imagenet_labels
 
 Classes = Annotated[int, Field(ge=1)]

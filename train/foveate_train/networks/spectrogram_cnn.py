@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from foveate_train.classifier import InputSpec
+from foveate_runtime.bundle.manifest import InputSpec
 from foveate_train.registry import Blueprint, register
 
 # The classes of UrbanSound8K, which the network was made for.

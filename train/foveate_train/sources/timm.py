@@ -12,10 +12,12 @@ from typing import Any, cast
 
 import huggingface_hub
 import timm
+from pydantic import ValidationError
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 
-from foveate_train.classifier import Argument, Classifier, Fit, InputSpec
+from foveate_runtime.bundle.manifest import Fit, InputSpec, faults
+from foveate_train.classifier import Argument, Classifier
 from foveate_train.errors import ArgumentsError, WeightsError
 from foveate_train.sources.torchvision import imagenet_labels
 from foveate_train.weights import Adapt, as_is, initialising, load, random_seed
@@ -85,7 +87,7 @@ def _own_input(name: str, module: nn.Module, arguments: Mapping[str, Argument]) 
     if channels == 1 != spec.channels:
         # As timm adds up the weights of the colours.
         mean, std = ((fmean(values),) for values in (spec.mean, spec.std))
-        spec = replace(spec, channels=1, mean=mean, std=std)
+        spec = spec.changed(channels=1, mean=mean, std=std)
     if channels != spec.channels:
         raise ArgumentsError(
             f"{name} has no mean and std for {channels} channels (in_chans); "
@@ -167,13 +169,16 @@ def input_spec(name: str, configuration: Mapping[str, Any]) -> InputSpec:
             f"{name}: an input of {height} x {width} is cropped out of what covers it "
             f"with a crop_pct of 1, and the network's is {configuration['crop_pct']}"
         )
-    return InputSpec(
-        height=height,
-        width=width,
-        channels=channels,
-        resize=resize,
-        interpolation=configuration["interpolation"],
-        mean=tuple(configuration["mean"]),
-        std=tuple(configuration["std"]),
-        fit=_FITS[mode],
-    )
+    try:
+        return InputSpec(
+            height=height,
+            width=width,
+            channels=channels,
+            resize=resize,
+            interpolation=configuration["interpolation"],
+            mean=tuple(configuration["mean"]),
+            std=tuple(configuration["std"]),
+            fit=_FITS[mode],
+        )
+    except ValidationError as error:
+        raise ArgumentsError(f"{name}: the input of its configuration: {faults(error)}") from error

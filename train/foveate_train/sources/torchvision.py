@@ -7,13 +7,8 @@ import torch
 from torch import nn
 from torchvision import models
 
-from foveate_train.classifier import (
-    Argument,
-    Classifier,
-    Criterion,
-    InputSpec,
-    loss_of_logits,
-)
+from foveate_runtime.bundle.manifest import InputSpec
+from foveate_train.classifier import Argument, Classifier, Criterion, loss_of_logits
 from foveate_train.errors import ArgumentsError, WeightsError
 from foveate_train.state_dicts import StateDict
 from foveate_train.weights import initialising, load, random_seed

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from foveate_train.classifier import InputSpec
+from foveate_runtime.bundle.manifest import InputSpec
 from foveate_train.settings import Settings
 from foveate_train.studies import network
 from foveate_train.studies.options import StudyOptions

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import torch
 
-from foveate_train.classifier import InputSpec
+from foveate_runtime.bundle.manifest import InputSpec
 from foveate_train.commands.options import As, MachineOptions
 from foveate_train.data import mnist
 from foveate_train.data.memory import InMemory

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate_export.errors import ExportError, UsageError
-from foveate_export.pictures import DIGITS, decoded, from_folder, png, serving_spec
+from foveate_export.pictures import DIGITS, decoded, from_folder, png
 from foveate_train.classifier import Classifier
 from foveate_train.data import mnist
 
@@ -50,7 +50,7 @@ def open_calibration(
         UsageError: no such folder, or digits for a classifier of something else.
         ExportError: the folder holds no pictures, or one cannot be decoded.
     """
-    spec = serving_spec(classifier.input)
+    spec = classifier.input
     if data == "mnist":
         if classifier.labels != DIGITS:
             raise UsageError("calibration mnist: the classifier's labels are not the ten digits")
