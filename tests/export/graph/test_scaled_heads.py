@@ -13,7 +13,7 @@ from foveate_export.anatomy.taps import Tap
 from foveate_export.default_pictures import for_classifier
 from foveate_export.exporter import examine
 from foveate_export.graph.classifier import ExplainedClassifier
-from foveate_export.graph.heads import Differentiated, PooledLinear, PooledScaled
+from foveate_export.graph.heads import Differentiated, Joined, PooledLinear, PooledScaled
 from foveate_export.proof.comparison import relative_error
 from foveate_export.proof.reference import answer
 
@@ -50,9 +50,9 @@ class OnMaps(Net):
         return self.head(self.stem(x))
 
 
-def checked(classifier, kind: type) -> dict[str, Tensor]:
+def checked(classifier, kind: type, cam_layer: str | None = None) -> dict[str, Tensor]:
     """Compare the maps with autograd's, and return the graph's outputs."""
-    head = examine(classifier).head
+    head = examine(classifier, cam_layer).head
     assert isinstance(head, kind), head
     images = for_classifier(classifier).images[:2]
     graph = ExplainedClassifier(classifier.module, classifier.input, head, []).eval()
@@ -102,6 +102,17 @@ def test_the_map_sums_to_the_logit_with_the_size_held(module, constant, digit_cl
 )
 def test_other_heads_are_differentiated(module, digit_classifier) -> None:
     assert "cam.cam" not in checked(digit_classifier(module), Differentiated)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [Net(nn.LayerNorm(12), nn.Linear(12, 10)), Net(Cosine(12, 10, bias=False))],
+)
+def test_an_earlier_layer_leaves_the_map_of_the_last_one(module, digit_classifier) -> None:
+    classifier = digit_classifier(module)
+    outputs = checked(classifier, Joined, "stem.0")
+    same = checked(classifier, PooledScaled)
+    torch.testing.assert_close(outputs["cam.cam"], same["cam.cam"])
 
 
 class ConcatPool(Net):

@@ -15,6 +15,7 @@ class Joined(Head):
     def __init__(self, first: Head, second: Head) -> None:
         self.module = second.module
         self.targets = {**first.targets, **second.targets}
+        self.held = first.held
         self._first = first
         self._second = second
 

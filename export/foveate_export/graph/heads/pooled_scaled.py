@@ -32,6 +32,7 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from foveate_export.anatomy.calls import Call
 from foveate_export.anatomy.recording import Map, Recording
@@ -104,9 +105,13 @@ class PooledScaled(Head):
     def _rows(self, forward: Forward, classes: Tensor) -> Tensor:
         """Return R times s, [N, K, C]."""
         if self.held.kind == "cosine":
-            layer = forward.module.get_submodule(self._linear)
-            channels = forward.tensors[self._activations].shape[1]
-            rows: Tensor = layer(torch.eye(channels)).T[classes]
+            layer = self.module.get_submodule(self._linear)
+            unit = torch.eye(forward.tensors[self._activations].shape[1])
+            weights = {
+                name: forward.parameter(f"{self._linear}.{name}")
+                for name, _ in layer.named_parameters()
+            }
+            rows: Tensor = functional_call(layer, weights, (unit,)).T[classes]
             return rows
         rows = forward.parameter(f"{self._linear}.weight").flatten(1)[classes]
         norm = self.module.get_submodule(self.held.path)
