@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -152,7 +153,12 @@ def load_function(
             the files do not fit what it returns.
         ExportError: the network has no values.
     """
-    made = _function(reference)()
+    function = _function(reference)
+    try:
+        made = function()
+    except Exception as error:
+        # The user's own code may raise anything.
+        raise UsageError(f"{reference} {_raised(error)}") from error
     if isinstance(made, Classifier):
         if input_spec is not None or labels is not None:
             raise UsageError(
@@ -180,6 +186,16 @@ def load_function(
     )
 
 
+def _raised(error: Exception) -> str:
+    """Say in one line what code of the user's raised, and where."""
+    said = str(error).strip().partition("\n")[0]
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    # The text of a SyntaxError names its own place.
+    known = isinstance(error, SyntaxError) or last.filename == __file__
+    where = "" if known else f" ({Path(last.filename).name}:{last.lineno})"
+    return f"raised {type(error).__name__}: {said}{where}"
+
+
 def _function(reference: str) -> Callable[[], object]:
     module_name, _, name = reference.partition(":")
     if not module_name or not name:
@@ -193,6 +209,8 @@ def _function(reference: str) -> Callable[[], object]:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise UsageError(f"{module_name} needs {error.name}, which is not installed") from error
         raise UsageError(f"there is no module {error.name!r} here or installed") from error
+    except Exception as error:
+        raise UsageError(f"{module_name} {_raised(error)}") from error
     function = getattr(module, name, None)
     if not callable(function):
         raise UsageError(f"{module_name} has no function {name!r}")

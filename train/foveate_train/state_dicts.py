@@ -103,8 +103,8 @@ def _load(path: Path) -> object:
     except DAMAGED as error:
         if "torchscript" in str(error):
             raise WeightsError(
-                "a TorchScript archive, which is a program: return torch.jit.load(...) from a "
-                "function, and give that with --module"
+                "a TorchScript archive, which is a program and is not run; save the state dict of "
+                "the network that it was made of"
             ) from error
         # The form before torch 1.6, in which the names cannot be listed beforehand.
         names = ["argparse.Namespace"]
