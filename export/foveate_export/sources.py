@@ -15,7 +15,7 @@ from foveate_export.input_files import read_input_spec, read_labels
 from foveate_export.plain import as_plain
 from foveate_train import checkpoint, huggingface, registry
 from foveate_train.classifier import Classifier, InputSpec
-from foveate_train.weights import SUFFIXES, random_seed
+from foveate_train.weights import SUFFIXES, class_names
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ def load_source(
     if folder.suffix.lower() in SUFFIXES or folder.is_file():
         raise UsageError(_no_source(folder))
     classifier = registry.create(source, weights=weights, **registry.parse_arguments(arguments))
-    own_file = weights is not None and random_seed(weights) is None
-    return Source(_described(classifier, input_spec, labels, assume=own_file))
+    own_file = weights if weights is not None and Path(weights).exists() else None
+    return Source(_described(classifier, input_spec, labels, own_file))
 
 
 def _from_hugging_face(source: str, input_spec: Path | None, labels: Path | None) -> Source:
@@ -75,7 +75,7 @@ def _from_hugging_face(source: str, input_spec: Path | None, labels: Path | None
     name = source if named else f"folder:{folder.resolve().name}"
     spec = None if input_spec is None else read_input_spec(input_spec, InputSpec)
     classifier = as_plain(huggingface.load(folder, name, spec))
-    return Source(_described(classifier, None, labels, assume=False))
+    return Source(_described(classifier, None, labels))
 
 
 def _load_checkpoint(folder: Path) -> Source:
@@ -102,22 +102,27 @@ def _no_source(file: Path) -> str:
 
 
 def _described(
-    classifier: Classifier, input_spec: Path | None, labels: Path | None, *, assume: bool
+    classifier: Classifier, input_spec: Path | None, labels: Path | None, weights: str | None = None
 ) -> Classifier:
     """Give a classifier the input and the labels of the user's files.
 
-    With `assume`, say which ones the library's name gives it where there is no file.
+    With `weights` of the user's own, say which ones it has where there is no file.
     """
     assumptions = dict(classifier.assumptions)
     if input_spec is not None:
         spec = read_input_spec(input_spec, InputSpec)
         classifier = replace(classifier, input=spec)
-    elif assume:
+    elif weights is not None:
         assumptions["input"] = f"{_shown(classifier.input)}, that of {classifier.name}"
     if labels is not None:
         classifier = replace(classifier, labels=read_labels(labels))
-    elif assume:
-        assumptions["labels"] = f"{_named(classifier.labels)}; --labels gives others"
+    elif weights is not None:
+        key, names = class_names(weights) or ("", ())
+        said = _named(classifier.labels)
+        if len(names) == len(classifier.labels):
+            classifier = replace(classifier, labels=names)
+            said = f"those under {key} in {Path(weights).name}"
+        assumptions["labels"] = f"{said}; --labels gives others"
     return replace(classifier, assumptions=assumptions)
 
 

@@ -73,6 +73,11 @@ def test_what_the_library_gives_a_file_of_weights_is_said(folder: Path) -> None:
     assert said["labels"].startswith("the numbers 0 to 11, as the weights name no classes")
     assert said["input"].startswith("224 x 224 x 3, fit crop, resize 256, bilinear, mean [0.485")
     assert said["input"].endswith("that of torchvision:squeezenet1_1")
+    places = {f"class {index}": index for index in range(12)}
+    torch.save({"model": twelve.module.state_dict(), "class_to_idx": places}, "named.pth")
+    named = load_source("torchvision:squeezenet1_1", "named.pth").classifier
+    assert named.labels == tuple(places)
+    assert named.assumptions["labels"].startswith("those under class_to_idx in named.pth;")
     random = load_source("torchvision:squeezenet1_1", "random:0").classifier
     assert random.assumptions == {}
     torch.save(random.module.state_dict(), "thousand.pth")

@@ -13,7 +13,7 @@ from torch import nn
 
 from foveate_train import registry
 from foveate_train.errors import WeightsError
-from foveate_train.state_dicts import find, read
+from foveate_train.state_dicts import class_names, find, read
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +112,25 @@ def test_safetensors_of_a_wrapped_network(trained, tmp_path):
 
 class Own(nn.Sequential):
     """A network of the user's own, whose code a checkpoint does not hold."""
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"class_names": ["a", "b", "c"]}, ("class_names", ("a", "b", "c"))),
+        ({"class_to_idx": {"c": 2, "a": 0, "b": 1}}, ("class_to_idx", ("a", "b", "c"))),
+        ({"id2label": {"0": "a", "1": "b"}}, ("id2label", ("a", "b"))),
+        ({"names": {0: "a", 1: "b"}}, ("names", ("a", "b"))),
+        ({"meta": {"CLASSES": ("a", "b")}}, ("CLASSES", ("a", "b"))),
+        ({"args": argparse.Namespace(classes=["a"], lr=1)}, ("classes", ("a",))),
+        ({"class_to_idx": {"a": 0, "b": 2}}, None),
+        ({"classes": 3, "names": []}, None),
+        ({"epoch": 1}, None),
+    ],
+)
+def test_the_names_of_the_classes_are_found_beside_the_weights(content, expected, tmp_path):
+    torch.save({"state_dict": {"w": torch.ones(1)}, **content}, tmp_path / "best.pth")
+    assert class_names(tmp_path / "best.pth") == expected
 
 
 @pytest.mark.parametrize("wrapped", [False, True])

@@ -12,8 +12,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from foveate_export.commands import _existing
+from foveate_export.commands import _differentiated, _existing
 from foveate_export.commands import export as export_command
+from foveate_export.errors import ParityError
 from foveate_export.pictures import shipped
 from foveate_runtime.backends.registry import create_runner
 from foveate_runtime.bundle.bundle import Bundle
@@ -185,6 +186,29 @@ def test_without_torch_the_bundle_has_no_maps_and_says_what_brings_them(
     assert note.startswith("no class activation maps: ")
     assert note.endswith('other heads need PyTorch: pip install "foveate-export[torch]"')
     assert Bundle.open(folder / "models" / "m" / "1").manifest.cams == ()
+
+
+def test_a_graph_that_differs_from_torch_is_left_for_one_without_maps(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object, **more: object) -> None:
+        raise ParityError("fp32: cam.gradcam differs")
+
+    monkeypatch.setattr(_differentiated, "export", refuse)
+    write(network("hidden"), folder / "net.onnx", (1, 3, SPEC.height, SPEC.width), traced=False)
+    assert export("net.onnx") == 0
+    note = json.loads(capsys.readouterr().out)["note"]
+    assert note.endswith("in torch, fp32: cam.gradcam differs")
+    assert Bundle.open(folder / "models" / "m" / "1").manifest.cams == ()
+
+
+def test_a_version_that_is_taken_is_refused_as_ever(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(network("hidden"), folder / "net.onnx", (1, 3, SPEC.height, SPEC.width), traced=False)
+    (folder / "models" / "m" / "3").mkdir(parents=True)
+    assert export("net.onnx", "--version", "3") == 1
+    assert "m has a version 3" in capsys.readouterr().err.splitlines()[-1]
 
 
 def node(kind: str, takes: str, gives: str, **attributes) -> onnx.NodeProto:
