@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
+import timm
 import torch
 from torch import nn
 
@@ -247,3 +248,41 @@ def test_the_counters_of_batch_normalisations_may_be_missing(tmp_path):
         "torchvision:resnet18", weights=str(tmp_path / "resnet18-5c106cde.pth")
     )
     assert torch.equal(loaded.module.state_dict()["fc.bias"], network["fc.bias"])
+
+
+WRAPPED = {
+    "DataParallel": nn.DataParallel,
+    "compiled": torch.compile,
+    "compiled within DataParallel": lambda module: nn.DataParallel(torch.compile(module)),
+    "averaged": torch.optim.swa_utils.AveragedModel,
+    "averaged DataParallel": lambda m: torch.optim.swa_utils.AveragedModel(nn.DataParallel(m)),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPED)
+def test_what_torchs_own_wrappers_save_is_read(wrapper, tmp_path):
+    module = registry.create("torchvision:resnet18", weights="random:4", num_classes=3).module
+    torch.save({"model": WRAPPED[wrapper](module).state_dict()}, tmp_path / "best.pth")
+    loaded = registry.create("torchvision:resnet18", weights=str(tmp_path / "best.pth"))
+    state = loaded.module.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in module.state_dict().items())
+
+
+def test_what_timms_own_saver_writes_is_read(tmp_path):
+    module = timm.create_model("test_resnet", num_classes=3)
+    average = timm.utils.ModelEmaV3(module)
+    with torch.no_grad():
+        average.module.fc.bias.add_(1)
+    saver = timm.utils.CheckpointSaver(
+        module,
+        torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9),
+        args=argparse.Namespace(model="test_resnet", lr=0.1, data_dir=pathlib.Path("data")),
+        model_ema=average,
+        checkpoint_dir=str(tmp_path),
+        recovery_dir=str(tmp_path),
+    )
+    saver.save_checkpoint(3, metric=0.5)
+    loaded = registry.create("timm:test_resnet", weights=str(tmp_path / "model_best.pth.tar"))
+    assert torch.equal(loaded.module.fc.bias, average.module.fc.bias)
+    said = loaded.assumptions["weights"]
+    assert said == "model_best.pth.tar, under state_dict_ema, the averaged weights (EMA)"
