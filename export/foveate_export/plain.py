@@ -27,7 +27,18 @@ def as_plain(classifier: Classifier) -> Classifier:
         ExportError: some of its tensors have no values, or values that are not finite.
     """
     module, wrappers = _unwrapped(classifier.module)
+    if any(isinstance(child, torch.jit.ScriptModule) for child in module.modules()):
+        raise ExportError(
+            f"{classifier.name} is TorchScript, within which no layers can be found; return the "
+            "nn.Module that it was made of, with its weights"
+        )
     tensors = dict(chain(module.named_parameters(), module.named_buffers()))
+    lazy = [name for name, tensor in tensors.items() if nn.parameter.is_lazy(tensor)]
+    if lazy:
+        raise ExportError(
+            f"{classifier.name}: {lazy[0]} has no values before the network has run once; run it "
+            "on a picture, and load its weights then"
+        )
     empty = [name for name, tensor in tensors.items() if tensor.is_meta]
     if empty:
         raise ExportError(

@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from foveate_export.plain import as_plain
 from foveate_runtime.bundle.manifest import InputSpec
 from foveate_train import checkpoint, huggingface, registry
 from foveate_train.classifier import Classifier
-from foveate_train.weights import SUFFIXES, random_seed
+from foveate_train.weights import SUFFIXES, class_names
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,8 @@ def load_source(
     if folder.suffix.lower() in SUFFIXES or folder.is_file():
         raise UsageError(_no_source(folder))
     classifier = registry.create(source, weights=weights, **registry.parse_arguments(arguments))
-    own_file = weights is not None and random_seed(weights) is None
-    return Source(_described(classifier, input_spec, labels, assume=own_file))
+    own_file = weights if weights is not None and Path(weights).exists() else None
+    return Source(_described(classifier, input_spec, labels, own_file))
 
 
 def _from_hugging_face(source: str, input_spec: Path | None, labels: Path | None) -> Source:
@@ -75,7 +76,7 @@ def _from_hugging_face(source: str, input_spec: Path | None, labels: Path | None
     name = source if named else f"folder:{folder.resolve().name}"
     spec = None if input_spec is None else read_input_spec(input_spec)
     classifier = as_plain(huggingface.load(folder, name, spec))
-    return Source(_described(classifier, None, labels, assume=False))
+    return Source(_described(classifier, None, labels))
 
 
 def _load_checkpoint(folder: Path) -> Source:
@@ -102,22 +103,27 @@ def _no_source(file: Path) -> str:
 
 
 def _described(
-    classifier: Classifier, input_spec: Path | None, labels: Path | None, *, assume: bool
+    classifier: Classifier, input_spec: Path | None, labels: Path | None, weights: str | None = None
 ) -> Classifier:
     """Give a classifier the input and the labels of the user's files.
 
-    With `assume`, say which ones the library's name gives it where there is no file.
+    With `weights` of the user's own, say which ones it has where there is no file.
     """
     assumptions = dict(classifier.assumptions)
     if input_spec is not None:
         spec = read_input_spec(input_spec)
         classifier = replace(classifier, input=spec)
-    elif assume:
+    elif weights is not None:
         assumptions["input"] = f"{_shown(classifier.input)}, that of {classifier.name}"
     if labels is not None:
         classifier = replace(classifier, labels=read_labels(labels))
-    elif assume:
-        assumptions["labels"] = f"{_named(classifier.labels)}; --labels gives others"
+    elif weights is not None:
+        key, names = class_names(weights) or ("", ())
+        said = _named(classifier.labels)
+        if len(names) == len(classifier.labels):
+            classifier = replace(classifier, labels=names)
+            said = f"those under {key} in {Path(weights).name}"
+        assumptions["labels"] = f"{said}; --labels gives others"
     return replace(classifier, assumptions=assumptions)
 
 
@@ -153,7 +159,12 @@ def load_function(
             the files do not fit what it returns.
         ExportError: the network has no values.
     """
-    made = _function(reference)()
+    function = _function(reference)
+    try:
+        made = function()
+    except Exception as error:
+        # The user's own code may raise anything.
+        raise UsageError(f"{reference} {_raised(error)}") from error
     if isinstance(made, Classifier):
         if input_spec is not None or labels is not None:
             raise UsageError(
@@ -181,6 +192,16 @@ def load_function(
     )
 
 
+def _raised(error: Exception) -> str:
+    """Say in one line what code of the user's raised, and where."""
+    said = str(error).strip().partition("\n")[0]
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    # The text of a SyntaxError names its own place.
+    known = isinstance(error, SyntaxError) or last.filename == __file__
+    where = "" if known else f" ({Path(last.filename).name}:{last.lineno})"
+    return f"raised {type(error).__name__}: {said}{where}"
+
+
 def _function(reference: str) -> Callable[[], object]:
     module_name, _, name = reference.partition(":")
     if not module_name or not name:
@@ -194,6 +215,8 @@ def _function(reference: str) -> Callable[[], object]:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise UsageError(f"{module_name} needs {error.name}, which is not installed") from error
         raise UsageError(f"there is no module {error.name!r} here or installed") from error
+    except Exception as error:
+        raise UsageError(f"{module_name} {_raised(error)}") from error
     function = getattr(module, name, None)
     if not callable(function):
         raise UsageError(f"{module_name} has no function {name!r}")

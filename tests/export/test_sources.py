@@ -1,6 +1,8 @@
 """Weights, labels and networks of people's own, from the command to the bundle."""
 
+import importlib
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +74,11 @@ def test_what_the_library_gives_a_file_of_weights_is_said(folder: Path) -> None:
     assert said["labels"].startswith("the numbers 0 to 11, as the weights name no classes")
     assert said["input"].startswith("224 x 224 x 3, fit crop, resize 256, bilinear, mean [0.485")
     assert said["input"].endswith("that of torchvision:squeezenet1_1")
+    places = {f"class {index}": index for index in range(12)}
+    torch.save({"model": twelve.module.state_dict(), "class_to_idx": places}, "named.pth")
+    named = load_source("torchvision:squeezenet1_1", "named.pth").classifier
+    assert named.labels == tuple(places)
+    assert named.assumptions["labels"].startswith("those under class_to_idx in named.pth;")
     random = load_source("torchvision:squeezenet1_1", "random:0").classifier
     assert random.assumptions == {}
     torch.save(random.module.state_dict(), "thousand.pth")
@@ -242,6 +249,38 @@ def test_a_network_without_values_is_refused() -> None:
         broken[4].bias[1] = float("inf")
     with pytest.raises(ExportError, match=r"not finite \(NaN or infinity\): 4\.bias"):
         as_plain(classifier_of(broken))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated")
+def test_what_cannot_be_looked_into_is_refused() -> None:
+    with pytest.raises(ExportError, match="m:net is TorchScript, within which no layers can be"):
+        as_plain(classifier_of(torch.jit.trace(net().eval(), torch.zeros(1, 3, 32, 32))))
+    lazy = nn.Sequential(nn.LazyConv2d(8, 3), nn.Flatten())
+    with pytest.raises(ExportError, match=r"0\.weight has no values before the network has run"):
+        as_plain(classifier_of(lazy))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("def net(a):\n    pass\n", "raised TypeError: net() missing 1 required positional"),
+        ("def net():\n    return open('gone.pth')\n", "'gone.pth' (own_code.py:2)"),
+        (
+            "import torch\nraise ValueError('no')\n",
+            "own_code raised ValueError: no (own_code.py:2)",
+        ),
+        ("def net(:\n", "own_code raised SyntaxError: invalid syntax"),
+    ],
+)
+def test_what_the_users_code_raises_is_said_in_a_line(
+    text: str, said: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("own_code.py").write_text(text, encoding="utf-8")
+    sys.modules.pop("own_code", None)
+    importlib.invalidate_caches()
+    files = ["--labels", "labels.txt", "--input-spec", "input.json"]
+    assert export_command.main(["--module", "own_code:net", *files, "--list-layers"]) == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
 
 
 class Quiet(nn.Module):

@@ -8,12 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
+import timm
 import torch
 from torch import nn
 
 from foveate_train import registry
 from foveate_train.errors import WeightsError
-from foveate_train.state_dicts import find, read
+from foveate_train.state_dicts import class_names, find, read
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +115,25 @@ class Own(nn.Sequential):
     """A network of the user's own, whose code a checkpoint does not hold."""
 
 
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"class_names": ["a", "b", "c"]}, ("class_names", ("a", "b", "c"))),
+        ({"class_to_idx": {"c": 2, "a": 0, "b": 1}}, ("class_to_idx", ("a", "b", "c"))),
+        ({"id2label": {"0": "a", "1": "b"}}, ("id2label", ("a", "b"))),
+        ({"names": {0: "a", 1: "b"}}, ("names", ("a", "b"))),
+        ({"meta": {"CLASSES": ("a", "b")}}, ("CLASSES", ("a", "b"))),
+        ({"args": argparse.Namespace(classes=["a"], lr=1)}, ("classes", ("a",))),
+        ({"class_to_idx": {"a": 0, "b": 2}}, None),
+        ({"classes": 3, "names": []}, None),
+        ({"epoch": 1}, None),
+    ],
+)
+def test_the_names_of_the_classes_are_found_beside_the_weights(content, expected, tmp_path):
+    torch.save({"state_dict": {"w": torch.ones(1)}, **content}, tmp_path / "best.pth")
+    assert class_names(tmp_path / "best.pth") == expected
+
+
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_a_network_saved_as_an_object_gives_its_tensors(wrapped, tmp_path):
     module = Own(
@@ -162,7 +182,7 @@ def test_code_that_stands_alone_is_refused(tmp_path, capfd):
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated")
 def test_a_torchscript_archive_is_named(tmp_path):
     torch.jit.script(nn.Linear(2, 2)).save(tmp_path / "traced.pt")
-    with pytest.raises(WeightsError, match=r"a TorchScript archive.* --module"):
+    with pytest.raises(WeightsError, match=r"a TorchScript archive.* save the state dict"):
         read(tmp_path / "traced.pt")
 
 
@@ -228,3 +248,41 @@ def test_the_counters_of_batch_normalisations_may_be_missing(tmp_path):
         "torchvision:resnet18", weights=str(tmp_path / "resnet18-5c106cde.pth")
     )
     assert torch.equal(loaded.module.state_dict()["fc.bias"], network["fc.bias"])
+
+
+WRAPPED = {
+    "DataParallel": nn.DataParallel,
+    "compiled": torch.compile,
+    "compiled within DataParallel": lambda module: nn.DataParallel(torch.compile(module)),
+    "averaged": torch.optim.swa_utils.AveragedModel,
+    "averaged DataParallel": lambda m: torch.optim.swa_utils.AveragedModel(nn.DataParallel(m)),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPED)
+def test_what_torchs_own_wrappers_save_is_read(wrapper, tmp_path):
+    module = registry.create("torchvision:resnet18", weights="random:4", num_classes=3).module
+    torch.save({"model": WRAPPED[wrapper](module).state_dict()}, tmp_path / "best.pth")
+    loaded = registry.create("torchvision:resnet18", weights=str(tmp_path / "best.pth"))
+    state = loaded.module.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in module.state_dict().items())
+
+
+def test_what_timms_own_saver_writes_is_read(tmp_path):
+    module = timm.create_model("test_resnet", num_classes=3)
+    average = timm.utils.ModelEmaV3(module)
+    with torch.no_grad():
+        average.module.fc.bias.add_(1)
+    saver = timm.utils.CheckpointSaver(
+        module,
+        torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9),
+        args=argparse.Namespace(model="test_resnet", lr=0.1, data_dir=pathlib.Path("data")),
+        model_ema=average,
+        checkpoint_dir=str(tmp_path),
+        recovery_dir=str(tmp_path),
+    )
+    saver.save_checkpoint(3, metric=0.5)
+    loaded = registry.create("timm:test_resnet", weights=str(tmp_path / "model_best.pth.tar"))
+    assert torch.equal(loaded.module.fc.bias, average.module.fc.bias)
+    said = loaded.assumptions["weights"]
+    assert said == "model_best.pth.tar, under state_dict_ema, the averaged weights (EMA)"

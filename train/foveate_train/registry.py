@@ -16,7 +16,12 @@ from torch import nn
 
 from foveate_runtime.bundle.manifest import InputSpec
 from foveate_train.classifier import Argument, Classifier
-from foveate_train.errors import ArgumentsError, OtherClassesError, UnknownClassifierError
+from foveate_train.errors import (
+    ArgumentsError,
+    OtherClassesError,
+    UnknownClassifierError,
+    WeightsError,
+)
 
 SOURCES = ("foveate", "torchvision", "timm", "package")
 
@@ -121,8 +126,9 @@ def _with_classes(
     """Build a network with as many classes as the head of its weights has."""
     try:
         classifier = source.create(network, weights, {**arguments, "num_classes": error.classes})
-    except ArgumentsError:
-        raise error from None  # the network has no such argument
+    except (ArgumentsError, WeightsError):
+        # The network has no such argument, or it was no head that differed.
+        raise error from None
     said = f"{error.classes}, as {error.key} has in the file"
     return replace(classifier, assumptions={**classifier.assumptions, "classes": said})
 

@@ -36,6 +36,14 @@ AVERAGED = ("state_dict_ema", "model_ema", "model_ema_state_dict", "ema_state_di
 PLAIN = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params")
 """The keys under which training scripts keep weights, the first that is there first."""
 
+_NAMING = frozenset(
+    {"classes", "class_names", "labels", "label_names", "categories", "names"}
+    | {"class_to_idx", "idx_to_class", "id2label", "label2id"}
+)
+"""The keys, in lower case, under which they keep the names of the classes."""
+
+_SETTINGS = ("hyper_parameters", "args", "config", "meta")
+
 _DEPTH = 3
 """How many such keys stand within each other, as in Ultralytics' {"ema": {"module": ...}}."""
 
@@ -97,14 +105,55 @@ def read(path: Path) -> Found:
     return find(content)
 
 
+def class_names(path: Path) -> tuple[str, tuple[str, ...]] | None:
+    """Return the names of the classes that a training script left beside the weights.
+
+    Returns:
+        the key that they stand under, and the names by index; None where there are none.
+    """
+    if path.suffix == ".safetensors":
+        return None
+    try:
+        content = _load(path)
+    except (OSError, *DAMAGED):
+        return None
+    held = _entries(content)
+    for part in (held, *(_entries(held.get(key)) for key in _SETTINGS)):
+        for key, value in part.items():
+            names = _names(value) if str(key).lower() in _NAMING else ()
+            if names:
+                return str(key), names
+    return None
+
+
+def _entries(content: object) -> Mapping[object, object]:
+    held = content.state if isinstance(content, _Kept) else content
+    return held if isinstance(held, Mapping) else {}
+
+
+def _names(value: object) -> tuple[str, ...]:
+    """Return names by index, of a list of them or of a table in either direction."""
+    if isinstance(value, list | tuple):
+        return tuple(value) if all(isinstance(each, str) for each in value) else ()
+    table = _entries(value)
+    by_index = {
+        int(str(index)): str(name)
+        for pair in table.items()
+        for index, name in (pair, pair[::-1])
+        if str(index).isdecimal() and isinstance(name, str)
+    }
+    complete = len(by_index) == len(table) and sorted(by_index) == list(range(len(table)))
+    return tuple(by_index[index] for index in range(len(table))) if complete else ()
+
+
 def _load(path: Path) -> object:
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except DAMAGED as error:
         if "torchscript" in str(error):
             raise WeightsError(
-                "a TorchScript archive, which is a program: return torch.jit.load(...) from a "
-                "function, and give that with --module"
+                "a TorchScript archive, which is a program and is not run; save the state dict of "
+                "the network that it was made of"
             ) from error
         # The form before torch 1.6, in which the names cannot be listed beforehand.
         names = ["argparse.Namespace"]

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from foveate_train import state_dicts
 from foveate_train.errors import OtherClassesError, WeightsError
 from foveate_train.state_dicts import StateDict, fit_names, read
 
@@ -105,6 +106,12 @@ def load(module: nn.Module, weights: str, adapt: Adapt = as_is) -> str:
     module.load_state_dict(state, strict=False)
     said = [path.name, found.said, _precision(state)]
     return ", ".join(filter(None, said))
+
+
+def class_names(weights: str) -> tuple[str, tuple[str, ...]] | None:
+    """Return the names of the classes in a file or folder of weights, with their key, if any."""
+    path = _file(Path(weights))
+    return state_dicts.class_names(path) if path.is_file() else None
 
 
 def _precision(state: StateDict) -> str:

@@ -51,7 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "source",
         nargs="?",
-        help="a checkpoint folder, or a classifier's name such as timm:resnet18",
+        help="a checkpoint folder, a classifier's name such as timm:resnet18, or a folder or name "
+        "of Hugging Face such as hf-hub:timm/resnet18.a1_in1k",
     )
     parser.add_argument(
         "--module",
@@ -76,7 +77,10 @@ def _parser() -> argparse.ArgumentParser:
         "--version", type=positive, metavar="N", help="default: one above the newest"
     )
     parser.add_argument(
-        "--weights", metavar="FILE|random:SEED", help="the weights, for a classifier's name"
+        "--weights",
+        metavar="FILE|random:SEED",
+        help="the weights, for a classifier's name: a file as training scripts leave it, or a "
+        "folder that holds one",
     )
     parser.add_argument(
         "--argument",

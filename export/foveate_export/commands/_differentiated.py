@@ -5,8 +5,8 @@ from typing import Any
 
 from foveate_export.anatomy.ending import probes
 from foveate_export.anatomy.logits import as_logits
-from foveate_export.errors import ExportError
-from foveate_export.existing.network import as_classifier
+from foveate_export.errors import ExportError, RepositoryError, UsageError
+from foveate_export.existing.network import as_classifier, module_name
 from foveate_export.existing.source import Existing
 from foveate_export.exporter import examine, export
 from foveate_export.pictures import Pictures
@@ -43,12 +43,19 @@ def export_differentiated(
         return None, f"in torch, {error}"
     if anatomy.head is None:
         return None, f"in torch, {anatomy.note}"
-    exported = export(
-        classifier,
-        pictures=pictures,
-        ending=ending,
-        anatomy=anatomy,
-        stage=stage,
-        **where._asdict(),
-    )
+    if where.layers is not None:
+        where = where._replace(layers=[module_name(layer) for layer in where.layers])
+    try:
+        exported = export(
+            classifier,
+            pictures=pictures,
+            ending=ending,
+            anatomy=anatomy,
+            stage=stage,
+            **where._asdict(),
+        )
+    except (RepositoryError, UsageError):
+        raise
+    except ExportError as error:
+        return None, f"in torch, {error}"
     return exported, ""

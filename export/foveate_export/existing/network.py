@@ -89,6 +89,11 @@ def _compare(source: Existing, module: nn.Module, pictures: Pictures) -> float:
     return worst
 
 
+def module_name(node: str) -> str:
+    """Return what the module of a node is called: a dot would separate modules."""
+    return node.replace(".", "_")
+
+
 class Network(nn.Module):
     """The nodes of a file that lead to its output: takes [N, C, H, W] as every network here."""
 
@@ -103,8 +108,7 @@ class Network(nn.Module):
         weights = graph.weights
         self._calls: list[tuple[str, Step]] = []
         for step in graph.program([self._output]).steps:
-            # A dot in a module's name would separate modules.
-            name = step.name.replace(".", "_")
+            name = module_name(step.name)
             while name in self._modules:
                 name += "_"
             self.add_module(name, _Node(step, weights))

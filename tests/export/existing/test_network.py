@@ -12,8 +12,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from foveate_export.commands import _existing
+from foveate_export.commands import _differentiated, _existing
 from foveate_export.commands import export as export_command
+from foveate_export.errors import ParityError
 from foveate_export.pictures import shipped
 from foveate_runtime.backends.registry import create_runner
 from foveate_runtime.bundle.bundle import Bundle
@@ -146,12 +147,16 @@ def test_the_maps_are_those_of_the_network_behind_the_file(
     shape = (1, *size, 3) if turned else (1, 3, *size)
     write(ChannelsLast(module) if turned else module, folder / "net.onnx", shape, traced=traced)
     options = ["--bgr", "--layout", "nhwc"] if turned else []
+    if kind == "flattened":
+        # As --list-layers calls it.
+        options = ["--layers", "/last/last.1/Relu"]
     assert export("net.onnx", *options) == 0, capsys.readouterr().err
     assert json.loads(capsys.readouterr().out)["note"] is None
     bundle = Bundle.open(folder / "models" / "m" / "1")
     assert {cam.method for cam in bundle.manifest.cams} == {"gradcam", "hirescam", "layercam"}
     assert bundle.manifest.assumptions["network"].startswith("run in torch; its outputs differ")
-    assert bundle.manifest.features, "layers are offered as well"
+    layers = [feature.layer for feature in bundle.manifest.features]
+    assert layers == ["/last/last_1/Relu"] if kind == "flattened" else layers
     images = shipped(SPEC).images
     classes = np.tile(np.array([[3, 0, 4]]), (len(images), 1))
     with create_runner(bundle, backend="onnxruntime") as runner:
@@ -181,6 +186,29 @@ def test_without_torch_the_bundle_has_no_maps_and_says_what_brings_them(
     assert note.startswith("no class activation maps: ")
     assert note.endswith('other heads need PyTorch: pip install "foveate-export[torch]"')
     assert Bundle.open(folder / "models" / "m" / "1").manifest.cams == ()
+
+
+def test_a_graph_that_differs_from_torch_is_left_for_one_without_maps(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object, **more: object) -> None:
+        raise ParityError("fp32: cam.gradcam differs")
+
+    monkeypatch.setattr(_differentiated, "export", refuse)
+    write(network("hidden"), folder / "net.onnx", (1, 3, SPEC.height, SPEC.width), traced=False)
+    assert export("net.onnx") == 0
+    note = json.loads(capsys.readouterr().out)["note"]
+    assert note.endswith("in torch, fp32: cam.gradcam differs")
+    assert Bundle.open(folder / "models" / "m" / "1").manifest.cams == ()
+
+
+def test_a_version_that_is_taken_is_refused_as_ever(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(network("hidden"), folder / "net.onnx", (1, 3, SPEC.height, SPEC.width), traced=False)
+    (folder / "models" / "m" / "3").mkdir(parents=True)
+    assert export("net.onnx", "--version", "3") == 1
+    assert "m has a version 3" in capsys.readouterr().err.splitlines()[-1]
 
 
 def node(kind: str, takes: str, gives: str, **attributes) -> onnx.NodeProto:
