@@ -20,6 +20,7 @@ from benchmarks import (
     startup,
     throughput,
     training,
+    transports,
     variants,
 )
 
@@ -36,6 +37,7 @@ WRITERS = {
     "startup": startup,
     "throughput": throughput,
     "training": training,
+    "transports": transports,
     "variants": variants,
 }
 

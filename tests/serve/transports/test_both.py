@@ -213,8 +213,8 @@ async def test_a_stop_tells_clients_to_go_elsewhere_and_answers_what_runs(serve:
         waiting = unary(channel, "Wait", b"y")
         await until(lambda: served.service.entered == 2)
         finishing = asyncio.create_task(served.transport.finish(LIMIT_SECONDS))
-        goodbye = await client.until_kind(Kind.GOAWAY)
-        assert goodbye.number == 0
+        goaway = await client.until_kind(Kind.GOAWAY)
+        assert goaway.number == 0
         assert not finishing.done()
         # A new connection gets nothing.
         await until(lambda: not can_connect(served.port))
@@ -275,8 +275,8 @@ async def test_a_stop_before_the_start_does_nothing(make: Callable[..., Transpor
 async def test_a_connection_ends_at_its_age_and_its_calls_are_finished(serve: Serve) -> None:
     async with serve(max_connection_age=0.2) as served, await served.open() as client:
         client.send(call(1, "Wait", b"x"))
-        goodbye = await client.until_kind(Kind.GOAWAY)
-        assert goodbye.number == 0
+        goaway = await client.until_kind(Kind.GOAWAY)
+        assert goaway.number == 0
         served.service.gate.set()
         assert (await client.answer(1)).body == message(b"x")
         await client.has_lost()

@@ -192,7 +192,7 @@ class Call(Stream):
         self._problem = why
 
     def ended(self) -> None:
-        """Hear that there are no more messages."""
+        """Take the end of the messages."""
         if self._assembler.within and self._problem is None:
             self._problem = MessageError(grpc.StatusCode.INTERNAL, "the last message is cut off")
         self._wake()

@@ -37,8 +37,8 @@ CONNECTION_WINDOW = 16 << 20
 HANDSHAKE_SECONDS = 20.0
 """What a client gets to say that it speaks HTTP/2."""
 
-GOODBYE_SECONDS = 1.0
-"""What a client gets to hear that it should open no stream any more."""
+GOAWAY_SECONDS = 1.0
+"""The time that a client has to answer the first GOAWAY; the second names the last stream."""
 
 MOST_WAITING = 16 << 20
 """Bytes of answers that wait for a client's windows, above which it gets no further stream."""
@@ -108,7 +108,7 @@ class Connection(asyncio.BufferedProtocol):
         self._unacknowledged = 0
         self._receive_window = CONNECTION_WINDOW
         self._leaving = False
-        self._goodbye = b""
+        self._goaway_ping = b""
         self._timer: asyncio.TimerHandle | None = None
 
     # What asyncio calls.
@@ -145,11 +145,11 @@ class Connection(asyncio.BufferedProtocol):
             self._fail(error)
 
     def pause_writing(self) -> None:
-        """Hear that the client does not read as fast as it is answered."""
+        """Pause: the client does not read as fast as it is answered."""
         self.sender.pause()
 
     def resume_writing(self) -> None:
-        """Hear that it has caught up."""
+        """Resume: the client has caught up."""
         self.sender.resume(list(self.streams.values()))
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's
@@ -178,20 +178,20 @@ class Connection(asyncio.BufferedProtocol):
         if self._leaving or self.transport.is_closing():
             return
         self._leaving = True
-        # What it opened before it hears this is answered still (RFC 9113, section 6.8).
-        self._goodbye = b"goodbye!"
+        # What it opened before it has read this is answered still (RFC 9113, section 6.8).
+        self._goaway_ping = b"go away!"
         self.sender.emit(frames.go_away(LARGEST_STREAM, ErrorCode.NO_ERROR))
-        self.sender.emit(frames.ping(self._goodbye, ack=False))
+        self.sender.emit(frames.ping(self._goaway_ping, ack=False))
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_later(GOODBYE_SECONDS, self._heard)
+        self._timer = self._loop.call_later(GOAWAY_SECONDS, self._confirm_goaway)
 
     def cut_off(self) -> None:
         """Cancel what is worked on, and close once that has been told."""
         for stream in list(self.streams.values()):
             stream.cut_off()
         # It may have no room for what it is told.
-        self._loop.call_later(GOODBYE_SECONDS, self._give_up)
+        self._loop.call_later(GOAWAY_SECONDS, self._give_up)
 
     def ping(self) -> None:
         """Ask the client for a sign of life."""
@@ -271,7 +271,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _open(self, number: int, block: bytes, *, ends: bool) -> None:
         self._last = number
-        if self._leaving and not self._goodbye:
+        if self._leaving and not self._goaway_ping:
             # The client has been told that this one is not answered.
             self._remember(number, by_us=True)
             self._reader.read(block)
@@ -372,8 +372,8 @@ class Connection(asyncio.BufferedProtocol):
         _require(number == 0, "PING belongs to the connection")
         if not flags & Flag.ACK:
             self.sender.reply(frames.ping(bytes(payload), ack=True))
-        elif self._goodbye and payload == self._goodbye:
-            self._heard()
+        elif self._goaway_ping and payload == self._goaway_ping:
+            self._confirm_goaway()
 
     def _on_settings(self, number: int, flags: int, payload: memoryview) -> None:
         _require(number == 0, "SETTINGS belong to the connection")
@@ -450,7 +450,7 @@ class Connection(asyncio.BufferedProtocol):
         self._remember(stream.number, by_us=by_us)
         if not self.streams:
             self.idle_since = self._loop.time()
-            if self._leaving and not self._goodbye:
+            if self._leaving and not self._goaway_ping:
                 self.close()
             else:
                 # Nobody else has anything to say on this round of the loop.
@@ -472,14 +472,14 @@ class Connection(asyncio.BufferedProtocol):
 
     def _fail(self, error: ProtocolError) -> None:
         self.sender.emit(frames.go_away(self._last, error.code, str(error)))
-        self._goodbye = b""
+        self._goaway_ping = b""
         self.close()
         # It may not read that, either.
-        self._loop.call_later(GOODBYE_SECONDS, self._give_up)
+        self._loop.call_later(GOAWAY_SECONDS, self._give_up)
 
-    def _heard(self) -> None:
-        """Go on with leaving: the client has heard of it, or had the time to."""
-        if not self._goodbye or self.transport.is_closing():
+    def _confirm_goaway(self) -> None:
+        """Go on with leaving: the client has read GOAWAY, or had the time to."""
+        if not self._goaway_ping or self.transport.is_closing():
             return
         self._name_the_last()
         if not self.streams:
@@ -487,8 +487,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def _name_the_last(self) -> None:
         """Say which stream is the last to be answered, where that has not been said."""
-        if self._goodbye:
-            self._goodbye = b""
+        if self._goaway_ping:
+            self._goaway_ping = b""
             self.sender.emit(frames.go_away(self._last, ErrorCode.NO_ERROR))
 
     def _give_up(self) -> None:

@@ -29,13 +29,13 @@ class Receiver(Protocol):
     """Is told of frames; every function may raise ProtocolError."""
 
     def data_begins(self, number: int, size: int, *, ends: bool) -> None:
-        """Hear of a DATA frame of so many bytes, padding included."""
+        """A DATA frame of so many bytes begins, padding included."""
 
     def data(self, data: memoryview, *, last: bool) -> None:
         """Take bytes of that frame, valid until this returns."""
 
     def padding(self, size: int) -> None:
-        """Hear how much of that frame was no data."""
+        """So much of that frame was no data."""
 
     def headers(self, number: int, block: bytes, *, ends: bool) -> None:
         """Take a whole header block."""
@@ -44,7 +44,7 @@ class Receiver(Protocol):
         """Take a frame of another kind, valid until this returns."""
 
     def nothing(self) -> None:
-        """Hear of a frame that carried nothing."""
+        """A frame carried nothing."""
 
 
 class FrameReader:

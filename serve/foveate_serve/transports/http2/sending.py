@@ -31,7 +31,7 @@ class Sender:
     """Puts frames together, and holds back what the client has no room for.
 
     What is sent on one round of the event loop leaves in one write. `finished`
-    hears of a stream whose last frame is on its way.
+    is called with a stream whose last frame is on its way.
     """
 
     def __init__(self, finished: Callable[[Stream], None]) -> None:
@@ -144,11 +144,11 @@ class Sender:
             self._pump_blocked()
 
     def pause(self) -> None:
-        """Hear that the client does not read as fast as it is answered."""
+        """Pause: the client does not read as fast as it is answered."""
         self._paused = True
 
     def resume(self, streams: Iterable[Stream]) -> None:
-        """Hear that it has caught up."""
+        """Resume: the client has caught up."""
         self._paused = False
         self._pump_blocked()
         for stream in streams:

@@ -4,11 +4,11 @@ import asyncio
 from collections import deque
 
 STREAM_WINDOW = 1 << 20
-"""What a client may send on a stream before it hears that it was taken."""
+"""What a client may send on a stream before the server says that it was taken."""
 
 
 class Stream:
-    """What is known of a stream, and what it hears."""
+    """What is known of a stream, and what it is told."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -27,10 +27,10 @@ class Stream:
         """Take bytes of the stream, valid until this returns; they are to be credited."""
 
     def ended(self) -> None:
-        """Hear that the client sends no more."""
+        """The client sends no more."""
 
     def cut_off(self) -> None:
-        """Hear that the server stops."""
+        """The server stops: end what is worked on."""
 
     def lost(self) -> None:
-        """Hear that the client has reset the stream, or is gone."""
+        """The client has reset the stream, or is gone."""

@@ -986,7 +986,7 @@ def noting(seen: Seen, handler: Callable[[Any, Context], Awaitable[Any]]) -> Any
 @pytest.mark.parametrize(
     ("method", "code"), [("echo", Code.OK), ("abort", Code.NOT_FOUND), ("fail", Code.UNKNOWN)]
 )
-async def test_a_callback_hears_how_a_call_has_ended(
+async def test_a_callback_is_told_how_a_call_has_ended(
     served: Served, client: RawClient, method: str, code: grpc.StatusCode
 ) -> None:
     seen: Seen = []
@@ -996,7 +996,7 @@ async def test_a_callback_hears_how_a_call_has_ended(
     assert seen == [(True, False, code)]
 
 
-async def test_a_callback_hears_of_an_answer_that_still_waits_for_a_window(
+async def test_a_callback_is_told_of_an_answer_that_still_waits_for_a_window(
     served: Served, client: RawClient
 ) -> None:
     seen: Seen = []
@@ -1006,7 +1006,7 @@ async def test_a_callback_hears_of_an_answer_that_still_waits_for_a_window(
     assert seen == [(True, False, Code.OK)]
 
 
-async def test_a_callback_hears_of_a_cancel(served: Served, client: RawClient) -> None:
+async def test_a_callback_is_told_of_a_cancel(served: Served, client: RawClient) -> None:
     seen: Seen = []
     contexts: list[Context] = []
 
@@ -1024,7 +1024,7 @@ async def test_a_callback_hears_of_a_cancel(served: Served, client: RawClient) -
     assert contexts[0].cancelled()
 
 
-async def test_a_callback_hears_of_a_deadline(served: Served, client: RawClient) -> None:
+async def test_a_callback_is_told_of_a_deadline(served: Served, client: RawClient) -> None:
     seen: Seen = []
     served.service.custom = noting(seen, served.service.wait)
     client.send(opening(1, request("Custom", ("grpc-timeout", "20m"))), data(1, message(b"")))

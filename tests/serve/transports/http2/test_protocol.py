@@ -404,7 +404,7 @@ async def test_the_server_says_what_it_takes(client: RawClient) -> None:
         frame(99, 0xFF, 1),
         frame(Kind.GOAWAY, 0, 0, bytes(8) + b"bye"),
         ping(ack=True),
-        ping(b"goodbye!", ack=True),
+        ping(b"go away!", ack=True),
         ACK,
         priority(1, 3),
         priority(99, 0),
@@ -415,7 +415,7 @@ async def test_the_server_says_what_it_takes(client: RawClient) -> None:
         "unknown_of_a_stream",
         "goaway",
         "ping_acknowledged",
-        "goodbye_acknowledged",
+        "goaway_acknowledged",
         "settings_acknowledged",
         "priority",
         "priority_of_an_idle_stream",
@@ -537,7 +537,7 @@ async def test_headers_of_a_stream_that_is_gone_stay_in_step_with_the_table(
     assert (await client.answer(3)).body == message(b"y")
 
 
-async def test_a_peer_without_a_table_hears_that_none_is_used(served: Served) -> None:
+async def test_a_peer_without_a_table_is_told_that_none_is_used(served: Served) -> None:
     async with await served.open({Setting.HEADER_TABLE_SIZE: 0}) as client:
         client._decoder.max_allowed_table_size = 0
         client.send(call(1, "Echo", b"x"), call(3, "Metadata", b"y"))
@@ -711,14 +711,14 @@ async def leaving(served: Served, client: RawClient) -> "asyncio.Task[None]":
     return stopping
 
 
-async def test_streams_that_were_opened_before_the_goodbye_was_heard_are_answered(
+async def test_streams_that_were_opened_before_goaway_was_read_are_answered(
     served: Served, client: RawClient
 ) -> None:
     stopping = await leaving(served, client)
-    goodbye = await client.until_kind(Kind.PING)
+    goaway = await client.until_kind(Kind.PING)
     client.send(call(3, "Echo", b"y"))
     assert (await client.answer(3)).body == message(b"y")
-    client.send(ping(goodbye.payload, ack=True))
+    client.send(ping(goaway.payload, ack=True))
     found = await client.until_kind(Kind.GOAWAY)
     assert (found.last, found.number) == (3, ErrorCode.NO_ERROR)
     served.service.gate.set()
@@ -749,7 +749,7 @@ async def test_a_stop_waits_for_streams_that_were_opened_meanwhile(
     await stopping
 
 
-async def test_streams_that_were_opened_after_the_goodbye_are_let_be(
+async def test_streams_that_were_opened_after_the_goaway_are_let_be(
     served: Served, client: RawClient
 ) -> None:
     stopping = await leaving(served, client)
@@ -763,7 +763,7 @@ async def test_streams_that_were_opened_after_the_goodbye_are_let_be(
     assert 3 not in client.found
 
 
-async def test_an_idle_client_hears_of_the_last_stream_as_well(
+async def test_an_idle_client_is_told_of_the_last_stream_as_well(
     served: Served, client: RawClient
 ) -> None:
     client.send(call(1, "Echo"), call(3, "Echo"))
@@ -774,10 +774,10 @@ async def test_an_idle_client_hears_of_the_last_stream_as_well(
     assert last == [2**31 - 1, 3]
 
 
-async def test_a_client_that_does_not_answer_the_goodbye_is_not_waited_for(
+async def test_a_client_that_does_not_answer_the_goaway_is_not_waited_for(
     served: Served, client: RawClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "GOODBYE_SECONDS", 0.05)
+    monkeypatch.setattr(connection, "GOAWAY_SECONDS", 0.05)
     stopping = await leaving(served, client)
     assert (await client.until_kind(Kind.GOAWAY)).last == 1
     served.service.gate.set()
@@ -1015,7 +1015,7 @@ async def test_a_client_that_never_reads_is_not_answered_for_ever(
 async def test_a_client_that_never_reads_is_left_in_the_end(
     served: Served, client: RawClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "GOODBYE_SECONDS", 0.05)
+    monkeypatch.setattr(connection, "GOAWAY_SECONDS", 0.05)
     client.send(call(1, "Wait"))
     await until(lambda: served.service.entered == 1)
     await flooded(served, client, ping() * 5000)
