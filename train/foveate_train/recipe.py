@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -13,7 +14,9 @@ from foveate_train.data.kept import Kept, made
 from foveate_train.fit import Plan
 from foveate_train.loop import Backbone
 from foveate_train.settings import Settings, checked
-from foveate_train.transfer import Start, begin
+
+if TYPE_CHECKING:
+    from foveate_train.transfer import Start
 
 DEFAULTS: Mapping[str, object] = {
     "learning_rate": 1e-3,
@@ -77,6 +80,9 @@ def plan(
     known = check(given)
     module = classifier.module.to(memory_format=torch.channels_last).to(device)
     compared = training.sample(math.ceil(_COMPARED / len(training.classes)), known.seed)
+    # Only here, since scikit-learn takes a second to import.
+    from foveate_train.transfer import begin  # noqa: PLC0415
+
     start = begin(module, head, FolderData(compared, classifier.input, known, workers=workers))
     few = len(validation.pictures) < _JUDGES
     settings = settings_for(training.counts, given, start, few=few)
@@ -102,7 +108,7 @@ def plan(
 
 
 def _decisions(
-    start: Start, settings: Settings, counts: Sequence[int], judges: int
+    start: "Start", settings: Settings, counts: Sequence[int], judges: int
 ) -> Iterator[str]:
     """Give in sentences what was decided, and a warning of few pictures to judge by."""
     if start.suffices:
@@ -159,7 +165,7 @@ def _weights(counts: Sequence[int]) -> tuple[float, ...]:
 
 
 def settings_for(
-    counts: Sequence[int], given: Mapping[str, object], start: Start, *, few: bool
+    counts: Sequence[int], given: Mapping[str, object], start: "Start", *, few: bool
 ) -> Settings:
     """Return the settings for so many pictures of each class, and a few or more to judge by."""
     count = sum(counts)
