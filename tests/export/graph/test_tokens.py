@@ -14,6 +14,7 @@ from foveate_export.exporter import examine
 from foveate_export.graph.classifier import ExplainedClassifier
 from foveate_export.graph.heads import Differentiated, PooledScaled
 from foveate_export.graph.heads.pooled_linear import PooledLinear
+from foveate_export.graph.vjp.rules import RULES
 from foveate_export.proof.comparison import relative_error
 
 CLASSES = [[0, 3, 9], [5, 5, 1]]
@@ -111,3 +112,25 @@ def test_maps_of_patch_tokens_equal_autograd(make, layer, prefix, kind, digit_cl
     for method, maps in oracle(module, layer, prefix, normalise(images, classifier.input)).items():
         assert maps.abs().max() > 0
         assert relative_error(got[f"cam.{method}"].numpy(), maps.numpy(), (2, 3)) < 1e-4, method
+
+
+def test_the_last_block_is_pulled_back_for_the_class_token_alone(
+    digit_classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = VisionTransformer(**SMALL)
+    head = examine(digit_classifier(module)).head
+    assert head is not None
+    seen: dict[str, list[int]] = {}
+    for name in ("gelu", "scaled_dot_product_attention", "layer_norm"):
+        monkeypatch.setitem(
+            RULES,
+            name,
+            lambda operation, cotangent, rule=RULES[name]: (
+                seen.setdefault(operation.name, []).append(cotangent.shape[-2])
+                or rule(operation, cotangent)
+            ),
+        )
+    with torch.no_grad():
+        forward = head.network([])(torch.randn(2, 1, 28, 28))
+        head.maps(forward, torch.tensor(CLASSES))
+    assert seen == {"layer_norm": [1, 1], "gelu": [1], "scaled_dot_product_attention": [1]}

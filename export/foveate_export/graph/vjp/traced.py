@@ -13,6 +13,7 @@ from foveate_export.anatomy.layout import NCHW
 from foveate_export.anatomy.taps import Tap, as_maps, tapped
 from foveate_export.errors import UnsupportedHeadError
 from foveate_export.graph.forward import Forward
+from foveate_export.graph.vjp.narrow import pull, total, whole
 from foveate_export.graph.vjp.operation import ROOT, Operation, bind, layer_of, operator_name
 from foveate_export.graph.vjp.rules import RULES, SELECTING, preserves_sums, unsupported
 
@@ -112,7 +113,7 @@ class TracedForward(Forward):
             if needed:
                 why = "there is no rule for one of its inputs"
                 raise unsupported(self._operation(node), why)
-        found: Tensor | None = cotangents.get(to)
+        found: Tensor | None = whole(cotangents.get(to))
         return found
 
     def _pulled(
@@ -128,7 +129,7 @@ class TracedForward(Forward):
         operation = replace(self._operation(node), wanted=wanted)
         if operation.name not in RULES:
             raise unsupported(operation, "there is no rule for this operator")
-        return RULES[operation.name](operation, cotangent)
+        return pull(operation, cotangent)
 
     def _sources(self, node: fx.Node, argument: str, value: Any) -> list[tuple[fx.Node, Any]]:
         """Pair the nodes that gave an argument with their cotangents."""
@@ -310,7 +311,7 @@ def _accumulate(cotangents: dict[fx.Node, Any], node: fx.Node, value: Any) -> No
         for index, part in value.items():
             _accumulate(cotangents[node], index, part)
     else:
-        cotangents[node] = value if before is None else before + value
+        cotangents[node] = value if before is None else total(before, value)
 
 
 def _leading_to(end: fx.Node) -> set[fx.Node]:
