@@ -4,19 +4,10 @@ import json
 import logging
 import sys
 import time
-from contextvars import ContextVar
 from typing import Any, Literal
 
+from foveate_serve.log_context import CALLER, FIELDS, REQUEST_ID
 from foveate_serve.settings import Settings
-
-REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
-"""The id of the call that is being answered."""
-
-CALLER: ContextVar[str] = ContextVar("caller", default="")
-"""The name of the token that the call carried."""
-
-FIELDS = "fields"
-"""The key of `extra` under which a log call passes fields of its own: a dict."""
 
 
 class JsonFormatter(logging.Formatter):

@@ -19,7 +19,7 @@ from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, Statu
 
 from foveate_serve.classification import Answer
 from foveate_serve.errors import ServeError
-from foveate_serve.observe.logs import REQUEST_ID
+from foveate_serve.log_context import REQUEST_ID
 from foveate_serve.observer import Observer
 from foveate_serve.rpc.interceptor import Call
 

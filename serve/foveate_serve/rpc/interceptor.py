@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 from google.rpc.code_pb2 import Code
 
 from foveate.status import ErrorStatus
-from foveate_serve.observe.logs import FIELDS, REQUEST_ID
+from foveate_serve.log_context import FIELDS, REQUEST_ID
 from foveate_serve.rpc.calls import Context, Continuation, Gate, Handler, abort
 from foveate_serve.rpc.priority import CALL_PRIORITY, PRIORITY_KEY
 

@@ -6,7 +6,7 @@ import grpc
 
 from foveate_serve.access import AccessControl, Permission
 from foveate_serve.errors import ServeError
-from foveate_serve.observe.logs import CALLER
+from foveate_serve.log_context import CALLER
 from foveate_serve.rpc.calls import Handler, refusing
 from foveate_serve.rpc.errors import to_status
 

@@ -9,7 +9,8 @@ import pytest
 
 from foveate.v1.classifier_service_pb2 import ClassifyRequest
 from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
-from foveate_serve.observe.logs import FIELDS, REQUEST_ID, JsonFormatter
+from foveate_serve.log_context import FIELDS, REQUEST_ID
+from foveate_serve.observe.logs import JsonFormatter
 
 from ...conftest import BOTH
 
