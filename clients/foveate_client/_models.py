@@ -75,12 +75,17 @@ class InputSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """A layer whose feature map can be asked for."""
+    """A layer whose feature map can be asked for.
+
+    `layout` is how the network lays it out inside: `nchw`, `nhwc` or
+    `tokens(h, w, prefix)`. The feature map is [channels, height, width] all the same.
+    """
 
     name: str
     channels: int
     height: int
     width: int
+    layout: str = "nchw"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +96,7 @@ class CamMethod:
     layer: str
     height: int
     width: int
+    layout: str = "nchw"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,11 +181,23 @@ class Model:
                 fill=tuple(message.input.fill),
             ),
             layers=tuple(
-                Layer(name=x.name, channels=x.channels, height=x.height, width=x.width)
+                Layer(
+                    name=x.name,
+                    channels=x.channels,
+                    height=x.height,
+                    width=x.width,
+                    layout=x.layout or "nchw",  # a server of before does not say
+                )
                 for x in message.layers
             ),
             cam_methods=tuple(
-                CamMethod(name=x.name, layer=x.layer, height=x.height, width=x.width)
+                CamMethod(
+                    name=x.name,
+                    layer=x.layer,
+                    height=x.height,
+                    width=x.width,
+                    layout=x.layout or "nchw",
+                )
                 for x in message.cam_methods
             ),
             variants=tuple(_variant(variant) for variant in message.variants),

@@ -1,6 +1,7 @@
 """Models in the process, without a server."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -49,3 +50,16 @@ def test_the_models_of_a_repository_on_the_command_line(imagenet_repository):
     described = models("efficientnet_lite0")
     assert len(described["labels"]) == 1000
     assert described["cam_methods"][0]["name"] == "cam"
+
+
+def test_a_model_says_how_the_network_lays_its_layers_out(imagenet_repository, tmp_path):
+    shutil.copytree(imagenet_repository, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "efficientnet_lite0" / "1" / "manifest.json"
+    manifest = json.loads(file.read_text())
+    manifest["features"][0]["layout"] = "nhwc"
+    manifest["cams"][0]["layout"] = "tokens(7, 7, 1)"
+    file.write_text(json.dumps(manifest))
+    with Client.local(tmp_path) as client:
+        model = client.model("efficientnet_lite0")
+    assert [layer.layout for layer in model.layers[:2]] == ["nhwc", "nchw"]
+    assert [method.layout for method in model.cam_methods[:2]] == ["tokens(7, 7, 1)", "nchw"]

@@ -160,15 +160,20 @@ def _details(model: Model) -> Group:
             f"{variant.parity.top1_agreement:.1%}",
             _accuracy(variant.accuracy),
         )
-    cams = _columns("cam method", "layer", "cells")
+    cams = _columns("cam method", "layer", "cells", "layout")
     for method in model.cam_methods:
         cams.add_row(
-            Text(method.name, "bold"), Text(method.layer), f"{method.height} x {method.width}"
+            Text(method.name, "bold"),
+            Text(method.layer),
+            f"{method.height} x {method.width}",
+            method.layout,
         )
-    layers = _columns("layer", "feature map")
+    layers = _columns("layer", "feature map", "layout")
     for layer in model.layers:
         layers.add_row(
-            Text(layer.name, "bold"), f"{layer.channels} x {layer.height} x {layer.width}"
+            Text(layer.name, "bold"),
+            f"{layer.channels} x {layer.height} x {layer.width}",
+            layer.layout,
         )
     gap = Text()
     return Group(facts, gap, variants, gap, cams, gap, layers)

@@ -232,6 +232,7 @@ class Layer(_message.Message):
     CHANNELS_FIELD_NUMBER: _builtins.int
     HEIGHT_FIELD_NUMBER: _builtins.int
     WIDTH_FIELD_NUMBER: _builtins.int
+    LAYOUT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The layer's name."""
     channels: _builtins.int
@@ -240,6 +241,11 @@ class Layer(_message.Message):
     """The height of a channel in cells."""
     width: _builtins.int
     """The width of a channel in cells."""
+    layout: _builtins.str
+    """How the network lays the layer out inside: "nchw", "nhwc", or "tokens(h, w,
+    prefix)" for patch tokens with others before them. The feature map is
+    [channels, height, width] whatever it says.
+    """
     def __init__(
         self,
         *,
@@ -247,10 +253,11 @@ class Layer(_message.Message):
         channels: _builtins.int = ...,
         height: _builtins.int = ...,
         width: _builtins.int = ...,
+        layout: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "height", b"height", "name", b"name", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "height", b"height", "layout", b"layout", "name", b"name", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -266,6 +273,7 @@ class CamMethod(_message.Message):
     LAYER_FIELD_NUMBER: _builtins.int
     HEIGHT_FIELD_NUMBER: _builtins.int
     WIDTH_FIELD_NUMBER: _builtins.int
+    LAYOUT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The method's name, such as "cam"."""
     layer: _builtins.str
@@ -274,6 +282,8 @@ class CamMethod(_message.Message):
     """The height of the raw map in cells."""
     width: _builtins.int
     """The width of the raw map in cells."""
+    layout: _builtins.str
+    """How the network lays that layer out inside, as in Layer."""
     def __init__(
         self,
         *,
@@ -281,10 +291,11 @@ class CamMethod(_message.Message):
         layer: _builtins.str = ...,
         height: _builtins.int = ...,
         width: _builtins.int = ...,
+        layout: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["height", b"height", "layer", b"layer", "name", b"name", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["height", b"height", "layer", b"layer", "layout", b"layout", "name", b"name", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

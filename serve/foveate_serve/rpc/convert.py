@@ -137,13 +137,21 @@ def from_model(model: LoadedModel) -> model_pb2.Model:
         ),
         layers=[
             model_pb2.Layer(
-                name=layer.layer, channels=layer.channels, height=layer.height, width=layer.width
+                name=layer.layer,
+                channels=layer.channels,
+                height=layer.height,
+                width=layer.width,
+                layout=layer.layout,
             )
             for layer in manifest.features
         ],
         cam_methods=[
             model_pb2.CamMethod(
-                name=cam.method, layer=cam.layer, height=cam.height, width=cam.width
+                name=cam.method,
+                layer=cam.layer,
+                height=cam.height,
+                width=cam.width,
+                layout=cam.layout,
             )
             for cam in manifest.cams
         ],
