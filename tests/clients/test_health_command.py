@@ -25,6 +25,16 @@ def test_a_server_and_a_model_serve(imagenet_server, capsys, service):
     assert capsys.readouterr().out == "SERVING\n"
 
 
+def test_no_proxy_is_asked(imagenet_server, capsys, monkeypatch):
+    for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy", "grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    # The second leads to this machine as well, but is no loopback address.
+    for address in (imagenet_server, imagenet_server.replace("127.0.0.1", "0.0.0.0")):  # noqa: S104
+        assert health.main(["--address", address]) == 0
+        assert capsys.readouterr().out == "SERVING\n"
+
+
 def test_a_model_that_is_unknown_fails(imagenet_server, capsys):
     arguments = ["foveate.v1.ClassifierService/nobody", "--address", imagenet_server]
     assert health.main(arguments) == 1
