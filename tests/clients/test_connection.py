@@ -165,6 +165,16 @@ def test_mutual_tls_shows_who_is_calling(start, authority, ca, coffee, tmp_path)
         client.classify(coffee)
 
 
+def test_a_server_that_closes_the_connection_may_want_tls(start, authority, ca, coffee):
+    running = start(server_credentials(authority, "localhost", of_clients=True))
+    for options in ({}, {"credentials": Credentials(ca=ca)}):
+        with (
+            Client(running.address, retries=ONCE, **options) as client,
+            pytest.raises(UnavailableError, match="may want TLS .* or the client's certificate"),
+        ):
+            client.classify(coffee)
+
+
 def test_a_token_travels_with_every_call(start, authority, ca, coffee):
     running = start(server_credentials(authority, "localhost"))
     with Client(running.address, credentials=Credentials(ca=ca, token=TOKEN)) as client:

@@ -43,7 +43,9 @@ def test_a_model_that_is_unknown_fails(imagenet_server, capsys):
 
 def test_an_address_without_a_server_fails(unused, capsys):
     assert health.main(["--address", unused]) == 1
-    assert "UNAVAILABLE" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "UNAVAILABLE" in told
+    assert "TLS" not in told
 
 
 def test_waiting_ends_at_the_limit(unused, capsys):
@@ -73,6 +75,8 @@ def test_a_certificate_may_have_another_name(
         arguments = ["--address", address, "--ca", str(ca)]
         assert health.main(arguments) == 1
         assert "UNAVAILABLE" in capsys.readouterr().err
+        assert health.main(["--address", address]) == 1
+        assert "the server may want TLS (--ca" in capsys.readouterr().err
         assert health.main([*arguments, "--server-name", "models.example"]) == 0
 
 

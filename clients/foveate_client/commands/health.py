@@ -11,6 +11,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from foveate_client._connection import Retries
 from foveate_client._transports.channel import NO_PROXY, PLAINTEXT, Caller
+from foveate_client._transports.status import details_of
 from foveate_client.commands._numbers import seconds
 from foveate_client.commands._shared import (
     add_security_arguments,
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
         try:
             status = _ask(channel, options).status
         except grpc.RpcError as error:
-            complain(parser, f"{error.code().name}: {error.details()}")
+            complain(parser, f"{error.code().name}: {details_of(error)}")
             return 1
     print(HealthCheckResponse.ServingStatus.Name(status))
     return 0 if status == _SERVING else 1
