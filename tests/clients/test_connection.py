@@ -166,10 +166,12 @@ def test_mutual_tls_shows_who_is_calling(start, authority, ca, coffee, tmp_path)
 
 
 def test_a_server_that_closes_the_connection_may_want_tls(start, authority, ca, coffee):
-    running = start(server_credentials(authority, "localhost", of_clients=True))
+    running = start(server_credentials(authority, "127.0.0.1", of_clients=True))
+    # Of a name with several addresses gRPC describes any one.
+    address = f"127.0.0.1:{running.port}"
     for options in ({}, {"credentials": Credentials(ca=ca)}):
         with (
-            Client(running.address, retries=ONCE, **options) as client,
+            Client(address, retries=ONCE, **options) as client,
             pytest.raises(UnavailableError, match=r"may want TLS .* or the client's"),
         ):
             client.classify(coffee)
