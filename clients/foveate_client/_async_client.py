@@ -20,6 +20,7 @@ from foveate.v1.classifier_service_pb2 import (
 from foveate_client._client import DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT
 from foveate_client._connection import ClientOptions
 from foveate_client._exceptions import CallError, FoveateError, client_errors
+from foveate_client._fork import OfOneProcess
 from foveate_client._images import ImageInput
 from foveate_client._models import Model, ModelSummary
 from foveate_client._options import ClassifyOptions, classify_request
@@ -40,7 +41,8 @@ class AsyncClient:
     AsyncTransport. `timeout` is the deadline in seconds of every call that
     states none, and the longest wait for the next answer of `classify_many`.
     ClientOptions lists what else can be said of the connection to an
-    address. It is made and used within one event loop. Raises ValueError where
+    address. It is made and used within one event loop; a call after a
+    fork raises ForkedError. Raises ValueError where
     a token would travel in the clear, and OSError where a certificate's file
     cannot be read.
     """
@@ -55,7 +57,7 @@ class AsyncClient:
         if not isinstance(target, str) and connection:
             raise TypeError(f"{', '.join(connection)}: a transport has its own")
         self._timeout = timeout
-        self._transport = (
+        self._transport = OfOneProcess(
             _connect(target, timeout, connection) if isinstance(target, str) else target
         )
 
@@ -83,7 +85,7 @@ class AsyncClient:
         """
         request = await asyncio.to_thread(classify_request, image, **options)
         with client_errors():
-            response = await self._transport.classify(request, self._deadline(timeout))
+            response = await self._transport.here.classify(request, self._deadline(timeout))
         return Classification.from_message(response)
 
     async def classify_many(
@@ -117,7 +119,7 @@ class AsyncClient:
         self, window: Window, images: AsyncIterator[ImageInput]
     ) -> AsyncGenerator[Classification | FoveateError, None]:
         requests: asyncio.Queue[ClassifyStreamRequest | None] = asyncio.Queue()
-        async with aclosing(self._transport.classify_stream(_until_none(requests))) as answers:
+        async with aclosing(self._transport.here.classify_stream(_until_none(requests))) as answers:
             try:
                 async for _ in _read(window, images):
                     if window.full:
@@ -134,7 +136,7 @@ class AsyncClient:
         request = ListModelsRequest()
         while True:
             with client_errors():
-                page = await self._transport.list_models(request, self._timeout)
+                page = await self._transport.here.list_models(request, self._timeout)
             for model in page.models:
                 yield ModelSummary.from_message(model)
             if not page.next_page_token:
@@ -151,12 +153,13 @@ class AsyncClient:
         """Return everything about one model; unnamed, the server's only one."""
         request = GetModelRequest(name=name, version=version)
         with client_errors():
-            response = await self._transport.get_model(request, self._deadline(timeout))
+            response = await self._transport.here.get_model(request, self._deadline(timeout))
         return Model.from_message(response.model)
 
     async def close(self) -> None:
-        """Give back the connection."""
-        await self._transport.close()
+        """Give back the connection; nothing after a fork."""
+        if self._transport.is_here:
+            await self._transport.here.close()
 
     async def __aenter__(self) -> Self:
         return self

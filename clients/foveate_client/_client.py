@@ -19,6 +19,7 @@ from foveate.v1.classifier_service_pb2 import (
 )
 from foveate_client._connection import ClientOptions
 from foveate_client._exceptions import CallError, FoveateError, client_errors
+from foveate_client._fork import OfOneProcess
 from foveate_client._images import ImageInput
 from foveate_client._models import Model, ModelSummary
 from foveate_client._options import ClassifyOptions, classify_request
@@ -42,7 +43,8 @@ class Client:
     `timeout` is the deadline in seconds of every call that states none, and
     the longest wait for the next answer of `classify_many`. ClientOptions
     lists what else can be said of the connection to an address. A client may
-    be used from several threads at once. Raises ValueError where a token would
+    be used from several threads at once, in the process that made it: a call
+    after a fork raises ForkedError. Raises ValueError where a token would
     travel in the clear, and OSError where a certificate's file cannot be read.
     """
 
@@ -56,7 +58,7 @@ class Client:
         if not isinstance(target, str) and connection:
             raise TypeError(f"{', '.join(connection)}: a transport has its own")
         self._timeout = timeout
-        self._transport = (
+        self._transport = OfOneProcess(
             _connect(target, timeout, connection) if isinstance(target, str) else target
         )
 
@@ -83,7 +85,7 @@ class Client:
         """
         request = classify_request(image, **options)
         with client_errors():
-            response = self._transport.classify(request, self._deadline(timeout))
+            response = self._transport.here.classify(request, self._deadline(timeout))
         return Classification.from_message(response)
 
     def classify_many(
@@ -116,7 +118,7 @@ class Client:
     ) -> Generator[Classification | FoveateError, None, None]:
         requests: SimpleQueue[ClassifyStreamRequest | None] = SimpleQueue()
         try:
-            with closing(self._transport.classify_stream(iter(requests.get, None))) as answers:
+            with closing(self._transport.here.classify_stream(iter(requests.get, None))) as answers:
                 for _ in chain(window.left(), map(window.read, images)):
                     if window.full:
                         yield _take(window, answers)
@@ -134,7 +136,7 @@ class Client:
         request = ListModelsRequest()
         while True:
             with client_errors():
-                page = self._transport.list_models(request, self._timeout)
+                page = self._transport.here.list_models(request, self._timeout)
             yield from map(ModelSummary.from_message, page.models)
             if not page.next_page_token:
                 return
@@ -144,12 +146,13 @@ class Client:
         """Return everything about one model; unnamed, the server's only one."""
         request = GetModelRequest(name=name, version=version)
         with client_errors():
-            response = self._transport.get_model(request, self._deadline(timeout))
+            response = self._transport.here.get_model(request, self._deadline(timeout))
         return Model.from_message(response.model)
 
     def close(self) -> None:
-        """Give back the connection, or the models of this process."""
-        self._transport.close()
+        """Give back the connection, or the models of this process; nothing after a fork."""
+        if self._transport.is_here:
+            self._transport.here.close()
 
     def __enter__(self) -> Self:
         return self

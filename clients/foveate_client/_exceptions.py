@@ -3,6 +3,7 @@
 FoveateError
 ├── ImageError                        a picture cannot be read on this side
 ├── MissingDistributionError          a part of Foveate is not installed
+├── ForkedError                       the client was made before a fork
 └── CallError                         a call was answered with an error
     ├── CancelledError                CANCELLED
     ├── UnknownError                  UNKNOWN
@@ -39,6 +40,13 @@ class FoveateError(Exception):
 
 class ImageError(FoveateError):
     """A picture cannot be read on this side: a missing file, or an array of the wrong kind."""
+
+
+class ForkedError(FoveateError):
+    """The client was made in another process, which has forked since."""
+
+    def __str__(self) -> str:
+        return "the client was made before a fork; make one in each process"
 
 
 class MissingDistributionError(FoveateError):

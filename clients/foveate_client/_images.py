@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
 _UNSCALED_MODES = frozenset({"F", "I"})
 _FAST = 1
+_MALFORMED = (OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error)
+"""What Pillow raises for pictures and metadata that are damaged."""
 
 MAX_FILE_BYTES = 256 * 2**20
 """A file above this size is not read: no message may be as large."""
@@ -80,15 +83,41 @@ def open_upright(image: ImageInput) -> Image.Image:
         return _from_array(image).convert("RGB")
     if _is_picture(image):
         return _rgb(_upright(image))
+    path_or_bytes = cast("str | os.PathLike[str] | bytes", image)
+    data = path_or_bytes if isinstance(path_or_bytes, bytes) else _read(Path(path_or_bytes))
+    try:
+        return _decoded(data)
+    except ImageError:
+        bare = _without_metadata(data)
+        if len(bare) == len(data):
+            raise
+    return _decoded(bare)
+
+
+def _decoded(data: bytes) -> Image.Image:
     from PIL import Image
 
-    path_or_bytes = cast("str | os.PathLike[str] | bytes", image)
-    source = io.BytesIO(path_or_bytes) if isinstance(path_or_bytes, bytes) else Path(path_or_bytes)
     try:
-        with Image.open(source) as opened:
+        with Image.open(io.BytesIO(data)) as opened:
+            opened.load()
             return _rgb(_upright(opened))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (*_MALFORMED, Image.DecompressionBombError) as error:
         raise ImageError(f"cannot draw on the picture: {error}") from error
+
+
+def _without_metadata(data: bytes) -> bytes:
+    """Return a PNG without its ancillary chunks, but for the orientation; anything else as it is.
+
+    Pillow refuses large or damaged metadata, for which the server refuses no picture.
+    """
+    kept, position = [data[:8]], 8
+    while data.startswith(b"\x89PNG\r\n\x1a\n") and position + 8 <= len(data):
+        length, name = struct.unpack_from(">I4s", data, position)
+        end = position + 12 + length
+        if name[:1].isupper() or name == b"eXIf":
+            kept.append(data[position:end])
+        position = end
+    return b"".join((*kept, data[position:]))
 
 
 def _is_array(image: object) -> TypeGuard[npt.NDArray[Any]]:
@@ -105,7 +134,11 @@ def _is_picture(image: object) -> TypeGuard[Image.Image]:
 def _upright(image: Image.Image) -> Image.Image:
     from PIL import ImageOps
 
-    return ImageOps.exif_transpose(image)
+    try:
+        return ImageOps.exif_transpose(image)
+    except _MALFORMED:
+        # As the server does: malformed EXIF says nothing.
+        return image
 
 
 def _rgb(image: Image.Image) -> Image.Image:

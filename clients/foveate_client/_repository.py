@@ -15,6 +15,7 @@ from foveate.v1.repository_service_pb2 import (
 )
 from foveate_client._connection import ConnectionOptions
 from foveate_client._exceptions import client_errors
+from foveate_client._fork import OfOneProcess
 from foveate_client._models import ModelSummary
 
 DEFAULT_TIMEOUT = 600.0
@@ -31,8 +32,8 @@ class RepositoryClient:
     of every call in seconds; ConnectionOptions lists what else can be said of
     the connection. Every change returns the model after it, and raises
     CallError. A change goes on where its caller does not wait for the end.
-    Raises ValueError where a token would travel in the clear, and OSError where
-    a certificate's file cannot be read.
+    A call after a fork raises ForkedError. Raises ValueError where a token would
+    travel in the clear, and OSError where a certificate's file cannot be read.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class RepositoryClient:
     ) -> None:
         from foveate_client._transports.repository import RepositoryTransport
 
-        self._transport = RepositoryTransport(address, **connection)
+        self._transport = OfOneProcess(RepositoryTransport(address, **connection))
         self._timeout = timeout
 
     def load(self, name: str, version: str = "") -> ModelSummary:
@@ -65,8 +66,9 @@ class RepositoryClient:
         return self._change("SetVersionLabels", request)
 
     def close(self) -> None:
-        """Give back the connection."""
-        self._transport.close()
+        """Give back the connection; nothing after a fork."""
+        if self._transport.is_here:
+            self._transport.here.close()
 
     def __enter__(self) -> Self:
         return self
@@ -81,5 +83,7 @@ class RepositoryClient:
 
     def _change(self, method: str, request: Any) -> ModelSummary:
         with client_errors():
-            message: ModelSummaryMessage = self._transport.change(method, request, self._timeout)
+            message: ModelSummaryMessage = self._transport.here.change(
+                method, request, self._timeout
+            )
         return ModelSummary.from_message(message)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate_runtime.cores import count_cores
+from foveate_serve.files import raise_open_files
 from foveate_serve.heap import bound_heap
 from foveate_serve.observe.logs import configure_logging
 from foveate_serve.process import (
@@ -50,6 +51,7 @@ def main(arguments: Sequence[str]) -> int:
         return DONE
     configure_logging(settings)
     logger.info("threads are counted by %d of %d cores", count_cores(), os.cpu_count())
+    raise_open_files()
     bound_heap()
     return asyncio.run(serve(settings))
 

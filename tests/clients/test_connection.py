@@ -2,6 +2,7 @@
 
 # ruff: noqa: N802 - the protocol names the methods
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,6 +165,18 @@ def test_mutual_tls_shows_who_is_calling(start, authority, ca, coffee, tmp_path)
         client.classify(coffee)
 
 
+def test_a_server_that_closes_the_connection_may_want_tls(start, authority, ca, coffee):
+    running = start(server_credentials(authority, "127.0.0.1", of_clients=True))
+    # Of a name with several addresses gRPC describes any one.
+    address = f"127.0.0.1:{running.port}"
+    for options in ({}, {"credentials": Credentials(ca=ca)}):
+        with (
+            Client(address, retries=ONCE, **options) as client,
+            pytest.raises(UnavailableError, match=r"may want TLS .* or the client's"),
+        ):
+            client.classify(coffee)
+
+
 def test_a_token_travels_with_every_call(start, authority, ca, coffee):
     running = start(server_credentials(authority, "localhost"))
     with Client(running.address, credentials=Credentials(ca=ca, token=TOKEN)) as client:
@@ -228,18 +241,42 @@ async def test_a_token_is_not_sent_in_the_clear_under_asyncio():
         AsyncClient("models.example:443", credentials=Credentials(tls=False, token=TOKEN))
 
 
-def test_a_token_in_the_clear_goes_past_the_proxy(start, coffee, monkeypatch):
-    running = start()
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
-    for name in ("no_proxy", "no_grpc_proxy"):
+@pytest.fixture
+def proxy(monkeypatch) -> str:
+    """Set a proxy at which nobody listens, which gRPC takes to this machine as well."""
+    for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy", "grpc_proxy"):
         monkeypatch.delenv(name, raising=False)
-    # By itself gRPC takes the proxy even to this machine.
-    target = f"localhost:{running.port}"
-    with Client(target, retries=ONCE) as client, pytest.raises(UnavailableError):
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    return "127.0.0.1:1"
+
+
+@pytest.mark.usefixtures("proxy")
+def test_calls_to_this_machine_go_past_the_proxy(start, coffee, authority, ca):
+    running, secure = start(), start(server_credentials(authority, "localhost"))
+    for options in ({}, {"credentials": Credentials(tls=False, token=TOKEN)}):
+        for target in (running.address, f"dns:///localhost:{running.port}"):
+            with Client(target, **options) as client:
+                client.classify(coffee)
+    with Client(secure.address, credentials=Credentials(ca=ca)) as client:
         client.classify(coffee)
-    with Client(target, credentials=Credentials(tls=False, token=TOKEN)) as client:
-        client.classify(coffee)
+    assert (len(running.service.headers), len(secure.service.headers)) == (4, 1)
+
+
+@pytest.mark.usefixtures("proxy")
+async def test_calls_to_this_machine_go_past_the_proxy_under_asyncio(start, coffee):
+    running = start()
+    async with AsyncClient(running.address) as client:
+        await client.classify(coffee)
     assert len(running.service.headers) == 1
+
+
+def test_calls_to_another_machine_go_through_the_proxy(proxy, coffee):
+    with (
+        Client("192.0.2.1:50051", retries=ONCE) as client,
+        pytest.raises(UnavailableError, match=re.escape(proxy)),
+    ):
+        client.classify(coffee)
 
 
 def test_calls_go_in_turn_to_every_address(start, coffee):

@@ -25,6 +25,16 @@ def test_a_server_and_a_model_serve(imagenet_server, capsys, service):
     assert capsys.readouterr().out == "SERVING\n"
 
 
+def test_no_proxy_is_asked(imagenet_server, capsys, monkeypatch):
+    for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy", "grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    # The second leads to this machine as well, but is no loopback address.
+    for address in (imagenet_server, imagenet_server.replace("127.0.0.1", "0.0.0.0")):  # noqa: S104
+        assert health.main(["--address", address]) == 0
+        assert capsys.readouterr().out == "SERVING\n"
+
+
 def test_a_model_that_is_unknown_fails(imagenet_server, capsys):
     arguments = ["foveate.v1.ClassifierService/nobody", "--address", imagenet_server]
     assert health.main(arguments) == 1
@@ -33,7 +43,9 @@ def test_a_model_that_is_unknown_fails(imagenet_server, capsys):
 
 def test_an_address_without_a_server_fails(unused, capsys):
     assert health.main(["--address", unused]) == 1
-    assert "UNAVAILABLE" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "UNAVAILABLE" in told
+    assert "TLS" not in told
 
 
 def test_waiting_ends_at_the_limit(unused, capsys):
@@ -63,6 +75,8 @@ def test_a_certificate_may_have_another_name(
         arguments = ["--address", address, "--ca", str(ca)]
         assert health.main(arguments) == 1
         assert "UNAVAILABLE" in capsys.readouterr().err
+        assert health.main(["--address", address]) == 1
+        assert "the server may want TLS (--ca" in capsys.readouterr().err
         assert health.main([*arguments, "--server-name", "models.example"]) == 0
 
 

@@ -1,4 +1,6 @@
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -99,6 +101,32 @@ def test_a_picture_is_drawn_upon_upright(rotated, kind):
         upright = open_upright(source)
         expected = np.rot90(np.asarray(image), -1)
     assert np.array_equal(np.asarray(upright), expected)
+
+
+@pytest.mark.parametrize("metadata", ["large profile", "wrong checksum"])
+def test_a_png_is_drawn_upon_whatever_its_metadata_holds(coffee, metadata):
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[ORIENTATION] = ROTATED
+    with Image.open(coffee) as image:
+        image.save(buffer, "PNG", exif=exif)
+        expected = np.rot90(np.asarray(image.convert("RGB")), -1)
+    data = buffer.getvalue()
+    name, body = b"iCCP", b"profile\0\0" + zlib.compress(bytes(2 << 20))
+    checksum = 1 if metadata == "wrong checksum" else zlib.crc32(name + body)
+    chunk = struct.pack(">I", len(body)) + name + body + struct.pack(">I", checksum)
+    upright = open_upright(data[:33] + chunk + data[33:])
+    assert np.array_equal(np.asarray(upright), expected)
+
+
+def test_a_picture_of_malformed_exif_is_taken_as_it_lies(coffee):
+    buffer = io.BytesIO()
+    with Image.open(coffee) as image:
+        image.save(buffer, "PNG", exif=bytes(8))
+        expected = np.asarray(image.convert("RGB"))
+    assert np.array_equal(np.asarray(open_upright(buffer.getvalue())), expected)
+    with Image.open(buffer) as image:
+        assert np.array_equal(np.asarray(sent(image)), expected)
 
 
 def test_palettes_and_sixteen_bits_can_be_drawn_upon(coffee):

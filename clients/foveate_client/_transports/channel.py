@@ -6,7 +6,13 @@ from typing import Any
 
 import grpc
 
-from foveate_client._connection import Compression, Credentials, Retries, pem
+from foveate_client._connection import (
+    Compression,
+    Credentials,
+    Retries,
+    is_on_this_machine,
+    pem,
+)
 from foveate_client._images import MAX_FILE_BYTES
 from foveate_client._tracing import trace_headers
 
@@ -14,6 +20,8 @@ _SERVICE = "foveate.v1.ClassifierService"
 
 # The feature map of one early layer can take tens of MB, far above gRPC's 4 MB.
 MAX_MESSAGE_BYTES = MAX_FILE_BYTES
+
+NO_PROXY = ("grpc.enable_http_proxy", 0)
 
 PLAINTEXT = Credentials(tls=False)
 
@@ -42,10 +50,11 @@ class Caller:
         """Return the credentials and options of a channel to `address`."""
         self._credentials.check(address)
         options = _channel_options(retries)
-        if not self._credentials.tls:
-            if self._credentials.token is not None:
-                # What is meant for this machine must not leave it by way of a proxy.
-                options.append(("grpc.enable_http_proxy", 0))
+        in_the_clear = not self._credentials.tls
+        if is_on_this_machine(address) or (in_the_clear and self._credentials.token is not None):
+            # A proxy elsewhere reaches another machine under this address, and reads the token.
+            options.append(NO_PROXY)
+        if in_the_clear:
             return None, options
         if self._credentials.server_name:
             options.append(("grpc.ssl_target_name_override", self._credentials.server_name))

@@ -16,6 +16,9 @@ from foveate_client._throttle import Throttle
 _LARGER = re.compile(r"message larger than max \((?P<size>.+) vs\. (?P<limit>[0-9]+)\)")
 """What gRPC says of a message above the limit of whoever receives or sends it."""
 
+_CLOSED = re.compile(r"to all (backends|addresses).*(Socket closed|Connection reset)", re.DOTALL)
+"""What gRPC says where every connection was closed before it could be used."""
+
 HELD_BACK = ErrorStatus(
     code=grpc.StatusCode.RESOURCE_EXHAUSTED.value[0],
     reason="HELD_BACK",
@@ -67,10 +70,21 @@ def _status_of(error: grpc.RpcError, timeout: float) -> ErrorStatus:
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return late_status(timeout)
     # gRPC's own failures, such as a refused connection, carry no details.
-    text = error.details() or ""
+    text = details_of(error)
     if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and (size := _LARGER.search(text)):
         return too_large(size["size"], int(size["limit"]))
     return ErrorStatus(code=error.code().value[0], reason="", message=text)
+
+
+def details_of(error: grpc.RpcError) -> str:
+    """Return gRPC's description of its own failure, with the probable cause where it names none."""
+    text: str = error.details() or ""
+    if _CLOSED.search(text):
+        text += (
+            "; the server may want TLS (--ca, Credentials(ca=...)) "
+            "or the client's certificate (--cert, Credentials(cert=...))"
+        )
+    return text
 
 
 def late_status(timeout: float) -> ErrorStatus:

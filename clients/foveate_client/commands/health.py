@@ -10,7 +10,8 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from foveate_client._connection import Retries
-from foveate_client._transports.channel import PLAINTEXT, Caller
+from foveate_client._transports.channel import NO_PROXY, PLAINTEXT, Caller
+from foveate_client._transports.status import details_of
 from foveate_client.commands._numbers import seconds
 from foveate_client.commands._shared import (
     add_security_arguments,
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
         try:
             status = _ask(channel, options).status
         except grpc.RpcError as error:
-            complain(parser, f"{error.code().name}: {error.details()}")
+            complain(parser, f"{error.code().name}: {details_of(error)}")
             return 1
     print(HealthCheckResponse.ServingStatus.Name(status))
     return 0 if status == _SERVING else 1
@@ -49,6 +50,8 @@ def _open(options: argparse.Namespace) -> grpc.Channel:
     # Health is told without a token, so none is sent.
     credentials = replace(connection_options(options).get("credentials", PLAINTEXT), token=None)
     tls, channel_options = Caller(credentials).prepare(options.address, Retries(attempts=1))
+    # The health asked for is that of this server, and a proxy may be asked for none of it.
+    channel_options.append(NO_PROXY)
     if tls is None:
         return grpc.insecure_channel(options.address, channel_options)
     return grpc.secure_channel(options.address, tls, channel_options)

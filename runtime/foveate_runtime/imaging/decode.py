@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-from foveate_runtime.imaging.jpeg import decode_rgb, power_of_two_scale
+from foveate_runtime.imaging.chunks import SIGNATURE, without_metadata
+from foveate_runtime.imaging.jpeg import MAX_SCANS, count_scans, decode_rgb, power_of_two_scale
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 """The only formats whose decoders untrusted bytes reach."""
@@ -54,7 +55,8 @@ class ImageError(Exception):
 class ImageLimits:
     """What is accepted: checked before any pixel is decoded.
 
-    `max_pixels` counts width times height and is at most `MAX_PIXELS`.
+    `max_pixels` counts width times height and is at most `MAX_PIXELS`. A JPEG has at
+    most `MAX_SCANS` times as many pixels in all of its scans together.
     """
 
     max_bytes: int = 16 << 20
@@ -143,9 +145,23 @@ def decode(
             limit=limits.max_bytes,
         )
     try:
+        if data.startswith(SIGNATURE):
+            return _decode_png(data, MODES[channels], limits, shorter_side)
         return _decode(data, MODES[channels], limits, shorter_side)
     except _REFUSED as error:
         raise _image_error(error, limits) from error
+
+
+def _decode_png(data: bytes, mode: str, limits: ImageLimits, shorter_side: int | None) -> Decoded:
+    """Decode a PNG, whose metadata Pillow would inflate, and refuse the picture for."""
+    used = without_metadata(data, everything=False)
+    try:
+        return _decode(used, mode, limits, shorter_side)
+    except _REFUSED:
+        bare = without_metadata(used, everything=True)
+        if len(bare) == len(used):
+            raise
+    return _decode(bare, mode, limits, shorter_side)
 
 
 def _decode(data: bytes, mode: str, limits: ImageLimits, shorter_side: int | None) -> Decoded:
@@ -158,10 +174,10 @@ def _decode(data: bytes, mode: str, limits: ImageLimits, shorter_side: int | Non
                 f"the limit is {limits.max_pixels} pixels",
                 limit=limits.max_pixels,
             )
-        orientation = _ORIENTATIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1), UPRIGHT)
         scale = 1
         pixels: Image.Image | NDArray[np.uint8] | None = None
         if isinstance(image, JpegImageFile):
+            _require_few_scans(data, width * height, limits)
             if shorter_side is not None:
                 scale = power_of_two_scale(min(width, height), shorter_side)
             if image.mode == mode == "RGB":
@@ -175,8 +191,29 @@ def _decode(data: bytes, mode: str, limits: ImageLimits, shorter_side: int | Non
             width=width,
             height=height,
             extent=(width / scale, height / scale),
-            orientation=orientation,
+            orientation=_orientation(image),
         )
+
+
+def _require_few_scans(data: bytes, pixels: int, limits: ImageLimits) -> None:
+    scans, limit = count_scans(data), MAX_SCANS * limits.max_pixels // pixels
+    if scans > limit:
+        raise ImageError(
+            "IMAGE_UNSUPPORTED",
+            f"the JPEG has {scans} scans; the limit for {pixels} pixels is {limit} scans",
+            limit=limit,
+        )
+
+
+def _orientation(image: Image.Image) -> Orientation:
+    """Return what the metadata of a picture says, once its pixels are decoded: a PNG's may follow.
+
+    Malformed metadata says nothing.
+    """
+    try:
+        return _ORIENTATIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1), UPRIGHT)
+    except _REFUSED:
+        return UPRIGHT
 
 
 def _convert(image: Image.Image, mode: str) -> Image.Image:

@@ -16,6 +16,21 @@ except ModuleNotFoundError:  # an extra
 
 MAX_SCALE = 8
 
+MAX_SCANS = 32
+"""The most scans of a JPEG of the most pixels; one of fewer pixels may have more in proportion.
+
+A scan can be 12 bytes long and takes the time of all pixels; encoders write about ten.
+"""
+
+
+def count_scans(data: bytes) -> int:
+    """Return how many scans a JPEG holds, those of its thumbnails among them.
+
+    Counts the marker's bytes, which the data of a scan cannot contain: 0xFF is
+    followed by 0 there (ITU-T T.81, section B.1.1.5).
+    """
+    return data.count(b"\xff\xda")
+
 
 def power_of_two_scale(length: int, least: int) -> int:
     """Return the largest of 1, 2, 4 and 8 by which `length` can be divided to no less than `least`.

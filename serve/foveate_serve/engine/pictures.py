@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 
 from foveate_runtime.bundle.manifest import InputSpec, Manifest
 from foveate_runtime.imaging.decode import ImageError, ImageLimits
+from foveate_runtime.imaging.jpeg import count_scans
 from foveate_runtime.imaging.transform import View, prepare, whole_view
 from foveate_serve.classification import RawImage
 from foveate_serve.engine.admission import Admission
@@ -15,13 +16,17 @@ _DECODE_AT_ONCE = ImageLimits(max_bytes=4 << 10, max_pixels=64 * 64)
 """Decoding no more than this into an input of no more pixels takes less than a change of thread."""
 
 _DECODE_ALONE = ImageLimits(max_bytes=192 << 10, max_pixels=300_000)
-"""Decoding no more than this takes a few milliseconds, for which nobody waits who is not there."""
+"""Decoding a JPEG of no more than this takes a few milliseconds, and no other request waits."""
+
+_FEW_SCANS = 4
+"""A baseline JPEG has one scan or one for each colour, and so has its thumbnail."""
 
 
 class Pictures:
     """Decodes the files of requests, on threads of which each model gets its share.
 
-    What is small, or alone in the server by `admission`, is decoded on the event loop.
+    What is tiny is decoded on the event loop, and so is a small JPEG of few scans that
+    is alone in the server by `admission`.
     """
 
     def __init__(self, threads: FairThreads, admission: Admission, limits: ImageLimits) -> None:
@@ -40,8 +45,8 @@ class Pictures:
         if isinstance(image, RawImage):
             return _pixels(image, spec)
         try:
-            at_once = _DECODE_ALONE if self._admission.alone else _DECODE_AT_ONCE
-            small = self._at_once(image, spec, at_once)
+            alone = self._admission.alone and image.startswith(b"\xff\xd8")
+            small = self._at_once(image, spec, _DECODE_ALONE if alone else _DECODE_AT_ONCE)
             if small is not None:
                 return small
             return await self._threads.run(
@@ -60,9 +65,11 @@ class Pictures:
     ) -> tuple[NDArray[np.uint8], View] | None:
         """Return a picture decoded, None where it or the input is larger than `most`.
 
-        Raises ImageError.
+        Also None for a JPEG of many scans. Raises ImageError.
         """
         if len(image) > most.max_bytes or spec.height * spec.width > most.max_pixels:
+            return None
+        if count_scans(image) > _FEW_SCANS:
             return None
         both = ImageLimits(
             max_bytes=self._limits.max_bytes,

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 from skimage import data
 
-from foveate_runtime.imaging.decode import FORMATS, ImageError, ImageLimits, decode
+from foveate_runtime.imaging.decode import FORMATS, UPRIGHT, ImageError, ImageLimits, decode
+from foveate_runtime.imaging.jpeg import MAX_SCANS
 
 LIMITS = ImageLimits()
 
@@ -78,10 +79,13 @@ def png_of_16_bits(values: np.ndarray) -> bytes:
     lines = b"".join(b"\0" + rows[i * stride : (i + 1) * stride] for i in range(height))
     header = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
     parts = [(b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(part)) + name + part + struct.pack(">I", zlib.crc32(name + part))
-        for name, part in parts
-    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(name, part) for name, part in parts)
+
+
+def chunk(name: bytes, body: bytes, checksum: int | None = None) -> bytes:
+    if checksum is None:
+        checksum = zlib.crc32(name + body)
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", checksum)
 
 
 def test_alpha_is_the_fourth_channel(cat: Image.Image) -> None:
@@ -184,6 +188,88 @@ def test_a_bomb_is_refused_by_its_header(side: int) -> None:
         decode(bomb[:29] + crc + bomb[33:], channels=3, limits=LIMITS)
     assert raised.value.reason == "IMAGE_TOO_LARGE"
     assert raised.value.limit == LIMITS.max_pixels
+
+
+def jpeg_of_scans(image: Image.Image, scans: int) -> bytes:
+    """Write a progressive JPEG whose last scan is repeated."""
+    data = encoded(image, "JPEG", progressive=True)
+    end = data.rindex(b"\xff\xd9")
+    last = data.rindex(b"\xff\xda", 0, end)
+    return data[:end] + data[last:end] * (scans - data.count(b"\xff\xda")) + data[end:]
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_the_limit_of_scans_is_that_of_their_pixels_together(cat: Image.Image, mode: str) -> None:
+    image = cat.convert(mode)
+    for pixels, scans in ((image.width * image.height, MAX_SCANS), (1_000_000, 236)):
+        limits = ImageLimits(max_pixels=pixels)
+        decode(jpeg_of_scans(image, scans), channels=3, limits=limits)
+        with pytest.raises(
+            ImageError, match=f"has {scans + 1} scans; .* is {scans} scans"
+        ) as raised:
+            decode(jpeg_of_scans(image, scans + 1), channels=3, limits=limits)
+        assert raised.value.reason == "IMAGE_UNSUPPORTED"
+        assert raised.value.limit == scans
+
+
+def test_many_scans_are_refused_by_default_before_they_are_decoded() -> None:
+    bomb = jpeg_of_scans(Image.new("L", (540, 540), 128), 15_000)
+    assert len(bomb) < 200_000
+    with pytest.raises(ImageError, match="15000 scans; the limit for 291600 pixels is 5486 scans"):
+        decode(bomb, channels=3, limits=LIMITS)
+
+
+MEGABYTES = zlib.compress(bytes(2 << 20))
+
+METADATA = {
+    "profile": chunk(b"iCCP", b"profile\0\0" + MEGABYTES),
+    "workflow": chunk(b"zTXt", b"workflow\0\0" + MEGABYTES),
+    "inflated text": chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + MEGABYTES),
+    "inflated EXIF": chunk(b"zTXt", b"Raw profile type exif\0\0" + MEGABYTES),
+    "EXIF of zeros": chunk(b"eXIf", bytes(8)),
+    "no EXIF at all": chunk(b"eXIf", b""),
+    "no hexadecimal": chunk(b"tEXt", b"Raw profile type exif\0\nexif\n  12\nno hexadecimal\n"),
+    "wrong checksum": chunk(b"tEXt", b"Comment\0hello", 1),
+    "wrong checksum of EXIF": chunk(b"eXIf", b"MM", 1),
+    "short resolution": chunk(b"pHYs", b"\0"),
+    "short transparency": chunk(b"tRNS", b"\0"),
+    "text without end": chunk(b"zTXt", b"text\0\0" + zlib.compress(bytes(1 << 20))) * 80,
+}
+
+
+@pytest.mark.parametrize("name", METADATA)
+@pytest.mark.parametrize("place", ["before the pixels", "behind them"])
+def test_metadata_does_not_stand_in_the_way_of_a_pngs_pixels(
+    cat: Image.Image, name: str, place: str
+) -> None:
+    data = encoded(cat)
+    at = 33 if place == "before the pixels" else data.rindex(b"IEND") - 4
+    decoded = decode(data[:at] + METADATA[name] + data[at:], channels=3, limits=LIMITS)
+    assert np.array_equal(np.asarray(decoded.image), np.asarray(cat))
+    assert decoded.orientation == UPRIGHT
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+def test_malformed_exif_means_upright(cat: Image.Image, kind: str) -> None:
+    data = encoded(cat, kind, exif=b"Exif\0\0" + bytes(8))
+    assert decode(data, channels=3, limits=LIMITS).orientation == UPRIGHT
+
+
+def test_a_png_is_turned_as_its_metadata_says(cat: Image.Image) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    tiff = exif.tobytes()[6:]
+    raw = b"\nexif\n%8d\n%s\n" % (len(tiff), tiff.hex().encode())
+    xmp = b'<rdf:Description tiff:Orientation="6"/>'
+    data = encoded(cat)
+    for metadata in (
+        chunk(b"eXIf", tiff),
+        chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(raw)),
+        chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp),
+    ):
+        for at in (33, data.rindex(b"IEND") - 4):
+            found = decode(data[:at] + metadata + data[at:], channels=3, limits=LIMITS)
+            assert found.orientation.transpose == Image.Transpose.ROTATE_270
 
 
 @settings(max_examples=150, deadline=None)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 from PIL import Image
+from skimage import data
 
 from foveate_runtime.backends.registry import create_runner
 from foveate_runtime.cores import ANY_CORE
@@ -284,6 +285,11 @@ async def test_only_what_takes_less_than_a_change_of_thread_is_decoded_on_the_ev
     black = io.BytesIO()
     Image.new("1", (1000, 1000)).save(black, "PNG")  # a million pixels
     assert len(black.getvalue()) < 4096
-    for picture in (png(), black.getvalue(), photograph):
+    baseline, progressive = io.BytesIO(), io.BytesIO()
+    cat = Image.fromarray(data.chelsea())
+    cat.save(baseline, "JPEG")
+    cat.save(progressive, "JPEG", progressive=True)
+    jpegs = (baseline.getvalue(), progressive.getvalue())
+    for picture in (png(), black.getvalue(), photograph, *jpegs):
         await shared.classify(Request(image=picture, model="quiet"))
-    assert finished == [True, False, False]
+    assert finished == [True, False, False, True, False]

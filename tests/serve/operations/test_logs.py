@@ -2,6 +2,7 @@
 
 import json
 import logging
+import resource
 from collections.abc import Callable
 
 import grpc
@@ -71,3 +72,17 @@ def test_an_exception_and_a_newline_stay_on_their_line() -> None:
     read = json.loads(line)
     assert (read["message"], read["request_id"], read["extra"]) == ("text\n", "id", 1)
     assert read["exception"].endswith("'no number'")
+
+
+def test_the_limit_of_open_files_is_raised_and_logged(start: Callable) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        server = start("--log-format", "json")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    most = min(hard, 1 << 20)
+    told = [line for line in server.log_lines() if line["logger"] == "foveate_serve.files"]
+    assert [line["message"] for line in told] == [
+        f"at most {most} files and connections can be open"
+    ]

@@ -1,0 +1,33 @@
+"""How many files, connections among them, the process may have open at once."""
+
+import logging
+
+try:
+    import resource
+except ModuleNotFoundError:  # Windows has no such limit
+    resource = None  # type: ignore[assignment]
+
+logger = logging.getLogger(__name__)
+
+_MOST = 1 << 20
+"""Where the hard limit is higher, or is none: some libraries keep a table of so many entries."""
+
+
+def raise_open_files() -> None:
+    """Raise the soft limit of open files to the hard one; processes started later inherit it.
+
+    The usual soft limit is 1,024 for the sake of programs that use select(2). A server
+    that has reached it takes no connection, those of probes included.
+    """
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST if hard == resource.RLIM_INFINITY else min(hard, _MOST)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        except (OSError, ValueError) as error:
+            logger.warning("the limit of open files stays at %d: %s", soft, error)
+            return
+        soft = most
+    logger.info("at most %d files and connections can be open", soft)

@@ -1,0 +1,31 @@
+"""The soft limit of open files is raised to the hard one."""
+
+import resource
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import logging, resource, sys
+from foveate_serve.files import raise_open_files
+
+logging.basicConfig(level="INFO", format="%(levelname)s %(message)s")
+raise_open_files()
+print(*resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+
+_, HARD = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+
+@pytest.mark.parametrize(("soft", "hard"), [(256, 512), (512, 512), (100, min(HARD, 1 << 20))])
+def test_the_soft_limit_becomes_the_hard_one_and_is_logged(soft: int, hard: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        check=True,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard)),
+    )
+    assert done.stdout == f"{hard} {hard}\n"
+    assert done.stderr == f"INFO at most {hard} files and connections can be open\n"
