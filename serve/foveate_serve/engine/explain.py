@@ -1,4 +1,4 @@
-"""Explanations: what a request asks for, checked against the bundle, and how the answer is made."""
+"""Explanations: checks a request for them against the bundle, and makes those of the answer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,10 +17,7 @@ _FLOAT_BYTES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class ExplanationLimits:
-    """The most that one request may ask for.
-
-    Classes explained, pixels of a drawn map's side, and bytes of feature maps.
-    """
+    """The limits of one request: classes explained, side of a drawn map, bytes of feature maps."""
 
     max_cam_classes: int = 16
     max_picture_side: int = 1024

@@ -1,4 +1,4 @@
-"""The pictures of requests, as a classifier takes them."""
+"""Decodes and resizes the pictures of requests to the classifier's input."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,17 +11,18 @@ from foveate_serve.engine.admission import Admission
 from foveate_serve.engine.fair import FairThreads
 from foveate_serve.errors import InvalidRequestError
 
-_DECODE_AT_ONCE = ImageLimits(max_bytes=4 << 10, max_pixels=64 * 64)
-"""Decoding no more than this into an input of no more pixels takes less than a change of thread."""
+_INLINE = ImageLimits(max_bytes=4 << 10, max_pixels=64 * 64)
+"""Decoding up to this, into an input of up to as many pixels, takes less than a thread handover."""
 
-_DECODE_ALONE = ImageLimits(max_bytes=192 << 10, max_pixels=300_000)
-"""Decoding no more than this takes a few milliseconds, for which nobody waits who is not there."""
+_INLINE_ALONE = ImageLimits(max_bytes=192 << 10, max_pixels=300_000)
+"""Decoding up to this blocks the event loop for a few milliseconds: harmless with one request."""
 
 
 class Pictures:
-    """Decodes the files of requests, on threads of which each model gets its share.
+    """Decodes the files of requests, on threads that the models share fairly.
 
-    What is small, or alone in the server by `admission`, is decoded on the event loop.
+    A small picture, or the only one in flight by `admission`, is decoded on the event
+    loop.
     """
 
     def __init__(self, threads: FairThreads, admission: Admission, limits: ImageLimits) -> None:
@@ -29,10 +30,10 @@ class Pictures:
         self._admission = admission
         self._limits = limits
 
-    async def prepared(
+    async def prepare(
         self, image: bytes | RawImage, manifest: Manifest
     ) -> tuple[NDArray[np.uint8], View]:
-        """Return a picture as uint8 [height, width, channels], and what of it is seen.
+        """Return a picture as uint8 [height, width, channels], and the part of it that is seen.
 
         Raises InvalidRequestError.
         """
@@ -40,8 +41,8 @@ class Pictures:
         if isinstance(image, RawImage):
             return _pixels(image, spec)
         try:
-            at_once = _DECODE_ALONE if self._admission.alone else _DECODE_AT_ONCE
-            small = self._at_once(image, spec, at_once)
+            limits = _INLINE_ALONE if self._admission.alone else _INLINE
+            small = self._decode_inline(image, spec, limits)
             if small is not None:
                 return small
             return await self._threads.run(
@@ -55,10 +56,10 @@ class Pictures:
                 metadata={} if error.limit is None else {"limit": error.limit},
             ) from error
 
-    def _at_once(
+    def _decode_inline(
         self, image: bytes, spec: InputSpec, most: ImageLimits
     ) -> tuple[NDArray[np.uint8], View] | None:
-        """Return a picture decoded, None where it or the input is larger than `most`.
+        """Decode a picture on this thread; return None where it or the input is larger than `most`.
 
         Raises ImageError.
         """
@@ -71,14 +72,14 @@ class Pictures:
         try:
             return prepare(image, spec, both)
         except ImageError as error:
-            # A few bytes may hold millions of pixels, which the file's header tells.
+            # A small file may hold millions of pixels: its header says so.
             if error.reason == "IMAGE_TOO_LARGE":
                 return None
             raise
 
 
 def size_of(image: bytes | RawImage) -> int:
-    """Return how many bytes a picture came as."""
+    """Return the bytes of a picture as it was received."""
     return len(image.data if isinstance(image, RawImage) else image)
 
 

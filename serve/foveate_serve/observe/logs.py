@@ -1,4 +1,4 @@
-"""The log: lines of text or of JSON, with the id of the request that they belong to."""
+"""The log: lines of text or of JSON, with the id of their request."""
 
 import json
 import logging
@@ -10,13 +10,13 @@ from typing import Any, Literal
 from foveate_serve.settings import Settings
 
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
-"""The id of the call that is being answered."""
+"""The id of the current call."""
 
 CALLER: ContextVar[str] = ContextVar("caller", default="")
-"""The name of the token that the call carried."""
+"""The name of the current call's token."""
 
 FIELDS = "fields"
-"""The key of `extra` under which a log call passes fields of its own: a dict."""
+"""The key of `extra` under which a log call passes further fields: a dict."""
 
 
 class JsonFormatter(logging.Formatter):

@@ -1,4 +1,4 @@
-"""The names under which dashboards for NVIDIA Triton look for the same numbers.
+"""The same numbers under the metric names that dashboards for NVIDIA Triton expect.
 
 See Triton's docs/user_guide/metrics.md for their meaning.
 """
@@ -17,7 +17,7 @@ _REASONS = {"RESOURCE_EXHAUSTED": "REJECTED", "CANCELLED": "CANCELED", "INTERNAL
 
 @dataclass(frozen=True)
 class _Alias:
-    """`name` stands for the sum of the samples called `sample`, times `factor`."""
+    """`name` is the sum of the samples called `sample`, times `factor`."""
 
     name: str
     text: str

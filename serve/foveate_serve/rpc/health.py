@@ -53,12 +53,12 @@ class HealthServicer(HealthServicerBase):
     @ready.setter
     def ready(self, ready: bool) -> None:
         self._ready = ready
-        self._changes.changed()
+        self._changes.on_change()
 
     def end_watches(self) -> None:
         """End the watches, after they have told the last change."""
         self._ended = True
-        self._changes.changed()
+        self._changes.on_change()
 
     async def Check(  # noqa: N802, D102
         self, request: HealthCheckRequest, context: Context

@@ -77,7 +77,7 @@ class Server:
         )
         gates = (
             *(() if access is None else (AccessGate(access),)),
-            OverloadGate(engine.refusal),
+            OverloadGate(engine.check_load),
         )
         self._transport = make_transport(
             settings, (CallInterceptor(gates, observers, log=settings.log_requests),)

@@ -22,9 +22,9 @@ from prometheus_client.registry import Collector
 
 from foveate_runtime.cores import count_cores
 from foveate_serve.access import make_access_control
+from foveate_serve.observe.known_versions import KnownVersions
 from foveate_serve.observe.metrics import MULTIPROCESS
 from foveate_serve.observe.pages import Pages, VersionRow
-from foveate_serve.observe.shown import Shown
 from foveate_serve.observe.triton import TritonNames
 from foveate_serve.process import Ready, StartError, serving_pages
 from foveate_serve.rpc.server import AddressError
@@ -219,8 +219,8 @@ class SupervisorSource:
         self._peers = Peers(folder)
         self._registry = CollectorRegistry()
         self._registry.register(own)
-        self._shown = Shown(MultiProcessCollector(None, str(folder / "metrics")))  # type: ignore[no-untyped-call]
-        self._registry.register(TritonNames(self._shown))
+        self._known_versions = KnownVersions(MultiProcessCollector(None, str(folder / "metrics")))  # type: ignore[no-untyped-call]
+        self._registry.register(TritonNames(self._known_versions))
 
     @property
     def is_ready(self) -> bool:
@@ -243,7 +243,7 @@ class SupervisorSource:
         """Return the metrics as they are now."""
         for path in self._peers.all():
             with suppress(grpc.aio.AioRpcError):
-                self._shown.update(await versions_of(path))
+                self._known_versions.update(await versions_of(path))
                 break
         return self._registry
 

@@ -31,7 +31,7 @@ def test_instances_keep_to_their_cores(start: Callable, picture: ClassifyRequest
     process = psutil.Process(server.process.pid)
     assert engine_affinities(process) == set(deal_cores(2))
     assert server.metrics()["foveate_instances", COLOURS] == 2
-    assert "2 instances, up to 8 in a batch, 256 may wait" in server.get("/")[1]
+    assert "2 instances, up to 8 in a batch, a queue of 256" in server.get("/")[1]
 
 
 @BOTH
