@@ -59,7 +59,7 @@ def test_a_lone_server_says_that_it_is_not_well(
             assert server.get(path)[0] is HTTPStatus.SERVICE_UNAVAILABLE
     # Its thread does not end, and must not keep the process from it.
     assert server.stop() == 1
-    assert "had not come back" in server.log.read_text(encoding="utf-8")
+    assert "while a run of an engine hung" in server.log.read_text(encoding="utf-8")
 
 
 def test_a_worker_starts_anew(start: Callable, trapped: Path, picture: ClassifyRequest) -> None:

@@ -117,5 +117,5 @@ def test_an_objective_is_found_shown_and_kept_to(start: Callable, picture: Class
         if name == "foveate_engine_busy_seconds_total" and labels >= COLOURS
     )
     assert busy >= samples["foveate_batch_seconds_sum", COLOURS] > 0
-    assert "found for answers within 500 ms" in server.get("/")[1]
+    assert "tuned for answers within 500 ms" in server.get("/")[1]
     assert "colours/1, for answers within 500 ms: batches of" in server.log.read_text("utf-8")
