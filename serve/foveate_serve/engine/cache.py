@@ -39,7 +39,7 @@ class Cache(Generic[T]):
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
-class _Flight(Generic[T]):
+class _SharedTask(Generic[T]):
     task: asyncio.Future[T]
     waiting: int = 0
 
@@ -52,29 +52,29 @@ class SingleFlight(Generic[T]):
     """
 
     def __init__(self) -> None:
-        self._flights: dict[Hashable, _Flight[T]] = {}
+        self._flights: dict[Hashable, _SharedTask[T]] = {}
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._flights
 
     async def join(self, key: Hashable, work: Callable[[], Awaitable[T]]) -> T:
         """Return the result of the work under `key`; `work` starts it where none is in flight."""
-        flight = self._flights.get(key)
-        if flight is None:
-            flight = self._flights[key] = _Flight(task=asyncio.ensure_future(work()))
-            flight.task.add_done_callback(partial(self._on_done, key, flight))
-        flight.waiting += 1
+        shared = self._flights.get(key)
+        if shared is None:
+            shared = self._flights[key] = _SharedTask(task=asyncio.ensure_future(work()))
+            shared.task.add_done_callback(partial(self._on_done, key, shared))
+        shared.waiting += 1
         try:
-            return await asyncio.shield(flight.task)
+            return await asyncio.shield(shared.task)
         finally:
-            flight.waiting -= 1
-            if not flight.waiting and not flight.task.done():
+            shared.waiting -= 1
+            if not shared.waiting and not shared.task.done():
                 # No caller may join work that is about to be cancelled.
                 del self._flights[key]
-                flight.task.cancel()
+                shared.task.cancel()
 
-    def _on_done(self, key: Hashable, flight: _Flight[T], task: asyncio.Future[T]) -> None:
-        if self._flights.get(key) is flight:
+    def _on_done(self, key: Hashable, shared: _SharedTask[T], task: asyncio.Future[T]) -> None:
+        if self._flights.get(key) is shared:
             del self._flights[key]
         if not task.cancelled():
             # Marks an error as seen where no caller is left, or asyncio would log it.

@@ -96,7 +96,7 @@ class Engine:
         Raises the errors of `foveate_serve.errors`.
         """
         self._raise_if_full(request.model)
-        return await self._report(deadline, partial(self._classify, request, deadline))
+        return await self._execute(deadline, partial(self._classify, request, deadline))
 
     async def infer(self, request: GraphRequest, *, deadline: float | None = None) -> GraphResult:
         """Run the graph on one or more pictures, all by one version. `deadline` as in `classify`.
@@ -106,7 +106,7 @@ class Engine:
         of `foveate_serve.errors`.
         """
         self._raise_if_full(request.model)
-        return await self._report(deadline, partial(self._infer, request, deadline))
+        return await self._execute(deadline, partial(self._infer, request, deadline))
 
     def check_load(self, model: str = "") -> OverloadedError | None:
         """Return the error with which to shed a request now; None where it may proceed.
@@ -145,7 +145,9 @@ class Engine:
         # A picture that takes long to decode must not block the event loop.
         await asyncio.to_thread(self._threads.close)
 
-    async def _report(self, deadline: float | None, work: Callable[["_Target"], Awaitable[A]]) -> A:
+    async def _execute(
+        self, deadline: float | None, work: Callable[["_Target"], Awaitable[A]]
+    ) -> A:
         """Await `work` within the deadline, and notify the observer of its outcome."""
         target, started = _Target(), time.perf_counter()
         try:
@@ -172,7 +174,7 @@ class Engine:
         self._observer.on_start(target.model, target.version)
         return model
 
-    def _admitted(self, model: LoadedModel, images: _Images) -> Admitted:
+    def _admit(self, model: LoadedModel, images: _Images) -> Admitted:
         size = images.nbytes if isinstance(images, np.ndarray) else sum(map(size_of, images))
         return self._admission.admit(
             model.bundle.manifest.name,
@@ -188,11 +190,11 @@ class Engine:
             # The request takes its places before anything is spent on it.
             with (
                 batcher.reserve(len(images), job.priority, deadline) as reservation,
-                self._admitted(model, images),
+                self._admit(model, images),
             ):
                 return await job.compute(reservation, deadline)
         name, version = model.bundle.manifest.name, str(model.bundle.manifest.version)
-        with self._admitted(model, images):
+        with self._admit(model, images):
             started = time.perf_counter()
             contents = await self._picture_key(name, images)
             key = (model.bundle.digest, model.runner.variant, job.plan, *contents)

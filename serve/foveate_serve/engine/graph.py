@@ -106,7 +106,7 @@ def _check_class_ids(
     if not manifest.cams:
         raise InvalidRequestError(
             "CLASS_IDS_UNUSED",
-            "the model has no maps that class ids could ask for",
+            "the model has no maps, so class ids have no effect",
             field="class_ids",
         )
     if class_ids.ndim != 2 or len(class_ids) != images:

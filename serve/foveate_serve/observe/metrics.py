@@ -23,7 +23,7 @@ from foveate_serve.observer import BatchRun, Observer
 from foveate_serve.repository.repository import Repository
 from foveate_serve.repository.versions import State
 from foveate_serve.rpc.errors import CODES
-from foveate_serve.rpc.interceptor import Call
+from foveate_serve.rpc.interceptor import CallRecord
 
 # These would add a creation time to every counter, which Prometheus does not use.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -212,7 +212,7 @@ class Metrics(Observer):
         self._load_seconds.labels(model, version).set(seconds)
 
     @contextmanager
-    def call(self, call: Call) -> Iterator[None]:
+    def call(self, call: CallRecord) -> Iterator[None]:
         """Count a gRPC call: a CallObserver of the server."""
         in_flight = self._calls_in_flight.labels(call.method)
         in_flight.inc()

@@ -21,7 +21,7 @@ from foveate_serve.classification import Answer
 from foveate_serve.errors import ServeError
 from foveate_serve.observe.logs import REQUEST_ID
 from foveate_serve.observer import Observer
-from foveate_serve.rpc.interceptor import Call
+from foveate_serve.rpc.interceptor import CallRecord
 
 _BATCHES_KEPT = 256
 
@@ -40,7 +40,7 @@ class Tracing(Observer):
         self._batches: OrderedDict[int, SpanContext] = OrderedDict()
 
     @contextmanager
-    def call(self, call: Call) -> Iterator[None]:
+    def call(self, call: CallRecord) -> Iterator[None]:
         """Put a call in a span of its own, within the trace that its metadata names."""
         carrier = {key: value for key, value in call.metadata.items() if isinstance(value, str)}
         service, _, method = call.method.strip("/").rpartition("/")

@@ -27,7 +27,7 @@ _ASSIGNMENT = re.compile(r"(?P<model>[^:=]+):(?P<label>[^:=]+)=(?P<version>[^:=]
 def check_label(text: str) -> str:
     """Return `text` if it is a valid label; raises ValueError."""
     if text == LATEST:
-        raise ValueError(f"{LATEST!r} stands for the newest version and cannot be a label")
+        raise ValueError(f"{LATEST!r} means the newest version and cannot be a label")
     if not _LABEL.fullmatch(text):
         raise ValueError(
             "a label is of at most 63 lower-case letters, digits, '-' and '_', "
@@ -69,7 +69,7 @@ def check_labels(labels: Mapping[str, str]) -> dict[str, int]:
         if not VERSION.fullmatch(version):
             raise InvalidRequestError(
                 "VERSION_INVALID",
-                f"the label {label!r} stands for {quote(version)}, which is no version's number",
+                f"the label {label!r} has the version {quote(version)}, which is not a number",
                 field=field,
                 metadata=metadata,
             )

@@ -87,7 +87,7 @@ class LoadedModel:
         await self._idle_trimmer.close()
         hung.cancel()
         if not closing.done():
-            # The memory of an engine must not be freed while one of its runs goes on.
+            # The memory of an engine must not be freed during one of its runs.
             closing.cancel()
             logger.error("an engine of %s hangs and is not released", self.bundle.manifest.name)
             return

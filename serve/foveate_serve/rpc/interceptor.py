@@ -46,7 +46,7 @@ _Metadata: TypeAlias = Mapping[str, str | bytes]
 
 
 @dataclass(kw_only=True)
-class Call:
+class CallRecord:
     """One call: `method` is such as "/package.Service/Method", or UNKNOWN.
 
     `code` is set when it ends.
@@ -57,7 +57,7 @@ class Call:
     code: grpc.StatusCode = grpc.StatusCode.OK
 
 
-CallObserver = Callable[[Call], AbstractContextManager[None]]
+CallObserver = Callable[[CallRecord], AbstractContextManager[None]]
 """A context manager around a call, entered and left in the call's own task."""
 
 
@@ -144,7 +144,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     @contextmanager
     def _observed(self, method: str, context: Context, metadata: _Metadata) -> Iterator[None]:
-        call = Call(method=method, metadata=metadata)
+        call = CallRecord(method=method, metadata=metadata)
         # Read now: once a call has ended, gRPC reads freed memory for it.
         peer = context.peer() if self._log else ""
         started = time.perf_counter()
@@ -203,7 +203,7 @@ def _code(error: BaseException, context: Context) -> grpc.StatusCode:
     return grpc.StatusCode.UNKNOWN
 
 
-def _log_call(call: Call, peer: str, seconds: float) -> None:
+def _log_call(call: CallRecord, peer: str, seconds: float) -> None:
     logger.info(
         "%s %s in %.1f ms",
         call.method,
