@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="foveate serve",
         description="Serve the models of a repository over gRPC.",
-        epilog="Every setting can also stand in the file of --config, and in the environment "
+        epilog="Every setting can also be in the file of --config, and in the environment "
         "as FOVEATE_SERVE_<NAME>. Flags win over the environment, which wins over the files. "
         "example: foveate serve --repository models --address 127.0.0.1:50051",
         argument_default=argparse.SUPPRESS,

@@ -36,7 +36,7 @@ _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 30.0
 
 _NEWEST_SHARE = 0.2
-"""The weight of the newest run in the moving average of the time that a picture takes."""
+"""The weight of the newest run in the moving average of the run time of a picture."""
 
 _SHORTEST_RETRY = 0.01
 _LONGEST_RETRY = 30.0
@@ -214,7 +214,7 @@ class Batcher:
         class_ids: Sequence[int] = (),
         deadline: float | None = None,
     ) -> Batched:
-        """Run one picture, uint8 [height, width, channels], and return the outputs wanted.
+        """Run one picture, uint8 [height, width, channels], and return the outputs asked for.
 
         `class_ids` are the classes that the maps among `outputs` explain. The
         rest is as in `submit_all`.
@@ -361,7 +361,7 @@ class Batcher:
         )
 
     def _require_time(self, level: int, seconds: float) -> None:
-        # The request's own run does not count: only a run tells how long it takes.
+        # The request's own run does not count: its time is only known once pictures have run.
         wait = self._drain_seconds(self._queue.ahead(level))
         if 0 < seconds < wait:
             raise OverloadedError(

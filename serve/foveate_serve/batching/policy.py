@@ -74,8 +74,8 @@ class BatchPolicy:
         """Return the most pictures that an idle lane takes from the queue.
 
         All lanes together hold at most one batch of `max_batch`, so that they need
-        no more memory than one lane. Each of several lanes takes at most two
-        pictures, or as many as run in `LONG_SECONDS`. Where there are preferred
+        no more memory than one lane. Each of several lanes takes at most as many as
+        run in `LONG_SECONDS`, or two if these are fewer. Where there are preferred
         sizes or a delay, each lane takes up to `max_batch`.
 
         Args:

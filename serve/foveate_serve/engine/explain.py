@@ -47,7 +47,7 @@ class CamPlan:
 
     @property
     def draws(self) -> bool:
-        """Whether pictures are wanted."""
+        """Whether the request asks for drawn maps."""
         return self.forms != {"raw"}
 
 
@@ -175,7 +175,7 @@ def draw(
 
 
 def select(plan: FeatureMapPlan, outputs: Mapping[str, NDArray[np.float32]]) -> FeatureMap:
-    """Take the channels wanted from a layer's activations, float32 [channels, height, width]."""
+    """Return a plan's channels of a layer's activations, float32 [channels, height, width]."""
     values = outputs[plan.output]
     return FeatureMap(
         layer=plan.layer,
@@ -211,7 +211,7 @@ def _check_cam(
     if classes == 0:
         raise InvalidRequestError(
             "CAM_WITHOUT_CLASS",
-            "maps are asked for and no class: top is 0 and class_ids is empty",
+            "maps are requested for no class: top is 0 and class_ids is empty",
             field="cam.top",
             metadata={"minimum": 1},
         )

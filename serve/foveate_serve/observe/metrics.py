@@ -29,7 +29,7 @@ from foveate_serve.rpc.interceptor import CallRecord
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
-"""The variable that names the folder in which several processes keep their values."""
+"""The environment variable with the folder in which several processes write their values."""
 
 _MODEL = ("model", "version")
 
@@ -56,7 +56,7 @@ class Metrics(Observer):
         own = self._own = CollectorRegistry()
         self._requests = Counter(
             "foveate_requests",
-            "Pictures that were to be classified, by canonical code.",
+            "Classified or refused pictures, by canonical code.",
             (*_MODEL, "code"),
             registry=own,
         )
@@ -69,7 +69,7 @@ class Metrics(Observer):
         )
         self._waiting = Gauge(
             "foveate_requests_waiting",
-            "Pictures that wait for a batch.",
+            "Pictures in the queue.",
             _MODEL,
             registry=own,
             multiprocess_mode="livesum",
@@ -81,8 +81,8 @@ class Metrics(Observer):
             for stage, text in (
                 ("request", "From a picture's arrival to its answer."),
                 ("decode", "Decoding, resizing and cropping a picture."),
-                ("queue", "Waiting for a batch."),
-                ("infer", "The run of the batch that a picture rode in."),
+                ("queue", "In the queue."),
+                ("infer", "The run of the picture's batch."),
                 ("encode", "Ranking the classes and drawing the maps of a picture."),
             )
         }
@@ -94,7 +94,7 @@ class Metrics(Observer):
         )
         self._busy = Counter(
             "foveate_engine_busy_seconds",
-            "Seconds that a lane of an engine was busy: its rate is the busy share.",
+            "Seconds that a lane of an engine was busy; its rate is the utilisation.",
             (*_MODEL, "lane"),
             registry=own,
         )
@@ -104,19 +104,19 @@ class Metrics(Observer):
                 for result, text in texts.items()
             }
             for unit, texts in (
-                ("", {"hits": "Answers that were kept.", "misses": "Answers that were not kept."}),
+                ("", {"hits": "Answers from the cache.", "misses": "Lookups without an answer."}),
                 (
                     "_seconds",
                     {
-                        "hits": "Seconds of looking for answers that were kept.",
-                        "misses": "Seconds of looking for answers that were not kept.",
+                        "hits": "Seconds of the lookups with an answer.",
+                        "misses": "Seconds of the lookups without an answer.",
                     },
                 ),
             )
         )
         self._joined = Counter(
             "foveate_requests_joined",
-            "Pictures that took the answer of an identical request in flight.",
+            "Pictures that shared the run of an identical request in flight.",
             _MODEL,
             registry=own,
         )
@@ -141,7 +141,7 @@ class Metrics(Observer):
                 ("foveate_instances", "Instances of a version, in each process."),
                 ("foveate_batch_limit", "The most pictures in a batch."),
                 ("foveate_batch_delay_limit_seconds", "The longest wait for a batch to fill."),
-                ("foveate_queue_limit", "The most pictures that wait for a batch."),
+                ("foveate_queue_limit", "The most pictures in the queue."),
             )
         }
         self._calls = Counter(
@@ -149,7 +149,7 @@ class Metrics(Observer):
         )
         self._calls_in_flight = Gauge(
             "foveate_calls_in_flight",
-            "gRPC calls that are being answered.",
+            "gRPC calls in flight.",
             ("method",),
             registry=own,
             multiprocess_mode="livesum",
@@ -185,7 +185,7 @@ class Metrics(Observer):
             self._stages[stage].labels(model, version).observe(seconds)
 
     def on_cache_lookup(self, model: str, version: str, *, hit: bool, seconds: float) -> None:
-        """Count a look into the cache."""
+        """Count a lookup in the cache."""
         result = "hits" if hit else "misses"
         self._lookups[result].labels(model, version).inc()
         self._lookup_seconds[result].labels(model, version).inc(seconds)

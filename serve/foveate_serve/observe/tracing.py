@@ -1,7 +1,7 @@
 """OpenTelemetry traces: a span for each call, for each picture and for its stages.
 
 The spans of a picture are made once it has its answer, from the times that every
-request is measured by: a call outside a trace costs nothing.
+request is measured by: a call outside a trace costs nothing more.
 """
 
 import time

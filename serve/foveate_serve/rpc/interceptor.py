@@ -109,8 +109,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             or handler.unary_unary
         )
         streaming = handler.request_streaming
-        # gRPC parses a single request before it calls the handler, where the error
-        # cannot be caught, and the requests of a stream within it.
+        # A single request is parsed here: gRPC would parse it before the handler, where the
+        # error cannot be caught. It parses the requests of a stream within the handler.
         read: Any = (lambda request: request) if streaming else handler.request_deserializer
         observed = self._observed if self._observers or self._log else _unobserved
 

@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 30.0
 STEADY_SECONDS = 60.0
-"""After so long a life a worker is restarted after the shortest pause."""
+"""A worker that ends after so many seconds is restarted after the shortest pause."""
 
 KILL_SECONDS = 1.0
 """How long a worker may take beyond its shutdown timeout before it is killed."""
@@ -65,7 +65,7 @@ class Supervisor:
         self._own = CollectorRegistry()
         self._restarts = Counter(
             "foveate_worker_restarts",
-            "Workers started again after they had ended.",
+            "Workers restarted after they had ended.",
             registry=self._own,
         )
         ready = Gauge("foveate_workers_ready", "Workers that serve.", registry=self._own)
@@ -93,7 +93,7 @@ class Supervisor:
             keepers = [asyncio.create_task(self._keep_running(i, folder, address)) for i in numbers]
             waiting = [asyncio.create_task(event.wait()) for event in (stop, self._all_ready)]
             try:
-                # A keeper ends early only where its worker could not start.
+                # Before `stop`, a keeper ends only where its worker could not start.
                 await asyncio.wait((*keepers, *waiting), return_when=asyncio.FIRST_COMPLETED)
                 if self._all_ready.is_set():
                     ready(max(self._ready.values(), default=0), address)

@@ -119,7 +119,7 @@ async def test_pictures_of_an_instant_runner_change_no_thread(gated) -> None:
     ],
     ids=["delay", "sizes", "cores"],
 )
-async def test_an_instant_runner_keeps_to_the_policy(gated, policy: BatchPolicy) -> None:
+async def test_an_inline_runner_keeps_to_the_policy(gated, policy: BatchPolicy) -> None:
     threads = threads_of_runs(gated)
     gated.inline_pictures, gated.always_inline = 5, True
     batcher = Batcher([gated], policy)

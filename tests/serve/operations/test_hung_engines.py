@@ -1,4 +1,4 @@
-"""A real engine that does not come back: its server says so, and a worker is replaced."""
+"""A real engine that did not return: its server says so, and a worker is replaced."""
 
 from collections.abc import Callable
 from http import HTTPStatus
@@ -69,7 +69,7 @@ def test_a_worker_starts_anew(start: Callable, trapped: Path, picture: ClassifyR
     )
     with (
         server.channel() as channel,
-        pytest.raises(grpc.RpcError, match="does not come back"),
+        pytest.raises(grpc.RpcError, match="did not return"),
     ):
         ClassifierServiceStub(channel).Classify(UNLUCKY, timeout=60)
     wanted = {
