@@ -12,7 +12,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from foveate_serve.errors import ForbiddenError, UnauthenticatedError
-from foveate_serve.settings import Settings, SettingsError
+from foveate_serve.settings import Settings, SettingsError, first_error
 
 
 class Permission(StrEnum):
@@ -119,8 +119,7 @@ def read_tokens(file: Path) -> list[Token]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError):
         raise SettingsError(f"tokens: {file}: it is not a TOML file") from None
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        name = ".".join(str(part) for part in first["loc"])
+        name, first = first_error(error)
         raise SettingsError(f"tokens: {file}: {name}: {first['msg']}") from None
     return [
         Token(name=entry.name, digest=entry.digest(), permissions=entry.permissions)

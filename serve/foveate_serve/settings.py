@@ -17,6 +17,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 
 from foveate_runtime.cores import CAN_PIN, count_cores
@@ -388,6 +389,12 @@ def is_secret(name: str) -> bool:
     return SecretStr in get_args(Settings.model_fields[name].annotation)
 
 
+def first_error(error: ValidationError) -> tuple[str, ErrorDetails]:
+    """Return the path of the first bad field, with dots, and the details of its error."""
+    first = error.errors(include_url=False)[0]
+    return ".".join(str(part) for part in first["loc"]), first
+
+
 def load_settings(
     flags: Mapping[str, str | bool], file: Path | None = None, profile: Path | None = None
 ) -> Settings:
@@ -407,8 +414,7 @@ def load_settings(
     try:
         return Settings(**layers)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = ".".join(str(part) for part in first["loc"])
+        name, first = first_error(error)
         if first["type"] == "extra_forbidden":
             raise SettingsError(f"{name}: there is no such setting") from error
         if first["type"] == "missing":
@@ -448,8 +454,7 @@ def _read_profile(file: Path) -> Profile:
     try:
         return Profile.model_validate(_read(file))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = ".".join(str(part) for part in first["loc"])
+        name, first = first_error(error)
         if first["type"] == "extra_forbidden":
             raise SettingsError(f"{file}: {name}: there is no such setting in a profile") from error
         raise SettingsError(f"{file}: {name}: {first['msg']}") from error
