@@ -55,7 +55,7 @@ def measure_here(
     with create_runner(bundle, variant=variant, backend=backend) as runner:
         size = max(1, BATCH // runner.lanes)
         batch = {"image": np.stack([to_pixels(data)[0] for data in files[:size]])}
-        run = partial(runner.run, outputs=["logits"], beside=runner.lanes > 1)
+        run = partial(runner.run, outputs=["logits"], share_cores=runner.lanes > 1)
         return {
             "decode": _cpu_ms(to_pixels if whole else to_picture, files),
             "resize": _cpu_ms(partial(fit, spec=spec), decoded),

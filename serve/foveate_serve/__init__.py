@@ -1,6 +1,7 @@
 """The gRPC server of Foveate.
 
-A request goes from a transport and `rpc` (services and messages) to `engine`, which has its
-picture decoded, takes a model from `repository` and waits for a batch of `batching`, which a
-runner of foveate_runtime runs. `process` is one server of these, and `workers` are several.
+A transport passes a request to `rpc` (services and messages), and that to `engine`. The
+engine has the picture decoded, takes a model from `repository`, and submits the picture to
+`batching`, where a runner of foveate_runtime runs its batch. `process` is one server of
+these; `workers` runs several.
 """

@@ -1,4 +1,4 @@
-"""Who may do what: bearer tokens and their permissions."""
+"""Access control: bearer tokens and their permissions."""
 
 import hmac
 import tomllib
@@ -12,11 +12,11 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from foveate_serve.errors import ForbiddenError, UnauthenticatedError
-from foveate_serve.settings import Settings, SettingsError
+from foveate_serve.settings import Settings, SettingsError, first_error
 
 
 class Permission(StrEnum):
-    """What a token allows; none contains another."""
+    """A permission of a token. None includes another."""
 
     INFER = "infer"
     ADMIN = "admin"
@@ -56,7 +56,7 @@ class TokenFile(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class Token:
-    """A token that is known by its digest alone."""
+    """A token, of which only the digest is kept."""
 
     name: str
     digest: bytes
@@ -81,7 +81,7 @@ class AccessControl:
                 "TOKEN_MISSING", "the call needs the header 'authorization: Bearer <token>'"
             )
         digest, known = _digest(secret.strip()), None
-        # All are compared, so that the time taken tells nothing about them.
+        # All are compared, so that the time does not reveal which one matched.
         for token in self._tokens:
             if hmac.compare_digest(token.digest, digest):
                 known = token
@@ -97,7 +97,7 @@ class AccessControl:
 
 
 def make_access_control(settings: Settings) -> AccessControl | None:
-    """Return the access control that the settings ask for, or None where everyone may come in.
+    """Return the access control that the settings ask for, or None where every call is allowed.
 
     Raises SettingsError where the file of tokens is bad; the message holds no secret.
     """
@@ -119,8 +119,7 @@ def read_tokens(file: Path) -> list[Token]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError):
         raise SettingsError(f"tokens: {file}: it is not a TOML file") from None
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        name = ".".join(str(part) for part in first["loc"])
+        name, first = first_error(error)
         raise SettingsError(f"tokens: {file}: {name}: {first['msg']}") from None
     return [
         Token(name=entry.name, digest=entry.digest(), permissions=entry.permissions)

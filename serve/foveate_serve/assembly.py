@@ -1,4 +1,4 @@
-"""The parts of a server, put together from its settings."""
+"""Builds the engine of a server from its settings."""
 
 from foveate_runtime.backends.base import Runner
 from foveate_runtime.backends.registry import create_runner
@@ -16,7 +16,7 @@ from foveate_serve.settings import ModelSettings, Settings
 def make_engine(settings: Settings, observer: Observer | None = None) -> Engine:
     """Return the engine, whose repository is still to be opened.
 
-    `observer` is told what happens in it.
+    `observer` is notified of its events.
     """
 
     def make_runner(bundle: Bundle) -> Runner:

@@ -1,4 +1,4 @@
-"""What a request asks of the engine, and what it gets."""
+"""The engine's types of a request and of its answer."""
 
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Self
@@ -13,10 +13,10 @@ from foveate_runtime.imaging.transform import View
 CamForm = Literal["raw", "heatmap", "overlay"]
 
 ANSWER_BYTES = 1024
-"""What an answer takes besides its predictions, pictures and arrays: measured, rounded up."""
+"""The bytes of an answer without its predictions, pictures and arrays: measured, rounded up."""
 
 PREDICTION_BYTES = 160
-"""What a prediction takes; its label belongs to the model."""
+"""The bytes of a prediction without its label, which belongs to the model."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,11 +123,10 @@ class FeatureMap:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Timing:
-    """Where the time went, in seconds, and what did the work.
+    """The seconds of each stage, and the batch and engine that did the work.
 
-    `batch` is the number of the batch among those of the process. Of an answer
-    that was kept from an earlier request, `cached` is set; no batch ran, and
-    the stages took no time.
+    `batch` is the number of the batch, counted in this process. `cached` marks an
+    answer from the cache: no batch ran, and the stages took no time.
     """
 
     decode: float
@@ -145,7 +144,7 @@ class Timing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """What every answer says of itself: the version that gave it, and where the time went."""
+    """The part that all answers share: the model, its version, and the times."""
 
     model: str
     version: str
@@ -156,8 +155,8 @@ class Answer:
         """How many bytes of memory the answer takes, roughly."""
         return ANSWER_BYTES
 
-    def kept(self) -> Self:
-        """Return the answer as it is when it is given again, holding no memory but its own."""
+    def for_cache(self) -> Self:
+        """Return the answer for the cache: without times, and with no memory but its own."""
         timing = Timing(
             decode=0.0,
             queue=0.0,
@@ -173,8 +172,8 @@ class Answer:
         )
         return replace(self, timing=timing)
 
-    def again(self, seconds: float) -> Self:
-        """Return a kept answer as one to a request that took `seconds`."""
+    def from_cache(self, seconds: float) -> Self:
+        """Return a cached answer as the answer to a request that took `seconds`."""
         return replace(self, timing=replace(self.timing, total=seconds))
 
 
@@ -182,7 +181,7 @@ class Answer:
 class Result(Answer):
     """The classification of one picture: predictions best first, maps in the order asked for.
 
-    `scores` is what made the predictions' scores of their logits.
+    `scores` says how the scores follow from the logits.
     """
 
     scores: Scores
@@ -204,11 +203,11 @@ class Result(Answer):
             + sum(_bytes(features.values) for features in self.feature_maps)
         )
 
-    def kept(self) -> Self:
-        """Return the answer as it is when it is given again, holding no memory but its own."""
-        # A map is a part of its batch's array, which it would keep alive.
+    def for_cache(self) -> Self:
+        """Return the answer for the cache: without times, and with no memory but its own."""
+        # A map is a view of its batch's array and would keep all of it in memory.
         return replace(
-            super(Result, self).kept(),
+            super(Result, self).for_cache(),
             cams=tuple(
                 cam if cam.values is None else replace(cam, values=cam.values.copy())
                 for cam in self.cams

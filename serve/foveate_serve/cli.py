@@ -18,8 +18,8 @@ from foveate_serve.process import (
     KilledError,
     Process,
     StartError,
-    end_soon,
-    leave_at_once,
+    exit_at_once,
+    exit_soon,
     run_until_signals,
 )
 from foveate_serve.rpc.server import AddressError
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
         print(settings.to_toml(), end="")
         return DONE
     configure_logging(settings)
-    logger.info("threads are counted by %d of %d cores", count_cores(), os.cpu_count())
+    logger.info("thread counts follow %d of %d cores", count_cores(), os.cpu_count())
     raise_open_files()
     bound_heap()
     return asyncio.run(serve(settings))
@@ -71,18 +71,18 @@ async def serve(settings: Settings) -> int:
         return _fail(f"repository: {error.strerror}: {error.filename}", FAILED)
     try:
         make = Process if settings.workers == 1 else Supervisor
-        await run_until_signals(make(settings), _tell)
-        end_soon()
+        await run_until_signals(make(settings), _print_ready)
+        exit_soon()
     except SettingsError as error:
         return _fail(str(error), WRONG_USAGE)
     except (HungError, KilledError) as error:
-        leave_at_once(error)
+        exit_at_once(error)
     except (AddressError, StartError) as error:
         return _fail(str(error), FAILED)
     return DONE
 
 
-def _tell(models: int, address: str) -> None:
+def _print_ready(models: int, address: str) -> None:
     word = "model" if models == 1 else "models"
     print(f"foveate serving {models} {word} on {address}", flush=True)
 
@@ -93,11 +93,11 @@ def _fail(message: str, code: int) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    """Return a parser with one flag for each setting; what is not given is left to the others."""
+    """Return a parser with a flag for each setting; a flag that is not given sets nothing."""
     parser = argparse.ArgumentParser(
         prog="foveate serve",
         description="Serve the models of a repository over gRPC.",
-        epilog="Every setting can also stand in the file of --config, and in the environment "
+        epilog="Every setting can also be in the file of --config, and in the environment "
         "as FOVEATE_SERVE_<NAME>. Flags win over the environment, which wins over the files. "
         "example: foveate serve --repository models --address 127.0.0.1:50051",
         argument_default=argparse.SUPPRESS,
@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         "--profile",
         type=Path,
         metavar="FILE",
-        help="what runs each model, as `foveate bench --objective` writes it; "
+        help="each model's engine settings, as `foveate bench --objective` writes them; "
         "wins over the file of --config",
     )
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Deadlines of many requests for the price of a few timers."""
+"""Deadlines of many requests, which share a few timers."""
 
 import asyncio
 from collections.abc import Callable
@@ -7,24 +7,24 @@ from types import TracebackType
 from typing import Protocol
 
 _TICK_SECONDS = 0.02
-"""Those who are due within one share a timer, and are told at its end."""
+"""Deadlines within one tick share a timer, which fires at the end of the tick."""
 
 _EXACT_SECONDS = 0.5
-"""What is due sooner has a timer of its own: a tick would be a part of it."""
+"""A sooner deadline has a timer of its own: a tick would be a large part of it."""
 
 
 class Timer(Protocol):
-    """What was put off, and need not come."""
+    """A scheduled call."""
 
     def cancel(self) -> None:
-        """Forget it."""
+        """Cancel the call."""
 
 
 class Deadlines:
-    """Calls functions once their times have come, on the running event loop.
+    """Calls functions at their times, on the running event loop.
 
-    Nearly every request is answered long before it is due, and a timer of the
-    loop for each is pushed into a heap, and later sorted out of it, in vain.
+    Nearly every request is answered long before its deadline. A timer of the event
+    loop for each would be pushed into a heap and removed from it for nothing.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class Deadlines:
 
 
 class _Tick:
-    """Those who are due within a tick, and the timer that they share."""
+    """The calls that are due within one tick, and their timer."""
 
     def __init__(self, ticks: "dict[int, _Tick]", number: int) -> None:
         self.entries: set[_Entry] = set()
@@ -56,7 +56,7 @@ class _Tick:
 
     def discard(self, entry: "_Entry") -> None:
         self.entries.discard(entry)
-        # A client can name as many times as it likes, however far away.
+        # Or a client that sets many distant deadlines would leave a timer for each.
         if not self.entries and self._ticks.get(self._number) is self:
             del self._ticks[self._number]
             self._timer.cancel()
@@ -64,7 +64,7 @@ class _Tick:
     def _expire(self) -> None:
         del self._ticks[self._number]
         for entry in list(self.entries):
-            # One may have cancelled another.
+            # A callback may have cancelled another entry.
             if entry in self.entries:
                 entry.callback()
 
@@ -81,9 +81,9 @@ class _Entry:
 
 
 class Within(AbstractContextManager[None]):
-    """A task's block that is cancelled when its time has come, and then raises TimeoutError.
+    """Cancels its `with` block at a deadline, and then raises TimeoutError.
 
-    As `asyncio.timeout_at`; `when` None never comes.
+    Like `asyncio.timeout_at`. `when` None is no deadline. The block runs in a task.
     """
 
     def __init__(self, deadlines: Deadlines, when: float | None) -> None:
@@ -98,7 +98,7 @@ class Within(AbstractContextManager[None]):
         if self._when is not None:
             self._task = asyncio.current_task()
             if self._task is None:
-                raise RuntimeError("a deadline is for a task")
+                raise RuntimeError("a deadline needs a task to cancel")
             self._cancelling = self._task.cancelling()
             self._timer = self._deadlines.at(self._when, self._expire)
 
@@ -110,11 +110,11 @@ class Within(AbstractContextManager[None]):
     ) -> None:
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None  # which holds this block, as this does it
+            self._timer = None  # breaks the reference cycle
         if (
             self._expired
             and self._task is not None
-            # Whoever waits for the task may have cancelled it at the same time.
+            # The task may also have been cancelled from outside.
             and self._task.uncancel() <= self._cancelling
             and isinstance(error, asyncio.CancelledError)
         ):

@@ -1,16 +1,16 @@
-"""Why a request fails, in the server's own terms.
+"""The errors of a request.
 
     ServeError
-      +-- InvalidRequestError     an argument is bad, and stays bad
-      +-- NotFoundError           no such model or version
-      +-- NotReadyError           there, but not served
-      +-- LoadingError            not served yet
-      +-- OverloadedError         too much at once; later it will fit
-      +-- DeadlineError           too late
-      +-- UnauthenticatedError    the caller does not say who it is
-      +-- ForbiddenError          not allowed here
+      +-- InvalidRequestError     an argument is bad; a retry does not help
+      +-- NotFoundError           there is no such model or version
+      +-- NotReadyError           the version exists and is not served
+      +-- LoadingError            the version is loading
+      +-- OverloadedError         the load is shed; a retry later may succeed
+      +-- DeadlineError           the deadline passed
+      +-- UnauthenticatedError    the call carries no known token
+      +-- ForbiddenError          the call is not allowed on this server
       +-- EngineError             the engine failed
-      +-- EngineHungError         the engine does not come back
+      +-- EngineHungError         a run of the engine does not return
 
 `foveate_serve.rpc.errors` gives each its canonical code. A message is a
 sentence for the client and carries neither a path nor another exception's text.
@@ -20,23 +20,23 @@ from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from itertools import islice
 
-# Messages travel in a trailer, of which gRPC takes 8 KiB.
+# Messages are sent in trailers, for which gRPC allows 8 KiB.
 _MAX_QUOTED = 64
 _MAX_LISTED = 16
 
 
 def clip(text: str) -> str:
-    """Return a client's own text for metadata, cut where it is long."""
+    """Return a text of the client's for metadata, shortened where it is long."""
     return text if len(text) <= _MAX_QUOTED else f"{text[: _MAX_QUOTED - 3]}..."
 
 
 def quote(text: str) -> str:
-    """Return a client's own text for a message: in quotes, in ASCII, cut where it is long."""
+    """Return a text of the client's for a message: quoted, in ASCII, shortened where it is long."""
     return ascii(clip(text))
 
 
 def listing(names: Iterable[str]) -> str:
-    """Return names for a message, the first of them where they are many."""
+    """Return names for a message; of many, the first."""
     rest = iter(names)
     first = list(islice(rest, _MAX_LISTED))
     more = sum(1 for _ in rest)
@@ -44,10 +44,10 @@ def listing(names: Iterable[str]) -> str:
 
 
 class ServeError(Exception):
-    """A request that fails.
+    """The failure of a request.
 
-    `reason` is in upper snake case, `metadata` holds the names and values that
-    belong to it, such as a limit.
+    `reason` is in upper snake case. `metadata` holds the values that belong to it,
+    such as a limit, by name.
     """
 
     def __init__(
@@ -79,15 +79,15 @@ class NotFoundError(ServeError):
 
 
 class NotReadyError(ServeError):
-    """The model's version is there and does not serve."""
+    """The version exists and does not serve."""
 
 
 class LoadingError(ServeError):
-    """The model's version does not serve yet."""
+    """The version is loading."""
 
 
 class OverloadedError(ServeError):
-    """The server is full; after `retry_delay` it should have room."""
+    """The server sheds load; after `retry_delay` a request should be admitted."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class DeadlineError(ServeError):
 
 
 class UnauthenticatedError(ServeError):
-    """The call carries no token, or one that is not known."""
+    """The call carries no token, or an unknown one."""
 
 
 class ForbiddenError(ServeError):
@@ -124,7 +124,7 @@ class EngineError(ServeError):
 
 
 class EngineHungError(ServeError):
-    """The engine does not come back from a run, of this request or of another one."""
+    """A run of the engine does not return: this request's or another one's."""
 
     def __init__(self) -> None:
-        super().__init__("ENGINE_HUNG", "the engine does not come back from running the model")
+        super().__init__("ENGINE_HUNG", "the engine did not return from running the model in time")

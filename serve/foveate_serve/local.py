@@ -58,23 +58,24 @@ class LocalTransport:
     def classify_stream(
         self, requests: Iterable[ClassifyStreamRequest], timeout: float | None = None
     ) -> Generator[ClassifyStreamResponse, None, None]:
-        """Classify pictures as they come; answers keep the order, and errors belong to theirs.
+        """Classify pictures as they arrive; the responses keep their order.
 
-        `requests` is read on another thread. A timeout is that of the whole stream.
+        A picture that fails has an error in its response. `requests` is read on another
+        thread. The timeout is that of the whole stream.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         stream = _Stream(self._loop, window=self._window)
-        answers = self._handler.classify_stream(stream.requests(), deadline)
-        running = asyncio.run_coroutine_threadsafe(stream.collect(answers), self._loop)
+        responses = self._handler.classify_stream(stream.requests(), deadline)
+        running = asyncio.run_coroutine_threadsafe(stream.collect(responses), self._loop)
         reader = threading.Thread(
             target=stream.read, args=(requests,), name="foveate-requests", daemon=True
         )
         reader.start()
         try:
-            yield from stream.answers()
+            yield from stream.responses()
             running.result()
         finally:
-            self._wait(stream.leave())
+            self._wait(stream.cancel())
 
     def list_models(self, request: ListModelsRequest, timeout: float) -> ListModelsResponse:  # noqa: ARG002 - answered from memory
         """List the models, by name."""
@@ -85,7 +86,7 @@ class LocalTransport:
         return self._wait(self._handler.get_model(request))
 
     def close(self) -> None:
-        """Finish what runs and release the models."""
+        """Finish the requests in flight and release the models."""
         if self._loop.is_closed():
             return
         self._wait(self._engine.close())
@@ -110,64 +111,64 @@ class LocalTransport:
 
 
 class _Stream:
-    """Passes requests to the event loop and answers back, at most `window` of them under way.
+    """Passes requests to the event loop and responses back, at most `window` of them in flight.
 
-    A picture takes one change of thread on its way in and one on its way out.
+    A picture takes one thread handover on its way in and one on its way out.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, *, window: int) -> None:
         self._loop = loop
         self._slots = threading.Semaphore(window)
-        self._left = False
+        self._cancelled = False
         self._collecting: asyncio.Task[Any] | None = None
         self._in: asyncio.Queue[ClassifyStreamRequest | BaseException | None] = asyncio.Queue()
         self._out: SimpleQueue[ClassifyStreamResponse | None] = SimpleQueue()
 
     def read(self, requests: Iterable[ClassifyStreamRequest]) -> None:
-        """Take the requests as there is room for them. On a thread, as the iterator may block."""
+        """Read the requests as the window allows. On a thread, as the iterator may block."""
         try:
             for request in requests:
                 self._slots.acquire()
-                if self._left:
+                if self._cancelled:
                     return
-                self._pass_on(request)
+                self._send(request)
         except BaseException as error:  # noqa: BLE001 - the caller gets it
-            self._pass_on(error)
+            self._send(error)
         else:
-            self._pass_on(None)
+            self._send(None)
 
-    def answers(self) -> Generator[ClassifyStreamResponse, None, None]:
-        """Yield the answers as they come. On the caller's thread."""
-        while (answer := self._out.get()) is not None:
+    def responses(self) -> Generator[ClassifyStreamResponse, None, None]:
+        """Yield the responses as they arrive. On the caller's thread."""
+        while (response := self._out.get()) is not None:
             self._slots.release()
-            yield answer
+            yield response
 
     async def requests(self) -> AsyncIterator[ClassifyStreamRequest]:
-        """Yield the requests that were read, and raise the error that reading ended with."""
+        """Yield the requests, and raise the error of reading them, if any."""
         while (request := await self._in.get()) is not None:
             if isinstance(request, BaseException):
                 raise request
             yield request
 
-    async def collect(self, answers: AsyncGenerator[ClassifyStreamResponse, None]) -> None:
-        """Hand over the answers."""
+    async def collect(self, responses: AsyncGenerator[ClassifyStreamResponse, None]) -> None:
+        """Pass the responses to the caller's thread."""
         self._collecting = asyncio.current_task()
         try:
-            async with aclosing(answers):
-                async for answer in answers:
-                    self._out.put(answer)
+            async with aclosing(responses):
+                async for response in responses:
+                    self._out.put(response)
         finally:
             self._out.put(None)
 
-    async def leave(self) -> None:
-        """Read no further, and drop what is under way."""
-        self._left = True
+    async def cancel(self) -> None:
+        """Stop reading, and cancel the requests in flight."""
+        self._cancelled = True
         self._slots.release()
         if self._collecting is not None:
             self._collecting.cancel()
             await asyncio.wait([self._collecting])
 
-    def _pass_on(self, item: ClassifyStreamRequest | BaseException | None) -> None:
+    def _send(self, item: ClassifyStreamRequest | BaseException | None) -> None:
         try:
             self._loop.call_soon_threadsafe(self._in.put_nowait, item)
         except RuntimeError:

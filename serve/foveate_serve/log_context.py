@@ -3,10 +3,10 @@
 from contextvars import ContextVar
 
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
-"""The id of the call that is being answered."""
+"""The id of the current call."""
 
 CALLER: ContextVar[str] = ContextVar("caller", default="")
-"""The name of the token that the call carried."""
+"""The name of the current call's token."""
 
 FIELDS = "fields"
-"""The key of `extra` under which a log call passes fields of its own: a dict."""
+"""The key of `extra` under which a log call passes further fields: a dict."""

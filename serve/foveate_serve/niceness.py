@@ -1,23 +1,23 @@
-"""Which threads go first where there are more of them than cores."""
+"""Nice levels: which threads run first where there are more of them than cores."""
 
 import os
 import sys
 import threading
 
 ENGINE = 5
-"""Of the threads of engines, above that of the event loop and of gRPC's threads: a call is taken
-or refused at once while engines run, and waits nowhere that admission does not see."""
+"""The nice level of engine threads, above that of the event loop and of gRPC's threads: a call is
+admitted or refused at once while engines run, and waits in no queue that admission does not see."""
 
 DECODER = 10
-"""Of the threads that decode and draw, above that of engines, whose threads wait for each other at
-every operator: one that has to give its core to a decoder holds up the others too."""
+"""The nice level of threads that decode and draw, above that of engine threads: these wait for each
+other at every operator, so that one that loses its core to a decoder delays all of them."""
 
 _HIGHEST = 19
 
 
-def step_back(by: int) -> None:
-    """Raise the niceness of the calling thread, and of those it starts from now on."""
-    # Elsewhere than on Linux a niceness is that of the whole process.
+def raise_niceness(by: int) -> None:
+    """Raise the nice level of the calling thread, and of the threads that it starts later."""
+    # On other systems than Linux a nice level belongs to the whole process.
     if sys.platform == "linux":
         thread = threading.get_native_id()
         niceness = os.getpriority(os.PRIO_PROCESS, thread) + by

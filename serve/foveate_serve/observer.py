@@ -1,4 +1,4 @@
-"""What the engine tells those who measure it."""
+"""The observer of the engine: metrics, statistics and traces subclass it."""
 
 import asyncio
 from collections.abc import Iterable
@@ -9,10 +9,10 @@ from foveate_serve.classification import Answer
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchRun:
-    """One run of an engine: `size` pictures, and where its time went, in seconds.
+    """One run of an engine: `size` pictures, and the seconds of its stages.
 
-    `gather` is the making of the engine's input, `infer` the engine's run and
-    `split` the parting of its outputs; `lane` counts from 0.
+    `gather` assembles the engine's input, `infer` is the engine's run, and `split`
+    divides its outputs among the requests. `lane` counts from 0.
     """
 
     size: int
@@ -23,94 +23,94 @@ class BatchRun:
 
 
 class Observer:
-    """Is told what happens, on the event loop; by itself it listens to nothing.
+    """Is notified of events, on the event loop; this base class ignores them.
 
-    A method must be quick and must not raise. `model` and `version` are those
-    of the bundle that answers, never what a client wrote; both are empty where
-    a request fails before its model is found, and the version where it is
-    refused before it is read.
+    A method must be quick and must not raise. `model` and `version` are the names of
+    the bundle, never a text of the client's. Both are empty where a request fails
+    before its model is found; the version is empty where a request is refused before
+    its message is read.
     """
 
-    def began(self, model: str, version: str) -> None:
-        """Hear that a request has found its model; `answered` or `failed` follows."""
+    def on_start(self, model: str, version: str) -> None:
+        """A request has found its model; `on_answer` or `on_failure` follows."""
 
-    def answered(self, answer: Answer) -> None:
-        """Hear that a request has its answer."""
+    def on_answer(self, answer: Answer) -> None:
+        """A request has its answer."""
 
-    def looked_up(self, model: str, version: str, *, hit: bool, seconds: float) -> None:
-        """Hear that an answer was, or was not, among those kept; looking took so many seconds."""
+    def on_cache_lookup(self, model: str, version: str, *, hit: bool, seconds: float) -> None:
+        """A lookup in the cache ended, after `seconds`."""
 
-    def joined(self, model: str, version: str) -> None:
-        """Hear that a request waits for the answer of another one, which is the same."""
+    def on_join(self, model: str, version: str) -> None:
+        """A request shares the run of an identical one in flight."""
 
-    def failed(self, model: str, version: str, error: BaseException, seconds: float) -> None:
-        """Hear that a request failed after so many seconds, or its caller left (CancelledError)."""
+    def on_failure(self, model: str, version: str, error: BaseException, seconds: float) -> None:
+        """A request failed after `seconds`; CancelledError means that its caller cancelled it."""
 
-    def ran(self, model: str, version: str, run: BatchRun) -> None:
-        """Hear that the engine has run a batch."""
+    def on_batch(self, model: str, version: str, run: BatchRun) -> None:
+        """An engine has run a batch."""
 
-    def loaded(self, model: str, version: str, seconds: float) -> None:
-        """Hear that a version has been loaded and serves."""
+    def on_load(self, model: str, version: str, seconds: float) -> None:
+        """A version was loaded in `seconds` and serves."""
 
-    def changed(self) -> None:
-        """Hear that the state of some version is another now."""
+    def on_change(self) -> None:
+        """The state of a version has changed."""
 
 
 class Observers(Observer):
-    """Several observers as one, told in their order."""
+    """Several observers as one, notified in their order."""
 
     def __init__(self, observers: Iterable[Observer]) -> None:
         self._observers = tuple(observers)
 
-    def began(self, model: str, version: str) -> None:
-        """Tell them all."""
+    def on_start(self, model: str, version: str) -> None:
+        """Notify all."""
         for observer in self._observers:
-            observer.began(model, version)
+            observer.on_start(model, version)
 
-    def answered(self, answer: Answer) -> None:
-        """Tell them all."""
+    def on_answer(self, answer: Answer) -> None:
+        """Notify all."""
         for observer in self._observers:
-            observer.answered(answer)
+            observer.on_answer(answer)
 
-    def looked_up(self, model: str, version: str, *, hit: bool, seconds: float) -> None:
-        """Tell them all."""
+    def on_cache_lookup(self, model: str, version: str, *, hit: bool, seconds: float) -> None:
+        """Notify all."""
         for observer in self._observers:
-            observer.looked_up(model, version, hit=hit, seconds=seconds)
+            observer.on_cache_lookup(model, version, hit=hit, seconds=seconds)
 
-    def joined(self, model: str, version: str) -> None:
-        """Tell them all."""
+    def on_join(self, model: str, version: str) -> None:
+        """Notify all."""
         for observer in self._observers:
-            observer.joined(model, version)
+            observer.on_join(model, version)
 
-    def failed(self, model: str, version: str, error: BaseException, seconds: float) -> None:
-        """Tell them all."""
+    def on_failure(self, model: str, version: str, error: BaseException, seconds: float) -> None:
+        """Notify all."""
         for observer in self._observers:
-            observer.failed(model, version, error, seconds)
+            observer.on_failure(model, version, error, seconds)
 
-    def ran(self, model: str, version: str, run: BatchRun) -> None:
-        """Tell them all."""
+    def on_batch(self, model: str, version: str, run: BatchRun) -> None:
+        """Notify all."""
         for observer in self._observers:
-            observer.ran(model, version, run)
+            observer.on_batch(model, version, run)
 
-    def loaded(self, model: str, version: str, seconds: float) -> None:
-        """Tell them all."""
+    def on_load(self, model: str, version: str, seconds: float) -> None:
+        """Notify all."""
         for observer in self._observers:
-            observer.loaded(model, version, seconds)
+            observer.on_load(model, version, seconds)
 
-    def changed(self) -> None:
-        """Tell them all."""
+    def on_change(self) -> None:
+        """Notify all."""
         for observer in self._observers:
-            observer.changed()
+            observer.on_change()
 
 
 class Changes(Observer):
-    """Wakes those who wait for the state of some version to change."""
+    """Wakes the tasks that wait for the state of a version to change."""
 
     def __init__(self) -> None:
         self._next = asyncio.Event()
 
-    def changed(self) -> None:
-        """Wake them."""
+    def on_change(self) -> None:
+        """Wake the waiting tasks."""
         self._next.set()
         self._next = asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""One process that serves: its engine, its gRPC server, and what operators see of them."""
+"""One serving process: its engine, its gRPC server, its metrics port and its shutdown."""
 
 import asyncio
 import gc
@@ -31,11 +31,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Ready = Callable[[int, str], None]
-"""Is told how many models serve, and on which address."""
-
+"""Called with the number of models that serve, and the address."""
 
 CLOSE_SECONDS = 0.5
-"""What a stop may take to release the engines, beyond its time for the requests in flight."""
+"""The time to release the engines, beyond the shutdown timeout of the requests in flight."""
 
 _ABORT_SECONDS = 1.0
 
@@ -45,11 +44,11 @@ class StartError(Exception):
 
 
 class KilledError(Exception):
-    """A second signal stopped the server before the requests in flight were answered."""
+    """A second signal stopped the server before the requests in flight were finished."""
 
 
 class HungError(Exception):
-    """The server has stopped, and a thread of it still runs: see `leave_at_once`.
+    """The server has stopped, and one of its threads still runs: see `exit_at_once`.
 
     `code` is the exit code: 0 where no request was lost.
     """
@@ -60,10 +59,10 @@ class HungError(Exception):
 
 
 class Service(Protocol):
-    """What runs until it is told to stop."""
+    """What `run_until_signals` runs: a process or a supervisor."""
 
     async def run(self, stop: asyncio.Event, ready: Ready) -> None:
-        """Serve until `stop` is set, then finish what is in flight."""
+        """Serve until `stop` is set, then drain."""
         ...
 
     async def abort(self) -> None:
@@ -101,20 +100,22 @@ class Process:
         )
 
     async def run(self, stop: asyncio.Event, ready: Ready) -> None:
-        """Serve until `stop` is set, then finish what is in flight.
+        """Serve until `stop` is set, then drain.
 
-        Raises AddressError, SettingsError where the files of TLS are bad, and
-        StartError where there is nothing to serve, and HungError where a thread
-        does not end: that of an engine which hangs, or of a load which takes
-        longer than a stop may.
+        Raises:
+            AddressError: the address cannot be listened on.
+            SettingsError: the files of TLS are bad.
+            StartError: there is nothing to serve.
+            HungError: a thread does not end: of an engine that hangs, or of a load that
+                takes longer than the shutdown timeout.
         """
-        async with self._beside():
+        async with self._side_services():
             address = await self._server.start()
             problem = await self._serve(stop, ready, address)
             hung = self._engine.repository.hung
-            ended = await self._closed()
+            ended = await self._close()
         if hung or self._engine.repository.hung:
-            raise HungError(str(problem or "stopped, though an engine had not come back"))
+            raise HungError(str(problem or "stopped while a run of an engine hung"))
         if not ended:
             code = 0 if problem is None else 1
             raise HungError(
@@ -125,26 +126,26 @@ class Process:
 
     async def _serve(self, stop: asyncio.Event, ready: Ready, address: str) -> StartError | None:
         """Load the models and serve until `stop` is set; return why there is nothing to serve."""
-        if not await self._opened(stop):
+        if not await self._open_unless_stopped(stop):
             return None
         repository = self._engine.repository
         serving = sum(model.default_version is not None for model in repository.models())
         if not (serving or self._settings.admin or self._polled):
             found = ("it holds no model that can be loaded", *repository.problems)
             return StartError(f"repository: {'; '.join(found)}")
-        # What has been loaded stays: no collection need look at it again.
+        # The loaded objects stay: the garbage collector need not scan them again.
         gc.freeze()
         self._server.ready()
         ready(serving, address)
-        async with self._following_the_folder():
-            await self._over(stop)
+        async with self._polling():
+            await self._wait_for_end(stop)
         return None
 
-    async def _closed(self) -> bool:
-        """Finish what is in flight and release the engines; return whether all of it has ended.
+    async def _close(self) -> bool:
+        """Drain and release the engines; return whether all of it ended within the timeout.
 
-        A thread in an engine cannot be stopped. What has not ended in the time of
-        a stop is left as it is.
+        A thread in an engine cannot be stopped: one that passes the timeout is left
+        running.
         """
         settings = self._settings
         limit = settings.shutdown_delay + settings.shutdown_timeout + CLOSE_SECONDS
@@ -159,14 +160,14 @@ class Process:
         return not self._engine.repository.stuck
 
     async def abort(self) -> None:
-        """Stop at once; what is in flight is not answered."""
+        """Stop at once; abort the calls in flight."""
         await self._server.abort()
 
-    async def _over(self, stop: asyncio.Event) -> None:
+    async def _wait_for_end(self, stop: asyncio.Event) -> None:
         """Wait until the process is to end."""
         await stop.wait()
 
-    async def _opened(self, stop: asyncio.Event) -> bool:
+    async def _open_unless_stopped(self, stop: asyncio.Event) -> bool:
         """Load the models; return whether that ended before `stop` was set."""
         opening = asyncio.create_task(self._open())
         stopped = asyncio.create_task(stop.wait())
@@ -183,8 +184,8 @@ class Process:
         try:
             await self._engine.repository.open(load=self._settings.repository_mode != "explicit")
         except OSError as error:
-            told = f"repository: {error.strerror}: {self._settings.repository}"
-            raise StartError(told) from error
+            message = f"repository: {error.strerror}: {self._settings.repository}"
+            raise StartError(message) from error
 
     def _repository_handler(self) -> RepositoryHandler:
         return RepositoryHandler(
@@ -196,8 +197,8 @@ class Process:
         return self._settings.repository_mode == "poll"
 
     @asynccontextmanager
-    async def _following_the_folder(self) -> AsyncIterator[None]:
-        """Look at the repository's folder again and again, where the mode is poll."""
+    async def _polling(self) -> AsyncIterator[None]:
+        """Poll the repository's folder until the block ends, where the mode is poll."""
         if not self._polled:
             yield
             return
@@ -213,23 +214,23 @@ class Process:
             try:
                 await self._engine.repository.poll()
             except Exception:
-                # The next look may find what this one did not.
-                logger.exception("a look at the repository failed")
+                # The next scan may succeed.
+                logger.exception("polling the repository failed")
 
     @asynccontextmanager
-    async def _beside(self) -> AsyncIterator[None]:
-        """Run what there is beside the services: here, the metrics port."""
+    async def _side_services(self) -> AsyncIterator[None]:
+        """Run the other services of the process until the block ends: the metrics port."""
         if self._metrics is None:
             yield
             return
         source = ServerSource(self._engine.repository, self._metrics, self._server)
-        async with serving_pages(Pages(source, self._settings, self._access), self._settings):
+        async with serve_pages(Pages(source, self._settings, self._access), self._settings):
             yield
 
 
 @asynccontextmanager
-async def serving_pages(pages: Pages, settings: Settings) -> AsyncIterator[None]:
-    """Answer HTTP on the metrics address; raises AddressError."""
+async def serve_pages(pages: Pages, settings: Settings) -> AsyncIterator[None]:
+    """Serve HTTP on the metrics address; raises AddressError."""
     address = settings.metrics_address or ""
     server = HttpServer(address, pages.respond)
     try:
@@ -261,28 +262,28 @@ async def run_until_signals(service: Service, ready: Ready) -> None:
         return
     await service.abort()
     await asyncio.wait((running,), timeout=_ABORT_SECONDS)
-    raise KilledError("stopped before the requests in flight were answered")
+    raise KilledError("stopped before the requests in flight were finished")
 
 
-def end_soon() -> None:
-    """End the process, whose server has stopped, in `CLOSE_SECONDS`.
+def exit_soon() -> None:
+    """End the process within `CLOSE_SECONDS`; its server has stopped.
 
-    Whatever libraries do at its end: some wait for what they have forked.
+    Some libraries wait for their child processes when the interpreter exits.
     """
     timer = threading.Timer(CLOSE_SECONDS, os._exit, (0,))
     timer.daemon = True
     timer.start()
 
 
-def leave_at_once(error: HungError | KilledError) -> NoReturn:
-    """End the process without waiting for its threads, of which one may not end."""
+def exit_at_once(error: HungError | KilledError) -> NoReturn:
+    """End the process without waiting for its threads, of which one may hang."""
     print(f"foveate serve: {error}", file=sys.stderr, flush=True)
     logging.shutdown()
     os._exit(error.code if isinstance(error, HungError) else 1)
 
 
 def load_tracing() -> "Tracing":
-    """Return the traces; raises SettingsError where OpenTelemetry is not installed."""
+    """Return tracing; raises SettingsError where OpenTelemetry is not installed."""
     try:
         module = import_module("foveate_serve.observe.tracing")
     except ModuleNotFoundError as error:

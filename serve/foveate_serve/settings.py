@@ -1,4 +1,4 @@
-"""The server's configuration: flags, environment and file, checked as one model."""
+"""The server's settings, from flags, environment and files, validated as one model."""
 
 import json
 import os
@@ -17,6 +17,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 
 from foveate_runtime.cores import CAN_PIN, count_cores
@@ -32,7 +33,7 @@ _LARGEST_PORT = 65_535
 
 
 def _check_port(address: str) -> str:
-    # Some of what listens takes the rest of a division for a number above it.
+    # Some listeners would use a larger number modulo 65,536.
     if int(address.rpartition(":")[2]) > _LARGEST_PORT:
         raise ValueError(f"the port must be {_LARGEST_PORT} or less")
     return address
@@ -47,7 +48,7 @@ Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Counts = Annotated[
     tuple[Count, ...],
     NoDecode,
-    # As a flag and as a variable the numbers stand in one text.
+    # Flags and variables give the numbers as one text.
     BeforeValidator(lambda value: value.split(",") if isinstance(value, str) else value),
 ]
 
@@ -56,33 +57,33 @@ TransportName = Literal["grpcio", "http2"]
 
 
 class SettingsError(Exception):
-    """The configuration is bad; the message names the setting."""
+    """A setting is bad; the message names it."""
 
 
 class EngineSettings(BaseModel):
-    """What runs a model, as `foveate bench` recommends it: a table [models.NAME] of a profile."""
+    """A model's engine, as `foveate bench` recommends it: a table [models.NAME] of a profile."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     variant: str | None = Field(
         default=None,
-        description="the precision to load; unset takes each bundle's first that is quick here",
+        description="the precision to load; unset takes each bundle's first that is fast here",
     )
     backend: str | None = Field(
         default=None,
-        description="the engine to use; unset takes the quickest for the variant that is installed",
+        description="the engine to use; unset takes the fastest installed one for the variant",
     )
     device: str = Field(default="cpu", description="the device to run on")
     engine_threads: int = Field(
         default=0,
         ge=0,
-        description="threads of one instance's engine; 0 shares the cores out among the instances",
+        description="threads of one instance's engine; 0 divides the cores among the instances",
     )
     max_batch: Count = Field(default=8, description="the most pictures in a batch")
 
 
 class Profile(BaseModel):
-    """A file that `foveate bench --objective` writes: what runs each model."""
+    """A file of `foveate bench --objective`: the engine of each model."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -90,60 +91,61 @@ class Profile(BaseModel):
 
 
 class ModelSettings(EngineSettings):
-    """The settings that each model may have for itself, in the table [models.NAME] of the file."""
+    """The settings that a model can override, in the table [models.NAME] of the file."""
 
     instances: Count = Field(
-        default=1, description="how often a model is loaded, to run as many batches at one time"
+        default=1,
+        description="instances of a model, each with batches and weights of its own",
     )
     lanes: int = Field(
         default=0,
         ge=0,
         description="batches that an instance runs at one time under load, each on a share of its "
-        "threads; 0 as many as its engine takes, 1 to keep fewer copies of the weights",
+        "threads; 0 is as many as its engine takes, 1 keeps fewer copies of the weights",
     )
     pin_cores: bool = Field(
-        default=False, description="whether each instance keeps to cores of its own (Linux)"
+        default=False, description="whether each instance runs on cores of its own (Linux)"
     )
 
     preferred_batches: Counts = Field(
         default=(),
-        description="sizes that run best: a batch has the largest of them that can be filled",
+        description="batch sizes that run best: a batch takes the largest that the queue fills",
     )
     max_delay: Seconds = Field(
-        default=0.0, description="seconds to wait for a batch to fill while the engine is idle"
+        default=0.0, description="seconds that an idle engine waits for a batch to fill"
     )
     max_queue: Count = Field(
         default=256,
-        description="the most pictures that wait for a model, at a request's priority and above",
+        description="the bound of a model's queue, in pictures at a request's priority and above",
     )
     priority_queues: Counts = Field(
         default=(),
-        description="the most pictures that wait at each priority, the highest first; "
-        "as many priorities as numbers",
+        description="the bound of the queue of each priority, in pictures, the highest first; "
+        "there are as many priorities as numbers",
     )
     default_priority: Count | None = Field(
         default=None,
-        description="the priority of requests that name none, 1 the highest; unset is the lowest",
+        description="the priority of requests without one, 1 the highest; unset is the lowest",
     )
     latency_objective: Seconds | None = Field(
         default=None,
         gt=0,
-        description="seconds within which 99 of 100 requests are to be answered: size of the "
-        "batches, delay and queue are found for it, within the bounds above",
+        description="seconds within which 99 of 100 requests should be answered: the server tunes "
+        "batch size, delay and queue for it, within the bounds above",
     )
 
 
 class TransportSettings(BaseModel):
-    """What the server's transport is, and what it allows a client."""
+    """The server's transport, and its limits for a client."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     transport: TransportName = Field(
         default="grpcio",
-        description="what speaks gRPC: grpcio, the library's own server, or http2, which takes "
-        "less processor time and belongs behind a proxy or among trusted clients",
+        description="the gRPC server: grpcio, the library's own, or http2, which takes less "
+        "processor time and belongs behind a proxy or among trusted clients",
     )
-    max_message_bytes: Count = Field(default=24 * _MIB, description="the largest message taken")
+    max_message_bytes: Count = Field(default=24 * _MIB, description="the largest message accepted")
     max_request_bytes: Count = Field(
         default=256 * _MIB, description="the most bytes of pictures in flight"
     )
@@ -151,28 +153,30 @@ class TransportSettings(BaseModel):
         default=1024, description="the most calls of one connection at one time; others wait"
     )
     max_connection_idle: Seconds = Field(
-        default=0.0, description="seconds without a call after which a connection ends; 0 is never"
+        default=0.0,
+        description="seconds without a call after which a connection is closed; 0 is never",
     )
     max_connection_age: Seconds = Field(
         default=0.0,
-        description="seconds, give or take a tenth, after which a client is told to connect anew, "
-        "so that it finds servers that were added; 0 is never",
+        description="seconds, with a jitter of a tenth, after which a client must reconnect, so "
+        "that it finds servers that were added; 0 is never",
     )
     max_connection_age_grace: Seconds = Field(
         default=0.0,
-        description="seconds that calls in flight get at the end of a connection's age; "
-        "0 lets them finish",
+        description="seconds for the calls in flight to finish after a connection's maximum age; "
+        "0 is no limit",
     )
     keepalive_time: Seconds = Field(
         default=60.0,
-        description="seconds without a word from a client after which it is asked for one (PING); "
+        description="seconds without data from a client after which a keepalive PING is sent; "
         "0 is never",
     )
     keepalive_timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
-        default=20.0, description="seconds for the answer, after which its connection ends"
+        default=20.0,
+        description="seconds for the answer to that PING, after which the connection is closed",
     )
     channelz: bool = Field(
-        default=False, description="whether gRPC's own state can be asked for (channelz)"
+        default=False, description="whether clients can read gRPC's own state (channelz)"
     )
 
 
@@ -186,11 +190,11 @@ class Settings(ModelSettings, TransportSettings, BaseSettings):
     repository: Path = Field(description="the folder that holds <model>/<version>/")
     repository_mode: Literal["none", "poll", "explicit"] = Field(
         default="none",
-        description="who changes the models: nobody but clients where admin is set (none), "
-        "the folder itself (poll), or clients alone, from a start without models (explicit)",
+        description="what changes the models after the start: only clients, where admin is set "
+        "(none), the folder (poll), or only clients, from a start without models (explicit)",
     )
     poll_interval: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
-        default=15.0, description="seconds between two looks at the folder in the mode poll"
+        default=15.0, description="seconds between two scans of the folder in the mode poll"
     )
     version_labels: Annotated[VersionLabels, NoDecode] = Field(
         default_factory=dict,
@@ -226,19 +230,17 @@ class Settings(ModelSettings, TransportSettings, BaseSettings):
     token: SecretStr | None = Field(
         default=None,
         min_length=16,
-        description="a bearer token that may classify; not to be given as a flag",
+        description="a bearer token that may classify; it has no flag",
     )
 
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="the least severe messages to log"
     )
-    log_format: Literal["text", "json"] = Field(
-        default="text", description="how a line of the log is written"
-    )
-    log_requests: bool = Field(default=False, description="whether every call gets a line")
+    log_format: Literal["text", "json"] = Field(default="text", description="the format of the log")
+    log_requests: bool = Field(default=False, description="whether every call is logged")
     metrics_address: Address | None = Field(
         default=None,
-        description="where to answer HTTP with metrics, probes and a page on the models, HOST:PORT",
+        description="where to serve metrics, probes and a status page over HTTP, HOST:PORT",
     )
     tracing: bool = Field(
         default=False,
@@ -271,34 +273,34 @@ class Settings(ModelSettings, TransportSettings, BaseSettings):
     engine_timeout: Seconds = Field(
         default=120.0,
         description="seconds after which a run of an engine counts as hung: its model fails, a "
-        "worker starts anew, a lone server reports not to be well; 0 waits for ever",
+        "worker is restarted, a single server fails its health check; 0 is no timeout",
     )
     load_timeout: Seconds = Field(
         default=600.0,
         description="seconds after which a load, its warm-up included, is given up: the version "
-        "fails, and the one that serves in its place serves on; 0 waits for ever",
+        "fails, and the one that it would replace keeps serving; 0 is no timeout",
     )
     cache_bytes: int = Field(
         default=0,
         ge=0,
-        description="bytes of answers that each process keeps for identical requests; 0 is none",
+        description="bytes of answers that each process caches for identical requests; 0 is none",
     )
     deduplicate: bool = Field(
-        default=False, description="whether identical requests in flight are answered by one run"
+        default=False, description="whether identical requests in flight share one run"
     )
     max_requests: Count = Field(default=1024, description="the most requests in flight")
 
     shutdown_delay: Seconds = Field(
         default=0.5,
-        description="seconds between reporting not to serve and taking no more requests: "
-        "for those on their way, and for load balancers to notice",
+        description="seconds between reporting NOT_SERVING and refusing new requests: for requests "
+        "on the network, and for load balancers to notice",
     )
     shutdown_timeout: Seconds = Field(
-        default=30.0, description="seconds to finish the requests in flight when stopping"
+        default=30.0, description="seconds to drain: to finish the requests in flight when stopping"
     )
 
     models: dict[str, ModelSettings] = Field(
-        default={}, description="what single models have otherwise; not to be given as a flag"
+        default={}, description="the settings that single models override; it has no flag"
     )
 
     def of(self, model: str) -> ModelSettings:
@@ -311,7 +313,7 @@ class Settings(ModelSettings, TransportSettings, BaseSettings):
         return ModelSettings(**values)
 
     def own_settings(self) -> dict[str, dict[str, Any]]:
-        """Return what single models have otherwise, by model and name."""
+        """Return the settings that single models override, by model and name."""
         return {
             name: model.model_dump(mode="json", exclude_unset=True)
             for name, model in self.models.items()
@@ -327,19 +329,19 @@ class Settings(ModelSettings, TransportSettings, BaseSettings):
     @model_validator(mode="after")
     def _check_mode(self) -> Self:
         if self.repository_mode == "explicit" and not self.admin:
-            raise ValueError("repository_mode: explicit needs admin: nobody else loads a model")
+            raise ValueError("repository_mode: explicit needs admin, as only clients load models")
         return self
 
     @model_validator(mode="after")
     def _check_tls(self) -> Self:
         if (self.tls_certificate is None) != (self.tls_key is None):
-            raise ValueError("tls_certificate and tls_key go together: one is given alone")
+            raise ValueError("tls_certificate and tls_key go together: only one is given")
         if self.tls_client_ca is not None and self.tls_certificate is None:
             raise ValueError("tls_client_ca: it needs tls_certificate and tls_key")
         return self
 
     def to_toml(self) -> str:
-        """Return the settings as a file that gives the same ones again, but for the secrets."""
+        """Return the settings as the text of a TOML file, without the secrets."""
         lines, values = [], self.model_dump(mode="json")
         for name in setting_names():
             value = values[name]
@@ -354,7 +356,7 @@ class Settings(ModelSettings, TransportSettings, BaseSettings):
         return "\n".join(lines) + "\n"
 
     def shown(self) -> dict[str, str]:
-        """Return every setting as text for people, without the secrets."""
+        """Return every setting as text for the status page, without the secrets."""
         values = {name: getattr(self, name) for name in setting_names()}
         values["models"] = json.dumps(self.own_settings())
         return {
@@ -364,7 +366,7 @@ class Settings(ModelSettings, TransportSettings, BaseSettings):
 
 
 def setting_names() -> list[str]:
-    """Return the names of the settings that have one value: those of the models come last."""
+    """Return the names of the settings without `models`; those that models override come last."""
     names = [name for name in Settings.model_fields if name != "models"]
     return sorted(
         names,
@@ -383,8 +385,14 @@ def _toml(value: object) -> str:
 
 
 def is_secret(name: str) -> bool:
-    """Tell whether a setting's value must not be shown."""
+    """Return whether a setting's value is secret."""
     return SecretStr in get_args(Settings.model_fields[name].annotation)
+
+
+def first_error(error: ValidationError) -> tuple[str, ErrorDetails]:
+    """Return the path of the first bad field, with dots, and the details of its error."""
+    first = error.errors(include_url=False)[0]
+    return ".".join(str(part) for part in first["loc"]), first
 
 
 def load_settings(
@@ -401,13 +409,12 @@ def load_settings(
     layers = {} if file is None else _read(file)
     above = {**EnvSettingsSource(Settings)(), **flags}
     if profile is not None:
-        _lay_over(layers, _read_profile(profile), above)
+        _apply_profile(layers, _read_profile(profile), above)
     layers.update(above)
     try:
         return Settings(**layers)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = ".".join(str(part) for part in first["loc"])
+        name, first = first_error(error)
         if first["type"] == "extra_forbidden":
             raise SettingsError(f"{name}: there is no such setting") from error
         if first["type"] == "missing":
@@ -420,14 +427,14 @@ def load_settings(
         raise SettingsError(f"{name}: {first['input']!r}: {first['msg']}") from error
 
 
-def _lay_over(layers: dict[str, Any], profile: Profile, above: dict[str, Any]) -> None:
-    """Give each model what the profile says of it and flags and environment do not, in place."""
+def _apply_profile(layers: dict[str, Any], profile: Profile, above: dict[str, Any]) -> None:
+    """Add the profile's settings to `layers`, except those set in `above`."""
     models, single = layers.get("models", {}), above.get("models", {})
     if not (_are_tables(models) and _are_tables(single)):
-        return  # and be refused with the other settings
+        return  # the validation of all settings refuses it
     models = dict(models)
     above.pop("models", None)
-    # A model's own settings are otherwise above those of the server, wherever these come from.
+    # Without this, a model's own settings would win over flags and environment.
     for name, engine in profile.models.items():
         values = engine.model_dump(exclude_unset=True).items()
         models[name] = {
@@ -447,8 +454,7 @@ def _read_profile(file: Path) -> Profile:
     try:
         return Profile.model_validate(_read(file))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = ".".join(str(part) for part in first["loc"])
+        name, first = first_error(error)
         if first["type"] == "extra_forbidden":
             raise SettingsError(f"{file}: {name}: there is no such setting in a profile") from error
         raise SettingsError(f"{file}: {name}: {first['msg']}") from error
@@ -467,7 +473,7 @@ def _check_batching(owner: str, values: ModelSettings) -> None:
             f"the limit is {levels}, the number of priorities"
         )
     if values.pin_cores and not CAN_PIN:
-        raise ValueError(f"{owner}pin_cores: this system cannot keep a thread to its cores")
+        raise ValueError(f"{owner}pin_cores: this system cannot pin a thread to cores")
 
 
 def _description(name: str) -> str:

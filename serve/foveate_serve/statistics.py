@@ -1,4 +1,4 @@
-"""What the models have done so far: counts, and the time that went into them."""
+"""Statistics of the models: counts, and the time of each stage."""
 
 import time
 from collections import defaultdict
@@ -10,20 +10,20 @@ from foveate_serve.observer import BatchRun, Observer
 
 @dataclass(slots=True)
 class Durations:
-    """How often something happened, and how many seconds it took together."""
+    """A count of events, and their total seconds."""
 
     count: int = 0
     seconds: float = 0.0
 
     def add(self, seconds: float) -> None:
-        """Count one more."""
+        """Count one event."""
         self.count += 1
         self.seconds += seconds
 
 
 @dataclass(slots=True)
 class BatchStatistics:
-    """The batches of one size: the stages of their runs, as in BatchRun."""
+    """The stages of the runs of one batch size, as in BatchRun."""
 
     gather: Durations = field(default_factory=Durations)
     infer: Durations = field(default_factory=Durations)
@@ -32,12 +32,15 @@ class BatchStatistics:
 
 @dataclass(slots=True)
 class ModelStatistics:
-    """What one version of one model has done.
+    """The statistics of one version of one model.
 
-    Of its requests: those that succeeded, with the stages of those that were
-    not kept answers, those that failed, and the looks into the cache. Of its
-    engine: the pictures and the batches run, the batches also by size, and when
-    the last one ended, in seconds since 1970 (None before the first).
+    Attributes:
+        success, failure: the requests that succeeded, and those that failed.
+        decode, queue, infer, encode: the stages of the answers not from the cache.
+        cache_hit, cache_miss: the lookups in the cache.
+        inferences, executions: the pictures and the batches run.
+        last_inference: when the last batch ended, in seconds since 1970.
+        batches: the batches by size.
     """
 
     success: Durations = field(default_factory=Durations)
@@ -57,16 +60,16 @@ class ModelStatistics:
 
 
 class Statistics(Observer):
-    """The statistics of every version that was ever asked; a reload does not reset them."""
+    """The statistics of every version that has had a request; a reload does not reset them."""
 
     def __init__(self) -> None:
         self._models: dict[tuple[str, str], ModelStatistics] = defaultdict(ModelStatistics)
 
     def of(self, model: str, version: str) -> ModelStatistics:
-        """Return the statistics of one version; zeros where it was never asked."""
+        """Return the statistics of one version; zeros where it has had no request."""
         return self._models[model, version]
 
-    def answered(self, answer: Answer) -> None:
+    def on_answer(self, answer: Answer) -> None:
         """Count a request that succeeded."""
         statistics, timing = self._models[answer.model, answer.version], answer.timing
         statistics.success.add(timing.total)
@@ -77,17 +80,17 @@ class Statistics(Observer):
         statistics.infer.add(timing.infer)
         statistics.encode.add(timing.encode)
 
-    def looked_up(self, model: str, version: str, *, hit: bool, seconds: float) -> None:
-        """Count a look into the cache."""
+    def on_cache_lookup(self, model: str, version: str, *, hit: bool, seconds: float) -> None:
+        """Count a lookup in the cache."""
         statistics = self._models[model, version]
         (statistics.cache_hit if hit else statistics.cache_miss).add(seconds)
 
-    def failed(self, model: str, version: str, error: BaseException, seconds: float) -> None:  # noqa: ARG002
+    def on_failure(self, model: str, version: str, error: BaseException, seconds: float) -> None:  # noqa: ARG002
         """Count a request that failed after its version was found."""
         if version:
             self._models[model, version].failure.add(seconds)
 
-    def ran(self, model: str, version: str, run: BatchRun) -> None:
+    def on_batch(self, model: str, version: str, run: BatchRun) -> None:
         """Count a batch."""
         statistics = self._models[model, version]
         statistics.inferences += run.size

@@ -18,16 +18,16 @@ from ..waiting import LIMIT_SECONDS
 @pytest.fixture(autouse=True)
 def no_runner_is_instant(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run pictures on the engine's threads, however quick the machine is."""
-    monkeypatch.setattr(warmup, "_PROMPT_SECONDS", 0.0)
-    monkeypatch.setattr(warmup, "_INSTANT_SECONDS", 0.0)
+    monkeypatch.setattr(warmup, "_INLINE_SECONDS", 0.0)
+    monkeypatch.setattr(warmup, "_HANDOVER_SECONDS", 0.0)
 
 
 class GatedRunner(OnnxRuntimeRunner):
     """ONNX Runtime behind a gate, noting the batches that it ran.
 
     A picture whose first byte is 13 makes its batch fail. `pictures` are the
-    first bytes of those that ran, `affinity` the cores of the last run, `beside`
-    the sizes of the batches that ran beside others.
+    first bytes of those that ran, `affinity` the cores of the last run, `shared`
+    the sizes of the batches that shared the cores with others.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -38,7 +38,7 @@ class GatedRunner(OnnxRuntimeRunner):
         self.batches: list[tuple[int, tuple[str, ...]]] = []
         self.closed = False
         self.pictures: list[int] = []
-        self.beside: list[int] = []
+        self.shared: list[int] = []
         self.affinity: frozenset[int] = frozenset()
 
     def _run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
@@ -52,8 +52,10 @@ class GatedRunner(OnnxRuntimeRunner):
             raise BackendError("unlucky")
         return super()._run(inputs, outputs)
 
-    def _run_beside(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
-        self.beside.append(len(inputs["image"]))
+    def _run_on_share(
+        self, inputs: Mapping[str, Array], outputs: Sequence[str]
+    ) -> dict[str, Array]:
+        self.shared.append(len(inputs["image"]))
         return self._run(inputs, outputs)
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ from foveate_serve.batching.policy import BatchPolicy
 from foveate_serve.classification import RawImage, Request
 from foveate_serve.engine.engine import Engine, Limits
 from foveate_serve.engine.fair import FairThreads
-from foveate_serve.niceness import DECODER, ENGINE, step_back
+from foveate_serve.niceness import DECODER, ENGINE, raise_niceness
 from foveate_serve.repository.repository import Repository
 
 RED = Request(image=RawImage(height=8, width=8, channels=3, data=bytes([255, 0, 0]) * 64))
@@ -38,10 +38,10 @@ def test_a_thread_steps_back_with_those_it_starts_and_no_further_than_it_can() -
     found: list[int] = []
 
     def work() -> None:
-        step_back(3)
+        raise_niceness(3)
         found.append(niceness())
         in_thread(lambda: found.append(niceness()))
-        step_back(100)
+        raise_niceness(100)
         found.append(niceness())
 
     before = niceness()
@@ -50,7 +50,7 @@ def test_a_thread_steps_back_with_those_it_starts_and_no_further_than_it_can() -
     assert niceness() == before
 
 
-async def test_decoders_step_back_behind_engines() -> None:
+async def test_decoders_have_a_higher_nice_level_than_engines() -> None:
     assert DECODER > ENGINE > 0
     threads = FairThreads(1, name="test-niceness")
     assert await threads.run("user", niceness) == after(DECODER)

@@ -113,19 +113,27 @@ class OperatorTime:
 class Runner(ABC):
     """A variant loaded on a backend and a device.
 
-    `threads` are those of one run, 0 as many as the engine finds cores;
-    `lanes` is how many runs it takes at one time, from as many threads;
-    `image_shape` is (height, width, channels), `inputs` and `outputs` are those
-    of the graph contract. `build_seconds` is what building engines from the
-    graph has taken so far, in this process or when they were put into the
-    bundle; None where nothing is built. `light` tells that a picture's run for
-    its logits is so short that it had better take one thread, though it be alone;
-    `prompt` of how many pictures the run is so short that it had better not change
-    the thread, and `instant` that a picture's takes less than such a change;
-    `warm_up` finds out. `bounded` tells that a run's length follows from its batch
-    alone: on the processor, and by a graph without a loop.
     A subclass loads the graph when it is made, raising BackendError, and
-    implements `_run`, and with several lanes `_run_beside`.
+    implements `_run`, and with several lanes `_run_on_share`.
+
+    Attributes:
+        threads: the threads of one run; 0 is as many as the engine finds cores.
+        lanes: how many runs the engine takes at one time, from as many threads.
+        image_shape: (height, width, channels).
+        inputs, outputs: the tensors of the graph contract, by name.
+        build_seconds: what building engines from the graph has taken so far, in
+            this process or when they were put into the bundle. None where
+            nothing is built.
+        bounded: whether a run's time follows from its batch alone: on the
+            processor, and by a graph without a loop.
+        light: whether one picture's run for its logits is so short that a single
+            thread does it as fast as several.
+        inline_pictures: for up to how many pictures a run for the logits is short
+            enough for the event loop's own thread.
+        always_inline: whether one picture's run for the logits takes less time
+            than handing it to another thread.
+
+    `warm_up` of foveate_serve measures the last three.
     """
 
     backend: ClassVar[str]
@@ -142,8 +150,8 @@ class Runner(ABC):
         self.build_seconds: float | None = None
         self.bounded = False
         self.light = False
-        self.prompt = 0
-        self.instant = False
+        self.inline_pictures = 0
+        self.always_inline = False
         self._started: dict[int, float] = {}
 
     @property
@@ -152,20 +160,20 @@ class Runner(ABC):
         return min(self._started.copy().values(), default=None)
 
     def run(
-        self, inputs: Mapping[str, Array], outputs: Sequence[str], *, beside: bool = False
+        self, inputs: Mapping[str, Array], outputs: Sequence[str], *, share_cores: bool = False
     ) -> dict[str, Array]:
         """Run the graph on a batch and return the outputs named, and only those.
 
         `inputs` holds `image`, uint8 [N, height, width, channels], and
-        `class_ids`, int64 [N, K], where an output `cam.*` is wanted. `beside`
-        tells that other lanes are busy, so that this run had better take its
-        share of the cores than all of them. Raises ValueError for inputs or
+        `class_ids`, int64 [N, K], where an output `cam.*` is wanted. `share_cores`
+        tells that other lanes are busy: this run then uses its share of the cores
+        instead of all of them. Raises ValueError for inputs or
         outputs that the contract does not have, and BackendError where the
         engine fails or breaks the contract: where an output is of another type or
         shape, or not of as many pictures and classes as the inputs.
         """
         self._check(inputs, outputs)
-        run = self._run_beside if beside else self._run
+        run = self._run_on_share if share_cores else self._run
         self._started[threading.get_ident()] = time.monotonic()
         try:
             results = run(inputs, outputs)
@@ -212,7 +220,9 @@ class Runner(ABC):
     def _run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         """Run checked inputs; raises BackendError."""
 
-    def _run_beside(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+    def _run_on_share(
+        self, inputs: Mapping[str, Array], outputs: Sequence[str]
+    ) -> dict[str, Array]:
         """Run checked inputs on a share of the cores; raises BackendError."""
         return self._run(inputs, outputs)
 

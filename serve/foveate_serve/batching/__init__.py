@@ -1,1 +1,1 @@
-"""From pictures that wait to batches that run."""
+"""Dynamic batching: a queue of pictures, the batches that form from it, and their runs."""

@@ -1,4 +1,4 @@
-"""Dynamic batching: requests that wait together run together."""
+"""Dynamic batching: one queue a model, and a thread for each lane of its runners."""
 
 import asyncio
 import logging
@@ -16,7 +16,7 @@ from foveate_runtime.backends.base import Array, Runner
 from foveate_runtime.bundle.manifest import LOGITS_OUTPUT
 from foveate_runtime.cores import ANY_CORE, Cores, pinned
 from foveate_serve.batching.policy import BatchPolicy
-from foveate_serve.batching.queueing import Item, Places, Queue
+from foveate_serve.batching.queueing import Item, Queue, Reservation
 from foveate_serve.batching.ranking import Ranking
 from foveate_serve.batching.rows import assemble, rows_of, share_of
 from foveate_serve.batching.tuning import Tuner
@@ -27,7 +27,7 @@ from foveate_serve.errors import (
     EngineHungError,
     OverloadedError,
 )
-from foveate_serve.niceness import ENGINE, step_back
+from foveate_serve.niceness import ENGINE, raise_niceness
 from foveate_serve.observer import BatchRun
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 30.0
 
 _NEWEST_SHARE = 0.2
-"""The weight of the newest run in the moving average of the time that a picture takes."""
+"""The weight of the newest run in the moving average of the run time of a picture."""
 
 _SHORTEST_RETRY = 0.01
 _LONGEST_RETRY = 30.0
@@ -46,12 +46,17 @@ _numbers = count(1)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batched:
-    """A share of a batch.
+    """One item's share of a batch.
 
-    `outputs` are the outputs wanted, without the batch's dimension where one
-    picture was submitted by itself, which `row` of the batch's `ranking` ranks;
-    `queue_seconds` passed before the engine ran and `run_seconds` while it ran;
-    `batch` is the number of the batch among those of the process.
+    Attributes:
+        outputs: the outputs asked for, by name. They lack the batch's dimension
+            where one picture was submitted by itself.
+        ranking: the ranking of the whole batch.
+        row: the row of the item's first picture in `ranking`.
+        queue_seconds: the time in the queue.
+        run_seconds: the time of the engine's run.
+        batch: the number of the batch, counted in this process.
+        batch_size: the number of pictures in the batch.
     """
 
     outputs: dict[str, Array]
@@ -64,8 +69,8 @@ class Batched:
 
 
 @dataclass(kw_only=True, eq=False)
-class _Instance:
-    """A lane of a runner and the thread that keeps it busy."""
+class _Lane:
+    """A lane of a runner, and the thread that runs its batches."""
 
     number: int
     runner: Runner
@@ -74,28 +79,31 @@ class _Instance:
     busy: bool = False
     thread: threading.Thread | None = None
     pause: float = _FIRST_PAUSE
-    revival: asyncio.TimerHandle | None = None
+    restart: asyncio.TimerHandle | None = None
 
 
 class Batcher:
     """Runs pictures through the runners of one model, with a thread for each of their lanes.
 
-    The threads take the next batch by themselves, so that an engine never waits
-    for the event loop. A batch holds pictures that want the same outputs, led
-    by the one that has waited longest at the highest priority; what waits is
-    shared out among the lanes that are idle. `ran` is called on the event loop
-    with every run that did not fail. Where the runners are light, a batch is
-    gathered for as long as the event loop brings more. Pictures that want their
-    logits alone are then run on the event loop itself where the runners are
-    instant, or prompt with so many.
+    Each thread takes its next batch from the queue itself, so that an engine does
+    not wait for the event loop. All pictures of a batch ask for the same outputs.
+    The first is the oldest of the highest priority. The idle lanes share the
+    queue. Where the runners are light, a batch gathers for as long as each round
+    of the event loop brings another picture. A batch that asks for the logits
+    alone then runs on the event loop itself, where the runners allow this
+    (`Runner.always_inline`, `Runner.inline_pictures`).
 
-    A thread that ends unasked is started again, after a pause that doubles from
-    one time to the next until a run succeeds; `alive` is called on the event
-    loop with False when the last one has ended, and with True when one runs
-    again. Made within a running event loop.
+    A thread that ends by an error is started again, after a pause that doubles
+    until a run succeeds. Made within a running event loop.
 
-    `bounds` is the policy given, and `policy` what is in force: where there is
-    an objective, a Tuner changes it, which the log tells of under `name`.
+    Attributes:
+        bounds: the policy given.
+        policy: the policy in force. Where there is a latency objective, a Tuner
+            changes it, and the log says so under `name`.
+
+    `on_batch` is called on the event loop with every run that succeeded;
+    `on_alive` with False when the last thread has ended, and with True when one
+    runs again.
     """
 
     def __init__(
@@ -104,8 +112,8 @@ class Batcher:
         policy: BatchPolicy | None = None,
         *,
         name: str = "a model",
-        ran: Callable[[BatchRun], None] | None = None,
-        alive: Callable[[bool], None] | None = None,
+        on_batch: Callable[[BatchRun], None] | None = None,
+        on_alive: Callable[[bool], None] | None = None,
     ) -> None:
         self.bounds = policy = policy or BatchPolicy()
         self._name = name
@@ -118,22 +126,23 @@ class Batcher:
             None if policy.objective is None else Tuner(policy, policy.objective, lanes=len(lanes))
         )
         self.policy = policy if self._tuner is None else self._tuner.policy
-        self._ran = ran
-        self._alive = alive
+        self._on_batch = on_batch
+        self._on_alive = on_alive
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._queue = Queue(policy.priorities)
-        # Held where items come and go; places are kept and given back on the event loop alone.
+        # Held where items enter and leave the queue. Only the event loop makes and releases
+        # reservations.
         self._changed = threading.Condition()
-        self._unanswered: set[Item] = set()
+        self._in_flight: set[Item] = set()
         self._hung = False
-        self._came = 0
+        self._arrivals = 0
         self._gathering = False
         self._closing = False
         self._stopped = asyncio.Event()
         self._picture_seconds = 0.0
-        self._instances = [
-            _Instance(
+        self._lanes = [
+            _Lane(
                 number=number,
                 runner=runner,
                 cores=cores,
@@ -142,66 +151,73 @@ class Batcher:
             for number, (runner, cores) in enumerate(lanes)
         ]
         self._running = 0
-        for instance in self._instances:
-            self._start(instance)
+        for lane in self._lanes:
+            self._start_thread(lane)
 
     @property
     def waiting(self) -> int:
-        """How many pictures wait for a batch."""
+        """How many pictures are in the queue."""
         return self._queue.waiting
 
     @property
     def backlog_seconds(self) -> float:
-        """How long the instances will take, by their last runs, for what waits or is coming."""
-        return self._drain_seconds(self._queue.expected)
+        """The time that the lanes need for the queue and all reservations, by their last runs."""
+        return self._drain_seconds(self._queue.committed)
 
     @property
     def full(self) -> bool:
         """Whether a picture of any priority would be refused."""
         return self._queue.full(self.policy)
 
-    def places(self, pictures: int = 1, priority: int = 0, deadline: float | None = None) -> Places:
-        """Keep places for so many pictures, which `submit` then takes, until their block ends.
+    def reserve(
+        self, pictures: int = 1, priority: int = 0, deadline: float | None = None
+    ) -> Reservation:
+        """Reserve places in the queue, for `submit`; the `with` block's end releases the rest.
 
-        So the queue is bounded before anything is spent on a picture.
-        `priority` counts from 1, the highest; 0 is the default. `deadline` is a
-        time of `time.monotonic`: what would not come to its turn before it is
-        refused as well, by the time that what waits will take. Raises
-        OverloadedError.
+        So the queue's bound holds before a picture costs anything.
+
+        Args:
+            pictures: the number of places.
+            priority: from 1, the highest; 0 is the policy's default.
+            deadline: a time of `time.monotonic`. A request is also refused where
+                the queue ahead of it takes longer than this leaves.
+
+        Raises:
+            OverloadedError: the queue is full, or the deadline too short.
         """
         level = self.policy.level(priority)
         if self._queue.exceeds(self.policy, level, pictures):
             with self._changed:
-                self._drop_dead()
+                self._drop_expired()
             if self._queue.exceeds(self.policy, level, pictures):
                 raise self._overloaded(level)
         if deadline is not None:
             self._require_time(level, deadline - time.monotonic())
-        return self._queue.keep(level, pictures)
+        return self._queue.reserve(level, pictures)
 
     @property
-    def largest(self) -> int:
-        """How many pictures are best submitted together, at most: what a lane takes."""
+    def chunk_size(self) -> int:
+        """The most pictures that are worth submitting together: what one lane takes."""
         return self.policy.share(
             self.policy.max_batch,
             idle=1,
-            lanes=self._lanes_at_work(self._instances[0].runner),
+            lanes=self._lanes_at_work(self._lanes[0].runner),
             picture_seconds=self._picture_seconds,
         )
 
     async def submit(
         self,
-        places: Places,
+        reservation: Reservation,
         image: NDArray[np.uint8],
         *,
         outputs: Sequence[str],
         class_ids: Sequence[int] = (),
         deadline: float | None = None,
     ) -> Batched:
-        """Run one picture, uint8 [height, width, channels], and return the outputs wanted.
+        """Run one picture, uint8 [height, width, channels], and return the outputs asked for.
 
-        `class_ids` are those that the maps among `outputs` explain; the rest is
-        as in `submit_all`.
+        `class_ids` are the classes that the maps among `outputs` explain. The
+        rest is as in `submit_all`.
         """
         item = Item(
             images=image[np.newaxis],
@@ -211,24 +227,35 @@ class Batcher:
             future=self._loop.create_future(),
             single=True,
         )
-        return await self._submit(places, item)
+        return await self._submit(reservation, item)
 
     async def submit_all(
         self,
-        places: Places,
+        reservation: Reservation,
         images: NDArray[np.uint8],
         *,
         outputs: Sequence[str],
         class_ids: Sequence[Sequence[int]],
         deadline: float | None = None,
     ) -> Batched:
-        """Run pictures in one batch, perhaps with others: at most `bounds.max_batch`.
+        """Run at most `bounds.max_batch` pictures in one batch, which others may share.
 
-        `images` is uint8 [n, height, width, channels], and each takes one of the
-        `places`. `class_ids` [n, K] are those that the maps among `outputs`
-        explain, `deadline` a time of `time.monotonic`. Cancelling the call, or
-        passing the deadline, takes waiting pictures out of the queue. Returns
-        the outputs, [n, ...] each. Raises DeadlineError and EngineError.
+        Cancelling the call removes the pictures from the queue.
+
+        Args:
+            reservation: has a place for each picture.
+            images: uint8 [n, height, width, channels].
+            outputs: the names of the outputs to return.
+            class_ids: [n, K], the classes that the maps among `outputs` explain.
+            deadline: a time of `time.monotonic`, after which the pictures do not run.
+
+        Returns:
+            The outputs, [n, ...] each.
+
+        Raises:
+            DeadlineError: the deadline passed in the queue.
+            EngineError: the engine failed.
+            EngineHungError: a run of the engine does not return.
         """
         item = Item(
             images=images,
@@ -237,89 +264,89 @@ class Batcher:
             deadline=deadline,
             future=self._loop.create_future(),
         )
-        return await self._submit(places, item)
+        return await self._submit(reservation, item)
 
-    def answered(self, timing: Timing) -> None:
-        """Hear how long an answer took, of which the batch is a part."""
+    def record_timing(self, timing: Timing) -> None:
+        """Give the Tuner, if there is one, the times of a request that was answered."""
         if self._tuner is not None:
-            self._tuner.answered(timing)
-            self._adopt(self._tuner.policy)
+            self._tuner.record_timing(timing)
+            self._apply_policy(self._tuner.policy)
 
-    def hangs(self, hung: bool) -> None:
-        """Hear that a run does not come back, or that it has: those who wait need not."""
+    def set_hung(self, hung: bool) -> None:
+        """Note whether a run hangs; if so, fail every request in the queue or in a batch."""
         self._hung = hung
         if hung:
-            for item in list(self._unanswered):
+            for item in list(self._in_flight):
                 _fail(item, EngineHungError())
 
     async def close(self) -> None:
-        """Run what waits, then stop the threads."""
+        """Drain the queue, then stop the threads."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        for instance in self._instances:
-            if instance.revival is not None:
-                instance.revival.cancel()
-                self._revive(instance)
+        for lane in self._lanes:
+            if lane.restart is not None:
+                lane.restart.cancel()
+                self._restart(lane)
         await self._stopped.wait()
-        for instance in self._instances:
-            if instance.thread is not None:
-                instance.thread.join()
+        for lane in self._lanes:
+            if lane.thread is not None:
+                lane.thread.join()
 
-    async def _submit(self, places: Places, item: Item) -> Batched:
+    async def _submit(self, reservation: Reservation, item: Item) -> Batched:
         with self._changed:
             if self._closing:
                 raise RuntimeError("the batcher is closed")
             if self._hung:
                 raise EngineHungError
-            self._queue.put(places, item)
-            self._came += 1
+            self._queue.put(reservation, item)
+            self._arrivals += 1
             if self._gathers and not self._gathering:
                 self._gathering = True
-                self._loop.call_soon(self._gather, self._came)
-            if not self._manned:
+                self._loop.call_soon(self._gather, self._arrivals)
+            if not self._defers_wakeup:
                 self._changed.notify()
-        self._unanswered.add(item)
+        self._in_flight.add(item)
         try:
             batched: Batched = await item.future
         finally:
-            self._unanswered.discard(item)
+            self._in_flight.discard(item)
         return batched
 
-    def _gather(self, came: int) -> None:
-        """Let light pictures run, once a round of the event loop has brought no other.
+    def _gather(self, arrivals: int) -> None:
+        """Start a batch of light pictures, once a round of the event loop has brought no other.
 
-        To hand a run over takes longer than the run: what is being read and
-        decoded had better come along.
+        Handing a run to a thread takes longer than the run, so a batch is worth
+        waiting for the pictures that are being read and decoded.
         """
-        if came != self._came and self.waiting < self.policy.max_batch:
-            self._loop.call_soon(self._gather, self._came)
+        if arrivals != self._arrivals and self.waiting < self.policy.max_batch:
+            self._loop.call_soon(self._gather, self._arrivals)
             return
         with self._changed:
-            batches = self._take_all() if self._runs_at_once else []
+            batches = self._take_batches() if self._runs_inline else []
             self._gathering = False
-            if self.waiting and not self._manned:
+            if self.waiting and not self._defers_wakeup:
                 self._changed.notify()
-        # Nothing comes to the lanes in the meantime, as all of it comes from this thread.
+        # No item enters the queue in the meantime: only this thread puts items in.
         for batch in batches:
-            self._run(self._instances[0], batch)
+            self._run_batch(self._lanes[0], batch)
 
-    def _take_all(self) -> list[list[Item]]:
-        self._drop_dead()
+    def _take_batches(self) -> list[list[Item]]:
+        self._drop_expired()
         batches = []
         while self.waiting:
             batches.append(self._queue.take(self.policy))
         return batches
 
     @property
-    def _runs_at_once(self) -> bool:
-        policy, runner = self.policy, self._instances[0].runner
+    def _runs_inline(self) -> bool:
+        policy, runner = self.policy, self._lanes[0].runner
         return (
-            (runner.instant or self.waiting <= runner.prompt)
-            and self._instances[0].cores == ANY_CORE
+            (runner.always_inline or self.waiting <= runner.inline_pictures)
+            and self._lanes[0].cores == ANY_CORE
             and not policy.max_delay
             and not policy.preferred_sizes
-            and not any(instance.busy for instance in self._instances)
+            and not any(lane.busy for lane in self._lanes)
             and all(item.single and item.outputs == (LOGITS_OUTPUT,) for item in self._queue)
         )
 
@@ -334,73 +361,71 @@ class Batcher:
         )
 
     def _require_time(self, level: int, seconds: float) -> None:
-        # Its own run does not count: where nothing waits, what it takes is learnt by running it.
+        # The request's own run does not count: its time is only known once pictures have run.
         wait = self._drain_seconds(self._queue.ahead(level))
         if 0 < seconds < wait:
             raise OverloadedError(
                 "DEADLINE_TOO_SHORT",
-                f"what waits for this model takes {wait:.2g} s; the limit is the deadline, "
+                f"the queue of this model takes {wait:.2g} s; the limit is the deadline, "
                 f"{seconds:.2g} s away",
                 retry_delay=retry_delay(wait),
                 metadata={"limit": f"{seconds:.3f}"},
             )
 
     def _drain_seconds(self, pictures: int) -> float:
-        return pictures * self._picture_seconds / len(self._instances)
+        return pictures * self._picture_seconds / len(self._lanes)
 
-    def _start(self, instance: _Instance) -> None:
-        name = f"foveate-engine-{instance.number}"
-        instance.thread = threading.Thread(
-            target=self._work, args=(instance,), name=name, daemon=True
-        )
+    def _start_thread(self, lane: _Lane) -> None:
+        name = f"foveate-engine-{lane.number}"
+        lane.thread = threading.Thread(target=self._run_lane, args=(lane,), name=name, daemon=True)
         self._running += 1
-        instance.thread.start()
+        lane.thread.start()
 
-    def _ended(self) -> None:
+    def _on_thread_ended(self) -> None:
         self._running -= 1
-        if not self._running and all(instance.revival is None for instance in self._instances):
+        if not self._running and all(lane.restart is None for lane in self._lanes):
             self._stopped.set()
 
-    def _died(self, instance: _Instance) -> None:
-        logger.error("the engine's thread starts again in %.1f s", instance.pause)
+    def _on_thread_failed(self, lane: _Lane) -> None:
+        logger.error("the engine's thread is restarted in %.1f s", lane.pause)
         self._running -= 1
-        if self._alive is not None and not self._running:
-            self._alive(False)
-        pause = 0 if self._closing else instance.pause
-        instance.revival = self._loop.call_later(pause, self._revive, instance)
-        instance.pause = min(2 * instance.pause, _LONGEST_PAUSE)
+        if self._on_alive is not None and not self._running:
+            self._on_alive(False)
+        pause = 0 if self._closing else lane.pause
+        lane.restart = self._loop.call_later(pause, self._restart, lane)
+        lane.pause = min(2 * lane.pause, _LONGEST_PAUSE)
 
-    def _revive(self, instance: _Instance) -> None:
-        instance.revival = None
+    def _restart(self, lane: _Lane) -> None:
+        lane.restart = None
         first = not self._running
-        self._start(instance)
-        if self._alive is not None and first:
-            self._alive(True)
+        self._start_thread(lane)
+        if self._on_alive is not None and first:
+            self._on_alive(True)
 
-    # Below: on an instance's thread, but for _drop_dead, which holds the lock, and for a _run
-    # at once.
+    # The methods below run on a lane's thread. The event loop also calls _drop_expired, with
+    # the lock held, and _run_batch, for a run inline.
 
-    def _work(self, instance: _Instance) -> None:
+    def _run_lane(self, lane: _Lane) -> None:
         try:
-            step_back(ENGINE)
-            with pinned(instance.cores):
-                while (batch := self._next_batch(instance)) is not None:
+            raise_niceness(ENGINE)
+            with pinned(lane.cores):
+                while (batch := self._next_batch(lane)) is not None:
                     if batch:
-                        self._run(instance, batch)
+                        self._run_batch(lane, batch)
         except BaseException:
             logger.exception("the engine's thread ended")
             with self._changed:
-                # What waited for this lane is for the others now.
+                # The other lanes take what this one was woken for.
                 self._changed.notify()
-            self._tell(self._died, instance)
+            self._call_on_loop(self._on_thread_failed, lane)
         else:
-            self._tell(self._ended)
+            self._call_on_loop(self._on_thread_ended)
 
-    def _tell(self, callback: Callable[..., None], *arguments: object) -> None:
-        """Have a function called on the event loop, at once where this is its thread.
+    def _call_on_loop(self, callback: Callable[..., None], *arguments: object) -> None:
+        """Call a function on the event loop, directly where this is the loop's thread.
 
-        A run that hung may end after the server gave it up and closed the loop:
-        then nobody waits for it.
+        A run that hung may end after the event loop was closed. Its result is
+        then dropped.
         """
         if threading.get_ident() == self._loop_thread:
             callback(*arguments)
@@ -411,13 +436,15 @@ class Batcher:
             if not self._loop.is_closed():
                 raise
 
-    def _next_batch(self, instance: _Instance) -> list[Item] | None:
-        """Wait for a batch. It may be empty; None means that there will be no other."""
+    def _next_batch(self, lane: _Lane) -> list[Item] | None:
+        """Wait for a batch, which may be empty. None means that the batcher is closed."""
         with self._changed:
-            self._changed.wait_for(lambda: (self.waiting and not self._manned) or self._closing)
+            self._changed.wait_for(
+                lambda: (self.waiting and not self._defers_wakeup) or self._closing
+            )
             if not self.waiting:
                 return None
-            # Another instance may take what this one gathers.
+            # Another lane may take the pictures that this one waits for.
             while (
                 self.policy.max_delay
                 and not self._closing
@@ -425,72 +452,72 @@ class Batcher:
                 and (left := self._queue.oldest() + self.policy.max_delay - time.monotonic()) > 0
             ):
                 self._changed.wait(left)
-            self._drop_dead()
-            lanes = self._lanes_at_work(instance.runner)
-            idle = sum(not lane.busy for lane in self._lanes_of(instance.runner))
+            self._drop_expired()
+            lanes = self._lanes_at_work(lane.runner)
+            idle = sum(not lane.busy for lane in self._lanes_of(lane.runner))
             batch = self._queue.take(
                 self.policy,
                 idle=min(idle, lanes),
                 lanes=lanes,
                 picture_seconds=self._picture_seconds,
             )
-            instance.busy = bool(batch)
-            if self.waiting and not self._manned:
+            lane.busy = bool(batch)
+            if self.waiting and not self._defers_wakeup:
                 self._changed.notify()
             return batch
 
     @property
     def _gathers(self) -> bool:
-        """Whether a run is so short that a batch had better be gathered for it."""
-        runner = self._instances[0].runner
-        return runner.light or runner.prompt > 0
+        """Whether runs are so short that waiting for a larger batch pays."""
+        runner = self._lanes[0].runner
+        return runner.light or runner.inline_pictures > 0
 
     @property
-    def _manned(self) -> bool:
-        """Whether what waits had better wait for more, or for a lane that runs, than wake a lane.
+    def _defers_wakeup(self) -> bool:
+        """Whether the queue should grow further before an idle lane is woken.
 
-        A light run takes no longer than waking a thread does, and what gathers
-        behind it runs together.
+        A light run takes no longer than waking a thread, and the pictures that
+        arrive during it share the next batch.
         """
-        if self._gathering and self._instances[0].runner.instant:
+        if self._gathering and self._lanes[0].runner.always_inline:
             return True
         return (
             self._gathers
             and self.waiting < self.policy.max_batch
-            and (self._gathering or any(instance.busy for instance in self._instances))
+            and (self._gathering or any(lane.busy for lane in self._lanes))
         )
 
-    def _drop_dead(self) -> None:
-        """Take out of the queue what was cancelled or is too late."""
-        for item in self._queue.drop_dead(time.monotonic()):
-            self._tell(_fail, item, DeadlineError())
+    def _drop_expired(self) -> None:
+        """Remove from the queue what was cancelled or has passed its deadline."""
+        for item in self._queue.drop_expired(time.monotonic()):
+            self._call_on_loop(_fail, item, DeadlineError())
 
-    def _run(self, instance: _Instance, batch: list[Item]) -> None:
-        """Run a batch; whatever fails, nobody is left waiting."""
+    def _run_batch(self, lane: _Lane, batch: list[Item]) -> None:
+        """Run a batch, and set the result or the error of each of its items."""
         try:
-            shares, run = self._answers(instance, batch)
+            shares, run = self._run_and_split(lane, batch)
         except Exception:
             if len(batch) > 1:
                 # One bad picture must not fail those of others.
                 for item in batch:
-                    self._run(instance, [item])
+                    self._run_batch(lane, [item])
             else:
                 logger.exception("the engine failed")
-                self._tell(_fail, batch[0], EngineError())
+                self._call_on_loop(_fail, batch[0], EngineError())
         except BaseException:
             for item in batch:
-                self._tell(_fail, item, EngineError())
+                self._call_on_loop(_fail, item, EngineError())
             raise
         else:
-            self._tell(self._deliver, batch, shares, run)
+            self._call_on_loop(self._finish_batch, batch, shares, run)
 
-    def _answers(self, instance: _Instance, batch: list[Item]) -> tuple[list[Batched], BatchRun]:
+    def _run_and_split(self, lane: _Lane, batch: list[Item]) -> tuple[list[Batched], BatchRun]:
         started = time.monotonic()
-        inputs = assemble(batch, instance.buffer)
+        inputs = assemble(batch, lane.buffer)
         gathered = time.monotonic()
-        results = self._run_graph(instance, inputs, batch[0].outputs)
+        results = self._run_graph(lane, inputs, batch[0].outputs)
         ended = time.monotonic()
-        instance.pause = _FIRST_PAUSE
+        lane.pause = _FIRST_PAUSE
         number, pictures = next(_numbers), sum(item.pictures for item in batch)
         ranking = Ranking(results)
         shares = [
@@ -506,47 +533,47 @@ class Batcher:
             for item, rows in zip(batch, rows_of(batch), strict=True)
         ]
         split = time.monotonic()
-        self._note((split - started) / pictures)
+        self._update_picture_seconds((split - started) / pictures)
         run = BatchRun(
             size=pictures,
             gather=gathered - started,
             infer=ended - gathered,
             split=split - ended,
-            lane=instance.number,
+            lane=lane.number,
         )
         return shares, run
 
     def _run_graph(
-        self, instance: _Instance, inputs: dict[str, Array], outputs: tuple[str, ...]
+        self, lane: _Lane, inputs: dict[str, Array], outputs: tuple[str, ...]
     ) -> dict[str, Array]:
-        instance.busy = True
+        lane.busy = True
         try:
-            runner, lanes = instance.runner, self._lanes_of(instance.runner)
-            # Those who wait are about to be taken by another lane.
-            beside = len(lanes) > 1 and (
-                runner.light or self.waiting > 0 or sum(lane.busy for lane in lanes) > 1
+            runner, lanes = lane.runner, self._lanes_of(lane.runner)
+            # Where the queue is not empty, another lane is about to start a run.
+            share_cores = len(lanes) > 1 and (
+                runner.light or self.waiting > 0 or sum(other.busy for other in lanes) > 1
             )
-            return runner.run(inputs, outputs, beside=beside)
+            return runner.run(inputs, outputs, share_cores=share_cores)
         finally:
-            # Before the answers go out: who asks again at once must not find the lane busy.
-            instance.busy = False
+            # Before the results are set: a client's next request must find the lane idle.
+            lane.busy = False
 
     def _lanes_at_work(self, runner: Runner) -> int:
-        """Return how many lanes of a runner share what waits: one where its runs are light."""
+        """Return how many lanes of a runner share the queue: one where its runs are light."""
         return 1 if runner.light else len(self._lanes_of(runner))
 
-    def _lanes_of(self, runner: Runner) -> list[_Instance]:
-        return [instance for instance in self._instances if instance.runner is runner]
+    def _lanes_of(self, runner: Runner) -> list[_Lane]:
+        return [lane for lane in self._lanes if lane.runner is runner]
 
-    def _note(self, picture_seconds: float) -> None:
+    def _update_picture_seconds(self, picture_seconds: float) -> None:
         last = self._picture_seconds
         weight = _NEWEST_SHARE if last else 1.0
         self._picture_seconds = last + weight * (picture_seconds - last)
 
-    def _adopt(self, policy: BatchPolicy) -> None:
+    def _apply_policy(self, policy: BatchPolicy) -> None:
         if policy.max_batch != self.policy.max_batch:
             logger.info(
-                "%s, for answers within %.0f ms: batches of %d, a delay of %.1f ms, %d may wait",
+                "%s, for answers within %.0f ms: batches of %d, a delay of %.1f ms, a queue of %d",
                 self._name,
                 1000 * (policy.objective or 0.0),
                 policy.max_batch,
@@ -555,15 +582,15 @@ class Batcher:
             )
         self.policy = policy
 
-    # On the event loop, where a caller may have gone in the meantime.
+    # On the event loop. A caller may have been cancelled in the meantime.
 
-    def _deliver(self, batch: list[Item], shares: list[Batched], run: BatchRun) -> None:
+    def _finish_batch(self, batch: list[Item], shares: list[Batched], run: BatchRun) -> None:
         try:
-            if self._ran is not None:
-                self._ran(run)
+            if self._on_batch is not None:
+                self._on_batch(run)
             if self._tuner is not None:
-                self._tuner.ran(run, waiting=self._queue.expected, now=time.monotonic())
-                self._adopt(self._tuner.policy)
+                self._tuner.record_run(run, waiting=self._queue.committed, now=time.monotonic())
+                self._apply_policy(self._tuner.policy)
         finally:
             for item, share in zip(batch, shares, strict=True):
                 if not item.future.done():
@@ -571,7 +598,7 @@ class Batcher:
 
 
 def retry_delay(seconds: float) -> timedelta:
-    """Return the time after which to ask again where the work ahead takes `seconds`."""
+    """Return the delay after which a client should retry, where the queue takes `seconds`."""
     return timedelta(seconds=min(max(seconds, _SHORTEST_RETRY), _LONGEST_RETRY))
 
 

@@ -1,4 +1,4 @@
-"""How a model's batches form, and how many pictures may wait for them."""
+"""The policy of a model: the size of its batches, their delay, and the bounds of its queue."""
 
 import math
 from dataclasses import dataclass
@@ -7,33 +7,34 @@ from foveate_runtime.backends.base import Runner
 from foveate_runtime.cores import ANY_CORE, Cores
 
 LONG_SECONDS = 0.02
-"""A run on a lane of several gains nothing by being longer: handing it over takes a hundredth."""
+"""The longest run worth forming on one of several lanes: a handover costs a hundredth of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPolicy:
     """How batches form, and on how many instances of the model they run.
 
-    A batch holds at most `max_batch` pictures, and where there are
-    `preferred_sizes`, the largest of them that the waiting pictures fill. An
-    idle instance starts at once on whatever waits, and while it runs the next
-    batch gathers; `max_delay` makes it wait that many seconds from the arrival
-    of the oldest picture for a batch to fill: to a preferred size, or to
-    `max_batch`.
+    An idle lane starts at once on what is in the queue, and while it runs the next
+    batch gathers. Higher priorities run first, however long lower ones have waited.
 
-    A picture is refused where `max_queue` others wait at its priority or above.
-    `priority_queues` has a bound for each priority besides, the highest, which
-    is 1, first; empty, there is one priority. A request without one gets
-    `default_priority`, or the lowest where that is None. Higher priorities run
-    first, however long lower ones have waited.
-
-    There is one instance for each entry of `cores`, which runs on those cores,
-    and runs at most `lanes` batches at one time, 0 meaning as many as its engine
-    takes.
-
-    `objective`, in seconds, is the time within which 99 of 100 requests are to
-    be answered. Where it is set, sizes, delay and queue are found while
-    serving, and what stands here are their upper bounds.
+    Attributes:
+        max_batch: the most pictures in a batch.
+        preferred_sizes: sizes that run best. A batch has the largest of them
+            that the queue fills.
+        max_delay: seconds, from the arrival of the oldest picture, for which an
+            idle lane waits until a batch is full: of a preferred size, or of
+            `max_batch`.
+        max_queue: the bound of the queue. A picture is refused where so many
+            others wait at its priority or above.
+        priority_queues: a further bound for each priority, the highest, which is
+            1, first. Empty, there is one priority.
+        default_priority: the priority of requests without one. None is the lowest.
+        cores: one entry for each instance of the model: the cores that it runs on.
+        lanes: the most batches that an instance runs at one time. 0 is as many as
+            its engine takes.
+        objective: the time in seconds within which 99 of 100 requests are to be
+            answered. Where it is set, a Tuner finds sizes, delay and queue, and
+            the values here are their upper bounds.
     """
 
     max_batch: int = 8
@@ -56,27 +57,32 @@ class BatchPolicy:
         return min(runner.lanes, self.lanes or runner.lanes)
 
     def level(self, priority: int) -> int:
-        """Return the place of a request's priority, from 0; those below the lowest are it."""
+        """Return the level of a request's priority, from 0; below the lowest it is the lowest."""
         wanted = priority or self.default_priority or self.priorities
         return min(wanted, self.priorities) - 1
 
     def bound(self, level: int) -> int:
-        """Return how many pictures may wait at one level."""
+        """Return the bound of one level of the queue."""
         return self.priority_queues[level] if self.priority_queues else self.max_queue
 
     def size(self, waiting: int) -> int:
-        """Return the size of the batch to form of so many pictures."""
+        """Return the size of the batch to form from `waiting` pictures."""
         preferred = (size for size in self.preferred_sizes if size <= waiting)
         return max(preferred, default=min(waiting, self.max_batch))
 
     def share(self, waiting: int, *, idle: int, lanes: int, picture_seconds: float = 0.0) -> int:
-        """Return the most pictures that an idle lane takes of those that wait.
+        """Return the most pictures that an idle lane takes from the queue.
 
-        All lanes together hold no more than a batch for one would, whose memory
-        they would need several times over. One of several takes no more than two
-        pictures, or what keeps it busy for `LONG_SECONDS`, where one takes
-        `picture_seconds`, 0 if that is unknown. Where batches are to have a
-        size, or to wait for one, no lane takes less.
+        All lanes together hold at most one batch of `max_batch`, so that they need
+        no more memory than one lane. Each of several lanes takes at most as many as
+        run in `LONG_SECONDS`, or two if these are fewer. Where there are preferred
+        sizes or a delay, each lane takes up to `max_batch`.
+
+        Args:
+            waiting: the pictures in the queue.
+            idle: the idle lanes.
+            lanes: all lanes.
+            picture_seconds: the run time of one picture; 0 if unknown.
         """
         if self.preferred_sizes or self.max_delay:
             return self.max_batch
@@ -87,5 +93,5 @@ class BatchPolicy:
 
     @property
     def enough(self) -> int:
-        """How many pictures end the wait for a batch to fill."""
+        """How many pictures end the delay for a batch to fill."""
         return min(self.preferred_sizes, default=self.max_batch)

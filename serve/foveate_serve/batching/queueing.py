@@ -1,4 +1,4 @@
-"""The pictures that wait for a model: by priority, bounded, and gone once nobody wants them."""
+"""The queue of one model: by priority, bounded, without cancelled and expired items."""
 
 import asyncio
 import time
@@ -15,10 +15,10 @@ from foveate_serve.batching.policy import BatchPolicy
 
 
 @dataclass(kw_only=True, slots=True)
-class Places:
-    """Places in one level of a queue, kept for pictures on their way there.
+class Reservation:
+    """Places in one level of a queue, reserved for pictures that are still being decoded.
 
-    Those that no picture took are given back where a `with` block ends.
+    The end of the `with` block releases the places that no picture took.
     """
 
     queue: "Queue"
@@ -29,17 +29,21 @@ class Places:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.queue.give_back(self)
+        self.queue.release(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Item:
-    """Pictures that run together, and the future of whoever waits for them.
+    """Pictures that run in the same batch, and the future of their result.
 
-    `images` is uint8 [n, height, width, channels]. `class_ids`, int64 [n, K],
-    are those that the maps among `outputs` explain; `deadline` and `arrival` are
-    times of `time.monotonic`. `single` tells that there is one picture, whose
-    answer has no dimension for several.
+    Attributes:
+        images: uint8 [n, height, width, channels].
+        class_ids: int64 [n, K], the classes that the maps among `outputs` explain.
+        outputs: the names of the outputs asked for.
+        deadline: a time of `time.monotonic`; None is no deadline.
+        future: gets the result.
+        single: whether there is one picture, whose outputs lack the batch's dimension.
+        arrival: a time of `time.monotonic`.
     """
 
     images: NDArray[np.uint8]
@@ -57,85 +61,85 @@ class Item:
 
 
 class Queue:
-    """Items by level, 0 the highest, and the places kept for pictures that are still decoded.
+    """Items by level, 0 the highest, and the places reserved for pictures not yet decoded.
 
-    It has no lock: what takes items out, or puts them in, is called by one
-    thread at a time.
+    It has no lock of its own: the caller sees to it that one thread at a time puts
+    items in or takes them out.
     """
 
     def __init__(self, levels: int) -> None:
         self._items: list[deque[Item]] = [deque() for _ in range(levels)]
         self._waiting = [0] * levels
-        self._kept = [0] * levels
+        self._reserved = [0] * levels
 
     @property
     def waiting(self) -> int:
-        """How many pictures wait for a batch."""
+        """How many pictures are in the queue."""
         return sum(self._waiting)
 
     @property
-    def expected(self) -> int:
-        """How many pictures wait or have a place."""
-        return self.waiting + sum(self._kept)
+    def committed(self) -> int:
+        """How many places are taken: by pictures in the queue and by reservations."""
+        return self.waiting + sum(self._reserved)
 
     def ahead(self, level: int) -> int:
-        """Return how many pictures wait or have a place at a level or above."""
-        return sum(self._waiting[: level + 1]) + sum(self._kept[: level + 1])
+        """Return how many places are taken at a level or above."""
+        return sum(self._waiting[: level + 1]) + sum(self._reserved[: level + 1])
 
     def exceeds(self, policy: BatchPolicy, level: int, pictures: int) -> bool:
-        """Tell whether so many pictures more at one level are too many.
+        """Return whether `pictures` more at one level exceed a bound.
 
-        More than the bound are let in where nothing waits, as otherwise they
-        never were.
+        An empty queue takes more than its bound: a request that is larger than the
+        bound would otherwise never be admitted.
         """
-        own, ahead = self._waiting[level] + self._kept[level], self.ahead(level)
+        own, ahead = self._waiting[level] + self._reserved[level], self.ahead(level)
         return bool(own and own + pictures > policy.bound(level)) or bool(
             ahead and ahead + pictures > policy.max_queue
         )
 
     def full(self, policy: BatchPolicy) -> bool:
-        """Tell whether one picture more is too many at every level."""
+        """Return whether one picture more exceeds a bound at every level."""
         return all(self.exceeds(policy, level, 1) for level in range(len(self._items)))
 
-    def keep(self, level: int, pictures: int) -> Places:
-        """Keep places for so many pictures."""
-        self._kept[level] += pictures
-        return Places(queue=self, level=level, left=pictures)
+    def reserve(self, level: int, pictures: int) -> Reservation:
+        """Reserve places for `pictures`."""
+        self._reserved[level] += pictures
+        return Reservation(queue=self, level=level, left=pictures)
 
-    def give_back(self, places: Places) -> None:
-        """Give back the places that no picture took."""
-        self._kept[places.level] -= places.left
-        places.left = 0
+    def release(self, reservation: Reservation) -> None:
+        """Release the places that no picture took."""
+        self._reserved[reservation.level] -= reservation.left
+        reservation.left = 0
 
-    def put(self, places: Places, item: Item) -> None:
-        """Put an item on as many of the places kept as it has pictures."""
-        places.left -= item.pictures
-        self._kept[places.level] -= item.pictures
-        self._waiting[places.level] += item.pictures
-        self._items[places.level].append(item)
+    def put(self, reservation: Reservation, item: Item) -> None:
+        """Put an item into the queue; each of its pictures takes a place of the reservation."""
+        reservation.left -= item.pictures
+        self._reserved[reservation.level] -= item.pictures
+        self._waiting[reservation.level] += item.pictures
+        self._items[reservation.level].append(item)
 
     def oldest(self) -> float:
         """Return the arrival of the item that has waited longest; there must be one."""
         return min(items[0].arrival for items in self._items if items)
 
-    def drop_dead(self, now: float) -> list[Item]:
-        """Take out what was cancelled, and what is too late at `now`; return the latter."""
-        dead = [
+    def drop_expired(self, now: float) -> list[Item]:
+        """Remove cancelled items, and those past their deadline at `now`; return the latter."""
+        expired = [
             item
             for item in self
             if item.future.done() or (item.deadline is not None and item.deadline <= now)
         ]
-        self._remove(dead)
-        return [item for item in dead if not item.future.done()]
+        self._remove(expired)
+        return [item for item in expired if not item.future.done()]
 
     def take(
         self, policy: BatchPolicy, *, idle: int = 1, lanes: int = 1, picture_seconds: float = 0.0
     ) -> list[Item]:
-        """Take out a batch for one of so many lanes, of which so many are idle.
+        """Remove a batch from the queue and return it.
 
-        It holds items that want the outputs of the first, in their order, the
-        first however many pictures it has. A picture takes `picture_seconds`, 0
-        if that is unknown.
+        It holds the first item, however large it is, and those after it that ask for
+        the same outputs, in their order. The arguments are those of
+        `BatchPolicy.share`.
         """
         most = policy.share(self.waiting, idle=idle, lanes=lanes, picture_seconds=picture_seconds)
         batch: list[Item] = []
@@ -164,5 +168,5 @@ class Queue:
             self._waiting[level] = sum(item.pictures for item in self._items[level])
 
     def __iter__(self) -> Iterator[Item]:
-        """Iterate over the items in the order in which they are to run."""
+        """Iterate over the items in the order in which they run."""
         return chain.from_iterable(self._items)

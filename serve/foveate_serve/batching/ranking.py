@@ -10,16 +10,15 @@ from foveate_runtime.bundle.manifest import LOGITS_OUTPUT, Scores
 from foveate_runtime.bundle.scores import score
 
 _FEW = 64
-"""To sort so many classes of a whole batch takes no longer than to look for the best of one row."""
+"""Up to so many classes, sorting the whole batch takes no longer than searching one row."""
 
 
 class Ranking:
     """The ranking of the pictures of a batch.
 
-    What can be is worked out for all of them when one is looked at, so that a
+    The first use computes the result for the whole batch where it can, so that a
     small picture does not pay for a dozen calls of numpy by itself. `outputs`
-    are the batch's, of which the logits, float32 [n, classes], must be one where
-    anything is looked at.
+    are the batch's; every method needs the logits, float32 [n, classes], among them.
     """
 
     def __init__(self, outputs: Mapping[str, NDArray[np.float32]]) -> None:
@@ -35,7 +34,7 @@ class Ranking:
             return self._order[row, :count]
         negated = -self.logits[row]
         last = np.partition(negated, count - 1)[count - 1]
-        # Those equal to the last as well, in the order of the classes; and what is no number.
+        # Includes those equal to the last, in the order of the classes, and NaN.
         candidates = np.flatnonzero(~(negated > last))
         best: NDArray[np.int64] = candidates[np.argsort(negated[candidates], kind="stable")]
         return best[:count]

@@ -1,4 +1,4 @@
-"""The pictures of several items as one batch, and its outputs as theirs."""
+"""Assembles the inputs of a batch from its items, and splits its outputs among them."""
 
 from itertools import accumulate
 
@@ -10,11 +10,11 @@ from foveate_runtime.bundle.manifest import CAM_PREFIX, CLASS_IDS_INPUT, IMAGE_I
 from foveate_serve.batching.queueing import Item
 
 _BEST_CLASS = -1
-"""Fills up the class ids of a batch: valid for every model, and its maps are cut off again."""
+"""Pads the class ids of a batch: valid for every model. The maps of the padding are cut off."""
 
 
 def rows_of(batch: list[Item]) -> list[slice]:
-    """Return where in a batch the pictures of each item are."""
+    """Return the rows of a batch that hold each item's pictures."""
     ends = list(accumulate(item.pictures for item in batch))
     return [slice(end - item.pictures, end) for end, item in zip(ends, batch, strict=True)]
 
@@ -41,7 +41,7 @@ def assemble(batch: list[Item], buffer: NDArray[np.uint8]) -> dict[str, Array]:
 
 
 def share_of(results: dict[str, Array], rows: slice | int, item: Item) -> dict[str, Array]:
-    """Return the rows of an item of a batch's outputs, with the maps that it asked for."""
+    """Return an item's rows of a batch's outputs, with the maps that it asked for."""
     classes = item.class_ids.shape[1]
     return {
         name: result[rows][..., :classes, :, :] if name.startswith(CAM_PREFIX) else result[rows]

@@ -17,49 +17,48 @@ _NEWEST_SHARE = 0.1
 """The weight of the newest value in the moving averages."""
 
 _RUNS = 8
-"""The runs after which it is chosen anew: few, as those of too large a size are long."""
+"""The runs after which the policy is chosen again: few, as runs of too large a size are long."""
 
 _AIM = 0.8
-"""The share of the objective that the server uses up: it does not see the way to the client."""
+"""The share of the objective that the server may use: it does not see the network."""
 
 _ANSWERS = 100
-"""The answers after which the margin is set anew."""
+"""The answers after which the margin is set again."""
 _SMALLEST_MARGIN = 0.2
 _CUT = 0.8
 _RAISE = 0.05
 
 _WORTH = 1.1
-"""How many times the throughput a larger size must give, to be worth its longer runs."""
+"""The gain in throughput for which a larger size is worth its longer runs."""
 _STILL_WORTH = 1.03
-"""How many times it must go on to give, so that noise does not change the size to and fro."""
+"""The gain below which a larger size is given up; smaller, so that noise causes no changes."""
 
 _TOGETHER = 1.2
-"""The mean batch size from which on pictures are taken to come together."""
+"""The mean batch size from which pictures count as arriving together."""
 
 
 class Tuner:
     """Finds a model's batch size, delay and queue bound within what its configuration allows.
 
-    It learns from the runs and the answers themselves: the load at hand, the
-    decoding and the other models share the cores with a run, which a
-    calibration beforehand would not see.
+    It learns from the server's own runs and answers: a calibration before the start
+    would not see the load, the decoding and the other models that share the cores.
 
     - The size is that of the highest throughput among those whose runs fit
       twice into the objective, since a picture may have to wait for a whole run
       before its own; a smaller one where it gives as much, since its runs are
       shorter. Sizes that were never run are tried from small to large.
-    - The queue is as long as the pictures that are done within the objective,
-      at the pace at which they are done while others wait (Little's law).
-    - An idle engine waits for a batch to fill where larger batches have the
-      higher throughput and pictures come together anyway.
+    - The queue holds as many pictures as finish within the objective, at the rate
+      at which they finish while the queue is not empty (Little's law).
+    - An idle lane waits for a batch to fill where larger batches have the higher
+      throughput and pictures arrive together.
 
-    What this leaves out shows in the latencies: where of 100 answers more than
-    one took longer than the aim, the share of it that pictures may spend in the
-    queue is cut, and where none did, it grows again (additive increase,
-    multiplicative decrease, as in Clipper, Crankshaw et al. 2017).
+    The latencies show what this model leaves out. Where more than one of 100 answers
+    took longer than the aim, the share of it that pictures may spend in the queue is
+    cut. Where none did, the share grows (additive increase, multiplicative decrease,
+    as in Clipper, Crankshaw et al. 2017).
 
-    `policy` is what is chosen now, within `bounds`, whose objective is
-    `objective`; `lanes` batches run at one time. Times are in seconds.
+    `policy` is the current choice, within `bounds`, whose objective is `objective`;
+    `lanes` batches run at one time. Times are in seconds.
     """
 
     def __init__(self, bounds: BatchPolicy, objective: float, *, lanes: int) -> None:
@@ -72,7 +71,7 @@ class Tuner:
         self._seconds_of = _BySize()
         self._runs = 0
         self._mean_size = 1.0
-        # Seconds from one picture to the next: of all, and of those that came off a queue.
+        # Seconds from one picture to the next: of all, and of those taken from a queue.
         self._interval: float | None = None
         self._busy_interval: float | None = None
         self._last: float | None = None
@@ -82,10 +81,10 @@ class Tuner:
         self._answers = 0
         self._late = 0
 
-    def ran(self, run: BatchRun, *, waiting: int, now: float) -> None:
+    def record_run(self, run: BatchRun, *, waiting: int, now: float) -> None:
         """Learn from a run that ended at `now`, a time of `time.monotonic`.
 
-        `waiting` are the pictures that then had a place in the queue.
+        `waiting` is the number of places in the queue that were then taken.
         """
         self._runs += 1
         self._seconds_of.learn(run.size, run.gather + run.infer + run.split, self._runs)
@@ -99,8 +98,8 @@ class Tuner:
         if self._runs % _RUNS == 1:
             self._choose()
 
-    def answered(self, timing: Timing) -> None:
-        """Learn from an answer how long it took in all."""
+    def record_timing(self, timing: Timing) -> None:
+        """Learn from the times of a request that was answered."""
         self._other = _average(self._other, timing.total - timing.queue - timing.infer)
         self._answers += 1
         self._late += self._answers > 0 and timing.total > self._aim
@@ -109,7 +108,7 @@ class Tuner:
         self._answers = 0
         if self._late > _ANSWERS / 100:
             self._margin = max(_SMALLEST_MARGIN, _CUT * self._margin)
-            # Those under way were let in before, and say nothing of the new margin.
+            # The requests in flight were admitted under the old margin and do not count.
             self._answers = -self.policy.max_queue
             self._choose()
         elif not self._late:
@@ -126,7 +125,7 @@ class Tuner:
             max_batch=self._size,
             preferred_sizes=tuple(s for s in self._bounds.preferred_sizes if s <= self._size),
             max_delay=self._delay(seconds),
-            # Each lane's next batch may always gather, however short the objective.
+            # Room for each lane's next batch, however short the objective.
             max_queue=min(max(self._size * self._lanes, queue), self._bounds.max_queue),
         )
 
@@ -158,7 +157,7 @@ class Tuner:
         return self._aim - (self._other or 0.0)
 
     def _seconds(self, size: float) -> float:
-        """Return how long a batch takes; one larger than any so far, as several of the largest."""
+        """Return the seconds of a batch; above the largest known size, extrapolated linearly."""
         known = sorted(self._seconds_of)
         largest = known[-1]
         if size > largest:
@@ -170,14 +169,14 @@ class Tuner:
 
 
 class _BySize(dict[int, float]):
-    """Means by batch size, weighted by age: each run that is over weighs less by a share."""
+    """Means by batch size; the weight of a run decays with its age."""
 
     def __init__(self) -> None:
         super().__init__()
         self._weights: dict[int, tuple[float, int]] = {}
 
     def learn(self, size: int, value: float, run: int) -> None:
-        """Take in a value of the run of that number, which counts the runs of all sizes."""
+        """Add a value. `run` is the number of its run, counted over all sizes."""
         weight, newest = self._weights.get(size, (0.0, run))
         weight = 1 + weight * (1 - _NEWEST_SHARE) ** (run - newest)
         mean = self.get(size, value)

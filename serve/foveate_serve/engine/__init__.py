@@ -1,1 +1,1 @@
-"""The path of a request: what it asks, its admission, its picture, its batch, its answer."""
+"""The request engine: admission, pictures, batching, and the answer."""

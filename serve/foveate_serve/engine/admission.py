@@ -1,4 +1,4 @@
-"""What the whole server takes on at one time, and how the models share it."""
+"""Admission: bounds the pictures in flight in the whole server, and shares them among models."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from foveate_serve.errors import OverloadedError
 
 
 @dataclass(slots=True)
-class _Held:
+class _InFlight:
     pictures: int = 0
     size: int = 0
 
@@ -19,10 +19,10 @@ class _Held:
 
 
 @dataclass(slots=True)
-class Entry:
-    """A request let in, which counts until its `with` block ends."""
+class Admitted:
+    """An admitted request, which counts as in flight until its `with` block ends."""
 
-    counts: tuple[_Held, ...]
+    counts: tuple[_InFlight, ...]
     pictures: int
     size: int
 
@@ -37,30 +37,30 @@ class Entry:
 class Admission:
     """Bounds the pictures in flight in the whole server, by their number and by their bytes.
 
-    Once several models have been asked, each may hold as much as is left free:
-    one alone half of the limit, two a third each. So a flood for one of them
-    does not keep the others out (dynamic thresholds, Choudhury and Hahne 1998).
-    A model that holds nothing is let in, and its request judged by its own
-    limits. Used from one event loop.
+    Once several models have had requests, each may hold as much as is still free: a
+    single busy model half of the limit, two a third each. So a flood of requests for
+    one model leaves room for the others (dynamic thresholds, Choudhury and Hahne
+    1998). A model with nothing in flight is always admitted; its own limits then
+    apply. Used from one event loop.
     """
 
     def __init__(self, *, max_pictures: int, max_bytes: int) -> None:
         self._max_pictures = max_pictures
         self._max_bytes = max_bytes
-        self._total = _Held()
-        self._models: defaultdict[str, _Held] = defaultdict(_Held)
+        self._total = _InFlight()
+        self._models: defaultdict[str, _InFlight] = defaultdict(_InFlight)
 
     @property
     def alone(self) -> bool:
         """Whether no more than one picture is in flight."""
         return self._total.pictures <= 1
 
-    def entered(
+    def admit(
         self, model: str, *, pictures: int, size: int, retry_delay: Callable[[], timedelta]
-    ) -> Entry:
-        """Count a request of so many pictures, `size` bytes together, until its block ends.
+    ) -> Admitted:
+        """Admit a request of `pictures` pictures, `size` bytes together, until its block ends.
 
-        Raises OverloadedError with what `retry_delay` returns.
+        Raises OverloadedError, whose delay is what `retry_delay` returns.
         """
         held, total = self._models[model], self._total
         if held.pictures:
@@ -83,7 +83,7 @@ class Admission:
         counts = (held, total)
         for count in counts:
             count.add(pictures, size)
-        return Entry(counts, pictures, size)
+        return Admitted(counts, pictures, size)
 
     def _exceeds(self, limit: int, more: int, held: int, total: int) -> bool:
         if len(self._models) > 1:

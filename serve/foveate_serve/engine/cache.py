@@ -1,4 +1,4 @@
-"""Answers that need no engine: those kept from earlier requests, and those on their way."""
+"""Answers without a run of their own: a cache, and sharing the run of an identical request."""
 
 import asyncio
 from collections import OrderedDict
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class Cache(Generic[T]):
-    """Keeps values of at most `max_bytes` together; those used longest ago go first."""
+    """Holds values of at most `max_bytes` together; the least recently used are evicted first."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -19,7 +19,7 @@ class Cache(Generic[T]):
         self.size = 0
 
     def get(self, key: Hashable) -> T | None:
-        """Return what is kept under `key`, None where nothing is."""
+        """Return the value of `key`, None where there is none."""
         found = self._values.get(key)
         if found is None:
             return None
@@ -27,7 +27,7 @@ class Cache(Generic[T]):
         return found[0]
 
     def put(self, key: Hashable, value: T, size: int) -> None:
-        """Keep a value of `size` bytes, unless it alone is larger than the cache."""
+        """Store a value of `size` bytes, unless it alone is larger than the cache."""
         if size > self._max_bytes:
             return
         _, before = self._values.pop(key, (None, 0))
@@ -39,43 +39,43 @@ class Cache(Generic[T]):
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
-class _Flight(Generic[T]):
+class _SharedTask(Generic[T]):
     task: asyncio.Future[T]
     waiting: int = 0
 
 
-class Flights(Generic[T]):
-    """Work that several callers wait for. Used from one event loop.
+class SingleFlight(Generic[T]):
+    """Runs work once for all callers that ask for it at one time. Used from one event loop.
 
-    It belongs to none of them: one who leaves takes nothing from the others,
-    and when the last has left it is cancelled.
+    A caller that is cancelled does not affect the others. The work is cancelled with
+    its last caller.
     """
 
     def __init__(self) -> None:
-        self._flights: dict[Hashable, _Flight[T]] = {}
+        self._flights: dict[Hashable, _SharedTask[T]] = {}
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._flights
 
     async def join(self, key: Hashable, work: Callable[[], Awaitable[T]]) -> T:
-        """Return what the work under `key` gives; `work` starts it where there is none."""
-        flight = self._flights.get(key)
-        if flight is None:
-            flight = self._flights[key] = _Flight(task=asyncio.ensure_future(work()))
-            flight.task.add_done_callback(partial(self._landed, key, flight))
-        flight.waiting += 1
+        """Return the result of the work under `key`; `work` starts it where none is in flight."""
+        shared = self._flights.get(key)
+        if shared is None:
+            shared = self._flights[key] = _SharedTask(task=asyncio.ensure_future(work()))
+            shared.task.add_done_callback(partial(self._on_done, key, shared))
+        shared.waiting += 1
         try:
-            return await asyncio.shield(flight.task)
+            return await asyncio.shield(shared.task)
         finally:
-            flight.waiting -= 1
-            if not flight.waiting and not flight.task.done():
-                # Nobody may join what is about to be cancelled.
+            shared.waiting -= 1
+            if not shared.waiting and not shared.task.done():
+                # No caller may join work that is about to be cancelled.
                 del self._flights[key]
-                flight.task.cancel()
+                shared.task.cancel()
 
-    def _landed(self, key: Hashable, flight: _Flight[T], task: asyncio.Future[T]) -> None:
-        if self._flights.get(key) is flight:
+    def _on_done(self, key: Hashable, shared: _SharedTask[T], task: asyncio.Future[T]) -> None:
+        if self._flights.get(key) is shared:
             del self._flights[key]
         if not task.cancelled():
-            # An error that everybody has left behind is no news.
+            # Marks an error as seen where no caller is left, or asyncio would log it.
             task.exception()

@@ -1,4 +1,4 @@
-"""The path of a request: admission, picture, batch, answer."""
+"""The path of a request: admission, decoding, batch, post-processing, answer."""
 
 import asyncio
 import time
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from foveate_runtime.imaging.decode import ImageLimits
 from foveate_serve.batching.batcher import Batched, Batcher, retry_delay
-from foveate_serve.batching.queueing import Places
+from foveate_serve.batching.queueing import Reservation
 from foveate_serve.classification import (
     Answer,
     Cam,
@@ -27,8 +27,8 @@ from foveate_serve.classification import (
 )
 from foveate_serve.deadlines import Deadlines, Within
 from foveate_serve.engine import explain, graph
-from foveate_serve.engine.admission import Admission, Entry
-from foveate_serve.engine.cache import Cache, Flights
+from foveate_serve.engine.admission import Admission, Admitted
+from foveate_serve.engine.cache import Cache, SingleFlight
 from foveate_serve.engine.explain import ExplanationLimits
 from foveate_serve.engine.fair import FairThreads
 from foveate_serve.engine.graph import GraphPlan, GraphRequest, GraphResult
@@ -44,13 +44,13 @@ _Images: TypeAlias = Sequence[bytes | RawImage] | NDArray[np.uint8]
 T = TypeVar("T")
 A = TypeVar("A", bound=Answer)
 
-_DIGEST_AT_ONCE = 256 << 10
-"""The digest of fewer bytes takes less time than a change of thread."""
+_DIGEST_INLINE = 256 << 10
+"""Hashing fewer bytes takes less time than handing them to a thread."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What the engine admits: per picture, per explanation, and at one time."""
+    """The limits of one picture, of its explanations, and of the requests in flight."""
 
     image: ImageLimits = field(default_factory=ImageLimits)
     explanation: ExplanationLimits = field(default_factory=ExplanationLimits)
@@ -61,10 +61,10 @@ class Limits:
 class Engine:
     """Answers requests with the models of a repository. Used from one event loop.
 
-    Pictures are decoded and drawn on `image_threads` threads, of whose time each
-    model gets its share; `observer` is told of every request. Answers of
-    `cache_bytes` together are kept for identical requests, and with
-    `deduplicate` those in flight at one time are answered by one run.
+    Pictures are decoded and drawn on `image_threads` threads, which the models share
+    fairly. `observer` is notified of every request. Up to `cache_bytes` of answers
+    are cached for identical requests. With `deduplicate`, identical requests in
+    flight share one run.
     """
 
     def __init__(
@@ -86,8 +86,8 @@ class Engine:
         )
         self._pictures = Pictures(self._threads, self._admission, limits.image)
         self._cache: Cache[Answer] | None = Cache(cache_bytes) if cache_bytes else None
-        self._flights: Flights[Answer] | None = Flights() if deduplicate else None
-        self._refusing = False
+        self._single_flight: SingleFlight[Answer] | None = SingleFlight() if deduplicate else None
+        self._overloaded = False
         self._deadlines = Deadlines()
 
     async def classify(self, request: Request, *, deadline: float | None = None) -> Result:
@@ -95,137 +95,139 @@ class Engine:
 
         Raises the errors of `foveate_serve.errors`.
         """
-        self._refuse(request.model)
-        return await self._answered(deadline, partial(self._classify, request, deadline))
+        self._raise_if_full(request.model)
+        return await self._execute(deadline, partial(self._classify, request, deadline))
 
     async def infer(self, request: GraphRequest, *, deadline: float | None = None) -> GraphResult:
         """Run the graph on one or more pictures, all by one version. `deadline` as in `classify`.
 
-        Pixels run together, files join batches one by one; where one of
-        them fails, the request fails and the others are dropped. Raises the
-        errors of `foveate_serve.errors`.
+        Pixels are submitted together, files one by one as each is decoded. Where
+        one fails, the request fails and the others are cancelled. Raises the errors
+        of `foveate_serve.errors`.
         """
-        self._refuse(request.model)
-        return await self._answered(deadline, partial(self._infer, request, deadline))
+        self._raise_if_full(request.model)
+        return await self._execute(deadline, partial(self._infer, request, deadline))
 
-    def refusal(self, model: str = "") -> OverloadedError | None:
-        """Return the error of every request that would come now, None where some are let in.
+    def check_load(self, model: str = "") -> OverloadedError | None:
+        """Return the error with which to shed a request now; None where it may proceed.
 
-        Of those for `model`, or of all where it is empty. For those who can
-        refuse a request before they have read it. Every such refusal is
-        counted. What may be answered without the engine must be read: nothing
-        is refused here with a cache, or with `deduplicate`.
+        It lets a transport refuse a request before its message is read. `model` is
+        the request's model; empty, the queues of all models must be full. Every
+        error returned counts as a failed request. With a cache or `deduplicate`
+        nothing is refused here, as such a request may need no engine.
         """
-        # A server that refuses nothing pays no more than this for it.
-        if not self._refusing or self._cache is not None or self._flights is not None:
+        # The only cost for a server that is not overloaded.
+        if not self._overloaded or self._cache is not None or self._single_flight is not None:
             return None
         serving = self.repository.serving()
-        self._refusing = any(loaded.batcher.full for loaded in serving)
-        asked = [x.batcher for x in serving if model in {"", x.bundle.manifest.name}]
-        if not asked or not all(batcher.full for batcher in asked):
+        self._overloaded = any(loaded.batcher.full for loaded in serving)
+        batchers = [x.batcher for x in serving if model in {"", x.bundle.manifest.name}]
+        if not batchers or not all(batcher.full for batcher in batchers):
             return None
-        limit = max(batcher.policy.max_queue for batcher in asked)
+        limit = max(batcher.policy.max_queue for batcher in batchers)
         error = OverloadedError(
             "QUEUE_FULL",
-            f"as many pictures wait for {'this' if model else 'every'} model as may; "
-            f"the limit is {limit}",
-            retry_delay=retry_delay(min(batcher.backlog_seconds for batcher in asked)),
+            f"the queue of {'this' if model else 'every'} model is full; the limit is {limit}",
+            retry_delay=retry_delay(min(batcher.backlog_seconds for batcher in batchers)),
             metadata={"limit": limit},
         )
-        self._observer.failed(model, "", error, 0.0)
+        self._observer.on_failure(model, "", error, 0.0)
         return error
 
-    def _refuse(self, model: str) -> None:
-        error = self.refusal(model)
+    def _raise_if_full(self, model: str) -> None:
+        error = self.check_load(model)
         if error is not None:
             raise error
 
     async def close(self) -> None:
-        """Finish what runs, then release the models and the threads."""
+        """Finish the requests in flight, then release the models and the threads."""
         await self.repository.close()
-        # A picture that takes long to decode must not hold up the event loop.
+        # A picture that takes long to decode must not block the event loop.
         await asyncio.to_thread(self._threads.close)
 
-    async def _answered(
-        self, deadline: float | None, work: Callable[["_Asked"], Awaitable[A]]
+    async def _execute(
+        self, deadline: float | None, work: Callable[["_Target"], Awaitable[A]]
     ) -> A:
-        asked, started = _Asked(), time.perf_counter()
+        """Await `work` within the deadline, and notify the observer of its outcome."""
+        target, started = _Target(), time.perf_counter()
         try:
             try:
                 with Within(self._deadlines, deadline):
-                    answer = await work(asked)
+                    answer = await work(target)
             except TimeoutError as error:
                 raise DeadlineError from error
         except BaseException as error:
-            self._refusing = self._refusing or isinstance(error, OverloadedError)
+            self._overloaded = self._overloaded or isinstance(error, OverloadedError)
             seconds = time.perf_counter() - started
-            self._observer.failed(asked.model, asked.version, error, seconds)
+            self._observer.on_failure(target.model, target.version, error, seconds)
             raise
-        if asked.batcher is not None and not answer.timing.cached:
-            asked.batcher.answered(answer.timing)
-        self._observer.answered(answer)
+        if target.batcher is not None and not answer.timing.cached:
+            target.batcher.record_timing(answer.timing)
+        self._observer.on_answer(answer)
         return answer
 
-    def _find(self, request: Request | GraphRequest, asked: "_Asked") -> LoadedModel:
+    def _find(self, request: Request | GraphRequest, target: "_Target") -> LoadedModel:
         model = self.repository.get(request.model, request.version)
         manifest = model.bundle.manifest
-        asked.model, asked.version = manifest.name, str(manifest.version)
-        asked.batcher = model.batcher
-        self._observer.began(asked.model, asked.version)
+        target.model, target.version = manifest.name, str(manifest.version)
+        target.batcher = model.batcher
+        self._observer.on_start(target.model, target.version)
         return model
 
-    def _admitted(self, model: LoadedModel, images: _Images) -> Entry:
+    def _admit(self, model: LoadedModel, images: _Images) -> Admitted:
         size = images.nbytes if isinstance(images, np.ndarray) else sum(map(size_of, images))
-        return self._admission.entered(
+        return self._admission.admit(
             model.bundle.manifest.name,
             pictures=len(images),
             size=size,
             retry_delay=lambda: retry_delay(model.batcher.backlog_seconds),
         )
 
-    async def _reply(self, job: "_Job[A]", deadline: float | None) -> A:
-        """Run a job, or spare it where the same was done before, or is being done."""
+    async def _run_or_reuse(self, job: "_Job[A]", deadline: float | None) -> A:
+        """Answer a job from the cache or from an identical job in flight, or else run it."""
         model, batcher, images = job.model, job.model.batcher, job.images
-        if self._cache is None and self._flights is None:
-            # What the request will need is taken before anything is spent on it.
+        if self._cache is None and self._single_flight is None:
+            # The request takes its places before anything is spent on it.
             with (
-                batcher.places(len(images), job.priority, deadline) as places,
-                self._admitted(model, images),
+                batcher.reserve(len(images), job.priority, deadline) as reservation,
+                self._admit(model, images),
             ):
-                return await job.run(places, deadline)
+                return await job.compute(reservation, deadline)
         name, version = model.bundle.manifest.name, str(model.bundle.manifest.version)
-        with self._admitted(model, images):
+        with self._admit(model, images):
             started = time.perf_counter()
-            contents = await self._contents(name, images)
+            contents = await self._picture_key(name, images)
             key = (model.bundle.digest, model.runner.variant, job.plan, *contents)
-            kept = None if self._cache is None else self._cache.get(key)
+            cached = None if self._cache is None else self._cache.get(key)
             if self._cache is not None:
                 seconds = time.perf_counter() - started
-                self._observer.looked_up(name, version, hit=kept is not None, seconds=seconds)
-            if kept is not None:
-                # What lies under the key of a plan is the answer to such a plan.
-                return cast("A", kept.again(time.perf_counter() - started))
-            if self._flights is None:
-                return await self._run(job, key, deadline)
-            if key in self._flights:
-                self._observer.joined(name, version)
-            # Each caller has a deadline of its own, and the run ends with the last of them.
-            work = partial(self._run, job, key, None)
-            return cast("A", await self._flights.join(key, work))
+                self._observer.on_cache_lookup(
+                    name, version, hit=cached is not None, seconds=seconds
+                )
+            if cached is not None:
+                # The key contains the plan, so the value is the answer to such a plan.
+                return cast("A", cached.from_cache(time.perf_counter() - started))
+            if self._single_flight is None:
+                return await self._run_and_cache(job, key, deadline)
+            if key in self._single_flight:
+                self._observer.on_join(name, version)
+            # Without a deadline: each caller waits until its own, and the last to leave cancels.
+            work = partial(self._run_and_cache, job, key, None)
+            return cast("A", await self._single_flight.join(key, work))
 
-    async def _run(self, job: "_Job[A]", key: Hashable, deadline: float | None) -> A:
-        """Run a job on behalf of whoever waits for it, and keep the answer where that is wanted."""
+    async def _run_and_cache(self, job: "_Job[A]", key: Hashable, deadline: float | None) -> A:
+        """Run a job, and put its answer into the cache where there is one."""
         with (
             job.model.in_use(),
-            job.model.batcher.places(len(job.images), job.priority, deadline) as places,
+            job.model.batcher.reserve(len(job.images), job.priority, deadline) as reservation,
         ):
-            answer = await job.run(places, deadline)
+            answer = await job.compute(reservation, deadline)
         if self._cache is not None:
-            self._cache.put(key, answer.kept(), answer.size)
+            self._cache.put(key, answer.for_cache(), answer.size)
         return answer
 
-    async def _contents(self, model: str, images: _Images) -> list[Hashable]:
-        """Return what stands for the pictures: others have another."""
+    async def _picture_key(self, model: str, images: _Images) -> list[Hashable]:
+        """Return the part of a cache key that identifies the pictures."""
         if isinstance(images, np.ndarray):
             return [await self._digest(model, images.tobytes()), images.shape]
         return [
@@ -236,12 +238,14 @@ class Engine:
         ]
 
     async def _digest(self, model: str, data: bytes | memoryview) -> bytes:
-        if len(data) < _DIGEST_AT_ONCE:
+        if len(data) < _DIGEST_INLINE:
             return sha256(data).digest()
         return await self._threads.run(model, lambda: sha256(data).digest())
 
-    async def _classify(self, request: Request, deadline: float | None, asked: "_Asked") -> Result:
-        model = self._find(request, asked)
+    async def _classify(
+        self, request: Request, deadline: float | None, target: "_Target"
+    ) -> Result:
+        model = self._find(request, target)
         with model.in_use():
             plan = make_plan(request, model.bundle.manifest, self._limits.explanation)
             job = _Job(
@@ -249,32 +253,32 @@ class Engine:
                 plan=plan,
                 images=(request.image,),
                 priority=request.priority,
-                run=partial(self._run_classify, model, request.image, plan),
+                compute=partial(self._classify_picture, model, request.image, plan),
             )
-            return await self._reply(job, deadline)
+            return await self._run_or_reuse(job, deadline)
 
-    async def _run_classify(
+    async def _classify_picture(
         self,
         model: LoadedModel,
         picture: bytes | RawImage,
         plan: Plan,
-        places: Places,
+        reservation: Reservation,
         deadline: float | None,
     ) -> Result:
         started = time.perf_counter()
         manifest = model.bundle.manifest
-        image, view = await self._pictures.prepared(picture, manifest)
+        image, view = await self._pictures.prepare(picture, manifest)
         decoded = time.perf_counter()
 
         batched = await model.batcher.submit(
-            places, image, outputs=plan.outputs, class_ids=plan.class_ids, deadline=deadline
+            reservation, image, outputs=plan.outputs, class_ids=plan.class_ids, deadline=deadline
         )
         inferred = time.perf_counter()
 
-        answer = partial(_answer, plan, batched, model.bundle.labels, image)
-        # Ranking takes microseconds and is not worth a change of thread.
+        post_process = partial(_post_process, plan, batched, model.bundle.labels, image)
+        # Ranking takes microseconds: less than handing it to a thread.
         predictions, cams, feature_maps = (
-            await self._threads.run(manifest.name, answer) if plan.draws else answer()
+            await self._threads.run(manifest.name, post_process) if plan.draws else post_process()
         )
         finished = time.perf_counter()
 
@@ -301,9 +305,9 @@ class Engine:
         )
 
     async def _infer(
-        self, request: GraphRequest, deadline: float | None, asked: "_Asked"
+        self, request: GraphRequest, deadline: float | None, target: "_Target"
     ) -> GraphResult:
-        model = self._find(request, asked)
+        model = self._find(request, target)
         with model.in_use():
             plan = graph.plan(request, model.bundle.manifest, self._limits.explanation)
             if isinstance(request.images, np.ndarray):
@@ -313,34 +317,34 @@ class Engine:
                 plan=plan,
                 images=request.images,
                 priority=request.priority,
-                run=partial(self._run_infer, model, request.images, plan),
+                compute=partial(self._infer_pictures, model, request.images, plan),
             )
-            return await self._reply(job, deadline)
+            return await self._run_or_reuse(job, deadline)
 
-    async def _run_infer(
+    async def _infer_pictures(
         self,
         model: LoadedModel,
         pictures: Sequence[bytes] | NDArray[np.uint8],
         plan: GraphPlan,
-        places: Places,
+        reservation: Reservation,
         deadline: float | None,
     ) -> GraphResult:
         started = time.perf_counter()
         manifest, batcher = model.bundle.manifest, model.batcher
-        # Pixels are there at once, and run together; files as each is decoded.
-        size = batcher.largest if isinstance(pictures, np.ndarray) else 1
+        # Pixels are submitted together, files one by one as each is decoded.
+        size = batcher.chunk_size if isinstance(pictures, np.ndarray) else 1
 
-        async def run(start: int) -> tuple[float, Batched]:
+        async def run_chunk(start: int) -> tuple[float, Batched]:
             part = slice(start, start + size)
             if isinstance(pictures, np.ndarray):
                 images = pictures[part]
             else:
                 with _naming_image(start, len(pictures)):
-                    image, _ = await self._pictures.prepared(pictures[start], manifest)
+                    image, _ = await self._pictures.prepare(pictures[start], manifest)
                 images = image[np.newaxis]
             decoded = time.perf_counter()
             batched = await batcher.submit_all(
-                places,
+                reservation,
                 images,
                 outputs=plan.outputs,
                 class_ids=plan.class_ids[part],
@@ -348,7 +352,9 @@ class Engine:
             )
             return decoded - started, batched
 
-        runs = await _all([run(start) for start in range(0, len(pictures), size)])
+        runs = await _gather_or_cancel(
+            [run_chunk(start) for start in range(0, len(pictures), size)]
+        )
         inferred = time.perf_counter()
         outputs = {
             name: np.concatenate([batched.outputs[name] for _, batched in runs])
@@ -379,26 +385,26 @@ class Engine:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Job(Generic[A]):
-    """What a request makes the engine do: `plan` for each of `images`, by `run`."""
+    """The work of one request: `compute` carries out `plan` for each of `images`."""
 
     model: LoadedModel
     plan: Hashable
     images: _Images
     priority: int
-    run: Callable[[Places, float | None], Awaitable[A]]
+    compute: Callable[[Reservation, float | None], Awaitable[A]]
 
 
 @dataclass(slots=True)
-class _Asked:
-    """The version that a request is for, once it is found."""
+class _Target:
+    """The model and version of a request, set once they are found."""
 
     model: str = ""
     version: str = ""
     batcher: Batcher | None = None
 
 
-async def _all(calls: Sequence[Coroutine[None, None, T]]) -> list[T]:
-    """Await all calls; where one fails, the others are cancelled."""
+async def _gather_or_cancel(calls: Sequence[Coroutine[None, None, T]]) -> list[T]:
+    """Await all calls; where one fails, cancel the others."""
     tasks = [asyncio.ensure_future(call) for call in calls]
     try:
         return await asyncio.gather(*tasks)
@@ -409,7 +415,7 @@ async def _all(calls: Sequence[Coroutine[None, None, T]]) -> list[T]:
 
 @contextmanager
 def _naming_image(index: int, count: int) -> Iterator[None]:
-    """Say in an error which of `count` pictures is at fault."""
+    """Add to an error which of `count` pictures caused it."""
     try:
         yield
     except InvalidRequestError as error:
@@ -421,7 +427,7 @@ def _naming_image(index: int, count: int) -> Iterator[None]:
         ) from error
 
 
-def _answer(
+def _post_process(
     plan: Plan,
     batched: Batched,
     labels: tuple[str, ...],

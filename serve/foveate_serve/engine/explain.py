@@ -1,4 +1,4 @@
-"""Explanations: what a request asks for, checked against the bundle, and how the answer is made."""
+"""Explanations: checks a request for them against the bundle, and makes those of the answer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,10 +17,7 @@ _FLOAT_BYTES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class ExplanationLimits:
-    """The most that one request may ask for.
-
-    Classes explained, pixels of a drawn map's side, and bytes of feature maps.
-    """
+    """The limits of one request: classes explained, side of a drawn map, bytes of feature maps."""
 
     max_cam_classes: int = 16
     max_picture_side: int = 1024
@@ -50,7 +47,7 @@ class CamPlan:
 
     @property
     def draws(self) -> bool:
-        """Whether pictures are wanted."""
+        """Whether the request asks for drawn maps."""
         return self.forms != {"raw"}
 
 
@@ -178,7 +175,7 @@ def draw(
 
 
 def select(plan: FeatureMapPlan, outputs: Mapping[str, NDArray[np.float32]]) -> FeatureMap:
-    """Take the channels wanted from a layer's activations, float32 [channels, height, width]."""
+    """Return a plan's channels of a layer's activations, float32 [channels, height, width]."""
     values = outputs[plan.output]
     return FeatureMap(
         layer=plan.layer,
@@ -214,7 +211,7 @@ def _check_cam(
     if classes == 0:
         raise InvalidRequestError(
             "CAM_WITHOUT_CLASS",
-            "maps are asked for and no class: top is 0 and class_ids is empty",
+            "maps are requested for no class: top is 0 and class_ids is empty",
             field="cam.top",
             metadata={"minimum": 1},
         )

@@ -1,4 +1,4 @@
-"""Threads shared by several users, of which none gets more of their time than another."""
+"""A thread pool that several users share fairly, by processor time."""
 
 import asyncio
 import time
@@ -8,26 +8,25 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
-from foveate_serve.niceness import DECODER, step_back
+from foveate_serve.niceness import DECODER, raise_niceness
 
 T = TypeVar("T")
 
 _AHEAD = 1
-"""Pieces of work started beyond the threads, so that no thread waits for the event loop."""
+"""Work queued beyond the number of threads, so that no thread waits for the event loop."""
 
 
 class FairThreads:
     """Runs work on `threads` threads. Used from one event loop.
 
-    Where work of several users waits, the next is that of the user who has had
-    the least of the threads' time so far (start-time fair queuing, Goyal et al.
-    1996): many pieces of one user's work, or long ones, do not hold up another's.
-    A user who comes back is not owed the time of the absence.
+    Of several users with queued work, the one that has used the least of the threads'
+    time is next (start-time fair queuing, Goyal et al. 1996): many or long pieces of
+    one user's work do not delay another's. A user gets no credit for idle time.
     """
 
     def __init__(self, threads: int, *, name: str) -> None:
         self._threads = ThreadPoolExecutor(
-            threads, thread_name_prefix=name, initializer=partial(step_back, DECODER)
+            threads, thread_name_prefix=name, initializer=partial(raise_niceness, DECODER)
         )
         self._free = threads + _AHEAD
         self._waiting: defaultdict[str, deque[asyncio.Future[None]]] = defaultdict(deque)
@@ -43,12 +42,12 @@ class FairThreads:
         if self._free:
             self._free -= 1
         else:
-            await self._turn(user)
+            await self._wait_for_thread(user)
         self._clock = max(self._clock, self._used[user])
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
 
-        def run() -> None:
+        def work_on_thread() -> None:
             result, error, started = None, None, time.perf_counter()
             if not future.cancelled():
                 try:
@@ -58,25 +57,25 @@ class FairThreads:
             seconds = time.perf_counter() - started
             loop.call_soon_threadsafe(self._finish, user, seconds, future, result, error)
 
-        self._threads.submit(run)
+        self._threads.submit(work_on_thread)
         return await future
 
     def close(self) -> None:
-        """Finish what runs and end the threads."""
+        """Finish the work that runs, and end the threads."""
         self._threads.shutdown()
 
-    async def _turn(self, user: str) -> None:
+    async def _wait_for_thread(self, user: str) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting[user].append(turn)
         try:
             await turn
         except asyncio.CancelledError:
             if not turn.cancelled():
-                self._next()
+                self._release_thread()
             raise
 
-    def _next(self) -> None:
-        """Give a thread that has become free to the user who has had the least."""
+    def _release_thread(self) -> None:
+        """Give a thread that has become free to the user that has used the least time."""
         while self._waiting:
             user = min(self._waiting, key=lambda user: self._used[user])
             turn = self._waiting[user].popleft()
@@ -96,7 +95,7 @@ class FairThreads:
         error: BaseException | None,
     ) -> None:
         self._used[user] += seconds
-        self._next()
+        self._release_thread()
         if future.cancelled():
             return
         if error is None:

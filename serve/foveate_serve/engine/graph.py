@@ -13,7 +13,7 @@ from foveate_serve.engine.explain import ExplanationLimits
 from foveate_serve.errors import InvalidRequestError, clip, listing, quote
 
 BEST_CLASS = -1
-"""A class id of the graph: the best class of its picture."""
+"""The class id by which the graph means the best class of a picture."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -71,7 +71,7 @@ def plan(request: GraphRequest, manifest: Manifest, limits: ExplanationLimits) -
                 metadata={"output": clip(name)},
             )
     _check_size(request, manifest, limits)
-    # In one order, so that requests for the same outputs share a batch.
+    # In the contract's order, so that requests for the same outputs share a batch.
     outputs = tuple(name for name in known if name in request.outputs)
     if request.class_ids is not None:
         _check_class_ids(request.class_ids, len(request.images), manifest, limits)
@@ -106,7 +106,7 @@ def _check_class_ids(
     if not manifest.cams:
         raise InvalidRequestError(
             "CLASS_IDS_UNUSED",
-            "the model has no maps that class ids could ask for",
+            "the model has no maps, so class ids have no effect",
             field="class_ids",
         )
     if class_ids.ndim != 2 or len(class_ids) != images:

@@ -1,4 +1,4 @@
-"""The pictures of requests, as a classifier takes them."""
+"""Decodes and resizes the pictures of requests to the classifier's input."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,21 +12,21 @@ from foveate_serve.engine.admission import Admission
 from foveate_serve.engine.fair import FairThreads
 from foveate_serve.errors import InvalidRequestError
 
-_DECODE_AT_ONCE = ImageLimits(max_bytes=4 << 10, max_pixels=64 * 64)
-"""Decoding no more than this into an input of no more pixels takes less than a change of thread."""
+_INLINE = ImageLimits(max_bytes=4 << 10, max_pixels=64 * 64)
+"""Decoding up to this, into an input of up to as many pixels, takes less than a thread handover."""
 
-_DECODE_ALONE = ImageLimits(max_bytes=192 << 10, max_pixels=300_000)
-"""Decoding a JPEG of no more than this takes a few milliseconds, and no other request waits."""
+_INLINE_ALONE = ImageLimits(max_bytes=192 << 10, max_pixels=300_000)
+"""A JPEG up to this blocks the event loop for a few milliseconds: harmless with one request."""
 
 _FEW_SCANS = 4
 """A baseline JPEG has one scan or one for each colour, and so has its thumbnail."""
 
 
 class Pictures:
-    """Decodes the files of requests, on threads of which each model gets its share.
+    """Decodes the files of requests, on threads that the models share fairly.
 
-    What is tiny is decoded on the event loop, and so is a small JPEG of few scans that
-    is alone in the server by `admission`.
+    A small picture is decoded on the event loop, and so is a larger JPEG of few scans
+    that is the only one in flight by `admission`.
     """
 
     def __init__(self, threads: FairThreads, admission: Admission, limits: ImageLimits) -> None:
@@ -34,10 +34,10 @@ class Pictures:
         self._admission = admission
         self._limits = limits
 
-    async def prepared(
+    async def prepare(
         self, image: bytes | RawImage, manifest: Manifest
     ) -> tuple[NDArray[np.uint8], View]:
-        """Return a picture as uint8 [height, width, channels], and what of it is seen.
+        """Return a picture as uint8 [height, width, channels], and the part of it that is seen.
 
         Raises InvalidRequestError.
         """
@@ -46,7 +46,7 @@ class Pictures:
             return _pixels(image, spec)
         try:
             alone = self._admission.alone and image.startswith(b"\xff\xd8")
-            small = self._at_once(image, spec, _DECODE_ALONE if alone else _DECODE_AT_ONCE)
+            small = self._decode_inline(image, spec, _INLINE_ALONE if alone else _INLINE)
             if small is not None:
                 return small
             return await self._threads.run(
@@ -60,10 +60,10 @@ class Pictures:
                 metadata={} if error.limit is None else {"limit": error.limit},
             ) from error
 
-    def _at_once(
+    def _decode_inline(
         self, image: bytes, spec: InputSpec, most: ImageLimits
     ) -> tuple[NDArray[np.uint8], View] | None:
-        """Return a picture decoded, None where it or the input is larger than `most`.
+        """Decode a picture on this thread; return None where it or the input is larger than `most`.
 
         Also None for a JPEG of many scans. Raises ImageError.
         """
@@ -78,14 +78,14 @@ class Pictures:
         try:
             return prepare(image, spec, both)
         except ImageError as error:
-            # A few bytes may hold millions of pixels, which the file's header tells.
+            # A small file may hold millions of pixels: its header says so.
             if error.reason == "IMAGE_TOO_LARGE":
                 return None
             raise
 
 
 def size_of(image: bytes | RawImage) -> int:
-    """Return how many bytes a picture came as."""
+    """Return the bytes of a picture as it was received."""
     return len(image.data if isinstance(image, RawImage) else image)
 
 

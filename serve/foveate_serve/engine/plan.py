@@ -24,7 +24,7 @@ class Plan:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """The outputs of the graph that answer it."""
+        """The outputs of the graph that the answer needs."""
         # The layers in one order, so that pictures asking for the same share a batch.
         features = sorted(plan.output for plan in self.features)
         return (LOGITS_OUTPUT, *([self.cam.output] if self.cam else []), *features)
@@ -36,12 +36,12 @@ class Plan:
 
     @property
     def ranks(self) -> int:
-        """How many of the best classes must be known; -1 asks for a map of the best, and so on."""
+        """How many of the best classes the answer needs; a map's class id -1 means the best."""
         return max(self.top_k, -min(self.class_ids, default=0))
 
     @property
     def draws(self) -> bool:
-        """Whether its answer holds pictures."""
+        """Whether the answer contains drawn pictures."""
         return self.cam is not None and self.cam.draws
 
 
@@ -76,7 +76,7 @@ def _threshold(wanted: float | None, scores: Scores) -> float | None:
     limit = "a finite number" if scores == "none" else "0 to 1"
     raise InvalidRequestError(
         "THRESHOLD_OUT_OF_RANGE",
-        f"threshold is {wanted:g}; the limit is {limit}, as the model's scores are ({scores})",
+        f"threshold is {wanted:g}; the limit is {limit}, by the model's scores ({scores})",
         field="threshold",
         metadata={"limit": limit},
     )

@@ -1,1 +1,1 @@
-"""What operators see: metrics, logs, traces and the status page."""
+"""Observability: metrics, logs, traces and the status page."""

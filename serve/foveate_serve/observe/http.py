@@ -1,4 +1,4 @@
-"""A small HTTP server for what operators read: GET and HEAD, one request a connection."""
+"""A small HTTP server for metrics, probes and the status page: GET and HEAD, no keep-alive."""
 
 import asyncio
 import logging
@@ -11,13 +11,13 @@ logger = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES = 8192
 MAX_CONNECTIONS = 64
-SECONDS = 10.0
-"""What a client gets to send its request, and again to take the answer."""
+TIMEOUT_SECONDS = 10.0
+"""The timeout of a client for sending its request, and again for reading the response."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Response:
-    """An answer."""
+    """An HTTP response."""
 
     body: bytes
     status: HTTPStatus = HTTPStatus.OK
@@ -26,11 +26,11 @@ class Response:
 
 
 Respond = Callable[[str, Mapping[str, str]], Awaitable[Response]]
-"""Answers a path, given the headers by their names in lower case."""
+"""Returns the response to a path and to headers, whose names are in lower case."""
 
 
 class HttpServer:
-    """Answers on HOST:PORT with `respond`."""
+    """Serves the responses of `respond` on HOST:PORT."""
 
     def __init__(self, address: str, respond: Respond) -> None:
         self._address = address
@@ -42,19 +42,19 @@ class HttpServer:
         """Listen, and return the address with the port that was bound; raises OSError."""
         host, _, port = self._address.rpartition(":")
         self._server = await asyncio.start_server(
-            self._connected, host.strip("[]"), int(port), limit=MAX_HEAD_BYTES
+            self._on_connection, host.strip("[]"), int(port), limit=MAX_HEAD_BYTES
         )
         return f"{host}:{self._server.sockets[0].getsockname()[1]}"
 
     async def stop(self) -> None:
-        """Listen no more, and close what is open."""
+        """Stop listening, and close all connections."""
         if self._server is not None:
             self._server.close()
         for connection in self._connections:
             connection.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
 
-    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _on_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._connections) >= MAX_CONNECTIONS:
             writer.close()
             return
@@ -63,18 +63,18 @@ class HttpServer:
         connection.add_done_callback(self._connections.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # A client that goes away, or is too slow, is owed nothing.
+        # A client that disconnects, or passes the timeout, gets no response.
         with suppress(ConnectionError, TimeoutError, asyncio.IncompleteReadError):
             try:
-                async with asyncio.timeout(SECONDS):
-                    answer = await self._answer(reader)
-                writer.write(answer)
-                async with asyncio.timeout(SECONDS):
+                async with asyncio.timeout(TIMEOUT_SECONDS):
+                    response = await self._read_and_respond(reader)
+                writer.write(response)
+                async with asyncio.timeout(TIMEOUT_SECONDS):
                     await writer.drain()
             finally:
                 writer.close()
 
-    async def _answer(self, reader: asyncio.StreamReader) -> bytes:
+    async def _read_and_respond(self, reader: asyncio.StreamReader) -> bytes:
         try:
             head = await reader.readuntil(b"\r\n\r\n")
         except asyncio.LimitOverrunError:
@@ -91,7 +91,7 @@ class HttpServer:
         try:
             response = await self._respond(path.partition("?")[0], headers)
         except Exception:
-            logger.exception("a page could not be made")
+            logger.exception("a request to the metrics port failed")
             response = _plain(HTTPStatus.INTERNAL_SERVER_ERROR)
         return _encode(response, body=method == "GET")
 

@@ -1,4 +1,4 @@
-"""The log: lines of text or of JSON, with the id of the request that they belong to."""
+"""The log: lines of text or of JSON, with the id of their request."""
 
 import json
 import logging

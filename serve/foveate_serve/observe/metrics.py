@@ -17,19 +17,19 @@ from prometheus_client.process_collector import ProcessCollector
 
 from foveate_serve.classification import Answer
 from foveate_serve.errors import ServeError
-from foveate_serve.observe.shown import Shown
+from foveate_serve.observe.known_versions import KnownVersions
 from foveate_serve.observe.triton import TritonNames
 from foveate_serve.observer import BatchRun, Observer
 from foveate_serve.repository.repository import Repository
 from foveate_serve.repository.versions import State
 from foveate_serve.rpc.errors import CODES
-from foveate_serve.rpc.interceptor import Call
+from foveate_serve.rpc.interceptor import CallRecord
 
-# A time beside every counter, of which Prometheus has no use.
+# These would add a creation time to every counter, which Prometheus does not use.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
-"""The variable that names the folder in which several processes keep their values."""
+"""The environment variable with the folder in which several processes write their values."""
 
 _MODEL = ("model", "version")
 
@@ -44,11 +44,11 @@ _PICTURES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 class Metrics(Observer):
     """The metrics of one process, in the registry `registry`.
 
-    Histograms, which can be summed over servers and read as quantiles
-    afterwards. The label `model` holds only names of bundles, and is empty for
-    a request whose model was not found; what is gone is shown no longer, as
-    `Shown` says. Where the environment variable `MULTIPROCESS` is set, the
-    values live in files of that folder.
+    Times are histograms: these can be summed over servers before quantiles are
+    computed. The label `model` holds only names of bundles, and is empty for a request
+    whose model was not found. Versions that are gone are removed, as `KnownVersions`
+    says. Where the environment variable `MULTIPROCESS` is set, the values are in files
+    of that folder.
     """
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class Metrics(Observer):
         own = self._own = CollectorRegistry()
         self._requests = Counter(
             "foveate_requests",
-            "Pictures that were to be classified, by canonical code.",
+            "Classified or refused pictures, by canonical code.",
             (*_MODEL, "code"),
             registry=own,
         )
@@ -69,7 +69,7 @@ class Metrics(Observer):
         )
         self._waiting = Gauge(
             "foveate_requests_waiting",
-            "Pictures that wait for a batch.",
+            "Pictures in the queue.",
             _MODEL,
             registry=own,
             multiprocess_mode="livesum",
@@ -81,8 +81,8 @@ class Metrics(Observer):
             for stage, text in (
                 ("request", "From a picture's arrival to its answer."),
                 ("decode", "Decoding, resizing and cropping a picture."),
-                ("queue", "Waiting for a batch."),
-                ("infer", "The run of the batch that a picture rode in."),
+                ("queue", "In the queue."),
+                ("infer", "The run of the picture's batch."),
                 ("encode", "Ranking the classes and drawing the maps of a picture."),
             )
         }
@@ -94,7 +94,7 @@ class Metrics(Observer):
         )
         self._busy = Counter(
             "foveate_engine_busy_seconds",
-            "Seconds that a lane of an engine was busy: its rate is the busy share.",
+            "Seconds that a lane of an engine was busy; its rate is the utilisation.",
             (*_MODEL, "lane"),
             registry=own,
         )
@@ -104,19 +104,19 @@ class Metrics(Observer):
                 for result, text in texts.items()
             }
             for unit, texts in (
-                ("", {"hits": "Answers that were kept.", "misses": "Answers that were not kept."}),
+                ("", {"hits": "Answers from the cache.", "misses": "Lookups without an answer."}),
                 (
                     "_seconds",
                     {
-                        "hits": "Seconds of looking for answers that were kept.",
-                        "misses": "Seconds of looking for answers that were not kept.",
+                        "hits": "Seconds of the lookups with an answer.",
+                        "misses": "Seconds of the lookups without an answer.",
                     },
                 ),
             )
         )
         self._joined = Counter(
             "foveate_requests_joined",
-            "Pictures that took the answer of an identical request in flight.",
+            "Pictures that shared the run of an identical request in flight.",
             _MODEL,
             registry=own,
         )
@@ -134,14 +134,14 @@ class Metrics(Observer):
             registry=own,
             multiprocess_mode="livesum",
         )
-        # What an objective for the latency may change at any time.
+        # A latency objective may change these at any time.
         self._policy = {
             name: Gauge(name, text, _MODEL, registry=own, multiprocess_mode="livemax")
             for name, text in (
                 ("foveate_instances", "Instances of a version, in each process."),
                 ("foveate_batch_limit", "The most pictures in a batch."),
                 ("foveate_batch_delay_limit_seconds", "The longest wait for a batch to fill."),
-                ("foveate_queue_limit", "The most pictures that wait for a batch."),
+                ("foveate_queue_limit", "The most pictures in the queue."),
             )
         }
         self._calls = Counter(
@@ -149,7 +149,7 @@ class Metrics(Observer):
         )
         self._calls_in_flight = Gauge(
             "foveate_calls_in_flight",
-            "gRPC calls that are being answered.",
+            "gRPC calls in flight.",
             ("method",),
             registry=own,
             multiprocess_mode="livesum",
@@ -160,15 +160,15 @@ class Metrics(Observer):
             *(*self._lookups.values(), *self._lookup_seconds.values()),
             *(self._load_seconds, self._ready, *self._policy.values()),
         )
-        self._shown = Shown(own)
-        self.registry.register(TritonNames(self._shown))
+        self._known_versions = KnownVersions(own)
+        self.registry.register(TritonNames(self._known_versions))
         ProcessCollector(registry=self.registry)
 
-    def began(self, model: str, version: str) -> None:
+    def on_start(self, model: str, version: str) -> None:
         """Count a request in flight."""
         self._in_flight.labels(model, version).inc()
 
-    def answered(self, answer: Answer) -> None:
+    def on_answer(self, answer: Answer) -> None:
         """Count an answer and its stages."""
         model, version, timing = answer.model, answer.version, answer.timing
         self._requests.labels(model, version, "OK").inc()
@@ -184,36 +184,36 @@ class Metrics(Observer):
         ):
             self._stages[stage].labels(model, version).observe(seconds)
 
-    def looked_up(self, model: str, version: str, *, hit: bool, seconds: float) -> None:
-        """Count a look into the cache."""
+    def on_cache_lookup(self, model: str, version: str, *, hit: bool, seconds: float) -> None:
+        """Count a lookup in the cache."""
         result = "hits" if hit else "misses"
         self._lookups[result].labels(model, version).inc()
         self._lookup_seconds[result].labels(model, version).inc(seconds)
 
-    def joined(self, model: str, version: str) -> None:
-        """Count a request that waits for another one's answer."""
+    def on_join(self, model: str, version: str) -> None:
+        """Count a request that shares the run of an identical one."""
         self._joined.labels(model, version).inc()
 
-    def failed(self, model: str, version: str, error: BaseException, seconds: float) -> None:  # noqa: ARG002 - the histograms are of answers
+    def on_failure(self, model: str, version: str, error: BaseException, seconds: float) -> None:  # noqa: ARG002 - the histograms are of answers
         """Count a failure by its code."""
         self._requests.labels(model, version, _code(error)).inc()
-        # What was refused unread has a model, and never began.
+        # A request that was refused unread has a model and no version: it never started.
         if version:
             self._in_flight.labels(model, version).dec()
 
-    def ran(self, model: str, version: str, run: BatchRun) -> None:
+    def on_batch(self, model: str, version: str, run: BatchRun) -> None:
         """Count a batch."""
         self._batch_size.labels(model, version).observe(run.size)
         self._batch_seconds.labels(model, version).observe(run.infer)
         self._busy.labels(model, version, str(run.lane)).inc(run.gather + run.infer + run.split)
 
-    def loaded(self, model: str, version: str, seconds: float) -> None:
-        """Note how long a load took."""
+    def on_load(self, model: str, version: str, seconds: float) -> None:
+        """Set the seconds of the last load."""
         self._load_seconds.labels(model, version).set(seconds)
 
     @contextmanager
-    def call(self, call: Call) -> Iterator[None]:
-        """Count a gRPC call; to be given to the server as one of its observers."""
+    def call(self, call: CallRecord) -> Iterator[None]:
+        """Count a gRPC call: a CallObserver of the server."""
         in_flight = self._calls_in_flight.labels(call.method)
         in_flight.inc()
         try:
@@ -223,7 +223,7 @@ class Metrics(Observer):
             self._calls.labels(call.method, call.code.name).inc()
 
     def sample(self, repository: Repository) -> None:
-        """Read what has a value at any time: what is ready, how much waits, how batches form."""
+        """Set the gauges that are read, not counted: readiness, queue lengths, batch policies."""
         states = {
             (model.name, str(status.version)): status.state
             for model in repository.models()
@@ -244,12 +244,12 @@ class Metrics(Observer):
                 ("foveate_queue_limit", batcher.policy.max_queue),
             ):
                 self._policy[name].labels(*labels).set(value)
-        for model, version in self._shown.update(states):
-            self._forget(model, version)
+        for model, version in self._known_versions.update(states):
+            self._remove(model, version)
 
-    def _forget(self, model: str, version: str) -> None:
+    def _remove(self, model: str, version: str) -> None:
         if MULTIPROCESS in os.environ:
-            return  # what lies in a file cannot be taken out of it
+            return  # a value cannot be removed from a file
         for metric in self._of_versions:
             metric.remove_by_labels({"model": model, "version": version})
 

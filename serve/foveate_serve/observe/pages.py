@@ -1,4 +1,4 @@
-"""What the metrics port answers: `/`, `/metrics`, `/healthz` and `/readyz`."""
+"""The pages of the metrics port: `/`, `/metrics`, `/healthz` and `/readyz`."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ code { font-size: .9em }
 
 @dataclass(frozen=True, kw_only=True)
 class VersionRow:
-    """What the page says of one version of one model."""
+    """A row of the status page: one version of one model."""
 
     model: str
     version: int
@@ -43,7 +43,7 @@ class VersionRow:
 
 
 class Source(Protocol):
-    """Where the pages have their content from."""
+    """The source of the pages' content."""
 
     @property
     def is_ready(self) -> bool:
@@ -52,7 +52,7 @@ class Source(Protocol):
 
     @property
     def is_hung(self) -> bool:
-        """Whether only a new start can help."""
+        """Whether an engine hangs, so that only a restart helps."""
         ...
 
     async def rows(self) -> Sequence[VersionRow]:
@@ -65,7 +65,7 @@ class Source(Protocol):
 
 
 class Pages:
-    """Answers the paths. The probes are open; the rest needs a token where tokens are set."""
+    """Responds to the paths. Probes need no token; the rest does where tokens are set."""
 
     def __init__(self, source: Source, settings: Settings, access: AccessControl | None) -> None:
         self._source = source
@@ -73,7 +73,7 @@ class Pages:
         self._access = access
 
     async def respond(self, path: str, headers: Mapping[str, str]) -> Response:
-        """Answer one path."""
+        """Return the response to one path."""
         if path == "/healthz":
             return self._health()
         if path == "/readyz":
@@ -100,7 +100,7 @@ class Pages:
     async def _metrics(self, accept: str) -> Response:
         encode, content_type = choose_encoder(accept)
         metrics = await self._source.metrics()
-        # Writing thousands of lines would hold up the requests on the event loop.
+        # Encoding thousands of lines would block the event loop.
         body = await asyncio.to_thread(encode, metrics)
         return Response(body=body, content_type=content_type)
 
@@ -114,7 +114,7 @@ class Pages:
 
 
 def status_page(rows: Sequence[VersionRow], settings: Settings, *, ready: bool) -> str:
-    """Return the page on the models and the settings, without the secrets."""
+    """Return the status page: the models, and the settings without the secrets."""
     models = "".join(_row(row) for row in rows) or '<tr><td colspan="6">none</td></tr>'
     values = "".join(
         f"<tr><td><code>{escape(name)}</code></td><td>{escape(value)}</td></tr>"

@@ -1,4 +1,4 @@
-"""What the pages of one server show."""
+"""The content of the metrics port of one process."""
 
 from collections.abc import Sequence
 
@@ -28,7 +28,7 @@ class ServerSource:
 
     @property
     def is_hung(self) -> bool:
-        """Whether an engine does not come back from a run."""
+        """Whether a run of an engine hangs."""
         return self._repository.hung
 
     async def rows(self) -> Sequence[VersionRow]:
@@ -63,18 +63,18 @@ class ServerSource:
 
 
 def describe_batching(batching: Batching) -> str:
-    """Return how a model's requests are batched, for people."""
+    """Return a sentence on how a model's requests are batched."""
     parts = [f"up to {batching.max_batch} in a batch"]
     if batching.instances > 1:
         parts.insert(0, f"{batching.instances} instances")
     if batching.preferred_batches:
         parts.append(f"preferring {', '.join(map(str, batching.preferred_batches))}")
     if delay := batching.max_delay.ToTimedelta():
-        parts.append(f"{1000 * delay.total_seconds():.1f} ms for one to fill")
-    parts.append(f"{batching.max_queue} may wait")
+        parts.append(f"a delay of {1000 * delay.total_seconds():.1f} ms")
+    parts.append(f"a queue of {batching.max_queue}")
     if batching.priorities > 1:
         parts.append(f"{batching.priorities} priorities")
     if batching.HasField("latency_objective"):
         objective = batching.latency_objective.ToTimedelta()
-        parts.append(f"found for answers within {1000 * objective.total_seconds():g} ms")
+        parts.append(f"tuned for answers within {1000 * objective.total_seconds():g} ms")
     return ", ".join(parts)

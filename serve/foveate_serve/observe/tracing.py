@@ -1,7 +1,7 @@
 """OpenTelemetry traces: a span for each call, for each picture and for its stages.
 
-The spans of a picture are made when it has its answer, from the times that are
-measured for every request, so that a call outside a trace costs nothing more.
+The spans of a picture are made once it has its answer, from the times that every
+request is measured by: a call outside a trace costs nothing more.
 """
 
 import time
@@ -21,7 +21,7 @@ from foveate_serve.classification import Answer
 from foveate_serve.errors import ServeError
 from foveate_serve.log_context import REQUEST_ID
 from foveate_serve.observer import Observer
-from foveate_serve.rpc.interceptor import Call
+from foveate_serve.rpc.interceptor import CallRecord
 
 _BATCHES_KEPT = 256
 
@@ -40,7 +40,7 @@ class Tracing(Observer):
         self._batches: OrderedDict[int, SpanContext] = OrderedDict()
 
     @contextmanager
-    def call(self, call: Call) -> Iterator[None]:
+    def call(self, call: CallRecord) -> Iterator[None]:
         """Put a call in a span of its own, within the trace that its metadata names."""
         carrier = {key: value for key, value in call.metadata.items() if isinstance(value, str)}
         service, _, method = call.method.strip("/").rpartition("/")
@@ -55,7 +55,7 @@ class Tracing(Observer):
                 "foveate.request_id": REQUEST_ID.get(),
             },
         )
-        # Not detached: the call's task has a context of its own, and ends with it.
+        # Not detached: the context belongs to the call's task and ends with it.
         context.attach(trace.set_span_in_context(span))
         try:
             yield
@@ -65,7 +65,7 @@ class Tracing(Observer):
                 span.set_status(Status(StatusCode.ERROR, call.code.name))
             span.end()
 
-    def answered(self, answer: Answer) -> None:
+    def on_answer(self, answer: Answer) -> None:
         """Make the spans of a picture and of its stages."""
         if not trace.get_current_span().is_recording():
             return
@@ -97,7 +97,7 @@ class Tracing(Observer):
         self._stage(picture, "encode", end - _nanoseconds(timing.encode), end)
         picture.end(end)
 
-    def failed(self, model: str, version: str, error: BaseException, seconds: float) -> None:
+    def on_failure(self, model: str, version: str, error: BaseException, seconds: float) -> None:
         """Make the span of a picture that has no answer."""
         if not trace.get_current_span().is_recording():
             return
@@ -116,11 +116,11 @@ class Tracing(Observer):
         picture.end(end)
 
     def close(self) -> None:
-        """Export what is left. May take some seconds where nobody takes the spans."""
+        """Export the remaining spans. Takes some seconds where no collector responds."""
         self._provider.shutdown()
 
     def _batch(self, picture: Span, answer: Answer, start: int, end: int) -> SpanContext:
-        """Return the span of the picture's batch, which belongs to the first answer of it."""
+        """Return the span of the picture's batch: a child of the first answer from that batch."""
         number = answer.timing.batch
         known = self._batches.get(number)
         if known is not None:
@@ -155,7 +155,7 @@ class Tracing(Observer):
 
 
 def make_tracing() -> Tracing:
-    """Return tracing as the OTEL_* environment variables say: sampler, endpoint, resource."""
+    """Return tracing, configured by the OTEL_* environment variables."""
     resource = Resource.create(
         {"service.name": "foveate-serve", "service.version": version("foveate-serve")}
     )

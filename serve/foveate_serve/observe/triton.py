@@ -1,4 +1,4 @@
-"""The names under which dashboards for NVIDIA Triton look for the same numbers.
+"""The same numbers under the metric names that dashboards for NVIDIA Triton expect.
 
 See Triton's docs/user_guide/metrics.md for their meaning.
 """
@@ -17,7 +17,7 @@ _REASONS = {"RESOURCE_EXHAUSTED": "REJECTED", "CANCELLED": "CANCELED", "INTERNAL
 
 @dataclass(frozen=True)
 class _Alias:
-    """`name` stands for the sum of the samples called `sample`, times `factor`."""
+    """`name` is the sum of the samples called `sample`, times `factor`."""
 
     name: str
     text: str
@@ -30,7 +30,7 @@ _ALIASES = (
     _Alias("nv_inference_exec_count", "Batches run.", "foveate_batch_size_count"),
     _Alias(
         "nv_inference_pending_request_count",
-        "Pictures that wait for a batch.",
+        "Pictures in the queue.",
         "foveate_requests_waiting",
     ),
     _Alias(
@@ -44,12 +44,12 @@ _ALIASES = (
         for alias in (
             _Alias(
                 f"nv_cache_num_{ours}_per_model",
-                "Looks into the response cache.",
+                "Lookups in the response cache.",
                 f"foveate_cache_{ours}_total",
             ),
             _Alias(
                 f"nv_cache_{theirs}_duration_per_model",
-                "Microseconds of looking into the response cache.",
+                "Microseconds of the lookups in the response cache.",
                 f"foveate_cache_{ours}_seconds_total",
                 1e6,
             ),

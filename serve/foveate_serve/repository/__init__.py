@@ -1,1 +1,1 @@
-"""The models on disk, and those of them that serve."""
+"""The models on disk: loading, versions, labels, and the loaded models that serve."""

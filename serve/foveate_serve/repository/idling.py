@@ -1,4 +1,4 @@
-"""Gives memory back once a model has had nothing to do for a while."""
+"""Returns memory to the system while a model is idle."""
 
 import asyncio
 import logging
@@ -10,14 +10,14 @@ from foveate_serve.heap import trim_heap
 logger = logging.getLogger(__name__)
 
 IDLE_SECONDS = 10.0
-"""A pause of this length between two runs may well go on."""
+"""A model without a run for so long counts as idle."""
 
 
-class Idling:
+class IdleTrimmer:
     """Trims `runners` and the heap `IDLE_SECONDS` after the last of their runs.
 
-    What they give back the next large batch takes again, which costs it some
-    milliseconds. Made within a running event loop, and used from it.
+    The next large batch allocates the memory again, which costs it some milliseconds.
+    Made within a running event loop, and used from it.
     """
 
     def __init__(self, runners: Sequence[Runner]) -> None:
@@ -27,23 +27,23 @@ class Idling:
         self._timer: asyncio.TimerHandle | None = None
         self._trimming: asyncio.Future[None] | None = None
 
-    def ran(self) -> None:
-        """Hear of a run that has ended."""
+    def on_run(self) -> None:
+        """Start the idle time again: a run has ended."""
         self._last = self._loop.time()
         if self._timer is None:
-            self._timer = self._loop.call_later(IDLE_SECONDS, self._look)
+            self._timer = self._loop.call_later(IDLE_SECONDS, self._check)
 
     async def close(self) -> None:
-        """Trim no longer."""
+        """Stop trimming."""
         if self._timer is not None:
             self._timer.cancel()
         if self._trimming is not None:
             await self._trimming
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         idle = self._loop.time() - self._last
         if idle < IDLE_SECONDS:
-            self._timer = self._loop.call_later(IDLE_SECONDS - idle, self._look)
+            self._timer = self._loop.call_later(IDLE_SECONDS - idle, self._check)
             return
         self._timer = None
         self._trimming = self._loop.run_in_executor(None, self._trim)
@@ -53,5 +53,5 @@ class Idling:
             try:
                 runner.trim()
             except Exception:
-                logger.exception("an engine could not give memory back")
+                logger.exception("an engine could not release its idle memory")
         trim_heap()

@@ -1,4 +1,4 @@
-"""Several instances of one model: runners beside each other, each on cores of its own."""
+"""Several instances of one model: runners of the same bundle, each on cores of its own."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -14,7 +14,7 @@ def make_instances(
     """Load a bundle once for each entry of `cores`, and return the runners.
 
     An engine starts its threads while it loads, and they inherit the cores of
-    the thread that starts them. Raises BackendError; then no runner stays open.
+    the thread that starts them. Raises BackendError, after it has closed the runners.
     """
     with ExitStack() as opened:
         runners = []

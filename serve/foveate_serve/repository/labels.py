@@ -1,4 +1,4 @@
-"""Labels that stand for versions of a model: `stable`, `canary`, or others of one's choice.
+"""Labels of versions of a model: `stable`, `canary`, or any other name.
 
 A label begins with a letter and a version is a number, so a request can name
 either in the same field.
@@ -15,19 +15,19 @@ from foveate_runtime.bundle.manifest import Name, Positive
 from foveate_serve.errors import InvalidRequestError, clip, quote
 
 LATEST = "latest"
-"""What stands for the newest version, and cannot be a label."""
+"""Means the newest version, and cannot be a label."""
 
 STABLE = "stable"
-"""The label whose version answers when a request names none."""
+"""The label whose version serves requests that name no version."""
 
 _LABEL = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _ASSIGNMENT = re.compile(r"(?P<model>[^:=]+):(?P<label>[^:=]+)=(?P<version>[^:=]+)")
 
 
 def check_label(text: str) -> str:
-    """Return `text` where it may be a label; raises ValueError."""
+    """Return `text` if it is a valid label; raises ValueError."""
     if text == LATEST:
-        raise ValueError(f"{LATEST!r} stands for the newest version and cannot be a label")
+        raise ValueError(f"{LATEST!r} means the newest version and cannot be a label")
     if not _LABEL.fullmatch(text):
         raise ValueError(
             "a label is of at most 63 lower-case letters, digits, '-' and '_', "
@@ -37,7 +37,7 @@ def check_label(text: str) -> str:
 
 
 def _read(value: object) -> object:
-    """Turn `MODEL:LABEL=VERSION,...`, as flags and the environment have it, into a mapping."""
+    """Turn `MODEL:LABEL=VERSION,...`, the form of flags and the environment, into a mapping."""
     if not isinstance(value, str):
         return value
     labels: dict[str, dict[str, str]] = {}
@@ -52,11 +52,11 @@ def _read(value: object) -> object:
 Label = Annotated[str, AfterValidator(check_label)]
 
 VersionLabels = Annotated[Mapping[Name, Mapping[Label, Positive]], BeforeValidator(_read)]
-"""The labels by model, and the versions that they stand for."""
+"""The labels of each model, and the version of each label."""
 
 
 def check_labels(labels: Mapping[str, str]) -> dict[str, int]:
-    """Return the numbers that a model's labels stand for; raises InvalidRequestError."""
+    """Return the version numbers of a model's labels; raises InvalidRequestError."""
     numbers = {}
     for label, version in labels.items():
         field, metadata = "version_labels", {"label": clip(label)}
@@ -69,7 +69,7 @@ def check_labels(labels: Mapping[str, str]) -> dict[str, int]:
         if not VERSION.fullmatch(version):
             raise InvalidRequestError(
                 "VERSION_INVALID",
-                f"the label {label!r} stands for {quote(version)}, which is no version's number",
+                f"the label {label!r} has the version {quote(version)}, which is not a number",
                 field=field,
                 metadata=metadata,
             )

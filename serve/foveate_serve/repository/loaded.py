@@ -1,4 +1,4 @@
-"""A bundle that serves."""
+"""A loaded bundle with its runners and its batcher."""
 
 import asyncio
 import logging
@@ -10,7 +10,7 @@ from foveate_runtime.bundle.bundle import Bundle
 from foveate_serve.batching.batcher import Batcher
 from foveate_serve.batching.policy import BatchPolicy
 from foveate_serve.observer import BatchRun
-from foveate_serve.repository.idling import Idling
+from foveate_serve.repository.idling import IdleTrimmer
 from foveate_serve.repository.users import Users
 from foveate_serve.repository.watchdog import Watchdog
 
@@ -29,8 +29,9 @@ def close_all(runners: Sequence[Runner]) -> None:
 class LoadedModel:
     """A bundle that serves: its runners, which are alike, and its batcher.
 
-    `runner` is the first of them. `hangs` is called with True where a run has
-    taken `run_limit` seconds, and with False when it has ended after all.
+    `runner` is the first of them. `on_hang` is called with True once a run has taken
+    `run_limit` seconds, and with False when that run ends after all. `on_batch` and
+    `on_alive` as in Batcher.
     """
 
     def __init__(
@@ -39,54 +40,56 @@ class LoadedModel:
         runners: Sequence[Runner],
         policy: BatchPolicy,
         *,
-        ran: Callable[[BatchRun], None] | None = None,
-        alive: Callable[[bool], None] | None = None,
+        on_batch: Callable[[BatchRun], None] | None = None,
+        on_alive: Callable[[bool], None] | None = None,
         run_limit: float = 0.0,
-        hangs: Callable[[bool], None] | None = None,
+        on_hang: Callable[[bool], None] | None = None,
     ) -> None:
         self.bundle = bundle
         self.runners = tuple(runners)
         self.runner = runners[0]
         name = f"{bundle.manifest.name}/{bundle.manifest.version}"
-        self._ran = ran
-        self._idling = Idling(runners)
-        self.batcher = Batcher(runners, policy, name=name, ran=self._has_run, alive=alive)
+        self._on_batch = on_batch
+        self._idle_trimmer = IdleTrimmer(runners)
+        self.batcher = Batcher(
+            runners, policy, name=name, on_batch=self._on_run_end, on_alive=on_alive
+        )
         self._users = Users()
-        self._hangs = hangs
+        self._on_hang = on_hang
         self._hung = asyncio.Event()
-        self._watchdog = Watchdog(runners, run_limit, self._engine_hangs)
+        self._watchdog = Watchdog(runners, run_limit, self._on_engine_hang)
 
-    def _has_run(self, run: BatchRun) -> None:
-        self._idling.ran()
-        if self._ran is not None:
-            self._ran(run)
+    def _on_run_end(self, run: BatchRun) -> None:
+        self._idle_trimmer.on_run()
+        if self._on_batch is not None:
+            self._on_batch(run)
 
-    def _engine_hangs(self, hung: bool) -> None:
+    def _on_engine_hang(self, hung: bool) -> None:
         if hung:
             self._hung.set()
         else:
             self._hung.clear()
-        self.batcher.hangs(hung)
-        if self._hangs is not None:
-            self._hangs(hung)
+        self.batcher.set_hung(hung)
+        if self._on_hang is not None:
+            self._on_hang(hung)
 
     def in_use(self) -> AbstractContextManager[None]:
         """Keep the model open until the block ends."""
         return self._users
 
     async def close(self) -> None:
-        """Wait until nobody uses the model, then release its engine, unless that hangs."""
-        await self._users.gone()
+        """Wait until the model is not in use, then release its engine, unless that hangs."""
+        await self._users.wait_until_none()
         closing = asyncio.create_task(self.batcher.close())
         hung = asyncio.create_task(self._hung.wait())
         await asyncio.wait((closing, hung), return_when=asyncio.FIRST_COMPLETED)
         self._watchdog.close()
-        await self._idling.close()
+        await self._idle_trimmer.close()
         hung.cancel()
         if not closing.done():
-            # The memory of an engine must not be freed while one of its runs goes on.
+            # The memory of an engine must not be freed during one of its runs.
             closing.cancel()
-            logger.error("an engine of %s hangs and is left as it is", self.bundle.manifest.name)
+            logger.error("an engine of %s hangs and is not released", self.bundle.manifest.name)
             return
         await closing
         close_all(self.runners)

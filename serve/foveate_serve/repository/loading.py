@@ -1,4 +1,4 @@
-"""Loads on threads of their own, which are given up where they take too long."""
+"""Loads on threads of their own, with a timeout."""
 
 import asyncio
 import threading
@@ -10,22 +10,21 @@ T = TypeVar("T")
 
 
 class LoadTimeoutError(Exception):
-    """A load takes longer than it may."""
+    """A load has passed its timeout."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"it has not loaded within {seconds:g} s")
 
 
 class LoadEndedError(Exception):
-    """A load ended by what is no error, such as SystemExit, and would end the event loop."""
+    """A load raised something like SystemExit, which would end the event loop."""
 
 
 class Loads:
-    """Runs loads, each on a thread of its own, for at most `limit` seconds; 0 is for ever.
+    """Runs loads, each on a thread of its own, with a timeout of `limit` seconds; 0 is none.
 
-    A thread in an engine cannot be stopped. A load that is given up goes on,
-    and what it brings after all is handed to `discard`. Used from one event
-    loop.
+    A thread in an engine cannot be stopped: a load that is given up continues, and its
+    late result is passed to `discard`. Used from one event loop.
     """
 
     def __init__(self, limit: float) -> None:
@@ -38,11 +37,11 @@ class Loads:
         """Whether a load that was given up has not ended."""
         return bool(self._given_up)
 
-    async def run(self, load: Callable[[], T], discard: Callable[[T], None]) -> T:
+    async def load(self, load: Callable[[], T], discard: Callable[[T], None]) -> T:
         """Return what `load` returns, or raise its error.
 
-        Raises LoadTimeoutError, and LoadEndedError where it raised what is no Exception.
-        A load whose caller is cancelled goes on as well.
+        Raises LoadTimeoutError, and LoadEndedError where `load` raised anything but an
+        Exception. A load whose caller is cancelled also continues.
         """
         ended = self._start(load)
         try:
@@ -57,7 +56,7 @@ class Loads:
         raise LoadTimeoutError(self._limit or 0.0)
 
     async def finish(self) -> None:
-        """Wait for the loads under way, as long as a load may take; the others are given up."""
+        """Wait for the running loads up to the timeout, then give up the rest."""
         waiting = self._under_way - self._given_up
         if waiting:
             _, late = await asyncio.wait(waiting, timeout=self._limit)
@@ -78,19 +77,19 @@ class Loads:
             try:
                 loop.call_soon_threadsafe(finish)
             except RuntimeError:
-                # The server did not wait for it, and nobody is left to want it.
+                # The loop was closed without waiting for this load.
                 if not loop.is_closed():
                     raise
 
         thread = threading.Thread(target=work, name="foveate-load", daemon=True)
-        # It has only to return, and nobody is to find it after its load.
+        # The thread has nothing left to do but return.
         ended.add_done_callback(lambda _: thread.join())
         thread.start()
         return ended
 
 
 def _settable(error: BaseException) -> Exception:
-    """Return an error as a future takes it, and as an event loop survives it."""
+    """Return an error that a future accepts and that does not end the event loop."""
     if isinstance(error, Exception) and not isinstance(error, StopIteration):
         return error
     ended = LoadEndedError(f"it ended by {type(error).__name__}")
@@ -99,6 +98,6 @@ def _settable(error: BaseException) -> Exception:
 
 
 def _discard(discard: Callable[[T], None], ended: asyncio.Future[T]) -> None:
-    # An error that everybody has left behind is no news.
+    # `exception` also marks an error as seen, or asyncio would log it.
     if ended.exception() is None:
         discard(ended.result())

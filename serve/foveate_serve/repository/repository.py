@@ -1,4 +1,4 @@
-"""The models on disk and those that serve."""
+"""The models on disk, and the loading and unloading of their versions."""
 
 import asyncio
 import errno
@@ -23,7 +23,7 @@ from foveate_serve.errors import (
     clip,
     quote,
 )
-from foveate_serve.niceness import ENGINE, step_back
+from foveate_serve.niceness import ENGINE, raise_niceness
 from foveate_serve.observer import Observer
 from foveate_serve.repository.instances import make_instances
 from foveate_serve.repository.labels import LATEST, check_labels
@@ -42,13 +42,18 @@ _ROOT = "the repository's folder"
 class Repository:
     """The bundles under `root/<model>/<version>/`.
 
-    `make_runner` loads a checked bundle on a backend; it is called on a thread.
-    Whatever a load raises makes its version fail. `policies` are those of the models named there,
-    `policy` that of the others. `labels` stand for versions, by model. An
-    engine hangs where a run takes more than `run_limit` seconds, and a load is
-    given up after `load_limit` seconds, 0 for never. `observer` is told of
-    loads, of every change of a state and of every batch. Used from one event
-    loop.
+    Used from one event loop.
+
+    Args:
+        root: the repository's folder.
+        make_runner: loads a checked bundle on a backend; called on a thread. A version
+            whose load raises an error is in the state failed.
+        policy: the batch policy of the models that `policies` does not name.
+        observer: is notified of loads, of every change of a state, and of every batch.
+        policies: the batch policies of single models, by name.
+        labels: the labels of versions, by model.
+        run_limit: seconds after which a run of an engine counts as hung; 0 is never.
+        load_limit: seconds after which a load is given up; 0 is never.
     """
 
     def __init__(
@@ -74,31 +79,33 @@ class Repository:
         self._models: dict[str, Model] = {}
         self._changes: set[asyncio.Task[object]] = set()
         self._problems: dict[str, list[str]] = {}
-        self._looked = False
+        self._scanned = False
 
     async def open(self, *, load: bool = True) -> None:
-        """Learn of every model, and `load` the newest version of each and those with a label.
+        """Scan the folder, and `load` the newest version of each model and those with a label.
 
-        A model that cannot be loaded is logged and stands as failed. Raises
+        A version that cannot be loaded is logged, and its state is failed. Raises
         OSError where the repository cannot be read.
         """
-        for seen in (await self._look()).values():
-            self._learn(seen)
-        self._looked = True
+        for seen in (await self._scan()).values():
+            self._add_versions(seen)
+        self._scanned = True
         for name in self._labels.keys() - self._models.keys():
-            logger.warning("there are labels for the model %s, which is not there", name)
+            logger.warning(
+                "there are labels for the model %s, which is not in the repository", name
+            )
         if not load:
             return
         waiting = [
             (model, version) for model in self._models.values() for version in model.wanted()
         ]
         for _, version in waiting:
-            self._move(version, State.LOADING)
+            self._set_state(version, State.LOADING)
         for model, version in waiting:
             await self._try_load(model, version)
 
     async def close(self) -> None:
-        """Finish what runs and release every model."""
+        """Finish the changes and requests in flight, and release every model."""
         while self._changes:
             await asyncio.wait(self._changes)
         await self._loads.finish()
@@ -112,17 +119,17 @@ class Repository:
 
     @property
     def problems(self) -> list[str]:
-        """What of the folder cannot be read, and why, such as "Permission denied: NAME"."""
+        """The parts of the folder that cannot be read, and why: "Permission denied: NAME"."""
         return [problem for _, found in sorted(self._problems.items()) for problem in found]
 
     @property
     def hung(self) -> bool:
-        """Whether an engine does not come back from a run: only a restart frees what it holds."""
+        """Whether a run of an engine hangs: only a restart of the process frees its thread."""
         return any(v.hung for model in self._models.values() for v in model.versions.values())
 
     @property
     def stuck(self) -> bool:
-        """Whether the thread of an engine or of a load does not end."""
+        """Whether the thread of an engine or of a load hangs."""
         return self.hung or self._loads.stuck
 
     def models(self) -> list[ModelStatus]:
@@ -147,10 +154,10 @@ class Repository:
         NotReadyError, LoadingError, and InvalidRequestError on the field
         `field` where a name is needed.
         """
-        if not self._looked:
-            raise LoadingError("MODELS_UNKNOWN", "the models are not known yet")
+        if not self._scanned:
+            raise LoadingError("MODELS_UNKNOWN", "the repository has not been read yet")
         model = self._find(name) if name else self._only(field)
-        wanted = model.asked(version)
+        wanted = model.resolve(version)
         if wanted.loaded is not None and wanted.state is State.READY:
             return wanted.loaded
         metadata = {"model": model.name, "version": wanted.number, "state": wanted.state.value}
@@ -160,29 +167,30 @@ class Repository:
         raise NotReadyError("MODEL_NOT_READY", message, metadata=metadata)
 
     async def load(self, name: str, version: str) -> ModelStatus:
-        """Load a version that does not serve yet; an empty `version` means the newest on disk.
+        """Load a version that does not serve yet.
 
-        So does `latest`. Raises NotFoundError, and NotReadyError where the load fails.
+        An empty `version`, or `latest`, means the newest on disk. Raises NotFoundError,
+        and NotReadyError where the load fails.
         """
 
         async def change(model: Model) -> None:
-            wanted = model.on_disk(version)
+            wanted = model.to_change(version)
             if wanted.loaded is None:
                 await self._load(model, wanted)
 
         return await self._change(name, change)
 
     async def reload(self, name: str, version: str) -> ModelStatus:
-        """Read a version anew and put it in the place of the one that serves.
+        """Load a version again and replace the one that serves.
 
-        An empty `version`, or `latest`, means the newest on disk; it takes the
-        place of the newest that serves, which goes unless it has a label. The
-        old one serves until the new one is ready, and goes on where the load
-        fails. Raises NotFoundError, and NotReadyError where the load fails.
+        An empty `version`, or `latest`, means the newest on disk; it replaces the
+        newest that serves, which is unloaded unless it has a label. The old one
+        serves until the new one is ready, and stays where the load fails. Raises
+        NotFoundError, and NotReadyError where the load fails.
         """
 
         async def change(model: Model) -> None:
-            previous, wanted = model.latest(), model.on_disk(version)
+            previous, wanted = model.latest(), model.to_change(version)
             await self._load(model, wanted)
             if version in {"", LATEST} and previous not in model.wanted():
                 await self._unload(previous)
@@ -190,22 +198,22 @@ class Repository:
         return await self._change(name, change)
 
     async def unload(self, name: str, version: str) -> ModelStatus:
-        """Stop serving a version, or every one where `version` is empty, after what it has taken.
+        """Unload a version, or all where `version` is empty, once its requests are finished.
 
         Raises NotFoundError.
         """
 
         async def change(model: Model) -> None:
-            wanted = [model.on_disk(version)] if version else list(model.versions.values())
+            wanted = [model.to_change(version)] if version else list(model.versions.values())
             await asyncio.gather(*(self._unload(v) for v in wanted))
 
         return await self._change(name, change)
 
     async def set_labels(self, name: str, labels: Mapping[str, str]) -> ModelStatus:
-        """Put `labels`, which stand for versions by number, in the place of a model's own.
+        """Replace the labels of a model; `labels` maps each to the number of a version.
 
-        Versions that do not serve yet are loaded first; where one cannot be,
-        the labels stay as they are. Raises InvalidRequestError, NotFoundError,
+        Versions that do not serve yet are loaded first. Where one cannot be loaded,
+        the labels do not change. Raises InvalidRequestError, NotFoundError,
         and NotReadyError where a load fails.
         """
         numbers = check_labels(labels)
@@ -220,28 +228,28 @@ class Repository:
         return await self._change(name, change)
 
     def take_labels(self, name: str, labels: Mapping[str, str]) -> None:
-        """Take over the labels of a model from a server that has checked them."""
+        """Adopt the labels of a model from another worker, which has checked them."""
         if name in self._models:
             self._models[name].labels = check_labels(labels)
 
     async def poll(self) -> None:
-        """Serve what lies in the folder now: of each model the newest version and the labelled.
+        """Scan the folder, and serve the newest version of each model and those with a label.
 
-        A version that came is loaded, and one whose manifest is another now is
-        put in the place of the old one. Those that went, or are no longer the
-        newest, are unloaded as soon as the newest is ready. What fails to load
-        is tried again when its files change.
+        A new version is loaded. A version whose manifest has changed is loaded again
+        and replaced. A version that was removed, or is no longer wanted, is unloaded
+        once the newest is ready. A version that fails to load is tried again when its
+        files change.
 
-        What cannot be read, or holds no manifest, was not removed: what serves of
-        it goes on, `problems` and the log say why. So does everything where the
-        folder itself cannot be read, or is empty.
+        A version that cannot be read, or has no manifest, does not count as removed:
+        it keeps serving, and `problems` and the log say why. So does everything where
+        the folder itself cannot be read, or is empty.
         """
         try:
-            found = await self._look()
+            found = await self._scan()
             problem = "" if found or not self._models else f"it is empty: {_ROOT}"
         except OSError as error:
             found, problem = {}, f"{error.strerror}: {_ROOT}"
-        self._note(_ROOT, [problem] if problem else [])
+        self._log_problems(_ROOT, [problem] if problem else [])
         if problem:
             for model in self._models.values():
                 model.note_problems(ModelSighting(name=model.name, error=problem))
@@ -249,19 +257,19 @@ class Repository:
         for name in sorted(found.keys() | self._models.keys()):
             seen = found.get(name)
             try:
-                await self._catch_up(name, seen)
+                await self._sync_model(name, seen)
             except Exception:
-                logger.exception("the model %s is not as its folder is", name)
+                logger.exception("the model %s could not be brought in line with its folder", name)
 
-    async def _catch_up(self, name: str, seen: ModelSighting | None) -> None:
-        """Serve what was seen of a model; None tells that it was removed."""
+    async def _sync_model(self, name: str, seen: ModelSighting | None) -> None:
+        """Serve what the scan saw of a model; None means that the model was removed."""
         if seen is not None:
-            self._learn(seen)
+            self._add_versions(seen)
         if name in self._models:
-            await self._run(self._models[name], partial(self._follow, seen=seen))
-            self._forget(name, seen)
+            await self._run_change(self._models[name], partial(self._sync, seen=seen))
+            self._remove_gone(name, seen)
 
-    async def _follow(self, model: Model, seen: ModelSighting | None) -> None:
+    async def _sync(self, model: Model, seen: ModelSighting | None) -> None:
         keep: list[Version] = []
         if seen is not None:
             there = {n: v for n, v in model.versions.items() if not seen.removed(n)}
@@ -270,7 +278,7 @@ class Repository:
             for version in keep:
                 sighting = seen.versions.get(version.number)
                 if sighting is not None and version.differs(sighting):
-                    version.tried = sighting
+                    version.last_tried = sighting
                     await self._try_load(model, version)
             if newest.state is not State.READY:
                 keep.append(model.latest())
@@ -282,21 +290,21 @@ class Repository:
         self, name: str, change: Callable[[Model], Coroutine[None, None, None]]
     ) -> ModelStatus:
         with suppress(OSError):
-            seen = await self._looking(partial(look_at, self._root, name))
+            seen = await self._scan_on_thread(partial(look_at, self._root, name))
             if seen is not None:
-                self._learn(seen)
-        return await self._run(self._find(name), change)
+                self._add_versions(seen)
+        return await self._run_change(self._find(name), change)
 
-    async def _run(
+    async def _run_change(
         self, model: Model, change: Callable[[Model], Coroutine[None, None, None]]
     ) -> ModelStatus:
-        async def run() -> ModelStatus:
+        async def change_locked() -> ModelStatus:
             async with model.lock:
                 await change(model)
                 return model.status()
 
-        # A caller who goes away must not leave a model half loaded.
-        task = asyncio.create_task(run())
+        # A caller that is cancelled must not leave a model half loaded.
+        task = asyncio.create_task(change_locked())
         self._changes.add(task)
         task.add_done_callback(self._changes.discard)
         return await asyncio.shield(task)
@@ -310,17 +318,17 @@ class Repository:
     async def _load(self, model: Model, version: Version) -> None:
         previous = version.loaded
         if previous is None:
-            self._move(version, State.LOADING)
+            self._set_state(version, State.LOADING)
         started = time.monotonic()
         try:
-            bundle, runners = await self._loads.run(
+            bundle, runners = await self._loads.load(
                 partial(self._open, model.name, version), _close_opened
             )
             loaded = version.loaded = self._start(version, bundle, runners)
         except Exception as error:
             version.reason = reason = _reason(error)
             if previous is None:
-                self._move(version, State.FAILED)
+                self._set_state(version, State.FAILED)
             logger.exception("the model %s, version %d, failed to load", model.name, version.number)
             raise NotReadyError(
                 "MODEL_LOAD_FAILED",
@@ -328,9 +336,9 @@ class Repository:
                 metadata={"model": model.name, "version": version.number},
             ) from error
         version.reason, version.hung = "", False
-        self._move(version, State.READY)
+        self._set_state(version, State.READY)
         seconds = time.monotonic() - started
-        self._observer.loaded(model.name, str(version.number), seconds)
+        self._observer.on_load(model.name, str(version.number), seconds)
         logger.info(
             "loaded the model %s, version %d, on %s (%s) in %.2f s",
             model.name,
@@ -349,18 +357,18 @@ class Repository:
                 bundle,
                 runners,
                 self._policy_of(name),
-                ran=partial(self._observer.ran, name, str(version.number)),
-                alive=lambda alive: self._engine_is(version, loaded, alive=alive),
+                on_batch=partial(self._observer.on_batch, name, str(version.number)),
+                on_alive=lambda alive: self._on_engine_alive(version, loaded, alive=alive),
                 run_limit=self._run_limit,
-                hangs=lambda hung: self._engine_hangs(version, loaded, hung=hung),
+                on_hang=lambda hung: self._on_engine_hang(version, loaded, hung=hung),
             )
         except Exception:
             close_all(runners)
             raise
         return loaded
 
-    def _engine_hangs(self, version: Version, loaded: LoadedModel, *, hung: bool) -> None:
-        """Take a version out of service while its engine does not come back from a run."""
+    def _on_engine_hang(self, version: Version, loaded: LoadedModel, *, hung: bool) -> None:
+        """Take a version out of service while a run of its engine hangs."""
         name = f"{loaded.bundle.manifest.name}, version {version.number}"
         if hung:
             logger.critical("an engine of %s has not finished in %g s", name, self._run_limit)
@@ -371,24 +379,24 @@ class Repository:
                 f"the engine has not finished a run within {self._run_limit:g} s" if hung else ""
             )
             version.hung = hung
-            self._move(version, State.FAILED if hung else State.READY)
+            self._set_state(version, State.FAILED if hung else State.READY)
 
-    def _engine_is(self, version: Version, loaded: LoadedModel, *, alive: bool) -> None:
-        """Take a version out of service while its engine's thread does not run."""
+    def _on_engine_alive(self, version: Version, loaded: LoadedModel, *, alive: bool) -> None:
+        """Take a version out of service while its engine's threads do not run."""
         if version.loaded is loaded and version.state in {State.READY, State.LOADING}:
-            version.reason = "" if alive else "the engine's thread ended, and starts again"
-            self._move(version, State.READY if alive else State.LOADING)
+            version.reason = "" if alive else "the engine's thread ended and is being restarted"
+            self._set_state(version, State.READY if alive else State.LOADING)
 
-    def _move(self, version: Version, state: State) -> None:
+    def _set_state(self, version: Version, state: State) -> None:
         version.state = state
-        self._observer.changed()
+        self._observer.on_change()
 
     def _policy_of(self, name: str) -> BatchPolicy:
         return self._policies.get(name, self._policy)
 
     def _open(self, name: str, version: Version) -> tuple[Bundle, list[Runner]]:
-        # On a thread of its own, from which the threads that the engine starts inherit it.
-        step_back(ENGINE)
+        # The threads that the engine starts inherit the nice level of this one.
+        raise_niceness(ENGINE)
         bundle = Bundle.open(version.path)
         if (bundle.manifest.name, bundle.manifest.version) != (name, version.number):
             raise BundleError(
@@ -410,26 +418,26 @@ class Repository:
     async def _unload(self, version: Version) -> None:
         if version.loaded is None:
             return
-        self._move(version, State.UNLOADING)
+        self._set_state(version, State.UNLOADING)
         await version.loaded.close()
         version.loaded, version.hung = None, False
-        self._move(version, State.UNLOADED)
+        self._set_state(version, State.UNLOADED)
 
-    async def _look(self) -> dict[str, ModelSighting]:
-        return await self._looking(partial(look, self._root))
+    async def _scan(self) -> dict[str, ModelSighting]:
+        return await self._scan_on_thread(partial(look, self._root))
 
-    async def _looking(self, look: Callable[[], T]) -> T:
-        """Look at the folder, as a load is made: the file system may not answer.
+    async def _scan_on_thread(self, look: Callable[[], T]) -> T:
+        """Scan the folder on a thread with the timeout of a load: a file system may hang.
 
         Raises OSError.
         """
         try:
-            return await self._loads.run(look, _drop)
+            return await self._loads.load(look, _drop)
         except LoadTimeoutError as error:
             raise OSError(errno.ETIMEDOUT, "The file system does not answer") from error
 
-    def _learn(self, seen: ModelSighting) -> None:
-        """Learn of versions that came, and forget those that went and do not serve."""
+    def _add_versions(self, seen: ModelSighting) -> None:
+        """Add the versions that are new, and remove those that are gone and do not serve."""
         name = seen.name
         if seen.versions and name not in self._models:
             self._models[name] = Model(name=name, labels=self._labels.get(name, {}))
@@ -439,22 +447,22 @@ class Repository:
             for number, sighting in seen.versions.items():
                 known.versions.setdefault(number, Version(path=sighting.path, number=number))
             problems |= known.note_problems(seen)
-        self._note(name, sorted(problems))
-        self._forget(name, seen)
+        self._log_problems(name, sorted(problems))
+        self._remove_gone(name, seen)
 
-    def _note(self, name: str, problems: list[str]) -> None:
-        """Log what cannot be read below a name, once for each time that it is so."""
+    def _log_problems(self, name: str, problems: list[str]) -> None:
+        """Log each problem of `name` once, when it appears, and the end of the last one."""
         before = self._problems.pop(name, [])
         if problems:
             self._problems[name] = problems
         for problem in problems:
             if problem not in before:
-                logger.error("%s (what serves goes on serving)", problem)
+                logger.error("%s (the loaded versions keep serving)", problem)
         if before and not problems:
-            logger.info("it can be read again: %s", name)
+            logger.info("readable again: %s", name)
 
-    def _forget(self, name: str, seen: ModelSighting | None) -> None:
-        """Forget versions that went and do not serve, and the model with the last of them."""
+    def _remove_gone(self, name: str, seen: ModelSighting | None) -> None:
+        """Remove versions that are gone and do not serve, and the model with its last version."""
         known = self._models.get(name)
         if known is None:
             return
@@ -465,7 +473,7 @@ class Repository:
         if not known.versions:
             del self._models[name]
             self._problems.pop(name, None)
-            self._observer.changed()
+            self._observer.on_change()
 
     def _find(self, name: str) -> Model:
         if name not in self._models:
@@ -490,11 +498,11 @@ def _close_opened(opened: tuple[Bundle, list[Runner]]) -> None:
 
 
 def _drop(_: object) -> None:
-    """Do nothing with what a look finds that nobody waits for any more."""
+    """Discard the result of a scan that was given up."""
 
 
 def _reason(error: Exception) -> str:
-    """Return why a load failed, as clients may read it: no text of an error that is not ours."""
+    """Return why a load failed, for clients: never the text of another library's error."""
     if isinstance(error, BundleError | BackendError | LoadTimeoutError | LoadEndedError):
         return str(error)
-    return f"an error that was not foreseen ({type(error).__name__}); the server's log says more"
+    return f"an unexpected error ({type(error).__name__}); the server's log says more"

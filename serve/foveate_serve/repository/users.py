@@ -1,13 +1,13 @@
-"""Those who use a loaded model."""
+"""A use count, so that a model is released only when it is not in use."""
 
 import asyncio
 from contextlib import AbstractContextManager
 
-# A class, as every request enters it: a generator takes four times as long.
+# A class, because every request enters it: a generator takes four times as long.
 
 
 class Users(AbstractContextManager[None]):
-    """Counts those who are within a block of it."""
+    """Counts the `with` blocks of it that are active."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -23,6 +23,6 @@ class Users(AbstractContextManager[None]):
         if not self._count:
             self._none.set()
 
-    async def gone(self) -> None:
-        """Wait until there are none."""
+    async def wait_until_none(self) -> None:
+        """Wait until no block is active."""
         await self._none.wait()

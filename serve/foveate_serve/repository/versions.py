@@ -1,4 +1,4 @@
-"""The versions of a model, and where each stands."""
+"""The versions of a model, and the state of each."""
 
 import asyncio
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from foveate_serve.repository.loaded import LoadedModel
 
 
 class State(Enum):
-    """Where a version of a model stands."""
+    """The state of a version."""
 
     LOADING = "loading"
     READY = "ready"
@@ -24,7 +24,7 @@ class State(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class VersionStatus:
-    """One version: where it stands, and what is wrong with it.
+    """One version, its state, and its problem, if any.
 
     `reason` says why it cannot be seen on disk, or why its last load failed.
     """
@@ -36,7 +36,7 @@ class VersionStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelStatus:
-    """One model: its versions, newest first, the one that answers by default, and its labels."""
+    """One model: its versions, newest first, the default version, and its labels."""
 
     name: str
     versions: tuple[VersionStatus, ...]
@@ -46,7 +46,7 @@ class ModelStatus:
 
 @dataclass(kw_only=True, eq=False)
 class Version:
-    """A version of a model, where it stands, and what serves of it.
+    """A version of a model, its state, and the loaded model, if any.
 
     `reason` says why its last load failed, `problem` why it cannot be seen on disk.
     """
@@ -58,34 +58,34 @@ class Version:
     problem: str = ""
     loaded: LoadedModel | None = None
     hung: bool = False
-    # What the last load that a look at the folder caused was made of.
-    tried: Sighting | None = None
+    # The files that the last load by `poll` was made from.
+    last_tried: Sighting | None = None
 
     def differs(self, sighting: Sighting) -> bool:
-        """Tell whether the folder holds something else than what serves, or failed to."""
+        """Return whether the files differ from those that serve, or that last failed to load."""
         if self.loaded is not None and self.loaded.bundle.digest == sighting.digest:
             return False
-        return self.tried != sighting
+        return self.last_tried != sighting
 
 
 @dataclass(kw_only=True)
 class Model:
-    """A model: its versions by number, and the labels that stand for some of them."""
+    """A model: its versions by number, and its labels."""
 
     name: str
     versions: dict[int, Version] = field(default_factory=dict)
     labels: Mapping[str, int] = field(default_factory=dict)
-    # One change of a model at a time.
+    # Held by a change of the model: one at a time.
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def note_problems(self, seen: ModelSighting) -> set[str]:
-        """Note of every version why it cannot be seen, and return what was noted."""
+        """Set the problem of every version from a scan, and return all of them."""
         for number, version in self.versions.items():
             version.problem = seen.problem(number)
         return {v.problem for v in self.versions.values() if v.problem}
 
     def newest(self) -> Version:
-        """Return the version of the largest number."""
+        """Return the version with the largest number."""
         return self.versions[max(self.versions)]
 
     def latest(self) -> Version:
@@ -94,7 +94,7 @@ class Model:
         return max(ready, key=lambda version: version.number, default=self.newest())
 
     def wanted(self) -> list[Version]:
-        """Return the versions that serve unless told otherwise: the newest and the labelled."""
+        """Return the versions that serve by default: the newest and those with a label."""
         labelled = self.versions.keys() & set(self.labels.values())
         return [self.versions[n] for n in sorted(labelled | {self.newest().number}, reverse=True)]
 
@@ -109,26 +109,26 @@ class Model:
             )
         return self.versions[number]
 
-    def asked(self, version: str) -> Version:
-        """Return the version that a request means; raises NotFoundError."""
+    def resolve(self, version: str) -> Version:
+        """Return the version that a request's `version` means; raises NotFoundError."""
         if not version:
             version = STABLE if STABLE in self.labels else LATEST
         return self.latest() if version == LATEST else self.find(version)
 
-    def on_disk(self, version: str) -> Version:
-        """Return the version that a change means; raises NotFoundError."""
+    def to_change(self, version: str) -> Version:
+        """Return the version that a load or unload means; raises NotFoundError."""
         return self.newest() if version in {"", LATEST} else self.find(version)
 
     def default(self) -> Version | None:
-        """Return the version that answers where a request names none, if it is ready."""
+        """Return the version for requests that name none, if it is ready."""
         try:
-            default = self.asked("")
+            default = self.resolve("")
         except NotFoundError:
             return None
         return default if default.state is State.READY else None
 
     def status(self) -> ModelStatus:
-        """Return what others may know of it."""
+        """Return the model's public state."""
         default = self.default()
         return ModelStatus(
             name=self.name,

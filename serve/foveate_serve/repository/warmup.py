@@ -1,4 +1,4 @@
-"""The runs before the first request, so that no request meets an engine that is cold."""
+"""Warm-up: the runs before the first request, so that no request waits for the engine's set-up."""
 
 import logging
 import math
@@ -14,14 +14,14 @@ from foveate_serve.heap import trim_heap
 
 logger = logging.getLogger(__name__)
 
-_INSTANT_SECONDS = 0.2e-3
-"""What handing a run to another thread and its answer back takes at least."""
+_HANDOVER_SECONDS = 0.2e-3
+"""The least time for handing a run to another thread and its result back."""
 
 _LIGHT_SECONDS = 1e-3
-"""What a thread does in less gets no shorter where others, which must wake first, take a part."""
+"""A run shorter than this gains nothing from further threads, which must first be woken."""
 
-_PROMPT_SECONDS = _LIGHT_SECONDS
-"""For so long an event loop may be kept from others, who may come in the meantime."""
+_INLINE_SECONDS = _LIGHT_SECONDS
+"""The longest run that may block the event loop."""
 
 _SLOW_SECONDS = 2 * _LIGHT_SECONDS
 _TRIALS = 5
@@ -30,16 +30,20 @@ _TRIALS = 5
 def warm_up(runner: Runner, sizes: Sequence[int], lanes: int = 1, *, watched: bool = False) -> None:
     """Run black pictures in batches of `sizes` for the logits, and one for the first map as well.
 
-    With several `lanes` a picture and the map also run as beside others.
-    An engine may prepare itself anew for every size, and for every set of
-    outputs. Requests for maps come alone more often than not, and for other
-    outputs seldom, so that no start has to wait for those. Also finds out whether
-    the runner is light, and whether it is prompt and instant, unless its runs are
-    `watched` and not bounded: what is to be noticed where it hangs must not run on
-    the event loop. Shows that the graph keeps its contract: raises BackendError.
+    An engine may set itself up again for every size, and for every set of outputs.
+    Most requests for maps come alone, and few ask for other outputs: warming those
+    up would only make the start longer. With several `lanes`, a picture and the map
+    also run on a share of the cores.
+
+    Also measures whether the runner is light and which of its runs may be inline
+    (see Runner). Where runs are `watched` for a timeout and not bounded, none may:
+    a run that hangs must not block the event loop.
+
+    Raises:
+        BackendError: the engine fails, or the graph breaks its contract.
     """
     started = time.monotonic()
-    # The largest first: what it allocates does for the others.
+    # The largest first: the others fit into the memory that it allocates.
     for size in sorted(sizes, reverse=True):
         runner.run(_black(runner, size), [LOGITS_OUTPUT])
     cam = next((name for name in runner.outputs if name.startswith(CAM_PREFIX)), None)
@@ -47,15 +51,15 @@ def warm_up(runner: Runner, sizes: Sequence[int], lanes: int = 1, *, watched: bo
     if cam is not None:
         runner.run(explained, [LOGITS_OUTPUT, cam])
     if lanes > 1:
-        runner.run(_black(runner, 1), [LOGITS_OUTPUT], beside=True)
+        runner.run(_black(runner, 1), [LOGITS_OUTPUT], share_cores=True)
         if cam is not None:
-            runner.run(explained, [LOGITS_OUTPUT, cam], beside=True)
+            runner.run(explained, [LOGITS_OUTPUT, cam], share_cores=True)
     may_hang = watched and not runner.bounded
     if runner.device == "cpu" and (lanes > 1 or not may_hang):
-        shortest = _shortest_run(runner, beside=lanes > 1)
+        shortest = _shortest_run(runner, share_cores=lanes > 1)
         runner.light = lanes > 1 and shortest < _LIGHT_SECONDS
-        runner.prompt = 0 if may_hang else int(_PROMPT_SECONDS / shortest)
-        runner.instant = not may_hang and shortest < _INSTANT_SECONDS
+        runner.inline_pictures = 0 if may_hang else int(_INLINE_SECONDS / shortest)
+        runner.always_inline = not may_hang and shortest < _HANDOVER_SECONDS
     runner.trim()
     trim_heap()
     logger.debug(
@@ -66,13 +70,13 @@ def warm_up(runner: Runner, sizes: Sequence[int], lanes: int = 1, *, watched: bo
     )
 
 
-def _shortest_run(runner: Runner, *, beside: bool) -> float:
-    """Return the seconds of the shortest of a few runs; those of the first where they are many."""
+def _shortest_run(runner: Runner, *, share_cores: bool) -> float:
+    """Return the seconds of the shortest of a few runs, of which a slow runner does only one."""
     picture = _black(runner, 1)
     shortest = math.inf
     for _ in range(_TRIALS):
         started = time.perf_counter()
-        runner.run(picture, [LOGITS_OUTPUT], beside=beside)
+        runner.run(picture, [LOGITS_OUTPUT], share_cores=share_cores)
         shortest = min(shortest, time.perf_counter() - started)
         if shortest > _SLOW_SECONDS:
             break
@@ -84,11 +88,11 @@ def _black(runner: Runner, size: int) -> dict[str, Array]:
 
 
 def batch_sizes(policy: BatchPolicy, lanes: int = 1) -> tuple[int, ...]:
-    """Return the sizes to warm up for: those preferred, or else powers of two up to the largest.
+    """Return the sizes to warm up: the preferred ones, or else powers of two up to the largest.
 
-    One and the largest are always among them. Each of several `lanes` runs
-    smaller ones, but two pictures where a batch may have several: a graph that
-    makes one answer of them is not to be served.
+    One and the largest are always among them. With several `lanes` the largest is a
+    lane's share, but at least two pictures where a batch may have several: the
+    warm-up must find a graph that takes one picture only.
     """
     share = policy.share(policy.max_batch, idle=1, lanes=lanes)
     most = max(share, min(2, policy.max_batch))

@@ -1,4 +1,4 @@
-"""What every servicer does with a call: deadline, answer, abort, and the end of a stream."""
+"""Helpers of every servicer: deadlines, aborts with details, and the end of streams."""
 
 import asyncio
 import math
@@ -18,17 +18,18 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 Trailers: TypeAlias = tuple[tuple[str, str | bytes], ...]
 Continuation: TypeAlias = Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]
 Gate: TypeAlias = Callable[[grpc.HandlerCallDetails], Handler]
-"""Returns the handler that refuses a call, or None to let it in; called in the call's own task."""
+"""Returns a handler that refuses the call, or None to admit it; runs in the call's own task."""
 
 STOPPING = ErrorStatus(
     code=Code.UNAVAILABLE, reason="STOPPING", message="the server is stopping; try another"
 )
 
-_CODES = {code.value[0]: code for code in grpc.StatusCode}
+GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode}
+"""The codes of the grpc package, by number."""
 
 
 class Until(AsyncIterator[T]):
-    """The items of `source` until `event` is set; then `cut` is true."""
+    """The items of `source` until `event` is set; `cut` says whether that ended the items."""
 
     def __init__(self, source: AsyncIterable[T], event: asyncio.Event) -> None:
         self.cut = False
@@ -57,8 +58,8 @@ def deadline_of(context: Context) -> float | None:
     return None if left is None else time.monotonic() + left
 
 
-async def answer(context: Context, call: Awaitable[T]) -> T:
-    """Await `call`; a StatusError aborts the call of `context`."""
+async def abort_on_error(context: Context, call: Awaitable[T]) -> T:
+    """Return the result of `call`; where it raises StatusError, abort with that status."""
     try:
         return await call
     except StatusError as error:
@@ -66,22 +67,21 @@ async def answer(context: Context, call: Awaitable[T]) -> T:
 
 
 async def abort(context: Context, status: ErrorStatus) -> NoReturn:
-    """End a call with an error and its details."""
+    """Abort a call with an error and its details."""
     await abort_with(context, status, trailers_of(status))
 
 
 async def abort_with(context: Context, status: ErrorStatus, trailers: Trailers) -> NoReturn:
-    """End a call with an error whose details are written already."""
-    # The others are what an interceptor has set for every answer.
+    """Abort a call with an error, whose details are in `trailers`."""
+    # Keeps the trailers that an interceptor has set.
     trailers = (*(context.trailing_metadata() or ()), *trailers)
-    await context.abort(_CODES[status.code], status.message, trailers)
+    await context.abort(GRPC_CODES[status.code], status.message, trailers)
 
 
 def trailers_of(status: ErrorStatus) -> Trailers:
-    """Return the details of an error as the metadata that ends a call.
+    """Return the details of an error as trailing metadata.
 
-    The delay of a RetryInfo stands besides where gRPC's own retries look for it
-    (gRFC A6).
+    The retry delay is also set under the key that gRPC's own retries read (gRFC A6).
     """
     trailers: Trailers = ((TRAILER, status.to_status().SerializeToString()),)
     if status.retry_delay is None:
@@ -90,11 +90,11 @@ def trailers_of(status: ErrorStatus) -> Trailers:
     return (*trailers, (PUSHBACK_KEY, str(milliseconds)))
 
 
-def refusing(status: ErrorStatus) -> Handler:
-    """Return a handler that ends any call with an error, without waiting for its message."""
+def handler_of_refusal(status: ErrorStatus) -> Handler:
+    """Return a handler that aborts any call with an error, before its message is read."""
 
     async def refuse(_requests: object, context: Context) -> NoReturn:
         await abort(context, status)
 
-    # A streaming handler answers any kind of call.
+    # A streaming handler works for every kind of call.
     return grpc.stream_stream_rpc_method_handler(refuse)

@@ -1,4 +1,4 @@
-"""From the protocol's messages to the engine's types, and back."""
+"""Converts the protocol's messages to the engine's types, and back."""
 
 import base64
 import binascii
@@ -98,7 +98,7 @@ def from_result(result: Result, *, timing: bool) -> classifier_service_pb2.Class
 
 
 def from_status(status: ModelStatus) -> model_pb2.ModelSummary:
-    """Write a model's line in a list."""
+    """Write a model's summary for a list."""
     return model_pb2.ModelSummary(
         name=status.name,
         versions=[
@@ -170,7 +170,7 @@ def from_model(model: LoadedModel) -> model_pb2.Model:
 def page(
     models: Sequence[ModelStatus], request: classifier_service_pb2.ListModelsRequest
 ) -> classifier_service_pb2.ListModelsResponse:
-    """Cut a page out of a list that is in the order of the names; raises InvalidRequestError."""
+    """Return a page of a list that is sorted by name; raises InvalidRequestError."""
     if request.page_size < 0:
         raise InvalidRequestError(
             "PAGE_SIZE_OUT_OF_RANGE",

@@ -1,4 +1,4 @@
-"""The one mapping from the server's errors to canonical codes."""
+"""Maps the server's errors to canonical codes."""
 
 import logging
 from contextlib import AbstractContextManager
@@ -33,18 +33,18 @@ CODES: dict[type[ServeError], int] = {
     UnauthenticatedError: Code.UNAUTHENTICATED,
     ForbiddenError: Code.PERMISSION_DENIED,
     EngineError: Code.INTERNAL,
-    # Not UNAVAILABLE: clients would try again, and what hung one engine hang the next.
+    # Not UNAVAILABLE: a client would retry, and the same request could hang the next engine.
     EngineHungError: Code.INTERNAL,
 }
 
 INTERNAL = ErrorStatus(
     code=Code.INTERNAL, reason="INTERNAL", message="the server failed; its log says why"
 )
-"""What a client learns of an error that nobody foresaw."""
+"""The status of an unexpected error."""
 
 
 def to_status(error: ServeError) -> ErrorStatus:
-    """Put an error in the protocol's terms."""
+    """Convert an error to the protocol's status."""
     return ErrorStatus(
         code=CODES[type(error)],
         reason=error.reason,
@@ -58,12 +58,12 @@ def to_status(error: ServeError) -> ErrorStatus:
 
 
 def status_errors() -> AbstractContextManager[None]:
-    """Turn every error of the block into a StatusError; the unforeseen ones are logged."""
+    """Turn every error of the block into a StatusError; log unexpected ones."""
     return _STATUS_ERRORS
 
 
 class _StatusErrors(AbstractContextManager[None]):
-    # A class, and one of it: a generator for each call takes four times as long.
+    # A class with a single instance: a generator for each call takes four times as long.
 
     def __enter__(self) -> None:
         pass

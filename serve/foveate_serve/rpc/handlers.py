@@ -1,4 +1,4 @@
-"""The services without gRPC: a message in, a message out, a StatusError where a call fails."""
+"""The services without gRPC: each method takes and returns messages, and raises StatusError."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
@@ -52,9 +52,9 @@ class ClassifierHandler:
     async def classify_stream(
         self, requests: AsyncIterable[ClassifyStreamRequest], deadline: float | None
     ) -> AsyncGenerator[ClassifyStreamResponse, None]:
-        """Classify pictures as they come, and answer in their order."""
+        """Classify pictures as they arrive; the responses keep their order."""
 
-        async def answer(item: ClassifyStreamRequest) -> ClassifyStreamResponse:
+        async def classify_item(item: ClassifyStreamRequest) -> ClassifyStreamResponse:
             try:
                 response = await self.classify(item.request, deadline)
             except StatusError as error:
@@ -63,7 +63,7 @@ class ClassifierHandler:
                 )
             return ClassifyStreamResponse(request_id=item.request_id, response=response)
 
-        async with aclosing(in_order(requests, answer, window=self._window)) as responses:
+        async with aclosing(in_order(requests, classify_item, window=self._window)) as responses:
             async for response in responses:
                 yield response
 
@@ -82,7 +82,7 @@ class ClassifierHandler:
 class RepositoryHandler:
     """RepositoryService. Every call is refused unless `enabled`.
 
-    Where the repository is `polled`, clients change labels alone.
+    Where the repository is `polled`, clients may only change labels.
     """
 
     def __init__(self, repository: Repository, *, enabled: bool, polled: bool = False) -> None:
@@ -105,7 +105,7 @@ class RepositoryHandler:
             return UnloadModelResponse(model=convert.from_status(status))
 
     async def reload_model(self, request: ReloadModelRequest) -> ReloadModelResponse:
-        """Read a model anew."""
+        """Load a model again."""
         with status_errors():
             self._require_changes()
             status = await self._repository.reload(request.name, request.version)
@@ -114,7 +114,7 @@ class RepositoryHandler:
     async def set_version_labels(
         self, request: SetVersionLabelsRequest
     ) -> SetVersionLabelsResponse:
-        """Put other labels in the place of a model's own."""
+        """Replace a model's labels."""
         with status_errors():
             self._require_enabled()
             status = await self._repository.set_labels(request.name, request.version_labels)
@@ -131,14 +131,14 @@ class RepositoryHandler:
         if self._polled:
             raise ForbiddenError(
                 "REPOSITORY_POLLED",
-                "this server serves what its folder holds, and loads no model when called to",
+                "this server follows its folder (repository_mode poll) and loads no model itself",
             )
 
 
 async def in_order(
     items: AsyncIterable[A], work: Callable[[A], Awaitable[B]], *, window: int
 ) -> AsyncGenerator[B, None]:
-    """Work on up to `window` items at one time and yield the results in the order of the items."""
+    """Work on up to `window` items at one time; yield the results in the order of the items."""
     slots = asyncio.Semaphore(window)
     started: asyncio.Queue[asyncio.Future[B] | None] = asyncio.Queue()
 

@@ -1,7 +1,6 @@
 """grpc.health.v1: of the server, of each service and of each model."""
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Any
 
 import grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
@@ -11,21 +10,20 @@ from grpc_health.v1.health_pb2_grpc import HealthServicer as HealthServicerBase
 
 from foveate_serve.observer import Changes
 from foveate_serve.repository.versions import ModelStatus
-
-Context = grpc.aio.ServicerContext[Any, Any]
+from foveate_serve.rpc.calls import Context
 
 OVERALL = ""
 
 
-# The stubs do not know List yet, hence the ignored errors above.
+# The stubs lack List, hence the ignored errors above.
 
 
 class HealthServicer(HealthServicerBase):
     """Health of the server (""), of each of `services`, and of each model.
 
-    A model is called `<model_service>/<model>`. The server and its services
-    serve while `ready` is set; a model serves while, besides, one of its
-    versions is ready. `changes` tells the watches to look again.
+    A model is called `<model_service>/<model>`. The server and its services serve while
+    `ready` is set; a model serves while, in addition, one of its versions is ready.
+    `changes` wakes the watches.
     """
 
     def __init__(
@@ -47,18 +45,18 @@ class HealthServicer(HealthServicerBase):
 
     @property
     def ready(self) -> bool:
-        """Whether the server serves."""
+        """Whether the server reports SERVING."""
         return self._ready and not self._hung()
 
     @ready.setter
     def ready(self, ready: bool) -> None:
         self._ready = ready
-        self._changes.changed()
+        self._changes.on_change()
 
     def end_watches(self) -> None:
-        """End the watches, after they have told the last change."""
+        """End the watches, after they have reported the last change."""
         self._ended = True
-        self._changes.changed()
+        self._changes.on_change()
 
     async def Check(  # noqa: N802, D102
         self, request: HealthCheckRequest, context: Context
@@ -81,12 +79,12 @@ class HealthServicer(HealthServicerBase):
         request: HealthCheckRequest,
         context: Context,  # noqa: ARG002
     ) -> AsyncIterator[HealthCheckResponse]:
-        told = None
+        last = None
         while True:
             changed = self._changes.next()
             status = self._statuses().get(request.service, HealthCheckResponse.SERVICE_UNKNOWN)
-            if status != told:
-                told = status
+            if status != last:
+                last = status
                 yield HealthCheckResponse(status=status)
             elif self._ended:
                 return

@@ -1,4 +1,4 @@
-"""What every call gets: a gate, an id, a request that is read, and those who measure it."""
+"""The interceptor of every call: gates, request id, parsing, observers and the log."""
 
 import asyncio
 import inspect
@@ -19,7 +19,7 @@ from google.rpc.code_pb2 import Code
 
 from foveate.status import ErrorStatus
 from foveate_serve.log_context import FIELDS, REQUEST_ID
-from foveate_serve.rpc.calls import Context, Continuation, Gate, Handler, abort
+from foveate_serve.rpc.calls import GRPC_CODES, Context, Continuation, Gate, Handler, abort
 from foveate_serve.rpc.priority import CALL_PRIORITY, PRIORITY_KEY
 
 logger = logging.getLogger(__name__)
@@ -28,26 +28,25 @@ REQUEST_ID_KEY = "x-request-id"
 """The metadata key of a call's id: the client's own, or one that the server makes."""
 
 UNKNOWN = "unknown"
-"""Stands for the method of a call that no service has: clients can make up any number of them."""
+"""Replaces a method that no service has: clients can make up any number of them."""
 
 MALFORMED = ErrorStatus(
     code=Code.INVALID_ARGUMENT,
     reason="MESSAGE_MALFORMED",
     message="the bytes of the request are no message of this method",
 )
-"""gRPC alone answers UNKNOWN with the text of Python's exception, and logs a traceback for each."""
+"""Without it gRPC sends UNKNOWN with the text of Python's exception, and logs a traceback."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
-# The system is asked once: an id tells calls apart, and is no secret.
+# Seeded once from the system: an id must be unique, and is no secret.
 _random = random.Random(secrets.randbits(128))  # noqa: S311
-_REFUSALS = 128
-_NOTHING = nullcontext()
+_MAX_REFUSALS = 128
+_NO_OBSERVATION = nullcontext()
 _Metadata: TypeAlias = Mapping[str, str | bytes]
-_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 @dataclass(kw_only=True)
-class Call:
+class CallRecord:
     """One call: `method` is such as "/package.Service/Method", or UNKNOWN.
 
     `code` is set when it ends.
@@ -58,16 +57,16 @@ class Call:
     code: grpc.StatusCode = grpc.StatusCode.OK
 
 
-CallObserver = Callable[[Call], AbstractContextManager[None]]
-"""Entered when a call begins, on the call's own task, and left when it has ended."""
+CallObserver = Callable[[CallRecord], AbstractContextManager[None]]
+"""A context manager around a call, entered and left in the call's own task."""
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Lets calls in, gives each an id, reads their requests, and tells `observers` of them.
+    """Runs the gates, sets the request id, parses the request, and notifies `observers`.
 
-    The first of `gates` to refuse a call ends it before its message is read;
-    `log` writes a line for each call. There is one interceptor for all of this,
-    as each costs every call a coroutine or two.
+    The first of `gates` to refuse a call ends it before its message is read. `log`
+    writes a line for each call. A single interceptor does all of this, because each
+    one costs every call a coroutine or two.
     """
 
     def __init__(
@@ -81,23 +80,23 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._observers = tuple(observers)
         self._log = log
         self._handlers: dict[str, Handler] = {}
-        # Bounded, as some refusals are made for one call.
-        self._refusal = lru_cache(maxsize=_REFUSALS)(self._wrap)
+        # Bounded, as some refusals are made for one call only.
+        self._wrapped_refusal = lru_cache(maxsize=_MAX_REFUSALS)(self._wrap)
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> Handler:
-        """Put the call's handler, or that of its refusal, within what is done for every call."""
+        """Return the call's handler, or that of its refusal, wrapped."""
         method = handler_call_details.method
         for gate in self._gates:
-            refusing = gate(handler_call_details)
-            if refusing is not None:
+            refusing_handler = gate(handler_call_details)
+            if refusing_handler is not None:
                 known = method in self._handlers or await continuation(handler_call_details)
-                return self._refusal(refusing, method if known else UNKNOWN)
+                return self._wrapped_refusal(refusing_handler, method if known else UNKNOWN)
         if method not in self._handlers:
             handler = await continuation(handler_call_details)
             if handler is None:
-                # Not kept: a client can make up any number of methods.
+                # Not cached: a client can make up any number of methods.
                 return None
             self._handlers[method] = self._wrap(handler, method)
         return self._handlers[method]
@@ -110,20 +109,20 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             or handler.unary_unary
         )
         streaming = handler.request_streaming
-        # gRPC reads a lone request before it calls its handler, and those of a
-        # stream within it, where the error can be caught.
+        # A single request is parsed here: gRPC would parse it before the handler, where the
+        # error cannot be caught. It parses the requests of a stream within the handler.
         read: Any = (lambda request: request) if streaming else handler.request_deserializer
         observed = self._observed if self._observers or self._log else _unobserved
 
-        async def answer(request: object, context: Context) -> object:
-            with observed(method, context, _begin(context)):
+        async def respond(request: object, context: Context) -> object:
+            with observed(method, context, _start_call(context)):
                 try:
                     return await behaviour(read(request), context)
                 except DecodeError:
                     await abort(context, MALFORMED)
 
-        async def answers(request: object, context: Context) -> AsyncIterator[object]:
-            with observed(method, context, _begin(context)):
+        async def respond_stream(request: object, context: Context) -> AsyncIterator[object]:
+            with observed(method, context, _start_call(context)):
                 try:
                     async for response in behaviour(read(request), context):
                         yield response
@@ -137,16 +136,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             (True, True): grpc.stream_stream_rpc_method_handler,
         }[streaming, handler.response_streaming]
         wrapped: Handler = make(
-            answers if inspect.isasyncgenfunction(behaviour) else answer,
-            request_deserializer=handler.request_deserializer if streaming else _as_it_came,
+            respond_stream if inspect.isasyncgenfunction(behaviour) else respond,
+            request_deserializer=handler.request_deserializer if streaming else _unparsed,
             response_serializer=handler.response_serializer,
         )
         return wrapped
 
     @contextmanager
     def _observed(self, method: str, context: Context, metadata: _Metadata) -> Iterator[None]:
-        call = Call(method=method, metadata=metadata)
-        # Asked for now: once a call has ended, gRPC reads freed memory for it.
+        call = CallRecord(method=method, metadata=metadata)
+        # Read now: once a call has ended, gRPC reads freed memory for it.
         peer = context.peer() if self._log else ""
         started = time.perf_counter()
         with ExitStack() as stack:
@@ -159,11 +158,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 raise
             finally:
                 if self._log:
-                    _log(call, peer, time.perf_counter() - started)
+                    _log_call(call, peer, time.perf_counter() - started)
 
 
-def _as_it_came(message: bytes) -> bytes:
-    """Return a message as the buffer that it is, which is read without a copy."""
+def _unparsed(message: bytes) -> bytes:
+    """Return a message as its bytes: parsing follows in the wrapper."""
     return message
 
 
@@ -172,14 +171,14 @@ def _unobserved(
     context: Context,  # noqa: ARG001
     metadata: _Metadata,  # noqa: ARG001
 ) -> AbstractContextManager[None]:
-    return _NOTHING
+    return _NO_OBSERVATION
 
 
-def _begin(context: Context) -> _Metadata:
-    """Give a call its id, and take its priority; return its metadata."""
+def _start_call(context: Context) -> _Metadata:
+    """Set the request id and the priority of a call; return its metadata."""
     metadata: dict[str, Any] = dict(context.invocation_metadata() or ())
     request_id = _request_id(metadata.get(REQUEST_ID_KEY))
-    # Neither is reset: the call's task has a context of its own, and ends with it.
+    # Neither is reset: the context belongs to the call's task and ends with it.
     REQUEST_ID.set(request_id)
     context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
     if PRIORITY_KEY in metadata:
@@ -196,7 +195,7 @@ def _request_id(given: object) -> str:
 def _code(error: BaseException, context: Context) -> grpc.StatusCode:
     if isinstance(error, grpc.aio.AbortError):
         code: Any = context.code()
-        return code if isinstance(code, grpc.StatusCode) else _CODES[code]
+        return code if isinstance(code, grpc.StatusCode) else GRPC_CODES[code]
     if isinstance(error, asyncio.CancelledError | GeneratorExit):
         left = context.time_remaining()
         late = left is not None and left <= 0
@@ -204,7 +203,7 @@ def _code(error: BaseException, context: Context) -> grpc.StatusCode:
     return grpc.StatusCode.UNKNOWN
 
 
-def _log(call: Call, peer: str, seconds: float) -> None:
+def _log_call(call: CallRecord, peer: str, seconds: float) -> None:
     logger.info(
         "%s %s in %.1f ms",
         call.method,

@@ -1,4 +1,4 @@
-"""Refusing calls before their messages are read, while what they ask for cannot be taken on."""
+"""Load shedding: refuses calls before their messages are read, while queues are full."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -24,51 +24,51 @@ _SERVICES = (
     (open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"], "ModelInfer"),
 )
 METHODS = frozenset(f"/{service.full_name}/{method}" for service, method in _SERVICES)
-"""The calls of one request each; what a stream carries is refused item by item."""
+"""The methods with one request a call. The requests of a stream are refused one by one."""
 
 MODEL_KEY = "x-model"
-"""The metadata key under which a call may name the model that its message asks for."""
+"""The metadata key under which a call may name its model."""
 
-_KEPT_SECONDS = 0.01
-"""Refusals of one model say the same for so long: the least that a delay to come again is."""
+_CACHE_SECONDS = 0.01
+"""How long a model's refusals share one status: the shortest retry delay."""
 
 
 class OverloadGate:
-    """Refuses the calls of `METHODS` with the error that `refusal` returns, if it returns one.
+    """Refuses the calls of `METHODS` with the error that `check_load` returns, if it returns one.
 
-    It is called with the model that the call's metadata names, or nothing. A
-    picture that is refused is then neither received nor parsed, so that a
-    server spends little on what it cannot answer.
+    `check_load` is called with the model that the call's metadata names, or an empty
+    string. A refused picture is neither received nor parsed, so that shedding load
+    costs little.
     """
 
-    def __init__(self, refusal: Callable[[str], ServeError | None]) -> None:
-        self._refusal = refusal
-        # By model, none but those that serve: until when it holds, the status, its trailers.
-        self._kept: dict[str, tuple[float, ErrorStatus, Trailers]] = {}
-        # One handler for all, as others keep what they make of a handler.
-        # A streaming one answers any kind of call, without waiting for its message.
-        self._refusing: Handler = grpc.stream_stream_rpc_method_handler(self._refuse)
+    def __init__(self, check_load: Callable[[str], ServeError | None]) -> None:
+        self._check_load = check_load
+        # By model that serves: until when it is valid, the status, its trailers.
+        self._cached: dict[str, tuple[float, ErrorStatus, Trailers]] = {}
+        # One handler for all calls, because the interceptor caches what it makes of a handler.
+        # A streaming handler works for every kind of call, and does not wait for the message.
+        self._refusing_handler: Handler = grpc.stream_stream_rpc_method_handler(self._refuse)
 
     def __call__(self, call: grpc.HandlerCallDetails) -> Handler:
-        """Refuse a call, or let it in."""
+        """Refuse a call, or admit it."""
         if call.method not in METHODS:
             return None
         model = _model(call.invocation_metadata)
-        error = self._refusal(model)
+        error = self._check_load(model)
         if error is None:
             return None
-        self._keep(model, error)
-        return self._refusing
+        self._cache_status(model, error)
+        return self._refusing_handler
 
-    def _keep(self, model: str, error: ServeError) -> None:
+    def _cache_status(self, model: str, error: ServeError) -> None:
         now = time.monotonic()
-        until, *_ = self._kept.get(model, (0.0,))
+        until, *_ = self._cached.get(model, (0.0,))
         if now >= until:
             status = to_status(error)
-            self._kept[model] = now + _KEPT_SECONDS, status, trailers_of(status)
+            self._cached[model] = now + _CACHE_SECONDS, status, trailers_of(status)
 
     async def _refuse(self, _requests: object, context: Context) -> NoReturn:
-        _, status, trailers = self._kept[_model(context.invocation_metadata() or ())]
+        _, status, trailers = self._cached[_model(context.invocation_metadata() or ())]
         await abort_with(context, status, trailers)
 
 

@@ -1,14 +1,14 @@
-"""The priority of a request: its own, or its call's."""
+"""The priority of a request: from its message, or from its call's metadata."""
 
 from contextvars import ContextVar
 
 from foveate_serve.errors import InvalidRequestError, quote
 
 PRIORITY_KEY = "x-priority"
-"""The metadata key of the priority of a call's requests, for callers who cannot set their own."""
+"""The metadata key of a call's priority, for clients that cannot set a request's own."""
 
 CALL_PRIORITY: ContextVar[str] = ContextVar("call_priority", default="")
-"""What the call at hand says under that key."""
+"""The value of that key in the current call."""
 
 _DIGITS = 9
 
@@ -16,7 +16,7 @@ _DIGITS = 9
 def priority_of(own: int, *, field: str) -> int:
     """Return a request's priority, 1 the highest, 0 for the model's default.
 
-    That of the call counts where its `own` is 0. Raises InvalidRequestError, on
+    Where its `own` is 0, the call's counts. Raises InvalidRequestError, on
     `field` or on the metadata.
     """
     if own < 0:

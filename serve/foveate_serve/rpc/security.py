@@ -7,7 +7,7 @@ import grpc
 from foveate_serve.access import AccessControl, Permission
 from foveate_serve.errors import ServeError
 from foveate_serve.log_context import CALLER
-from foveate_serve.rpc.calls import Handler, refusing
+from foveate_serve.rpc.calls import Handler, handler_of_refusal
 from foveate_serve.rpc.errors import to_status
 
 OPEN = frozenset(
@@ -20,24 +20,24 @@ OPEN = frozenset(
         "/inference.GRPCInferenceService/ServerReady",
     }
 )
-"""What everyone may call: probes carry no tokens."""
+"""The methods without a permission: probes carry no tokens."""
 
 SERVICES: Mapping[str, Permission] = {
     "foveate.v1.ClassifierService": Permission.INFER,
     "inference.GRPCInferenceService": Permission.INFER,
     "grpc.reflection.v1alpha.ServerReflection": Permission.INFER,
 }
-"""What the methods of a service need; those of any other need ADMIN."""
+"""The permission for the methods of a service; any other service needs ADMIN."""
 
 METHODS: Mapping[str, Permission] = {
     "/inference.GRPCInferenceService/RepositoryModelLoad": Permission.ADMIN,
     "/inference.GRPCInferenceService/RepositoryModelUnload": Permission.ADMIN,
 }
-"""The methods that need something else than their service."""
+"""The methods that need another permission than their service."""
 
 
 def permission_of(method: str) -> Permission | None:
-    """Return what a method such as "/package.Service/Method" needs, None where it is open."""
+    """Return the permission for a method such as "/package.Service/Method"; None for none."""
     if method in OPEN:
         return None
     service = method.strip("/").rpartition("/")[0]
@@ -57,8 +57,8 @@ class AccessGate:
             header = dict(call.invocation_metadata or ()).get("authorization")
             text = header.decode("latin-1") if isinstance(header, bytes) else header
             try:
-                # Not reset: the call's task has a context of its own, and ends with it.
+                # Not reset: the context belongs to the call's task and ends with it.
                 CALLER.set(self._access.check(text, permission))
             except ServeError as error:
-                return refusing(to_status(error))
+                return handler_of_refusal(to_status(error))
         return None

@@ -1,4 +1,4 @@
-"""The gRPC server: from an open port to the last answer."""
+"""The gRPC server: its services, gates and transport, its start and its drain."""
 
 import asyncio
 import logging
@@ -48,11 +48,17 @@ class AddressError(Exception):
 class Server:
     """The services of an engine on one address.
 
-    It listens from `start` on and reports NOT_SERVING until `ready`. `drain`
-    stops it after what is in flight, `abort` at once. The engine tells
-    `changes` of its models' states and `statistics` of their requests;
-    `repository` makes the changes of models that clients ask for. `access` None
-    lets everyone in, and `observers` are told of every call.
+    `start` listens; the server reports NOT_SERVING until `ready`. `drain` finishes the
+    calls in flight and stops, `abort` stops at once.
+
+    Args:
+        engine: answers the requests.
+        settings: the server's settings.
+        changes: an observer of the engine, which wakes the health watches.
+        statistics: an observer of the engine, for the Open Inference Protocol.
+        repository: carries out the changes of models that clients ask for.
+        access: checks the tokens of calls; None admits every call.
+        observers: are notified of every call.
     """
 
     def __init__(
@@ -77,7 +83,7 @@ class Server:
         )
         gates = (
             *(() if access is None else (AccessGate(access),)),
-            OverloadGate(engine.refusal),
+            OverloadGate(engine.check_load),
         )
         self._transport = make_transport(
             settings, (CallInterceptor(gates, observers, log=settings.log_requests),)
@@ -115,7 +121,7 @@ class Server:
         """
         address, tls = self._settings.address, tls_files(self._settings)
         try:
-            # A second server on the same port must fail; workers share theirs.
+            # Only workers share a port: a second server on it must fail.
             port = await self._transport.listen(
                 address, tls=tls, share_port=self._settings.workers > 1
             )
@@ -133,20 +139,20 @@ class Server:
         self._health.ready = True
 
     async def drain(self) -> None:
-        """Report NOT_SERVING and go on for `shutdown_delay`, then finish what runs and stop."""
+        """Report NOT_SERVING, serve on for `shutdown_delay`, then finish what is in flight."""
         self._health.ready = False
         await asyncio.sleep(self._settings.shutdown_delay)
-        # First, or the clients of streams that end would come again at once.
+        # GOAWAY first: a client whose stream ends would otherwise open the next one here.
         await self._transport.go_away()
         self._end_streams()
         await self._transport.finish(self._settings.shutdown_timeout)
 
     async def abort(self) -> None:
-        """Stop at once; calls in flight are cut off."""
+        """Stop at once; calls in flight are aborted."""
         self._end_streams()
         await self._transport.stop()
 
     def _end_streams(self) -> None:
-        """End what would go on for as long as its client does."""
+        """End the streams and watches, which would otherwise last as long as their clients."""
         self._stopping.set()
         self._health.end_watches()

@@ -1,4 +1,4 @@
-"""How workers reach each other: each answers its peers on a socket in the supervisor's folder."""
+"""Calls between workers: each serves its peers on a socket in the supervisor's folder."""
 
 import asyncio
 import logging
@@ -49,16 +49,16 @@ from foveate_serve.transports.make import make_transport
 
 logger = logging.getLogger(__name__)
 
-SECONDS = 10.0
-"""What a worker gets to tell of its models."""
+TIMEOUT_SECONDS = 10.0
+"""The timeout of a peer for listing its models."""
 
-_NOBODY = ErrorStatus(
+_NO_WORKER = ErrorStatus(
     code=Code.UNAVAILABLE, reason="NO_WORKER", message="no worker could make the change"
 )
 
 
 class Peers:
-    """The workers whose sockets lie in `folder`, which nobody else may read."""
+    """The workers, by their sockets in `folder`, which only this user may read."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -68,7 +68,7 @@ class Peers:
         return self._folder / f"{index}.sock"
 
     def others(self, index: int) -> list[Path]:
-        """Return the sockets of the workers that serve, but for one."""
+        """Return the sockets of the workers that serve, without one's own."""
         return [path for path in self.all() if path != self.socket(index)]
 
     def all(self) -> list[Path]:
@@ -84,7 +84,7 @@ async def connected(socket: Path) -> AsyncIterator[grpc.aio.Channel]:
 
 
 async def rows_of(socket: Path) -> list[VersionRow]:
-    """Return what the status page says of the models of one worker; raises AioRpcError."""
+    """Return the status page's rows of the models of one worker; raises AioRpcError."""
     rows = []
     async with connected(socket) as channel:
         stub = ClassifierServiceStub(channel)
@@ -93,7 +93,7 @@ async def rows_of(socket: Path) -> list[VersionRow]:
                 runner = batching = ""
                 if version.state == MODEL_STATE_READY:
                     wanted = GetModelRequest(name=model.name, version=version.version)
-                    details = (await stub.GetModel(wanted, timeout=SECONDS)).model
+                    details = (await stub.GetModel(wanted, timeout=TIMEOUT_SECONDS)).model
                     runner = f"{details.backend}, {details.device}, {details.active_variant}"
                     batching = describe_batching(details.batching)
                 state = ModelState.Name(version.state).removeprefix("MODEL_STATE_").lower()
@@ -113,7 +113,7 @@ async def rows_of(socket: Path) -> list[VersionRow]:
 
 @dataclass(frozen=True, kw_only=True)
 class Served:
-    """What one worker serves: pairs of a model and a version, and its labels by model."""
+    """The models and versions that a worker serves, and its labels by model."""
 
     versions: frozenset[tuple[str, str]]
     labels: Mapping[str, Mapping[str, str]]
@@ -145,7 +145,7 @@ async def _models(channel: grpc.aio.Channel) -> list[ModelSummary]:
     stub, request = ClassifierServiceStub(channel), ListModelsRequest(page_size=MAX_PAGE_SIZE)
     models: list[ModelSummary] = []
     while True:
-        page = await stub.ListModels(request, timeout=SECONDS)
+        page = await stub.ListModels(request, timeout=TIMEOUT_SECONDS)
         models += page.models
         if not page.next_page_token:
             return models
@@ -153,7 +153,7 @@ async def _models(channel: grpc.aio.Channel) -> list[ModelSummary]:
 
 
 class PeerServer:
-    """Answers the peers of one worker: its models as they are, and changes of them alone."""
+    """Serves a worker's peers: lists its models, and changes them in this worker only."""
 
     def __init__(self, engine: Engine, socket: Path, *, transport: TransportName) -> None:
         self._socket = socket
@@ -177,11 +177,11 @@ class PeerServer:
 
 
 class SharedRepositoryHandler(RepositoryHandler):
-    """RepositoryService for all workers: they make a change one after another.
+    """RepositoryService for all workers, which make a change one after another.
 
-    It ends at the first that fails, whose error is the answer; those before it
-    have then made the change. A worker that is down does not count: it takes
-    over the state of the others when it is up again.
+    The first worker that fails ends the change, and its error is the response; the
+    workers before it have then made the change. A worker that is down is left out: it
+    copies the state of a peer when it starts.
     """
 
     def __init__(
@@ -192,45 +192,45 @@ class SharedRepositoryHandler(RepositoryHandler):
 
     async def load_model(self, request: LoadModelRequest) -> LoadModelResponse:
         """Load a model in every worker."""
-        answer: LoadModelResponse = await self._everywhere("LoadModel", request)
-        return answer
+        response: LoadModelResponse = await self._change_all("LoadModel", request)
+        return response
 
     async def unload_model(self, request: UnloadModelRequest) -> UnloadModelResponse:
         """Unload a model in every worker."""
-        answer: UnloadModelResponse = await self._everywhere("UnloadModel", request)
-        return answer
+        response: UnloadModelResponse = await self._change_all("UnloadModel", request)
+        return response
 
     async def reload_model(self, request: ReloadModelRequest) -> ReloadModelResponse:
-        """Read a model anew in every worker."""
-        answer: ReloadModelResponse = await self._everywhere("ReloadModel", request)
-        return answer
+        """Load a model again in every worker."""
+        response: ReloadModelResponse = await self._change_all("ReloadModel", request)
+        return response
 
     async def set_version_labels(
         self, request: SetVersionLabelsRequest
     ) -> SetVersionLabelsResponse:
-        """Put other labels in the place of a model's own in every worker."""
+        """Replace a model's labels in every worker."""
         with status_errors():
             self._require_enabled()
-        answer: SetVersionLabelsResponse = await self._ask_all("SetVersionLabels", request)
-        return answer
+        response: SetVersionLabelsResponse = await self._call_all("SetVersionLabels", request)
+        return response
 
-    async def _everywhere(self, method: str, request: Message) -> Any:
+    async def _change_all(self, method: str, request: Message) -> Any:
         with status_errors():
             self._require_changes()
-        return await self._ask_all(method, request)
+        return await self._call_all(method, request)
 
-    async def _ask_all(self, method: str, request: Message) -> Any:
-        answer = None
+    async def _call_all(self, method: str, request: Message) -> Any:
+        response = None
         for socket in self._peers.all():
             async with connected(socket) as channel:
                 try:
-                    answer = await getattr(RepositoryServiceStub(channel), method)(request)
+                    response = await getattr(RepositoryServiceStub(channel), method)(request)
                 except grpc.aio.AioRpcError as error:
                     details = dict(error.trailing_metadata() or ()).get(TRAILER)
                     if isinstance(details, bytes):
                         status = ErrorStatus.from_status(Status.FromString(details))
                         raise StatusError(status) from error
                     logger.warning("worker %s did not answer: %s", socket.stem, error.code().name)
-        if answer is None:
-            raise StatusError(_NOBODY)
-        return answer
+        if response is None:
+            raise StatusError(_NO_WORKER)
+        return response

@@ -1,4 +1,4 @@
-"""Keeps workers alive on one address."""
+"""The supervisor: starts workers that share one address, and restarts those that end."""
 
 import asyncio
 import json
@@ -22,11 +22,11 @@ from prometheus_client.registry import Collector
 
 from foveate_runtime.cores import count_cores
 from foveate_serve.access import make_access_control
+from foveate_serve.observe.known_versions import KnownVersions
 from foveate_serve.observe.metrics import MULTIPROCESS
 from foveate_serve.observe.pages import Pages, VersionRow
-from foveate_serve.observe.shown import Shown
 from foveate_serve.observe.triton import TritonNames
-from foveate_serve.process import Ready, StartError, serving_pages
+from foveate_serve.process import Ready, StartError, serve_pages
 from foveate_serve.rpc.server import AddressError
 from foveate_serve.settings import Settings
 from foveate_serve.transports.tls import tls_files
@@ -38,10 +38,10 @@ logger = logging.getLogger(__name__)
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 30.0
 STEADY_SECONDS = 60.0
-"""A worker that has lived for so long is started again after the shortest pause."""
+"""A worker that ends after so many seconds is restarted after the shortest pause."""
 
 KILL_SECONDS = 1.0
-"""What a worker may take to end beyond the time of its stop, before it is killed."""
+"""How long a worker may take beyond its shutdown timeout before it is killed."""
 
 _STDERR = 2
 
@@ -49,23 +49,23 @@ _STDERR = 2
 class Supervisor:
     """`settings.workers` processes that share an address; raises SettingsError.
 
-    Each listens for itself, and the kernel deals the connections out. One that
-    ends is started again, after a pause that doubles from one time to the next.
+    Each worker listens itself, and the kernel distributes the connections. A worker
+    that ends is restarted, after a pause that doubles each time.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._access = make_access_control(settings)
         if (tls := tls_files(settings)) is not None:
-            tls.context()  # bad files are told of once, not by every worker
+            tls.context()  # so that bad files are reported once, not by every worker
         self._workers: dict[int, Process] = {}
         self._ready: dict[int, int] = {}
-        self._came = asyncio.Event()
+        self._all_ready = asyncio.Event()
         self._stopping = asyncio.Event()
         self._own = CollectorRegistry()
         self._restarts = Counter(
             "foveate_worker_restarts",
-            "Workers started again after they had ended.",
+            "Workers restarted after they had ended.",
             registry=self._own,
         )
         ready = Gauge("foveate_workers_ready", "Workers that serve.", registry=self._own)
@@ -73,11 +73,11 @@ class Supervisor:
 
     @property
     def is_ready(self) -> bool:
-        """Whether some worker serves, and none has been told to stop."""
+        """Whether a worker serves, and the supervisor is not stopping."""
         return bool(self._ready) and not self._stopping.is_set()
 
     async def run(self, stop: asyncio.Event, ready: Ready) -> None:
-        """Keep the workers until `stop` is set, then let them finish what is in flight.
+        """Run the workers until `stop` is set, then drain them.
 
         Raises AddressError, and StartError where a worker cannot start.
         """
@@ -88,29 +88,29 @@ class Supervisor:
             if self._settings.metrics_address is not None:
                 source = SupervisorSource(self, folder, self._own)
                 pages = Pages(source, self._settings, self._access)
-                await stack.enter_async_context(serving_pages(pages, self._settings))
+                await stack.enter_async_context(serve_pages(pages, self._settings))
             numbers = range(self._settings.workers)
-            keepers = [asyncio.create_task(self._keep(i, folder, address)) for i in numbers]
-            waiting = [asyncio.create_task(event.wait()) for event in (stop, self._came)]
+            keepers = [asyncio.create_task(self._keep_running(i, folder, address)) for i in numbers]
+            waiting = [asyncio.create_task(event.wait()) for event in (stop, self._all_ready)]
             try:
-                # A keeper ends by itself only where its worker could not start.
+                # Before `stop`, a keeper ends only where its worker could not start.
                 await asyncio.wait((*keepers, *waiting), return_when=asyncio.FIRST_COMPLETED)
-                if self._came.is_set():
+                if self._all_ready.is_set():
                     ready(max(self._ready.values(), default=0), address)
                     await asyncio.wait((*keepers, waiting[0]), return_when=asyncio.FIRST_COMPLETED)
             finally:
                 self._stopping.set()
                 for task in waiting:
                     task.cancel()
-                await self._end(keepers)
+                await self._stop_workers(keepers)
 
     async def abort(self) -> None:
         """Kill the workers."""
         for process in self._workers.values():
             _kill(process)
 
-    async def _end(self, keepers: Sequence[asyncio.Task[None]]) -> None:
-        """Let the workers finish what is in flight, and kill those that take too long.
+    async def _stop_workers(self, keepers: Sequence[asyncio.Task[None]]) -> None:
+        """Drain the workers, and kill those that pass the timeout.
 
         Raises the first error of a keeper, once all workers have ended.
         """
@@ -127,12 +127,12 @@ class Supervisor:
             if isinstance(ended, BaseException):
                 raise ended
 
-    async def _keep(self, index: int, folder: Path, address: str) -> None:
+    async def _keep_running(self, index: int, folder: Path, address: str) -> None:
         pause, served = FIRST_PAUSE, False
         while not self._stopping.is_set():
             started = time.monotonic()
-            code = await self._work(index, folder, address)
-            served = served or self._came.is_set()
+            code = await self._run_worker(index, folder, address)
+            served = served or self._all_ready.is_set()
             if self._stopping.is_set():
                 return
             if not served:
@@ -140,7 +140,7 @@ class Supervisor:
             if time.monotonic() - started > STEADY_SECONDS:
                 pause = FIRST_PAUSE
             logger.error(
-                "worker %d ended with the code %d; it starts again in %.1f s", index, code, pause
+                "worker %d ended with the code %d; it is restarted in %.1f s", index, code, pause
             )
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), pause)
@@ -148,7 +148,7 @@ class Supervisor:
             pause = min(2 * pause, LONGEST_PAUSE)
             self._restarts.inc()
 
-    async def _work(self, index: int, folder: Path, address: str) -> int:
+    async def _run_worker(self, index: int, folder: Path, address: str) -> int:
         """Run one worker to its end, and return its exit code."""
         metrics = folder / "metrics"
         ours, theirs = socket.socketpair()
@@ -157,10 +157,10 @@ class Supervisor:
                 *(sys.executable, "-m", "foveate_serve.workers.worker", str(theirs.fileno())),
                 pass_fds=(theirs.fileno(),),
                 stdin=DEVNULL,
-                # Whatever a library prints: standard output says where the server listens.
+                # Libraries may print: this process's standard output is for the ready line.
                 stdout=_STDERR,
                 env={**os.environ, MULTIPROCESS: str(metrics)},
-                # Ctrl-C reaches the supervisor alone, which tells them.
+                # Ctrl-C reaches the supervisor only, which then stops the workers.
                 start_new_session=True,
             )
         except OSError as error:
@@ -176,19 +176,19 @@ class Supervisor:
             settings=worker_settings(self._settings, address), folder=folder, index=index
         )
         reader, writer = await asyncio.open_connection(sock=ours)
-        telling = asyncio.create_task(_line(reader))
+        reading = asyncio.create_task(_read_line(reader))
         ended = asyncio.create_task(process.wait())
         try:
             writer.write(assignment.model_dump_json().encode() + b"\n")
-            # What a worker has forked may hold its end of the socket open.
-            await asyncio.wait((telling, ended), return_when=asyncio.FIRST_COMPLETED)
-            if telling.done() and (line := telling.result()):
+            # A child process of the worker may hold its end of the socket open.
+            await asyncio.wait((reading, ended), return_when=asyncio.FIRST_COMPLETED)
+            if reading.done() and (line := reading.result()):
                 self._ready[index] = json.loads(line)["models"]
                 if len(self._ready) == self._settings.workers:
-                    self._came.set()
+                    self._all_ready.set()
             return await ended
         finally:
-            telling.cancel()
+            reading.cancel()
             writer.close()
             self._ready.pop(index, None)
             del self._workers[index]
@@ -197,8 +197,8 @@ class Supervisor:
             mark_process_dead(process.pid, str(metrics))  # type: ignore[no-untyped-call]
 
 
-async def _line(reader: asyncio.StreamReader) -> bytes:
-    """Return the next line, empty where the other side is gone."""
+async def _read_line(reader: asyncio.StreamReader) -> bytes:
+    """Return the next line, empty where the other side has closed."""
     try:
         return await reader.readline()
     except OSError:
@@ -206,21 +206,21 @@ async def _line(reader: asyncio.StreamReader) -> bytes:
 
 
 def _kill(process: Process) -> None:
-    """Kill a worker and whatever it has forked: it leads a group of processes of its own."""
+    """Kill a worker and its child processes: it leads a process group of its own."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 
 
 class SupervisorSource:
-    """What the pages show: the models as one worker has them, the metrics of all."""
+    """The content of the metrics port: the models of one worker, the metrics of all."""
 
     def __init__(self, supervisor: Supervisor, folder: Path, own: CollectorRegistry) -> None:
         self._supervisor = supervisor
         self._peers = Peers(folder)
         self._registry = CollectorRegistry()
         self._registry.register(own)
-        self._shown = Shown(MultiProcessCollector(None, str(folder / "metrics")))  # type: ignore[no-untyped-call]
-        self._registry.register(TritonNames(self._shown))
+        self._known_versions = KnownVersions(MultiProcessCollector(None, str(folder / "metrics")))  # type: ignore[no-untyped-call]
+        self._registry.register(TritonNames(self._known_versions))
 
     @property
     def is_ready(self) -> bool:
@@ -229,7 +229,7 @@ class SupervisorSource:
 
     @property
     def is_hung(self) -> bool:
-        """Whether only a new start can help: never, for a worker that hangs starts anew."""
+        """Never: the supervisor restarts a worker that hangs."""
         return False
 
     async def rows(self) -> Sequence[VersionRow]:
@@ -243,7 +243,7 @@ class SupervisorSource:
         """Return the metrics as they are now."""
         for path in self._peers.all():
             with suppress(grpc.aio.AioRpcError):
-                self._shown.update(await versions_of(path))
+                self._known_versions.update(await versions_of(path))
                 break
         return self._registry
 
@@ -267,9 +267,9 @@ def worker_settings(settings: Settings, address: str) -> dict[str, Any]:
 
 @contextmanager
 def reserved(address: str) -> Iterator[str]:
-    """Hold a port for those who share it, and yield the address with its number.
+    """Reserve a port for the workers, and yield the address with its number.
 
-    Raises AddressError where somebody else listens there.
+    Raises AddressError where another process listens there.
     """
     host, _, port = address.rpartition(":")
     with ExitStack() as stack:
@@ -277,7 +277,7 @@ def reserved(address: str) -> Iterator[str]:
             family, kind, protocol, _, place = socket.getaddrinfo(
                 host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             )[0]
-            # Alone at first: the port of another server must not be shared.
+            # First without SO_REUSEPORT: the port of another server must not be shared.
             with socket.socket(family, kind, protocol) as alone:
                 alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 alone.bind(place)

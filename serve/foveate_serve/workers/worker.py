@@ -1,9 +1,9 @@
-"""One worker: a process that serves beside others on the same address.
+"""One worker: a process that shares its address with others.
 
-Started by the supervisor with the number of a socket, over which it sends the
-`Assignment` as a line of JSON, and which it keeps open for as long as it lives.
-The worker says over it, in a line of JSON, that it serves. Standard input and
-output are left to whatever libraries do with them.
+The supervisor starts it with the number of a socket, over which it sends the
+`Assignment` as a line of JSON, and which it keeps open while it lives. The worker
+sends a line of JSON over it once it serves. Standard input and output are not used:
+libraries may print to them.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ from foveate_serve.process import (
     KilledError,
     Process,
     StartError,
-    leave_at_once,
+    exit_at_once,
     run_until_signals,
 )
 from foveate_serve.repository.versions import State
@@ -49,11 +49,11 @@ logger = logging.getLogger(__name__)
 DONE, FAILED = 0, 1
 
 _SAMPLE_SECONDS = 1.0
-"""How often the values that are read, and not counted, are written for the supervisor."""
+"""The interval at which the gauges are written for the supervisor."""
 
 
 class Assignment(BaseModel):
-    """What the supervisor tells a worker: its settings, secrets and all, and its place."""
+    """The supervisor's message to a worker: its settings with their secrets, and its number."""
 
     settings: dict[str, Any]
     folder: Path
@@ -80,7 +80,7 @@ class Worker(Process):
         )
 
     @asynccontextmanager
-    async def _beside(self) -> AsyncIterator[None]:
+    async def _side_services(self) -> AsyncIterator[None]:
         sampling = asyncio.create_task(self._sample())
         try:
             yield
@@ -93,8 +93,8 @@ class Worker(Process):
             self._metrics.sample(self._engine.repository)
             await asyncio.sleep(_SAMPLE_SECONDS)
 
-    async def _over(self, stop: asyncio.Event) -> None:
-        """Wait until the process is to end: when it is told to, or when an engine hangs."""
+    async def _wait_for_end(self, stop: asyncio.Event) -> None:
+        """Wait until `stop` is set or an engine hangs."""
         stopped = asyncio.create_task(stop.wait())
         while not (stopped.done() or self._engine.repository.hung):
             changed = asyncio.create_task(self._changes.next().wait())
@@ -107,14 +107,14 @@ class Worker(Process):
         await self._peer_server.start()
         for peer in self._peers.others(self._index):
             try:
-                await self._follow(peer)
+                await self._match_peer(peer)
             except grpc.aio.AioRpcError as error:
                 logger.warning("worker %s did not answer: %s", peer.stem, error.code().name)
             else:
                 break
 
-    async def _follow(self, peer: Path) -> None:
-        """Serve what a peer serves, and nothing else: it may have been told to change."""
+    async def _match_peer(self, peer: Path) -> None:
+        """Load and unload, to serve what a peer serves: clients may have changed its models."""
         served, repository = await served_by(peer), self._engine.repository
         ours = {
             (model.name, str(version.version))
@@ -134,7 +134,7 @@ class Worker(Process):
 
 
 def main() -> int:
-    """Serve as the supervisor says; return the exit code."""
+    """Run a worker with the supervisor's assignment; return the exit code."""
     supervisor = socket.socket(fileno=int(sys.argv[1]))
     supervisor.set_inheritable(False)
     with supervisor.makefile("rb") as lines:
@@ -142,10 +142,10 @@ def main() -> int:
     settings = Settings(**assignment.settings)
     configure_logging(settings)
     if any(settings.of(model).pin_cores for model in ("", *settings.models)):
-        # What the instances then share out is this worker's own.
+        # The instances then share this worker's cores.
         os.sched_setaffinity(0, deal_cores(settings.workers)[assignment.index])
     bound_heap()
-    threading.Thread(target=_stop_with, args=(supervisor,), daemon=True).start()
+    threading.Thread(target=_stop_when_closed, args=(supervisor,), daemon=True).start()
     try:
         asyncio.run(_serve(assignment, settings, supervisor))
     except (SettingsError, AddressError, StartError) as error:
@@ -156,7 +156,7 @@ def main() -> int:
 
 async def _serve(assignment: Assignment, settings: Settings, supervisor: socket.socket) -> None:
     def ready(models: int, address: str) -> None:
-        # A supervisor that is gone has had this worker stopped.
+        # Where the supervisor has ended, this worker is stopping already.
         with suppress(OSError):
             supervisor.sendall(json.dumps({"models": models, "address": address}).encode() + b"\n")
 
@@ -164,10 +164,10 @@ async def _serve(assignment: Assignment, settings: Settings, supervisor: socket.
     try:
         await run_until_signals(worker, ready)
     except (HungError, KilledError) as error:
-        leave_at_once(error)
+        exit_at_once(error)
 
 
-def _stop_with(supervisor: socket.socket) -> None:
+def _stop_when_closed(supervisor: socket.socket) -> None:
     with suppress(OSError):
         supervisor.recv(1)
     os.kill(os.getpid(), signal.SIGTERM)

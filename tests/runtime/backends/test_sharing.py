@@ -35,7 +35,7 @@ def test_beside_others_photographs_get_the_answers_of_torch(
     lite0: Bundle, runner: OnnxRuntimeRunner
 ) -> None:
     golden = open_golden(lite0)
-    errors = golden.errors(partial(runner.run, beside=True), "largest")
+    errors = golden.errors(partial(runner.run, share_cores=True), "largest")
     assert max(errors.values()) < TOLERANCE
 
 
@@ -47,9 +47,9 @@ def test_all_graphs_and_sessions_read_the_same_weights(
 
     def answers() -> list[np.ndarray]:
         return [
-            runner.run(inputs, outputs, beside=beside)["logits"]
+            runner.run(inputs, outputs, share_cores=share_cores)["logits"]
             for inputs, outputs in ((plain, ["logits"]), (golden.inputs, ["logits", "cam.cam"]))
-            for beside in (False, True)
+            for share_cores in (False, True)
         ]
 
     before = answers()

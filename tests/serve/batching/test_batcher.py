@@ -30,8 +30,8 @@ def colour(red: int, green: int = 0, blue: int = 0) -> np.ndarray:
 
 
 async def ask(batcher: Batcher, image: np.ndarray, *, priority: int = 0, **wanted) -> Batched:
-    with batcher.places(priority=priority) as places:
-        return await batcher.submit(places, image, **({"outputs": LOGITS} | wanted))
+    with batcher.reserve(priority=priority) as reservation:
+        return await batcher.submit(reservation, image, **({"outputs": LOGITS} | wanted))
 
 
 class Held:
@@ -93,8 +93,8 @@ def threads_of_runs(runner: "GatedRunner") -> list[threading.Thread]:  # noqa: F
 
 async def test_pictures_of_an_instant_runner_change_no_thread(gated) -> None:
     threads, runs = threads_of_runs(gated), []
-    gated.prompt, gated.instant = 5, True
-    batcher = Batcher([gated], ran=runs.append)
+    gated.inline_pictures, gated.always_inline = 5, True
+    batcher = Batcher([gated], on_batch=runs.append)
     alone = await ask(batcher, colour(200))
     assert alone.outputs["logits"].argmax() == 0
     assert alone.batch_size == 1
@@ -119,9 +119,9 @@ async def test_pictures_of_an_instant_runner_change_no_thread(gated) -> None:
     ],
     ids=["delay", "sizes", "cores"],
 )
-async def test_an_instant_runner_keeps_to_the_policy(gated, policy: BatchPolicy) -> None:
+async def test_an_inline_runner_keeps_to_the_policy(gated, policy: BatchPolicy) -> None:
     threads = threads_of_runs(gated)
-    gated.prompt, gated.instant = 5, True
+    gated.inline_pictures, gated.always_inline = 5, True
     batcher = Batcher([gated], policy)
     await ask(batcher, colour(200))
     await batcher.close()
@@ -130,7 +130,7 @@ async def test_an_instant_runner_keeps_to_the_policy(gated, policy: BatchPolicy)
 
 async def test_so_many_pictures_as_a_runner_is_prompt_with_change_no_thread(gated) -> None:
     threads = threads_of_runs(gated)
-    gated.prompt = 2
+    gated.inline_pictures = 2
     batcher = Batcher([gated])
     for count in (1, 2, 3):
         values = [colour(*channels) for channels in ((200,), (0, 200), (0, 0, 200))[:count]]
@@ -140,7 +140,9 @@ async def test_so_many_pictures_as_a_runner_is_prompt_with_change_no_thread(gate
     assert [thread is threading.current_thread() for thread in threads] == [True, True, False]
 
 
-@pytest.mark.parametrize("kind", [{"light": True}, {"prompt": 1}, {"prompt": 5, "instant": True}])
+@pytest.mark.parametrize(
+    "kind", [{"light": True}, {"inline_pictures": 1}, {"inline_pictures": 5, "always_inline": True}]
+)
 async def test_light_pictures_gather_while_the_loop_brings_more(
     gated, kind: dict[str, object]
 ) -> None:
@@ -160,7 +162,7 @@ async def test_light_pictures_gather_while_the_loop_brings_more(
 
 
 async def test_an_instant_runner_that_is_busy_gathers_a_batch(held: Held) -> None:
-    held.runner.prompt, held.runner.instant = 5, True
+    held.runner.inline_pictures, held.runner.always_inline = 5, True
     waiting = await held.queue(*(ask(held.batcher, colour(200)) for _ in range(4)))
     await held.release()
     assert {answer.batch_size for answer in await asyncio.gather(*waiting)} == {4}
@@ -198,9 +200,9 @@ async def test_a_batch_holds_one_kind_of_outputs_led_by_the_oldest(held: Held) -
 
 async def ask_all(batcher: Batcher, *images: np.ndarray, **wanted) -> Batched:
     class_ids = wanted.pop("class_ids", [[]] * len(images))
-    with batcher.places(len(images)) as places:
+    with batcher.reserve(len(images)) as reservation:
         return await batcher.submit_all(
-            places, np.stack(images), class_ids=class_ids, **({"outputs": LOGITS} | wanted)
+            reservation, np.stack(images), class_ids=class_ids, **({"outputs": LOGITS} | wanted)
         )
 
 
@@ -332,7 +334,7 @@ async def test_an_observer_that_fails_keeps_no_answer_back(gated) -> None:
 
     errors = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
-    batcher = Batcher([gated], ran=fail)
+    batcher = Batcher([gated], on_batch=fail)
     assert (await ask(batcher, colour(200))).outputs["logits"].argmax() == 0
     await batcher.close()
     assert [type(error["exception"]) for error in errors] == [LookupError]
@@ -404,15 +406,15 @@ async def test_what_waits_at_higher_priorities_counts_for_the_lower_ones(ranked:
 
 
 async def test_places_are_held_from_before_the_picture_is_there(held: Held) -> None:
-    with held.batcher.places(5):
-        with pytest.raises(OverloadedError), held.batcher.places(2):
+    with held.batcher.reserve(5):
+        with pytest.raises(OverloadedError), held.batcher.reserve(2):
             pass
-        with held.batcher.places(1):
+        with held.batcher.reserve(1):
             assert held.batcher.full
             assert held.batcher.waiting == 0
     assert not held.batcher.full
     # A request of more pictures than may wait is let in where nothing does.
-    with held.batcher.places(7), pytest.raises(OverloadedError), held.batcher.places(1):
+    with held.batcher.reserve(7), pytest.raises(OverloadedError), held.batcher.reserve(1):
         pass
 
 
@@ -421,13 +423,13 @@ async def test_what_would_be_late_behind_those_who_wait_is_refused(gated) -> Non
     batcher._picture_seconds = 10.0
     now = time.monotonic()
     # Where nothing waits it is let in: nobody would learn otherwise that runs are faster now.
-    with batcher.places(2, deadline=now + 1):
-        with pytest.raises(OverloadedError) as raised, batcher.places(deadline=now + 19):
+    with batcher.reserve(2, deadline=now + 1):
+        with pytest.raises(OverloadedError) as raised, batcher.reserve(deadline=now + 19):
             pass
         assert raised.value.reason == "DEADLINE_TOO_SHORT"
         assert raised.value.retry_delay.total_seconds() == 20
         for deadline in (None, now + 20 + LIMIT_SECONDS):
-            with batcher.places(deadline=deadline):
+            with batcher.reserve(deadline=deadline):
                 assert batcher.backlog_seconds == 30
     await batcher.close()
 
@@ -435,9 +437,9 @@ async def test_what_would_be_late_behind_those_who_wait_is_refused(gated) -> Non
 async def test_the_time_to_come_again_is_that_of_what_waits(gated) -> None:
     batcher = Batcher([gated], BatchPolicy(max_batch=4, max_queue=6))
     await ask(batcher, colour(1))  # so that the batcher knows how long a picture takes
-    with batcher.places(1):
+    with batcher.reserve(1):
         single = batcher.backlog_seconds
-    with batcher.places(6):
+    with batcher.reserve(6):
         assert batcher.backlog_seconds == pytest.approx(6 * single)
     assert batcher.backlog_seconds == 0
     await batcher.close()
@@ -469,7 +471,7 @@ async def test_instances_run_at_one_time_from_one_queue(make_gated) -> None:
     runners = [make_gated() for _ in range(3)]
     runs: list[BatchRun] = []
     cores = tuple(deal_cores(3))
-    batcher = Batcher(runners, BatchPolicy(max_batch=1, cores=cores), ran=runs.append)
+    batcher = Batcher(runners, BatchPolicy(max_batch=1, cores=cores), on_batch=runs.append)
     for runner in runners:
         runner.gate.clear()
     tasks = [asyncio.ensure_future(ask(batcher, colour(i))) for i in range(3)]
@@ -514,7 +516,7 @@ async def test_a_model_serves_while_one_of_its_instances_lives(make_gated) -> No
     runners = [make_gated() for _ in range(2)]
     lives: list[bool] = []
     policy = BatchPolicy(max_batch=1, cores=(ANY_CORE,) * 2)
-    batcher = Batcher(runners, policy, alive=lives.append)
+    batcher = Batcher(runners, policy, on_alive=lives.append)
     for runner in runners:
         runner.gate.clear()
     first = asyncio.ensure_future(ask(batcher, colour(1)))
@@ -571,7 +573,7 @@ class Dying:
 
 async def test_a_thread_that_ends_fails_its_batch_and_starts_again(gated) -> None:
     lives: list[bool] = []
-    batcher = Batcher([gated], alive=lives.append)
+    batcher = Batcher([gated], on_alive=lives.append)
     Dying(gated, times=2)
     for expected in ([False], [False, True, False]):
         with pytest.raises(EngineError):
@@ -585,8 +587,8 @@ async def test_a_thread_that_ends_fails_its_batch_and_starts_again(gated) -> Non
 
 async def test_a_thread_that_has_ended_does_not_hold_up_the_close(gated) -> None:
     lives: list[bool] = []
-    batcher = Batcher([gated], alive=lives.append)
-    batcher._instances[0].pause = LIMIT_SECONDS
+    batcher = Batcher([gated], on_alive=lives.append)
+    batcher._lanes[0].pause = LIMIT_SECONDS
     Dying(gated, times=1)
     with pytest.raises(EngineError):
         await ask(batcher, colour(200))
@@ -612,7 +614,7 @@ def test_a_run_that_ends_after_the_loop_was_given_up_harms_nobody(gated) -> None
     with batcher._changed:
         batcher._closing = True
         batcher._changed.notify_all()
-    (instance,) = batcher._instances
-    instance.thread.join(LIMIT_SECONDS)
-    assert not instance.thread.is_alive()
+    (lane,) = batcher._lanes
+    lane.thread.join(LIMIT_SECONDS)
+    assert not lane.thread.is_alive()
     assert gated.pictures == [200]

@@ -55,7 +55,7 @@ async def test_a_picture_alone_has_the_whole_engine(three_lanes: object) -> None
     for number in range(4):
         await ask(batcher, colour(number))
     assert len(three_lanes.batches) == 4
-    assert three_lanes.beside == []
+    assert three_lanes.shared == []
     await batcher.close()
 
 
@@ -63,7 +63,7 @@ async def test_a_light_picture_has_one_thread_though_it_is_alone(three_lanes: ob
     three_lanes.light = True
     batcher = Batcher([three_lanes], BatchPolicy(max_batch=8))
     await ask(batcher, colour(1))
-    assert three_lanes.beside == [1]
+    assert three_lanes.shared == [1]
     await batcher.close()
 
 
@@ -94,7 +94,7 @@ async def test_a_full_batch_of_light_pictures_has_a_lane_of_its_own(three_lanes:
 async def test_what_comes_while_the_engine_runs_runs_beside_it(three_lanes: object) -> None:
     batcher = Batcher([three_lanes], BatchPolicy(max_batch=8))
     calls = await occupy(batcher, three_lanes)
-    assert three_lanes.beside == [1] * (LANES - 1)
+    assert three_lanes.shared == [1] * (LANES - 1)
     started = three_lanes.running_since
     three_lanes.gate.set()
     answers = await asyncio.gather(*calls)
@@ -145,7 +145,7 @@ async def test_a_lane_takes_less_of_what_takes_long(three_lanes: object) -> None
     busy = await occupy(batcher, three_lanes)
     calls = [asyncio.ensure_future(ask(batcher, colour(100 + number))) for number in range(24)]
     await until(lambda: batcher.waiting == 24)
-    batcher._picture_seconds, batcher._note = 0.005, lambda seconds: None
+    batcher._picture_seconds, batcher._update_picture_seconds = 0.005, lambda seconds: None
     three_lanes.gate.set()
     await asyncio.gather(*busy, *calls)
     assert max(size for size, _ in three_lanes.batches) == 4
@@ -154,11 +154,11 @@ async def test_a_lane_takes_less_of_what_takes_long(three_lanes: object) -> None
 
 async def test_what_is_submitted_together_is_what_a_lane_takes(three_lanes: object) -> None:
     batcher = Batcher([three_lanes], BatchPolicy(max_batch=24))
-    assert batcher.largest == 8
+    assert batcher.chunk_size == 8
     batcher._picture_seconds = 0.005
-    assert batcher.largest == 4
+    assert batcher.chunk_size == 4
     three_lanes.light = True
-    assert batcher.largest == 24
+    assert batcher.chunk_size == 24
     await batcher.close()
 
 
@@ -176,18 +176,18 @@ def test_a_batch_and_a_map_are_warmed_up_beside_others(
 ) -> None:
     monkeypatch.setattr(warmup, "_TRIALS", 0)
     warm_up(three_lanes, (1, 4), LANES)
-    assert three_lanes.beside == [1, 1]
+    assert three_lanes.shared == [1, 1]
 
 
 def test_onnx_runtime_gives_a_run_beside_others_one_thread(colours: Bundle) -> None:
     with OnnxRuntimeRunner(colours, variant="fp32", device="cpu", threads=2) as runner:
         inputs = {"image": np.stack([colour(200), colour(0, 200), colour(0, 0, 200)])}
         alone = runner.run(inputs, ["logits"])
-        beside = runner.run(inputs, ["logits"], beside=True)
-        assert np.array_equal(alone["logits"], beside["logits"])
+        shared = runner.run(inputs, ["logits"], share_cores=True)
+        assert np.array_equal(alone["logits"], shared["logits"])
         sessions = runner._graphs.plain
         assert threads_of(sessions.alone) == 2
-        assert threads_of(sessions.beside) == 1
+        assert threads_of(sessions.shared) == 1
 
 
 def threads_of(session: InferenceSession) -> int:

@@ -20,7 +20,7 @@ def put(queue: Queue, level: int = 0, pictures: int = 1, **item: object) -> Item
         class_ids=np.zeros((pictures, 0), dtype=np.int64),
         **{"outputs": PLAIN, "deadline": None, "future": asyncio.Future(), **item},
     )
-    queue.put(queue.keep(level, pictures), made)
+    queue.put(queue.reserve(level, pictures), made)
     return made
 
 
@@ -72,30 +72,30 @@ async def test_what_belongs_together_is_dropped_together() -> None:
     queue = Queue(1)
     gone, late, left = (put(queue, pictures=2, deadline=deadline) for deadline in (None, 1.0, 3.0))
     gone.future.cancel()
-    assert queue.drop_dead(2.0) == [late]
+    assert queue.drop_expired(2.0) == [late]
     assert list(queue) == [left]
     assert queue.waiting == 2
 
 
 async def test_places_count_like_pictures_until_they_are_given_back() -> None:
     queue = Queue(1)
-    places = queue.keep(0, 5)
-    assert (queue.waiting, queue.expected) == (0, 5)
+    reservation = queue.reserve(0, 5)
+    assert (queue.waiting, queue.committed) == (0, 5)
     assert queue.exceeds(SINGLE, 0, 2)
     assert not queue.exceeds(SINGLE, 0, 1)
-    queue.give_back(places)
-    assert queue.expected == 0
+    queue.release(reservation)
+    assert queue.committed == 0
     # More than the bound are let in where nothing waits.
     assert not queue.exceeds(SINGLE, 0, 7)
-    queue.give_back(places)
-    assert queue.expected == 0
+    queue.release(reservation)
+    assert queue.committed == 0
 
 
 async def test_an_item_takes_one_of_the_places() -> None:
     queue = Queue(1)
-    places = queue.keep(0, 3)
-    queue.put(places, put(Queue(1)))
-    assert (places.left, queue.waiting, queue.expected) == (2, 1, 3)
+    reservation = queue.reserve(0, 3)
+    queue.put(reservation, put(Queue(1)))
+    assert (reservation.left, queue.waiting, queue.committed) == (2, 1, 3)
 
 
 async def test_a_level_is_bounded_by_itself_and_by_those_above() -> None:
@@ -121,7 +121,7 @@ async def test_what_was_cancelled_goes_and_what_is_late_is_told() -> None:
     late = put(queue, 0, deadline=10.0)
     put(queue, 0).future.cancel()
     put(queue, 1, deadline=5.0).future.cancel()
-    assert queue.drop_dead(now=10.0) == [late]
+    assert queue.drop_expired(now=10.0) == [late]
     assert list(queue) == [kept]
 
 

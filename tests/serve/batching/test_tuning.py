@@ -42,12 +42,12 @@ class Engine:
             seconds = self.fixed + self.each * policy.max_batch
             self.now += seconds
             run = BatchRun(size=policy.max_batch, gather=0, infer=seconds, split=0, lane=0)
-            self.tuner.ran(run, waiting=policy.max_queue, now=self.now)
+            self.tuner.record_run(run, waiting=policy.max_queue, now=self.now)
             queue = self.factor * policy.max_queue * seconds / policy.max_batch
             self.latency = TIMING.decode + queue + seconds
             for _ in range(policy.max_batch):
                 timing = replace(TIMING, queue=queue, infer=seconds, total=self.latency)
-                self.tuner.answered(timing)
+                self.tuner.record_timing(timing)
 
 
 def tuned(objective: float, **bounds: object) -> Tuner:
@@ -144,7 +144,7 @@ def test_an_idle_engine_waits_only_where_pictures_come_together() -> None:
             seconds = 0.02 + 0.001 * size
             now += seconds + 0.005
             run = BatchRun(size=size, gather=0, infer=seconds, split=0, lane=0)
-            tuner.ran(run, waiting=0, now=now)
+            tuner.record_run(run, waiting=0, now=now)
         return tuner.policy
 
     # One caller who waits for each answer would only be held up.

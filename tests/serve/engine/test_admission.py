@@ -17,7 +17,7 @@ def admission() -> Admission:
 
 
 def enter(stack: ExitStack, admission: Admission, model: str, *, size: int = 10) -> None:
-    stack.enter_context(admission.entered(model, pictures=1, size=size, retry_delay=lambda: RETRY))
+    stack.enter_context(admission.admit(model, pictures=1, size=size, retry_delay=lambda: RETRY))
 
 
 def fill(stack: ExitStack, admission: Admission, model: str, *, size: int = 10) -> int:
@@ -85,6 +85,6 @@ def test_an_error_gives_everything_back(admission: Admission) -> None:
     for _ in range(20):
         with (
             pytest.raises(ValueError, match="of the request"),
-            admission.entered("a", pictures=9, size=900, retry_delay=lambda: RETRY),
+            admission.admit("a", pictures=9, size=900, retry_delay=lambda: RETRY),
         ):
             raise ValueError("of the request")

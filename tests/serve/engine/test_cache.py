@@ -13,7 +13,7 @@ from PIL import Image
 from foveate_runtime.bundle.bundle import Bundle
 from foveate_serve.batching.policy import BatchPolicy
 from foveate_serve.classification import CamRequest, FeatureMapRequest, RawImage, Request
-from foveate_serve.engine.cache import Cache, Flights
+from foveate_serve.engine.cache import Cache, SingleFlight
 from foveate_serve.engine.engine import Engine, Limits
 from foveate_serve.engine.graph import GraphRequest
 from foveate_serve.errors import DeadlineError, EngineError, OverloadedError
@@ -57,7 +57,7 @@ def test_what_is_larger_than_the_cache_is_not_kept() -> None:
 
 
 async def test_a_flight_outlives_those_who_leave_and_ends_with_the_last() -> None:
-    flights: Flights[int] = Flights()
+    flights: SingleFlight[int] = SingleFlight()
     go, ended = asyncio.Event(), []
 
     async def work() -> int:
@@ -253,7 +253,7 @@ async def test_a_full_server_reads_what_it_may_answer_without_the_engine(
         await until(lambda: batcher.full)
         with pytest.raises(OverloadedError):
             await engine.classify(Request(image=raw(4)))
-        assert engine.refusal() is None
+        assert engine.check_load() is None
         assert (await engine.classify(Request(image=raw(1)))).timing.cached
         gated.gate.set()
         await asyncio.gather(*calls)

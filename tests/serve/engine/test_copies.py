@@ -39,8 +39,8 @@ def pictures(colours: Bundle) -> list[np.ndarray]:
 
 
 async def submit(batcher: Batcher, *pictures: np.ndarray) -> None:
-    with batcher.places(len(pictures)) as places:
-        runs = (batcher.submit(places, picture, outputs=("logits",)) for picture in pictures)
+    with batcher.reserve(len(pictures)) as reservation:
+        runs = (batcher.submit(reservation, picture, outputs=("logits",)) for picture in pictures)
         await asyncio.gather(*runs)
 
 
@@ -60,9 +60,9 @@ async def test_pictures_that_come_together_reach_the_engine_where_they_are(
     together = np.stack(pictures)
     with Noting(colours) as runner:
         batcher = Batcher([runner], BatchPolicy(lanes=1))
-        with batcher.places(len(together)) as places:
+        with batcher.reserve(len(together)) as reservation:
             await batcher.submit_all(
-                places, together, outputs=("logits",), class_ids=[()] * len(together)
+                reservation, together, outputs=("logits",), class_ids=[()] * len(together)
             )
         await batcher.close()
         assert np.shares_memory(runner.given[0], together)

@@ -67,7 +67,7 @@ class Staged:
         """Return everything that a request holds while it is under way, and the threads."""
         batcher, threads = self.model.batcher, self.engine._threads
         return (
-            (batcher.waiting, batcher._queue.expected, self.model._users),
+            (batcher.waiting, batcher._queue.committed, self.model._users),
             (self.engine._admission._total.pictures, self.engine._admission._total.size),
             (threads._free, dict(threads._waiting)),
             len([thread for thread in threading.enumerate() if "foveate" in thread.name]),
@@ -94,8 +94,8 @@ async def staged(
     decode, draw = Gate(pictures.prepare), Gate(explain.draw)
     monkeypatch.setattr(pictures, "prepare", decode)
     # As photographs are: on threads.
-    monkeypatch.setattr(pictures, "_DECODE_AT_ONCE", ImageLimits(max_bytes=0))
-    monkeypatch.setattr(pictures, "_DECODE_ALONE", ImageLimits(max_bytes=0))
+    monkeypatch.setattr(pictures, "_INLINE", ImageLimits(max_bytes=0))
+    monkeypatch.setattr(pictures, "_INLINE_ALONE", ImageLimits(max_bytes=0))
     monkeypatch.setattr(explain, "draw", draw)
     engine = Engine(repository, Limits(), image_threads=1)
     # The threads of a pool come with its first work.

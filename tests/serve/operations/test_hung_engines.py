@@ -1,4 +1,4 @@
-"""A real engine that does not come back: its server says so, and a worker is replaced."""
+"""A real engine that did not return: its server says so, and a worker is replaced."""
 
 from collections.abc import Callable
 from http import HTTPStatus
@@ -59,7 +59,7 @@ def test_a_lone_server_says_that_it_is_not_well(
             assert server.get(path)[0] is HTTPStatus.SERVICE_UNAVAILABLE
     # Its thread does not end, and must not keep the process from it.
     assert server.stop() == 1
-    assert "had not come back" in server.log.read_text(encoding="utf-8")
+    assert "while a run of an engine hung" in server.log.read_text(encoding="utf-8")
 
 
 def test_a_worker_starts_anew(start: Callable, trapped: Path, picture: ClassifyRequest) -> None:
@@ -69,7 +69,7 @@ def test_a_worker_starts_anew(start: Callable, trapped: Path, picture: ClassifyR
     )
     with (
         server.channel() as channel,
-        pytest.raises(grpc.RpcError, match="does not come back"),
+        pytest.raises(grpc.RpcError, match="did not return"),
     ):
         ClassifierServiceStub(channel).Classify(UNLUCKY, timeout=60)
     wanted = {

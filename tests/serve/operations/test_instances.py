@@ -31,7 +31,7 @@ def test_instances_keep_to_their_cores(start: Callable, picture: ClassifyRequest
     process = psutil.Process(server.process.pid)
     assert engine_affinities(process) == set(deal_cores(2))
     assert server.metrics()["foveate_instances", COLOURS] == 2
-    assert "2 instances, up to 8 in a batch, 256 may wait" in server.get("/")[1]
+    assert "2 instances, up to 8 in a batch, a queue of 256" in server.get("/")[1]
 
 
 @BOTH
@@ -117,5 +117,5 @@ def test_an_objective_is_found_shown_and_kept_to(start: Callable, picture: Class
         if name == "foveate_engine_busy_seconds_total" and labels >= COLOURS
     )
     assert busy >= samples["foveate_batch_seconds_sum", COLOURS] > 0
-    assert "found for answers within 500 ms" in server.get("/")[1]
+    assert "tuned for answers within 500 ms" in server.get("/")[1]
     assert "colours/1, for answers within 500 ms: batches of" in server.log.read_text("utf-8")

@@ -16,8 +16,8 @@ from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
 from foveate_runtime.backends.registry import create_runner
 from foveate_serve.batching.policy import BatchPolicy
 from foveate_serve.errors import OverloadedError
+from foveate_serve.observe.known_versions import FORGET_SECONDS
 from foveate_serve.observe.metrics import Metrics
-from foveate_serve.observe.shown import FORGET_SECONDS
 from foveate_serve.observer import BatchRun
 from foveate_serve.repository.repository import Repository
 from foveate_serve.repository.versions import Model, Version
@@ -185,7 +185,7 @@ def test_what_is_gone_has_no_gauges_and_keeps_its_counts_for_a_while(
 def test_the_series_of_a_version_are_forgotten_after_a_while() -> None:
     now = 0.0
     metrics, bundles = Metrics(), [("colours", str(version)) for version in range(1, 51)]
-    metrics._shown._clock = lambda: now
+    metrics._known_versions._clock = lambda: now
 
     def series() -> int:
         return sum(len(metric.samples) for metric in metrics._own.collect())
@@ -193,9 +193,9 @@ def test_the_series_of_a_version_are_forgotten_after_a_while() -> None:
     peak = 0
     for model, version in bundles:
         now += FORGET_SECONDS
-        metrics.loaded(model, version, 1.0)
-        metrics.ran(model, version, BatchRun(size=1, gather=0, infer=0, split=0, lane=0))
-        metrics.failed(model, "", OverloadedError("FULL", "", retry_delay=timedelta()), 0)
+        metrics.on_load(model, version, 1.0)
+        metrics.on_batch(model, version, BatchRun(size=1, gather=0, infer=0, split=0, lane=0))
+        metrics.on_failure(model, "", OverloadedError("FULL", "", retry_delay=timedelta()), 0)
         metrics.sample(served([(model, version)]))
         peak = max(peak, series())
         labels = {"model": model, "version": version}

@@ -61,7 +61,7 @@ def test_a_folder_is_followed_from_empty_to_new_versions(
         while "2" not in answered:
             answered.append(classifier.Classify(picture, timeout=60).version)
         assert answered == ["1"] * (len(answered) - 1) + ["2"]
-        with pytest.raises(grpc.RpcError, match="serves what its folder holds"):
+        with pytest.raises(grpc.RpcError, match="follows its folder"):
             RepositoryServiceStub(channel).LoadModel(LoadModelRequest(name="colours"), timeout=60)
     assert server.stop() == 0
     assert "model.onnx: no such file" in server.log.read_text(encoding="utf-8")

@@ -31,7 +31,7 @@ async def engine(
     write_bundle: Callable[..., Path], gated: object, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Engine]:
     """Open an engine whose first runner is gated, and whose others are not."""
-    monkeypatch.setattr(watchdog, "_LONGEST_PAUSE", 0.005)
+    monkeypatch.setattr(watchdog, "_LONGEST_INTERVAL", 0.005)
     root = write_bundle().parents[1]
     runners = [gated]
 
@@ -75,8 +75,8 @@ async def hang(engine: Engine, gated: object) -> None:
 async def test_what_might_hang_and_is_watched_runs_on_a_thread_of_its_own(
     write_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, limit: float, bounded: bool
 ) -> None:
-    monkeypatch.setattr(warmup, "_PROMPT_SECONDS", LIMIT)
-    monkeypatch.setattr(warmup, "_INSTANT_SECONDS", LIMIT)
+    monkeypatch.setattr(warmup, "_INLINE_SECONDS", LIMIT)
+    monkeypatch.setattr(warmup, "_HANDOVER_SECONDS", LIMIT)
 
     def make(bundle: Bundle) -> object:
         runner = create_runner(bundle)
@@ -88,7 +88,7 @@ async def test_what_might_hang_and_is_watched_runs_on_a_thread_of_its_own(
     repository = Repository(root, make, BatchPolicy(max_batch=1), run_limit=limit)
     await repository.open()
     runner = repository.get("colours", "").runner
-    assert (runner.prompt > 0) is runner.instant is (bounded or not limit)
+    assert (runner.inline_pictures > 0) is runner.always_inline is (bounded or not limit)
     await repository.close()
 
 

@@ -15,7 +15,7 @@ from foveate_serve.batching.policy import BatchPolicy
 from foveate_serve.classification import RawImage, Request
 from foveate_serve.engine.engine import Engine, Limits
 from foveate_serve.repository import idling
-from foveate_serve.repository.idling import Idling
+from foveate_serve.repository.idling import IdleTrimmer
 from foveate_serve.repository.repository import Repository
 
 from ...waiting import until
@@ -74,18 +74,18 @@ async def test_an_engine_that_cannot_be_trimmed_serves_on(
     runner = runner_of(engine)
     runner.error = error
     before = await engine.classify(RED)
-    await until(lambda: "could not give memory back" in caplog.text)
+    await until(lambda: "could not release its idle memory" in caplog.text)
     assert (await engine.classify(RED)).predictions == before.predictions
 
 
 async def test_a_run_begins_the_pause_anew(colours: Bundle) -> None:
     with Trimmed(colours) as runner:
-        idle = Idling([runner])
-        idle.ran()
+        idle = IdleTrimmer([runner])
+        idle.on_run()
         first = idle._timer
-        idle.ran()
+        idle.on_run()
         assert idle._timer is first, "every run would cost a timer"
-        idle._look()  # the first is due
+        idle._check()  # the first is due
         assert idle._timer is not first
         assert idle._timer.when() == pytest.approx(idle._last + idling.IDLE_SECONDS, abs=0.1)
         await idle.close()
@@ -95,8 +95,8 @@ async def test_a_run_begins_the_pause_anew(colours: Bundle) -> None:
 
 async def test_closing_waits_for_a_trim_under_way(colours: Bundle) -> None:
     with Trimmed(colours) as runner:
-        idle = Idling([runner])
+        idle = IdleTrimmer([runner])
         idle._last = asyncio.get_running_loop().time() - idling.IDLE_SECONDS
-        idle._look()
+        idle._check()
         await idle.close()
         assert len(runner.trims) == 1

@@ -44,10 +44,10 @@ async def test_a_load_returns_what_it_brings_or_raises_its_error() -> None:
         raise ValueError("this one")
 
     loads, discarded = Loads(LIMIT_SECONDS), []
-    assert await loads.run(lambda: 7, discarded.append) == 7
+    assert await loads.load(lambda: 7, discarded.append) == 7
     assert "foveate-load" not in {thread.name for thread in threading.enumerate()}
     with pytest.raises(ValueError, match="this one"):
-        await loads.run(fail, discarded.append)
+        await loads.load(fail, discarded.append)
     await loads.finish()
     assert (discarded, loads.stuck) == ([], False)
 
@@ -59,13 +59,13 @@ async def test_a_load_that_ends_by_what_is_no_error_raises_one(kind: type[BaseEx
 
     loads = Loads(LIMIT_SECONDS)
     with pytest.raises(LoadEndedError, match=f"it ended by {kind.__name__}"):
-        await loads.run(fail, lambda _: None)
+        await loads.load(fail, lambda _: None)
 
 
 async def test_what_a_load_brings_that_was_given_up_is_discarded(gate: threading.Event) -> None:
     loads, discarded = Loads(AT_ONCE), []
     with pytest.raises(LoadTimeoutError, match=r"it has not loaded within 0\.01 s"):
-        await loads.run(held(gate), discarded.append)
+        await loads.load(held(gate), discarded.append)
     assert loads.stuck
     await loads.finish()  # which does not wait for it
     gate.set()
@@ -77,7 +77,7 @@ async def test_a_load_whose_caller_leaves_is_waited_for_and_discarded(
     gate: threading.Event,
 ) -> None:
     loads, discarded = Loads(0), []
-    caller = asyncio.ensure_future(loads.run(held(gate), discarded.append))
+    caller = asyncio.ensure_future(loads.load(held(gate), discarded.append))
     await asyncio.sleep(0)
     caller.cancel()
     await asyncio.wait((caller,))
@@ -99,7 +99,7 @@ async def test_a_load_that_fails_after_its_caller_has_left_is_no_news(
 
     loads, discarded = Loads(AT_ONCE), []
     with pytest.raises(LoadTimeoutError):
-        await loads.run(fail, discarded.append)
+        await loads.load(fail, discarded.append)
     gate.set()
     await until(lambda: not loads.stuck)
     assert discarded == []

@@ -210,12 +210,12 @@ async def test_what_cannot_be_read_serves_on_and_says_why(
         assert reason(repository) == told
     assert repository.problems == [told]
     errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
-    assert errors == [f"{told} (what serves goes on serving)"]  # and not at every look
+    assert errors == [f"{told} (the loaded versions keep serving)"]  # once, not at every scan
     undo(path)
     await repository.poll()
     assert repository.get("colours", "") is before
     assert (reason(repository), repository.problems) == ("", [])
-    assert "can be read again" in caplog.messages[-1]
+    assert "readable again" in caplog.messages[-1]
 
 
 async def test_a_version_that_cannot_be_read_leaves_the_older_one_in_service(
@@ -269,14 +269,14 @@ async def test_files_and_unfinished_folders_beside_the_models_are_no_problem(
 async def test_no_error_of_one_model_keeps_the_others_from_being_looked_at(
     repository: Repository, write_bundle: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    follow = repository._follow
+    sync = repository._sync
 
     async def fail_for_one(model: Model, seen: ModelSighting | None) -> None:
         if model.name == "bad":
             raise LookupError("nobody foresaw this")
-        await follow(model, seen)
+        await sync(model, seen)
 
-    monkeypatch.setattr(repository, "_follow", fail_for_one)
+    monkeypatch.setattr(repository, "_sync", fail_for_one)
     write_bundle(name="bad")
     write_bundle(name="other")
     await repository.poll()
@@ -295,7 +295,7 @@ async def test_polls_under_load_lose_no_request(
             model = repository.get("colours", "")
             with model.in_use():
                 versions.add(model.bundle.manifest.version)
-                with model.batcher.places() as places:
+                with model.batcher.reserve() as places:
                     result = await model.batcher.submit(places, image, outputs=("logits",))
                 assert float(result.outputs["logits"][0]) == 1.25
 

@@ -50,7 +50,7 @@ async def red(repository: Repository, version: str = "") -> float:
     model = repository.get("colours", version)
     with model.in_use():
         image = np.full((8, 8, 3), (255, 0, 0), dtype=np.uint8)
-        with model.batcher.places() as places:
+        with model.batcher.reserve() as places:
             result = await model.batcher.submit(places, image, outputs=("logits",))
         return float(result.outputs["logits"][0])
 
@@ -285,7 +285,7 @@ async def test_unload_waits_for_those_who_use_the_model(
         unloading = asyncio.create_task(repository.unload("colours", ""))
         await until(lambda: states(repository) == {1: State.UNLOADING})
         image = np.zeros((8, 8, 3), dtype=np.uint8)
-        with model.batcher.places() as places:
+        with model.batcher.reserve() as places:
             answer = await model.batcher.submit(places, image, outputs=("logits",))
         assert answer.batch_size == 1
         with pytest.raises(NotReadyError):
@@ -328,7 +328,7 @@ async def test_a_version_does_not_serve_while_its_engines_thread_is_down(
     await repository.open()
     runner = repository.get("colours", "").runner
 
-    def end(inputs: object, outputs: object, *, beside: bool) -> None:
+    def end(inputs: object, outputs: object, *, share_cores: bool) -> None:
         raise SystemExit("the thread is to end")
 
     with monkeypatch.context() as patch:

@@ -76,12 +76,12 @@ def test_a_runner_is_prompt_and_instant_by_the_shortest_of_a_few_runs(
     kinds: tuple[int, bool],
     runs: int,
 ) -> None:
-    monkeypatch.setattr(warmup, "_PROMPT_SECONDS", 1e-3)
-    monkeypatch.setattr(warmup, "_INSTANT_SECONDS", 0.2e-3)
+    monkeypatch.setattr(warmup, "_INLINE_SECONDS", 1e-3)
+    monkeypatch.setattr(warmup, "_HANDOVER_SECONDS", 0.2e-3)
     ends = (stamp for took in milliseconds for stamp in (0.0, took / 1000))
     monkeypatch.setattr(warmup.time, "perf_counter", lambda: next(ends))
     warm_up(gated, (1,))
-    assert (gated.prompt, gated.instant) == kinds
+    assert (gated.inline_pictures, gated.always_inline) == kinds
     assert len(gated.batches) == 2 + runs
 
 
@@ -103,17 +103,17 @@ def test_a_runner_is_light_by_its_shortest_run_on_one_thread(
     warm_up(gated, (1,), lanes)
     assert gated.light is light
     # The picture and the map that are run beside others come before those measured.
-    assert gated.beside == ([1] * 7 if lanes > 1 else [])
+    assert gated.shared == ([1] * 7 if lanes > 1 else [])
 
 
 def test_what_waits_for_a_gpu_is_never_the_event_loop(
     gated: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(warmup, "_PROMPT_SECONDS", 60)
-    monkeypatch.setattr(warmup, "_INSTANT_SECONDS", math.inf)
+    monkeypatch.setattr(warmup, "_INLINE_SECONDS", 60)
+    monkeypatch.setattr(warmup, "_HANDOVER_SECONDS", math.inf)
     gated.device = "cuda:0"
     warm_up(gated, (1,))
-    assert (gated.prompt, gated.instant) == (0, False)
+    assert (gated.inline_pictures, gated.always_inline) == (0, False)
 
 
 async def test_a_model_that_fails_to_warm_up_does_not_serve(

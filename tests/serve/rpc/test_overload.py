@@ -45,7 +45,7 @@ class Failures(Observer):
     def __init__(self) -> None:
         self.models: list[str] = []
 
-    def failed(self, model: str, version: str, error: BaseException, seconds: float) -> None:
+    def on_failure(self, model: str, version: str, error: BaseException, seconds: float) -> None:
         self.models.append(model)
 
 

@@ -62,10 +62,10 @@ def _share_arena() -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Sessions:
-    """The same graph, for a run `alone` and for one `beside` others."""
+    """The same graph, for a run `alone` and for one that shares the cores with others."""
 
     alone: Any
-    beside: Any
+    shared: Any
 
 
 class OnnxRuntimeRunner(Runner):
@@ -76,10 +76,10 @@ class OnnxRuntimeRunner(Runner):
     maps are there anyway and cost a copy, and share a graph, whichever of them
     are wanted.
 
-    On a processor a run takes all threads when it is alone, and one when others
-    run beside it: threads that share a run wait for each other at every node,
-    the more so where decoders take their cores from them. All sessions there
-    have the weights of convolutions in common.
+    On a processor a run takes all threads when it is alone, and one thread when
+    other runs share the cores: the threads of one run wait for each other at every
+    node, and longer where decoders take their cores. All sessions there have the
+    weights of convolutions in common.
     """
 
     backend: ClassVar[str] = "onnxruntime"
@@ -103,8 +103,10 @@ class OnnxRuntimeRunner(Runner):
     def _run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         return self._fetch(self._graphs.get(self._computed(outputs)).alone, inputs, outputs)
 
-    def _run_beside(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
-        return self._fetch(self._graphs.get(self._computed(outputs)).beside, inputs, outputs)
+    def _run_on_share(
+        self, inputs: Mapping[str, Array], outputs: Sequence[str]
+    ) -> dict[str, Array]:
+        return self._fetch(self._graphs.get(self._computed(outputs)).shared, inputs, outputs)
 
     def _fetch(
         self, session: Any, inputs: Mapping[str, Array], outputs: Sequence[str]
@@ -174,7 +176,7 @@ class OnnxRuntimeRunner(Runner):
     def _sessions(self, graph: bytes) -> _Sessions:
         if self.device != "cpu":
             session = self._session(graph, self._options(self.threads))
-            return _Sessions(alone=session, beside=session)
+            return _Sessions(alone=session, shared=session)
         with nameless_file() as optimised:
             options = self._options(1)
             options.optimized_model_filepath = str(optimised)
@@ -190,7 +192,7 @@ class OnnxRuntimeRunner(Runner):
                     options.add_initializer(name, value)
                 return self._session(str(optimised), options)
 
-            return _Sessions(alone=sharing(self.threads), beside=sharing(1))
+            return _Sessions(alone=sharing(self.threads), shared=sharing(1))
 
     def _options(self, threads: int) -> Any:
         options = onnxruntime.SessionOptions()

@@ -1,4 +1,4 @@
-"""What the protocol tells of a server, its models, their configuration and their statistics."""
+"""The protocol's messages on a server, its models, their configuration and statistics."""
 
 from collections.abc import Iterable
 from importlib.metadata import version
@@ -19,14 +19,14 @@ EXTENSIONS = (
     "schedule_policy",
     "statistics",
 )
-"""The extensions of the protocol that this server speaks."""
+"""The extensions of the protocol that this server supports."""
 
 _PLATFORMS = {
     "onnxruntime": "onnxruntime_onnx",
     "tensorrt": "tensorrt_plan",
     "torch": "pytorch_libtorch",
 }
-"""The protocol's names of platforms, by backend; the others are called as their backend."""
+"""The protocol's platform of a backend; any other backend is its own platform."""
 
 _STATES = {
     State.LOADING: "LOADING",
@@ -38,14 +38,14 @@ _STATES = {
 
 
 def server_metadata() -> pb.ServerMetadataResponse:
-    """Name the server."""
+    """Return the server's name, version and extensions."""
     return pb.ServerMetadataResponse(
         name="foveate", version=version("foveate-serve"), extensions=EXTENSIONS
     )
 
 
 def model_metadata(model: LoadedModel, versions: Iterable[str]) -> pb.ModelMetadataResponse:
-    """Describe the tensors of a model, of which these versions serve."""
+    """Describe the tensors of a model; `versions` are those that serve."""
     runner = model.runner
     return pb.ModelMetadataResponse(
         name=model.bundle.manifest.name,
@@ -57,7 +57,7 @@ def model_metadata(model: LoadedModel, versions: Iterable[str]) -> pb.ModelMetad
 
 
 def model_config(model: LoadedModel, *, max_images: int) -> pb.ModelConfigResponse:
-    """Describe how a model runs, whose requests carry at most `max_images` pictures."""
+    """Describe how a model runs. A request has at most `max_images` pictures."""
     runner, batcher = model.runner, model.batcher
     on_gpu = runner.device != "cpu"
     return pb.ModelConfigResponse(
@@ -104,12 +104,12 @@ def model_config(model: LoadedModel, *, max_images: int) -> pb.ModelConfigRespon
 
 def _dynamic_batching(policy: BatchPolicy) -> pb.ModelDynamicBatching:
     levels = range(policy.priorities)
-    # The protocol has no other word for the size that was found for an objective.
+    # The protocol has no other field for the size that the Tuner chose.
     found = () if policy.objective is None else (policy.max_batch,)
     return pb.ModelDynamicBatching(
         preferred_batch_size=policy.preferred_sizes or found,
         max_queue_delay_microseconds=round(policy.max_delay * 1e6),
-        # A lone priority is the protocol's "none".
+        # A single priority is the protocol's 0.
         priority_levels=len(policy.priority_queues),
         default_priority_level=policy.level(0) + 1 if policy.priority_queues else 0,
         default_queue_policy=_queue_policy(policy.max_queue),
@@ -129,7 +129,7 @@ def _queue_policy(size: int) -> pb.ModelQueuePolicy:
 
 
 def model_statistics(name: str, number: str, statistics: ModelStatistics) -> pb.ModelStatistics:
-    """Write what a version has done."""
+    """Write the statistics of a version."""
     return pb.ModelStatistics(
         name=name,
         version=number,
@@ -159,7 +159,7 @@ def model_statistics(name: str, number: str, statistics: ModelStatistics) -> pb.
 
 
 def repository_index(models: Iterable[ModelStatus], *, ready: bool) -> pb.RepositoryIndexResponse:
-    """List the versions of the models, or of them those that serve."""
+    """List the versions of the models; with `ready` only those that serve."""
     return pb.RepositoryIndexResponse(
         models=[
             pb.RepositoryIndexResponse.ModelIndex(

@@ -1,4 +1,4 @@
-"""The service without gRPC: a message in, a message out, a StatusError where a call fails."""
+"""The service without gRPC: each method takes and returns messages, and raises StatusError."""
 
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
@@ -26,16 +26,15 @@ from foveate_serve.rpc.oip.inference import read_request, write_response
 from foveate_serve.statistics import Statistics
 
 _UNLOAD_DEPENDENTS = "unload_dependents"
-"""A parameter that every client sends; no model here depends on another."""
+"""A parameter that every client sends. It has no effect: no model depends on another."""
 
 
 class InferenceHandler:
     """GRPCInferenceService.
 
-    Models are loaded and unloaded by `admin`. `ready` tells whether the server
-    takes requests, and `max_images` is the most pictures of one request, and the
-    most requests of one stream that are worked on at one time. A `deadline` is a
-    time of `time.monotonic` or None.
+    `admin` loads and unloads models. `ready` returns whether the server takes requests.
+    `max_images` bounds the pictures of one request, and the requests of one stream that
+    are worked on at one time. A `deadline` is a time of `time.monotonic` or None.
     """
 
     def __init__(
@@ -55,15 +54,15 @@ class InferenceHandler:
         self._max_images = max_images
 
     async def server_live(self) -> pb.ServerLiveResponse:
-        """Tell that the server runs."""
+        """Report that the server is live."""
         return pb.ServerLiveResponse(live=True)
 
     async def server_ready(self) -> pb.ServerReadyResponse:
-        """Tell whether the server takes requests."""
+        """Report whether the server takes requests."""
         return pb.ServerReadyResponse(ready=self._ready())
 
     async def model_ready(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
-        """Tell whether a model takes requests; it must be one that there is."""
+        """Report whether a model takes requests. An unknown model is an error."""
         with status_errors():
             try:
                 self._model(request.name, request.version)
@@ -72,7 +71,7 @@ class InferenceHandler:
             return pb.ModelReadyResponse(ready=True)
 
     async def server_metadata(self) -> pb.ServerMetadataResponse:
-        """Name the server and its extensions."""
+        """Return the server's name and extensions."""
         with status_errors():
             return description.server_metadata()
 
@@ -92,12 +91,12 @@ class InferenceHandler:
     async def model_statistics(
         self, request: pb.ModelStatisticsRequest
     ) -> pb.ModelStatisticsResponse:
-        """Tell what the versions that serve have done so far."""
+        """Return the statistics of the versions that serve."""
         with status_errors():
             wanted = request.version
             if request.name:
                 model = self._model(request.name, wanted)
-                # A label stands for one version, and so does a number; nothing for all.
+                # A label or a number means one version; empty means all.
                 wanted = wanted and str(model.bundle.manifest.version)
             return pb.ModelStatisticsResponse(
                 model_stats=[
@@ -124,11 +123,11 @@ class InferenceHandler:
     async def stream_infer(
         self, messages: AsyncIterable[pb.ModelInferRequest], deadline: float | None
     ) -> AsyncGenerator[pb.ModelStreamInferResponse, None]:
-        """Run a model on every request of a stream, and answer in their order."""
+        """Run a model on every request of a stream; the responses keep their order."""
 
         async def respond(message: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
             try:
-                answer = await self.infer(message, deadline)
+                response = await self.infer(message, deadline)
             except StatusError as error:
                 # The protocol has no field for the code, and a client must know
                 # whether trying again can help.
@@ -140,11 +139,11 @@ class InferenceHandler:
                         id=message.id,
                     ),
                 )
-            return pb.ModelStreamInferResponse(infer_response=answer)
+            return pb.ModelStreamInferResponse(infer_response=response)
 
-        async with aclosing(in_order(messages, respond, window=self._max_images)) as answers:
-            async for answer in answers:
-                yield answer
+        async with aclosing(in_order(messages, respond, window=self._max_images)) as responses:
+            async for response in responses:
+                yield response
 
     async def repository_index(
         self, request: pb.RepositoryIndexRequest
@@ -157,7 +156,7 @@ class InferenceHandler:
     async def load_model(
         self, request: pb.RepositoryModelLoadRequest
     ) -> pb.RepositoryModelLoadResponse:
-        """Load the newest version of a model, or load it anew."""
+        """Load the newest version of a model, also where it serves already."""
         with status_errors():
             _require_no_repository(request.repository_name)
             _require_no_parameters(request.parameters)
@@ -192,7 +191,7 @@ def _require_no_repository(name: str) -> None:
     if name:
         raise InvalidRequestError(
             "REPOSITORY_UNKNOWN",
-            f"no repository {quote(name)}: there is one, which has no name",
+            f"no repository {quote(name)}: the only one has no name, so leave the field empty",
             field="repository_name",
             metadata={"repository": clip(name)},
         )
@@ -203,7 +202,7 @@ def _require_no_parameters(names: Iterable[str], *, but: str | None = None) -> N
         if name != but:
             raise InvalidRequestError(
                 "PARAMETER_UNSUPPORTED",
-                f"the parameter {quote(name)} is not offered: a bundle is loaded as it is",
+                f"the parameter {quote(name)} is not supported: a bundle is loaded unchanged",
                 field="parameters",
                 metadata={"parameter": clip(name)},
             )

@@ -1,4 +1,4 @@
-"""From a ModelInferRequest to the engine's request, and from its result to a ModelInferResponse."""
+"""Converts a ModelInferRequest to the engine's request, and its result to a ModelInferResponse."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ _MAX_TIMEOUT = timedelta(days=1) // timedelta(microseconds=1)
 
 @dataclass(frozen=True, kw_only=True)
 class WantedOutput:
-    """An output to return: itself, or its `classes` best elements as texts."""
+    """An output to return: the tensor, or its `classes` best elements as texts."""
 
     name: str
     classes: int | None = None
@@ -35,9 +35,9 @@ class WantedOutput:
 
 @dataclass(frozen=True, kw_only=True)
 class Inference:
-    """A request, read: what the engine is asked, how to answer, and the time it may take.
+    """A parsed request: the engine's request, the outputs to return, and the timeout.
 
-    `fields` tells where the engine's images and class ids stand in the message.
+    `fields` maps the engine's names of fields to their paths in the message.
     """
 
     request: GraphRequest
@@ -46,7 +46,7 @@ class Inference:
     fields: Mapping[str, str]
 
     def locate(self, error: InvalidRequestError) -> InvalidRequestError:
-        """Put an error of the engine on the field of the message that is at fault."""
+        """Return an error of the engine with the path of its field in the message."""
         name, *_ = re.split(r"[.[]", error.field)
         return InvalidRequestError(
             error.reason,
@@ -95,7 +95,7 @@ def read_request(message: ModelInferRequest, *, max_images: int) -> Inference:
 
 
 def write_response(inference: Inference, result: GraphResult, *, name: str) -> ModelInferResponse:
-    """Answer the request that the client calls `name`."""
+    """Write the response to the request with the id `name`."""
     response = ModelInferResponse(model_name=result.model, model_version=result.version, id=name)
     for wanted in inference.outputs:
         values = result.outputs[wanted.name]
@@ -172,7 +172,7 @@ def _classification(output: ModelInferRequest.InferRequestedOutputTensor, field:
 
 
 def _timeout(parameters: Mapping[str, InferParameter]) -> timedelta | None:
-    """Return the time that the request may take; the parameter is in microseconds, 0 for any."""
+    """Return the request's timeout; the parameter is in microseconds, 0 for none."""
     microseconds = _integer(parameters, "timeout", "")
     if not microseconds:
         return None

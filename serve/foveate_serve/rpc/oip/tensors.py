@@ -1,4 +1,4 @@
-"""The protocol's tensors, from bytes and back.
+"""Reads and writes the protocol's tensors.
 
 A tensor's elements are plain little-endian bytes in `raw_input_contents` or
 `raw_output_contents`, or else numbers in the field of their type. An element of
@@ -26,7 +26,7 @@ DATATYPES: Mapping[np.dtype[Any], str] = {
 
 MAX_DIMENSIONS = 8
 MAX_CONTENTS = 1 << 20
-"""The most elements that may stand in `contents`: each is read as an object of Python's own."""
+"""The most elements in `contents`: each becomes a Python object."""
 
 _CONTENTS = {"UINT8": "uint_contents", "INT64": "int64_contents", BYTES: "bytes_contents"}
 _PREFIX_BYTES = 4
@@ -34,7 +34,7 @@ _PREFIX_BYTES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class InputTensor:
-    """One input of a request: `field` is its path there, `raw` its plain bytes, if it has any."""
+    """One input of a request: `field` is its path in the message, `raw` its plain bytes, if any."""
 
     field: str
     message: ModelInferRequest.InferInputTensor
@@ -47,7 +47,7 @@ class InputTensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The dimensions, of which a message can hold millions: no more than show that it does."""
+        """The dimensions, one more than the limit at most: a message can hold millions."""
         return tuple(self.message.shape[: MAX_DIMENSIONS + 1])
 
 
@@ -86,11 +86,11 @@ def inputs_by_name(request: ModelInferRequest) -> dict[str, InputTensor]:
 
 
 def refuse_shared_memory(parameters: Mapping[str, object], field: str) -> None:
-    """Raise InvalidRequestError where a tensor lies in shared memory, which is not offered."""
+    """Raise InvalidRequestError where a tensor is in shared memory, which is not supported."""
     if "shared_memory_region" in parameters:
         raise InvalidRequestError(
             "SHARED_MEMORY_UNSUPPORTED",
-            "shared memory is not offered; send the elements in the request",
+            "shared memory is not supported; send the elements in the request",
             field=f"{field}.parameters",
         )
 
@@ -112,8 +112,8 @@ def read_numbers(tensor: InputTensor, dtype: np.dtype[Any]) -> NDArray[Any]:
     if count > MAX_CONTENTS:
         raise InvalidRequestError(
             "CONTENTS_TOO_LARGE",
-            f"{tensor.field} has {count} elements in contents; the limit is {MAX_CONTENTS}, "
-            "and raw_input_contents has none",
+            f"{tensor.field} has {count} elements in contents; the limit is {MAX_CONTENTS}; "
+            "raw_input_contents has no limit",
             field=f"{tensor.field}.contents",
             metadata={"limit": MAX_CONTENTS},
         )
@@ -166,7 +166,7 @@ def write_bytes(values: Iterable[bytes]) -> bytes:
 
 
 def elements(tensor: InputTensor) -> int:
-    """Return how many elements the shape makes; raises InvalidRequestError."""
+    """Return the number of elements of the shape; raises InvalidRequestError."""
     shape = tensor.shape
     if len(shape) > MAX_DIMENSIONS:
         raise InvalidRequestError(

@@ -1,4 +1,4 @@
-"""Which versions of models have metrics: those that there are, and for a while those gone."""
+"""Limits metrics to the versions that exist, and for a while those that are gone."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -8,17 +8,18 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 FORGET_SECONDS = 900.0
-"""For so long the counts of a version that is gone are shown: scrapers see the last of them."""
+"""How long the counts of a version that is gone are shown, so that scrapers see the last."""
 
 Version: TypeAlias = tuple[str, str]
 """The labels `model` and `version`."""
 
 
-class Shown(Collector):
+class KnownVersions(Collector):
     """The metrics of `source` without those of versions that are gone.
 
-    Their gauges go at once, as they have no value any more, and their counters
-    and histograms after `FORGET_SECONDS`: pipelines publish versions for ever.
+    Their gauges are removed at once, as they have no value any more, and their counters
+    and histograms after `FORGET_SECONDS`: their number would otherwise grow without
+    bound, as pipelines publish new versions.
     """
 
     def __init__(self, source: Collector, clock: Callable[[], float] = time.monotonic) -> None:
@@ -28,10 +29,10 @@ class Shown(Collector):
         self._seen: dict[Version, float] = {}
 
     def update(self, known: Iterable[Version]) -> list[Version]:
-        """Take the versions that there are; return those that were forgotten with it."""
+        """Set the versions that exist; return those whose metrics are now removed."""
         now = self._clock()
         versions = frozenset(known)
-        # What was refused unread has a model, and no version.
+        # A request that was refused unread has a model and no version.
         self._known = versions | {(model, "") for model, _ in versions}
         self._seen |= dict.fromkeys(self._known, now)
         forgotten = [gone for gone, at in self._seen.items() if now - at >= FORGET_SECONDS]
