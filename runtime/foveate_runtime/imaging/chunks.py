@@ -12,6 +12,10 @@ _ANCILLARY = 0x20
 
 _ORIENTATION = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
 """The keywords of texts in which Pillow looks for an orientation."""
+_LONGEST_KEYWORD = max(map(len, _ORIENTATION))
+
+_TEXTS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
+_USED = _TEXTS | {b"tRNS", b"eXIf"}
 
 
 def without_metadata(data: bytes, *, everything: bool) -> bytes:
@@ -27,18 +31,23 @@ def without_metadata(data: bytes, *, everything: bool) -> bytes:
     while name != b"IEND" and position + _HEAD.size <= len(data):
         length, name = _HEAD.unpack_from(data, position)
         end = position + _HEAD.size + length + _CHECKSUM.size
-        ancillary = name.isalpha() and name[0] & _ANCILLARY
-        if ancillary and (everything or not _is_used(view[position:end], name)):
-            kept.append(view[start:position])
+        ancillary = name[0] & _ANCILLARY and name.isalpha()
+        if ancillary and (everything or not _is_used(view, position, end, name)):
+            if start < position:
+                kept.append(view[start:position])
             start = end
         position = end
-    return b"".join((SIGNATURE, *kept, view[start:])) if kept else data
+    return b"".join((SIGNATURE, *kept, view[start:]))
 
 
-def _is_used(chunk: memoryview, name: bytes) -> bool:
-    body = chunk[_HEAD.size : -_CHECKSUM.size]
-    if name in {b"tEXt", b"zTXt", b"iTXt"}:
-        used = bytes(body[: max(map(len, _ORIENTATION))]).startswith(_ORIENTATION)
-    else:
-        used = name in {b"tRNS", b"eXIf"}
-    return used and zlib.crc32(name + body) == _CHECKSUM.unpack(chunk[-_CHECKSUM.size :])[0]
+def _is_used(view: memoryview, position: int, end: int, name: bytes) -> bool:
+    if name not in _USED:
+        return False
+    body = view[position + _HEAD.size : end - _CHECKSUM.size]
+    if name in _TEXTS and not bytes(body[:_LONGEST_KEYWORD]).startswith(_ORIENTATION):
+        return False
+    checksum = view[end - _CHECKSUM.size : end]
+    return (
+        len(checksum) == _CHECKSUM.size
+        and zlib.crc32(body, zlib.crc32(name)) == _CHECKSUM.unpack(checksum)[0]
+    )

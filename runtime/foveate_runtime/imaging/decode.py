@@ -18,6 +18,9 @@ from foveate_runtime.imaging.jpeg import MAX_SCANS, count_scans, decode_rgb, pow
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 """The only formats whose decoders untrusted bytes reach."""
 
+_SIGNATURES = (b"\xff\xd8\xff", SIGNATURE, b"GIF87a", b"GIF89a")
+"""What begins like this is of one of the formats, also where Pillow does not recognise it."""
+
 MODES = MappingProxyType({1: "L", 3: "RGB", 4: "RGBA"})
 """Pillow's names of what a picture is decoded to, by the channels."""
 
@@ -149,7 +152,7 @@ def decode(
             return _decode_png(data, MODES[channels], limits, shorter_side)
         return _decode(data, MODES[channels], limits, shorter_side)
     except _REFUSED as error:
-        raise _image_error(error, limits) from error
+        raise _image_error(error, data, limits) from error
 
 
 def _decode_png(data: bytes, mode: str, limits: ImageLimits, shorter_side: int | None) -> Decoded:
@@ -227,14 +230,14 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
     return image.convert(mode) if image.mode != mode else image
 
 
-def _image_error(error: Exception, limits: ImageLimits) -> ImageError:
+def _image_error(error: Exception, data: bytes, limits: ImageLimits) -> ImageError:
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return ImageError(
             "IMAGE_TOO_LARGE",
             f"the picture has more than {limits.max_pixels} pixels, which is the limit",
             limit=limits.max_pixels,
         )
-    if isinstance(error, UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError) and not data.startswith(_SIGNATURES):
         return ImageError(
             "IMAGE_UNSUPPORTED", f"the bytes are no picture in one of {', '.join(FORMATS)}"
         )

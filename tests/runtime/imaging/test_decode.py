@@ -23,6 +23,12 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     return buffer.getvalue()
 
 
+def chunk(name: bytes, body: bytes, checksum: int | None = None) -> bytes:
+    if checksum is None:
+        checksum = zlib.crc32(name + body)
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", checksum)
+
+
 @pytest.fixture(scope="module")
 def cat() -> Image.Image:
     return Image.fromarray(data.chelsea())
@@ -82,12 +88,6 @@ def png_of_16_bits(values: np.ndarray) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(name, part) for name, part in parts)
 
 
-def chunk(name: bytes, body: bytes, checksum: int | None = None) -> bytes:
-    if checksum is None:
-        checksum = zlib.crc32(name + body)
-    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", checksum)
-
-
 def test_alpha_is_the_fourth_channel(cat: Image.Image) -> None:
     transparent = cat.convert("RGBA")
     transparent.putalpha(77)
@@ -142,7 +142,9 @@ def test_a_jpeg_is_decoded_at_a_reduced_scale_that_is_still_large_enough(cat: Im
     [
         (b"", "IMAGE_EMPTY"),
         (b"just some text, and no picture at all\n", "IMAGE_UNSUPPORTED"),
-        (b"\x89PNG\r\n\x1a\n", "IMAGE_UNSUPPORTED"),
+        (b"\x89PNG\r\n\x1a\n", "IMAGE_CORRUPT"),
+        (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", bytes(13), 1), "IMAGE_CORRUPT"),
+        (b"\xff\xd8\xff\xe0\x00\x06JFIF", "IMAGE_CORRUPT"),
         (b"\xff\xd8\xff\xe0\x00\x10JFIF", "IMAGE_CORRUPT"),
     ],
 )
