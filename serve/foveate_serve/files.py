@@ -1,6 +1,10 @@
 """How many files, connections among them, the process may have open at once."""
 
+import asyncio
+import errno
 import logging
+import time
+from typing import Any
 
 try:
     import resource
@@ -11,6 +15,8 @@ logger = logging.getLogger(__name__)
 
 _MOST = 1 << 20
 """Where the hard limit is higher, or is none: some libraries keep a table of so many entries."""
+
+_QUIET_SECONDS = 60.0
 
 
 def raise_open_files() -> None:
@@ -31,3 +37,26 @@ def raise_open_files() -> None:
             return
         soft = most
     logger.info("at most %d files and connections can be open", soft)
+
+
+class OneLine:
+    """An exception handler of an event loop that tells of open files at their limit in one line.
+
+    asyncio describes every connection that it cannot take, hundreds of times a second.
+    """
+
+    def __init__(self) -> None:
+        self._quiet_until = 0.0
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Handle one error."""
+        error = context.get("exception")
+        if not isinstance(error, OSError) or error.errno not in {errno.EMFILE, errno.ENFILE}:
+            loop.default_exception_handler(context)
+        elif time.monotonic() >= self._quiet_until:
+            self._quiet_until = time.monotonic() + _QUIET_SECONDS
+            logger.error(
+                "connections are not taken: %s; raise the hard limit (ulimit -Hn), "
+                "or set max_connection_idle",
+                error.strerror,
+            )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from foveate_serve.access import make_access_control
 from foveate_serve.assembly import make_engine
+from foveate_serve.files import OneLine
 from foveate_serve.observe.http import HttpServer
 from foveate_serve.observe.metrics import Metrics
 from foveate_serve.observe.pages import Pages
@@ -251,6 +252,7 @@ async def run_until_signals(service: Service, ready: Ready) -> None:
     def on_signal() -> None:
         (kill if stop.is_set() else stop).set()
 
+    asyncio.get_running_loop().set_exception_handler(OneLine())
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, on_signal)
     running = asyncio.create_task(service.run(stop, ready))

@@ -1,10 +1,15 @@
 """The soft limit of open files is raised to the hard one."""
 
+import asyncio
+import errno
+import logging
 import resource
 import subprocess
 import sys
 
 import pytest
+
+from foveate_serve.files import OneLine
 
 PROGRAM = """
 import logging, resource, sys
@@ -29,3 +34,16 @@ def test_the_soft_limit_becomes_the_hard_one_and_is_logged(soft: int, hard: int)
     )
     assert done.stdout == f"{hard} {hard}\n"
     assert done.stderr == f"INFO at most {hard} files and connections can be open\n"
+
+
+async def test_the_limit_when_reached_is_told_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    loop = asyncio.get_running_loop()
+    handler = OneLine()
+    full = OSError(errno.EMFILE, "Too many open files")
+    with caplog.at_level(logging.ERROR):
+        for _ in range(3):
+            handler(loop, {"message": "socket.accept() out of system resource", "exception": full})
+        handler(loop, {"message": "something else", "exception": EOFError()})
+    told, other = (record.getMessage() for record in caplog.records)
+    assert told.startswith("connections are not taken: Too many open files; raise the hard limit")
+    assert other == "something else"
