@@ -428,6 +428,8 @@ def test_gradient_maps_equal_pytorchs_in_every_layout(
         torch.testing.assert_close(got[method][:, 0], expected, rtol=1e-4, atol=1e-6)
 
 
+CLASS_TOKEN = {"vit": ("blocks.1.norm1", "tokens(8, 8, 1)")}
+
 EXPORTED = {
     "swin": ["layers.1", "layers.3"],
     "vit": ["blocks.0", "blocks.1"],
@@ -455,6 +457,9 @@ def test_the_exported_graph_gives_maps_channels_first(
     if name in LAST:
         assert {(cam.layer, cam.layout) for cam in manifest.cams} == {LAST[name]}
         maps += ["cam.cam", "cam.hirescam"]
+    elif manifest.cams:
+        assert {(cam.layer, cam.layout) for cam in manifest.cams} == {CLASS_TOKEN[name]}
+        maps += ["cam.hirescam"]
     class_ids = np.tile(np.arange(CLASSES), (len(images), 1))
     with open_runner(exported) as runner:
 
@@ -494,10 +499,12 @@ def test_a_channels_last_bundle_holds_the_means_of_its_channels(
     np.testing.assert_allclose(got.mean((2, 3)), expected.numpy(), atol=1e-5)
 
 
-def test_a_class_token_alone_is_no_map_and_the_note_says_so() -> None:
+def test_a_class_token_is_explained_by_the_patches_that_the_last_block_attends_to() -> None:
     size, vit = build("vit")
-    with pytest.raises(UnsupportedHeadError, match="no cell of norm, but on the tokens before"):
-        find_head(recorded(vit, size))
+    head = find_head(recorded(vit, size))
+    assert {str(target.tap.layout) for target in head.targets.values()} == {"tokens(8, 8, 1)"}
+    assert {target.tap.path for target in head.targets.values()} == {"blocks.1.norm1"}
+    assert "cam" not in head.targets
 
 
 class Turned(nn.Module):
@@ -572,7 +579,7 @@ def test_a_convolution_to_a_few_cells_is_a_map_though_each_sees_everything() -> 
 def test_examine_lists_what_was_left_out() -> None:
     size, vit = build("vit")
     anatomy = examine(classifier_of(vit, size))
-    assert anatomy.head is None
+    assert anatomy.head is not None
     assert anatomy.left_out["blocks.0.attn.q_norm"] == WITHIN_ATTENTION
     assert {str(layer.layout) for layer in anatomy.layers} == {
         "nchw",

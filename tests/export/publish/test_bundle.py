@@ -120,7 +120,9 @@ def test_an_interrupted_export_leaves_nothing(
 def test_a_terminated_export_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     repository = tmp_path / "models"
     command = [
-        Path(sys.executable).with_name("foveate"), "export", "foveate:convnet4",
+        # A test that runs under nohup would hand its own disregard of SIGHUP on.
+        "env", "--default-signal", Path(sys.executable).with_name("foveate"),
+        "export", "foveate:convnet4",
         "--repository", str(repository), "--name", "digits",
     ]  # fmt: skip
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:

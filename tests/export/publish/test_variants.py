@@ -374,7 +374,7 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["--variants", "fp32,int8"], 2, "int8: int8 needs pictures to measure its ranges on"),
         (["--variants", ","], 2, "no variant is named"),
         (["--variants", "int8", "--calibration", "nowhere"], 2, "nowhere: no such folder"),
-        (["--variants", "int8", "--calibration", "."], 1, "it holds no pictures"),
+        (["--variants", "int8", "--calibration", "."], 1, "calibration . holds no pictures"),
     ],
 )
 def test_the_command_says_what_int8_needs(

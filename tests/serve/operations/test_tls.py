@@ -109,4 +109,4 @@ def test_a_key_that_cannot_be_read_is_wrong_usage(tls, tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("foveate serve: tls_key: ")
+    assert done.stderr.splitlines()[-1].startswith("foveate serve: tls_key: ")
