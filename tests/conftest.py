@@ -13,7 +13,48 @@ import pytest
 
 from .waiting import wait_until
 
+TESTS = Path(__file__).parent
+
 FOVEATE = Path(sys.executable).with_name("foveate")
+
+SLOW = (
+    "bench/test_command",
+    "bench/test_measuring",
+    "clients/batch/test_command",
+    "clients/batch/test_kill",
+    "clients/load",
+    "conformance",
+    "deploy",
+    "docs/test_client_pages",
+    "docs/test_export_pages",
+    "export/anatomy/test_l",
+    "export/existing",
+    "export/graph/test_graph",
+    "export/graph/test_heads",
+    "export/graph/test_rules",
+    "export/graph/test_scaled_heads",
+    "export/graph/test_tokens",
+    "export/proof",
+    "export/publish",
+    "export/test_",
+    "integration",
+    "runtime/backends",
+    "serve/operations",
+    "serve/transports/test_both",
+    "train/studies",
+    "train/test_architectures",
+    "train/test_catalogue",
+    "train/test_finetune",
+    "train/test_huggingface",
+    "train/test_networks",
+    "train/test_processes",
+    "train/test_recipe",
+    "train/test_stages",
+    "train/test_train_command",
+    "train/test_training",
+    "train/test_transfer",
+)
+"""Where the tests with the mark `slow` are: files that take more than some seconds."""
 
 TRANSPORTS = ("grpcio", "http2")
 """What `foveate serve --transport` may name, the default first."""
@@ -31,6 +72,12 @@ def pytest_configure(config: pytest.Config) -> None:
     # A shell that runs pytest in the background has it ignore SIGINT, and what
     # pytest starts would inherit that, so that no Ctrl-C could be tested.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.relative_to(TESTS).as_posix().startswith(SLOW):
+            item.add_marker("slow")
 
 
 @pytest.fixture(autouse=True)
