@@ -19,10 +19,16 @@ FOVEATE = Path(sys.executable).with_name("foveate")
 
 SLOW = (
     "bench/test_command",
+    "bench/test_loadgen",
     "bench/test_measuring",
+    "bench/test_roofline",
     "clients/batch/test_command",
     "clients/batch/test_kill",
     "clients/load",
+    "clients/test_exceptions",
+    "clients/test_health_command",
+    "clients/test_local",
+    "clients/test_versions",
     "conformance",
     "deploy",
     "docs/test_client_pages",
