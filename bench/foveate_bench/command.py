@@ -25,6 +25,7 @@ from foveate_bench.run import Task, run
 from foveate_runtime.backends.base import BackendError
 from foveate_runtime.backends.registry import BACKENDS
 from foveate_runtime.bundle.bundle import BundleError
+from foveate_runtime.console import positive
 from foveate_runtime.cores import count_cores
 from foveate_runtime.evaluation.labelled import LabelledError, NoPicturesError
 
@@ -255,7 +256,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--rounds",
-        type=_positive,
+        type=positive,
         default=5,
         metavar="N",
         help="turns of every case (default: %(default)s)",
@@ -357,13 +358,6 @@ def _counts(limit: int) -> Callable[[str], tuple[int, ...]]:
         return tuple(sorted(set(found)))
 
     return read
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is below 1")
-    return number
 
 
 def _not_negative(text: str) -> float:
