@@ -9,7 +9,13 @@ from typing import Self
 
 from pydantic import ValidationError
 
-from foveate_runtime.bundle.manifest import LABELS_FILE, MANIFEST_FILE, FileEntry, Manifest
+from foveate_runtime.bundle.manifest import (
+    LABELS_FILE,
+    MANIFEST_FILE,
+    FileEntry,
+    Manifest,
+    first_fault,
+)
 
 MAX_MANIFEST_BYTES = 4 << 20
 """A manifest above this size is refused unread."""
@@ -92,9 +98,7 @@ def _parse_manifest(text: bytes) -> Manifest:
     try:
         return Manifest.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the document"
-        raise BundleError(f"{MANIFEST_FILE}: {where}: {first['msg']}") from error
+        raise BundleError(f"{MANIFEST_FILE}: {first_fault(error)}") from error
 
 
 def _check_file(root: Path, name: str, entry: FileEntry) -> None:

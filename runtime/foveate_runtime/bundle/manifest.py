@@ -108,6 +108,13 @@ class InputSpec(_Model):
         return tuple(round(255 * value) for value in self.fill or self.mean)
 
 
+def first_fault(error: ValidationError) -> str:
+    """Say in one line what is wrong with the first field of a document that is at fault."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"]) or "the document"
+    return f"{where}: {first['msg']}"
+
+
 def faults(error: ValidationError) -> str:
     """Say in one line what is wrong with the fields of a model, by their names."""
     return "; ".join(

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from foveate_runtime.backends.base import BackendError
 from foveate_runtime.bundle.bundle import Bundle
-from foveate_runtime.bundle.manifest import Name, Positive
+from foveate_runtime.bundle.manifest import Name, Positive, first_fault
 
 ENGINES_FOLDER = "engines"
 ENGINE_SUFFIX = ".engine"
@@ -152,9 +152,7 @@ def _read(bundle: Bundle, path: str) -> Sidecar:
     except OSError as error:
         raise BackendError(f"{path}: cannot be read ({error.strerror})") from error
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the document"
-        raise BackendError(f"{path}: {where}: {first['msg']}") from error
+        raise BackendError(f"{path}: {first_fault(error)}") from error
 
 
 def _misfit(
