@@ -59,11 +59,13 @@ class ImageLimits:
     """What is accepted: checked before any pixel is decoded.
 
     `max_pixels` counts width times height and is at most `MAX_PIXELS`. A JPEG has at
-    most `MAX_SCANS` times as many pixels in all of its scans together.
+    most `MAX_SCANS` times as many pixels in all of its scans together, and no more than
+    `max_scans` of them where that is given.
     """
 
     max_bytes: int = 16 << 20
     max_pixels: int = 50_000_000
+    max_scans: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +202,8 @@ def _decode(data: bytes, mode: str, limits: ImageLimits, shorter_side: int | Non
 
 def _require_few_scans(data: bytes, pixels: int, limits: ImageLimits) -> None:
     scans, limit = count_scans(data), MAX_SCANS * limits.max_pixels // pixels
+    if limits.max_scans is not None:
+        limit = min(limit, limits.max_scans)
     if scans > limit:
         raise ImageError(
             "IMAGE_UNSUPPORTED",

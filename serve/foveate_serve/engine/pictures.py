@@ -5,21 +5,20 @@ from numpy.typing import NDArray
 
 from foveate_runtime.bundle.manifest import InputSpec, Manifest
 from foveate_runtime.imaging.decode import ImageError, ImageLimits
-from foveate_runtime.imaging.jpeg import count_scans
 from foveate_runtime.imaging.transform import View, prepare, whole_view
 from foveate_serve.classification import RawImage
 from foveate_serve.engine.admission import Admission
 from foveate_serve.engine.fair import FairThreads
 from foveate_serve.errors import InvalidRequestError
 
-_INLINE = ImageLimits(max_bytes=4 << 10, max_pixels=64 * 64)
-"""Decoding up to this, into an input of up to as many pixels, takes less than a thread handover."""
-
-_INLINE_ALONE = ImageLimits(max_bytes=192 << 10, max_pixels=300_000)
-"""A JPEG up to this blocks the event loop for a few milliseconds: harmless with one request."""
-
 _FEW_SCANS = 4
 """A baseline JPEG has one scan or one for each colour, and so has its thumbnail."""
+
+_INLINE = ImageLimits(max_bytes=4 << 10, max_pixels=64 * 64, max_scans=_FEW_SCANS)
+"""Decoding up to this, into an input of up to as many pixels, takes less than a thread handover."""
+
+_INLINE_ALONE = ImageLimits(max_bytes=192 << 10, max_pixels=300_000, max_scans=_FEW_SCANS)
+"""A JPEG up to this blocks the event loop for a few milliseconds: harmless with one request."""
 
 
 class Pictures:
@@ -69,17 +68,16 @@ class Pictures:
         """
         if len(image) > most.max_bytes or spec.height * spec.width > most.max_pixels:
             return None
-        if count_scans(image) > _FEW_SCANS:
-            return None
         both = ImageLimits(
             max_bytes=self._limits.max_bytes,
             max_pixels=min(self._limits.max_pixels, most.max_pixels),
+            max_scans=most.max_scans,
         )
         try:
             return prepare(image, spec, both)
         except ImageError as error:
-            # A small file may hold millions of pixels: its header says so.
-            if error.reason == "IMAGE_TOO_LARGE":
+            # A small file may hold millions of pixels, or many scans: its bytes say so.
+            if error.limit is not None:
                 return None
             raise
 
