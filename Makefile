@@ -12,7 +12,7 @@ SHELL := bash
 .DELETE_ON_ERROR:
 # Without bytecode in files each process compiles torch anew, which takes longer than most tests.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help setup mnist demo test test-fast containers check docs format stubs baseline bench dist clean
+.PHONY: help setup mnist demo test test-fast containers check docs format stubs baseline bench dist fuzz clean
 
 bin := $(VENV)/bin
 packages := proto clients runtime serve bench export train umbrella
@@ -41,6 +41,10 @@ test: mnist ## Run the tests
 
 test-fast: mnist ## Run the tests that take no more than seconds
 	$(bin)/pytest --numprocesses $(WORKERS) --dist loadfile --ignore tests/pages -m "not network and not slow and not engines"
+
+fuzz: demo-output/repository/efficientnet_lite0/1/manifest.json ## Send changed pictures, frames and messages; FUZZ="--seconds 15" is the short form
+	$(bin)/uv pip install --quiet --python $(bin)/python --constraint constraints.txt --group fuzz
+	$(bin)/python -m tests.fuzz $(FUZZ)
 
 containers: $(ready) ## Build the images and prove the composition, with a Docker daemon
 	$(bin)/pytest tests/deploy/containers/prove_containers.py
@@ -83,4 +87,4 @@ demo-output/repository/efficientnet_lite0/1/manifest.json: | $(ready)
 	$(bin)/foveate export package:efficientnet_lite0 --repository demo-output/repository --name efficientnet_lite0
 
 clean: ## Remove what the targets made, but for VENV
-	rm -rf demo-output bench-output dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf demo-output bench-output dist fuzz-output site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
