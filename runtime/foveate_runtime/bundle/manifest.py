@@ -10,6 +10,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from foveate_runtime.bundle.trust import Policy, Trust
+
 MANIFEST_FILE = "manifest.json"
 LABELS_FILE = "labels.txt"
 
@@ -246,6 +248,7 @@ class VariantEntry(_Model):
     tolerances: Tolerances | None = None
     accuracy: Accuracy | None = None
     quantisation: Quantisation | None = None
+    trust: Trust | None = None
 
 
 class GoldenEntry(_Model):
@@ -282,6 +285,7 @@ class Manifest(_Model):
     features: tuple[FeatureOutput, ...]
     variants: Annotated[tuple[VariantEntry, ...], Field(min_length=1)]
     golden: GoldenEntry | None = None
+    policy: Policy = Field(default_factory=Policy, description="when the model abstains")
     files: dict[str, FileEntry] = Field(
         description="every file of the bundle but this one, by its path"
     )
