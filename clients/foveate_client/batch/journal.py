@@ -7,7 +7,9 @@ the time of its file must be the same. Each time that a run goes on counts as
 another one: what its sources do not hold any more is in none of its tables.
 """
 
+import errno
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
@@ -90,6 +92,19 @@ class Failure:
     transient: bool
 
 
+_REASONS = {
+    sqlite3.SQLITE_BUSY: "another run uses it",
+    sqlite3.SQLITE_LOCKED: "another run uses it",
+    sqlite3.SQLITE_FULL: os.strerror(errno.ENOSPC),
+    sqlite3.SQLITE_READONLY: os.strerror(errno.EROFS),
+}
+
+
+def reason_of(error: sqlite3.Error) -> str:
+    """Return why the journal cannot be used, in the system's words where it has some."""
+    return _REASONS.get(error.sqlite_errorcode & 0xFF, f"cannot be written ({error})")
+
+
 class Journal:
     """The journal at `path`, opened for the run that `settings` describe, by one process.
 
@@ -110,7 +125,7 @@ class Journal:
             self._open(settings)
         except sqlite3.OperationalError as error:
             self._database.close()
-            raise JournalError(f"{path}: cannot be opened, or another run uses it") from error
+            raise JournalError(f"{path}: {reason_of(error)}") from error
         except sqlite3.DatabaseError as error:
             self._database.close()
             raise JournalError(f"{path}: is no journal of a batch run") from error

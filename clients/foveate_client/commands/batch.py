@@ -105,7 +105,7 @@ def main(arguments: Sequence[str]) -> int:
         complain(parser, f"{error.strerror}{place}")
         return 1
     except sqlite3.Error as error:
-        complain(parser, f"{outputs.journal}: {error}")
+        complain(parser, f"{outputs.journal}: {journal.reason_of(error)}")
         return 1
     _show(summary, plan, outputs, as_json=options.json)
     return 1 if summary.finished.errors else 0
