@@ -2,7 +2,7 @@
 
 import heapq
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from foveate_client._models import DEFAULT_SCORES
@@ -11,6 +11,8 @@ from foveate_client.batch.journal import Row
 BINS = 15
 MOST_CONFUSED = 20
 WORST = 20
+TOP = 5
+"""Top-5 accuracy says nothing of a model with no more classes than that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,20 @@ class Bin:
     images: int
     confidence: float
     accuracy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassAccuracy:
+    """How many pictures a class has, and how many of them were taken for it."""
+
+    target: int
+    images: int
+    right: int
+
+    @property
+    def accuracy(self) -> float:
+        """The share from 0 to 1."""
+        return self.right / self.images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +71,10 @@ class Evaluation:
     error, the mean over the pictures of their bin's difference between
     confidence and accuracy (C. Guo et al., On Calibration of Modern Neural
     Networks, 2017, with bins of equal width). `confusions` are the most
-    frequent ones, `mistakes` those with the highest scores. `ece` is None, and
-    `bins` are empty, where the model's `scores` are no probabilities of classes
-    that exclude each other.
+    frequent ones, `mistakes` those with the highest scores. `ece` and `confidence`,
+    the mean best score, are None, and `bins` are empty, where the model's `scores` are
+    no probabilities of classes that exclude each other. `classes` are those of the
+    pictures, the least accurate first.
     """
 
     images: int
@@ -65,7 +82,9 @@ class Evaluation:
     top5: float
     scores: str
     ece: float | None
+    confidence: float | None
     bins: tuple[Bin, ...]
+    classes: tuple[ClassAccuracy, ...]
     confusions: tuple[Confusion, ...]
     mistakes: tuple[Mistake, ...]
 
@@ -82,15 +101,19 @@ class Evaluator:
         self._right = [0] * BINS
         self._confidence = [0.0] * BINS
         self._confused: Counter[tuple[int, int]] = Counter()
+        self._of_class: Counter[int] = Counter()
+        self._right_of_class: Counter[int] = Counter()
         self._mistakes: list[tuple[float, str, int, int]] = []
 
     def add(self, row: Row, target: int) -> None:
         """Note one result, with at least five classes where the model has as many."""
-        best = row.class_ids[:5].tolist()
+        best = row.class_ids[:TOP].tolist()
         score = float(row.scores[0])
         right = best[0] == target
         self._images += 1
         self._top1 += right
+        self._of_class[target] += 1
+        self._right_of_class[target] += right
         self._top5 += target in best
         if self._calibrated:
             position = bin_of(score)
@@ -116,7 +139,9 @@ class Evaluator:
             top5=self._top5 / self._images,
             scores=self._scores,
             ece=_expected_calibration_error(bins) if self._calibrated else None,
+            confidence=sum(self._confidence) / self._images if self._calibrated else None,
             bins=tuple(bins),
+            classes=tuple(sorted(self._classes(), key=lambda x: (x.accuracy, -x.images, x.target))),
             confusions=tuple(
                 Confusion(target=target, predicted=predicted, images=images)
                 for (target, predicted), images in sorted(
@@ -128,6 +153,10 @@ class Evaluator:
                 for score, name, target, predicted in sorted(self._mistakes, reverse=True)
             ),
         )
+
+    def _classes(self) -> Iterator[ClassAccuracy]:
+        for target, images in self._of_class.items():
+            yield ClassAccuracy(target=target, images=images, right=self._right_of_class[target])
 
     @property
     def _calibrated(self) -> bool:
@@ -142,6 +171,18 @@ class Evaluator:
             confidence=self._confidence[position] / images if images else 0.0,
             accuracy=self._right[position] / images if images else 0.0,
         )
+
+
+def direction(evaluation: Evaluation) -> str:
+    """Say whether the scores promise too much or too little; empty where they promise nothing."""
+    if evaluation.confidence is None:
+        return ""
+    difference = evaluation.confidence - evaluation.top1
+    side = "too high" if difference > 0 else "too low"
+    return (
+        f"scores are {side} by {abs(difference):.1%} in the mean "
+        f"({evaluation.confidence:.1%} for an accuracy of {evaluation.top1:.1%})"
+    )
 
 
 def bin_of(score: float) -> int:

@@ -165,6 +165,15 @@ class Journal:
                     f"not {_clip(value)}; give the same again, or --overwrite to start anew"
                 )
 
+    def is_of_this_run(self, name: str) -> bool:
+        """Return whether this run has met the picture `name` and knows its outcome."""
+        found = self._database.execute(
+            "SELECT 1 FROM results WHERE name = ?1 AND run = ?2 "
+            "UNION ALL SELECT 1 FROM errors WHERE name = ?1 AND run = ?2",
+            (name, self._run),
+        )
+        return found.fetchone() is not None
+
     def has(self, name: str, position: int, stamp: str = "") -> bool:
         """Return whether the picture `name` is done, and note its place in the input.
 

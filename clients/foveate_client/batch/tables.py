@@ -41,8 +41,9 @@ class Vector:
 class Columns:
     """The columns of a table of results.
 
-    `image` is the picture's name and `target` its right class, null where it
-    is unknown; `class_1`, `label_1` and `score_1` are the best class and its
+    `image` is the picture's name, `target` its right class and `target_label` the
+    label of that, and `correct` whether the best class is it; they are null where it
+    is unknown. `class_1`, `label_1` and `score_1` are the best class and its
     score, and so on to `top_k`, those whose score is below `threshold` left empty;
     the vectors follow, and `cam`, the overlay's file, where overlays were drawn.
     """
@@ -53,6 +54,8 @@ class Columns:
     classes: Classes
     vectors: Sequence[Vector] = ()
     cam: bool = False
+    provenance: str = ""
+    """What made the table, as JSON."""
 
     @property
     def ranks(self) -> range:
@@ -71,7 +74,13 @@ class Columns:
 
     def scalars(self, row: Row) -> dict[str, Any]:
         """Return the columns before the vectors."""
-        values: dict[str, Any] = {"image": row.name, "target": self.target(row)}
+        target = self.target(row)
+        values: dict[str, Any] = {
+            "image": row.name,
+            "target": target,
+            "target_label": None if target is None else self.labels[target],
+            "correct": None if target is None else bool(row.class_ids[0] == target),
+        }
         best = zip(self.ranks, row.class_ids.tolist(), row.scores.tolist(), strict=False)
         for rank, class_id, score in islice(best, self.reached(row)):
             values[f"class_{rank}"] = class_id
@@ -151,7 +160,7 @@ def _text(path: Path) -> TextIO:
 
 def _write_csv(path: Path, columns: Columns, rows: Iterable[Row]) -> None:
     with _text(path) as file:
-        names = ["image", "target"]
+        names = ["image", "target", "target_label", "correct"]
         for rank in columns.ranks:
             names += [f"class_{rank}", f"label_{rank}", f"score_{rank}"]
         writer = csv.DictWriter(file, [*names, *(["cam"] if columns.cam else [])])
@@ -192,7 +201,12 @@ def _groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 
 def _schema(pa: Any, columns: Columns) -> Any:
-    fields = [pa.field("image", pa.string(), nullable=False), pa.field("target", pa.int32())]
+    fields = [
+        pa.field("image", pa.string(), nullable=False),
+        pa.field("target", pa.int32()),
+        pa.field("target_label", pa.string()),
+        pa.field("correct", pa.bool_()),
+    ]
     for rank in columns.ranks:
         fields += [
             pa.field(f"class_{rank}", pa.int32()),
@@ -202,7 +216,29 @@ def _schema(pa: Any, columns: Columns) -> Any:
     fields += [pa.field(vector.name, _vector_type(pa, vector)) for vector in columns.vectors]
     if columns.cam:
         fields.append(pa.field("cam", pa.string()))
-    return pa.schema(fields)
+    return pa.schema(
+        fields, {"foveate": columns.provenance, "pandas": json.dumps(_pandas(pa, fields))}
+    )
+
+
+def _pandas(pa: Any, fields: Sequence[Any]) -> dict[str, Any]:
+    """Return pandas' own metadata, by which integers and truths with nulls stay what they are."""
+    kinds = {pa.int32(): "Int32", pa.bool_(): "boolean"}
+    return {
+        "index_columns": [],
+        "column_indexes": [],
+        "columns": [
+            {
+                "name": field.name,
+                "field_name": field.name,
+                "pandas_type": str(field.type),
+                "numpy_type": kinds[field.type],
+                "metadata": None,
+            }
+            for field in fields
+            if field.type in kinds
+        ],
+    }
 
 
 def _vector_type(pa: Any, vector: Vector) -> Any:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from foveate.v1 import classifier_service_pb2, explanation_pb2, model_pb2
 from foveate_runtime.bundle.manifest import Manifest, VariantEntry
+from foveate_runtime.evaluation.labelled import wordnet_ids
 from foveate_runtime.imaging.heatmap import Encoding
 from foveate_runtime.imaging.transform import View
 from foveate_serve.batching.policy import BatchPolicy
@@ -94,6 +95,7 @@ def from_result(result: Result, *, timing: bool) -> classifier_service_pb2.Class
         feature_maps=[_from_feature_map(features) for features in result.feature_maps],
         view=_from_view(result.view),
         timing=_from_timing(result.timing) if timing else None,
+        warnings=result.view.warnings,
     )
 
 
@@ -124,6 +126,7 @@ def from_model(model: LoadedModel) -> model_pb2.Model:
         state=model_pb2.MODEL_STATE_READY,
         classifier=manifest.classifier,
         labels=model.bundle.labels,
+        wordnet_ids=wordnet_ids(len(model.bundle.labels)),
         input=model_pb2.InputSpec(
             height=spec.height,
             width=spec.width,
