@@ -1,0 +1,196 @@
+"""Calibrates the variants of a bundle on labelled pictures, with the pieces that serve them."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate_runtime.backends.base import Runner
+from foveate_runtime.backends.registry import create_runner
+from foveate_runtime.bundle.bundle import Bundle
+from foveate_runtime.bundle.manifest import (
+    IMAGE_INPUT,
+    LOGITS_OUTPUT,
+    InputSpec,
+    Manifest,
+    Scores,
+)
+from foveate_runtime.bundle.trust import Trust
+from foveate_runtime.evaluation.accuracy import prepared_batches
+from foveate_runtime.evaluation.labelled import (
+    Labelled,
+    LabelledError,
+    TooFewPicturesError,
+    open_labelled,
+)
+from foveate_runtime.evaluation.multilabel import TABLE_SUFFIX, LabelTable, open_table
+from foveate_runtime.trust.calibration import COVERAGES, calibrate, supported
+from foveate_runtime.trust.sets import needed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collected:
+    """Logits, float32 [N, classes] by variant, and the labels, bool of that shape.
+
+    `digest` is `sha256:<hex>` of the pictures as the classifier gets them, and of their labels.
+    """
+
+    logits: Mapping[str, NDArray[np.float32]]
+    present: NDArray[np.bool_]
+    digest: str
+
+
+def open_calibrating(data: str, bundle: Bundle, limit: int | None = None) -> Labelled:
+    """Return the pictures that `data` names, with the labels that the model's scores need.
+
+    Raises:
+        LabelledError: they cannot be used: their labels are not the model's, or its scores
+            are not probabilities.
+    """
+    table = data.lower().endswith(TABLE_SUFFIX)
+    require_probabilities(bundle.manifest.scores, table=table)
+    if table:
+        return open_table(Path(data), bundle.labels, limit)
+    return open_labelled(data, bundle.labels, limit)
+
+
+def require_probabilities(scores: Scores, *, table: bool) -> None:
+    """Raise LabelledError where labels, of a `table` or of folders, cannot calibrate scores."""
+    if scores == "none":
+        raise LabelledError("the model's scores are its logits: there is no confidence in them")
+    if scores == "sigmoid" and not table:
+        raise LabelledError(
+            "the model's labels are independent (sigmoid), and a folder a class does not say "
+            f"which of them a picture lacks: foveate calibrate takes a table, FILE{TABLE_SUFFIX}"
+        )
+    if scores == "softmax" and table:
+        raise LabelledError("the model's classes exclude each other: give one folder a class")
+
+
+def calibrate_variants(
+    bundle: Bundle,
+    labelled: Labelled,
+    coverages: Sequence[float] = (),
+    advance: Callable[[int], object] = lambda _: None,
+    *,
+    corrupt: list[str] | None = None,
+) -> dict[str, Trust]:
+    """Return what labelled pictures say of every variant's logits, by variant.
+
+    Args:
+        bundle: whose variants to run, each on the backend that is preferred for it.
+        labelled: the pictures, of `open_calibrating`.
+        coverages: of the prediction sets; none for those of `COVERAGES` that the pictures
+            suffice for.
+        advance: told how many pictures were classified, after each batch.
+        corrupt: as in `foveate_runtime.evaluation.accuracy.prepared_batches`.
+
+    Raises:
+        LabelledError: a picture cannot be decoded, or there are too few.
+        foveate_runtime.backends.base.BackendError: an engine fails.
+    """
+    manifest = bundle.manifest
+    check_enough(len(labelled), coverages, manifest.scores)
+    with ExitStack() as stack:
+        runners = {
+            entry.name: stack.enter_context(create_runner(bundle, variant=entry.name))
+            for entry in manifest.variants
+        }
+        found = collect(
+            runners, manifest.input, labelled, manifest.classes, advance=advance, corrupt=corrupt
+        )
+    # Corrupt pictures do not count.
+    check_enough(len(found.present), coverages, manifest.scores)
+    chosen = coverages or supported(COVERAGES, len(found.present), manifest.scores)
+    for variant, logits in found.logits.items():
+        if not np.isfinite(logits).all():
+            raise LabelledError(f"{variant}: its logits for {labelled.name} are not all finite")
+    return {
+        variant: calibrate(
+            logits,
+            found.present,
+            scores=manifest.scores,
+            coverages=chosen,
+            data=labelled.name,
+            digest=found.digest,
+        )
+        for variant, logits in found.logits.items()
+    }
+
+
+def calibrate_where_possible(
+    bundle: Bundle, labelled: Labelled, coverages: Sequence[float]
+) -> Manifest:
+    """Return the manifest with what labelled pictures say of every variant.
+
+    Where no coverages are asked for, it returns the manifest as it is if the pictures
+    cannot calibrate the model: if they are too few, or its scores are no probabilities of
+    classes that exclude each other. Corrupt pictures are left out. Errors as in
+    `calibrate_variants`.
+    """
+    manifest = bundle.manifest
+    if manifest.scores != "softmax" and not coverages:
+        return manifest
+    try:
+        require_probabilities(manifest.scores, table=False)
+        trust = calibrate_variants(bundle, labelled, coverages, corrupt=[])
+    except TooFewPicturesError:
+        if coverages:
+            raise
+        return manifest
+    return with_trust(manifest, trust)
+
+
+def with_trust(manifest: Manifest, trust: Mapping[str, Trust]) -> Manifest:
+    """Return the manifest with what was found of its variants."""
+    variants = tuple(
+        entry.model_copy(update={"trust": trust[entry.name]}) for entry in manifest.variants
+    )
+    return manifest.model_copy(update={"variants": variants})
+
+
+def collect(
+    runners: Mapping[str, Runner],
+    spec: InputSpec,
+    labelled: Labelled,
+    classes: int,
+    *,
+    advance: Callable[[int], object] = lambda _: None,
+    corrupt: list[str] | None = None,
+) -> Collected:
+    """Run every variant on the pictures, each of which is decoded once."""
+    logits: dict[str, list[NDArray[Any]]] = {name: [] for name in runners}
+    present = []
+    state = hashlib.sha256()
+    for images, targets in prepared_batches(labelled, spec, corrupt):
+        for name, runner in runners.items():
+            logits[name].append(runner.run({IMAGE_INPUT: images}, [LOGITS_OUTPUT])[LOGITS_OUTPUT])
+        rows = (
+            labelled.present[targets]
+            if isinstance(labelled, LabelTable)
+            else np.eye(classes, dtype=np.bool_)[targets]
+        )
+        state.update(images.data)
+        state.update(np.packbits(rows).data)
+        present.append(rows)
+        advance(len(images))
+    return Collected(
+        logits={name: np.concatenate(batches) for name, batches in logits.items()},
+        present=np.concatenate(present),
+        digest=f"sha256:{state.hexdigest()}",
+    )
+
+
+def check_enough(images: int, coverages: Sequence[float], scores: Scores) -> None:
+    """Raise TooFewPicturesError where the pictures are too few for a coverage."""
+    coverage = max(coverages or COVERAGES[:1])
+    least = needed(coverage, scores)
+    if images < least:
+        raise TooFewPicturesError(
+            f"a coverage of {coverage:g} takes at least {least} pictures; there are {images}"
+        )
