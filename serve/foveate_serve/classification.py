@@ -80,6 +80,11 @@ class Request:
     feature_maps: tuple[FeatureMapRequest, ...] = ()
     priority: int = 0
 
+    @property
+    def images(self) -> tuple[bytes | RawImage]:
+        """The picture, as the only one of those of the request."""
+        return (self.image,)
+
 
 class Prediction(NamedTuple):
     """A class, its score, of the kind that the manifest names, and its logit."""

@@ -47,10 +47,13 @@ class Caller:
     def prepare(
         self, address: str, retries: Retries
     ) -> tuple[grpc.ChannelCredentials | None, list[tuple[str, Any]]]:
-        """Return the credentials and options of a channel to `address`."""
+        """Return the credentials and options of a channel to `address`.
+
+        Raises ValueError where it is a URL, or a token would travel in the clear.
+        """
         self._credentials.check(address)
         options = _channel_options(retries)
-        in_the_clear = not self._credentials.tls
+        in_the_clear = not self._credentials.encrypts(address)
         if is_on_this_machine(address) or (in_the_clear and self._credentials.token is not None):
             # A proxy elsewhere reaches another machine under this address, and reads the token.
             options.append(NO_PROXY)

@@ -123,6 +123,7 @@ def _targets(options: argparse.Namespace) -> list[Target]:
         protocol=options.compare_protocol or options.protocol,
         model=options.model if options.compare_model is None else options.compare_model,
     )
+    second.credentials.check(second.address)
     return [first, second]
 
 

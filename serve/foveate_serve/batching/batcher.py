@@ -49,8 +49,7 @@ class Batched:
     """One item's share of a batch.
 
     Attributes:
-        outputs: the outputs asked for, by name. They lack the batch's dimension
-            where one picture was submitted by itself.
+        outputs: the outputs asked for, by name, [n, ...] each.
         ranking: the ranking of the whole batch.
         row: the row of the item's first picture in `ranking`.
         queue_seconds: the time in the queue.
@@ -208,34 +207,10 @@ class Batcher:
     async def submit(
         self,
         reservation: Reservation,
-        image: NDArray[np.uint8],
-        *,
-        outputs: Sequence[str],
-        class_ids: Sequence[int] = (),
-        deadline: float | None = None,
-    ) -> Batched:
-        """Run one picture, uint8 [height, width, channels], and return the outputs asked for.
-
-        `class_ids` are the classes that the maps among `outputs` explain. The
-        rest is as in `submit_all`.
-        """
-        item = Item(
-            images=image[np.newaxis],
-            class_ids=np.asarray([class_ids], dtype=np.int64),
-            outputs=tuple(outputs),
-            deadline=deadline,
-            future=self._loop.create_future(),
-            single=True,
-        )
-        return await self._submit(reservation, item)
-
-    async def submit_all(
-        self,
-        reservation: Reservation,
         images: NDArray[np.uint8],
         *,
         outputs: Sequence[str],
-        class_ids: Sequence[Sequence[int]],
+        class_ids: Sequence[Sequence[int]] = ((),),
         deadline: float | None = None,
     ) -> Batched:
         """Run at most `bounds.max_batch` pictures in one batch, which others may share.
@@ -264,7 +239,24 @@ class Batcher:
             deadline=deadline,
             future=self._loop.create_future(),
         )
-        return await self._submit(reservation, item)
+        with self._changed:
+            if self._closing:
+                raise RuntimeError("the batcher is closed")
+            if self._hung:
+                raise EngineHungError
+            self._queue.put(reservation, item)
+            self._arrivals += 1
+            if self._gathers and not self._gathering:
+                self._gathering = True
+                self._loop.call_soon(self._gather, self._arrivals)
+            if not self._defers_wakeup:
+                self._changed.notify()
+        self._in_flight.add(item)
+        try:
+            batched: Batched = await item.future
+        finally:
+            self._in_flight.discard(item)
+        return batched
 
     def record_timing(self, timing: Timing) -> None:
         """Give the Tuner, if there is one, the times of a request that was answered."""
@@ -292,26 +284,6 @@ class Batcher:
         for lane in self._lanes:
             if lane.thread is not None:
                 lane.thread.join()
-
-    async def _submit(self, reservation: Reservation, item: Item) -> Batched:
-        with self._changed:
-            if self._closing:
-                raise RuntimeError("the batcher is closed")
-            if self._hung:
-                raise EngineHungError
-            self._queue.put(reservation, item)
-            self._arrivals += 1
-            if self._gathers and not self._gathering:
-                self._gathering = True
-                self._loop.call_soon(self._gather, self._arrivals)
-            if not self._defers_wakeup:
-                self._changed.notify()
-        self._in_flight.add(item)
-        try:
-            batched: Batched = await item.future
-        finally:
-            self._in_flight.discard(item)
-        return batched
 
     def _gather(self, arrivals: int) -> None:
         """Start a batch of light pictures, once a round of the event loop has brought no other.
@@ -347,7 +319,7 @@ class Batcher:
             and not policy.max_delay
             and not policy.preferred_sizes
             and not any(lane.busy for lane in self._lanes)
-            and all(item.single and item.outputs == (LOGITS_OUTPUT,) for item in self._queue)
+            and all(item.pictures == 1 and item.outputs == (LOGITS_OUTPUT,) for item in self._queue)
         )
 
     def _overloaded(self, level: int) -> OverloadedError:
@@ -522,7 +494,7 @@ class Batcher:
         ranking = Ranking(results)
         shares = [
             Batched(
-                outputs=share_of(results, rows.start if item.single else rows, item),
+                outputs=share_of(results, rows, item),
                 ranking=ranking,
                 row=rows.start,
                 queue_seconds=gathered - item.arrival,

@@ -42,7 +42,6 @@ class Item:
         outputs: the names of the outputs asked for.
         deadline: a time of `time.monotonic`; None is no deadline.
         future: gets the result.
-        single: whether there is one picture, whose outputs lack the batch's dimension.
         arrival: a time of `time.monotonic`.
     """
 
@@ -51,7 +50,6 @@ class Item:
     outputs: tuple[str, ...]
     deadline: float | None
     future: asyncio.Future[Any]
-    single: bool = False
     arrival: float = field(default_factory=time.monotonic)
 
     @property

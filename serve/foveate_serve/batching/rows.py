@@ -40,7 +40,7 @@ def assemble(batch: list[Item], buffer: NDArray[np.uint8]) -> dict[str, Array]:
     return inputs
 
 
-def share_of(results: dict[str, Array], rows: slice | int, item: Item) -> dict[str, Array]:
+def share_of(results: dict[str, Array], rows: slice, item: Item) -> dict[str, Array]:
     """Return an item's rows of a batch's outputs, with the maps that it asked for."""
     classes = item.class_ids.shape[1]
     return {

@@ -1,6 +1,5 @@
 """Explanations: checks a request for them against the bundle, and makes those of the answer."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,12 +64,8 @@ class FeatureMapPlan:
         return FEATURES_PREFIX + self.layer
 
 
-def plan_cam(
-    request: CamRequest | None, manifest: Manifest, limits: ExplanationLimits
-) -> CamPlan | None:
+def plan_cam(request: CamRequest, manifest: Manifest, limits: ExplanationLimits) -> CamPlan:
     """Check a request for maps against the bundle; raises InvalidRequestError."""
-    if request is None:
-        return None
     top = (0 if request.class_ids else 1) if request.top is None else request.top
     _check_cam(request, top, manifest, limits)
     return CamPlan(
@@ -134,20 +129,20 @@ def plan_features(
 
 def draw(
     plan: CamPlan,
-    outputs: Mapping[str, NDArray[np.float32]],
+    maps: NDArray[np.float32],
     best: NDArray[np.int64],
     labels: tuple[str, ...],
     image: NDArray[np.uint8],
 ) -> tuple[Cam, ...]:
     """Make the maps of an answer.
 
-    `outputs` holds the raw maps, float32 [K, h, w]; `best` the best classes, as
-    many as the plan names; `image` what the classifier saw, uint8 [height, width, channels].
+    `maps` are the raw ones, float32 [K, h, w]; `best` the best classes, as many as
+    the plan names; `image` what the classifier saw, uint8 [height, width, channels].
     """
     width, height = plan.width, plan.height
     canvas = heatmap.enlarge(image, width, height) if "overlay" in plan.forms else None
     cams = []
-    for wanted, values in zip(plan.class_ids, outputs[plan.output], strict=True):
+    for wanted, values in zip(plan.class_ids, maps, strict=True):
         class_id = wanted if wanted >= 0 else int(best[-wanted - 1])
         intensity = heatmap.intensity(values, width, height) if plan.draws else None
         cams.append(
@@ -174,9 +169,8 @@ def draw(
     return tuple(cams)
 
 
-def select(plan: FeatureMapPlan, outputs: Mapping[str, NDArray[np.float32]]) -> FeatureMap:
+def select(plan: FeatureMapPlan, values: NDArray[np.float32]) -> FeatureMap:
     """Return a plan's channels of a layer's activations, float32 [channels, height, width]."""
-    values = outputs[plan.output]
     return FeatureMap(
         layer=plan.layer,
         channels=plan.channels,

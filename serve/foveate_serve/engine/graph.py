@@ -1,7 +1,8 @@
 """Requests for the outputs of the graph itself, checked against the bundle."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,10 @@ from foveate_runtime.backends.base import graph_outputs
 from foveate_runtime.bundle.manifest import CAM_PREFIX, FEATURES_PREFIX, LOGITS_OUTPUT, Manifest
 from foveate_serve.classification import ANSWER_BYTES, Answer
 from foveate_serve.engine.explain import ExplanationLimits
+from foveate_serve.engine.job import Chunk
+from foveate_serve.engine.pictures import require_size
 from foveate_serve.errors import InvalidRequestError, clip, listing, quote
+from foveate_serve.repository.loaded import LoadedModel
 
 BEST_CLASS = -1
 """The class id by which the graph means the best class of a picture."""
@@ -51,16 +55,45 @@ class GraphResult(Answer):
         return ANSWER_BYTES + sum(output.nbytes for output in self.outputs.values())
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class GraphPlan:
-    """The outputs to compute, in the contract's order, and the class ids of each picture."""
+    """The outputs to compute, in the contract's order, and the class ids; see `JobPlan`."""
 
     outputs: tuple[str, ...]
     class_ids: tuple[tuple[int, ...], ...]
+    draws: bool = False
+
+    def locate(self, error: InvalidRequestError, picture: int) -> InvalidRequestError:
+        """Return the error of one picture with the field that the request has it in."""
+        alone = len(self.class_ids) == 1
+        return InvalidRequestError(
+            error.reason,
+            error.message if alone else f"picture {picture}: {error.message}",
+            field=f"images[{picture}]",
+            metadata=error.metadata,
+        )
+
+    def draw(self, model: LoadedModel, chunks: Sequence[Chunk]) -> Callable[..., GraphResult]:
+        """Put the outputs of the chunks together."""
+        outputs = {
+            name: np.concatenate([chunk.batched.outputs[name] for chunk in chunks])
+            for name in self.outputs
+        }
+        return partial(
+            GraphResult,
+            model=model.name,
+            version=model.version,
+            outputs=outputs,
+            labels=model.bundle.labels,
+        )
 
 
-def plan(request: GraphRequest, manifest: Manifest, limits: ExplanationLimits) -> GraphPlan:
+def make_graph_plan(
+    request: GraphRequest, manifest: Manifest, limits: ExplanationLimits
+) -> GraphPlan:
     """Check a request against the bundle; raises InvalidRequestError."""
+    if isinstance(request.images, np.ndarray):
+        require_size(request.images.shape[1:], manifest.input, "images")
     known = graph_outputs(manifest)
     for index, name in enumerate(request.outputs):
         if name not in known:

@@ -29,9 +29,9 @@ def close_all(runners: Sequence[Runner]) -> None:
 class LoadedModel:
     """A bundle that serves: its runners, which are alike, and its batcher.
 
-    `runner` is the first of them. `on_hang` is called with True once a run has taken
-    `run_limit` seconds, and with False when that run ends after all. `on_batch` and
-    `on_alive` as in Batcher.
+    `name` and `version` are the bundle's; `runner` is the first of the runners.
+    `on_hang` is called with True once a run has taken `run_limit` seconds, and with
+    False when that run ends after all. `on_batch` and `on_alive` as in Batcher.
     """
 
     def __init__(
@@ -46,13 +46,17 @@ class LoadedModel:
         on_hang: Callable[[bool], None] | None = None,
     ) -> None:
         self.bundle = bundle
+        self.name, self.version = bundle.manifest.name, str(bundle.manifest.version)
         self.runners = tuple(runners)
         self.runner = runners[0]
-        name = f"{bundle.manifest.name}/{bundle.manifest.version}"
         self._on_batch = on_batch
         self._idle_trimmer = IdleTrimmer(runners)
         self.batcher = Batcher(
-            runners, policy, name=name, on_batch=self._on_run_end, on_alive=on_alive
+            runners,
+            policy,
+            name=f"{self.name}/{self.version}",
+            on_batch=self._on_run_end,
+            on_alive=on_alive,
         )
         self._users = Users()
         self._on_hang = on_hang
@@ -89,7 +93,7 @@ class LoadedModel:
         if not closing.done():
             # The memory of an engine must not be freed during one of its runs.
             closing.cancel()
-            logger.error("an engine of %s hangs and is not released", self.bundle.manifest.name)
+            logger.error("an engine of %s hangs and is not released", self.name)
             return
         await closing
         close_all(self.runners)

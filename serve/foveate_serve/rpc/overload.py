@@ -34,15 +34,15 @@ _CACHE_SECONDS = 0.01
 
 
 class OverloadGate:
-    """Refuses the calls of `METHODS` with the error that `check_load` returns, if it returns one.
+    """Refuses the calls of `METHODS` with the error that `shed_load` raises, if it raises one.
 
-    `check_load` is called with the model that the call's metadata names, or an empty
+    `shed_load` is called with the model that the call's metadata names, or an empty
     string. A refused picture is neither received nor parsed, so that shedding load
     costs little.
     """
 
-    def __init__(self, check_load: Callable[[str], ServeError | None]) -> None:
-        self._check_load = check_load
+    def __init__(self, shed_load: Callable[[str], None]) -> None:
+        self._shed_load = shed_load
         # By model that serves: until when it is valid, the status, its trailers.
         self._cached: dict[str, tuple[float, ErrorStatus, Trailers]] = {}
         # One handler for all calls, because the interceptor caches what it makes of a handler.
@@ -54,11 +54,12 @@ class OverloadGate:
         if call.method not in METHODS:
             return None
         model = _model(call.invocation_metadata)
-        error = self._check_load(model)
-        if error is None:
-            return None
-        self._cache_status(model, error)
-        return self._refusing_handler
+        try:
+            self._shed_load(model)
+        except ServeError as error:
+            self._cache_status(model, error)
+            return self._refusing_handler
+        return None
 
     def _cache_status(self, model: str, error: ServeError) -> None:
         now = time.monotonic()

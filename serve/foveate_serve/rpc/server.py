@@ -83,7 +83,7 @@ class Server:
         )
         gates = (
             *(() if access is None else (AccessGate(access),)),
-            OverloadGate(engine.check_load),
+            OverloadGate(engine.shed_load),
         )
         self._transport = make_transport(
             settings, (CallInterceptor(gates, observers, log=settings.log_requests),)

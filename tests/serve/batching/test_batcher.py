@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -30,8 +31,12 @@ def colour(red: int, green: int = 0, blue: int = 0) -> np.ndarray:
 
 
 async def ask(batcher: Batcher, image: np.ndarray, *, priority: int = 0, **wanted) -> Batched:
+    """Submit one picture; return its share, whose outputs lack the dimension of the pictures."""
+    options = {"outputs": LOGITS, "class_ids": ()} | wanted
+    options["class_ids"] = [options["class_ids"]]
     with batcher.reserve(priority=priority) as reservation:
-        return await batcher.submit(reservation, image, **({"outputs": LOGITS} | wanted))
+        share = await batcher.submit(reservation, image[np.newaxis], **options)
+    return replace(share, outputs={name: values[0] for name, values in share.outputs.items()})
 
 
 class Held:
@@ -201,7 +206,7 @@ async def test_a_batch_holds_one_kind_of_outputs_led_by_the_oldest(held: Held) -
 async def ask_all(batcher: Batcher, *images: np.ndarray, **wanted) -> Batched:
     class_ids = wanted.pop("class_ids", [[]] * len(images))
     with batcher.reserve(len(images)) as reservation:
-        return await batcher.submit_all(
+        return await batcher.submit(
             reservation, np.stack(images), class_ids=class_ids, **({"outputs": LOGITS} | wanted)
         )
 
