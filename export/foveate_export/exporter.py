@@ -53,6 +53,7 @@ from foveate_runtime.bundle.manifest import (
     VariantEntry,
 )
 from foveate_runtime.evaluation.accuracy import measure_accuracy
+from foveate_runtime.evaluation.completeness import with_completeness
 from foveate_runtime.evaluation.labelled import Labelled
 from foveate_runtime.evaluation.trusted import (
     calibrate_where_possible,
@@ -233,6 +234,9 @@ def export(
                 "golden": maker.write_golden(),
             }
         )
+        staged = Bundle(path=folder, manifest=manifest, labels=classifier.labels)
+        with stage("adding up the maps"):
+            manifest = with_completeness(staged, pictures.images)
         if labelled is not None:
             staged = Bundle(path=folder, manifest=manifest, labels=classifier.labels)
             with stage(f"calibrating on {len(labelled)} labelled pictures"):

@@ -44,6 +44,7 @@ from foveate_runtime.bundle.manifest import (
     VariantEntry,
 )
 from foveate_runtime.bundle.scores import score
+from foveate_runtime.evaluation.completeness import with_completeness
 
 GRAPH = "model.onnx"
 BATCH = 4
@@ -104,6 +105,9 @@ def export_existing(
         )
         kept = _write_golden(original, len(labels), pictures, staged)
         manifest = draft.model_copy(update={"variants": (entry,), "golden": kept})
+        staged = Bundle(path=folder, manifest=manifest, labels=tuple(labels))
+        with stage("adding up the maps"):
+            manifest = with_completeness(staged, pictures.images)
         with stage("publishing"):
             path, manifest = publishing.publish(folder, manifest, repository, version)
     return Exported(path, manifest, source.note or None)

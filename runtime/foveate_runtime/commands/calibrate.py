@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,9 +20,8 @@ from foveate_runtime.console import DONE, UsageError, answer, points, positive, 
 from foveate_runtime.console import coverages as coverage_list
 from foveate_runtime.evaluation.labelled import Labelled
 from foveate_runtime.evaluation.trusted import (
-    calibrate_variants,
+    calibrate_bundle,
     open_calibrating,
-    with_trust,
 )
 
 PROG = "foveate calibrate"
@@ -41,21 +40,19 @@ def main(arguments: Sequence[str]) -> int:
     return answer(lambda: _run(options), PROG)
 
 
-def publish_calibrated(bundle: Bundle, trust: Mapping[str, Trust], policy: Policy) -> Path:
-    """Publish a bundle with what was found of its variants, as a new version beside it.
+def publish_beside(bundle: Bundle, manifest: Manifest) -> Path:
+    """Publish a bundle with another manifest, as a new version beside it.
 
     The files of the two versions are the same ones on disk where the file system can.
 
     Raises:
         foveate_runtime.bundle.publishing.RepositoryError: the repository cannot be written.
     """
-    manifest = bundle.manifest
     repository = bundle.path.parent.parent
-    changed = with_trust(manifest, trust).model_copy(update={"policy": policy})
     with publishing.staging(repository, manifest.name) as folder:
         for name in manifest.files:
             _share(bundle.path / name, folder / name)
-        path, _ = publishing.publish(folder, changed, repository, None)
+        path, _ = publishing.publish(folder, manifest, repository, None)
     return path
 
 
@@ -111,22 +108,22 @@ def _run(options: argparse.Namespace) -> int:
     _check_place(bundle)
     labelled = open_calibrating(options.data, bundle, options.limit)
     corrupt: list[str] | None = [] if options.corrupt == "skip" else None
-    trust = _measured(bundle, labelled, options.coverage, corrupt)
+    measured = _measured(bundle, labelled, options.coverage, corrupt)
     policy = Policy(
         abstain_above=options.abstain_above,
         abstain_set_larger_than=options.abstain_set_larger_than,
     )
-    path = publish_calibrated(bundle, trust, policy)
+    path = publish_beside(bundle, measured.model_copy(update={"policy": policy}))
     if corrupt:
         warn(PROG, f"{len(corrupt)} corrupt pictures left out, the first {corrupt[0]}")
+    found = {entry.name: entry.trust for entry in measured.variants if entry.trust}
     if options.json:
-        found = {name: each.model_dump(mode="json") for name, each in trust.items()}
-        print(json.dumps({"path": str(path), "version": int(path.name), "trust": found}))
+        trust = {name: each.model_dump(mode="json") for name, each in found.items()}
+        print(json.dumps({"path": str(path), "version": int(path.name), "trust": trust}))
     else:
-        print(
-            f"{path}: calibrated on {next(iter(trust.values())).images} pictures ({labelled.name})"
-        )
-        for name, each in trust.items():
+        images = next(iter(found.values())).images
+        print(f"{path}: calibrated on {images} pictures ({labelled.name})")
+        for name, each in found.items():
             print("\n".join(f"{name}: {line}" for line in trust_lines(each)))
     return DONE
 
@@ -152,7 +149,7 @@ def trust_lines(trust: Trust) -> list[str]:
 
 def _measured(
     bundle: Bundle, labelled: Labelled, coverages: Sequence[float], corrupt: list[str] | None
-) -> dict[str, Trust]:
+) -> Manifest:
     columns = (
         TextColumn("classifying"),
         BarColumn(),
@@ -163,7 +160,7 @@ def _measured(
         advance: Callable[[int], object] = partial(
             progress.advance, progress.add_task("", total=len(labelled))
         )
-        return calibrate_variants(bundle, labelled, coverages, advance, corrupt=corrupt)
+        return calibrate_bundle(bundle, labelled, coverages, advance, corrupt=corrupt)
 
 
 def _check_place(bundle: Bundle) -> None:

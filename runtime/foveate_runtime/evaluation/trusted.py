@@ -20,8 +20,8 @@ from foveate_runtime.bundle.manifest import (
     Manifest,
     Scores,
 )
-from foveate_runtime.bundle.trust import Trust
 from foveate_runtime.evaluation.accuracy import prepared_batches
+from foveate_runtime.evaluation.completeness import IMAGES, with_completeness
 from foveate_runtime.evaluation.labelled import (
     Labelled,
     LabelledError,
@@ -37,12 +37,14 @@ from foveate_runtime.trust.sets import needed
 class Collected:
     """Logits, float32 [N, classes] by variant, and the labels, bool of that shape.
 
-    `digest` is `sha256:<hex>` of the pictures as the classifier gets them, and of their labels.
+    `digest` is `sha256:<hex>` of the pictures as the classifier gets them, and of their
+    labels. `images` are the first of them, uint8 [n, H, W, C].
     """
 
     logits: Mapping[str, NDArray[np.float32]]
     present: NDArray[np.bool_]
     digest: str
+    images: NDArray[np.uint8]
 
 
 def open_calibrating(data: str, bundle: Bundle, limit: int | None = None) -> Labelled:
@@ -72,15 +74,15 @@ def require_probabilities(scores: Scores, *, table: bool) -> None:
         raise LabelledError("the model's classes exclude each other: give one folder a class")
 
 
-def calibrate_variants(
+def calibrate_bundle(
     bundle: Bundle,
     labelled: Labelled,
     coverages: Sequence[float] = (),
     advance: Callable[[int], object] = lambda _: None,
     *,
     corrupt: list[str] | None = None,
-) -> dict[str, Trust]:
-    """Return what labelled pictures say of every variant's logits, by variant.
+) -> Manifest:
+    """Return the manifest with what labelled pictures say of every variant's logits.
 
     Args:
         bundle: whose variants to run, each on the backend that is preferred for it.
@@ -91,7 +93,8 @@ def calibrate_variants(
         corrupt: as in `foveate_runtime.evaluation.accuracy.prepared_batches`.
 
     Raises:
-        LabelledError: a picture cannot be decoded, or there are too few.
+        LabelledError: a picture cannot be decoded, or logits are not finite.
+        TooFewPicturesError: there are too few pictures for a coverage.
         foveate_runtime.backends.base.BackendError: an engine fails.
     """
     manifest = bundle.manifest
@@ -107,11 +110,12 @@ def calibrate_variants(
     # Corrupt pictures do not count.
     check_enough(len(found.present), coverages, manifest.scores)
     chosen = coverages or supported(COVERAGES, len(found.present), manifest.scores)
-    for variant, logits in found.logits.items():
+    variants = []
+    for entry in manifest.variants:
+        logits = found.logits[entry.name]
         if not np.isfinite(logits).all():
-            raise LabelledError(f"{variant}: its logits for {labelled.name} are not all finite")
-    return {
-        variant: calibrate(
+            raise LabelledError(f"{entry.name}: its logits for {labelled.name} are not all finite")
+        trust = calibrate(
             logits,
             found.present,
             scores=manifest.scores,
@@ -119,39 +123,29 @@ def calibrate_variants(
             data=labelled.name,
             digest=found.digest,
         )
-        for variant, logits in found.logits.items()
-    }
+        variants.append(entry.model_copy(update={"trust": trust}))
+    if not any(cam.completeness for cam in manifest.cams):
+        manifest = with_completeness(bundle, found.images)
+    return manifest.model_copy(update={"variants": tuple(variants)})
 
 
 def calibrate_where_possible(
     bundle: Bundle, labelled: Labelled, coverages: Sequence[float]
 ) -> Manifest:
-    """Return the manifest with what labelled pictures say of every variant.
+    """Return the manifest as `calibrate_bundle` does, corrupt pictures left out.
 
-    Where no coverages are asked for, it returns the manifest as it is if the pictures
-    cannot calibrate the model: if they are too few, or its scores are no probabilities of
-    classes that exclude each other. Corrupt pictures are left out. Errors as in
-    `calibrate_variants`.
+    Where no coverages are asked for, it is returned as it is if the pictures cannot
+    calibrate the model: if they are too few, or its scores are no probabilities of classes
+    that exclude each other. Errors as in `calibrate_bundle`.
     """
-    manifest = bundle.manifest
-    if manifest.scores != "softmax" and not coverages:
-        return manifest
+    if bundle.manifest.scores != "softmax" and not coverages:
+        return bundle.manifest
     try:
-        require_probabilities(manifest.scores, table=False)
-        trust = calibrate_variants(bundle, labelled, coverages, corrupt=[])
+        return calibrate_bundle(bundle, labelled, coverages, corrupt=[])
     except TooFewPicturesError:
         if coverages:
             raise
-        return manifest
-    return with_trust(manifest, trust)
-
-
-def with_trust(manifest: Manifest, trust: Mapping[str, Trust]) -> Manifest:
-    """Return the manifest with what was found of its variants."""
-    variants = tuple(
-        entry.model_copy(update={"trust": trust[entry.name]}) for entry in manifest.variants
-    )
-    return manifest.model_copy(update={"variants": variants})
+        return bundle.manifest
 
 
 def collect(
@@ -167,6 +161,7 @@ def collect(
     logits: dict[str, list[NDArray[Any]]] = {name: [] for name in runners}
     present = []
     state = hashlib.sha256()
+    firsts: list[NDArray[np.uint8]] = []
     for images, targets in prepared_batches(labelled, spec, corrupt):
         for name, runner in runners.items():
             logits[name].append(runner.run({IMAGE_INPUT: images}, [LOGITS_OUTPUT])[LOGITS_OUTPUT])
@@ -178,11 +173,13 @@ def collect(
         state.update(images.data)
         state.update(np.packbits(rows).data)
         present.append(rows)
+        firsts = firsts or [*images[:IMAGES]]
         advance(len(images))
     return Collected(
         logits={name: np.concatenate(batches) for name, batches in logits.items()},
         present=np.concatenate(present),
         digest=f"sha256:{state.hexdigest()}",
+        images=np.stack(firsts),
     )
 
 
