@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from foveate_runtime.bundle.manifest import (
     Manifest,
     Scores,
 )
+from foveate_runtime.bundle.trust import SetMethod
 from foveate_runtime.evaluation.accuracy import prepared_batches
 from foveate_runtime.evaluation.completeness import IMAGES, with_completeness
 from foveate_runtime.evaluation.labelled import (
@@ -29,8 +30,11 @@ from foveate_runtime.evaluation.labelled import (
     open_labelled,
 )
 from foveate_runtime.evaluation.multilabel import TABLE_SUFFIX, LabelTable, open_table
+from foveate_runtime.trust.answer import Assessor
 from foveate_runtime.trust.calibration import COVERAGES, calibrate, supported
+from foveate_runtime.trust.reliability import Bin, reliability
 from foveate_runtime.trust.sets import needed
+from foveate_runtime.trust.shares import softmax
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +164,7 @@ def collect(
     """Run every variant on the pictures, each of which is decoded once."""
     logits: dict[str, list[NDArray[Any]]] = {name: [] for name in runners}
     present = []
-    state = hashlib.sha256()
+    digest = _Digest()
     firsts: list[NDArray[np.uint8]] = []
     for images, targets in prepared_batches(labelled, spec, corrupt):
         for name, runner in runners.items():
@@ -170,15 +174,14 @@ def collect(
             if isinstance(labelled, LabelTable)
             else np.eye(classes, dtype=np.bool_)[targets]
         )
-        state.update(images.data)
-        state.update(np.packbits(rows).data)
+        digest.add(images, rows)
         present.append(rows)
         firsts = firsts or [*images[:IMAGES]]
         advance(len(images))
     return Collected(
         logits={name: np.concatenate(batches) for name, batches in logits.items()},
         present=np.concatenate(present),
-        digest=f"sha256:{state.hexdigest()}",
+        digest=str(digest),
         images=np.stack(firsts),
     )
 
@@ -191,3 +194,96 @@ def check_enough(images: int, coverages: Sequence[float], scores: Scores) -> Non
         raise TooFewPicturesError(
             f"a coverage of {coverage:g} takes at least {least} pictures; there are {images}"
         )
+
+
+class _Digest:
+    """The digest of pictures, uint8 [N, H, W, C], and of their labels, bool [N, classes]."""
+
+    def __init__(self) -> None:
+        self._state = hashlib.sha256()
+
+    def add(self, images: NDArray[np.uint8], present: NDArray[np.bool_]) -> None:
+        self._state.update(images.data)
+        self._state.update(np.packbits(present).data)
+
+    def __str__(self) -> str:
+        return f"sha256:{self._state.hexdigest()}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetScore:
+    """What the prediction sets of a coverage did: a share from 0 to 1, and classes a set."""
+
+    coverage: float
+    set_method: SetMethod
+    covered: float
+    mean_size: float
+    empty: float
+
+
+class TrustTally:
+    """Compares what a variant says of its answers, whose classes exclude each other, with labels.
+
+    `add` is the `observe` of `foveate_runtime.evaluation.accuracy.measure_accuracy`.
+    """
+
+    def __init__(self, manifest: Manifest, variant: str) -> None:
+        self._classes = manifest.classes
+        self._trust = manifest.variant(variant).trust
+        self._assessor = (
+            None if self._trust is None else Assessor(self._trust, manifest.policy, manifest.scores)
+        )
+        self._digest = _Digest()
+        self._right: list[NDArray[np.bool_]] = []
+        self._confidence: dict[str, list[NDArray[np.float64]]] = {"before": [], "after": []}
+        self._covered: dict[tuple[float, SetMethod], list[NDArray[np.int64]]] = {}
+
+    def add(
+        self, images: NDArray[np.uint8], logits: NDArray[Any], targets: NDArray[np.int64]
+    ) -> None:
+        """Count a batch: its pictures, float logits [N, classes] and classes [N]."""
+        self._digest.add(images, np.eye(self._classes, dtype=np.bool_)[targets])
+        self._right.append(logits.argmax(axis=1) == targets)
+        self._confidence["before"].append(softmax(logits).max(axis=1))
+        if self._trust is None or self._assessor is None:
+            return
+        confidence = self._assessor.confidence(logits)
+        if confidence is not None:
+            self._confidence["after"].append(confidence.max(axis=1))
+        for thresholds in self._trust.sets:
+            for method in get_args(SetMethod):
+                members = self._assessor.members(logits, thresholds, method)
+                row = [members[np.arange(len(targets)), targets], members.sum(axis=1)]
+                self._covered.setdefault((thresholds.coverage, method), []).append(np.stack(row))
+
+    @property
+    def bins(self) -> dict[str, list[Bin]]:
+        """The reliability of the scores `before` calibration, and `after` where there is one."""
+        right = np.concatenate(self._right)
+        return {
+            name: reliability(np.concatenate(parts), right)
+            for name, parts in self._confidence.items()
+            if parts
+        }
+
+    @property
+    def sets(self) -> list[SetScore]:
+        """What the prediction sets of each coverage did."""
+        found = []
+        for (coverage, method), parts in self._covered.items():
+            covered, sizes = np.concatenate(parts, axis=1)
+            found.append(
+                SetScore(
+                    coverage=coverage,
+                    set_method=method,
+                    covered=float(covered.mean()),
+                    mean_size=float(sizes.mean()),
+                    empty=float((sizes == 0).mean()),
+                )
+            )
+        return found
+
+    @property
+    def seen_before(self) -> bool:
+        """Whether these are the very pictures of the calibration, which flatter it."""
+        return self._trust is not None and self._trust.digest == str(self._digest)
