@@ -25,6 +25,8 @@ MOST_RANKS = 3840
 """The ranks that `class_ids` may ask for: the most that TensorRT sorts."""
 CAM_PREFIX = "cam."
 """Graph outputs `cam.<method>`: float32 [N, K, height, width], raw values."""
+LINEAR_METHODS = ("cam", "hirescam")
+"""The methods that are linear in the logit, or in its gradient."""
 FEATURES_PREFIX = "features."
 """Graph outputs `features.<layer>`: float32 [N, channels, height, width]."""
 
@@ -145,10 +147,18 @@ def off_scale(mean: Sequence[float], std: Sequence[float], fill: Sequence[float]
     return "; ".join(faults)
 
 
+class Completeness(_Model):
+    """How a map adds up to the logit: its mean or its sum, plus its class's constant."""
+
+    by: Literal["mean", "sum"]
+    constants: tuple[float, ...]
+
+
 class CamOutput(_Model):
     """One class activation map of the graph: the output `cam.<method>`.
 
-    `layout` is that of the layer inside the network.
+    `layout` is that of the layer inside the network. `completeness` is None where the
+    map does not add up to the logit, or where that was not measured.
     """
 
     method: Name
@@ -156,6 +166,13 @@ class CamOutput(_Model):
     height: Positive
     width: Positive
     layout: Layout = "nchw"
+    completeness: Completeness | None = None
+
+    @property
+    def linear(self) -> bool:
+        """Whether the map of a difference of two logits is the difference of their maps."""
+        # Grad-CAM and LayerCAM cut off what is negative.
+        return self.method in LINEAR_METHODS
 
 
 class FeatureOutput(_Model):
@@ -311,6 +328,18 @@ class Manifest(_Model):
         ):
             if len(set(names)) != len(names):
                 raise ValueError(f"{kind}: a name stands twice in {names}")
+        for cam in self.cams:
+            if cam.completeness and len(cam.completeness.constants) != self.classes:
+                raise ValueError(
+                    f"cams: {cam.method} has {len(cam.completeness.constants)} constants for "
+                    f"{self.classes} classes"
+                )
+        for variant in self.variants:
+            many = len(variant.trust.temperatures) if variant.trust else 0
+            if many > 1 and many != self.classes:
+                raise ValueError(
+                    f"variants: {variant.name} has {many} temperatures for {self.classes} classes"
+                )
         return self
 
     @property

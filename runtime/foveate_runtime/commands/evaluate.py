@@ -26,6 +26,8 @@ from foveate_runtime.evaluation.multilabel import (
     measure_labels,
     open_table,
 )
+from foveate_runtime.evaluation.trusted import TrustTally
+from foveate_runtime.trust.reliability import expected_calibration_error
 
 PROG = "foveate evaluate"
 
@@ -123,10 +125,18 @@ def _run(options: argparse.Namespace) -> int:
                 )
             )
         else:
+            tally = TrustTally(bundle.manifest, runner.variant)
             accuracy = measure_accuracy(
-                runner, bundle.manifest.input, labelled, advance, corrupt=corrupt
+                runner,
+                bundle.manifest.input,
+                labelled,
+                advance,
+                corrupt=corrupt,
+                observe=tally.add if bundle.manifest.scores == "softmax" else None,
             )
             scored = accuracy.model_dump()
+            if bundle.manifest.scores == "softmax":
+                scored |= _trust_scores(tally)
         variant, backend, device = runner.variant, runner.backend, runner.device
     result = {
         "model": bundle.manifest.name,
@@ -148,9 +158,36 @@ def _run(options: argparse.Namespace) -> int:
             f"{what}: {_summary(scored, len(bundle.labels))} of {scored['images']} pictures "
             f"({scored['data']})"
         )
+        print("\n".join(_trust_lines(scored)), end="\n" if "ece" in scored else "")
         if "labels" in scored:
             Console().print(_table(scored["labels"]))
     return DONE
+
+
+def _trust_scores(tally: TrustTally) -> dict[str, Any]:
+    """Return the calibration errors, before and after, and what the prediction sets did."""
+    errors = {name: expected_calibration_error(bins) for name, bins in tally.bins.items()}
+    if tally.seen_before:
+        warn(PROG, "these are the pictures of the calibration: ece_calibrated and sets flatter it")
+    return {
+        "ece": errors["before"],
+        "ece_calibrated": errors.get("after"),
+        "sets": [asdict(each) for each in tally.sets],
+    }
+
+
+def _trust_lines(scored: dict[str, Any]) -> list[str]:
+    """Say in words what is known of the scores' honesty and of the sets."""
+    if "ece" not in scored:
+        return []
+    after = scored["ece_calibrated"]
+    then = "" if after is None else f", {after:.2%} after"
+    lines = [f"expected calibration error {scored['ece']:.2%} before calibration{then}"]
+    return lines + [
+        f"sets of {each['set_method']} for a coverage of {each['coverage']:g}: "
+        f"{each['covered']:.2%} hold the right class, {each['mean_size']:.2f} classes on average"
+        for each in scored["sets"]
+    ]
 
 
 def _threshold(options: argparse.Namespace, scores: Scores) -> float | None:

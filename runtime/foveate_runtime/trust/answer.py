@@ -11,9 +11,25 @@ from foveate_runtime.bundle.trust import Policy, SetMethod, SetThresholds, Trust
 from foveate_runtime.trust import outliers, sets, shares
 from foveate_runtime.trust.shares import Doubles, Logits
 
+_ROUNDING = 1e-9
+
 
 class CoverageError(Exception):
     """A coverage, or a kind of set, that was not calibrated; the message lists those that were."""
+
+
+def find_thresholds(trust: Trust, coverage: float | None, method: SetMethod) -> SetThresholds:
+    """Return what a coverage was calibrated to; None takes the lowest.
+
+    Raises CoverageError where it was not, or not for `method`.
+    """
+    for found in trust.sets:
+        if coverage is None or abs(found.coverage - coverage) < _ROUNDING:
+            if method == "raps" and found.raps is None:
+                raise CoverageError("independent labels have no sets of raps; there is lac")
+            return found
+    has = ", ".join(f"{each.coverage:g}" for each in trust.sets)
+    raise CoverageError(f"the coverage {coverage:g} was not calibrated; there are {has}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,19 +58,6 @@ class Assessor:
         self._inverse = 1 / np.array(trust.temperatures)
         self._table = np.array(trust.outliers[trust.outlier])
 
-    def thresholds(self, coverage: float | None, method: SetMethod = "lac") -> SetThresholds:
-        """Return what a coverage was calibrated to; None takes the smallest.
-
-        Raises CoverageError where it was not, or not for `method`.
-        """
-        for found in self._trust.sets:
-            if coverage is None or abs(found.coverage - coverage) < 1e-9:
-                if method == "raps" and found.raps is None:
-                    raise CoverageError("independent labels have no sets of RAPS; there is lac")
-                return found
-        has = ", ".join(f"{each.coverage:g}" for each in self._trust.sets)
-        raise CoverageError(f"the coverage {coverage:g} was not calibrated; there are {has}")
-
     def confidence(self, logits: Logits) -> Doubles | None:
         """Return the calibrated probabilities of logits [N, classes]; None where there are none."""
         if not len(self._inverse):
@@ -78,7 +81,7 @@ class Assessor:
         self, logits: Logits, coverage: float | None = None, method: SetMethod = "lac"
     ) -> list[Assessment]:
         """Assess each picture of logits [N, classes]; raises CoverageError."""
-        thresholds = self.thresholds(coverage, method)
+        thresholds = find_thresholds(self._trust, coverage, method)
         confidence = self.confidence(logits)
         members = self.members(logits, thresholds, method)
         percentiles = self.percentile(logits)

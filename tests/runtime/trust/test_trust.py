@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from foveate_runtime.bundle.trust import Policy, Raps, SetThresholds, Trust
 from foveate_runtime.trust import outliers, sets, shares, temperature
-from foveate_runtime.trust.answer import Assessor, CoverageError
+from foveate_runtime.trust.answer import Assessor, CoverageError, find_thresholds
 from foveate_runtime.trust.calibration import calibrate, supported
 from foveate_runtime.trust.reliability import expected_calibration_error, reliability
 from foveate_runtime.trust.sets import TooFewError
@@ -222,7 +222,7 @@ def test_a_model_abstains_by_its_policy(trust: Trust) -> None:
 
 def test_a_coverage_that_was_not_calibrated_is_refused(trust: Trust) -> None:
     with pytest.raises(CoverageError, match=r"0\.99 was not calibrated; there are 0\.9, 0\.95"):
-        Assessor(trust, Policy(), "softmax").thresholds(0.99)
+        find_thresholds(trust, 0.99, "lac")
 
 
 def test_there_is_no_confidence_without_a_temperature() -> None:

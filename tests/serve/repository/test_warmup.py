@@ -1,5 +1,6 @@
 """An engine has run every batch that requests will make before it answers any of them."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
