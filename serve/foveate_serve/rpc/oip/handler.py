@@ -17,6 +17,7 @@ from foveate_serve.errors import (
     clip,
     quote,
 )
+from foveate_serve.repository.labels import LATEST
 from foveate_serve.repository.loaded import LoadedModel
 from foveate_serve.repository.versions import State
 from foveate_serve.rpc.errors import status_errors
@@ -160,7 +161,7 @@ class InferenceHandler:
         with status_errors():
             _require_no_repository(request.repository_name)
             _require_no_parameters(request.parameters)
-        await self._admin.reload_model(ReloadModelRequest(name=request.model_name))
+        await self._admin.reload_model(ReloadModelRequest(name=request.model_name, version=LATEST))
         return pb.RepositoryModelLoadResponse()
 
     async def unload_model(
