@@ -106,6 +106,7 @@ def finish(journal: Journal, outputs: Outputs, plan: Plan, classes: Classes) -> 
         classes=classes,
         vectors=plan.vectors,
         cam=plan.cam_folder is not None,
+        trust=plan.trust is not None,
     )
     if plan.threshold is not None:
         # No more columns than the fullest row has classes.

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,12 @@ from foveate_client.batch.run import Finished, Outputs, classify_all, finish
 from foveate_client.commands._numbers import positive, seconds_or_none
 from foveate_client.commands._shared import (
     add_source_arguments,
+    add_trust_arguments,
     complain,
     describe,
     open_client,
+    require_coverage,
+    trust_request,
     without_maps,
 )
 
@@ -118,6 +121,7 @@ def _require_sense(parser: argparse.ArgumentParser, options: argparse.Namespace)
         parser.error("a CSV file holds no arrays; --out takes .parquet or .jsonl for them")
     if options.cam_method and options.cam is None:
         parser.error("--cam-method needs --cam")
+    require_coverage(parser, options)
     if options.sources.count(sources.STDIN) > 1:
         parser.error("standard input can be read only once")
     if options.cam is not None:
@@ -183,6 +187,7 @@ def _run(
         feature_maps=tuple(dict.fromkeys(options.feature_maps)),
         cam_folder=options.cam if explains else None,
         cam_method=options.cam_method if explains else "",
+        trust=trust_request(options),
     )
     names = None if options.labels is None else read_names(options.labels, model.labels)
     passed = sources.Passed()
@@ -312,7 +317,16 @@ def _evaluation_facts(evaluation: Evaluation, labels: Sequence[str]) -> dict[str
         f"of {evaluation.images:,} labelled images",
     }
     if evaluation.ece is not None:
-        facts["calibration"] = f"error {evaluation.ece:.1%}"
+        after = evaluation.ece_calibrated
+        then = "" if after is None else f", {after:.1%} after calibration"
+        facts["calibration"] = f"error {evaluation.ece:.1%}{then}"
+    if evaluation.sets is not None:
+        sets = evaluation.sets
+        facts["sets"] = (
+            f"{sets.covered:.1%} hold the right class, for a coverage of {sets.coverage:g}; "
+            f"{sets.mean_size:.2f} classes on average, {sets.empty:.1%} empty; the model abstained "
+            f"from {sets.abstained:.1%}"
+        )
     if evaluation.confusions:
         facts["confused"] = "\n".join(
             f"{labels[x.target]} taken for {labels[x.predicted]}: {x.images:,}"
@@ -347,6 +361,8 @@ def _record(summary: _Summary, plan: Plan, outputs: Outputs) -> dict[str, Any]:
             "top1": evaluation.top1,
             "top5": evaluation.top5,
             "ece": evaluation.ece,
+            "ece_calibrated": evaluation.ece_calibrated,
+            "sets": None if evaluation.sets is None else asdict(evaluation.sets),
             "confusions": [
                 {
                     "label": labels[x.target],
@@ -442,6 +458,7 @@ def _parser() -> argparse.ArgumentParser:
         help="write overlays of the best class's activation map here",
     )
     parser.add_argument("--cam-method", metavar="NAME", default="", help="how to explain")
+    add_trust_arguments(parser)
     parser.add_argument(
         "--labels",
         metavar="FILE",
