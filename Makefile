@@ -12,7 +12,7 @@ SHELL := bash
 .DELETE_ON_ERROR:
 # Without bytecode in files each process compiles torch anew, which takes longer than most tests.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help setup mnist demo test test-fast containers check docs format stubs baseline bench dist fuzz clean
+.PHONY: help setup mnist demo test test-fast containers check docs format stubs baseline bench dist fuzz faults clean
 
 bin := $(VENV)/bin
 packages := proto clients runtime serve bench export train umbrella
@@ -45,6 +45,9 @@ test-fast: mnist ## Run the tests that take no more than seconds
 fuzz: demo-output/repository/efficientnet_lite0/1/manifest.json ## Send changed pictures, frames and messages; FUZZ="--seconds 15" is the short form
 	$(bin)/uv pip install --quiet --python $(bin)/python --constraint constraints.txt --group fuzz
 	$(bin)/python -m tests.fuzz $(FUZZ)
+
+faults: demo-output/repository/efficientnet_lite0/1/manifest.json ## Break what stands around a server, into docs/reliability.md; FAULTS=--short is the short form
+	$(bin)/python -m tests.faults $(FAULTS)
 
 containers: $(ready) ## Build the images and prove the composition, with a Docker daemon
 	$(bin)/pytest tests/deploy/containers/prove_containers.py

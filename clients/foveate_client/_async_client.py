@@ -122,7 +122,7 @@ class AsyncClient:
         async with aclosing(self._transport.here.classify_stream(_until_none(requests))) as answers:
             try:
                 async for _ in _read(window, images):
-                    if window.full:
+                    while window.full:
                         yield await _take(window, answers)
                     if (request := await asyncio.to_thread(window.send)) is not None:
                         requests.put_nowait(request)

@@ -120,7 +120,7 @@ class Client:
         try:
             with closing(self._transport.here.classify_stream(iter(requests.get, None))) as answers:
                 for _ in chain(window.left(), map(window.read, images)):
-                    if window.full:
+                    while window.full:
                         yield _take(window, answers)
                     if (request := window.send()) is not None:
                         requests.put(request)

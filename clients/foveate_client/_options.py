@@ -1,7 +1,8 @@
 """What can be asked for beside the prediction, as small values, and the requests made of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from types import UnionType
 from typing import Literal, TypedDict
 
 from foveate.v1.classifier_service_pb2 import (
@@ -95,7 +96,15 @@ def classify_request(
     timing: bool = False,
     priority: int = 0,
 ) -> ClassifyRequest:
-    """Return the request for `image`. Raises ImageError where it cannot be read."""
+    """Return the request for `image`.
+
+    Raises ImageError where it cannot be read, and TypeError where an option has
+    another form than ClassifyOptions names.
+    """
+    _require(model, str, "model is a name, such as 'mnist'")
+    _require(version, str, "version is a string, such as '1' or 'stable'")
+    _require(cam, Cam | None, "cam is a Cam, such as Cam(method='gradcam') or Cam(top=3)")
+    _require_list(feature_maps, "feature_maps is a list of layers, such as ['blocks.6']")
     return ClassifyRequest(
         model=model,
         version=version,
@@ -110,7 +119,19 @@ def classify_request(
     )
 
 
+def _require(value: object, kind: type | UnionType, form: str) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{form}, not {value!r}")
+
+
+def _require_list(value: object, form: str) -> None:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise TypeError(f"{form}, not {value!r}")
+
+
 def _cam_options(cam: Cam) -> CamOptions:
+    _require(cam.method, str, "method is the name of a map, such as 'gradcam'")
+    _require_list(cam.class_ids, "class_ids is a list of classes, such as [281]")
     # Only raw maps are asked for: the library draws them, over the original and not the crop.
     return CamOptions(
         method=cam.method,
@@ -129,5 +150,6 @@ def _trust_options(trust: TrustRequest | bool) -> TrustOptions | None:
 
 
 def _feature_map_options(wanted: Features | str) -> FeatureMapOptions:
+    _require(wanted, str | Features, "a feature map is a layer's name or Features('blocks.6')")
     features = Features(wanted) if isinstance(wanted, str) else wanted
     return FeatureMapOptions(layer=features.layer, channels=features.channels)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 from foveate.v1 import classifier_service_pb2 as service
 from foveate.v1 import explanation_pb2 as explanation
-from foveate_client._images import ImageInput, open_upright
+from foveate_client._images import ImageInput, open_reduced
 from foveate_client._models import DEFAULT_SCORES
 
 if TYPE_CHECKING:
@@ -125,24 +125,30 @@ class Heatmap:
         shares = _drawing.resample(_drawing.evidence(self.array), size, (0, 0, *size))
         return Image.fromarray(_drawing.turbo(shares))
 
-    def overlay(self, image: ImageInput, *, opacity: float = 0.7) -> Image.Image:
+    def overlay(
+        self, image: ImageInput, *, opacity: float = 0.7, largest: int | None = None
+    ) -> Image.Image:
         """Return the original picture with the positive part of the map laid over what was seen.
 
         `image` is the picture that was classified, whole and of its own size;
-        `opacity` is the share of the colour where the map is largest. Raises
+        `opacity` is the share of the colour where the map is largest. A picture whose
+        longer side has more than `largest` pixels is returned reduced. Raises
         ImageError where the picture cannot be read and ValueError where it has
         another size.
         """
         from foveate_client import _drawing
 
-        original = open_upright(image)
+        original, size = open_reduced(image, largest)
         expected = self.view.source_width, self.view.source_height
-        if original.size != expected:
+        if size != expected:
             raise ValueError(
                 f"the map belongs to a picture of {expected[0]} x {expected[1]} pixels, "
-                f"not {original.width} x {original.height}"
+                f"not {size[0]} x {size[1]}"
             )
-        return _drawing.overlay(original, self.array, self.view.box, opacity)
+        across, down = original.width / size[0], original.height / size[1]
+        left, top, width, height = self.view.box
+        box = left * across, top * down, width * across, height * down
+        return _drawing.overlay(original, self.array, box, opacity)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the raw values where `path` ends in .npy, and else the coloured picture."""
@@ -213,6 +219,7 @@ class Classification:
     """The classification of one picture: its best classes, best first, and what explains them.
 
     `scores` says what the predictions' scores are: "softmax", "sigmoid" or "none".
+    `warnings` say what to know of it, such as that a colour picture was taken as grey.
     """
 
     model: str
@@ -224,6 +231,7 @@ class Classification:
     timing: Timing | None
     scores: str = DEFAULT_SCORES
     trust: Trust | None = None
+    warnings: tuple[str, ...] = ()
 
     @classmethod
     def from_message(cls, message: service.ClassifyResponse) -> Self:
@@ -248,6 +256,7 @@ class Classification:
             timing=_timing(message.timing) if message.HasField("timing") else None,
             scores=message.scores or DEFAULT_SCORES,
             trust=_trust(message.trust) if message.HasField("trust") else None,
+            warnings=tuple(message.warnings),
         )
 
 

@@ -19,6 +19,7 @@ from foveate_client import (
     NotFoundError,
     ResourceExhaustedError,
     UnavailableError,
+    _stream,
 )
 from foveate_client._transports import channel
 
@@ -200,6 +201,23 @@ async def test_no_more_pictures_are_held_than_in_flight_under_asyncio(server, co
             images.taken += 1
     assert images.taken == 60
     assert images.most == 6
+
+
+def test_large_pictures_share_the_bytes_in_flight(server, coffee, monkeypatch):
+    monkeypatch.setattr(_stream, "MAX_IN_FLIGHT_BYTES", 2 * coffee.stat().st_size)
+    read = 0
+
+    def images():
+        nonlocal read
+        for _ in range(10):
+            read += 1
+            yield coffee
+
+    with Client(server.address) as client:
+        results = client.classify_many(images(), in_flight=8)
+        assert isinstance(next(results), Classification)
+        assert read == 3
+        assert len(list(results)) == 9
 
 
 def test_unreadable_pictures_are_held_no_longer_than_others(server, tmp_path):

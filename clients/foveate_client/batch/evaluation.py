@@ -2,6 +2,7 @@
 
 import heapq
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from foveate_client._models import DEFAULT_SCORES
@@ -10,6 +11,8 @@ from foveate_client.batch.journal import Row, RowTrust
 BINS = 15
 MOST_CONFUSED = 20
 WORST = 20
+TOP = 5
+"""Top-5 accuracy says nothing of a model with no more classes than that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +28,20 @@ class Bin:
     images: int
     confidence: float
     accuracy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassAccuracy:
+    """How many pictures a class has, and how many of them were taken for it."""
+
+    target: int
+    images: int
+    right: int
+
+    @property
+    def accuracy(self) -> float:
+        """The share from 0 to 1."""
+        return self.right / self.images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +87,10 @@ class Evaluation:
     error, the mean over the pictures of their bin's difference between
     confidence and accuracy (C. Guo et al., On Calibration of Modern Neural
     Networks, 2017, with bins of equal width). `confusions` are the most
-    frequent ones, `mistakes` those with the highest scores. `ece` is None, and
-    `bins` are empty, where the model's `scores` are no probabilities of classes
-    that exclude each other.
+    frequent ones, `mistakes` those with the highest scores. `ece` and `confidence`,
+    the mean best score, are None, and `bins` are empty, where the model's `scores` are
+    no probabilities of classes that exclude each other. `classes` are those of the
+    pictures, the least accurate first.
     """
 
     images: int
@@ -80,7 +98,9 @@ class Evaluation:
     top5: float
     scores: str
     ece: float | None
+    confidence: float | None
     bins: tuple[Bin, ...]
+    classes: tuple[ClassAccuracy, ...]
     confusions: tuple[Confusion, ...]
     mistakes: tuple[Mistake, ...]
     ece_calibrated: float | None = None
@@ -100,15 +120,19 @@ class Evaluator:
         self._calibrated = _Reliability()
         self._sets = _SetTally()
         self._confused: Counter[tuple[int, int]] = Counter()
+        self._of_class: Counter[int] = Counter()
+        self._right_of_class: Counter[int] = Counter()
         self._mistakes: list[tuple[float, str, int, int]] = []
 
     def add(self, row: Row, target: int) -> None:
         """Note one result, with at least five classes where the model has as many."""
-        best = row.class_ids[:5].tolist()
+        best = row.class_ids[:TOP].tolist()
         score = float(row.scores[0])
         right = best[0] == target
         self._images += 1
         self._top1 += right
+        self._of_class[target] += 1
+        self._right_of_class[target] += right
         self._top5 += target in best
         if self._exclusive:
             self._plain.add(score, right=right)
@@ -134,7 +158,9 @@ class Evaluator:
             top5=self._top5 / self._images,
             scores=self._scores,
             ece=self._plain.error,
+            confidence=self._plain.mean,
             bins=self._plain.bins,
+            classes=tuple(sorted(self._classes(), key=lambda x: (x.accuracy, -x.images, x.target))),
             confusions=tuple(
                 Confusion(target=target, predicted=predicted, images=images)
                 for (target, predicted), images in sorted(
@@ -149,6 +175,10 @@ class Evaluator:
             calibrated_bins=self._calibrated.bins,
             sets=self._sets.summary,
         )
+
+    def _classes(self) -> Iterator[ClassAccuracy]:
+        for target, images in self._of_class.items():
+            yield ClassAccuracy(target=target, images=images, right=self._right_of_class[target])
 
     @property
     def _exclusive(self) -> bool:
@@ -173,6 +203,12 @@ class _Reliability:
     def bins(self) -> tuple[Bin, ...]:
         """All bins; none where nothing was counted."""
         return tuple(map(self._bin, range(BINS))) if sum(self._counts) else ()
+
+    @property
+    def mean(self) -> float | None:
+        """The mean confidence; None where nothing was counted."""
+        total = sum(self._counts)
+        return sum(self._confidence) / total if total else None
 
     @property
     def error(self) -> float | None:
@@ -221,6 +257,18 @@ class _SetTally:
             empty=self._empty / self._images,
             abstained=self._abstained / self._images,
         )
+
+
+def direction(evaluation: Evaluation) -> str:
+    """Say whether the scores promise too much or too little; empty where they promise nothing."""
+    if evaluation.confidence is None:
+        return ""
+    difference = evaluation.confidence - evaluation.top1
+    side = "too high" if difference > 0 else "too low"
+    return (
+        f"scores are {side} by {abs(difference):.1%} in the mean "
+        f"({evaluation.confidence:.1%} for an accuracy of {evaluation.top1:.1%})"
+    )
 
 
 def bin_of(score: float) -> int:

@@ -7,7 +7,9 @@ the time of its file must be the same. Each time that a run goes on counts as
 another one: what its sources do not hold any more is in none of its tables.
 """
 
+import errno
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -106,6 +108,19 @@ class Failure:
     transient: bool
 
 
+_REASONS = {
+    sqlite3.SQLITE_BUSY: "another run uses it",
+    sqlite3.SQLITE_LOCKED: "another run uses it",
+    sqlite3.SQLITE_FULL: os.strerror(errno.ENOSPC),
+    sqlite3.SQLITE_READONLY: os.strerror(errno.EROFS),
+}
+
+
+def reason_of(error: sqlite3.Error) -> str:
+    """Return why the journal cannot be used, in the system's words where it has some."""
+    return _REASONS.get(error.sqlite_errorcode & 0xFF, f"cannot be written ({error})")
+
+
 class Journal:
     """The journal at `path`, opened for the run that `settings` describe, by one process.
 
@@ -126,7 +141,7 @@ class Journal:
             self._open(settings)
         except sqlite3.OperationalError as error:
             self._database.close()
-            raise JournalError(f"{path}: cannot be opened, or another run uses it") from error
+            raise JournalError(f"{path}: {reason_of(error)}") from error
         except sqlite3.DatabaseError as error:
             self._database.close()
             raise JournalError(f"{path}: is no journal of a batch run") from error
@@ -168,6 +183,15 @@ class Journal:
                     f"{self._path}: belongs to a run with {name} {_clip(before.get(name))}, "
                     f"not {_clip(value)}; give the same again, or --overwrite to start anew"
                 )
+
+    def is_of_this_run(self, name: str) -> bool:
+        """Return whether this run has met the picture `name` and knows its outcome."""
+        found = self._database.execute(
+            "SELECT 1 FROM results WHERE name = ?1 AND run = ?2 "
+            "UNION ALL SELECT 1 FROM errors WHERE name = ?1 AND run = ?2",
+            (name, self._run),
+        )
+        return found.fetchone() is not None
 
     def has(self, name: str, position: int, stamp: str = "") -> bool:
         """Return whether the picture `name` is done, and note its place in the input.

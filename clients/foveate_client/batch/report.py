@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
-from foveate_client.batch.evaluation import Bin, Evaluation
+from foveate_client.batch.evaluation import TOP, Bin, Evaluation, direction
 
 _SIDE = 280
 _LEFT, _TOP, _RIGHT, _BOTTOM = 48, 12, 12, 40
@@ -36,8 +36,9 @@ def render(evaluation: Evaluation, labels: Sequence[str], *, model: str, version
     figures = {
         "images": f"{evaluation.images:,}",
         "top 1": f"{evaluation.top1:.2%}",
-        "top 5": f"{evaluation.top5:.2%}",
     }
+    if len(labels) > TOP:
+        figures["top 5"] = f"{evaluation.top5:.2%}"
     if evaluation.ece is not None:
         figures["calibration error"] = f"{evaluation.ece:.2%}"
     if evaluation.ece_calibrated is not None:
@@ -75,6 +76,7 @@ def render(evaluation: Evaluation, labels: Sequence[str], *, model: str, version
     calibration = [
         "<h2>Calibration</h2>",
         f'<p class="note">{_CALIBRATION_NOTE}</p>',
+        f"<p>The {direction(evaluation)}.</p>",
         _reliability(evaluation.bins, "best score"),
         bins,
     ]
@@ -94,6 +96,15 @@ def render(evaluation: Evaluation, labels: Sequence[str], *, model: str, version
             *(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in figures.items()),
             "</dl>",
             *(calibration if evaluation.ece is not None else []),
+            "<h2>Accuracy by class, the least first</h2>",
+            _table(
+                ("class", "images", "right", "accuracy"),
+                [
+                    (labels[x.target], f"{x.images:,}", f"{x.right:,}", f"{x.accuracy:.1%}")
+                    for x in evaluation.classes
+                ],
+                words=1,
+            ),
             "<h2>Most confused classes</h2>",
             confusions,
             "<h2>Mistakes with the highest scores</h2>",

@@ -21,6 +21,9 @@ from foveate_client.batch.tables import Vector
 LAST = "last"
 """Stands for the last layer that the model lists."""
 
+LARGEST_OVERLAY = 2048
+"""Pixels of the longer side of an overlay at most; a larger picture is drawn reduced."""
+
 _OF_THE_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.ENOTDIR, errno.EISDIR)
 """Errors of a file system that refuses one name, and would take others."""
 
@@ -106,6 +109,7 @@ class Plan:
             "--cam": None if self.cam_folder is None else str(self.cam_folder),
             "--cam-method": self.cam_method,
             "--trust": None if self.trust is None else asdict(self.trust),
+            "variant": self.model.active_variant,
         }
 
     @property
@@ -137,6 +141,8 @@ class Plan:
             )
         except ImageError as error:
             return _failure(task, error)
+        except ValueError:
+            return _failure(task, ImageError("it was changed while it was classified"))
         except OSError as error:
             if error.errno not in _OF_THE_NAME:
                 raise
@@ -170,7 +176,8 @@ class Plan:
     def _draw(folder: Path, item: Item, answer: Classification) -> str:
         path = folder / overlay_name(item.name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        answer.cams[0].overlay(item.image).save(path, "JPEG", quality=90)
+        drawn = answer.cams[0].overlay(item.image, largest=LARGEST_OVERLAY)
+        drawn.save(path, "JPEG", quality=90)
         return str(path)
 
 
@@ -188,7 +195,7 @@ def _trust(answer: Classification) -> RowTrust | None:
 
 def overlay_name(name: str) -> Path:
     """Return where the overlay of the picture `name` lies below the overlays' folder."""
-    path = PurePath(name)
+    path = PurePath(name.removeprefix("file://"))
     parts = ("_" if part == ".." else part for part in path.relative_to(path.anchor).parts)
     return Path(*parts).with_name(f"{path.name}.cam.jpg")
 

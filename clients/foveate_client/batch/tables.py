@@ -45,8 +45,9 @@ class Vector:
 class Columns:
     """The columns of a table of results.
 
-    `image` is the picture's name and `target` its right class, null where it
-    is unknown; `class_1`, `label_1` and `score_1` are the best class and its
+    `image` is the picture's name, `target` its right class and `target_label` the
+    label of that, and `correct` whether the best class is it; they are null where it
+    is unknown. `class_1`, `label_1` and `score_1` are the best class and its
     score, and so on to `top_k`, those whose score is below `threshold` left empty;
     the vectors follow, and `cam`, the overlay's file, where overlays were drawn. With
     `trust` there are the columns of `TRUST` before them.
@@ -59,6 +60,8 @@ class Columns:
     vectors: Sequence[Vector] = ()
     cam: bool = False
     trust: bool = False
+    provenance: str = ""
+    """What made the table, as JSON."""
 
     @property
     def ranks(self) -> range:
@@ -77,7 +80,13 @@ class Columns:
 
     def scalars(self, row: Row) -> dict[str, Any]:
         """Return the columns before the vectors."""
-        values: dict[str, Any] = {"image": row.name, "target": self.target(row)}
+        target = self.target(row)
+        values: dict[str, Any] = {
+            "image": row.name,
+            "target": target,
+            "target_label": None if target is None else self.labels[target],
+            "correct": None if target is None else bool(row.class_ids[0] == target),
+        }
         best = zip(self.ranks, row.class_ids.tolist(), row.scores.tolist(), strict=False)
         for rank, class_id, score in islice(best, self.reached(row)):
             values[f"class_{rank}"] = class_id
@@ -163,7 +172,7 @@ def _text(path: Path) -> TextIO:
 
 def _write_csv(path: Path, columns: Columns, rows: Iterable[Row]) -> None:
     with _text(path) as file:
-        names = ["image", "target"]
+        names = ["image", "target", "target_label", "correct"]
         for rank in columns.ranks:
             names += [f"class_{rank}", f"label_{rank}", f"score_{rank}"]
         names += [*(TRUST if columns.trust else ()), *(["cam"] if columns.cam else [])]
@@ -209,7 +218,12 @@ def _groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 
 def _schema(pa: Any, columns: Columns) -> Any:
-    fields = [pa.field("image", pa.string(), nullable=False), pa.field("target", pa.int32())]
+    fields = [
+        pa.field("image", pa.string(), nullable=False),
+        pa.field("target", pa.int32()),
+        pa.field("target_label", pa.string()),
+        pa.field("correct", pa.bool_()),
+    ]
     for rank in columns.ranks:
         fields += [
             pa.field(f"class_{rank}", pa.int32()),
@@ -222,7 +236,29 @@ def _schema(pa: Any, columns: Columns) -> Any:
     fields += [pa.field(vector.name, _vector_type(pa, vector)) for vector in columns.vectors]
     if columns.cam:
         fields.append(pa.field("cam", pa.string()))
-    return pa.schema(fields)
+    return pa.schema(
+        fields, {"foveate": columns.provenance, "pandas": json.dumps(_pandas(pa, fields))}
+    )
+
+
+def _pandas(pa: Any, fields: Sequence[Any]) -> dict[str, Any]:
+    """Return pandas' own metadata, by which integers and truths with nulls stay what they are."""
+    kinds = {pa.int32(): "Int32", pa.bool_(): "boolean"}
+    return {
+        "index_columns": [],
+        "column_indexes": [],
+        "columns": [
+            {
+                "name": field.name,
+                "field_name": field.name,
+                "pandas_type": str(field.type),
+                "numpy_type": kinds[field.type],
+                "metadata": None,
+            }
+            for field in fields
+            if field.type in kinds
+        ],
+    }
 
 
 def _vector_type(pa: Any, vector: Vector) -> Any:

@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from foveate_client._client import DEFAULT_TIMEOUT, Client
@@ -15,6 +15,9 @@ from foveate_client._models import Model
 from foveate_client._options import TrustRequest
 from foveate_client._repository import RepositoryClient
 from foveate_client.commands._numbers import seconds
+
+UNBROKEN = 1000
+"""The width of what goes into a pipe: what reads one wants whole lines."""
 
 TOKEN_VARIABLE = "FOVEATE_TOKEN"  # noqa: S105 - its name, not its value
 
@@ -155,6 +158,19 @@ def trust_request(options: argparse.Namespace) -> TrustRequest | None:
     if not options.trust and options.coverage is None:
         return None
     return TrustRequest(coverage=options.coverage, set_method=options.set_method)
+
+
+@contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """Make a folder that is to be written into, and leave none behind that stayed empty."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            for path in missing:
+                path.rmdir()
 
 
 def describe(error: FoveateError) -> str:

@@ -20,6 +20,7 @@ from foveate_client._images import ImageInput
 from foveate_client._models import Model
 from foveate_client._options import Cam, ClassifyOptions, Features
 from foveate_client._results import Classification, Heatmap, Trust
+from foveate_client.batch.stream import stops_the_run
 from foveate_client.commands._pictures import PictureWriter, Written, drawn
 from foveate_client.commands._shared import (
     add_source_arguments,
@@ -91,9 +92,16 @@ def _classify(
         for name, image, answer in zip(options.images, images, results, strict=True):
             outcome, written = _written(writer, name, image, answer)
             failed |= isinstance(outcome, FoveateError)
+            if not isinstance(outcome, FoveateError):
+                for warning in outcome.warnings:
+                    complain(parser, f"{name}: warning: {warning}")
             if options.json:
                 line = json.dumps(_record(name, outcome, written), ensure_ascii=False)
                 print(line, flush=True)
+            elif isinstance(outcome, FoveateError) and stops_the_run(outcome):
+                # Every picture would have it, and it is told once.
+                complain(parser, describe(outcome))
+                return 1
             elif isinstance(outcome, FoveateError):
                 complain(parser, f"{name}: {describe(outcome)}")
             else:
@@ -266,6 +274,7 @@ def _record(
             }
             for features, path in zip(outcome.feature_maps, map_paths, strict=True)
         ],
+        **({"warnings": list(outcome.warnings)} if outcome.warnings else {}),
         "error": None,
     }
 

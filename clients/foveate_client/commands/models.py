@@ -16,6 +16,7 @@ from foveate_client._exceptions import FoveateError
 from foveate_client._models import Accuracy, InputSpec, Model, ModelSummary
 from foveate_client._repository import RepositoryClient
 from foveate_client.commands._shared import (
+    UNBROKEN,
     add_source_arguments,
     complain,
     describe,
@@ -25,8 +26,6 @@ from foveate_client.commands._shared import (
 
 CATALOGUES = "foveate.catalogues"
 """The entry point group of lists of classifiers that can be exported."""
-
-_UNBROKEN = 1000
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -109,8 +108,7 @@ def _show(options: argparse.Namespace, record: object, view: Group | Table) -> N
     else:
         console = Console(highlight=False)
         if not console.is_terminal:
-            # What reads a pipe wants whole lines.
-            console.width = _UNBROKEN
+            console.width = UNBROKEN
         console.print(view)
 
 

@@ -383,6 +383,7 @@ class ClassifyResponse(_message.Message):
     TIMING_FIELD_NUMBER: _builtins.int
     SCORES_FIELD_NUMBER: _builtins.int
     TRUST_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model that answered."""
     version: _builtins.str
@@ -417,6 +418,12 @@ class ClassifyResponse(_message.Message):
     def trust(self) -> Global___Trust:
         """How far it can be believed. Unset unless asked for."""
 
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What to know of the answer, for a person: that a colour picture was
+        classified in grey, or that its metadata is damaged. Usually none.
+        """
+
     def __init__(
         self,
         *,
@@ -429,10 +436,11 @@ class ClassifyResponse(_message.Message):
         timing: Global___Timing | None = ...,
         scores: _builtins.str = ...,
         trust: Global___Trust | None = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timing", b"timing", "trust", b"trust", "view", b"view"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cams", b"cams", "feature_maps", b"feature_maps", "model", b"model", "predictions", b"predictions", "scores", b"scores", "timing", b"timing", "trust", b"trust", "version", b"version", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cams", b"cams", "feature_maps", b"feature_maps", "model", b"model", "predictions", b"predictions", "scores", b"scores", "timing", b"timing", "trust", b"trust", "version", b"version", "view", b"view", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -126,14 +126,6 @@ class Runner(ABC):
             nothing is built.
         bounded: whether a run's time follows from its batch alone: on the
             processor, and by a graph without a loop.
-        light: whether one picture's run for its logits is so short that a single
-            thread does it as fast as several.
-        inline_pictures: for up to how many pictures a run for the logits is short
-            enough for the event loop's own thread.
-        always_inline: whether one picture's run for the logits takes less time
-            than handing it to another thread.
-
-    `warm_up` of foveate_serve measures the last three.
     """
 
     backend: ClassVar[str]
@@ -149,9 +141,6 @@ class Runner(ABC):
         self.outputs = graph_outputs(bundle.manifest)
         self.build_seconds: float | None = None
         self.bounded = False
-        self.light = False
-        self.inline_pictures = 0
-        self.always_inline = False
         self._started: dict[int, float] = {}
 
     @property

@@ -18,7 +18,7 @@ from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.bundle.folder import NoModelError, find_version
 from foveate_runtime.bundle.manifest import Scores
 from foveate_runtime.console import DONE, UsageError, answer, positive, warn
-from foveate_runtime.evaluation.accuracy import measure_accuracy
+from foveate_runtime.evaluation.accuracy import FIRST, measure_accuracy
 from foveate_runtime.evaluation.labelled import Labelled, open_labelled
 from foveate_runtime.evaluation.multilabel import (
     TABLE_SUFFIX,
@@ -71,9 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--corrupt",
         choices=["fail", "skip"],
-        default="fail",
+        default="skip",
         help="pictures that cannot be decoded: end this, or leave them out and count them; "
-        "default: fail",
+        "default: skip",
     )
     parser.add_argument("--variant", help="default: the bundle's first")
     parser.add_argument("--backend", choices=list(BACKENDS), help="default: the first installed")
@@ -88,11 +88,14 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> int:
     bundle = Bundle.open(find_version(options.repository, options.model, options.version))
     labelled: Labelled
+    passed: list[str] = []
     threshold = _threshold(options, bundle.manifest.scores)
     if threshold is None:
-        labelled = open_labelled(options.data, bundle.labels, options.limit)
+        labelled = open_labelled(options.data, bundle.labels, options.limit, passed)
     else:
         labelled = open_table(Path(options.data), bundle.labels, options.limit)
+    if passed:
+        warn(PROG, f"passed over, as they are none of the classes: {', '.join(passed)}")
     corrupt: list[str] | None = [] if options.corrupt == "skip" else None
     columns = (
         TextColumn("classifying"),
@@ -144,14 +147,19 @@ def _run(options: argparse.Namespace) -> int:
         **scored,
     }
     if corrupt:
-        warn(PROG, f"{len(corrupt)} corrupt pictures left out, the first {corrupt[0]}")
+        noun = "picture" if len(corrupt) == 1 else "pictures"
+        warn(PROG, f"{len(corrupt)} corrupt {noun} left out, the first {corrupt[0]}")
         result["corrupt"] = len(corrupt)
     if options.json:
         print(json.dumps(result))
     else:
         what = f"{options.model} version {result['version']}, {variant} on {backend}, {device}"
-        print(f"{what}: {_summary(scored)} of {scored['images']} pictures ({scored['data']})")
-        print("\n".join(_trust_lines(scored)), end="\n" if "ece" in scored else "")
+        print(
+            f"{what}: {_summary(scored, len(bundle.labels))} of {scored['images']} pictures "
+            f"({scored['data']})"
+        )
+        for line in _trust_lines(scored):
+            print(line)
         if "labels" in scored:
             Console().print(_table(scored["labels"]))
     return DONE
@@ -199,9 +207,10 @@ def _threshold(options: argparse.Namespace, scores: Scores) -> float | None:
     return _USUAL if given is None else given
 
 
-def _summary(scored: dict[str, Any]) -> str:
+def _summary(scored: dict[str, Any], classes: int) -> str:
     if "labels" not in scored:
-        return f"top-1 {scored['top1']:.2%}, top-5 {scored['top5']:.2%}"
+        top5 = f", top-5 {scored['top5']:.2%}" if classes > FIRST else ""
+        return f"top-1 {scored['top1']:.2%}{top5}"
     return (
         f"mean average precision {scored['mean_average_precision']:.2%}, "
         f"F1 {scored['f1']:.2%} from a score of {scored['threshold']:g} on,"

@@ -19,7 +19,7 @@ from foveate_runtime.imaging.transform import prepare
 BATCH = 32
 """Where the throughput of a CPU has long stopped growing with the batch."""
 
-_FIRST = 5
+FIRST = 5
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Tally:
     def add(self, logits: NDArray[Any], targets: NDArray[np.int64]) -> None:
         """Count a batch: `logits` float [N, classes], `targets` int64 [N]."""
         # Stable, so that equal logits rank as in the graph: the lower class first.
-        best = np.argsort(-logits, axis=1, kind="stable")[:, :_FIRST]
+        best = np.argsort(-logits, axis=1, kind="stable")[:, :FIRST]
         hits = best == targets[:, None]
         self.first += int(hits[:, 0].sum())
         self.among_five += int(hits.any(1).sum())

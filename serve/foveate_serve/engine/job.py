@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate_runtime.imaging.transform import View
-from foveate_serve.batching.batcher import Batched
+from foveate_serve.batching.lane import Batched
 from foveate_serve.classification import Answer, RawImage
 from foveate_serve.errors import InvalidRequestError
 from foveate_serve.repository.loaded import LoadedModel

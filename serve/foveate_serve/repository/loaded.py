@@ -10,6 +10,7 @@ from foveate_runtime.backends.base import Runner
 from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.trust.answer import Assessor
 from foveate_serve.batching.batcher import Batcher
+from foveate_serve.batching.pacing import Pace
 from foveate_serve.batching.policy import BatchPolicy
 from foveate_serve.observer import BatchRun
 from foveate_serve.repository.idling import IdleTrimmer
@@ -41,6 +42,7 @@ class LoadedModel:
         bundle: Bundle,
         runners: Sequence[Runner],
         policy: BatchPolicy,
+        pace: Pace | None = None,
         *,
         on_batch: Callable[[BatchRun], None] | None = None,
         on_alive: Callable[[bool], None] | None = None,
@@ -56,6 +58,7 @@ class LoadedModel:
         self.batcher = Batcher(
             runners,
             policy,
+            pace,
             name=f"{self.name}/{self.version}",
             on_batch=self._on_run_end,
             on_alive=on_alive,

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from foveate.v1 import classifier_service_pb2, explanation_pb2, model_pb2
 from foveate_runtime.bundle.manifest import Manifest, VariantEntry
 from foveate_runtime.bundle.trust import SetMethod
+from foveate_runtime.evaluation.labelled import wordnet_ids
 from foveate_runtime.imaging.heatmap import Encoding
 from foveate_runtime.imaging.transform import View
 from foveate_serve.batching.policy import BatchPolicy
@@ -105,6 +106,7 @@ def from_result(result: Result, *, timing: bool) -> classifier_service_pb2.Class
         view=_from_view(result.view),
         timing=_from_timing(result.timing) if timing else None,
         trust=None if result.trust is None else _from_trust(result.trust),
+        warnings=result.view.warnings,
     )
 
 
@@ -135,6 +137,7 @@ def from_model(model: LoadedModel) -> model_pb2.Model:
         state=model_pb2.MODEL_STATE_READY,
         classifier=manifest.classifier,
         labels=model.bundle.labels,
+        wordnet_ids=wordnet_ids(len(model.bundle.labels)),
         input=model_pb2.InputSpec(
             height=spec.height,
             width=spec.width,

@@ -2,22 +2,13 @@
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 
 from foveate.inference import open_inference_pb2
-from foveate.status import ErrorStatus
 from foveate.v1 import classifier_service_pb2
-from foveate_serve.errors import ServeError
-from foveate_serve.rpc.calls import (
-    Context,
-    Handler,
-    Trailers,
-    abort_with,
-    trailers_of,
-)
-from foveate_serve.rpc.errors import to_status
+from foveate_serve.errors import OverloadedError
 
 _SERVICES = (
     (classifier_service_pb2.DESCRIPTOR.services_by_name["ClassifierService"], "Classify"),
@@ -30,7 +21,7 @@ MODEL_KEY = "x-model"
 """The metadata key under which a call may name its model."""
 
 _CACHE_SECONDS = 0.01
-"""How long a model's refusals share one status: the shortest retry delay."""
+"""How long a model's refusals share one error: the shortest retry delay."""
 
 
 class OverloadGate:
@@ -43,34 +34,23 @@ class OverloadGate:
 
     def __init__(self, shed_load: Callable[[str], None]) -> None:
         self._shed_load = shed_load
-        # By model that serves: until when it is valid, the status, its trailers.
-        self._cached: dict[str, tuple[float, ErrorStatus, Trailers]] = {}
-        # One handler for all calls, because the interceptor caches what it makes of a handler.
-        # A streaming handler works for every kind of call, and does not wait for the message.
-        self._refusing_handler: Handler = grpc.stream_stream_rpc_method_handler(self._refuse)
+        # By model that serves: until when it is valid, and the error.
+        self._cached: dict[str, tuple[float, OverloadedError]] = {}
 
-    def __call__(self, call: grpc.HandlerCallDetails) -> Handler:
-        """Refuse a call, or admit it."""
+    def __call__(self, call: grpc.HandlerCallDetails) -> None:
+        """Admit a call; raises OverloadedError, for a while the same, whose status is cached."""
         if call.method not in METHODS:
-            return None
+            return
         model = _model(call.invocation_metadata)
         try:
             self._shed_load(model)
-        except ServeError as error:
-            self._cache_status(model, error)
-            return self._refusing_handler
-        return None
-
-    def _cache_status(self, model: str, error: ServeError) -> None:
-        now = time.monotonic()
-        until, *_ = self._cached.get(model, (0.0,))
-        if now >= until:
-            status = to_status(error)
-            self._cached[model] = now + _CACHE_SECONDS, status, trailers_of(status)
-
-    async def _refuse(self, _requests: object, context: Context) -> NoReturn:
-        _, status, trailers = self._cached[_model(context.invocation_metadata() or ())]
-        await abort_with(context, status, trailers)
+        except OverloadedError as error:
+            now = time.monotonic()
+            until, cached = self._cached.get(model, (0.0, error))
+            if now >= until:
+                self._cached[model] = now + _CACHE_SECONDS, error
+                cached = error
+            raise cached from None
 
 
 def _model(metadata: Iterable[Any]) -> str:
