@@ -230,8 +230,8 @@ class Classification:
     view: View
     timing: Timing | None
     scores: str = DEFAULT_SCORES
-    warnings: tuple[str, ...] = ()
     trust: Trust | None = None
+    warnings: tuple[str, ...] = ()
 
     @classmethod
     def from_message(cls, message: service.ClassifyResponse) -> Self:
@@ -255,8 +255,8 @@ class Classification:
             view=view,
             timing=_timing(message.timing) if message.HasField("timing") else None,
             scores=message.scores or DEFAULT_SCORES,
-            warnings=tuple(message.warnings),
             trust=_trust(message.trust) if message.HasField("trust") else None,
+            warnings=tuple(message.warnings),
         )
 
 

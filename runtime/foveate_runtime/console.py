@@ -11,7 +11,7 @@ from rich.console import Console
 
 from foveate_runtime.backends.base import BackendError
 from foveate_runtime.bundle.bundle import BundleError
-from foveate_runtime.bundle.publishing import RepositoryError
+from foveate_runtime.bundle.publishing import PlaceError, RepositoryError
 from foveate_runtime.evaluation.labelled import LabelledError, NoPicturesError, TooFewPicturesError
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
@@ -21,7 +21,7 @@ class UsageError(Exception):
     """Options that contradict each other; the message names them."""
 
 
-_USAGE: tuple[type[Exception], ...] = (UsageError, NoPicturesError, TooFewPicturesError)
+_USAGE: tuple[type[Exception], ...] = (UsageError, NoPicturesError, TooFewPicturesError, PlaceError)
 _FAILURES: tuple[type[Exception], ...] = (
     BundleError,
     RepositoryError,

@@ -18,15 +18,18 @@ from foveate_client._client import Client
 from foveate_client._exceptions import CallError, FoveateError, ImageError
 from foveate_client._images import ImageInput
 from foveate_client._models import Model
-from foveate_client._options import Cam, ClassifyOptions, Features, TrustRequest
+from foveate_client._options import Cam, ClassifyOptions, Features
 from foveate_client._results import Classification, Heatmap, Trust
 from foveate_client.batch.stream import stops_the_run
 from foveate_client.commands._pictures import PictureWriter, Written, drawn
 from foveate_client.commands._shared import (
     add_source_arguments,
+    add_trust_arguments,
     complain,
     describe,
     open_client,
+    require_coverage,
+    trust_request,
     without_maps,
 )
 from foveate_client.commands._terminal import Show, find_show
@@ -51,8 +54,7 @@ def main(arguments: Sequence[str]) -> int:
         parser.error("standard input can be read only once")
     if options.channels and not options.feature_maps:
         parser.error("--channels needs --feature-maps")
-    if options.coverage is not None and not 0 < options.coverage < 1:
-        parser.error(f"--coverage {options.coverage:g} is not above 0 and below 1")
+    require_coverage(parser, options)
     try:
         writer = None if options.out is None else PictureWriter(options.out)
         with open_client(options) as client:
@@ -111,7 +113,7 @@ def _classify(
 
 def _model(client: Client, options: argparse.Namespace) -> Model | None:
     """Return the model where more is needed of it than its answers."""
-    if not (_explains(options) or (_trusts(options) and not options.json)):
+    if not (_explains(options) or (trust_request(options) and not options.json)):
         return None
     try:
         return client.model(options.model, options.version)
@@ -182,8 +184,8 @@ def _request(options: argparse.Namespace, model: Model | None) -> ClassifyOption
             top=options.cam_top,
             against=_against(options.against, model),
         )
-    if _trusts(options):
-        request["trust"] = TrustRequest(coverage=options.coverage, set_method=options.set_method)
+    if (trust := trust_request(options)) is not None:
+        request["trust"] = trust
     return request
 
 
@@ -195,10 +197,6 @@ def _explains(options: argparse.Namespace) -> bool:
         or options.cam_method
         or options.against is not None
     )
-
-
-def _trusts(options: argparse.Namespace) -> bool:
-    return bool(options.trust or options.coverage is not None)
 
 
 def _against(named: str | None, model: Model | None) -> int | None:
@@ -427,25 +425,7 @@ def _parser() -> argparse.ArgumentParser:
         help="explain what speaks for a class and not for this one: a label, a class id, or a "
         "rank such as #2; implies --cam",
     )
-    parser.add_argument(
-        "--trust",
-        action="store_true",
-        help="say how far the answer can be believed, of a model that was calibrated",
-    )
-    parser.add_argument(
-        "--coverage",
-        metavar="SHARE",
-        type=float,
-        help="how often the prediction set is to hold the right class, such as 0.9; implies "
-        "--trust; default: the lowest of the calibration",
-    )
-    parser.add_argument(
-        "--set-method",
-        choices=["lac", "raps"],
-        default="lac",
-        help="how the prediction set is chosen: lac, the smallest sets; raps, the best classes, "
-        "and at least one; default: lac",
-    )
+    add_trust_arguments(parser)
     parser.add_argument(
         "--feature-maps",
         metavar="LAYER",

@@ -268,6 +268,36 @@ class VariantEntry(_Model):
     trust: Trust | None = None
 
 
+class Mean(_Model):
+    """A mean over pictures and its standard error."""
+
+    mean: float
+    error: Annotated[float, Field(ge=0)]
+
+
+class MapWorth(_Model):
+    """How faithful a map is; `foveate_runtime.evaluation.faithfulness` says what is measured.
+
+    `focus` is None where the pictures were of fewer than four classes.
+    """
+
+    insertion: Mean
+    deletion: Mean
+    average_drop: Mean
+    increase: Share
+    focus: Mean | None = None
+
+
+class Faithfulness(_Model):
+    """What the maps are worth, by method, beside controls that know nothing of a picture."""
+
+    data: str
+    images: Positive
+    variant: Name
+    steps: Positive
+    maps: dict[str, MapWorth]
+
+
 class GoldenEntry(_Model):
     """Pictures with torch's answers to them: `foveate_runtime.bundle.golden` reads the file."""
 
@@ -302,6 +332,7 @@ class Manifest(_Model):
     features: tuple[FeatureOutput, ...]
     variants: Annotated[tuple[VariantEntry, ...], Field(min_length=1)]
     golden: GoldenEntry | None = None
+    faithfulness: Faithfulness | None = None
     policy: Policy = Field(default_factory=Policy, description="when the model abstains")
     files: dict[str, FileEntry] = Field(
         description="every file of the bundle but this one, by its path"

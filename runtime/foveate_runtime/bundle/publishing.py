@@ -26,6 +26,10 @@ class RepositoryError(Exception):
     """A repository that cannot take a bundle; the message says why."""
 
 
+class PlaceError(RepositoryError):
+    """A bundle that lies in no repository."""
+
+
 @contextmanager
 def staging(repository: Path, name: str) -> Iterator[Path]:
     """Yield an empty folder on the repository's file system, gone afterwards.
@@ -142,6 +146,43 @@ def publish(
                 raise RepositoryError(_taken(repository, manifest.name, chosen)) from error
         else:
             return target, manifest
+
+
+def require_place(bundle: Bundle) -> None:
+    """Raise PlaceError unless a bundle lies in a repository, where a new version can go."""
+    path, name = bundle.path, bundle.manifest.name
+    if path.parent.name != name or not VERSION.fullmatch(path.name):
+        raise PlaceError(
+            f"{path}: a bundle lies in <repository>/{name}/<version>, beside which the new "
+            "version goes"
+        )
+
+
+def publish_beside(bundle: Bundle, manifest: Manifest) -> Path:
+    """Publish a bundle with another manifest, as a new version beside it; return its folder.
+
+    The files of the two versions are the same ones on disk where the file system can.
+
+    Raises:
+        PlaceError: the bundle lies in no repository.
+        RepositoryError: the repository cannot be written.
+    """
+    require_place(bundle)
+    repository = bundle.path.parent.parent
+    with staging(repository, manifest.name) as folder:
+        for name in manifest.files:
+            _share(bundle.path / name, folder / name)
+        path, _ = publish(folder, manifest, repository, None)
+    return path
+
+
+def _share(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        # Another file system, or one without links.
+        shutil.copyfile(source, target)
 
 
 def _taken(repository: Path, name: str, version: int) -> str:

@@ -2,8 +2,6 @@
 
 import argparse
 import json
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,10 +9,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from foveate_runtime.bundle import publishing
 from foveate_runtime.bundle.bundle import Bundle
-from foveate_runtime.bundle.folder import VERSION
 from foveate_runtime.bundle.manifest import Manifest
+from foveate_runtime.bundle.publishing import publish_beside, require_place
 from foveate_runtime.bundle.trust import Policy, Trust
 from foveate_runtime.console import DONE, UsageError, answer, points, positive, warn
 from foveate_runtime.console import coverages as coverage_list
@@ -38,22 +35,6 @@ def main(arguments: Sequence[str]) -> int:
     """Calibrate a bundle and return the exit code."""
     options = _parser().parse_args(arguments)
     return answer(lambda: _run(options), PROG)
-
-
-def publish_beside(bundle: Bundle, manifest: Manifest) -> Path:
-    """Publish a bundle with another manifest, as a new version beside it.
-
-    The files of the two versions are the same ones on disk where the file system can.
-
-    Raises:
-        foveate_runtime.bundle.publishing.RepositoryError: the repository cannot be written.
-    """
-    repository = bundle.path.parent.parent
-    with publishing.staging(repository, manifest.name) as folder:
-        for name in manifest.files:
-            _share(bundle.path / name, folder / name)
-        path, _ = publishing.publish(folder, manifest, repository, None)
-    return path
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -105,7 +86,7 @@ def _run(options: argparse.Namespace) -> int:
     if (options.abstain_set_larger_than or 0) < 0:
         raise UsageError(f"--abstain-set-larger-than {options.abstain_set_larger_than} is below 0")
     bundle = Bundle.open(options.bundle)
-    _check_place(bundle)
+    require_place(bundle)
     labelled = open_calibrating(options.data, bundle, options.limit)
     corrupt: list[str] | None = [] if options.corrupt == "skip" else None
     measured = _measured(bundle, labelled, options.coverage, corrupt)
@@ -161,22 +142,3 @@ def _measured(
             progress.advance, progress.add_task("", total=len(labelled))
         )
         return calibrate_bundle(bundle, labelled, coverages, advance, corrupt=corrupt)
-
-
-def _check_place(bundle: Bundle) -> None:
-    """Raise UsageError unless the bundle lies in a repository, where the new version goes."""
-    manifest: Manifest = bundle.manifest
-    if bundle.path.parent.name != manifest.name or not VERSION.fullmatch(bundle.path.name):
-        raise UsageError(
-            f"{bundle.path}: a bundle lies in <repository>/{manifest.name}/<version>, beside which "
-            "the new version goes"
-        )
-
-
-def _share(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source.resolve(), target)
-    except OSError:
-        # Another file system, or one without links.
-        shutil.copyfile(source, target)

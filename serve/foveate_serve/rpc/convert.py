@@ -105,8 +105,8 @@ def from_result(result: Result, *, timing: bool) -> classifier_service_pb2.Class
         feature_maps=[_from_feature_map(features) for features in result.feature_maps],
         view=_from_view(result.view),
         timing=_from_timing(result.timing) if timing else None,
-        warnings=result.view.warnings,
         trust=None if result.trust is None else _from_trust(result.trust),
+        warnings=result.view.warnings,
     )
 
 
