@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,13 +21,15 @@ Compression: TypeAlias = Literal["deflate", "gzip"]
 _HIGHEST_ATTEMPTS = 5
 # A pause that gRPC rounds down to no millisecond at all is one that never ends.
 _SHORTEST_PAUSE = 0.01
+_URL = re.compile(r"(?P<scheme>https?|grpcs?)://(?P<rest>[^/]*)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Credentials:
     """What is trusted, and what is shown, on a connection.
 
-    The connection is encrypted by TLS. `ca` holds the authorities that may
+    The connection is encrypted by TLS, but for a token alone that is shown to a
+    server on this machine, unless `tls` says which. `ca` holds the authorities that may
     have signed the server's certificate; without it, those that gRPC ships.
     `cert` and `key` are shown to a server that asks who is calling (mutual
     TLS). `server_name` is the name to look for in the server's certificate
@@ -44,13 +47,13 @@ class Credentials:
     key: Pem | None = field(default=None, repr=False)
     server_name: str = ""
     token: str | Callable[[], str] | None = field(default=None, repr=False)
-    tls: bool = True
+    tls: bool | None = None
     plaintext_token: bool = False
 
     def __post_init__(self) -> None:
         if (self.cert is None) != (self.key is None):
             raise ValueError("cert and key go together: one is given without the other")
-        if not self.tls and (self.ca is not None or self.cert is not None or self.server_name):
+        if self.tls is False and (self.ca is not None or self.cert is not None or self.server_name):
             raise ValueError("ca, cert, key and server_name are of no use with tls=False")
         if isinstance(self.token, str):
             _check_token(self.token)
@@ -63,9 +66,20 @@ class Credentials:
         _check_token(token)
         return f"Bearer {token}"
 
+    def encrypts(self, target: str) -> bool:
+        """Return whether the connection to `target` is encrypted."""
+        if self.tls is not None:
+            return self.tls
+        shown = (self.ca, self.cert, self.server_name or None)
+        alone = self.token is not None and not any(x is not None for x in shown)
+        return not (alone and is_on_this_machine(target))
+
     def check(self, target: str) -> None:
-        """Raise ValueError where the token would travel in the clear to `target`."""
-        if self.token is None or self.tls or self.plaintext_token or is_on_this_machine(target):
+        """Raise ValueError where `target` is a URL, or the token would reach it in the clear."""
+        _check_form(target)
+        if self.token is None or self.encrypts(target):
+            return
+        if self.plaintext_token or is_on_this_machine(target):
             return
         raise ValueError(f"the token would travel to {target} in the clear; use TLS")
 
@@ -113,6 +127,14 @@ class ClientOptions(ConnectionOptions, total=False):
 
     throttling: Throttling
     """How `classify` holds back from a server that is overloaded; unset, not at all."""
+
+
+def _check_form(target: str) -> None:
+    """Raise ValueError where a target is a URL, as web addresses are, and name the right form."""
+    found = _URL.match(target)
+    if found is not None:
+        tls = " with TLS (--tls, Credentials())" if found["scheme"].lower()[-1] == "s" else ""
+        raise ValueError(f"the address {target} is a URL; write {found['rest']}{tls}")
 
 
 def pem(source: Pem | None) -> bytes | None:

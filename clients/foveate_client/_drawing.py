@@ -1,6 +1,7 @@
 """Colours, maps laid over pictures, and sheets of channels."""
 
 import math
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,9 @@ _VIRIDIS = np.array(
     ],
     dtype=np.float32,
 )  # fmt: skip
+
+_STRIP = 256
+"""Rows that are drawn at once."""
 
 INK = (32, 33, 36)
 FAINT = (128, 134, 139)
@@ -68,36 +72,48 @@ def resample(values: Floats, size: tuple[int, int], box: Box) -> Floats:
     """
     width, height = size
     left, top, box_width, box_height = box
-    rows = _bilinear(height, values.shape[0], top, box_height)
-    columns = _bilinear(width, values.shape[1], left, box_width)
-    return (rows @ values @ columns.T).astype(np.float32, copy=False)
+    by_rows = _bilinear(values, height, top, box_height)
+    return _bilinear(by_rows.T, width, left, box_width).T
 
 
-def _bilinear(pixels: int, cells: int, start: float, length: float) -> Floats:
-    """Return the share of each cell in each pixel, along one axis: [pixels, cells]."""
-    centres = (np.arange(pixels) + 0.5 - start) * cells / length - 0.5
-    centres = np.clip(centres, 0, cells - 1)
-    shares: Floats = np.clip(1 - np.abs(centres[:, None] - np.arange(cells)), 0, None).astype("f4")
-    return shares
+def _bilinear(values: Floats, pixels: int, start: float, length: float) -> Floats:
+    """Return values [cells, N] as [pixels, N]: a mean of the two cells about each pixel."""
+    cells = len(values)
+    centres = np.clip((np.arange(pixels) + 0.5 - start) * cells / length - 0.5, 0, cells - 1)
+    below = centres.astype(np.intp)
+    share = (centres - below).astype(np.float32)[:, None]
+    # No product of matrices: its threads take longer than so little work.
+    above = np.minimum(below + 1, cells - 1)
+    between: Floats = values[below] * (1 - share) + values[above] * share
+    return between
 
 
 def overlay(image: Image.Image, values: Floats, box: Box, opacity: float) -> Image.Image:
-    """Return an RGB `image` with the evidence of a map laid over the part `box`.
+    """Lay the evidence of a map over the part `box` of an RGB `image`, and return it.
 
     The colour covers the picture in proportion to the evidence, at most by the
-    share `opacity`: where nothing speaks for the class it stays as it is.
+    share `opacity`: where nothing speaks for the class it stays as it is. The
+    picture is drawn on in strips, so that little memory is taken beside its own.
     """
     left, top, width, height = box
     x0, y0 = max(0, math.floor(left)), max(0, math.floor(top))
     x1 = min(image.width, math.ceil(left + width))
     y1 = min(image.height, math.ceil(top + height))
-    inner = (left - x0, top - y0, width, height)
-    shares = resample(evidence(values), (x1 - x0, y1 - y0), inner)[..., None]
-    below = np.asarray(image.crop((x0, y0, x1, y1)), dtype=np.float32)
-    blended = below + opacity * shares * (turbo(shares[..., 0]) - below)
-    result = image.copy()
-    result.paste(Image.fromarray((blended + 0.5).astype(np.uint8)), (x0, y0))
-    return result
+    shown = evidence(values)
+    for upper in range(y0, y1, _STRIP):
+        strip = (x0, upper, x1, min(upper + _STRIP, y1))
+        inner = (left - x0, top - upper, width, height)
+        levels = resample(255 * shown, (x1 - x0, strip[3] - upper), inner)
+        colours = Image.fromarray((levels + 0.5).astype(np.uint8), "P")
+        colours.putpalette(_palette())
+        mask = Image.fromarray((opacity * levels + 0.5).astype(np.uint8))
+        image.paste(colours.convert("RGB"), strip[:2], mask)
+    return image
+
+
+@cache
+def _palette() -> bytes:
+    return turbo(np.linspace(0, 1, 256, dtype=np.float32)).tobytes()
 
 
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

@@ -26,6 +26,9 @@ _FAST = 1
 _MALFORMED = (OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error)
 """What Pillow raises for pictures and metadata that are damaged."""
 
+_STRIP = 256
+"""Rows that are reduced at once."""
+
 MAX_FILE_BYTES = 256 * 2**20
 """A file above this size is not read: no message may be as large."""
 
@@ -73,36 +76,80 @@ def image_field(image: ImageInput) -> dict[str, Any]:
 
 
 def open_upright(image: ImageInput) -> Image.Image:
-    """Return `image` as an RGB picture, turned as its EXIF orientation says.
+    """Return `image` as an RGB picture of its own, turned as its EXIF orientation says.
 
     Raises ImageError where it cannot be read.
     """
+    return open_reduced(image, None)[0]
+
+
+def open_reduced(image: ImageInput, largest: int | None) -> tuple[Image.Image, tuple[int, int]]:
+    """Return the same, and its own size, with at most `largest` pixels on the longer side.
+
+    A larger one is reduced by a whole number before it is converted and turned, so
+    that no second picture of its size is held.
+    """
     if isinstance(image, Prepared):
-        return _from_array(image.pixels).convert("RGB")
+        return _reduced(_from_array(image.pixels), largest)
     if _is_array(image):
-        return _from_array(image).convert("RGB")
+        return _reduced(_from_array(image), largest)
     if _is_picture(image):
-        return _rgb(_upright(image))
+        return _reduced(image, largest)
     path_or_bytes = cast("str | os.PathLike[str] | bytes", image)
     data = path_or_bytes if isinstance(path_or_bytes, bytes) else _read(Path(path_or_bytes))
     try:
-        return _decoded(data)
+        return _decoded(data, largest)
     except ImageError:
         bare = _without_metadata(data)
         if len(bare) == len(data):
             raise
-    return _decoded(bare)
+    return _decoded(bare, largest)
 
 
-def _decoded(data: bytes) -> Image.Image:
+def _decoded(data: bytes, largest: int | None) -> tuple[Image.Image, tuple[int, int]]:
     from PIL import Image
 
     try:
         with Image.open(io.BytesIO(data)) as opened:
+            size = opened.size
+            if (factor := _factor(size, largest)) > 1:
+                # A JPEG is decoded at an eighth of its size, or more.
+                opened.draft(None, (-(-size[0] // factor), -(-size[1] // factor)))
             opened.load()
-            return _rgb(_upright(opened))
+            return _reduced(opened, largest)[0], _upright_size(size, opened)
     except (*_MALFORMED, Image.DecompressionBombError) as error:
         raise ImageError(f"cannot draw on the picture: {error}") from error
+
+
+def _factor(size: tuple[int, int], largest: int | None) -> int:
+    return 1 if largest is None else -(-max(size) // largest)
+
+
+def _reduced(image: Image.Image, largest: int | None) -> tuple[Image.Image, tuple[int, int]]:
+    """Return an RGB copy of at most `largest` pixels, upright, and the upright picture's size."""
+    from PIL import Image
+
+    factor = _factor(image.size, largest)
+    if factor == 1:
+        return _rgb(_upright(image)), _upright_size(image.size, image)
+    small = Image.new("RGB", (-(-image.width // factor), -(-image.height // factor)))
+    rows = factor * max(1, _STRIP // factor)
+    for upper in range(0, image.height, rows):
+        strip = image.crop((0, upper, image.width, min(upper + rows, image.height)))
+        small.paste(_rgb(strip).reduce(factor), (0, upper // factor))
+    small.info = dict(image.info)
+    return _upright(small), _upright_size(image.size, image)
+
+
+def _upright_size(size: tuple[int, int], image: Image.Image) -> tuple[int, int]:
+    """Return the size of a picture of `size` once it is turned as the EXIF of `image` says."""
+    from PIL import ExifTags
+
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except _MALFORMED:
+        return size
+    return size[::-1] if orientation in {5, 6, 7, 8} else size
 
 
 def _without_metadata(data: bytes) -> bytes:

@@ -140,7 +140,8 @@ class Model:
     """Everything about one version of one model.
 
     `scores` is what makes scores of its logits: "softmax", "sigmoid" or "none";
-    `assumptions` is what the export found or assumed, by field.
+    `assumptions` is what the export found or assumed, by field; `wordnet_ids` are those
+    of the classes where they are ImageNet's, and else none.
     """
 
     name: str
@@ -159,6 +160,7 @@ class Model:
     parameters: int
     scores: str = DEFAULT_SCORES
     assumptions: Mapping[str, str] = field(default_factory=dict)
+    wordnet_ids: tuple[str, ...] = ()
 
     @classmethod
     def from_message(cls, message: proto.Model) -> Self:
@@ -208,6 +210,7 @@ class Model:
             parameters=message.parameters,
             scores=message.scores or DEFAULT_SCORES,
             assumptions=dict(sorted(message.assumptions.items())),
+            wordnet_ids=tuple(message.wordnet_ids),
         )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 from foveate.v1 import classifier_service_pb2 as service
 from foveate.v1 import explanation_pb2 as explanation
-from foveate_client._images import ImageInput, open_upright
+from foveate_client._images import ImageInput, open_reduced
 from foveate_client._models import DEFAULT_SCORES
 
 if TYPE_CHECKING:
@@ -28,12 +28,33 @@ class Prediction:
     What `score` is, `Classification.scores` says: with "softmax" the probability
     of the class among all, from 0 to 1; with "sigmoid" that of the label by
     itself, from 0 to 1; with "none" the logit. `logit` is what it is made of.
+    `confidence` is how often an answer with this score is right; None where it was
+    not asked for, or is not known.
     """
 
     class_id: int
     label: str
     score: float
     logit: float
+    confidence: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trust:
+    """How far an answer can be believed.
+
+    `prediction_set` are class ids, the best first: of pictures like those of the
+    calibration, a share `coverage` has its right class among them. `ood_percentile`,
+    from 0 to 100, is the share of those pictures that were less unusual than this one.
+    `abstained` tells that the model abstains, by its policy. `set_method` is "lac" or
+    "raps".
+    """
+
+    coverage: float
+    prediction_set: tuple[int, ...]
+    ood_percentile: float
+    abstained: bool
+    set_method: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +84,9 @@ class Heatmap:
     `array` is float32 [height, width], read-only, with the values exactly as
     the graph computed them, from `minimum` to `maximum`; `layer` is where its
     activations come from, and `view` the part of the picture that it covers.
+    `against` is the class that it speaks against, None where there is none;
+    `explained` the share of the logit, or of the difference of two, that it accounts
+    for, from 0 to 1, None where the method does not say.
     """
 
     class_id: int
@@ -73,6 +97,8 @@ class Heatmap:
     minimum: float
     maximum: float
     view: View
+    against: int | None = None
+    explained: float | None = None
 
     @property
     def has_evidence(self) -> bool:
@@ -99,24 +125,30 @@ class Heatmap:
         shares = _drawing.resample(_drawing.evidence(self.array), size, (0, 0, *size))
         return Image.fromarray(_drawing.turbo(shares))
 
-    def overlay(self, image: ImageInput, *, opacity: float = 0.7) -> Image.Image:
+    def overlay(
+        self, image: ImageInput, *, opacity: float = 0.7, largest: int | None = None
+    ) -> Image.Image:
         """Return the original picture with the positive part of the map laid over what was seen.
 
         `image` is the picture that was classified, whole and of its own size;
-        `opacity` is the share of the colour where the map is largest. Raises
+        `opacity` is the share of the colour where the map is largest. A picture whose
+        longer side has more than `largest` pixels is returned reduced. Raises
         ImageError where the picture cannot be read and ValueError where it has
         another size.
         """
         from foveate_client import _drawing
 
-        original = open_upright(image)
+        original, size = open_reduced(image, largest)
         expected = self.view.source_width, self.view.source_height
-        if original.size != expected:
+        if size != expected:
             raise ValueError(
                 f"the map belongs to a picture of {expected[0]} x {expected[1]} pixels, "
-                f"not {original.width} x {original.height}"
+                f"not {size[0]} x {size[1]}"
             )
-        return _drawing.overlay(original, self.array, self.view.box, opacity)
+        across, down = original.width / size[0], original.height / size[1]
+        left, top, width, height = self.view.box
+        box = left * across, top * down, width * across, height * down
+        return _drawing.overlay(original, self.array, box, opacity)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the raw values where `path` ends in .npy, and else the coloured picture."""
@@ -187,6 +219,7 @@ class Classification:
     """The classification of one picture: its best classes, best first, and what explains them.
 
     `scores` says what the predictions' scores are: "softmax", "sigmoid" or "none".
+    `warnings` say what to know of it, such as that a colour picture was taken as grey.
     """
 
     model: str
@@ -197,6 +230,8 @@ class Classification:
     view: View
     timing: Timing | None
     scores: str = DEFAULT_SCORES
+    trust: Trust | None = None
+    warnings: tuple[str, ...] = ()
 
     @classmethod
     def from_message(cls, message: service.ClassifyResponse) -> Self:
@@ -206,7 +241,13 @@ class Classification:
             model=message.model,
             version=message.version,
             predictions=tuple(
-                Prediction(class_id=p.class_id, label=p.label, score=p.score, logit=p.logit)
+                Prediction(
+                    class_id=p.class_id,
+                    label=p.label,
+                    score=p.score,
+                    logit=p.logit,
+                    confidence=p.confidence if p.HasField("confidence") else None,
+                )
                 for p in message.predictions
             ),
             cams=tuple(_heatmap(cam, view) for cam in message.cams),
@@ -214,7 +255,19 @@ class Classification:
             view=view,
             timing=_timing(message.timing) if message.HasField("timing") else None,
             scores=message.scores or DEFAULT_SCORES,
+            trust=_trust(message.trust) if message.HasField("trust") else None,
+            warnings=tuple(message.warnings),
         )
+
+
+def _trust(trust: service.Trust) -> Trust:
+    return Trust(
+        coverage=trust.coverage,
+        prediction_set=tuple(trust.prediction_set),
+        ood_percentile=trust.ood_percentile,
+        abstained=trust.abstained,
+        set_method="raps" if trust.set_method == service.SET_METHOD_RAPS else "lac",
+    )
 
 
 def _view(view: explanation.View) -> View:
@@ -238,6 +291,8 @@ def _heatmap(cam: explanation.Cam, view: View) -> Heatmap:
         minimum=cam.minimum,
         maximum=cam.maximum,
         view=view,
+        against=cam.against if cam.HasField("against") else None,
+        explained=cam.explained if cam.HasField("explained") else None,
     )
 
 

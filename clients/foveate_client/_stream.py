@@ -23,6 +23,9 @@ from foveate_client._images import ImageInput
 from foveate_client._options import ClassifyOptions, classify_request
 from foveate_client._results import Classification
 
+MAX_IN_FLIGHT_BYTES = 32 * 2**20
+"""The messages on their way have at most so many bytes together, or are one."""
+
 
 @dataclass(frozen=True, eq=False)
 class _Sent:
@@ -35,6 +38,8 @@ class _Sent:
 
 class Window:
     """The pictures on their way, oldest first, at most `size` beside the one to be sent next.
+
+    Large ones are fewer: their messages share MAX_IN_FLIGHT_BYTES.
 
     They are kept until they are answered: a message above the server's limit
     ends the stream, and the others are sent again over another one. Raises
@@ -50,6 +55,7 @@ class Window:
         self._pending: deque[_Sent | FoveateError] = deque()
         self._numbers = count()
         self._limit: int | None = None
+        self._bytes = 0
 
     def __len__(self) -> int:
         return len(self._pending)
@@ -57,7 +63,7 @@ class Window:
     @property
     def full(self) -> bool:
         """Whether a result must be taken before the next picture is sent."""
-        return len(self._pending) >= self._size
+        return len(self._pending) >= self._size or self._bytes >= MAX_IN_FLIGHT_BYTES
 
     def left(self) -> Iterator[None]:
         """Step through the pictures that were read and not sent; `send` takes each."""
@@ -87,6 +93,7 @@ class Window:
             self._pending.append(error_from(too_large(size, self._limit)))
             return None
         self._pending.append(_Sent(image, request.request_id, size))
+        self._bytes += size
         return request
 
     @property
@@ -103,6 +110,7 @@ class Window:
         oldest = self._pending[0]
         result = _outcome(oldest.name, answer) if isinstance(oldest, _Sent) else oldest
         self._pending.popleft()
+        self._bytes -= oldest.size if isinstance(oldest, _Sent) else 0
         return result
 
     def refuse(self, error: CallError) -> bool:
@@ -125,6 +133,7 @@ class Window:
         if refused:
             self._unsent.extendleft(reversed(settled))
             self._pending.clear()
+            self._bytes = 0
         return refused
 
 

@@ -6,8 +6,9 @@ ExportError
 ├── UnsupportedHeadError  no class activation map for this kind of head
 ├── ParityError           the graph's answers differ from torch's
 ├── AccuracyError         a variant recognises too much less than fp32
-├── EngineError           TensorRT cannot build the graph
-└── RepositoryError       the repository cannot take the bundle
+└── EngineError           TensorRT cannot build the graph
+
+A repository that cannot take the bundle is foveate_runtime.bundle.publishing.RepositoryError.
 """
 
 import difflib
@@ -50,7 +51,3 @@ class AccuracyError(ExportError):
 
 class EngineError(ExportError):
     """A graph of which TensorRT builds no engine here."""
-
-
-class RepositoryError(ExportError):
-    """A repository that cannot take the bundle."""

@@ -1,3 +1,4 @@
+import re
 import threading
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import EntryPoint
@@ -80,6 +81,28 @@ def test_everything_can_be_asked_for_and_comes_back_typed(server, coffee):
     assert (chosen.channels, chosen.array[:, 6, 6].tolist()) == ((7, 2), [320, 120])
     assert result.timing.infer == timedelta(milliseconds=12)
     assert (result.timing.batch_size, result.timing.backend) == (4, "onnxruntime")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"cam": True}, "cam is a Cam, such as Cam(method='gradcam') or Cam(top=3), not True"),
+        ({"cam": "gradcam"}, "such as Cam(method='gradcam') or Cam(top=3), not 'gradcam'"),
+        ({"cam": Cam}, "cam is a Cam"),
+        ({"cam": Cam(class_ids=281)}, "class_ids is a list of classes, such as [281], not 281"),
+        ({"feature_maps": "blocks.6"}, "a list of layers, such as ['blocks.6'], not 'blocks.6'"),
+        ({"feature_maps": Features("blocks.6")}, "feature_maps is a list of layers"),
+        ({"feature_maps": [6]}, "a layer's name or Features('blocks.6'), not 6"),
+        ({"model": 3}, "model is a name, such as 'mnist', not 3"),
+        ({"version": 1}, "version is a string, such as '1' or 'stable', not 1"),
+    ],
+)
+def test_an_option_of_another_form_is_told_with_the_right_one(server, coffee, options, told):
+    with Client(server.address) as client:
+        with pytest.raises(TypeError, match=re.escape(told)):
+            client.classify(coffee, **options)
+        with pytest.raises(TypeError, match=re.escape(told)):
+            list(client.classify_many([coffee], **options))
 
 
 def test_top_k_of_zero_is_sent_for_the_server_to_refuse(server, coffee):

@@ -3,11 +3,16 @@
 # ruff: noqa: N802 - the protocol names the methods
 
 import re
+import socket
+import struct
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+import hpack
 import pytest
 import trustme
 from opentelemetry import trace
@@ -17,6 +22,7 @@ from foveate.status import ErrorStatus, StatusError
 from foveate.v1.classifier_service_pb2_grpc import add_ClassifierServiceServicer_to_server
 from foveate_client import (
     AsyncClient,
+    CallError,
     Client,
     Credentials,
     Retries,
@@ -175,6 +181,97 @@ def test_a_server_that_closes_the_connection_may_want_tls(start, authority, ca, 
             pytest.raises(UnavailableError, match=r"may want TLS .* or the client's"),
         ):
             client.classify(coffee)
+
+
+def test_a_server_without_tls_is_told_as_such(start, ca, coffee):
+    running = start()
+    with (
+        Client(f"127.0.0.1:{running.port}", credentials=Credentials(ca=ca), retries=ONCE) as client,
+        pytest.raises(UnavailableError, match="the server does not speak TLS on this port"),
+    ):
+        client.classify(coffee)
+
+
+def test_a_token_alone_goes_to_this_machine_as_the_command_sends_it(start, coffee):
+    running = start()
+    credentials = Credentials(token=TOKEN)
+    assert credentials.encrypts("models.example:443")
+    assert Credentials(token=TOKEN, tls=True).encrypts(running.address)
+    assert Credentials(token=TOKEN, ca=b"").encrypts(running.address)
+    assert Credentials().encrypts(running.address)
+    with Client(running.address, credentials=credentials) as client:
+        client.classify(coffee)
+    assert [h.get("authorization") for h in running.service.headers] == [f"Bearer {TOKEN}"]
+
+
+@pytest.mark.parametrize("scheme", ["http", "https", "grpc", "HTTP"])
+def test_the_address_of_a_web_page_is_refused_with_the_right_form(scheme, capsys):
+    url = f"{scheme}://models.example:50051/"
+    with pytest.raises(ValueError, match=r"is a URL; write models\.example:50051"):
+        Client(url)
+    for command in (["models"], ["health"], ["load", __file__], ["batch", ".", "--out", "t.csv"]):
+        assert main([*command, "--address", url]) == 1
+        told = capsys.readouterr().err
+        assert "is a URL; write models.example:50051" in told
+        assert ("with TLS" in told) == (scheme == "https")
+        assert len(told.splitlines()) == 1
+
+
+@contextmanager
+def answering(status: int):
+    """An HTTP/2 proxy that answers every request itself, with a status and no word of gRPC."""
+    headers = hpack.Encoder().encode([(":status", str(status)), ("content-type", "text/html")])
+
+    def frame(kind, flags, stream, payload=b""):
+        return (
+            struct.pack(">I", len(payload))[1:]
+            + bytes([kind, flags])
+            + struct.pack(">I", stream)
+            + payload
+        )
+
+    def serve():
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection, connection.makefile("rb") as read:
+                connection.sendall(frame(4, 0, 0))
+                read.read(24)
+                while len(head := read.read(9)) == 9:
+                    read.read(int.from_bytes(head[:3]))
+                    if head[3] == 4 and not head[4]:
+                        connection.sendall(frame(4, 1, 0))
+                    if head[3] == 1:
+                        stream = int.from_bytes(head[5:])
+                        connection.sendall(frame(1, 5, stream, headers))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        (413, r"a proxy .* answered HTTP 413 .*: it refuses bodies of this size"),
+        (502, r"a proxy .* answered HTTP 502 \(Bad Gateway\): it does not reach the server"),
+        (504, r"a proxy .* answered HTTP 504 \(Gateway Timeout\): it waits no longer"),
+        (404, r"a proxy .* answered HTTP 404 \(Not Found\): it is no gRPC server"),
+    ],
+)
+async def test_the_answer_of_a_proxy_is_told_as_such(status, told, coffee):
+    with answering(status) as address:
+        with Client(address, retries=ONCE) as client:
+            with pytest.raises(CallError, match=told):
+                client.classify(coffee)
+            with pytest.raises(CallError, match=told):
+                list(client.classify_many([coffee]))
+        async with AsyncClient(address, retries=ONCE) as client:
+            with pytest.raises(CallError, match=told):
+                await client.classify(coffee)
 
 
 def test_a_token_travels_with_every_call(start, authority, ca, coffee):

@@ -86,7 +86,7 @@ def test_an_overlay_of_a_padded_picture_lies_on_the_picture(original):
     assert cam.peak == (600 / 7 * 1.5, 200)
     changed = change(original, cam.overlay(original)) > 0
     rows, columns = np.nonzero(changed)
-    assert abs(rows.mean() - 200) < 1
+    assert abs(rows.mean() - 200) < 2
     assert abs(columns.mean() - 600 / 7 * 1.5) < 1
     assert rows.min() >= 200 - 600 / 7
     hidden = heatmap(one_cell(0, 1), padded)  # its centre lies above the picture

@@ -19,10 +19,12 @@ from foveate_client import (
     NotFoundError,
     ResourceExhaustedError,
     UnavailableError,
+    _stream,
 )
 from foveate_client._transports import channel
 
 from ..waiting import LIMIT_SECONDS
+from .conftest import stream_answer
 
 NOT_FOUND = 5
 
@@ -200,6 +202,39 @@ async def test_no_more_pictures_are_held_than_in_flight_under_asyncio(server, co
             images.taken += 1
     assert images.taken == 60
     assert images.most == 6
+
+
+async def test_a_stream_that_is_answered_ends_well(server, coffee):
+    ended = []
+
+    def classify_stream(requests, context):
+        for request in requests:
+            yield stream_answer(request, server.service.classify)
+        ended.append(context.is_active())
+
+    server.service.classify_stream = classify_stream
+    with Client(server.address) as client:
+        assert len(list(client.classify_many([coffee] * 3))) == 3
+    async with AsyncClient(server.address) as client:
+        assert len([x async for x in client.classify_many([coffee] * 3)]) == 3
+    assert ended == [True, True]
+
+
+def test_large_pictures_share_the_bytes_in_flight(server, coffee, monkeypatch):
+    monkeypatch.setattr(_stream, "MAX_IN_FLIGHT_BYTES", 2 * coffee.stat().st_size)
+    read = 0
+
+    def images():
+        nonlocal read
+        for _ in range(10):
+            read += 1
+            yield coffee
+
+    with Client(server.address) as client:
+        results = client.classify_many(images(), in_flight=8)
+        assert isinstance(next(results), Classification)
+        assert read == 3
+        assert len(list(results)) == 9
 
 
 def test_unreadable_pictures_are_held_no_longer_than_others(server, tmp_path):

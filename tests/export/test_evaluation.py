@@ -1,6 +1,7 @@
 """Labelled pictures and the accuracy measured on them."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -168,14 +169,29 @@ def test_evaluate_counts_the_pictures_that_it_leaves_out(
         encoding="utf-8",
     )
     model = ["--repository", str(imagenet_repository), "--model", "efficientnet_lite0", "--json"]
-    assert evaluate.main([*model, "--data", str(root)]) == 1
+    assert evaluate.main([*model, "--data", str(root), "--corrupt", "fail"]) == 1
     capsys.readouterr()
     for data in (root, table):
-        assert evaluate.main([*model, "--data", str(data), "--corrupt", "skip"]) == 0
+        assert evaluate.main([*model, "--data", str(data)]) == 0
         said = capsys.readouterr()
         result = json.loads(said.out)
         assert (result["images"], result["corrupt"]) == (2, 1)
-        assert "warning: 1 corrupt pictures left out, the first " in said.err
+        assert "warning: 1 corrupt picture left out, the first " in said.err
+
+
+def test_evaluate_passes_over_folders_that_are_no_class(
+    tmp_path: Path, imagenet_repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unknown = os.fsdecode(b"caf\xe9")
+    root = folder_of(tmp_path, {"Espresso": ["coffee.png"], unknown: ["rocket.jpg"]})
+    model = ["--repository", str(imagenet_repository), "--model", "efficientnet_lite0", "--json"]
+    assert evaluate.main([*model, "--data", str(root)]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["images"] == 1
+    assert "passed over, as they are none of the classes: caf\\xe9" in said.err
+    shutil.rmtree(root / "Espresso")
+    assert evaluate.main([*model, "--data", str(root)]) == 1
+    assert "caf\\xe9: neither a label, nor a WordNet id" in capsys.readouterr().err
 
 
 def test_pictures_for_parity_come_from_a_folder(tmp_path: Path, lite0: Classifier) -> None:

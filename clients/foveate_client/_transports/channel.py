@@ -47,10 +47,13 @@ class Caller:
     def prepare(
         self, address: str, retries: Retries
     ) -> tuple[grpc.ChannelCredentials | None, list[tuple[str, Any]]]:
-        """Return the credentials and options of a channel to `address`."""
+        """Return the credentials and options of a channel to `address`.
+
+        Raises ValueError where it is a URL, or a token would travel in the clear.
+        """
         self._credentials.check(address)
         options = _channel_options(retries)
-        in_the_clear = not self._credentials.tls
+        in_the_clear = not self._credentials.encrypts(address)
         if is_on_this_machine(address) or (in_the_clear and self._credentials.token is not None):
             # A proxy elsewhere reaches another machine under this address, and reads the token.
             options.append(NO_PROXY)
@@ -85,6 +88,8 @@ def _channel_options(retries: Retries) -> list[tuple[str, Any]]:
         # Finds a connection that a router dropped without a word, during a call.
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 10_000),
+        # A server that was away is asked again after these seconds at most, not after two minutes.
+        ("grpc.max_reconnect_backoff_ms", 5_000),
         ("grpc.primary_user_agent", f"foveate-client/{version('foveate-client')}"),
     ]
 

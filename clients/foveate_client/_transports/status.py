@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from http import HTTPStatus
 from typing import cast
 
 import grpc
@@ -16,8 +17,23 @@ from foveate_client._throttle import Throttle
 _LARGER = re.compile(r"message larger than max \((?P<size>.+) vs\. (?P<limit>[0-9]+)\)")
 """What gRPC says of a message above the limit of whoever receives or sends it."""
 
+_PROXY = re.compile(r"[Rr]eceived http2 header with status: (?P<status>[0-9]{3})")
+"""What gRPC says of an HTTP answer that is none of gRPC: a proxy's own."""
+
+_RESET = re.compile(r"Received RST_STREAM with error code")
+
+_PLAIN = re.compile(r"WRONG_VERSION_NUMBER|HTTP_REQUEST")
+"""What the handshake of TLS ends with where the other side speaks none."""
+
 _CLOSED = re.compile(r"to all (backends|addresses).*(Socket closed|Connection reset)", re.DOTALL)
 """What gRPC says where every connection was closed before it could be used."""
+
+_CAUSES = {
+    413: "it refuses bodies of this size (nginx: client_max_body_size 0)",
+    502: "it does not reach the server",
+    503: "it does not reach the server",
+    504: "it waits no longer for the server (nginx: grpc_read_timeout)",
+}
 
 HELD_BACK = ErrorStatus(
     code=grpc.StatusCode.RESOURCE_EXHAUSTED.value[0],
@@ -79,12 +95,27 @@ def _status_of(error: grpc.RpcError, timeout: float) -> ErrorStatus:
 def details_of(error: grpc.RpcError) -> str:
     """Return gRPC's description of its own failure, with the probable cause where it names none."""
     text: str = error.details() or ""
-    if _CLOSED.search(text):
+    if answer := _PROXY.search(text):
+        return _of_a_proxy(int(answer["status"]))
+    if _RESET.search(text):
+        text += (
+            "; where a proxy stands before the server, it may refuse streams or bodies of this "
+            "size or duration (nginx: client_max_body_size 0, grpc_read_timeout)"
+        )
+    elif _PLAIN.search(text):
+        return "the server does not speak TLS on this port; leave --tls, --ca and --cert out"
+    elif _CLOSED.search(text):
         text += (
             "; the server may want TLS (--ca, Credentials(ca=...)) "
             "or the client's certificate (--cert, Credentials(cert=...))"
         )
     return text
+
+
+def _of_a_proxy(status: int) -> str:
+    phrase = HTTPStatus(status).phrase if status in set(HTTPStatus) else "no known status"
+    cause = _CAUSES.get(status, "it is no gRPC server, or does not reach one")
+    return f"a proxy on the way, and not the server, answered HTTP {status} ({phrase}): {cause}"
 
 
 def late_status(timeout: float) -> ErrorStatus:

@@ -17,11 +17,17 @@ class Classes:
     `labels` are the model's, by class id. Found are, in this order: what
     `names` maps to a class id; a label, in any case and with underscores for
     spaces, or one of the synonyms that a comma separates in it, unless several
-    classes share it; a class id.
+    classes share it; one of `wordnet_ids`, by class id; a class id.
     """
 
-    def __init__(self, labels: Sequence[str], names: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        labels: Sequence[str],
+        names: Mapping[str, int] | None = None,
+        wordnet_ids: Sequence[str] = (),
+    ) -> None:
         self._names = names or {}
+        self._wordnet_ids = {name: class_id for class_id, name in enumerate(wordnet_ids)}
         self._count = len(labels)
         self._labels: dict[str, int | None] = {}
         for class_id, label in enumerate(labels):
@@ -34,17 +40,21 @@ class Classes:
         if text in self._names:
             return self._names[text]
         class_id = self._labels.get(_plain(text))
+        if class_id is None:
+            class_id = self._wordnet_ids.get(text)
         if class_id is None and text.isascii() and text.isdigit() and int(text) < self._count:
             return int(text)
         return class_id
 
 
-def read_names(path: Path, labels: Sequence[str]) -> dict[str, int]:
+def read_names(
+    path: Path, labels: Sequence[str], wordnet_ids: Sequence[str] = ()
+) -> dict[str, int]:
     """Read a CSV file of two columns: a folder's name, and its class by id or by label.
 
     A first row `folder,class` is a heading. Raises LabelsFileError.
     """
-    classes = Classes(labels)
+    classes = Classes(labels, wordnet_ids=wordnet_ids)
     names: dict[str, int] = {}
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
-from foveate_client.batch.evaluation import Bin, Evaluation
+from foveate_client.batch.evaluation import TOP, Bin, Evaluation, direction
 
 _SIDE = 280
 _LEFT, _TOP, _RIGHT, _BOTTOM = 48, 12, 12, 40
@@ -36,10 +36,17 @@ def render(evaluation: Evaluation, labels: Sequence[str], *, model: str, version
     figures = {
         "images": f"{evaluation.images:,}",
         "top 1": f"{evaluation.top1:.2%}",
-        "top 5": f"{evaluation.top5:.2%}",
     }
+    if len(labels) > TOP:
+        figures["top 5"] = f"{evaluation.top5:.2%}"
     if evaluation.ece is not None:
         figures["calibration error"] = f"{evaluation.ece:.2%}"
+    if evaluation.ece_calibrated is not None:
+        figures["after calibration"] = f"{evaluation.ece_calibrated:.2%}"
+    if evaluation.sets is not None:
+        figures[f"in the set for {evaluation.sets.coverage:g}"] = f"{evaluation.sets.covered:.2%}"
+        figures["classes a set"] = f"{evaluation.sets.mean_size:.2f}"
+        figures["abstained"] = f"{evaluation.sets.abstained:.2%}"
     confusions = _table(
         ("right class", "taken for", "images"),
         [(labels[x.target], labels[x.predicted], f"{x.images:,}") for x in evaluation.confusions],
@@ -69,9 +76,15 @@ def render(evaluation: Evaluation, labels: Sequence[str], *, model: str, version
     calibration = [
         "<h2>Calibration</h2>",
         f'<p class="note">{_CALIBRATION_NOTE}</p>',
-        _reliability(evaluation.bins),
+        f"<p>The {direction(evaluation)}.</p>",
+        _reliability(evaluation.bins, "best score"),
         bins,
     ]
+    if evaluation.calibrated_bins:
+        calibration += [
+            "<h2>After calibration</h2>",
+            _reliability(evaluation.calibrated_bins, "confidence"),
+        ]
     return "\n".join(
         [
             "<!DOCTYPE html>",
@@ -83,6 +96,15 @@ def render(evaluation: Evaluation, labels: Sequence[str], *, model: str, version
             *(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in figures.items()),
             "</dl>",
             *(calibration if evaluation.ece is not None else []),
+            "<h2>Accuracy by class, the least first</h2>",
+            _table(
+                ("class", "images", "right", "accuracy"),
+                [
+                    (labels[x.target], f"{x.images:,}", f"{x.right:,}", f"{x.accuracy:.1%}")
+                    for x in evaluation.classes
+                ],
+                words=1,
+            ),
             "<h2>Most confused classes</h2>",
             confusions,
             "<h2>Mistakes with the highest scores</h2>",
@@ -113,7 +135,7 @@ def _cells(tag: str, values: Sequence[str], kinds: Sequence[str]) -> str:
     return f"<tr>{''.join(cells)}</tr>"
 
 
-def _reliability(bins: Sequence[Bin]) -> str:
+def _reliability(bins: Sequence[Bin], axis: str) -> str:
     """Return a reliability diagram as SVG."""
     dashes = f'stroke="{_GREY}" stroke-dasharray="4 4"'
     shapes = [f'<line x1="{_x(0)}" y1="{_y(0)}" x2="{_x(1)}" y2="{_y(1)}" {dashes}/>']
@@ -126,7 +148,7 @@ def _reliability(bins: Sequence[Bin]) -> str:
             _caption(_x(0) - 8, _y(tick) + 4, f"{tick:g}", anchor="end"),
         ]
     shapes += [
-        _caption(_x(0.5), _y(0) + 34, "best score"),
+        _caption(_x(0.5), _y(0) + 34, axis),
         f'<g transform="translate(12 {_y(0.5)}) rotate(-90)">{_caption(0, 0, "accuracy")}</g>',
         _box(_x(0), _y(1), _SIDE, _SIDE, f'fill="none" stroke="{_GREY}"'),
     ]

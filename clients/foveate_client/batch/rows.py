@@ -1,7 +1,7 @@
 """What a run asks for each picture, and the row that an answer becomes."""
 
 import errno
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from math import inf, isfinite
 from pathlib import Path, PurePath
 from typing import Any
@@ -11,15 +11,18 @@ import numpy.typing as npt
 
 from foveate_client._exceptions import CallError, FoveateError, ImageError
 from foveate_client._models import Model
-from foveate_client._options import Cam, ClassifyOptions
+from foveate_client._options import Cam, ClassifyOptions, TrustRequest
 from foveate_client._results import Classification
-from foveate_client.batch.journal import Failure, Row
+from foveate_client.batch.journal import Failure, Row, RowTrust
 from foveate_client.batch.sources import Item
 from foveate_client.batch.stream import Task, may_pass
 from foveate_client.batch.tables import Vector
 
 LAST = "last"
 """Stands for the last layer that the model lists."""
+
+LARGEST_OVERLAY = 2048
+"""Pixels of the longer side of an overlay at most; a larger picture is drawn reduced."""
 
 _OF_THE_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.ENOTDIR, errno.EISDIR)
 """Errors of a file system that refuses one name, and would take others."""
@@ -51,6 +54,7 @@ class Plan:
     feature_maps: tuple[str, ...] = ()
     cam_folder: Path | None = None
     cam_method: str = ""
+    trust: TrustRequest | None = None
     vectors: tuple[Vector, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -104,6 +108,8 @@ class Plan:
             "--feature-maps": list(self.feature_maps),
             "--cam": None if self.cam_folder is None else str(self.cam_folder),
             "--cam-method": self.cam_method,
+            "--trust": None if self.trust is None else asdict(self.trust),
+            "variant": self.model.active_variant,
         }
 
     @property
@@ -118,6 +124,8 @@ class Plan:
         )
         if self.cam_folder is not None:
             options["cam"] = Cam(method=self.cam_method)
+        if self.trust is not None:
+            options["trust"] = self.trust
         return options
 
     def outcome(self, task: Task, answer: Classification | FoveateError) -> Row | Failure:
@@ -133,6 +141,8 @@ class Plan:
             )
         except ImageError as error:
             return _failure(task, error)
+        except ValueError:
+            return _failure(task, ImageError("it was changed while it was classified"))
         except OSError as error:
             if error.errno not in _OF_THE_NAME:
                 raise
@@ -151,6 +161,7 @@ class Plan:
             scores=np.array([x.score for x in kept], dtype=np.float32),
             vectors=self._vectors(answer),
             cam=cam,
+            trust=_trust(answer),
         )
 
     def _vectors(self, answer: Classification) -> npt.NDArray[np.float32]:
@@ -165,13 +176,26 @@ class Plan:
     def _draw(folder: Path, item: Item, answer: Classification) -> str:
         path = folder / overlay_name(item.name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        answer.cams[0].overlay(item.image).save(path, "JPEG", quality=90)
+        drawn = answer.cams[0].overlay(item.image, largest=LARGEST_OVERLAY)
+        drawn.save(path, "JPEG", quality=90)
         return str(path)
+
+
+def _trust(answer: Classification) -> RowTrust | None:
+    if answer.trust is None:
+        return None
+    return RowTrust(
+        confidence=answer.predictions[0].confidence,
+        coverage=answer.trust.coverage,
+        prediction_set=answer.trust.prediction_set,
+        ood_percentile=answer.trust.ood_percentile,
+        abstained=answer.trust.abstained,
+    )
 
 
 def overlay_name(name: str) -> Path:
     """Return where the overlay of the picture `name` lies below the overlays' folder."""
-    path = PurePath(name)
+    path = PurePath(name.removeprefix("file://"))
     parts = ("_" if part == ".." else part for part in path.relative_to(path.anchor).parts)
     return Path(*parts).with_name(f"{path.name}.cam.jpg")
 

@@ -17,6 +17,7 @@ from itertools import groupby
 from operator import attrgetter
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, TypeAlias, cast
+from urllib.parse import unquote_to_bytes
 
 from foveate_client._exceptions import FoveateError
 from foveate_client.batch import arrow
@@ -27,6 +28,7 @@ SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 STDIN = "-"
 
 _CLASS_EXTENSION = "cls"
+_FILE_URL = "file:///"
 _NO_SUFFIX = "without a suffix"
 
 _CODES = {
@@ -45,10 +47,11 @@ class SourceError(FoveateError):
 class Item:
     """A picture to classify.
 
-    `name` tells it from every other one; bytes of a file's name that are no
-    UTF-8 are escaped in it. `label` is what its folder or record says that it
-    shows, as it stands there, and may be empty. `stamp` is the size and the time
-    of change of the file that holds it: another one is of another picture.
+    `name` tells it from every other one; a path that is no UTF-8 is written in it
+    as a URL (file:///caf%E9.jpg), which a list of paths may hold as well. `label` is
+    what its folder or record says that it shows, as it stands there, and may be empty.
+    `stamp` is the size and the time of change of the file that holds it: another one is
+    of another picture.
     """
 
     name: str
@@ -196,7 +199,7 @@ class Folder:
                 if place == self._path:
                     raise SourceError(message) from error
                 code = _CODES.get(error.errno or 0, "UNKNOWN")
-                yield Unreadable(_text(os.fspath(place)), code, _text(message))
+                yield Unreadable(_written(Path(place)), code, _text(message))
 
     def _wants(self, entry: os.DirEntry[str], passed: Passed) -> bool:
         kind = self._passed_as(entry)
@@ -235,7 +238,10 @@ class Files:
 
 
 class Listing:
-    """A text file of paths, one a line, relative to the working directory; None is stdin."""
+    """A text file of paths, one a line, relative to the working directory; None is stdin.
+
+    Lines of white space are passed over, and `file:///...` is read as `Item` writes it.
+    """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
@@ -243,7 +249,7 @@ class Listing:
     def items(self) -> Iterator[Found]:
         """Yield the pictures."""
         for line in self._lines():
-            yield _file(Path(line))
+            yield _file(_read_back(line))
 
     def count(self) -> int | None:
         """Return how many there are; standard input can be read only once."""
@@ -396,7 +402,23 @@ class Joined:
 
 
 def _file(path: Path) -> Item:
-    return Item(_text(str(path)), path, _text(path.parent.name), _stamp(path))
+    return Item(_written(path), path, _text(path.parent.name), _stamp(path))
+
+
+def _written(path: Path) -> str:
+    """Return a path as text from which it can be opened again."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        return path.absolute().as_uri()
+    return str(path)
+
+
+def _read_back(text: str) -> Path:
+    """Return the path that a line of a list stands for."""
+    if text.startswith(_FILE_URL):
+        return Path(os.fsdecode(unquote_to_bytes(text.removeprefix("file://"))))
+    return Path(text)
 
 
 def _stamp(path: Path) -> str:
@@ -445,7 +467,7 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 def _stripped(lines: Iterable[bytes]) -> Iterator[str]:
     for number, line in enumerate(lines):
         path = (line if number else line.removeprefix(BOM_UTF8)).rstrip(b"\r\n")
-        if path:
+        if path.strip():
             yield os.fsdecode(path)
 
 

@@ -24,6 +24,10 @@ from foveate_client.batch.journal import Failure, Row
 
 SUFFIXES = (".parquet", ".csv", ".jsonl")
 
+TRUST = ("confidence", "prediction_set", "ood_percentile", "abstained")
+"""The columns of how far an answer can be believed. `confidence` is that of the best class;
+the set is a list of classes, in CSV with spaces between them."""
+
 _ROWS = 4096
 _BYTES = 32 * 2**20
 """A Parquet row group is written when it holds this much of either."""
@@ -41,10 +45,12 @@ class Vector:
 class Columns:
     """The columns of a table of results.
 
-    `image` is the picture's name and `target` its right class, null where it
-    is unknown; `class_1`, `label_1` and `score_1` are the best class and its
+    `image` is the picture's name, `target` its right class and `target_label` the
+    label of that, and `correct` whether the best class is it; they are null where it
+    is unknown. `class_1`, `label_1` and `score_1` are the best class and its
     score, and so on to `top_k`, those whose score is below `threshold` left empty;
-    the vectors follow, and `cam`, the overlay's file, where overlays were drawn.
+    the vectors follow, and `cam`, the overlay's file, where overlays were drawn. With
+    `trust` there are the columns of `TRUST` before them.
     """
 
     top_k: int
@@ -53,6 +59,9 @@ class Columns:
     classes: Classes
     vectors: Sequence[Vector] = ()
     cam: bool = False
+    trust: bool = False
+    provenance: str = ""
+    """What made the table, as JSON."""
 
     @property
     def ranks(self) -> range:
@@ -71,12 +80,24 @@ class Columns:
 
     def scalars(self, row: Row) -> dict[str, Any]:
         """Return the columns before the vectors."""
-        values: dict[str, Any] = {"image": row.name, "target": self.target(row)}
+        target = self.target(row)
+        values: dict[str, Any] = {
+            "image": row.name,
+            "target": target,
+            "target_label": None if target is None else self.labels[target],
+            "correct": None if target is None else bool(row.class_ids[0] == target),
+        }
         best = zip(self.ranks, row.class_ids.tolist(), row.scores.tolist(), strict=False)
         for rank, class_id, score in islice(best, self.reached(row)):
             values[f"class_{rank}"] = class_id
             values[f"label_{rank}"] = self.labels[class_id]
             values[f"score_{rank}"] = score
+        if row.trust is not None:
+            known = row.trust
+            values["confidence"] = known.confidence
+            values["prediction_set"] = list(known.prediction_set)
+            values["ood_percentile"] = known.ood_percentile
+            values["abstained"] = known.abstained
         return values
 
     def arrays(self, row: Row) -> dict[str, npt.NDArray[np.float32]]:
@@ -151,12 +172,17 @@ def _text(path: Path) -> TextIO:
 
 def _write_csv(path: Path, columns: Columns, rows: Iterable[Row]) -> None:
     with _text(path) as file:
-        names = ["image", "target"]
+        names = ["image", "target", "target_label", "correct"]
         for rank in columns.ranks:
             names += [f"class_{rank}", f"label_{rank}", f"score_{rank}"]
-        writer = csv.DictWriter(file, [*names, *(["cam"] if columns.cam else [])])
+        names += [*(TRUST if columns.trust else ()), *(["cam"] if columns.cam else [])]
+        writer = csv.DictWriter(file, names)
         writer.writeheader()
-        writer.writerows(columns.scalars(row) | columns.extras(row) for row in rows)
+        for row in rows:
+            values = columns.scalars(row) | columns.extras(row)
+            if "prediction_set" in values:
+                values["prediction_set"] = " ".join(map(str, values["prediction_set"]))
+            writer.writerow(values)
 
 
 def _write_jsonl(path: Path, columns: Columns, rows: Iterable[Row]) -> None:
@@ -192,17 +218,47 @@ def _groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 
 def _schema(pa: Any, columns: Columns) -> Any:
-    fields = [pa.field("image", pa.string(), nullable=False), pa.field("target", pa.int32())]
+    fields = [
+        pa.field("image", pa.string(), nullable=False),
+        pa.field("target", pa.int32()),
+        pa.field("target_label", pa.string()),
+        pa.field("correct", pa.bool_()),
+    ]
     for rank in columns.ranks:
         fields += [
             pa.field(f"class_{rank}", pa.int32()),
             pa.field(f"label_{rank}", pa.string()),
             pa.field(f"score_{rank}", pa.float32()),
         ]
+    if columns.trust:
+        types = (pa.float64(), pa.list_(pa.int32()), pa.float64(), pa.bool_())
+        fields += map(pa.field, TRUST, types)
     fields += [pa.field(vector.name, _vector_type(pa, vector)) for vector in columns.vectors]
     if columns.cam:
         fields.append(pa.field("cam", pa.string()))
-    return pa.schema(fields)
+    return pa.schema(
+        fields, {"foveate": columns.provenance, "pandas": json.dumps(_pandas(pa, fields))}
+    )
+
+
+def _pandas(pa: Any, fields: Sequence[Any]) -> dict[str, Any]:
+    """Return pandas' own metadata, by which integers and truths with nulls stay what they are."""
+    kinds = {pa.int32(): "Int32", pa.bool_(): "boolean"}
+    return {
+        "index_columns": [],
+        "column_indexes": [],
+        "columns": [
+            {
+                "name": field.name,
+                "field_name": field.name,
+                "pandas_type": str(field.type),
+                "numpy_type": kinds[field.type],
+                "metadata": None,
+            }
+            for field in fields
+            if field.type in kinds
+        ],
+    }
 
 
 def _vector_type(pa: Any, vector: Vector) -> Any:

@@ -80,6 +80,9 @@ def table_of(outcomes: Sequence[Outcome]) -> Table:
                 table, f"{kind}, ", [x.measurement.latencies.get(kind) for x in outcomes]
             )
     table.add_row("requests", *(f"{x.measurement.requests:,}" for x in outcomes))
+    table.add_row("answered in time", *(f"{x.measurement.in_time:,}" for x in outcomes))
+    if any(x.measurement.late for x in outcomes):
+        table.add_row("answered late", *(f"{x.measurement.late:,}" for x in outcomes))
     for code in sorted({code for x in outcomes for code in x.measurement.errors}):
         table.add_row(code, *(f"{x.measurement.errors[code]:,}" for x in outcomes))
     if any(x.measurement.held_back for x in outcomes):
@@ -137,6 +140,8 @@ def record(outcome: Outcome, options: argparse.Namespace) -> dict[str, Any]:
         "seconds": measurement.seconds,
         "requests": measurement.requests,
         "completed": measurement.completed,
+        "answered_in_time": measurement.in_time,
+        "answered_late": measurement.late,
         "rate": measurement.rate,
         "errors": dict(sorted(measurement.errors.items())),
         "held_back": measurement.held_back,

@@ -42,7 +42,7 @@ def _pair(left: Image.Image, right: Image.Image) -> Image.Image:
 
 
 class PictureWriter:
-    """Writes into `folder`, which it makes.
+    """Writes into `folder`, which it makes for the first picture.
 
     For the class activation map of class 281 of cat.jpg: `cat.cam.281.png`, the
     original and the overlay side by side; `cat.cam.281.heatmap.png`, the map
@@ -52,7 +52,6 @@ class PictureWriter:
     """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._stems: set[str] = set()
 
@@ -63,6 +62,7 @@ class PictureWriter:
         where a file cannot be written.
         """
         stem = self._stem(name)
+        self._folder.mkdir(parents=True, exist_ok=True)
         original = open_upright(image)
         return Written(
             cams=tuple(self._write_cam(stem, original, result, cam) for cam in result.cams),

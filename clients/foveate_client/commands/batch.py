@@ -3,11 +3,14 @@
 import argparse
 import json
 import sqlite3
+import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +32,36 @@ from foveate_client._client import Client
 from foveate_client._exceptions import CallError, FoveateError
 from foveate_client.batch import arrow, journal, sources, tables
 from foveate_client.batch.classes import Classes, read_names
-from foveate_client.batch.evaluation import Evaluation
+from foveate_client.batch.evaluation import TOP, Evaluation, direction
 from foveate_client.batch.rows import LAST, Plan
-from foveate_client.batch.run import Finished, Outputs, classify_all, finish
+from foveate_client.batch.run import (
+    CLASSIFIED,
+    DONE_BEFORE,
+    FAILED,
+    TWICE,
+    Finished,
+    Outputs,
+    classify_all,
+    finish,
+)
 from foveate_client.commands._numbers import positive, seconds_or_none
 from foveate_client.commands._shared import (
+    UNBROKEN,
     add_source_arguments,
+    add_trust_arguments,
     complain,
     describe,
+    made_folder,
     open_client,
+    require_coverage,
+    trust_request,
     without_maps,
 )
 
 IN_FLIGHT = 32
 PATIENCE = 60.0
+
+PROGRESS_SECONDS = 10.0
 
 _CONFUSIONS = 5
 
@@ -55,18 +74,21 @@ class NoPicturesError(FoveateError):
 
 @dataclass(frozen=True, kw_only=True)
 class _Summary:
-    """What a run did; `skipped` pictures were done by an earlier one, `passed` were not read."""
+    """What a run did: how many pictures had each outcome; `passed` were not read.
+
+    `warned` counts the answers of this run with a warning.
+    """
 
     finished: Finished
-    classified: int
-    skipped: int
+    outcomes: Counter[str]
     seconds: float
     passed: sources.Passed
+    warned: sources.Passed
 
     @property
     def rate(self) -> float:
         """Pictures a second of this run."""
-        return self.classified / self.seconds if self.seconds else 0.0
+        return self.outcomes[CLASSIFIED] / self.seconds if self.seconds else 0.0
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -80,7 +102,7 @@ def main(arguments: Sequence[str]) -> int:
             arrow.pyarrow()
         _require_free(outputs, overwrite=options.overwrite, retry_errors=options.retry_errors)
         resumed = outputs.journal.exists()
-        with open_client(options) as client:
+        with open_client(options) as client, made_folder(outputs.results.parent):
             summary, plan = _run(client, options, outputs, parser)
         _put_away(outputs, failures=bool(summary.finished.errors))
     except KeyboardInterrupt:
@@ -105,7 +127,7 @@ def main(arguments: Sequence[str]) -> int:
         complain(parser, f"{error.strerror}{place}")
         return 1
     except sqlite3.Error as error:
-        complain(parser, f"{outputs.journal}: {error}")
+        complain(parser, f"{outputs.journal}: {journal.reason_of(error)}")
         return 1
     _show(summary, plan, outputs, as_json=options.json)
     return 1 if summary.finished.errors else 0
@@ -118,6 +140,7 @@ def _require_sense(parser: argparse.ArgumentParser, options: argparse.Namespace)
         parser.error("a CSV file holds no arrays; --out takes .parquet or .jsonl for them")
     if options.cam_method and options.cam is None:
         parser.error("--cam-method needs --cam")
+    require_coverage(parser, options)
     if options.sources.count(sources.STDIN) > 1:
         parser.error("standard input can be read only once")
     if options.cam is not None:
@@ -128,15 +151,16 @@ def _require_sense(parser: argparse.ArgumentParser, options: argparse.Namespace)
 
 def _outputs(options: argparse.Namespace) -> Outputs:
     out: Path = options.out
+    # Tables of one name in two formats have reports and errors of their own.
+    name = out.stem if out.suffix == ".csv" else out.name
     return Outputs(
         results=out,
-        errors=options.errors or out.with_name(f"{out.stem}.errors.jsonl"),
-        report=options.report or out.with_name(f"{out.stem}.report.html"),
+        errors=options.errors or out.with_name(f"{name}.errors.jsonl"),
+        report=options.report or out.with_name(f"{name}.report.html"),
     )
 
 
 def _require_free(outputs: Outputs, *, overwrite: bool, retry_errors: bool) -> None:
-    outputs.results.parent.mkdir(parents=True, exist_ok=True)
     if overwrite:
         journal.remove(outputs.journal)
         journal.remove(outputs.kept)
@@ -173,8 +197,8 @@ def _run(
     if explains and (told := without_maps(model)):
         complain(parser, told)
         explains = False
-    classes = len(model.labels)
-    usual = min(5, classes) if options.threshold is None else classes
+    count = len(model.labels)
+    usual = min(TOP, count) if options.threshold is None else count
     plan = Plan(
         model=model,
         top_k=usual if options.top_k is None else options.top_k,
@@ -183,9 +207,12 @@ def _run(
         feature_maps=tuple(dict.fromkeys(options.feature_maps)),
         cam_folder=options.cam if explains else None,
         cam_method=options.cam_method if explains else "",
+        trust=trust_request(options),
     )
-    names = None if options.labels is None else read_names(options.labels, model.labels)
-    passed = sources.Passed()
+    names = None
+    if options.labels is not None:
+        names = read_names(options.labels, model.labels, model.wordnet_ids)
+    passed, warned = sources.Passed(), sources.Passed()
     source = sources.Joined(
         [
             sources.open_source(
@@ -205,17 +232,31 @@ def _run(
         "--image-column": options.image_column,
         "--label-column": options.label_column,
     }
+    provenance = {
+        "foveate": version("foveate-client"),
+        **settings,
+        "--labels": None if options.labels is None else str(options.labels.absolute()),
+        "--hidden": options.hidden,
+        "backend": model.backend,
+        "device": model.device,
+        "scores": model.scores,
+        "preprocessing": asdict(model.input),
+    }
     with (
         journal.Journal(outputs.journal, settings, retry_errors=options.retry_errors) as known,
         _progress(console) as progress,
     ):
-        shown = progress.add_task("classified", total=None, fresh=0, started=time.monotonic())
-        done = {True: 0, False: 0}
+        shown = progress.add_task("read", total=None, fresh=0, started=time.monotonic())
+        outcomes: Counter[str] = Counter()
+        teller = Told(parser.prog)
 
-        def advance(skipped: bool) -> None:
-            done[skipped] += 1
+        def advance(outcome: str) -> None:
+            outcomes[outcome] += 1
             if console.is_terminal:
-                progress.update(shown, advance=1, fresh=done[False])
+                fresh = outcomes[CLASSIFIED] + outcomes[FAILED]
+                progress.update(shown, advance=1, fresh=fresh)
+            else:
+                teller.now_and_then(outcomes)
 
         if console.is_terminal:
             _count_meanwhile(source, progress, shown)
@@ -228,20 +269,40 @@ def _run(
             in_flight=options.in_flight,
             patience=options.patience,
             advance=advance,
+            warned=warned,
         )
         seconds = time.monotonic() - started
         if not len(known):
-            told = f"; passed over: {passed}" if passed.counts else ""
-            raise NoPicturesError(f"there is no picture in {' '.join(options.sources)}{told}")
-        finished = finish(known, outputs, plan, Classes(model.labels, names))
+            over = f"; passed over: {passed}" if passed.counts else ""
+            raise NoPicturesError(f"there is no picture in {' '.join(options.sources)}{over}")
+        classes = Classes(model.labels, names, model.wordnet_ids)
+        finished = finish(known, outputs, plan, classes, provenance)
     summary = _Summary(
         finished=finished,
-        classified=done[False],
-        skipped=done[True],
+        outcomes=outcomes,
         seconds=seconds,
         passed=passed,
+        warned=warned,
     )
     return summary, plan
+
+
+class Told:
+    """Tells how far a run is where no terminal shows it, a line every PROGRESS_SECONDS."""
+
+    def __init__(self, prog: str) -> None:
+        self._prog = prog
+        self._started = self._latest = time.monotonic()
+
+    def now_and_then(self, outcomes: Counter[str]) -> None:
+        """Print a line where the last one is old enough."""
+        now = time.monotonic()
+        if now - self._latest < PROGRESS_SECONDS:
+            return
+        self._latest = now
+        counts = ", ".join(f"{count:,} {outcome}" for outcome, count in outcomes.items())
+        rate = (outcomes[CLASSIFIED] + outcomes[FAILED]) / (now - self._started)
+        print(f"{self._prog}: {counts}, {rate:.1f} a second", file=sys.stderr, flush=True)
 
 
 class _Rate(ProgressColumn):
@@ -282,16 +343,22 @@ def _show(summary: _Summary, plan: Plan, outputs: Outputs, *, as_json: bool) -> 
     if as_json:
         print(json.dumps(record, ensure_ascii=False))
         return
-    finished = summary.finished
+    finished, outcomes = summary.finished, summary.outcomes
     facts = {
         "model": f"{plan.model.name}, version {plan.model.version}",
-        "classified": f"{summary.classified:,} images in {summary.seconds:.1f} s, "
+        "read": f"{outcomes.total():,} images",
+        "classified": f"{outcomes[CLASSIFIED]:,} images in {summary.seconds:.1f} s, "
         f"{summary.rate:.1f} a second",
     }
-    if summary.skipped:
-        facts["done before"] = f"{summary.skipped:,} images"
+    facts |= {
+        name: f"{outcomes[name]:,} images"
+        for name in (FAILED, DONE_BEFORE, TWICE)
+        if outcomes[name]
+    }
     if summary.passed.counts:
         facts["passed over"] = str(summary.passed)
+    if summary.warned.counts:
+        facts["warnings"] = str(summary.warned)
     facts["results"] = f"{finished.results:,} in {outputs.results}"
     if finished.errors:
         facts["errors"] = (
@@ -300,19 +367,36 @@ def _show(summary: _Summary, plan: Plan, outputs: Outputs, *, as_json: bool) -> 
     if finished.evaluation is not None:
         facts |= _evaluation_facts(finished.evaluation, plan.model.labels)
         facts["report"] = str(outputs.report)
+    if finished.unmatched:
+        facts["labels"] = (
+            f"{finished.unmatched:,} images lie under a name that is no class, "
+            f"such as {finished.first_unmatched}; --labels says which it means"
+        )
     table = Table.grid(padding=(0, 2))
     for name, value in facts.items():
         table.add_row(Text(name, "dim"), Text(value, overflow="fold"))
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = UNBROKEN
+    console.print(table)
 
 
 def _evaluation_facts(evaluation: Evaluation, labels: Sequence[str]) -> dict[str, str]:
+    top5 = f", top 5 {evaluation.top5:.1%}" if len(labels) > TOP else ""
     facts = {
-        "accuracy": f"top 1 {evaluation.top1:.1%}, top 5 {evaluation.top5:.1%} "
-        f"of {evaluation.images:,} labelled images",
+        "accuracy": f"top 1 {evaluation.top1:.1%}{top5} of {evaluation.images:,} labelled images",
     }
     if evaluation.ece is not None:
-        facts["calibration"] = f"error {evaluation.ece:.1%}"
+        after = evaluation.ece_calibrated
+        then = "" if after is None else f", {after:.1%} after calibration"
+        facts["calibration"] = f"error {evaluation.ece:.1%}{then}: {direction(evaluation)}"
+    if evaluation.sets is not None:
+        sets = evaluation.sets
+        facts["sets"] = (
+            f"{sets.covered:.1%} hold the right class, for a coverage of {sets.coverage:g}; "
+            f"{sets.mean_size:.2f} classes on average, {sets.empty:.1%} empty; the model abstained "
+            f"from {sets.abstained:.1%}"
+        )
     if evaluation.confusions:
         facts["confused"] = "\n".join(
             f"{labels[x.target]} taken for {labels[x.predicted]}: {x.images:,}"
@@ -330,15 +414,21 @@ def _record(summary: _Summary, plan: Plan, outputs: Outputs) -> dict[str, Any]:
         "version": plan.model.version,
         "results": finished.results,
         "errors": finished.errors,
-        "classified": summary.classified,
-        "done_before": summary.skipped,
+        "read": summary.outcomes.total(),
+        "classified": summary.outcomes[CLASSIFIED],
+        "failed": summary.outcomes[FAILED],
+        "done_before": summary.outcomes[DONE_BEFORE],
+        "named_twice": summary.outcomes[TWICE],
+        "names_without_class": finished.unmatched,
         "passed_over": dict(summary.passed.counts),
+        "warnings": dict(summary.warned.counts),
         "seconds": summary.seconds,
         "images_per_second": summary.rate,
         "files": {
             "results": str(outputs.results),
             "errors": str(outputs.errors) if finished.errors else None,
             "report": None if evaluation is None else str(outputs.report),
+            "provenance": None if outputs.provenance is None else str(outputs.provenance),
         },
         "evaluation": None
         if evaluation is None
@@ -347,6 +437,13 @@ def _record(summary: _Summary, plan: Plan, outputs: Outputs) -> dict[str, Any]:
             "top1": evaluation.top1,
             "top5": evaluation.top5,
             "ece": evaluation.ece,
+            "ece_calibrated": evaluation.ece_calibrated,
+            "sets": None if evaluation.sets is None else asdict(evaluation.sets),
+            "confidence": evaluation.confidence,
+            "classes": [
+                {"label": labels[x.target], "images": x.images, "right": x.right}
+                for x in evaluation.classes
+            ],
             "confusions": [
                 {
                     "label": labels[x.target],
@@ -442,6 +539,7 @@ def _parser() -> argparse.ArgumentParser:
         help="write overlays of the best class's activation map here",
     )
     parser.add_argument("--cam-method", metavar="NAME", default="", help="how to explain")
+    add_trust_arguments(parser)
     parser.add_argument(
         "--labels",
         metavar="FILE",

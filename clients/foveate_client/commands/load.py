@@ -13,6 +13,7 @@ from rich.console import Console
 from foveate_client._exceptions import FoveateError
 from foveate_client._throttle import Throttling
 from foveate_client._transports.channel import PLAINTEXT
+from foveate_client.batch.sources import Passed
 from foveate_client.commands._load_report import (
     Outcome,
     Target,
@@ -102,6 +103,8 @@ def _require_sense(parser: argparse.ArgumentParser, options: argparse.Namespace)
         parser.error(
             "--throttle needs --rate, and not --find-rate: it is for more than is answered"
         )
+    if options.version and (OIP in protocols or options.compare is not None):
+        parser.error("--version needs --protocol foveate, and not --compare")
     if options.compare is None and (options.compare_protocol or options.compare_model):
         parser.error("--compare-protocol and --compare-model need --compare")
 
@@ -123,6 +126,7 @@ def _targets(options: argparse.Namespace) -> list[Target]:
         protocol=options.compare_protocol or options.protocol,
         model=options.model if options.compare_model is None else options.compare_model,
     )
+    second.credentials.check(second.address)
     return [first, second]
 
 
@@ -130,7 +134,10 @@ async def _measure(
     targets: Sequence[Target], options: argparse.Namespace, console: Console
 ) -> list[Outcome]:
     """Measure the targets, in turn and `--rounds` times where there are two."""
-    pictures = read_pictures(options.images)
+    passed = Passed()
+    pictures = read_pictures(options.images, passed)
+    if passed.counts:
+        console.print(f"passed over: {passed}", style="dim", soft_wrap=True)
     async with AsyncExitStack() as stack:
         driven = [
             await stack.enter_async_context(_driving(target, pictures, options))
@@ -180,6 +187,7 @@ async def _driving(
                     layer=options.feature_map_layer,
                 ),
                 model=target.model,
+                version=options.version,
                 timeout=options.timeout,
             )
         driver = Driver(channels, workload, timeout=options.timeout, seed=options.seed)
@@ -227,10 +235,20 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: foveate load photos --address localhost:50051 --concurrency 32",
     )
     parser.add_argument(
-        "images", nargs="+", metavar="IMAGE", type=Path, help="pictures to send, or folders of them"
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        type=Path,
+        help="what to send: pictures, or folders, lists, shards and tables of them",
     )
     parser.add_argument("--address", metavar="HOST:PORT", required=True, help="the server")
     parser.add_argument("--model", metavar="NAME", default="", help="the model to ask")
+    parser.add_argument(
+        "--version",
+        metavar="V",
+        default="",
+        help="its version (default: the default one, as it changes)",
+    )
     loop = parser.add_mutually_exclusive_group()
     loop.add_argument(
         "--concurrency",

@@ -181,6 +181,7 @@ class _Run:
         self.measurement.delays.record(started - due)
         if error is None:
             self.measurement.record(kind, ended - due)
+            self.measurement.late += ended >= self.end
         else:
             self.measurement.errors[error] += 1
             self.measurement.held_back += held_back

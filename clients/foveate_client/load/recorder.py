@@ -87,8 +87,8 @@ class Measurement:
     `latencies` are those that succeeded, by kind, and `errors` those that
     failed, by canonical code, of which `held_back` were not sent at all.
     `completed` are the successes that came within
-    that time, whenever they began. `delays` is how late the generator itself
-    began requests that were due.
+    that time, whenever they began, and `late` those of the counted that came after it.
+    `delays` is how late the generator itself began requests that were due.
     """
 
     seconds: float = 0.0
@@ -96,6 +96,7 @@ class Measurement:
     errors: Counter[str] = field(default_factory=Counter)
     held_back: int = 0
     completed: int = 0
+    late: int = 0
     delays: Latencies = field(default_factory=Latencies)
 
     def record(self, kind: str, seconds: float) -> None:
@@ -112,6 +113,7 @@ class Measurement:
         self.errors += other.errors
         self.held_back += other.held_back
         self.completed += other.completed
+        self.late += other.late
         self.delays.add(other.delays)
 
     @property
@@ -120,9 +122,19 @@ class Measurement:
         return self.completed / self.seconds if self.seconds else 0.0
 
     @property
+    def answered(self) -> int:
+        """The counted requests that succeeded."""
+        return sum(map(len, self.latencies.values()))
+
+    @property
+    def in_time(self) -> int:
+        """Those of them whose answer came before the end."""
+        return self.answered - self.late
+
+    @property
     def requests(self) -> int:
         """Successes and errors."""
-        return sum(map(len, self.latencies.values())) + self.errors.total()
+        return self.answered + self.errors.total()
 
     @property
     def error_share(self) -> float:

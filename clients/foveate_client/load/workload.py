@@ -1,5 +1,6 @@
 """What is sent: requests of one or several kinds, serialised before the clock starts."""
 
+import io
 import random
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import grpc.aio
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from foveate.inference import open_inference_pb2 as oip
 from foveate.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
@@ -17,7 +18,7 @@ from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
 from foveate.v1.explanation_pb2 import CamOptions, FeatureMapOptions
 from foveate_client._exceptions import FoveateError
 from foveate_client._images import open_upright
-from foveate_client.batch.sources import PICTURE_SUFFIXES
+from foveate_client.batch.sources import Joined, Passed, Unreadable, open_source
 
 PLAIN = "plain"
 CAM = "cam"
@@ -67,21 +68,30 @@ class Workload:
             turns[kind] += 1
 
 
-def read_pictures(paths: Sequence[Path]) -> list[bytes]:
-    """Return the files at `paths`, of a folder every picture in it. Raises WorkloadError."""
-    files: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            found = sorted(x for x in path.rglob("*") if x.suffix.lower() in PICTURE_SUFFIXES)
-            files += found
-        else:
-            files.append(path)
-    if not files:
-        raise WorkloadError(f"there are no pictures in {', '.join(map(str, paths))}")
-    try:
-        return [file.read_bytes() for file in files]
-    except OSError as error:
-        raise WorkloadError(f"cannot read {error.filename}: {error.strerror}") from error
+def read_pictures(paths: Sequence[Path], passed: Passed) -> list[bytes]:
+    """Return the pictures at `paths`, of a folder every one in it.
+
+    What cannot be read, or is no picture, is noted in `passed`. Raises WorkloadError
+    where none is left.
+    """
+    sources = [open_source(str(path), ordered=True, passed=passed) for path in paths]
+    pictures = []
+    for found in Joined(sources).items():
+        if isinstance(found, Unreadable):
+            passed.note("that cannot be read", found.name)
+            continue
+        try:
+            data = found.image if isinstance(found.image, bytes) else found.image.read_bytes()
+            with Image.open(io.BytesIO(data)):
+                pictures.append(data)
+        except UnidentifiedImageError:
+            passed.note("that are no pictures", found.name)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            passed.note("that cannot be read", found.name)
+    if not pictures:
+        over = f"; passed over: {passed}" if passed.counts else ""
+        raise WorkloadError(f"there are no pictures in {', '.join(map(str, paths))}{over}")
+    return pictures
 
 
 async def foveate_workload(
@@ -90,22 +100,26 @@ async def foveate_workload(
     mix: Mix,
     *,
     model: str,
+    version: str = "",
     timeout: float,  # noqa: ASYNC109 - a gRPC deadline
 ) -> Workload:
     """Return the requests of foveate.v1, for encoded `pictures`.
 
-    Each kind is sent once, so that what the server refuses is told before the
-    load. Raises WorkloadError where the model has no such layer, and
+    They name the `version` that is given, and else none, so that the server's default
+    one answers as it changes. Each kind is sent once, so that what the server refuses
+    is told before the load. Raises WorkloadError where the model has no such layer, and
     grpc.aio.AioRpcError.
     """
     stub = ClassifierServiceStub(channel)
-    details = (await stub.GetModel(GetModelRequest(name=model), timeout=timeout)).model
+    details = (
+        await stub.GetModel(GetModelRequest(name=model, version=version), timeout=timeout)
+    ).model
     shares = {PLAIN: 1 - mix.cam - mix.feature_maps, CAM: mix.cam, FEATURE_MAPS: mix.feature_maps}
     shares = {kind: share for kind, share in shares.items() if share > 0}
     requests = {}
     for kind in shares:
         messages = [
-            ClassifyRequest(model=details.name, version=details.version, encoded=picture)
+            ClassifyRequest(model=details.name, version=version, encoded=picture)
             for picture in pictures
         ]
         for message in messages:

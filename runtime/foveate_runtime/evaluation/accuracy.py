@@ -19,7 +19,7 @@ from foveate_runtime.imaging.transform import prepare
 BATCH = 32
 """Where the throughput of a CPU has long stopped growing with the batch."""
 
-_FIRST = 5
+FIRST = 5
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Tally:
     def add(self, logits: NDArray[Any], targets: NDArray[np.int64]) -> None:
         """Count a batch: `logits` float [N, classes], `targets` int64 [N]."""
         # Stable, so that equal logits rank as in the graph: the lower class first.
-        best = np.argsort(-logits, axis=1, kind="stable")[:, :_FIRST]
+        best = np.argsort(-logits, axis=1, kind="stable")[:, :FIRST]
         hits = best == targets[:, None]
         self.first += int(hits[:, 0].sum())
         self.among_five += int(hits.any(1).sum())
@@ -112,6 +112,7 @@ def measure_accuracy(
     advance: Callable[[int], object] = lambda _: None,
     *,
     corrupt: list[str] | None = None,
+    observe: Callable[[NDArray[np.uint8], NDArray[Any], NDArray[np.int64]], object] | None = None,
 ) -> Accuracy:
     """Classify every labelled picture and count how often its class is found.
 
@@ -121,6 +122,7 @@ def measure_accuracy(
         labelled: the pictures; at least one.
         advance: told how many pictures were classified, after each batch.
         corrupt: as in `prepared_batches`.
+        observe: told of each batch: the pictures, their logits and their classes.
 
     Raises:
         LabelledError: a picture cannot be decoded.
@@ -130,5 +132,7 @@ def measure_accuracy(
     for images, targets in prepared_batches(labelled, spec, corrupt):
         logits = runner.run({IMAGE_INPUT: images}, [LOGITS_OUTPUT])[LOGITS_OUTPUT]
         tally.add(logits, targets)
+        if observe is not None:
+            observe(images, logits, targets)
         advance(len(targets))
     return tally.accuracy(labelled.name)

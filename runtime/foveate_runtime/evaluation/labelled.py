@@ -1,11 +1,13 @@
 """Labelled pictures: an image folder or a data set, matched with the labels of a classifier."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
@@ -29,6 +31,10 @@ class LabelledError(Exception):
 
 class NoPicturesError(LabelledError):
     """There are none where they were said to be."""
+
+
+class TooFewPicturesError(LabelledError):
+    """Fewer pictures than a coverage takes; the message gives the number needed."""
 
 
 class Labelled(Protocol):
@@ -62,7 +68,12 @@ class ImageFolder:
             yield str(path), path.read_bytes(), target
 
 
-def open_labelled(data: str, labels: Sequence[str], limit: int | None = None) -> Labelled:
+def open_labelled(
+    data: str,
+    labels: Sequence[str],
+    limit: int | None = None,
+    passed: list[str] | None = None,
+) -> Labelled:
     """Return the pictures that `data` names, for a classifier with these labels.
 
     Args:
@@ -70,6 +81,7 @@ def open_labelled(data: str, labels: Sequence[str], limit: int | None = None) ->
             foveate-train; or a folder, as in `open_folder`.
         labels: the classifier's labels, by index.
         limit: how many pictures to take; None for all.
+        passed: as in `open_folder`.
 
     Raises:
         NoPicturesError: the folder does not exist, or has no pictures.
@@ -77,12 +89,17 @@ def open_labelled(data: str, labels: Sequence[str], limit: int | None = None) ->
     """
     point = next(iter(entry_points(group=DATA_SETS, name=data)), None)
     if point is None:
-        return open_folder(Path(data), labels, limit)
+        return open_folder(Path(data), labels, limit, passed)
     labelled: Labelled = point.load()(labels, limit)
     return labelled
 
 
-def open_folder(folder: Path, labels: Sequence[str], limit: int | None = None) -> ImageFolder:
+def open_folder(
+    folder: Path,
+    labels: Sequence[str],
+    limit: int | None = None,
+    passed: list[str] | None = None,
+) -> ImageFolder:
     """Return the pictures of a folder with one folder a class.
 
     Args:
@@ -91,10 +108,12 @@ def open_folder(folder: Path, labels: Sequence[str], limit: int | None = None) -
         labels: the classifier's labels, by index.
         limit: how many pictures to take, evenly spread over the folder; None
             for all.
+        passed: gets the folders that are none of the classes, which are passed
+            over; None where there must be none.
 
     Raises:
         NoPicturesError: the folder does not exist, or has no pictures.
-        LabelledError: folders that are none of the classes; named.
+        LabelledError: folders that are none of the classes, or all of them; named.
     """
     if not folder.is_dir():
         raise NoPicturesError(f"{folder}: no such folder")
@@ -108,17 +127,24 @@ def open_folder(folder: Path, labels: Sequence[str], limit: int | None = None) -
             found += [(path, target) for path in pictures]
         elif pictures:
             unknown.append(child.name)
-    if unknown:
+    if unknown and passed is not None and found:
+        passed += map(written, unknown)
+    elif unknown:
         more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
         raise LabelledError(
-            f"{folder}: {', '.join(unknown[:_NAMED])}{more}: neither a label, nor a WordNet id, "
-            f"nor an index of the model's {len(labels)} classes"
+            f"{folder}: {', '.join(map(written, unknown[:_NAMED]))}{more}: neither a label, "
+            f"nor a WordNet id, nor an index of the model's {len(labels)} classes"
         )
     if not found:
         raise NoPicturesError(f"{folder} holds no pictures; it needs one folder a class")
     if limit is not None and limit < len(found):
         found = [found[i * len(found) // limit] for i in range(limit)]
     return ImageFolder(folder.name, tuple(found))
+
+
+def written(name: str) -> str:
+    """Return a file's name as text that can be printed: bytes that are no UTF-8 are escaped."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -131,21 +157,26 @@ def image_files(folder: Path) -> list[Path]:
 
 
 class Targets:
-    """Class indices by the names that people give them."""
+    """Class indices by the names that people give them.
+
+    A label is found in any case and with underscores for spaces, and so is a
+    synonym that a comma separates in it.
+    """
 
     def __init__(self, labels: Sequence[str]) -> None:
         self._count = len(labels)
+        names = [{_plain(label), *map(_plain, label.split(","))} for label in labels]
+        times = Counter(chain.from_iterable(names))
         # A label that stands twice, such as ImageNet's crane, says nothing.
         self._by_label = {
-            label: index for index, label in enumerate(labels) if labels.count(label) == 1
+            name: index for index, each in enumerate(names) for name in each if times[name] == 1
         }
-        synsets = _imagenet_synsets()
-        self._by_wordnet = synsets if len(synsets) == len(labels) else {}
+        self._by_wordnet = {name: index for index, name in enumerate(wordnet_ids(self._count))}
 
     def find(self, name: str) -> int | None:
         """Return the class of a label, a WordNet id or an index; None where it is none."""
-        if name in self._by_label:
-            return self._by_label[name]
+        if (label := _plain(name)) in self._by_label:
+            return self._by_label[label]
         if name in self._by_wordnet:
             return self._by_wordnet[name]
         if re.fullmatch(r"\d{1,9}", name) and int(name) < self._count:
@@ -153,7 +184,16 @@ class Targets:
         return None
 
 
+def wordnet_ids(classes: int) -> tuple[str, ...]:
+    """Return the WordNet ids of so many classes where they are ImageNet's 1000, else none."""
+    known = _imagenet_synsets()
+    return known if classes == len(known) else ()
+
+
+def _plain(label: str) -> str:
+    return " ".join(label.replace("_", " ").split()).casefold()
+
+
 @cache
-def _imagenet_synsets() -> dict[str, int]:
-    text = (files(__package__) / _SYNSETS).read_text(encoding="ascii")
-    return {synset: index for index, synset in enumerate(text.split())}
+def _imagenet_synsets() -> tuple[str, ...]:
+    return tuple((files(__package__) / _SYNSETS).read_text(encoding="ascii").split())

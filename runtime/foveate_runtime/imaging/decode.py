@@ -3,7 +3,7 @@
 import io
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -26,6 +26,13 @@ MODES = MappingProxyType({1: "L", 3: "RGB", 4: "RGBA"})
 
 MAX_PIXELS = 178_000_000
 """Pillow refuses more by itself: see `Image.MAX_IMAGE_PIXELS`."""
+
+COLOUR_AS_GREY = "the picture has colours, and the model takes grey ones: it saw its brightness"
+DAMAGED_METADATA = "the picture's metadata is damaged and was passed over; it is taken as upright"
+
+_SAMPLE = (16, 16)
+_LEAST_COLOUR = 8.0
+"""Levels between the channels of a pixel, in the mean: rounding in a grey JPEG leaves fewer."""
 
 Reason = Literal["IMAGE_EMPTY", "IMAGE_TOO_LARGE", "IMAGE_UNSUPPORTED", "IMAGE_CORRUPT"]
 
@@ -114,6 +121,8 @@ class Decoded:
     height: int
     extent: tuple[float, float]
     orientation: Orientation
+    warnings: tuple[str, ...] = ()
+    """What to know of the picture, for a person."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -166,7 +175,8 @@ def _decode_png(data: bytes, mode: str, limits: ImageLimits, shorter_side: int |
         bare = without_metadata(used, everything=True)
         if len(bare) == len(used):
             raise
-    return _decode(bare, mode, limits, shorter_side)
+    decoded = _decode(bare, mode, limits, shorter_side)
+    return replace(decoded, warnings=(*decoded.warnings, DAMAGED_METADATA))
 
 
 def _decode(data: bytes, mode: str, limits: ImageLimits, shorter_side: int | None) -> Decoded:
@@ -179,7 +189,7 @@ def _decode(data: bytes, mode: str, limits: ImageLimits, shorter_side: int | Non
                 f"the limit is {limits.max_pixels} pixels",
                 limit=limits.max_pixels,
             )
-        scale = 1
+        scale, warnings = 1, []
         pixels: Image.Image | NDArray[np.uint8] | None = None
         if isinstance(image, JpegImageFile):
             _require_few_scans(data, width * height, limits)
@@ -191,12 +201,18 @@ def _decode(data: bytes, mode: str, limits: ImageLimits, shorter_side: int | Non
                 image.draft(None, (width // scale, height // scale))
         if pixels is None:
             pixels = _convert(image, mode)
+            if mode == "L" and _has_colours(image):
+                warnings.append(COLOUR_AS_GREY)
+        orientation = _orientation(image)
+        if orientation is None:
+            warnings.append(DAMAGED_METADATA)
         return Decoded(
             image=pixels,
             width=width,
             height=height,
             extent=(width / scale, height / scale),
-            orientation=_orientation(image),
+            orientation=orientation or UPRIGHT,
+            warnings=tuple(warnings),
         )
 
 
@@ -212,15 +228,23 @@ def _require_few_scans(data: bytes, pixels: int, limits: ImageLimits) -> None:
         )
 
 
-def _orientation(image: Image.Image) -> Orientation:
+def _has_colours(image: Image.Image) -> bool:
+    """Tell whether a decoded picture shows colours, which grey ones in RGB do not."""
+    if image.mode.startswith(("1", "L", "I")):
+        return False
+    few = image.resize(_SAMPLE, Image.Resampling.NEAREST).convert("RGB")
+    return float(np.ptp(np.asarray(few), axis=2).mean()) > _LEAST_COLOUR
+
+
+def _orientation(image: Image.Image) -> Orientation | None:
     """Return what the metadata of a picture says, once its pixels are decoded: a PNG's may follow.
 
-    Malformed metadata says nothing.
+    None where it is malformed and says nothing.
     """
     try:
         return _ORIENTATIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1), UPRIGHT)
     except _REFUSED:
-        return UPRIGHT
+        return None
 
 
 def _convert(image: Image.Image, mode: str) -> Image.Image:

@@ -1,6 +1,6 @@
 """A decoded picture, fitted to the classifier's input."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,8 @@ class View:
     top: float
     width: float
     height: float
+    warnings: tuple[str, ...] = ()
+    """What to know of how it was read, for a person."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +91,8 @@ def fit(decoded: Decoded, spec: InputSpec) -> tuple[NDArray[np.uint8], View]:
         width, height = height, width
     if (width, height) == (spec.width, spec.height):
         pixels = _upright(np.asarray(decoded.image), orientation)
-        return pixels.reshape(spec.height, spec.width, spec.channels), whole_view(spec)
+        view = replace(whole_view(spec), warnings=decoded.warnings)
+        return pixels.reshape(spec.height, spec.width, spec.channels), view
     resized_width, resized_height = _resized(width, height, spec)
     across = _span(width, resized_width, spec.width)
     down = _span(height, resized_height, spec.height)
@@ -113,6 +116,7 @@ def fit(decoded: Decoded, spec: InputSpec) -> tuple[NDArray[np.uint8], View]:
         top=down.start * down.scale,
         width=across.length * across.scale,
         height=down.length * down.scale,
+        warnings=decoded.warnings,
     )
 
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from foveate_runtime.bundle.manifest import LOGITS_OUTPUT, Manifest, Scores
-from foveate_serve.classification import Cam, FeatureMap, Prediction, Request, Result
+from foveate_serve.classification import Cam, FeatureMap, Prediction, Request, Result, Trust
 from foveate_serve.engine import explain
 from foveate_serve.engine.explain import CamPlan, ExplanationLimits, FeatureMapPlan
 from foveate_serve.engine.job import Chunk
+from foveate_serve.engine.trust import TrustPlan, assess, plan_trust
 from foveate_serve.errors import InvalidRequestError
 from foveate_serve.repository.loaded import LoadedModel
 
@@ -28,6 +29,7 @@ class Plan:
     scores: Scores
     cam: CamPlan | None
     features: tuple[FeatureMapPlan, ...]
+    trust: TrustPlan | None
     outputs: tuple[str, ...]
     class_ids: tuple[tuple[int, ...], ...]
     ranks: int
@@ -46,7 +48,9 @@ class Plan:
         cams: tuple[Cam, ...] = ()
         if self.cam is not None:
             maps = batched.outputs[self.cam.output][0]
-            cams = explain.draw(self.cam, maps, best, labels, chunk.pixels[0])
+            cams = explain.draw(
+                self.cam, maps, best, labels, chunk.pixels[0], logits=ranking.logits[row]
+            )
         feature_maps: tuple[FeatureMap, ...] = ()
         if self.features:
             layers = [batched.outputs[wanted.output][0] for wanted in self.features]
@@ -57,12 +61,18 @@ class Plan:
         if self.threshold is not None:
             best = best[scores[best] >= self.threshold]
         ids = best.tolist()
+        trust: Trust | None = None
+        confidences: tuple[list[float], ...] = ()
+        if self.trust is not None and model.assessor is not None:
+            trust, confidence = assess(self.trust, model.assessor, ranking.logits[row])
+            confidences = () if confidence is None else (confidence[best].tolist(),)
         predictions = map(
             Prediction,
             ids,
             map(labels.__getitem__, ids),
             scores[best].tolist(),
             ranking.logits[row, best].tolist(),
+            *confidences,
         )
         return partial(
             Result,
@@ -73,16 +83,18 @@ class Plan:
             cams=cams,
             feature_maps=feature_maps,
             view=chunk.view,
+            trust=trust,
         )
 
 
 def make_plan(request: Request, manifest: Manifest, limits: ExplanationLimits) -> Plan:
-    """Check a request against the bundle; raises InvalidRequestError."""
+    """Check a request against the bundle; raises InvalidRequestError and NotReadyError."""
     top_k = _top_k(request, manifest.classes)
     outputs: tuple[str, ...] = (LOGITS_OUTPUT,)
     class_ids: tuple[int, ...] = ()
     cam: CamPlan | None = None
     features: tuple[FeatureMapPlan, ...] = ()
+    trust = None if request.trust is None else plan_trust(request.trust, manifest)
     if request.threshold is not None:
         _check_threshold(request.threshold, manifest.scores)
     if request.cam is not None:
@@ -98,6 +110,7 @@ def make_plan(request: Request, manifest: Manifest, limits: ExplanationLimits) -
         scores=manifest.scores,
         cam=cam,
         features=features,
+        trust=trust,
         outputs=outputs,
         class_ids=(class_ids,),
         # A map's class id -1 means the best class.

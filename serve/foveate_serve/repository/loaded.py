@@ -4,9 +4,11 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 
 from foveate_runtime.backends.base import Runner
 from foveate_runtime.bundle.bundle import Bundle
+from foveate_runtime.trust.answer import Assessor
 from foveate_serve.batching.batcher import Batcher
 from foveate_serve.batching.pacing import Pace
 from foveate_serve.batching.policy import BatchPolicy
@@ -65,6 +67,13 @@ class LoadedModel:
         self._on_hang = on_hang
         self._hung = asyncio.Event()
         self._watchdog = Watchdog(runners, run_limit, self._on_engine_hang)
+
+    @cached_property
+    def assessor(self) -> Assessor | None:
+        """What assesses the answers of the variant that serves; None where it is uncalibrated."""
+        manifest = self.bundle.manifest
+        trust = manifest.variant(self.runner.variant).trust
+        return None if trust is None else Assessor(trust, manifest.policy, manifest.scores)
 
     def _on_run_end(self, run: BatchRun) -> None:
         self._idle_trimmer.on_run()

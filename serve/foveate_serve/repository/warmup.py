@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from foveate_runtime.backends.base import Array, Runner
+from foveate_runtime.backends.base import Array, BackendError, Runner
 from foveate_runtime.bundle.manifest import CAM_PREFIX, CLASS_IDS_INPUT, IMAGE_INPUT, LOGITS_OUTPUT
 from foveate_serve.batching.pacing import Pace
 from foveate_serve.batching.policy import BatchPolicy
@@ -37,12 +37,16 @@ def warm_up(runner: Runner, sizes: Sequence[int], lanes: int = 1, *, watched: bo
     bounded, none may run on the event loop: a run that hangs must not block it.
 
     Raises:
-        BackendError: the engine fails, or the graph breaks its contract.
+        BackendError: the engine fails, or the graph breaks its contract, or its logits are not
+            finite numbers.
     """
     started = time.monotonic()
     # The largest first: the others fit into the memory that it allocates.
     for size in sorted(sizes, reverse=True):
-        runner.run(_black(runner, size), [LOGITS_OUTPUT])
+        logits = runner.run(_black(runner, size), [LOGITS_OUTPUT])[LOGITS_OUTPUT]
+        # A maximum is no number where a logit is none; a class may be ruled out by -inf.
+        if not np.isfinite(logits.max(axis=1)).all():
+            raise BackendError("the logits of a black picture are not finite numbers")
     cam = next((name for name in runner.outputs if name.startswith(CAM_PREFIX)), None)
     explained = {**_black(runner, 1), CLASS_IDS_INPUT: np.full((1, 1), -1, dtype=np.int64)}
     if cam is not None:

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from foveate.v1 import classifier_service_pb2, explanation_pb2, model_pb2
 from foveate_runtime.bundle.manifest import Manifest, VariantEntry
+from foveate_runtime.bundle.trust import SetMethod
+from foveate_runtime.evaluation.labelled import wordnet_ids
 from foveate_runtime.imaging.heatmap import Encoding
 from foveate_runtime.imaging.transform import View
 from foveate_serve.batching.policy import BatchPolicy
@@ -27,6 +29,8 @@ from foveate_serve.classification import (
     Request,
     Result,
     Timing,
+    Trust,
+    TrustRequest,
 )
 from foveate_serve.errors import InvalidRequestError
 from foveate_serve.repository.loaded import LoadedModel
@@ -48,6 +52,11 @@ _ENCODINGS: Mapping[int, Encoding] = {
     explanation_pb2.PICTURE_ENCODING_UNSPECIFIED: "png",
     explanation_pb2.PICTURE_ENCODING_PNG: "png",
     explanation_pb2.PICTURE_ENCODING_JPEG: "jpeg",
+}
+_SET_METHODS: Mapping[int, SetMethod] = {
+    classifier_service_pb2.SET_METHOD_UNSPECIFIED: "lac",
+    classifier_service_pb2.SET_METHOD_LAC: "lac",
+    classifier_service_pb2.SET_METHOD_RAPS: "raps",
 }
 _STATES: Mapping[State, model_pb2.ModelState.ValueType] = {
     State.LOADING: model_pb2.MODEL_STATE_LOADING,
@@ -71,6 +80,7 @@ def to_request(message: classifier_service_pb2.ClassifyRequest) -> Request:
             FeatureMapRequest(layer=options.layer, channels=tuple(options.channels))
             for options in message.feature_maps
         ),
+        trust=_to_trust_request(message.trust) if message.HasField("trust") else None,
         priority=priority_of(message.priority, field="priority"),
     )
 
@@ -87,6 +97,7 @@ def from_result(result: Result, *, timing: bool) -> classifier_service_pb2.Class
                 label=prediction.label,
                 score=prediction.score,
                 logit=prediction.logit,
+                confidence=prediction.confidence,
             )
             for prediction in result.predictions
         ],
@@ -94,6 +105,8 @@ def from_result(result: Result, *, timing: bool) -> classifier_service_pb2.Class
         feature_maps=[_from_feature_map(features) for features in result.feature_maps],
         view=_from_view(result.view),
         timing=_from_timing(result.timing) if timing else None,
+        trust=None if result.trust is None else _from_trust(result.trust),
+        warnings=result.view.warnings,
     )
 
 
@@ -124,6 +137,7 @@ def from_model(model: LoadedModel) -> model_pb2.Model:
         state=model_pb2.MODEL_STATE_READY,
         classifier=manifest.classifier,
         labels=model.bundle.labels,
+        wordnet_ids=wordnet_ids(len(model.bundle.labels)),
         input=model_pb2.InputSpec(
             height=spec.height,
             width=spec.width,
@@ -223,11 +237,31 @@ def _to_cam_request(options: explanation_pb2.CamOptions) -> CamRequest:
         method=options.method,
         class_ids=tuple(options.class_ids),
         top=options.top if options.HasField("top") else None,
+        against=options.against if options.HasField("against") else None,
         forms=forms or frozenset({"raw"}),
         width=options.width,
         height=options.height,
         encoding=_choice(_ENCODINGS, options.encoding, "cam.encoding"),
         opacity=options.opacity if options.HasField("opacity") else DEFAULT_OPACITY,
+    )
+
+
+def _to_trust_request(options: classifier_service_pb2.TrustOptions) -> TrustRequest:
+    return TrustRequest(
+        coverage=options.coverage if options.HasField("coverage") else None,
+        set_method=_choice(_SET_METHODS, options.set_method, "trust.set_method"),
+    )
+
+
+def _from_trust(trust: Trust) -> classifier_service_pb2.Trust:
+    return classifier_service_pb2.Trust(
+        coverage=trust.coverage,
+        prediction_set=trust.prediction_set,
+        ood_percentile=trust.ood_percentile,
+        abstained=trust.abstained,
+        set_method=classifier_service_pb2.SET_METHOD_RAPS
+        if trust.set_method == "raps"
+        else classifier_service_pb2.SET_METHOD_LAC,
     )
 
 
@@ -255,6 +289,8 @@ def _from_cam(cam: Cam) -> explanation_pb2.Cam:
         values=b"" if cam.values is None else _to_bytes(cam.values),
         heatmap=cam.heatmap or b"",
         overlay=cam.overlay or b"",
+        against=cam.against,
+        explained=cam.explained,
     )
 
 

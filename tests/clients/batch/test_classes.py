@@ -1,6 +1,7 @@
 import pytest
 
 from foveate_client.batch.classes import Classes, LabelsFileError, read_names
+from foveate_runtime.evaluation.labelled import Targets, wordnet_ids
 
 LABELS = ("tench, Tinca tinca", "crane", "black swan", "crane")
 
@@ -22,6 +23,19 @@ LABELS = ("tench, Tinca tinca", "crane", "black swan", "crane")
 )
 def test_a_class_is_found_by_what_people_call_it(text, class_id):
     assert Classes(LABELS).find(text) == class_id
+
+
+def test_both_commands_find_the_same_classes():
+    labels = [f"class {number}" for number in range(998)]
+    labels = ["tench, Tinca tinca", "Gold_Fish", *labels]
+    ids = wordnet_ids(len(labels))
+    assert wordnet_ids(999) == ()
+    batch, evaluate = Classes(labels, wordnet_ids=ids), Targets(labels)
+    for name, class_id in {
+        "n01440764": 0, "n15075141": 999, "n00000000": None, "tench": 0, "GOLD fish": 1,
+        "tinca_Tinca": 0, "7": 7, "1000": None, "class": None,
+    }.items():  # fmt: skip
+        assert batch.find(name) == evaluate.find(name) == class_id
 
 
 def test_a_digit_is_a_label_before_it_is_an_id():

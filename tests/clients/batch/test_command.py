@@ -9,15 +9,17 @@ import subprocess
 import sys
 import tarfile
 import threading
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from foveate.status import ErrorStatus, StatusError
-from foveate_client.batch import arrow
+from foveate_client._results import Heatmap
+from foveate_client.batch import arrow, rows
 from foveate_client.commands import batch, classify
 
 from ...conftest import served
@@ -46,9 +48,12 @@ def test_a_folder_becomes_a_table_of_the_best_classes(run, folder, photographs, 
     for line, crop in zip(table, photographs, strict=True):
         ranking = np.argsort(-crop.means)
         assert list(line) == [
-            "image", "target", "class_1", "label_1", "score_1", "class_2", "label_2", "score_2",
+            "image", "target", "target_label", "correct", "class_1",
+            "label_1", "score_1", "class_2", "label_2", "score_2",
         ]  # fmt: skip
         assert line["target"] == crop.best
+        assert line["target_label"] == line["label_1"]
+        assert line["correct"] is True
         assert [line["class_1"], line["class_2"]] == ranking[:2].tolist()
         assert line["label_1"] == ("red", "forest green", "blue, azure")[crop.best]
         assert line["score_1"] == pytest.approx(crop.scores.max(), rel=1e-4)
@@ -182,7 +187,12 @@ def test_shards_and_tables_are_read_like_folders(run, photographs, tmp_path):
 def test_a_picture_that_comes_twice_is_there_once(run, photographs, tmp_path):
     path = photographs[0].path
     out = tmp_path / "results.jsonl"
-    assert run(path, path, path.parent, "--out", out)[0] == 0
+    code, printed, _ = run(path, path, path.parent, "--out", out, "--json")
+    assert code == 0
+    count = len(list(path.parent.iterdir()))
+    summary = json.loads(printed)
+    assert (summary["read"], summary["classified"]) == (count + 2, count)
+    assert summary["named_twice"] == 2
     names = [line["image"] for line in read_json_lines(out)]
     assert len(names) == len(set(names)) == len(list(path.parent.iterdir()))
 
@@ -336,7 +346,7 @@ def test_a_picture_above_the_servers_limit_fails_alone(
         capsys.readouterr()
         assert classify.main([*map(str, paths), "--address", address, "--json"]) == 1
     assert len(read_json_lines(out)) == 2
-    (error,) = read_json_lines(tmp_path / "results.errors.jsonl")
+    (error,) = read_json_lines(tmp_path / "results.jsonl.errors.jsonl")
     assert error["image"] == str(large)
     assert (error["code"], error["reason"]) == ("RESOURCE_EXHAUSTED", "MESSAGE_TOO_LARGE")
     assert error["message"].endswith("bytes; the limit is 100000 bytes")
@@ -362,7 +372,7 @@ def test_a_folder_that_cannot_be_read_has_an_error_of_its_own(
     out = tmp_path / "results.jsonl"
     assert run(folder, "--out", out)[0] == 1
     assert len(read_json_lines(out)) == 1
-    (error,) = read_json_lines(tmp_path / "results.errors.jsonl")
+    (error,) = read_json_lines(tmp_path / "results.jsonl.errors.jsonl")
     assert error == {
         "image": denied[0],
         "code": "PERMISSION_DENIED",
@@ -381,7 +391,7 @@ def test_a_name_too_long_for_its_overlay_fails_alone(run, photographs, tmp_path)
     out = tmp_path / "results.jsonl"
     assert run(folder, "--out", out, "--cam", tmp_path / "cams")[0] == 1
     assert [Path(line["image"]).name for line in read_json_lines(out)] == ["a.png"]
-    (error,) = read_json_lines(tmp_path / "results.errors.jsonl")
+    (error,) = read_json_lines(tmp_path / "results.jsonl.errors.jsonl")
     assert error["message"] == "cannot write its overlay: File name too long"
 
 
@@ -478,7 +488,7 @@ def test_an_error_of_the_server_belongs_to_its_picture(run, server, photographs,
     paths = [crop.path for crop in photographs[:3]]
     assert run(*paths, "--out", out, source=("--address", server.address))[0] == 1
     assert len(read_json_lines(out)) == 2
-    assert read_json_lines(tmp_path / "results.errors.jsonl") == [
+    assert read_json_lines(tmp_path / "results.jsonl.errors.jsonl") == [
         {"image": str(paths[1]), "code": "INVALID_ARGUMENT", "reason": "ODD", "message": "odd"}
     ]
 
@@ -586,3 +596,124 @@ def test_a_terminal_sees_progress(repository, folder, tmp_path):
     assert process.returncode == 0
     assert b"60/60" in seen
     assert b"images/s" in seen
+
+
+def test_tables_say_what_made_them(run, folder, tmp_path):
+    out = tmp_path / "results.parquet"
+    assert run(folder, "--out", out, "--ordered", "--top-k", 2)[0] == 0
+    held = json.loads(pq.read_schema(out).metadata[b"foveate"])
+    assert held["foveate"] == version("foveate-client")
+    assert (held["model"], held["version"], held["variant"]) == ("colours", "1", "fp32")
+    assert (held["--top-k"], held["sources"]) == (2, [str(folder)])
+    assert held["preprocessing"]["interpolation"] == "bilinear"
+    table = tmp_path / "results.csv"
+    assert run(folder, "--out", table, "--ordered", "--top-k", 2)[0] == 0
+    beside = json.loads((tmp_path / "results.csv.json").read_text(encoding="utf-8"))
+    assert beside == held
+
+
+def test_tables_of_one_name_have_reports_and_errors_of_their_own(run, folder, broken, tmp_path):
+    for suffix in ("csv", "parquet", "jsonl"):
+        code, printed, _ = run(folder, broken, "--out", tmp_path / f"r.{suffix}", "--json")
+        assert code == 1
+        files = json.loads(printed)["files"]
+        name = "r" if suffix == "csv" else f"r.{suffix}"
+        assert files["report"] == str(tmp_path / f"{name}.report.html")
+        assert files["errors"] == str(tmp_path / f"{name}.errors.jsonl")
+    assert run(folder, "--out", tmp_path / "r.parquet", "--overwrite")[0] == 0
+    assert len(read_json_lines(tmp_path / "r.errors.jsonl")) == 1
+
+
+def test_integers_with_nulls_stay_integers(run, photographs, tmp_path):
+    unknown = tmp_path / "unlabelled" / "a.png"
+    unknown.parent.mkdir()
+    unknown.write_bytes(photographs[0].path.read_bytes())
+    out = tmp_path / "results.parquet"
+    assert run(photographs[0].path, unknown, "--out", out)[0] == 0
+    columns = json.loads(pq.read_schema(out).metadata[b"pandas"])["columns"]
+    kinds = {column["name"]: column["numpy_type"] for column in columns}
+    assert kinds == {
+        "target": "Int32", "correct": "boolean", "class_1": "Int32", "class_2": "Int32",
+        "class_3": "Int32",
+    }  # fmt: skip
+    assert pq.read_table(out).column("target").to_pylist() == [photographs[0].best, None]
+
+
+def test_names_that_are_no_class_are_told(run, photographs, tmp_path):
+    unknown = tmp_path / "n04960277" / "a.png"
+    unknown.parent.mkdir()
+    unknown.write_bytes(photographs[0].path.read_bytes())
+    code, printed, _ = run(unknown.parent, "--out", tmp_path / "results.csv")
+    assert code == 0
+    assert "1 images lie under a name that is no class, such as n04960277; --labels" in printed
+
+
+def test_what_was_read_is_what_was_classified_and_what_failed(run, photographs, broken, tmp_path):
+    out = tmp_path / "results.csv"
+    code, printed, _ = run(photographs[0].path, broken, "--out", out)
+    assert code == 1
+    lines = {line.split()[0]: line.split()[1] for line in printed.splitlines()}
+    assert (lines["read"], lines["classified"], lines["failed"]) == ("2", "1", "1")
+    summary = json.loads(
+        run(photographs[0].path, broken, "--out", out, "--retry-errors", "--json")[1]
+    )
+    counts = [summary[name] for name in ("read", "classified", "failed", "done_before")]
+    assert counts == [2, 0, 1, 1]
+
+
+def test_a_model_of_few_classes_has_no_top_five(run, folder, tmp_path):
+    printed = run(folder, "--out", tmp_path / "results.csv")[1]
+    assert "top 1 100.0% of 60 labelled images" in printed
+    assert "top 5" not in (tmp_path / "results.report.html").read_text(encoding="utf-8")
+
+
+def test_progress_is_told_in_lines_where_there_is_no_terminal(run, folder, tmp_path, monkeypatch):
+    assert run(folder, "--out", tmp_path / "quiet.csv")[2] == ""
+    monkeypatch.setattr(batch, "PROGRESS_SECONDS", 0)
+    lines = run(folder, "--out", tmp_path / "results.csv")[2].splitlines()
+    assert len(lines) == 60
+    assert lines[-1].startswith("foveate batch: 60 classified, ")
+    assert lines[-1].endswith(" a second")
+
+
+@pytest.mark.parametrize("options", [("--model", "unknown"), ("--top-k", "9")])
+def test_a_run_that_cannot_begin_leaves_no_folder(run, photographs, tmp_path, options):
+    out = tmp_path / "new" / "folder" / "results.csv"
+    code, _, err = run(photographs[0].path, "--out", out, *options)
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_picture_that_changes_under_way_fails_alone(run, photographs, tmp_path, monkeypatch):
+    first, second = (tmp_path / name for name in ("a.png", "b.png"))
+    for path in (first, second):
+        path.write_bytes(photographs[0].path.read_bytes())
+    overlay = Heatmap.overlay
+
+    def changed(heatmap, image, **options):
+        if Path(image) == first:
+            Image.new("RGB", (3, 5)).save(first)
+        return overlay(heatmap, image, **options)
+
+    monkeypatch.setattr(Heatmap, "overlay", changed)
+    out = tmp_path / "results.csv"
+    assert run(first, second, "--out", out, "--cam", tmp_path / "cams")[0] == 1
+    (error,) = read_json_lines(tmp_path / "results.errors.jsonl")
+    assert (error["image"], error["message"]) == (
+        str(first),
+        "it was changed while it was classified",
+    )
+
+
+def test_the_overlay_of_a_large_picture_is_reduced(run, tmp_path):
+    source = tmp_path / "large.jpg"
+    turned = Image.new("RGB", (5000, 3001), (200, 10, 10))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    turned.save(source, exif=exif)
+    out = tmp_path / "results.jsonl"
+    assert run(source, "--out", out, "--cam", tmp_path / "cams")[0] == 0
+    (line,) = read_json_lines(out)
+    with Image.open(line["cam"]) as overlay:
+        assert max(overlay.size) <= rows.LARGEST_OVERLAY
+        assert overlay.height / overlay.width == pytest.approx(5000 / 3001, rel=0.01)

@@ -3,7 +3,7 @@ import re
 import numpy as np
 import pytest
 
-from foveate_client.batch.evaluation import BINS, WORST, Confusion, Evaluator, bin_of
+from foveate_client.batch.evaluation import BINS, WORST, Confusion, Evaluator, bin_of, direction
 from foveate_client.batch.journal import Row
 from foveate_client.batch.report import render
 
@@ -53,6 +53,13 @@ def test_accuracy_and_calibration_are_those_of_their_definitions(sample):
         for x in np.unique(bins)
     )
     assert found.ece == pytest.approx(expected, rel=1e-5)
+    assert found.confidence == pytest.approx(confidence.mean(), rel=1e-5)
+    side = "too high" if confidence.mean() > right.mean() else "too low"
+    assert direction(found).startswith(f"scores are {side} by ")
+    assert sum(x.images for x in found.classes) == 400
+    for each in found.classes:
+        assert each.accuracy == pytest.approx(right[targets == each.target].mean())
+    assert [x.accuracy for x in found.classes] == sorted(x.accuracy for x in found.classes)
     assert [x.images for x in found.bins] == np.bincount(bins, minlength=BINS).tolist()
 
 

@@ -59,7 +59,7 @@ def test_a_run_that_is_killed_again_and_again_ends_like_one_that_was_not(
     assert process.wait() == 1  # one picture is broken
     length = time.monotonic() - began
     expected = pq.read_table(undisturbed)
-    errors = undisturbed.with_name("undisturbed.errors.jsonl").read_bytes()
+    errors = undisturbed.with_name("undisturbed.parquet.errors.jsonl").read_bytes()
     assert len(expected) == 60 * COPIES
 
     out = tmp_path / "killed.parquet"
@@ -79,5 +79,5 @@ def test_a_run_that_is_killed_again_and_again_ends_like_one_that_was_not(
             out.unlink()
     assert start(out).wait() == 1
     assert pq.read_table(out).equals(expected)
-    assert out.with_name("killed.errors.jsonl").read_bytes() == errors
+    assert out.with_name("killed.parquet.errors.jsonl").read_bytes() == errors
     assert not journal.exists()

@@ -69,7 +69,15 @@ def test_a_threshold_leaves_what_is_below_it_empty(run, folder, photographs, tmp
     assert run(*options, "--out", bounded, "--top-k", 1, source=source)[0] == 0
     with bounded.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["image", "target", "class_1", "label_1", "score_1"]
+    assert list(rows[0]) == [
+        "image",
+        "target",
+        "target_label",
+        "correct",
+        "class_1",
+        "label_1",
+        "score_1",
+    ]
     assert [bool(row["class_1"]) for row in rows] == [count > 0 for count in reached]
 
 

@@ -182,13 +182,15 @@ def test_a_list_may_come_from_any_editor(tmp_path, coffee, chelsea):
     assert [item.image for item in items(paths)] == [coffee, chelsea]
 
 
-def test_a_name_that_is_no_utf8_is_escaped(tmp_path, coffee):
+def test_a_name_that_is_no_utf8_is_written_so_that_it_can_be_opened(tmp_path, coffee):
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))
     path.write_bytes(coffee.read_bytes())
     paths = tmp_path / "pictures.txt"
     paths.write_bytes(os.fsencode(path) + b"\n")
-    expected = f"{tmp_path}/caf\\xe9.png"
+    expected = f"file://{tmp_path}/caf%E9.png"
     assert [(item.name, item.image) for item in items(tmp_path)] == [(expected, path)]
+    assert [(item.name, item.image) for item in items(paths)] == [(expected, path)]
+    paths.write_text(f"{expected}\n  \n\n", encoding="utf-8")
     assert [(item.name, item.image) for item in items(paths)] == [(expected, path)]
 
 

@@ -12,6 +12,8 @@ from foveate.inference.open_inference_pb2_grpc import (
     GRPCInferenceServiceServicer,
     add_GRPCInferenceServiceServicer_to_server,
 )
+from foveate_client._exceptions import FoveateError
+from foveate_client.batch.sources import Passed
 from foveate_client.load.driver import Driver, connect
 from foveate_client.load.workload import (
     Mix,
@@ -148,7 +150,11 @@ def test_pictures_are_files_and_whole_folders(tmp_path, coffee, chelsea):
     folder.mkdir(parents=True)
     (folder / "cat.PNG").write_bytes(chelsea.read_bytes())
     (folder / "notes.txt").write_text("no picture")
-    found = read_pictures([coffee, tmp_path])
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    (folder / "empty.png").write_bytes(b"")
+    passed = Passed()
+    found = read_pictures([coffee, tmp_path], passed)
+    assert passed.counts == {"that are no pictures": 2, ".txt": 1}
     assert found == [coffee.read_bytes(), chelsea.read_bytes()]
     with Image.open(io.BytesIO(found[1])) as image:
         assert image.size == (451, 300)
@@ -156,6 +162,6 @@ def test_pictures_are_files_and_whole_folders(tmp_path, coffee, chelsea):
 
 def test_no_pictures_are_told(tmp_path):
     with pytest.raises(WorkloadError, match="there are no pictures in"):
-        read_pictures([tmp_path])
-    with pytest.raises(WorkloadError, match=r"cannot read .*missing\.png: No such file"):
-        read_pictures([tmp_path / "missing.png"])
+        read_pictures([tmp_path], Passed())
+    with pytest.raises(FoveateError, match=r"there is no .*missing\.png"):
+        read_pictures([tmp_path / "missing.png"], Passed())

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 from skimage import data
 
-from foveate_runtime.imaging.decode import FORMATS, UPRIGHT, ImageError, ImageLimits, decode
+from foveate_runtime.imaging.decode import (
+    COLOUR_AS_GREY,
+    DAMAGED_METADATA,
+    FORMATS,
+    UPRIGHT,
+    ImageError,
+    ImageLimits,
+    decode,
+)
 from foveate_runtime.imaging.jpeg import MAX_SCANS
 
 LIMITS = ImageLimits()
@@ -124,6 +132,15 @@ def test_of_an_animation_the_first_frame_is_taken(cat: Image.Image) -> None:
     black = Image.new("RGB", cat.size)
     data = encoded(cat, "GIF", save_all=True, append_images=[black, black])
     assert np.abs(pixels(data) - np.asarray(cat)).mean() < 8
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF"])
+def test_colours_that_become_grey_are_warned_of(cat: Image.Image, kind: str) -> None:
+    found = decode(encoded(cat, kind), channels=1, limits=LIMITS)
+    assert found.warnings == (COLOUR_AS_GREY,)
+    grey = cat.convert("L").convert("RGB")
+    assert decode(encoded(grey, kind), channels=1, limits=LIMITS).warnings == ()
+    assert decode(encoded(cat, kind), channels=3, limits=LIMITS).warnings == ()
 
 
 def test_grey_is_the_luma(cat: Image.Image) -> None:
@@ -254,6 +271,9 @@ def test_metadata_does_not_stand_in_the_way_of_a_pngs_pixels(
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
 def test_malformed_exif_means_upright(cat: Image.Image, kind: str) -> None:
     data = encoded(cat, kind, exif=b"Exif\0\0" + bytes(8))
+    # Of a JPEG Pillow takes what it cannot read for none.
+    told = () if kind == "JPEG" else (DAMAGED_METADATA,)
+    assert decode(data, channels=3, limits=LIMITS).warnings == told
     assert decode(data, channels=3, limits=LIMITS).orientation == UPRIGHT
 
 

@@ -1,8 +1,10 @@
 """An engine has run every batch that requests will make before it answers any of them."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from foveate_runtime.backends.base import BackendError
@@ -57,6 +59,21 @@ def test_every_size_is_run_for_the_logits_and_one_picture_for_a_map(gated: objec
     ]
     # What comes after them finds out how long a picture takes.
     assert set(gated.batches[4:]) == {(1, ("logits",))}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_logits_that_are_no_numbers_are_refused(gated: object, value: float) -> None:
+    run = gated.run
+
+    def damaged(*arguments: object, **options: object) -> dict[str, np.ndarray]:
+        outputs = run(*arguments, **options)
+        logits = outputs["logits"].copy()
+        logits[0, -1] = value
+        return {**outputs, "logits": logits}
+
+    gated.run = damaged
+    with pytest.raises(BackendError, match="not finite"):
+        warm_up(gated, (1, 2))
 
 
 @pytest.mark.parametrize(
