@@ -81,7 +81,7 @@ class Server:
         )
         gates = (
             *(() if access is None else (AccessGate(access),)),
-            OverloadGate(engine.shed_load),
+            OverloadGate(engine),
         )
         self._transport = make_transport(
             settings, (CallInterceptor(gates, observers, log=settings.log_requests),)
