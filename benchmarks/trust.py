@@ -16,6 +16,7 @@ training and others, all drawn here or from scikit-image.
 
 import io
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -165,19 +166,27 @@ def auroc(inside: NDArray[np.float64], outside: NDArray[np.float64]) -> float:
     return float(below.mean() / (2 * len(inside)))
 
 
-def outlier_table(inside: Logits, outside: Mapping[str, Logits]) -> dict[str, dict[str, float]]:
-    """Return the AUROC of each score against each kind of picture."""
+def outlier_table(
+    fitted: Logits, inside: Logits, outside: Mapping[str, Logits]
+) -> dict[str, dict[str, float]]:
+    """Return the AUROC of each percentile, of a table of `fitted`, against each kind of picture."""
+    known = outliers.tables(fitted, "softmax")
     scores = {
-        **outliers.OUTLIERS,
-        "max_softmax": lambda logits, _: shares.lack(logits, "softmax").min(1),
+        name: partial(outliers.unusual, scores="softmax", by=name, known=known) for name in known
     }
+    scores["max_softmax"] = lambda logits: shares.lack(logits, "softmax").min(1)
     return {
         kind: {
-            name: round(auroc(score(inside, "softmax"), score(logits, "softmax")), 4)
-            for name, score in scores.items()
+            name: round(auroc(score(inside), score(logits)), 4) for name, score in scores.items()
         }
         for kind, logits in outside.items()
     }
+
+
+def shuffled(logits: Logits) -> tuple[Logits, Logits]:
+    """Return some rows to fit a table on, and `DIGITS` others."""
+    order = np.random.default_rng(0).permutation(len(logits))
+    return logits[order[:CALIBRATING]], logits[order[CALIBRATING : CALIBRATING + DIGITS]]
 
 
 def letters(random: np.random.Generator) -> Image.Image:
@@ -280,7 +289,7 @@ def main() -> None:
             kind: logits_of(runner, digits.manifest.input, files)
             for kind, files in track(kinds.items(), "digits", console=console)
         }
-    table = {"mnist": outlier_table(logits[:DIGITS], outside)}
+    table = {"mnist": outlier_table(*shuffled(logits), outside)}
     covering = coverage(logits, found.present)
 
     both = {}
@@ -305,8 +314,8 @@ def main() -> None:
         kind: logits_of(runners["fp32"], spec, files)
         for kind, files in track(kinds.items(), "photographs", console=console)
     }
-    inside = np.concatenate([both[told]["logits"]["fp32"] for told in ("fitted", "tested")])
-    table["efficientnet_lite0"] = outlier_table(inside, outside)
+    fitted, tested = (both[told]["logits"]["fp32"] for told in ("fitted", "tested"))
+    table["efficientnet_lite0"] = outlier_table(fitted, tested, outside)
     for each_runner in runners.values():
         each_runner.close()
     worst = {

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Outlier = Literal["gen", "energy", "max_logit"]
+Outlier = Literal["combined", "gen", "energy", "max_logit"]
 """A score of how unlike the calibration pictures a picture is; `trust.outliers` says how."""
 
 SetMethod = Literal["lac", "raps"]
