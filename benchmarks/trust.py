@@ -28,8 +28,8 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks import machine
-from benchmarks.script import parse, parser
+from benchmarks import machine, pages
+from benchmarks.script import finish, parse, parser
 from foveate_runtime.backends.base import Runner
 from foveate_runtime.backends.registry import create_runner
 from foveate_runtime.bundle.bundle import Bundle
@@ -322,19 +322,79 @@ def main() -> None:
         name: min(row[name] for rows in table.values() for row in rows.values())
         for name in next(iter(table["mnist"].values()))
     }
-    machine.save(
-        {
-            "benchmark": "trust",
-            "coverage": covering,
-            "calibration": calibration(both["fitted"], both["tested"]),
-            "photographs": {told: len(each["present"]) for told, each in both.items()},
-            "outliers": table,
-            "worst": worst,
-            "machine": machine.describe(),
-        },
-        chosen.out,
+    result = {
+        "benchmark": "trust",
+        "coverage": covering,
+        "calibration": calibration(both["fitted"], both["tested"]),
+        "photographs": {told: len(each["present"]) for told, each in both.items()},
+        "outliers": table,
+        "worst": worst,
+        "machine": machine.describe(),
+    }
+    finish(result, page_part, chosen)
+
+
+def page_part(result: Mapping[str, Any]) -> str:
+    """Return what the page says of a result."""
+    covering = pages.table(
+        ["coverage, sets", "mean of the splits", "least to most", "99 % band", "inside", "classes"],
+        [
+            [
+                f"{row['coverage']:g}, `{row['method']}`",
+                f"{row['mean']:.4f}",
+                f"{row['least']:.4f} to {row['most']:.4f}",
+                f"{row['band'][0]:.4f} to {row['band'][1]:.4f}",
+                f"{row['inside']} of {SPLITS}",
+                f"{row['mean_size']:.2f}",
+            ]
+            for row in result["coverage"]
+        ],
     )
-    console.print(f"written to {chosen.out}")
+    judged_on = pages.table(
+        ["", "top-1", "error before", "error after", "in the set for 0.9", "for 0.95"],
+        [
+            [
+                told,
+                f"{row['top1']:.0%}",
+                f"{row['ece_before']:.1%}",
+                f"{row['ece_after']:.1%}",
+                *(f"{row['lac'][each]['covered']:.0%}" for each in ("0.9", "0.95")),
+            ]
+            for told, row in result["calibration"].items()
+        ],
+    )
+    names = list(result["worst"])
+    unusual = pages.table(
+        ["pictures", *(f"`{name}`" for name in names)],
+        [
+            *(
+                [f"`{model}`: {kind}", *(f"{row[name]:.3f}" for name in names)]
+                for model, rows in result["outliers"].items()
+                for kind, row in rows.items()
+            ),
+            ["the worst row", *(f"**{result['worst'][name]:.3f}**" for name in names)],
+        ],
+    )
+    fitted, tested = (result["photographs"][told] for told in ("fitted", "tested"))
+    return "\n\n".join(
+        [
+            (
+                f"MNIST's 10,000 test digits, split {SPLITS} times into {CALIBRATING:,} that calibrate "
+                "and the others that test:"
+            ),
+            covering,
+            (
+                f"EfficientNet-Lite0, calibrated on {fitted} photographs and judged on {tested} others "
+                "(expected calibration error; sets of `lac`):"
+            ),
+            judged_on,
+            (
+                "How well each score tells pictures of the training's kind from others (area under the "
+                "ROC curve; 0.5 is chance, below it the others look more usual):"
+            ),
+            unusual,
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from foveate_runtime.bundle.trust import Policy, Raps, SetThresholds, Trust
 from foveate_runtime.trust import outliers, sets, shares, temperature
@@ -240,6 +241,15 @@ def test_a_model_abstains_by_its_policy(trust: Trust) -> None:
 def test_a_coverage_that_was_not_calibrated_is_refused(trust: Trust) -> None:
     with pytest.raises(CoverageError, match=r"0\.99 was not calibrated; there are 0\.9, 0\.95"):
         find_thresholds(trust, 0.99, "lac")
+
+
+def test_a_manifest_without_the_table_that_it_uses_is_refused(trust: Trust) -> None:
+    document = trust.model_dump()
+    del document["outliers"]["energy"]
+    with pytest.raises(ValidationError, match="'energy' is used and has no table"):
+        Trust.model_validate(document)
+    document["outlier"] = "gen"
+    Trust.model_validate(document)
 
 
 def test_there_is_no_confidence_without_a_temperature() -> None:
