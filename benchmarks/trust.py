@@ -376,25 +376,19 @@ def page_part(result: Mapping[str, Any]) -> str:
         ],
     )
     fitted, tested = (result["photographs"][told] for told in ("fitted", "tested"))
-    return "\n\n".join(
-        [
-            (
-                f"MNIST's 10,000 test digits, split {SPLITS} times into {CALIBRATING:,} that calibrate "
-                "and the others that test:"
-            ),
-            covering,
-            (
-                f"EfficientNet-Lite0, calibrated on {fitted} photographs and judged on {tested} others "
-                "(expected calibration error; sets of `lac`):"
-            ),
-            judged_on,
-            (
-                "How well each score tells pictures of the training's kind from others (area under the "
-                "ROC curve; 0.5 is chance, below it the others look more usual):"
-            ),
-            unusual,
-        ]
+    digits = (
+        f"MNIST's 10,000 test digits, split {SPLITS} times into {CALIBRATING:,} that calibrate and "
+        "the others that test:"
     )
+    photographs = (
+        f"EfficientNet-Lite0, calibrated on {fitted} photographs and judged on {tested} others "
+        "(expected calibration error; sets of `lac`):"
+    )
+    others = (
+        "How well each score tells pictures of the training's kind from others (area under the ROC "
+        "curve; 0.5 is chance, below it the others look more usual):"
+    )
+    return "\n\n".join([digits, covering, photographs, judged_on, others, unusual])
 
 
 if __name__ == "__main__":
