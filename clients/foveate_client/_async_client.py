@@ -6,11 +6,12 @@
 import asyncio
 import os
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self, Unpack
 
+from foveate.status import StatusError
 from foveate.v1.classifier_service_pb2 import (
     ClassifyStreamRequest,
     ClassifyStreamResponse,
@@ -128,6 +129,10 @@ class AsyncClient:
                         requests.put_nowait(request)
                 while window:
                     yield await _take(window, answers)
+                # The call ends well, and is not cut off. Every answer is there, whatever follows.
+                requests.put_nowait(None)
+                with suppress(StatusError):
+                    await anext(answers, None)
             finally:
                 requests.put_nowait(None)
 

@@ -4,13 +4,14 @@
 
 import os
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Self, Unpack
 
+from foveate.status import StatusError
 from foveate.v1.classifier_service_pb2 import (
     ClassifyStreamRequest,
     ClassifyStreamResponse,
@@ -126,6 +127,10 @@ class Client:
                         requests.put(request)
                 while window:
                     yield _take(window, answers)
+                # The call ends well, and is not cut off. Every answer is there, whatever follows.
+                requests.put(None)
+                with suppress(StatusError):
+                    next(answers, None)
         finally:
             # Once the call has ended: gRPC's thread that waits for requests must not
             # half-close a call whose channel an interrupted caller closes meanwhile.

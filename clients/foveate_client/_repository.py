@@ -53,11 +53,14 @@ class RepositoryClient:
         return self._change("LoadModel", LoadModelRequest(name=name, version=version))
 
     def reload(self, name: str, version: str = "") -> ModelSummary:
-        """Read a version anew and put it in the place of the one that serves."""
+        """Read a version anew; where it is empty, the one that serves by default."""
         return self._change("ReloadModel", ReloadModelRequest(name=name, version=version))
 
     def unload(self, name: str, version: str = "") -> ModelSummary:
-        """Stop serving a version, or where it is empty all of them."""
+        """Stop serving a version, or where it is empty all of them.
+
+        A version that a label stands for is refused: FailedPreconditionError.
+        """
         return self._change("UnloadModel", UnloadModelRequest(name=name, version=version))
 
     def set_labels(self, name: str, labels: Mapping[str, str]) -> ModelSummary:

@@ -118,7 +118,10 @@ def test_the_command_changes_a_model_and_shows_it(repository_server, capsys, arg
     where = ("pets", "--address", repository_server.address)
     assert command.main([*where, *arguments]) == 0
     assert repository_server.asked == [expected]
-    _, line = capsys.readouterr().out.splitlines()
+    out, err = capsys.readouterr()
+    _, line = out.splitlines()
+    kept = "--version-labels pets:stable=3,pets:canary=4"
+    assert (kept in err) == ("stable=3,canary=4" in arguments)
     assert line.split()[:3] == ["pets", "4", "ready"]
     assert command.main([*where, *arguments, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["versions"][0]["state"] == "ready"

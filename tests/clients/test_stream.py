@@ -24,6 +24,7 @@ from foveate_client import (
 from foveate_client._transports import channel
 
 from ..waiting import LIMIT_SECONDS
+from .conftest import stream_answer
 
 NOT_FOUND = 5
 
@@ -201,6 +202,22 @@ async def test_no_more_pictures_are_held_than_in_flight_under_asyncio(server, co
             images.taken += 1
     assert images.taken == 60
     assert images.most == 6
+
+
+async def test_a_stream_that_is_answered_ends_well(server, coffee):
+    ended = []
+
+    def classify_stream(requests, context):
+        for request in requests:
+            yield stream_answer(request, server.service.classify)
+        ended.append(context.is_active())
+
+    server.service.classify_stream = classify_stream
+    with Client(server.address) as client:
+        assert len(list(client.classify_many([coffee] * 3))) == 3
+    async with AsyncClient(server.address) as client:
+        assert len([x async for x in client.classify_many([coffee] * 3)]) == 3
+    assert ended == [True, True]
 
 
 def test_large_pictures_share_the_bytes_in_flight(server, coffee, monkeypatch):

@@ -50,6 +50,13 @@ def main(arguments: Sequence[str]) -> int:
             with open_repository_client(options) as repository:
                 changed = change(repository)
             _show(options, asdict(changed), _summaries([changed]))
+            if options.labels:
+                kept = ",".join(f"{options.name}:{x}={v}" for x, v in options.labels.items())
+                complain(
+                    parser,
+                    "the labels hold until the server ends; to keep them, start it with "
+                    f"--version-labels {kept}",
+                )
             return 0
         with open_client(options) as client:
             if options.name is None:
@@ -246,11 +253,12 @@ def _parser() -> argparse.ArgumentParser:
     changes = parser.add_argument_group(
         "changes",
         "A server takes them where it was started with --admin. A load that takes longer than "
-        "--timeout goes on. Without --version, the newest is loaded, and every one is unloaded.",
+        "--timeout goes on. Without --version, --load takes the newest, --reload the one that "
+        "serves by default, and --unload every one.",
     ).add_mutually_exclusive_group()
     changes.add_argument("--load", action="store_true", help="load NAME, and wait until it serves")
     changes.add_argument(
-        "--reload", action="store_true", help="put NAME, read anew, in the place of what serves"
+        "--reload", action="store_true", help="read what serves anew; --load brings a newer version"
     )
     changes.add_argument("--unload", action="store_true", help="stop serving NAME, after its work")
     changes.add_argument(

@@ -130,8 +130,8 @@ class ReloadModelRequest(_message.Message):
     name: _builtins.str
     """The model."""
     version: _builtins.str
-    """The version or its label. Empty or "latest" means the newest in the
-    repository.
+    """The version or its label. Empty means the one that serves by default, and
+    "latest" the newest in the repository, which replaces the newest that serves.
     """
     def __init__(
         self,

@@ -122,7 +122,8 @@ def find_version(root: Path, name: str, number: int | None = None) -> Path:
     """
     paths = version_paths(root, name)
     if not paths:
-        raise NoModelError(f"{root} holds no model {name!r}")
+        there = ", ".join(sorted(look(root))) if root.is_dir() else ""
+        raise NoModelError(f"{root} holds no model {name!r}; there are {there or 'none'}")
     if number is not None and number not in paths:
         has = ", ".join(map(str, sorted(paths)))
         raise NoModelError(f"{name} has the versions {has}, not {number}")

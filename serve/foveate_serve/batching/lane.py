@@ -13,7 +13,7 @@ from foveate_runtime.backends.base import Array, Runner
 from foveate_runtime.cores import Cores, pinned
 from foveate_serve.batching.queueing import Item
 from foveate_serve.batching.ranking import Ranking
-from foveate_serve.batching.rows import assemble, share_of
+from foveate_serve.batching.rows import assemble, require_numbers, share_of
 from foveate_serve.errors import EngineError
 from foveate_serve.niceness import ENGINE, raise_niceness
 from foveate_serve.observer import BatchRun
@@ -150,6 +150,7 @@ class Lane:
         finally:
             # Before the results are set: a client's next request must find the lane idle.
             self.busy = False
+        require_numbers(results)
         ended = time.monotonic()
         self.pause = FIRST_PAUSE
         number, pictures = next(_numbers), 0

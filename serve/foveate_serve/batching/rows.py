@@ -1,10 +1,17 @@
 """Assembles the inputs of a batch from its items, and splits its outputs among them."""
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
 from foveate_runtime.backends.base import Array
-from foveate_runtime.bundle.manifest import CAM_PREFIX, CLASS_IDS_INPUT, IMAGE_INPUT
+from foveate_runtime.bundle.manifest import (
+    CAM_PREFIX,
+    CLASS_IDS_INPUT,
+    FEATURES_PREFIX,
+    IMAGE_INPUT,
+)
 from foveate_serve.batching.queueing import Item
 
 _BEST_CLASS = -1
@@ -42,3 +49,14 @@ def share_of(results: dict[str, Array], row: int, item: Item) -> dict[str, Array
         part = result[rows]
         share[name] = part[..., :classes, :, :] if name.startswith(CAM_PREFIX) else part
     return share
+
+
+def require_numbers(results: Mapping[str, Array]) -> None:
+    """Check a batch's logits and maps; features are too many to look at each.
+
+    A maximum is no number where one of its values is none. A class may be ruled out by -inf,
+    but not all. Raises ArithmeticError.
+    """
+    for name, result in results.items():
+        if not name.startswith(FEATURES_PREFIX) and not np.isfinite(result.max(axis=-1)).all():
+            raise ArithmeticError(f"values of {name} are not finite numbers")

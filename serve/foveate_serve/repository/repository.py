@@ -37,6 +37,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_NAMED = 10
+"""How many models a message names before it counts the rest."""
+
 _ROOT = "the repository's folder"
 
 _Opened: TypeAlias = tuple[Bundle, list[Runner], Pace]
@@ -186,16 +189,17 @@ class Repository:
     async def reload(self, name: str, version: str) -> ModelStatus:
         """Load a version again and replace the one that serves.
 
-        An empty `version`, or `latest`, means the newest on disk; it replaces the
-        newest that serves, which is unloaded unless it has a label. The old one
-        serves until the new one is ready, and stays where the load fails. Raises
-        NotFoundError, and NotReadyError where the load fails.
+        An empty `version` means the one that serves by default. `latest` means the
+        newest on disk; it replaces the newest that serves, which is unloaded unless it
+        has a label. The old one serves until the new one is ready, and stays where the
+        load fails. Raises NotFoundError, and NotReadyError where the load fails.
         """
 
         async def change(model: Model) -> None:
-            previous, wanted = model.latest(), model.to_change(version)
+            previous = model.latest()
+            wanted = model.to_change(version) if version else model.resolve("")
             await self._load(model, wanted)
-            if version in {"", LATEST} and previous not in model.wanted():
+            if version == LATEST and previous not in model.wanted():
                 await self._unload(previous)
 
         return await self._change(name, change)
@@ -203,10 +207,12 @@ class Repository:
     async def unload(self, name: str, version: str) -> ModelStatus:
         """Unload a version, or all where `version` is empty, once its requests are finished.
 
-        Raises NotFoundError.
+        Raises NotFoundError, and NotReadyError where a label stands for the version.
         """
 
         async def change(model: Model) -> None:
+            if version:
+                _require_no_label(model, model.to_change(version).number)
             wanted = [model.to_change(version)] if version else list(model.versions.values())
             await asyncio.gather(*(self._unload(v) for v in wanted))
 
@@ -483,7 +489,9 @@ class Repository:
     def _find(self, name: str) -> Model:
         if name not in self._models:
             raise NotFoundError(
-                "MODEL_NOT_FOUND", f"no model {quote(name)}", metadata={"model": clip(name)}
+                "MODEL_NOT_FOUND",
+                f"no model {quote(name)}; there are {self._names()}",
+                metadata={"model": clip(name)},
             )
         return self._models[name]
 
@@ -491,10 +499,27 @@ class Repository:
         if len(self._models) != 1:
             raise InvalidRequestError(
                 "MODEL_REQUIRED",
-                f"the model must be named: there are {len(self._models)}",
+                f"the model must be named: there are {self._names()}",
                 field=field,
             )
         return next(iter(self._models.values()))
+
+    def _names(self) -> str:
+        """Return the names of the models, for people; of many, the first."""
+        names = sorted(self._models)
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        return f"{', '.join(names[:_NAMED])}{more}" if names else "none"
+
+
+def _require_no_label(model: Model, number: int) -> None:
+    labels = sorted(label for label, version in model.labels.items() if version == number)
+    if labels:
+        raise NotReadyError(
+            "VERSION_LABELLED",
+            f"version {number} of the model {model.name!r} has the label {', '.join(labels)}, by "
+            "which requests ask for it; move the label first",
+            metadata={"model": model.name, "version": number},
+        )
 
 
 def _close_opened(opened: _Opened) -> None:

@@ -20,8 +20,9 @@ OVERALL = ""
 class HealthHandler:
     """Health of the server (""), of each of `services`, and of each model.
 
-    A model is called `<model_service>/<model>`. The server and its services serve while
-    `ready` is set; a model serves while, in addition, one of its versions is ready.
+    A model is called `<model_service>/<model>`. A model serves while `ready` is set and
+    its default version is ready. The server and its services serve while `ready` is set
+    and a model serves, or none has served yet.
     `changes` wakes the watches.
     """
 
@@ -39,13 +40,17 @@ class HealthHandler:
         self._names = (OVERALL, *services)
         self._model_service = model_service
         self._hung = hung
-        self._ready = False
+        self._ready = self._has_served = False
         self._ended = False
 
     @property
     def ready(self) -> bool:
         """Whether the server reports SERVING."""
-        return self._ready and not self._hung()
+        if not self._ready or self._hung():
+            return False
+        serves = any(model.default_version is not None for model in self._models())
+        self._has_served = self._has_served or serves
+        return serves or not self._has_served
 
     @ready.setter
     def ready(self, ready: bool) -> None:

@@ -1,6 +1,7 @@
 """A lane by itself: it runs what it takes, and hands over results, errors and its end."""
 
 import asyncio
+import math
 from queue import SimpleQueue
 
 import numpy as np
@@ -70,6 +71,26 @@ async def test_a_bad_picture_fails_alone(owner: Owner, gated: object) -> None:
     bad = item(13)
     owner.lane(gated).run_batch([item(50), bad, item(100)])
     assert [batch for batch, _, _ in owner.runs] != []
+    assert len(owner.runs) == 2
+    ((failed, error),) = owner.failed
+    assert failed is bad
+    assert isinstance(error, EngineError)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+async def test_a_picture_whose_logits_are_no_numbers_fails_alone(
+    owner: Owner, gated: object, value: float
+) -> None:
+    run = gated.run
+
+    def damaged(inputs: dict, outputs: object, **options: object) -> dict:
+        results = run(inputs, outputs, **options)
+        results["logits"][inputs["image"][:, 0, 0, 0] == 66, 1] = value
+        return results
+
+    gated.run = damaged
+    bad = item(66)
+    owner.lane(gated).run_batch([item(50), bad, item(100)])
     assert len(owner.runs) == 2
     ((failed, error),) = owner.failed
     assert failed is bad

@@ -93,7 +93,8 @@ async def test_bad_labels_are_refused(
 
 
 async def test_without_its_stable_version_a_model_has_no_default(repository: Repository) -> None:
-    await repository.unload("colours", "stable")
+    await repository.unload("colours", "")
+    await repository.load("colours", "4")
     assert repository.models()[0].default_version is None
     with pytest.raises(NotReadyError, match="version 2 of the model 'colours' is unloaded"):
         repository.get("colours", "")
@@ -104,6 +105,6 @@ async def test_a_reload_retires_the_latest_and_no_labelled_version(
     repository: Repository, write_bundle: Write
 ) -> None:
     write_bundle(version=5)
-    await repository.reload("colours", "")
+    await repository.reload("colours", "latest")
     assert serving(repository) == {5, 3, 2}
     assert answering(repository, "") == 2

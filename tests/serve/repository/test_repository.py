@@ -20,9 +20,11 @@ from foveate_serve.errors import (
     NotFoundError,
     NotReadyError,
 )
+from foveate_serve.observer import Changes
 from foveate_serve.repository import loaded
 from foveate_serve.repository.repository import Repository
 from foveate_serve.repository.versions import State
+from foveate_serve.rpc.health import HealthServicer
 
 from ...waiting import until
 
@@ -232,9 +234,65 @@ async def test_reload_takes_the_newest_and_retires_the_old(
     write_bundle(version=1)
     await repository.open()
     write_bundle(version=2)
-    status = await repository.reload("colours", "")
+    status = await repository.reload("colours", "latest")
     assert status.default_version == 2
     assert states(repository) == {2: State.READY, 1: State.UNLOADED}
+
+
+async def test_reload_rereads_what_serves_where_no_version_is_named(
+    repository: Repository, write_bundle: Write
+) -> None:
+    write_bundle(version=1)
+    await repository.open()
+    before = repository.get("colours", "")
+    write_bundle(version=2)
+    status = await repository.reload("colours", "")
+    assert status.default_version == 1
+    assert states(repository) == {2: State.UNLOADED, 1: State.READY}
+    assert repository.get("colours", "") is not before
+
+
+async def test_a_version_with_a_label_is_not_unloaded(
+    repository: Repository, write_bundle: Write
+) -> None:
+    write_bundle(version=1)
+    write_bundle(version=2)
+    await repository.open()
+    await repository.set_labels("colours", {"stable": "1"})
+    for version in ("1", "stable"):
+        with pytest.raises(NotReadyError, match=r"version 1 .* has the label stable") as raised:
+            await repository.unload("colours", version)
+        assert raised.value.reason == "VERSION_LABELLED"
+    assert states(repository) == {2: State.READY, 1: State.READY}
+    await repository.set_labels("colours", {"stable": "2"})
+    await repository.unload("colours", "1")
+    assert states(repository) == {2: State.READY, 1: State.UNLOADED}
+
+
+async def test_the_names_of_the_models_are_told(
+    repository: Repository, write_bundle: Write
+) -> None:
+    write_bundle()
+    await repository.open()
+    with pytest.raises(NotFoundError, match="no model 'pets'; there are colours"):
+        repository.get("pets", "")
+
+
+async def test_a_server_whose_only_model_is_out_is_not_ready(
+    repository: Repository, write_bundle: Write
+) -> None:
+    write_bundle()
+    await repository.open(load=False)
+    health = HealthServicer(
+        repository.models, Changes(), services=(), model_service="models", hung=lambda: False
+    )
+    assert not health.ready
+    health.ready = True
+    assert health.ready  # it waits for a first load
+    await repository.load("colours", "")
+    assert health.ready
+    await repository.unload("colours", "")
+    assert not health.ready
 
 
 async def test_a_failed_reload_leaves_the_old_one_serving_and_says_so(

@@ -19,6 +19,7 @@ from foveate_serve.errors import (
     clip,
     quote,
 )
+from foveate_serve.repository.labels import LATEST
 from foveate_serve.repository.loaded import LoadedModel
 from foveate_serve.repository.versions import State
 from foveate_serve.rpc.calls import Call, deadline_of
@@ -169,7 +170,7 @@ class InferenceHandler:
         """Load the newest version of a model, also where it serves already."""
         _require_no_repository(request.repository_name)
         _require_no_parameters(request.parameters)
-        await self._admin.reload_model(ReloadModelRequest(name=request.model_name))
+        await self._admin.reload_model(ReloadModelRequest(name=request.model_name, version=LATEST))
         return pb.RepositoryModelLoadResponse()
 
     async def repository_model_unload(
