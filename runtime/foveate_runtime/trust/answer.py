@@ -58,6 +58,11 @@ class Assessor:
         self._inverse = 1 / np.array(trust.temperatures)
         self._tables = {name: np.array(each) for name, each in trust.outliers.items()}
 
+    @property
+    def coverages(self) -> tuple[float, ...]:
+        """The coverages that were calibrated, the lowest first."""
+        return tuple(each.coverage for each in self._trust.sets)
+
     def confidence(self, logits: Logits) -> Doubles | None:
         """Return the calibrated probabilities of logits [N, classes]; None where there are none."""
         if not len(self._inverse):
