@@ -175,6 +175,7 @@ def from_model(model: LoadedModel) -> model_pb2.Model:
         batching=from_policy(model.batcher.policy),
         scores=manifest.scores,
         assumptions=manifest.assumptions,
+        coverages=() if model.assessor is None else model.assessor.coverages,
     )
 
 

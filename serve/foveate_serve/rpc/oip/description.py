@@ -7,6 +7,7 @@ from foveate.inference import open_inference_pb2 as pb
 from foveate_runtime.backends.base import TensorSpec
 from foveate_runtime.bundle.manifest import CLASS_IDS_INPUT, IMAGE_INPUT, LABELS_FILE, LOGITS_OUTPUT
 from foveate_serve.batching.policy import BatchPolicy
+from foveate_serve.engine.trust import trust_outputs
 from foveate_serve.repository.loaded import LoadedModel
 from foveate_serve.repository.versions import ModelStatus, State, VersionStatus
 from foveate_serve.rpc.oip.tensors import DATATYPES
@@ -52,7 +53,7 @@ def model_metadata(model: LoadedModel, versions: Iterable[str]) -> pb.ModelMetad
         versions=versions,
         platform=_platform(model),
         inputs=[_tensor(name, spec) for name, spec in runner.inputs.items()],
-        outputs=[_tensor(name, spec) for name, spec in runner.outputs.items()],
+        outputs=[_tensor(name, spec) for name, spec in _outputs(model).items()],
     )
 
 
@@ -85,7 +86,7 @@ def model_config(model: LoadedModel, *, max_images: int) -> pb.ModelConfigRespon
                     dims=_shape(spec)[1:],
                     label_filename=LABELS_FILE if name == LOGITS_OUTPUT else "",
                 )
-                for name, spec in runner.outputs.items()
+                for name, spec in _outputs(model).items()
             ],
             instance_group=[
                 pb.ModelInstanceGroup(
@@ -100,6 +101,10 @@ def model_config(model: LoadedModel, *, max_images: int) -> pb.ModelConfigRespon
             parameters={"scores": pb.ModelParameter(string_value=model.bundle.manifest.scores)},
         )
     )
+
+
+def _outputs(model: LoadedModel) -> dict[str, TensorSpec]:
+    return {**model.runner.outputs, **trust_outputs(model.bundle.manifest)}
 
 
 def _dynamic_batching(policy: BatchPolicy) -> pb.ModelDynamicBatching:
