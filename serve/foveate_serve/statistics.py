@@ -136,11 +136,13 @@ class Statistics(Observer):
 
     def on_start(self, model: str, version: str) -> None:
         """Count a request in flight."""
-        self._of(model, version).in_flight[0] += 1
+        statistics = self._models.get((model, version)) or self._of(model, version)
+        statistics.in_flight[0] += 1
 
     def on_answer(self, answer: Answer) -> None:
         """Count a request that succeeded, and its stages."""
-        statistics, timing = self._of(answer.model, answer.version), answer.timing
+        model, version, timing = answer.model, answer.version, answer.timing
+        statistics = self._models.get((model, version)) or self._of(model, version)
         statistics.in_flight[0] -= 1
         statistics.succeeded[0] += 1
         seconds = (timing.total, timing.decode, timing.queue, timing.infer, timing.encode)
@@ -171,7 +173,7 @@ class Statistics(Observer):
 
     def on_batch(self, model: str, version: str, run: BatchRun) -> None:
         """Count a batch."""
-        statistics = self._of(model, version)
+        statistics = self._models.get((model, version)) or self._of(model, version)
         statistics.sizes.add(run.size)
         statistics.runs.add(run.infer)
         lane = statistics.lanes.get(run.lane)

@@ -11,7 +11,7 @@ from foveate_runtime.backends.base import graph_outputs
 from foveate_runtime.bundle.manifest import CAM_PREFIX, FEATURES_PREFIX, LOGITS_OUTPUT, Manifest
 from foveate_serve.classification import ANSWER_BYTES, Answer, TrustRequest
 from foveate_serve.engine.explain import ExplanationLimits
-from foveate_serve.engine.job import Chunk
+from foveate_serve.engine.job import Chunk, JobPlan
 from foveate_serve.engine.pictures import require_size
 from foveate_serve.engine.trust import (
     TRUST_PREFIX,
@@ -64,14 +64,11 @@ class GraphResult(Answer):
         return ANSWER_BYTES + sum(output.nbytes for output in self.outputs.values())
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GraphPlan:
-    """The outputs to compute, in the contract's order, and the class ids; see `JobPlan`."""
+@dataclass(frozen=True, kw_only=True)
+class GraphPlan(JobPlan[GraphResult]):
+    """The outputs to compute, in the contract's order, and the class ids of each picture."""
 
-    outputs: tuple[str, ...]
-    class_ids: tuple[tuple[int, ...], ...]
     trust: TrustPlan | None = None
-    draws: bool = False
 
     def locate(self, error: InvalidRequestError, picture: int) -> InvalidRequestError:
         """Return the error of one picture with the field that the request has it in."""

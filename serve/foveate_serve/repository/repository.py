@@ -162,7 +162,7 @@ class Repository:
         """
         if not self._scanned:
             raise LoadingError("MODELS_UNKNOWN", "the repository has not been read yet")
-        model = self._find(name) if name else self._only(field)
+        model = (self._models.get(name) or self._find(name)) if name else self._only(field)
         wanted = model.resolve(version)
         if wanted.loaded is not None and wanted.state is State.READY:
             return wanted.loaded
