@@ -240,7 +240,7 @@ async def serve_pages(pages: Pages, settings: Settings) -> AsyncIterator[None]:
     try:
         bound = await server.start()
     except OSError as error:
-        raise AddressError(f"cannot listen on {address}") from error
+        raise AddressError(address, error) from error
     logger.info("metrics and status on http://%s", bound)
     try:
         yield

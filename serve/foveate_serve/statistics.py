@@ -27,32 +27,11 @@ UNEXPECTED = "Exception"
 """The outcomes of requests that are not the names of errors."""
 
 
-class Durations:
-    """A count of events, and their total seconds."""
-
-    __slots__ = ("_values",)
-
-    def __init__(self, values: Numbers | None = None) -> None:
-        self._values = Figures().slots("", count=2) if values is None else values
-
-    def add(self, seconds: float) -> None:
-        """Count one event."""
-        self._values[0] += 1
-        self._values[1] += seconds
-
-    @property
-    def count(self) -> int:
-        """How many events there were."""
-        return int(self._values[0])
-
-    @property
-    def seconds(self) -> float:
-        """Their total."""
-        return float(self._values[1])
-
-
 class Histogram:
-    """Counts of values up to each of `bounds` and above the last, and their total."""
+    """Counts of values up to each of `bounds` and above the last, and their total.
+
+    Without bounds it is one count and the total.
+    """
 
     __slots__ = ("bounds", "values")
 
@@ -66,7 +45,7 @@ class Histogram:
 
     @property
     def count(self) -> int:
-        """How many values there were."""
+        """How many values there are."""
         return int(sum(self.values[:-1]))
 
     @property
@@ -103,7 +82,7 @@ class ModelStatistics:
     """
 
     def __init__(self, figures: Figures, labels: tuple[str, str]) -> None:
-        def histogram(name: str, bounds: tuple[float, ...]) -> Histogram:
+        def histogram(name: str, bounds: tuple[float, ...] = ()) -> Histogram:
             return Histogram(figures.slots(name, labels, len(bounds) + 2), bounds)
 
         stages = [histogram(stage, SECONDS) for stage in STAGES]
@@ -111,10 +90,8 @@ class ModelStatistics:
         self.stages = tuple(stage.values for stage in stages)
         self.sizes = histogram("batch_size", PICTURES)
         self.runs = histogram("batch_seconds", SECONDS)
-        self.failure, self.cache_hit, self.cache_miss = (
-            Durations(figures.slots(name, labels, 2))
-            for name in ("failures", "cache_hits", "cache_misses")
-        )
+        self.failure = histogram("failures")
+        self.cache_hit, self.cache_miss = histogram("cache_hits"), histogram("cache_misses")
         self.in_flight = figures.slots("in_flight", labels)
         self.succeeded = figures.slots("requests", (*labels, OK))
         self.joined = figures.slots("joined", labels)

@@ -157,7 +157,7 @@ class Batcher:
                 self._drop_expired()
             if self._queue.exceeds(policy, level, pictures):
                 raise self._overloaded(level)
-        if deadline is not None and self._queue.committed:
+        if deadline is not None and (self._queue.waiting or self._queue.reserved):
             self._require_time(level, deadline - time.monotonic())
         return self._queue.reserve(level, pictures)
 

@@ -18,6 +18,7 @@ from prometheus_client.utils import floatToGoString
 from foveate_serve.figures import Figures, Key, read_figures
 from foveate_serve.observe.known_versions import KnownVersions
 from foveate_serve.observe.triton import TritonNames
+from foveate_serve.repository.loaded import LoadedModel
 from foveate_serve.repository.repository import Repository
 from foveate_serve.repository.versions import State
 from foveate_serve.rpc.errors import CODES
@@ -38,7 +39,7 @@ _CODES: Mapping[str, str] = {
 """The canonical code of each outcome of a request."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _Metric:
     """A metric: the figures that it is made of, and how.
 
@@ -49,7 +50,7 @@ class _Metric:
     name: str
     text: str
     figure: str
-    kind: str = "counter"
+    kind: str
     labels: tuple[str, ...] = _VERSION
     place: int = 0
     bounds: tuple[float, ...] = ()
@@ -81,86 +82,75 @@ class _Metric:
             family.add_sample(f"{self.name}_sum", labels, total)
 
 
-def _gauge(name: str, text: str, figure: str = "", **options: object) -> _Metric:
-    values: dict[str, object] = {"figure": figure or name, "kind": "gauge", **options}
-    return _Metric(name=name, text=text, **values)  # type: ignore[arg-type]
-
-
-def _histogram(name: str, text: str, bounds: tuple[float, ...] = SECONDS) -> _Metric:
-    figure = name.removesuffix("_seconds") if name != "batch_seconds" else name
+def _counter(figure: str, name: str, text: str, *labels: str, place: int = 0) -> _Metric:
     return _Metric(
-        name=f"foveate_{name}", text=text, figure=figure, kind="histogram", bounds=bounds
+        f"foveate_{name}", text, figure, "counter", labels=(*_VERSION, *labels), place=place
     )
 
 
-READY = "foveate_model_ready"
-WAITING = "foveate_requests_waiting"
-INSTANCES = "foveate_instances"
-BATCH_LIMIT = "foveate_batch_limit"
-DELAY_LIMIT = "foveate_batch_delay_limit_seconds"
-QUEUE_LIMIT = "foveate_queue_limit"
+def _histogram(figure: str, name: str, text: str, bounds: tuple[float, ...] = SECONDS) -> _Metric:
+    return _Metric(f"foveate_{name}", text, figure, "histogram", bounds=bounds)
+
+
+def _gauge(figure: str, name: str, text: str, *, largest: bool = False) -> _Metric:
+    return _Metric(f"foveate_{name}", text, figure, "gauge", largest=largest)
+
 
 METRICS = (
-    _Metric(
-        name="foveate_requests",
-        text="Classified or refused pictures, by canonical code.",
-        figure="requests",
-        labels=(*_VERSION, "code"),
+    _counter("requests", "requests", "Classified or refused pictures, by canonical code.", "code"),
+    _gauge("in_flight", "requests_in_flight", "Pictures that are being classified."),
+    _gauge("waiting", "requests_waiting", "Pictures in the queue."),
+    _histogram("request", "request_seconds", "From a picture's arrival to its answer."),
+    _histogram("decode", "decode_seconds", "Decoding, resizing and cropping a picture."),
+    _histogram("queue", "queue_seconds", "In the queue."),
+    _histogram("infer", "infer_seconds", "The run of the picture's batch."),
+    _histogram(
+        "encode", "encode_seconds", "Ranking the classes and drawing the maps of a picture."
     ),
-    _gauge("foveate_requests_in_flight", "Pictures that are being classified.", "in_flight"),
-    _gauge(WAITING, "Pictures in the queue."),
-    _histogram("request_seconds", "From a picture's arrival to its answer."),
-    _histogram("decode_seconds", "Decoding, resizing and cropping a picture."),
-    _histogram("queue_seconds", "In the queue."),
-    _histogram("infer_seconds", "The run of the picture's batch."),
-    _histogram("encode_seconds", "Ranking the classes and drawing the maps of a picture."),
-    _histogram("batch_size", "Pictures in a batch.", PICTURES),
-    _histogram("batch_seconds", "Runs of the engine."),
-    _Metric(
-        name="foveate_engine_busy_seconds",
-        text="Seconds that a lane of an engine was busy; its rate is the utilisation.",
-        figure="busy",
-        labels=(*_VERSION, "lane"),
+    _histogram("batch_size", "batch_size", "Pictures in a batch.", PICTURES),
+    _histogram("batch_seconds", "batch_seconds", "Runs of the engine."),
+    _counter(
+        "busy",
+        "engine_busy_seconds",
+        "Seconds that a lane of an engine was busy; its rate is the utilisation.",
+        "lane",
     ),
-    _Metric(name="foveate_cache_hits", text="Answers from the cache.", figure="cache_hits"),
-    _Metric(name="foveate_cache_misses", text="Lookups without an answer.", figure="cache_misses"),
-    _Metric(
-        name="foveate_cache_hits_seconds",
-        text="Seconds of the lookups with an answer.",
-        figure="cache_hits",
-        place=1,
+    _counter("cache_hits", "cache_hits", "Answers from the cache."),
+    _counter("cache_misses", "cache_misses", "Lookups without an answer."),
+    _counter("cache_hits", "cache_hits_seconds", "Seconds of the lookups with an answer.", place=1),
+    _counter(
+        "cache_misses", "cache_misses_seconds", "Seconds of the lookups without an answer.", place=1
     ),
-    _Metric(
-        name="foveate_cache_misses_seconds",
-        text="Seconds of the lookups without an answer.",
-        figure="cache_misses",
-        place=1,
+    _counter(
+        "joined",
+        "requests_joined",
+        "Pictures that shared the run of an identical request in flight.",
     ),
-    _Metric(
-        name="foveate_requests_joined",
-        text="Pictures that shared the run of an identical request in flight.",
-        figure="joined",
-    ),
+    _gauge("load_seconds", "model_load_seconds", "The last load of a version.", largest=True),
+    _gauge("ready", "model_ready", "Processes in which a version serves."),
+    # A latency objective may change these at any time.
+    _gauge("instances", "instances", "Instances of a version, in each process.", largest=True),
+    _gauge("max_batch", "batch_limit", "The most pictures in a batch.", largest=True),
     _gauge(
-        "foveate_model_load_seconds",
-        "The last load of a version.",
-        "load_seconds",
+        "max_delay",
+        "batch_delay_limit_seconds",
+        "The longest wait for a batch to fill.",
         largest=True,
     ),
-    _gauge(READY, "Processes in which a version serves."),
-    # A latency objective may change these at any time.
-    _gauge(INSTANCES, "Instances of a version, in each process.", largest=True),
-    _gauge(BATCH_LIMIT, "The most pictures in a batch.", largest=True),
-    _gauge(DELAY_LIMIT, "The longest wait for a batch to fill.", largest=True),
-    _gauge(QUEUE_LIMIT, "The most pictures in the queue.", largest=True),
+    _gauge("max_queue", "queue_limit", "The most pictures in the queue.", largest=True),
     _Metric(
-        name="foveate_calls",
-        text="gRPC calls, by canonical code.",
-        figure="calls",
+        "foveate_calls",
+        "gRPC calls, by canonical code.",
+        "calls",
+        "counter",
         labels=("method", "code"),
     ),
-    _gauge(
-        "foveate_calls_in_flight", "gRPC calls in flight.", "calls_in_flight", labels=("method",)
+    _Metric(
+        "foveate_calls_in_flight",
+        "gRPC calls in flight.",
+        "calls_in_flight",
+        "gauge",
+        labels=("method",),
     ),
 )
 _GAUGES = {metric.figure: metric for metric in METRICS if metric.kind == "gauge"}
@@ -223,18 +213,26 @@ class Metrics:
         }
         serving = {(loaded.name, loaded.version): loaded for loaded in repository.serving()}
         for version, state in states.items():
-            loaded = serving.get(version)
-            self._statistics.set(READY, *version, state is State.READY)
-            for name, value in (
-                (WAITING, loaded and loaded.batcher.waiting),
-                (INSTANCES, loaded and len(loaded.runners)),
-                (BATCH_LIMIT, loaded and loaded.batcher.policy.max_batch),
-                (DELAY_LIMIT, loaded and loaded.batcher.policy.max_delay),
-                (QUEUE_LIMIT, loaded and loaded.batcher.policy.max_queue),
-            ):
-                self._statistics.set(name, *version, value or 0)
+            self._statistics.set("ready", *version, state is State.READY)
+            numbers = _numbers_of(serving[version]) if version in serving else (0.0,) * 5
+            for name, value in zip(_SAMPLED, numbers, strict=True):
+                self._statistics.set(name, *version, value)
         for model, number in self._known_versions.update(states):
             self._statistics.forget(model, number)
+
+
+_SAMPLED = ("waiting", "instances", "max_batch", "max_delay", "max_queue")
+
+
+def _numbers_of(loaded: LoadedModel) -> tuple[float, ...]:
+    batcher, policy = loaded.batcher, loaded.batcher.policy
+    return (
+        batcher.waiting,
+        len(loaded.runners),
+        policy.max_batch,
+        policy.max_delay,
+        policy.max_queue,
+    )
 
 
 class _CountedCall(AbstractContextManager[None]):

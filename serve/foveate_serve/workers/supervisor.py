@@ -12,7 +12,7 @@ from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 import grpc
@@ -46,6 +46,10 @@ KILL_SECONDS = 1.0
 """How long a worker may take beyond its shutdown timeout before it is killed."""
 
 _STDERR = 2
+
+_SHORT_PLACES = ("/tmp", "/var/tmp", "/dev/shm", "/run")  # noqa: S108 - the folder in it is new
+_LONGEST_PLACE = 72
+"""A socket's path has at most 107 bytes: this, "/foveate-", eight letters, and its own name."""
 
 
 class Supervisor:
@@ -88,7 +92,8 @@ class Supervisor:
         Raises AddressError, and StartError where a worker cannot start.
         """
         async with AsyncExitStack() as stack:
-            folder = Path(stack.enter_context(TemporaryDirectory(prefix="foveate-")))
+            made = TemporaryDirectory(prefix="foveate-", dir=short_place())
+            folder = Path(stack.enter_context(made))
             (folder / FIGURES).mkdir()
             address = stack.enter_context(reserved(self._settings.address))
             if self._settings.metrics_address is not None:
@@ -270,6 +275,23 @@ def worker_settings(settings: Settings, address: str) -> dict[str, Any]:
     return values
 
 
+def short_place() -> str:
+    """Return a folder for temporary ones whose path leaves room for the name of a socket.
+
+    TMPDIR is taken where it is short enough. Raises StartError where there is none.
+    """
+    places = [*_SHORT_PLACES]
+    with suppress(OSError):
+        places.insert(0, gettempdir())
+    for place in places:
+        if len(os.fsencode(place)) <= _LONGEST_PLACE and os.access(place, os.W_OK | os.X_OK):
+            return place
+    raise StartError(
+        f"the sockets of workers need a folder that can be written to, with a path of at most "
+        f"{_LONGEST_PLACE} bytes; set TMPDIR"
+    )
+
+
 @contextmanager
 def reserved(address: str) -> Iterator[str]:
     """Reserve a port for the workers, and yield the address with its number.
@@ -291,5 +313,5 @@ def reserved(address: str) -> Iterator[str]:
             shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             shared.bind((place[0], number, *place[2:]))
         except OSError as error:
-            raise AddressError(f"cannot listen on {address}") from error
+            raise AddressError(address, error) from error
         yield f"{host}:{number}"

@@ -67,7 +67,7 @@ def test_counts_add_up_over_processes_and_gauges_are_of_those_that_live() -> Non
     living, dead = counted(0.001, load=2.0), counted(0.001, 0.001, load=3.0)
     for statistics in (living, dead):
         statistics.on_start("colours", "1")  # one that has not ended
-        statistics.set("foveate_model_ready", "colours", "1", 1)
+        statistics.set("ready", "colours", "1", 1)
     both = samples((True, living), (True, dead))
     assert value(both, "foveate_requests_total", code="OK") == 3
     assert value(both, "foveate_requests_in_flight") == 2

@@ -11,7 +11,7 @@ from foveate_serve.engine.trust import trust_outputs
 from foveate_serve.repository.loaded import LoadedModel
 from foveate_serve.repository.versions import ModelStatus, State, VersionStatus
 from foveate_serve.rpc.oip.tensors import DATATYPES
-from foveate_serve.statistics import Durations, Histogram, ModelStatistics
+from foveate_serve.statistics import Histogram, ModelStatistics
 
 EXTENSIONS = (
     "classification",
@@ -202,7 +202,7 @@ def _data_type(spec: TensorSpec) -> pb.DataType.ValueType:
     return pb.DataType.Value(f"TYPE_{DATATYPES[spec.dtype]}")
 
 
-def _total(durations: Durations | Histogram) -> pb.StatisticDuration:
+def _total(durations: Histogram) -> pb.StatisticDuration:
     return _duration(durations.count, durations.seconds)
 
 
