@@ -164,7 +164,7 @@ def test_grad_cam_of_a_difference_is_the_positive_part_of_hirescams(
     assert cam.explained is None
     dense = exported(Dense(), "dense")
     assert {each.positive_of for each in dense.manifest.cams} == {None}
-    with pytest.raises(InvalidRequestError, match="gradcam cuts off what is negative"):
+    with pytest.raises(InvalidRequestError, match="gradcam is not linear in the logit"):
         explain.plan_cam(request, dense.manifest, ExplanationLimits())
     assert (
         explain.plan_cam(

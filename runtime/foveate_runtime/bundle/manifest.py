@@ -173,7 +173,7 @@ class CamOutput(_Model):
     @property
     def linear(self) -> bool:
         """Whether the map of a difference of two logits is the difference of their maps."""
-        # Grad-CAM and LayerCAM cut off what is negative.
+        # Grad-CAM and LayerCAM cut off what is negative, and so do maps of attention.
         return self.method in LINEAR_METHODS
 
 

@@ -247,7 +247,7 @@ def _method(name: str, manifest: Manifest, *, linear: bool) -> CamOutput:
             methods = listing(each.method for each in manifest.cams if each.linear)
             raise InvalidRequestError(
                 "AGAINST_NOT_LINEAR",
-                f"{name} cuts off what is negative, so that the map of a difference of two logits "
+                f"{name} is not linear in the logit, so that the map of a difference of two logits "
                 f"is not a difference of its maps; with against there are {methods}",
                 field="cam.method",
                 metadata={"method": name},
