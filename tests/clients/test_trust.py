@@ -261,7 +261,7 @@ def test_the_command_says_it_in_words(
 ) -> None:
     code, out, _ = run(picture, "--model", "colours", "--coverage", "0.95", "--against", "#3")
     assert code == 0
-    assert "answers with this score are right in " in out
+    assert "of the answers with this score are right" in " ".join(out.split())
     assert "the set for a coverage of 0.95: green" in out
     assert " % of the pictures of the calibration" in out
     assert "cam of green against blue: " in " ".join(out.split())
