@@ -3,6 +3,8 @@
 # makes it.
 VENV ?= .venv
 PYTHON ?= python3
+# The interpreters that `make dist` tries the wheels on; those that are missing are named.
+PYTHONS ?= python3.11 python3.12 python3.13
 # Processes that share the tests; each takes up to 4 GB.
 WORKERS ?= 2
 SHELL := bash
@@ -10,7 +12,7 @@ SHELL := bash
 .DELETE_ON_ERROR:
 # Without bytecode in files each process compiles torch anew, which takes longer than most tests.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help setup mnist demo test test-fast containers check docs format stubs baseline bench clean
+.PHONY: help setup mnist demo test test-fast containers check docs format stubs baseline bench dist fuzz faults clean
 
 bin := $(VENV)/bin
 packages := proto clients runtime serve bench export train umbrella
@@ -22,7 +24,7 @@ help: ## Show the targets
 setup: $(ready) ## Install everything into VENV, and bring MNIST where it can be had
 	VENV=$(VENV) scripts/fetch_mnist.sh || echo "without MNIST" >&2
 
-$(ready): constraints.txt pyproject.toml $(packages:%=%/pyproject.toml)
+$(ready): VERSION constraints.txt pyproject.toml $(packages:%=%/pyproject.toml)
 	test -x $(bin)/uv || { $(PYTHON) -m venv $(VENV) && $(bin)/pip install --quiet --disable-pip-version-check --constraint constraints.txt uv; }
 	$(bin)/uv pip install --python $(bin)/python --constraint constraints.txt --group dev \
 	    -e proto -e clients -e 'runtime[cpu,images,openvino]' -e serve -e 'bench[loadgen]' -e 'train[weights,transformers]' -e export
@@ -39,6 +41,13 @@ test: mnist ## Run the tests
 
 test-fast: mnist ## Run the tests that take no more than seconds
 	$(bin)/pytest --numprocesses $(WORKERS) --dist loadfile --ignore tests/pages -m "not network and not slow and not engines"
+
+fuzz: demo-output/repository/efficientnet_lite0/1/manifest.json ## Send changed pictures, frames and messages; FUZZ="--seconds 15" is the short form
+	$(bin)/uv pip install --quiet --python $(bin)/python --constraint constraints.txt --group fuzz
+	$(bin)/python -m tests.fuzz $(FUZZ)
+
+faults: demo-output/repository/efficientnet_lite0/1/manifest.json ## Break what stands around a server, into docs/reliability.md; FAULTS=--short is the short form
+	$(bin)/python -m tests.faults $(FAULTS)
 
 containers: $(ready) ## Build the images and prove the composition, with a Docker daemon
 	$(bin)/pytest tests/deploy/containers/prove_containers.py
@@ -74,8 +83,11 @@ bench: $(ready) demo-output/repository/efficientnet_lite0/1/manifest.json ## Com
 	    --batch 1,8 --outputs logits,cam --rounds 3 --out bench-output
 	$(bin)/python -m benchmarks.request_cost
 
+dist: $(ready) ## Build wheels and source distributions into dist/, and try them on PYTHONS
+	VENV=$(VENV) scripts/dist.sh dist $(PYTHONS)
+
 demo-output/repository/efficientnet_lite0/1/manifest.json: | $(ready)
 	$(bin)/foveate export package:efficientnet_lite0 --repository demo-output/repository --name efficientnet_lite0
 
 clean: ## Remove what the targets made, but for VENV
-	rm -rf demo-output bench-output site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf demo-output bench-output dist fuzz-output site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

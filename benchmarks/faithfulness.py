@@ -38,7 +38,6 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -49,15 +48,12 @@ from foveate_runtime.backends.base import Runner
 from foveate_runtime.backends.registry import create_runner
 from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.bundle.manifest import CAM_PREFIX
+from foveate_runtime.evaluation.faithfulness import auc, blurred, controls, ranking, replaced
 from foveate_runtime.imaging.decode import ImageLimits
 from foveate_runtime.imaging.heatmap import intensity
 from foveate_runtime.imaging.transform import prepare
 
 RESULTS = Path(__file__).parent / "results"
-BLUR_SIZE = 11
-BLUR_SIGMA = 5.0
-CENTRE_SIGMA = 0.25
-"""Of a side."""
 
 Floats = NDArray[np.float32]
 Picture = NDArray[np.uint8]
@@ -75,59 +71,6 @@ class Scores:
     deletion: Floats
     masked: float
     whole: float
-
-
-def auc(curve: Floats) -> float:
-    """Return the area under p_0 to p_n over the shares 0 to 1, by trapezoids."""
-    return float((curve[:-1] + curve[1:]).mean() / 2)
-
-
-def ranking(values: Floats, height: int, width: int) -> NDArray[np.int64]:
-    """Return the flat indices of the pixels, int64 [height * width], the highest value first.
-
-    `values` is a raw map [h, w]; equal pixels keep the order of rows.
-    """
-    enlarged = Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR)
-    return np.argsort(-np.asarray(enlarged), axis=None, kind="stable")
-
-
-def replaced(start: Picture, end: Picture, order: NDArray[np.int64], steps: int) -> Picture:
-    """Return `start` with 1 / steps, 2 / steps, ... of its pixels those of `end`.
-
-    uint8 [steps - 1, H, W, C]: without the two ends.
-    """
-    pixels, other = start.reshape(-1, start.shape[-1]), end.reshape(-1, end.shape[-1])
-    stages = []
-    for step in range(1, steps):
-        stage = pixels.copy()
-        chosen = order[: round(len(order) * step / steps)]
-        stage[chosen] = other[chosen]
-        stages.append(stage.reshape(start.shape))
-    return np.stack(stages)
-
-
-def blurred(picture: Picture) -> Picture:
-    """Blur uint8 [H, W, C] with the Gaussian of `BLUR_SIZE` and `BLUR_SIGMA`; edges repeat."""
-    reach = BLUR_SIZE // 2
-    weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / BLUR_SIGMA) ** 2)
-    weights /= weights.sum()
-    result = picture.astype(np.float64)
-    for axis in (0, 1):
-        padding = [(reach, reach) if axis == i else (0, 0) for i in range(3)]
-        padded = np.pad(result, padding, mode="edge")
-        windows = np.lib.stride_tricks.sliding_window_view(padded, BLUR_SIZE, axis=axis)
-        result = windows @ weights
-    return np.round(result).astype(np.uint8)
-
-
-def controls(number: int, height: int, width: int) -> dict[str, Floats]:
-    """Return the maps [height, width] that know nothing of photograph `number`."""
-    noise = np.random.default_rng(number).random((height, width), dtype=np.float32)
-    rows, columns = (
-        np.exp(-0.5 * (((np.arange(size) + 0.5) / size - 0.5) / CENTRE_SIGMA) ** 2)
-        for size in (height, width)
-    )
-    return {"random": noise, "centre Gaussian": np.outer(rows, columns).astype(np.float32)}
 
 
 class Classifier:
@@ -181,7 +124,11 @@ def examine(
             deleted = classifier.probability(replaced(picture, empty, order, steps), class_id)
             curves[key] = np.r_[start, inserted, whole], np.r_[whole, deleted, nothing]
         light = intensity(values, width, height)
-        shown = np.zeros_like(picture, np.float32) if light is None else light[..., None]
+        shown = (
+            np.zeros_like(picture, np.float32)
+            if light is None
+            else light[..., None] / np.float32(255)
+        )
         masked = np.round(mean + shown * (picture - mean.astype(np.float32))).astype(np.uint8)
         insertion, deletion = curves[key]
         scores[name] = Scores(

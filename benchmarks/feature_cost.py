@@ -47,13 +47,13 @@ from benchmarks.server import Server, serving
 from foveate.v1.classifier_service_pb2 import ClassifyRequest, RawImage
 from foveate.v1.classifier_service_pb2_grpc import (
     ClassifierServiceStub,
-    add_ClassifierServiceServicer_to_server,
 )
 from foveate_serve.assembly import make_engine
 from foveate_serve.rpc.handlers import ClassifierHandler
-from foveate_serve.rpc.servicers import ClassifierServicer
+from foveate_serve.rpc.interceptor import CallInterceptor
+from foveate_serve.rpc.methods import method_handlers
+from foveate_serve.rpc.server import CLASSIFIER
 from foveate_serve.settings import Settings
-from foveate_serve.transports.base import services_of
 from foveate_serve.transports.make import make_transport
 
 RESULTS = Path(__file__).parent / "results" / "feature_cost.json"
@@ -84,11 +84,9 @@ async def serve_bare(repository: Path) -> None:
     settings = Settings(repository=repository)
     engine = make_engine(settings)
     await engine.repository.open()
-    server = make_transport(settings)
+    server = make_transport(settings, (CallInterceptor(),))
     handler = ClassifierHandler(engine, stream_window=settings.stream_window)
-    add_ClassifierServiceServicer_to_server(
-        ClassifierServicer(handler, asyncio.Event()), services_of(server)
-    )
+    server.add_generic_rpc_handlers([method_handlers(CLASSIFIER, handler)])
     port = await server.listen("127.0.0.1:0")
     print(f"bare on 127.0.0.1:{port}", flush=True)
     await asyncio.to_thread(sys.stdin.read)

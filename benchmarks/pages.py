@@ -10,17 +10,18 @@ Ranges = Mapping[str, Mapping[str, float]]
 """The smallest, the middle and the largest value of what was measured, by name."""
 
 
-def part(page: Path, benchmark: str) -> str:
-    """Return what `benchmark` wrote into a page."""
-    match = _between(benchmark).search(page.read_text(encoding="utf-8"))
+def part(page: Path, benchmark: str, *, package: str = "benchmarks") -> str:
+    """Return what `benchmark` of a package wrote into a page."""
+    match = _between(f"{package}.{benchmark}").search(page.read_text(encoding="utf-8"))
     assert match is not None, f"{page.name} has no part of {benchmark}"
     return match[2]
 
 
-def write_part(page: Path, benchmark: str, text: str) -> None:
-    """Put `text` in the place of what `benchmark` wrote into a page before."""
+def write_part(page: Path, benchmark: str, text: str, *, package: str = "benchmarks") -> None:
+    """Put `text` in the place of what `benchmark` of a package wrote into a page before."""
     found = page.read_text(encoding="utf-8")
-    written, parts = _between(benchmark).subn(lambda match: match[1] + text + match[3], found)
+    between = _between(f"{package}.{benchmark}")
+    written, parts = between.subn(lambda match: match[1] + text + match[3], found)
     assert parts == 1, f"{page.name} has {parts} parts of {benchmark}"
     page.write_text(written, encoding="utf-8")
 
@@ -37,6 +38,6 @@ def middle(values: Mapping[str, float], decimals: int) -> str:
     return f"{median} ({low} to {high})"
 
 
-def _between(benchmark: str) -> re.Pattern[str]:
-    begin = re.escape(f"<!-- Written by `python -m benchmarks.{benchmark}`. -->\n\n")
+def _between(module: str) -> re.Pattern[str]:
+    begin = re.escape(f"<!-- Written by `python -m {module}`. -->\n\n")
     return re.compile(f"({begin})(.*?)(\n\n<!-- Written until here. -->)", re.DOTALL)

@@ -50,7 +50,7 @@ from foveate_client._models import (
     Parity,
     Variant,
 )
-from foveate_client._options import Cam, ClassifyOptions, Features
+from foveate_client._options import Cam, ClassifyOptions, Features, TrustRequest
 from foveate_client._repository import RepositoryClient
 from foveate_client._results import (
     Classification,
@@ -58,6 +58,7 @@ from foveate_client._results import (
     Heatmap,
     Prediction,
     Timing,
+    Trust,
     View,
 )
 from foveate_client._throttle import Throttling
@@ -116,6 +117,8 @@ __all__ = [
     "Throttling",
     "Timing",
     "Transport",
+    "Trust",
+    "TrustRequest",
     "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",

@@ -3,11 +3,19 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import UnionType
-from typing import TypedDict
+from typing import Literal, TypedDict
 
-from foveate.v1.classifier_service_pb2 import ClassifyRequest
+from foveate.v1.classifier_service_pb2 import (
+    SET_METHOD_LAC,
+    SET_METHOD_RAPS,
+    ClassifyRequest,
+    SetMethod,
+    TrustOptions,
+)
 from foveate.v1.explanation_pb2 import HEATMAP_FORM_RAW, CamOptions, FeatureMapOptions
 from foveate_client._images import ImageInput, image_field
+
+_SET_METHODS: dict[str, SetMethod.ValueType] = {"lac": SET_METHOD_LAC, "raps": SET_METHOD_RAPS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,11 +25,27 @@ class Cam:
     `method` is one of those that the model lists; empty takes the first.
     `class_ids` are classes to explain; `top` explains that many of the
     best-scored ones before them. With neither, the best class is explained.
+    `against` asks what speaks for each of them and not for another class: its
+    id, or below 0 its rank, -2 being the second best.
     """
 
     method: str = ""
     class_ids: Sequence[int] = ()
     top: int | None = None
+    against: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrustRequest:
+    """Asks how far the answer can be believed, of a model that was calibrated.
+
+    `coverage` is how often the prediction set is to hold the right class, one of
+    those of the calibration; None takes the lowest. `set_method` is "lac", the
+    smallest sets on average, which may be empty, or "raps", the best classes.
+    """
+
+    coverage: float | None = None
+    set_method: Literal["lac", "raps"] = "lac"
 
 
 @dataclass(frozen=True)
@@ -51,6 +75,8 @@ class ClassifyOptions(TypedDict, total=False):
     """The class activation maps wanted; unset, none."""
     feature_maps: Sequence[Features | str]
     """The feature maps wanted, by layer; unset, none."""
+    trust: TrustRequest | bool
+    """How far the answer can be believed; unset, not said."""
     timing: bool
     """Whether the answer tells where its time went; unset, not."""
     priority: int
@@ -66,6 +92,7 @@ def classify_request(
     threshold: float | None = None,
     cam: Cam | None = None,
     feature_maps: Sequence[Features | str] = (),
+    trust: TrustRequest | bool = False,
     timing: bool = False,
     priority: int = 0,
 ) -> ClassifyRequest:
@@ -85,6 +112,7 @@ def classify_request(
         threshold=threshold,
         cam=None if cam is None else _cam_options(cam),
         feature_maps=[_feature_map_options(wanted) for wanted in feature_maps],
+        trust=_trust_options(trust),
         timing=timing,
         priority=priority,
         **image_field(image),
@@ -106,8 +134,20 @@ def _cam_options(cam: Cam) -> CamOptions:
     _require_list(cam.class_ids, "class_ids is a list of classes, such as [281]")
     # Only raw maps are asked for: the library draws them, over the original and not the crop.
     return CamOptions(
-        method=cam.method, class_ids=cam.class_ids, top=cam.top, forms=[HEATMAP_FORM_RAW]
+        method=cam.method,
+        class_ids=cam.class_ids,
+        top=cam.top,
+        against=cam.against,
+        forms=[HEATMAP_FORM_RAW],
     )
+
+
+def _trust_options(trust: TrustRequest | bool) -> TrustOptions | None:
+    _require(trust, bool | TrustRequest, "trust is True or TrustRequest(coverage=0.9)")
+    if trust is False:
+        return None
+    wanted = TrustRequest() if trust is True else trust
+    return TrustOptions(coverage=wanted.coverage, set_method=_SET_METHODS[wanted.set_method])
 
 
 def _feature_map_options(wanted: Features | str) -> FeatureMapOptions:

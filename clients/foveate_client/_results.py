@@ -28,12 +28,33 @@ class Prediction:
     What `score` is, `Classification.scores` says: with "softmax" the probability
     of the class among all, from 0 to 1; with "sigmoid" that of the label by
     itself, from 0 to 1; with "none" the logit. `logit` is what it is made of.
+    `confidence` is how often an answer with this score is right; None where it was
+    not asked for, or is not known.
     """
 
     class_id: int
     label: str
     score: float
     logit: float
+    confidence: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trust:
+    """How far an answer can be believed.
+
+    `prediction_set` are class ids, the best first: of pictures like those of the
+    calibration, a share `coverage` has its right class among them. `ood_percentile`,
+    from 0 to 100, is the share of those pictures that were less unusual than this one.
+    `abstained` tells that the model abstains, by its policy. `set_method` is "lac" or
+    "raps".
+    """
+
+    coverage: float
+    prediction_set: tuple[int, ...]
+    ood_percentile: float
+    abstained: bool
+    set_method: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +84,9 @@ class Heatmap:
     `array` is float32 [height, width], read-only, with the values exactly as
     the graph computed them, from `minimum` to `maximum`; `layer` is where its
     activations come from, and `view` the part of the picture that it covers.
+    `against` is the class that it speaks against, None where there is none;
+    `explained` the share of the logit, or of the difference of two, that it accounts
+    for, from 0 to 1, None where the method does not say.
     """
 
     class_id: int
@@ -73,6 +97,8 @@ class Heatmap:
     minimum: float
     maximum: float
     view: View
+    against: int | None = None
+    explained: float | None = None
 
     @property
     def has_evidence(self) -> bool:
@@ -204,6 +230,7 @@ class Classification:
     view: View
     timing: Timing | None
     scores: str = DEFAULT_SCORES
+    trust: Trust | None = None
     warnings: tuple[str, ...] = ()
 
     @classmethod
@@ -214,7 +241,13 @@ class Classification:
             model=message.model,
             version=message.version,
             predictions=tuple(
-                Prediction(class_id=p.class_id, label=p.label, score=p.score, logit=p.logit)
+                Prediction(
+                    class_id=p.class_id,
+                    label=p.label,
+                    score=p.score,
+                    logit=p.logit,
+                    confidence=p.confidence if p.HasField("confidence") else None,
+                )
                 for p in message.predictions
             ),
             cams=tuple(_heatmap(cam, view) for cam in message.cams),
@@ -222,8 +255,19 @@ class Classification:
             view=view,
             timing=_timing(message.timing) if message.HasField("timing") else None,
             scores=message.scores or DEFAULT_SCORES,
+            trust=_trust(message.trust) if message.HasField("trust") else None,
             warnings=tuple(message.warnings),
         )
+
+
+def _trust(trust: service.Trust) -> Trust:
+    return Trust(
+        coverage=trust.coverage,
+        prediction_set=tuple(trust.prediction_set),
+        ood_percentile=trust.ood_percentile,
+        abstained=trust.abstained,
+        set_method="raps" if trust.set_method == service.SET_METHOD_RAPS else "lac",
+    )
 
 
 def _view(view: explanation.View) -> View:
@@ -247,6 +291,8 @@ def _heatmap(cam: explanation.Cam, view: View) -> Heatmap:
         minimum=cam.minimum,
         maximum=cam.maximum,
         view=view,
+        against=cam.against if cam.HasField("against") else None,
+        explained=cam.explained if cam.HasField("explained") else None,
     )
 
 

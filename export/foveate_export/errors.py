@@ -4,10 +4,12 @@ ExportError
 ├── UsageError            the request itself is wrong
 │   └── UnknownLayerError
 ├── UnsupportedHeadError  no class activation map for this kind of head
+│   └── UnseenAttentionError
 ├── ParityError           the graph's answers differ from torch's
 ├── AccuracyError         a variant recognises too much less than fp32
-├── EngineError           TensorRT cannot build the graph
-└── RepositoryError       the repository cannot take the bundle
+└── EngineError           TensorRT cannot build the graph
+
+A repository that cannot take the bundle is foveate_runtime.bundle.publishing.RepositoryError.
 """
 
 import difflib
@@ -40,6 +42,10 @@ class UnsupportedHeadError(ExportError):
     """A head for which there is no class activation map in the graph."""
 
 
+class UnseenAttentionError(UnsupportedHeadError):
+    """Attention that cannot be watched while torch computes it, and so not compared."""
+
+
 class ParityError(ExportError):
     """A graph that does not answer as torch does."""
 
@@ -50,7 +56,3 @@ class AccuracyError(ExportError):
 
 class EngineError(ExportError):
     """A graph of which TensorRT builds no engine here."""
-
-
-class RepositoryError(ExportError):
-    """A repository that cannot take the bundle."""

@@ -18,7 +18,13 @@ from foveate_export.anatomy.layers import feature_layers, select_layers, taps_of
 from foveate_export.anatomy.logits import as_logits
 from foveate_export.anatomy.recording import record
 from foveate_export.anatomy.taps import Tap
-from foveate_export.errors import ExportError, ParityError, UnsupportedHeadError, UsageError
+from foveate_export.errors import (
+    ExportError,
+    ParityError,
+    UnseenAttentionError,
+    UnsupportedHeadError,
+    UsageError,
+)
 from foveate_export.graph.classifier import ExplainedClassifier
 from foveate_export.graph.heads import Head, find_head
 from foveate_export.graph.onnx import OPSET, write_onnx
@@ -39,7 +45,7 @@ from foveate_export.publish.variants.ranges import loud_nodes
 from foveate_runtime.backends.base import BackendError, Runner
 from foveate_runtime.backends.registry import create_runner
 from foveate_runtime.backends.tensorrt.sidecar import ENGINES_FOLDER
-from foveate_runtime.bundle import golden
+from foveate_runtime.bundle import golden, publishing
 from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.bundle.manifest import (
     LABELS_FILE,
@@ -53,7 +59,13 @@ from foveate_runtime.bundle.manifest import (
     VariantEntry,
 )
 from foveate_runtime.evaluation.accuracy import measure_accuracy
+from foveate_runtime.evaluation.completeness import with_completeness
 from foveate_runtime.evaluation.labelled import Labelled
+from foveate_runtime.evaluation.trusted import (
+    calibrate_where_possible,
+    check_enough,
+    require_probabilities,
+)
 from foveate_train.classifier import Classifier
 
 SEED = 0
@@ -99,13 +111,28 @@ def examine(classifier: Classifier, cam_layer: str | None = None) -> Anatomy:
             f"{classifier.name} returns {shape} for 2 pictures and {len(classifier.labels)} labels"
         )
     try:
-        head, note = find_head(recording, cam_layer), None
-        _check_gradient(classifier, head)
+        head: Head | None = _checked(classifier, find_head(recording, cam_layer))
+        note = head.note if head else None
     except UnsupportedHeadError as error:
         if cam_layer is not None:
             raise
         head, note = None, f"no class activation maps: {error}"
     return Anatomy(head, note, feature_layers(recording), recording.left_out)
+
+
+def _checked(classifier: Classifier, head: Head) -> Head:
+    """Return the head, without maps of attention where torch's own run shows it otherwise.
+
+    Raises:
+        UnsupportedHeadError: autograd, which maps are compared with, gives nothing.
+    """
+    try:
+        _check_gradient(classifier, head)
+    except UnseenAttentionError as error:
+        head = head.without_attention
+        head.note = f"no maps of a class token's attention: {error}"
+        _check_gradient(classifier, head)
+    return head
 
 
 def _check_gradient(classifier: Classifier, head: Head) -> None:
@@ -137,6 +164,7 @@ def export(
     variants: Sequence[str] = (FP32,),
     calibration: Calibration | None = None,
     labelled: Labelled | None = None,
+    coverages: Sequence[float] = (),
     max_drop: float = MAX_DROP,
     target: Target | None = None,
     metadata: Mapping[str, str] | None = None,
@@ -159,7 +187,9 @@ def export(
             for the last one.
         variants: the precisions to write, the one to serve by default first.
         calibration: the pictures that int8 is calibrated on.
-        labelled: pictures to measure the accuracy on.
+        labelled: pictures to measure the accuracy on, and to calibrate on.
+        coverages: of the prediction sets; none for those that the pictures suffice for,
+            and for no calibration where they suffice for none.
         max_drop: the points of top-1 on `labelled` that a variant may lose against fp32.
         target: what TensorRT engines of the variants are built for; None for none.
         metadata: notes for the manifest.
@@ -182,15 +212,18 @@ def export(
     check_weights(classifier)
     check_variants(variants, calibrated=calibration is not None)
     if version is not None:
-        bundle.check_free(repository, name, version)
+        publishing.check_free(repository, name, version)
     if ending is None:
         with stage("finding what its outputs are"):
             classifier, ending = as_logits(classifier, probes(pictures, classifier.input))
+    if coverages and labelled is not None:
+        require_probabilities(ending.scores, table=False)
+        check_enough(len(labelled), coverages, ending.scores)
     with stage("finding the head and the layers"):
         anatomy = anatomy or examine(classifier, cam_layer)
         chosen = select_layers(layers, classifier.module, anatomy.layers, anatomy.left_out)
     taps = taps_of(chosen)
-    with bundle.staging(repository, name) as folder:
+    with publishing.staging(repository, name) as folder:
         with stage("writing the graph"):
             graph = ExplainedClassifier(
                 classifier.module, classifier.input, anatomy.head, taps
@@ -222,12 +255,19 @@ def export(
                 "golden": maker.write_golden(),
             }
         )
+        staged = Bundle(path=folder, manifest=manifest, labels=classifier.labels)
+        with stage("adding up the maps"):
+            manifest = with_completeness(staged, pictures.images)
+        if labelled is not None:
+            staged = Bundle(path=folder, manifest=manifest, labels=classifier.labels)
+            with stage(f"calibrating on {len(labelled)} labelled pictures"):
+                manifest = calibrate_where_possible(staged, labelled, coverages)
         if target is not None:
             suitable = suitable_variants(manifest)
             engines = folder / ENGINES_FOLDER
             build_engines(folder, manifest, suitable, target, folder=engines, stage=stage)
         with stage("publishing"):
-            path, manifest = bundle.publish(folder, manifest, repository, version)
+            path, manifest = publishing.publish(folder, manifest, repository, version)
     return Exported(path, manifest, anatomy.note)
 
 

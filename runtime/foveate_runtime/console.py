@@ -11,7 +11,8 @@ from rich.console import Console
 
 from foveate_runtime.backends.base import BackendError
 from foveate_runtime.bundle.bundle import BundleError
-from foveate_runtime.evaluation.labelled import LabelledError, NoPicturesError
+from foveate_runtime.bundle.publishing import PlaceError, RepositoryError
+from foveate_runtime.evaluation.labelled import LabelledError, NoPicturesError, TooFewPicturesError
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
 
@@ -20,8 +21,14 @@ class UsageError(Exception):
     """Options that contradict each other; the message names them."""
 
 
-_USAGE: tuple[type[Exception], ...] = (UsageError, NoPicturesError)
-_FAILURES: tuple[type[Exception], ...] = (BundleError, BackendError, LabelledError, OSError)
+_USAGE: tuple[type[Exception], ...] = (UsageError, NoPicturesError, TooFewPicturesError, PlaceError)
+_FAILURES: tuple[type[Exception], ...] = (
+    BundleError,
+    RepositoryError,
+    BackendError,
+    LabelledError,
+    OSError,
+)
 
 
 class Stages:
@@ -97,6 +104,17 @@ def points(text: str) -> float:
     if not 0 <= number <= 100:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 100")
     return number
+
+
+def coverages(text: str) -> list[float]:
+    """Read an argument that is a list of coverages, each above 0 and below 1."""
+    found = [float(part) for part in names(text)]
+    if not found:
+        raise argparse.ArgumentTypeError("no coverage is named")
+    for coverage in found:
+        if not 0 < coverage < 1:
+            raise argparse.ArgumentTypeError(f"{coverage:g} is not above 0 and below 1")
+    return found
 
 
 def names(text: str) -> list[str]:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate_runtime.bundle.manifest import Scores
+from foveate_runtime.bundle.trust import SetMethod
 from foveate_runtime.imaging.heatmap import Encoding
 from foveate_runtime.imaging.transform import View
 
@@ -17,6 +18,9 @@ ANSWER_BYTES = 1024
 
 PREDICTION_BYTES = 160
 """The bytes of a prediction without its label, which belongs to the model."""
+
+CLASS_ID_BYTES = 40
+"""The bytes of a class id in a tuple."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +42,8 @@ class CamRequest:
 
     `method` empty takes the bundle's first. `top` explains that many of the
     best classes, before those of `class_ids`; None means one where `class_ids`
-    is empty and none otherwise. Pictures are `width` x `height` pixels, 0
+    is empty and none otherwise. `against` is a class, or below 0 a rank, whose logit
+    is taken off that of each class explained. Pictures are `width` x `height` pixels, 0
     meaning the input's size, and `opacity` is the share of the map's colour in
     an overlay where the map is largest.
     """
@@ -46,6 +51,7 @@ class CamRequest:
     method: str = ""
     class_ids: tuple[int, ...] = ()
     top: int | None = None
+    against: int | None = None
     forms: frozenset[CamForm] = frozenset({"raw"})
     width: int = 0
     height: int = 0
@@ -59,6 +65,14 @@ class FeatureMapRequest:
 
     layer: str
     channels: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrustRequest:
+    """Asks how far the answer can be believed; `coverage` None means the lowest calibrated."""
+
+    coverage: float | None = None
+    set_method: SetMethod = "lac"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,16 +92,37 @@ class Request:
     threshold: float | None = None
     cam: CamRequest | None = None
     feature_maps: tuple[FeatureMapRequest, ...] = ()
+    trust: TrustRequest | None = None
     priority: int = 0
+
+    @property
+    def images(self) -> tuple[bytes | RawImage]:
+        """The picture, as the only one of those of the request."""
+        return (self.image,)
 
 
 class Prediction(NamedTuple):
-    """A class, its score, of the kind that the manifest names, and its logit."""
+    """A class, its score, of the kind that the manifest names, and its logit.
+
+    `confidence` is how often such a score is right, None where that is not known.
+    """
 
     class_id: int
     label: str
     score: float
     logit: float
+    confidence: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trust:
+    """How far an answer can be believed, as `foveate_runtime.trust.answer.Assessment` says it."""
+
+    coverage: float
+    prediction_set: tuple[int, ...]
+    ood_percentile: float
+    abstained: bool
+    set_method: SetMethod
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,7 +131,8 @@ class Cam:
 
     `height` and `width` are the raw map's, in cells. `values`, float32 [height,
     width], and the encoded pictures `heatmap` and `overlay` are None unless
-    asked for.
+    asked for. `against` is the class whose logit was taken off, `explained` the share
+    of the logit, or of the difference, that the map accounts for; None where there is none.
     """
 
     class_id: int
@@ -110,6 +146,8 @@ class Cam:
     values: NDArray[np.float32] | None
     heatmap: bytes | None
     overlay: bytes | None
+    against: int | None = None
+    explained: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -189,6 +227,7 @@ class Result(Answer):
     cams: tuple[Cam, ...]
     feature_maps: tuple[FeatureMap, ...]
     view: View
+    trust: Trust | None = None
 
     @property
     def size(self) -> int:
@@ -196,6 +235,7 @@ class Result(Answer):
         return (
             ANSWER_BYTES
             + PREDICTION_BYTES * len(self.predictions)
+            + (0 if self.trust is None else CLASS_ID_BYTES * len(self.trust.prediction_set))
             + sum(
                 len(cam.heatmap or b"") + len(cam.overlay or b"") + _bytes(cam.values)
                 for cam in self.cams

@@ -5,6 +5,7 @@
       +-- NotFoundError           there is no such model or version
       +-- NotReadyError           the version exists and is not served
       +-- LoadingError            the version is loading
+      +-- StoppingError           the server is stopping
       +-- OverloadedError         the load is shed; a retry later may succeed
       +-- DeadlineError           the deadline passed
       +-- UnauthenticatedError    the call carries no known token
@@ -84,6 +85,13 @@ class NotReadyError(ServeError):
 
 class LoadingError(ServeError):
     """The version is loading."""
+
+
+class StoppingError(ServeError):
+    """The server is stopping."""
+
+    def __init__(self) -> None:
+        super().__init__("STOPPING", "the server is stopping; try another")
 
 
 class OverloadedError(ServeError):

@@ -10,6 +10,7 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from foveate.status import StatusError
 from foveate.v1.classifier_service_pb2 import (
     ClassifyRequest,
     ClassifyResponse,
@@ -21,6 +22,7 @@ from foveate.v1.classifier_service_pb2 import (
     ListModelsResponse,
 )
 from foveate_serve.assembly import make_engine
+from foveate_serve.rpc.errors import status_of
 from foveate_serve.rpc.handlers import ClassifierHandler
 from foveate_serve.settings import Settings
 
@@ -53,7 +55,7 @@ class LocalTransport:
 
     def classify(self, request: ClassifyRequest, timeout: float) -> ClassifyResponse:
         """Classify one picture."""
-        return self._wait(self._handler.classify(request, time.monotonic() + timeout))
+        return self._answer(self._handler.classify(request, _LocalCall(timeout)))
 
     def classify_stream(
         self, requests: Iterable[ClassifyStreamRequest], timeout: float | None = None
@@ -63,9 +65,8 @@ class LocalTransport:
         A picture that fails has an error in its response. `requests` is read on another
         thread. The timeout is that of the whole stream.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
         stream = _Stream(self._loop, window=self._window)
-        responses = self._handler.classify_stream(stream.requests(), deadline)
+        responses = self._handler.classify_stream(stream.requests(), _LocalCall(timeout))
         running = asyncio.run_coroutine_threadsafe(stream.collect(responses), self._loop)
         reader = threading.Thread(
             target=stream.read, args=(requests,), name="foveate-requests", daemon=True
@@ -79,11 +80,11 @@ class LocalTransport:
 
     def list_models(self, request: ListModelsRequest, timeout: float) -> ListModelsResponse:  # noqa: ARG002 - answered from memory
         """List the models, by name."""
-        return self._wait(self._handler.list_models(request))
+        return self._answer(self._handler.list_models(request))
 
     def get_model(self, request: GetModelRequest, timeout: float) -> GetModelResponse:  # noqa: ARG002 - answered from memory
         """Describe one version of one model."""
-        return self._wait(self._handler.get_model(request))
+        return self._answer(self._handler.get_model(request))
 
     def close(self) -> None:
         """Finish the requests in flight and release the models."""
@@ -106,8 +107,25 @@ class LocalTransport:
     ) -> None:
         self.close()
 
+    def _answer(self, call: Coroutine[Any, Any, T]) -> T:
+        try:
+            return self._wait(call)
+        except Exception as error:
+            raise StatusError(status_of(error)) from error
+
     def _wait(self, call: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(call, self._loop).result()
+
+
+class _LocalCall:
+    """A call within the process."""
+
+    def __init__(self, timeout: float | None) -> None:
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+
+    def time_remaining(self) -> float | None:
+        """Return the seconds until the deadline, None where there is none."""
+        return None if self._deadline is None else self._deadline - time.monotonic()
 
 
 class _Stream:

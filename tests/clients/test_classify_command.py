@@ -78,18 +78,29 @@ def test_json_is_one_object_a_line_in_the_order_of_the_pictures(refusing, run, c
             "version": "3",
             "scores": "softmax",
             "predictions": [
-                {"class_id": 1, "label": "tiger cat", "score": pytest.approx(0.6337, abs=1e-4)},
-                {"class_id": 2, "label": "Egyptian cat", "score": pytest.approx(0.2331, abs=1e-4)},
+                {
+                    "class_id": class_id,
+                    "label": label,
+                    "score": pytest.approx(score, abs=1e-4),
+                    "confidence": None,
+                }
+                for class_id, label, score in (
+                    (1, "tiger cat", 0.6337),
+                    (2, "Egyptian cat", 0.2331),
+                )
             ],
+            "trust": None,
             "cams": [
                 {
                     "class_id": 1,
                     "label": "tiger cat",
+                    "against": None,
                     "method": "cam",
                     "height": 7,
                     "width": 7,
                     "minimum": -8,
                     "maximum": 40,
+                    "explained": None,
                     "path": None,
                 }
             ],
@@ -100,7 +111,7 @@ def test_json_is_one_object_a_line_in_the_order_of_the_pictures(refusing, run, c
         }
     )
     nothing = {"model": None, "version": None, "scores": None}
-    nothing |= {"predictions": [], "cams": [], "feature_maps": []}
+    nothing |= {"predictions": [], "trust": None, "cams": [], "feature_maps": []}
     assert small == nothing | {
         "image": str(tiny),
         "error": {

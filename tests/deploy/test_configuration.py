@@ -127,6 +127,15 @@ def variables() -> Iterator[tuple[str, str]]:
         yield from re.findall(r"\$\{(\w+):-([^}]*)\}", path.read_text(encoding="utf-8"))
 
 
+def test_what_the_images_are_made_of_is_in_their_context() -> None:
+    text = (ROOT / "deploy/docker/Dockerfile").read_text()
+    (distributions,) = re.findall(r"for distribution in ([a-z ]+);", text)
+    allowed = (ROOT / ".dockerignore").read_text().split()
+    # The version and the licence stand beside the distributions.
+    for path in (*distributions.split(), "VERSION", "LICENSE", "constraints.txt"):
+        assert f"!{path}" in allowed, path
+
+
 def test_every_variable_is_in_the_example_with_its_default() -> None:
     example = (ROOT / ".env.example").read_text(encoding="utf-8")
     assert set(re.findall(r"^#(\w+)=(.*)$", example, re.MULTILINE)) == set(variables())

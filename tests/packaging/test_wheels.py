@@ -32,7 +32,8 @@ def run(*command: str | Path) -> str:
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheels")
     for distribution in DISTRIBUTIONS:
-        run(UV, "build", "--quiet", "--wheel", "--out-dir", folder, ROOT / distribution)
+        # The source distribution, and the wheel that is built from it.
+        run(UV, "build", "--quiet", "--out-dir", folder, ROOT / distribution)
     return folder
 
 
@@ -103,6 +104,8 @@ def test_metadata_tells_where_the_project_is(wheels: Path, distribution: str) ->
     with zipfile.ZipFile(wheel) as archive:
         (path,) = (n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
         metadata = message_from_bytes(archive.read(path))
+    assert metadata["Version"] == (ROOT / "VERSION").read_text().strip()
+    assert metadata["License-File"] == "LICENSE"
     assert metadata.get_all("Project-URL")
     assert metadata.get_all("Classifier")
     assert metadata["Keywords"]

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks.faithfulness import RESULTS, auc, blurred, controls, ranking, replaced
+from benchmarks.faithfulness import RESULTS
+
+from foveate_runtime.evaluation.faithfulness import auc, blurred, controls, ranking, replaced
 
 PAGE = Path(__file__).parents[2] / "docs" / "export" / "faithfulness.md"
 NAMES = {"Gaussian in the centre": "centre Gaussian", "noise": "random"}

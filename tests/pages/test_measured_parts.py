@@ -21,6 +21,7 @@ from benchmarks import (
     throughput,
     training,
     transports,
+    trust,
     variants,
 )
 
@@ -38,6 +39,7 @@ WRITERS = {
     "throughput": throughput,
     "training": training,
     "transports": transports,
+    "trust": trust,
     "variants": variants,
 }
 

@@ -16,10 +16,9 @@ from ..waiting import LIMIT_SECONDS
 
 
 @pytest.fixture(autouse=True)
-def no_runner_is_instant(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_run_is_inline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run pictures on the engine's threads, however quick the machine is."""
     monkeypatch.setattr(warmup, "_INLINE_SECONDS", 0.0)
-    monkeypatch.setattr(warmup, "_HANDOVER_SECONDS", 0.0)
 
 
 class GatedRunner(OnnxRuntimeRunner):

@@ -1,5 +1,6 @@
 """What a person sees of a run: how far it is, how fast, and how long it will take."""
 
+import time
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -12,8 +13,14 @@ if TYPE_CHECKING:
     from foveate_train.run import Epoch
 
 
+_INTERVAL = 30.0
+"""How many seconds pass between two lines within an epoch, where there is no terminal."""
+
+
 class StepProgress(Progress):
     """Lines on standard error, and on a terminal a bar below them; a context manager.
+
+    Without a terminal, a line stands for the bar every half minute.
 
     Of several processes, the first alone writes.
 
@@ -33,6 +40,7 @@ class StepProgress(Progress):
             disable=not console.is_terminal,
         )
         self._title = ""
+        self._said = time.monotonic()
         self._task = self.add_task("", epoch="", loss="", completed=done, total=total)
 
     def describe(self, title: str) -> None:
@@ -44,6 +52,10 @@ class StepProgress(Progress):
         """Show a step. Its loss is read only where somebody sees it."""
         if not self.disable:
             self.update(self._task, advance=1, epoch=step.epoch, loss=f"{float(step.loss):.4f}")
+        elif not self.console.quiet and time.monotonic() - self._said >= _INTERVAL:
+            done = f"epoch {step.epoch}, step {step.number} of {step.total}"
+            self.console.print(f"{self._title}{done}: loss {float(step.loss):.4f}", highlight=False)
+            self._said = time.monotonic()
 
     def epoch(
         self, epoch: "Epoch", epochs: int, images: int, metric: str = "test accuracy"
@@ -53,4 +65,5 @@ class StepProgress(Progress):
         if epoch.number:
             said = [f"loss {epoch.loss:.4f}", *said, f"{images / epoch.seconds:.0f} images/s"]
         line = f"{self._title}epoch {epoch.number}/{epochs}: {', '.join(said)}"
+        self._said = time.monotonic()
         self.console.print(line, highlight=False)

@@ -197,9 +197,10 @@ def write_state(path: Path, identity: Mapping[str, Any], state: Mapping[str, Any
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    # torch's writer reports a full disk as a RuntimeError of its own.
     except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: cannot be written ({error})") from error
+        # torch's writer raises an error of its own while it handles that of a full disk.
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise CheckpointError(f"{path}: cannot be written ({cause})") from error
     finally:
         temporary.unlink(missing_ok=True)
 

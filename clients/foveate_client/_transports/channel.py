@@ -88,6 +88,8 @@ def _channel_options(retries: Retries) -> list[tuple[str, Any]]:
         # Finds a connection that a router dropped without a word, during a call.
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 10_000),
+        # A server that was away is asked again after these seconds at most, not after two minutes.
+        ("grpc.max_reconnect_backoff_ms", 5_000),
         ("grpc.primary_user_agent", f"foveate-client/{version('foveate-client')}"),
     ]
 

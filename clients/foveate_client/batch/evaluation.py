@@ -2,11 +2,11 @@
 
 import heapq
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from foveate_client._models import DEFAULT_SCORES
-from foveate_client.batch.journal import Row
+from foveate_client.batch.journal import Row, RowTrust
 
 BINS = 15
 MOST_CONFUSED = 20
@@ -64,6 +64,22 @@ class Mistake:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SetSummary:
+    """What the prediction sets of a coverage did.
+
+    `covered`, `empty` and `abstained` are the shares of the pictures whose right class is in
+    the set, whose set is empty, and from which the model abstained; `mean_size` is the
+    classes of a set on average.
+    """
+
+    coverage: float
+    covered: float
+    mean_size: float
+    empty: float
+    abstained: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """What a model scores on the pictures whose right class is known.
 
@@ -87,6 +103,9 @@ class Evaluation:
     classes: tuple[ClassAccuracy, ...]
     confusions: tuple[Confusion, ...]
     mistakes: tuple[Mistake, ...]
+    ece_calibrated: float | None = None
+    calibrated_bins: tuple[Bin, ...] = ()
+    sets: SetSummary | None = None
 
 
 class Evaluator:
@@ -97,9 +116,9 @@ class Evaluator:
         self._images = 0
         self._top1 = 0
         self._top5 = 0
-        self._counts = [0] * BINS
-        self._right = [0] * BINS
-        self._confidence = [0.0] * BINS
+        self._plain = _Reliability()
+        self._calibrated = _Reliability()
+        self._sets = _SetTally()
         self._confused: Counter[tuple[int, int]] = Counter()
         self._of_class: Counter[int] = Counter()
         self._right_of_class: Counter[int] = Counter()
@@ -115,11 +134,12 @@ class Evaluator:
         self._of_class[target] += 1
         self._right_of_class[target] += right
         self._top5 += target in best
-        if self._calibrated:
-            position = bin_of(score)
-            self._counts[position] += 1
-            self._right[position] += right
-            self._confidence[position] += score
+        if self._exclusive:
+            self._plain.add(score, right=right)
+        if row.trust is not None:
+            self._sets.add(row.trust, target)
+            if self._exclusive and row.trust.confidence is not None:
+                self._calibrated.add(row.trust.confidence, right=right)
         if not right:
             self._confused[target, best[0]] += 1
             mistake = (score, row.name, target, best[0])
@@ -132,15 +152,14 @@ class Evaluator:
         """Return what was found, or None where no right class is known."""
         if self._images == 0:
             return None
-        bins = [self._bin(position) for position in range(BINS)] if self._calibrated else []
         return Evaluation(
             images=self._images,
             top1=self._top1 / self._images,
             top5=self._top5 / self._images,
             scores=self._scores,
-            ece=_expected_calibration_error(bins) if self._calibrated else None,
-            confidence=sum(self._confidence) / self._images if self._calibrated else None,
-            bins=tuple(bins),
+            ece=self._plain.error,
+            confidence=self._plain.mean,
+            bins=self._plain.bins,
             classes=tuple(sorted(self._classes(), key=lambda x: (x.accuracy, -x.images, x.target))),
             confusions=tuple(
                 Confusion(target=target, predicted=predicted, images=images)
@@ -152,6 +171,9 @@ class Evaluator:
                 Mistake(image=name, target=target, predicted=predicted, score=score)
                 for score, name, target, predicted in sorted(self._mistakes, reverse=True)
             ),
+            ece_calibrated=self._calibrated.error,
+            calibrated_bins=self._calibrated.bins,
+            sets=self._sets.summary,
         )
 
     def _classes(self) -> Iterator[ClassAccuracy]:
@@ -159,8 +181,43 @@ class Evaluator:
             yield ClassAccuracy(target=target, images=images, right=self._right_of_class[target])
 
     @property
-    def _calibrated(self) -> bool:
+    def _exclusive(self) -> bool:
         return self._scores == "softmax"
+
+
+class _Reliability:
+    """Counts, by confidence, how often the best class is right."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * BINS
+        self._right = [0] * BINS
+        self._confidence = [0.0] * BINS
+
+    def add(self, confidence: float, *, right: bool) -> None:
+        position = bin_of(confidence)
+        self._counts[position] += 1
+        self._right[position] += right
+        self._confidence[position] += confidence
+
+    @property
+    def bins(self) -> tuple[Bin, ...]:
+        """All bins; none where nothing was counted."""
+        return tuple(map(self._bin, range(BINS))) if sum(self._counts) else ()
+
+    @property
+    def mean(self) -> float | None:
+        """The mean confidence; None where nothing was counted."""
+        total = sum(self._counts)
+        return sum(self._confidence) / total if total else None
+
+    @property
+    def error(self) -> float | None:
+        """The expected calibration error; None where nothing was counted."""
+        total = sum(self._counts)
+        if not total:
+            return None
+        gaps = (found.images * abs(found.confidence - found.accuracy) for found in self.bins)
+        return sum(gaps) / total
 
     def _bin(self, position: int) -> Bin:
         images = self._counts[position]
@@ -170,6 +227,35 @@ class Evaluator:
             images=images,
             confidence=self._confidence[position] / images if images else 0.0,
             accuracy=self._right[position] / images if images else 0.0,
+        )
+
+
+class _SetTally:
+    """Sums up prediction sets."""
+
+    def __init__(self) -> None:
+        self._images = self._covered = self._classes = self._empty = self._abstained = 0
+        self._coverage = 0.0
+
+    def add(self, trust: RowTrust, target: int) -> None:
+        self._images += 1
+        self._coverage = trust.coverage
+        self._covered += target in trust.prediction_set
+        self._classes += len(trust.prediction_set)
+        self._empty += not trust.prediction_set
+        self._abstained += trust.abstained
+
+    @property
+    def summary(self) -> SetSummary | None:
+        """What was found; None where nothing was counted."""
+        if not self._images:
+            return None
+        return SetSummary(
+            coverage=self._coverage,
+            covered=self._covered / self._images,
+            mean_size=self._classes / self._images,
+            empty=self._empty / self._images,
+            abstained=self._abstained / self._images,
         )
 
 
@@ -189,8 +275,3 @@ def bin_of(score: float) -> int:
     """Return the bin of a score from 0 to 1; its upper edge belongs to it."""
     position = int(score * BINS)
     return position - 1 if position and position == score * BINS else position
-
-
-def _expected_calibration_error(bins: Sequence[Bin]) -> float:
-    total = sum(found.images for found in bins)
-    return sum(found.images / total * abs(found.confidence - found.accuracy) for found in bins)

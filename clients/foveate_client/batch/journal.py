@@ -7,12 +7,14 @@ the time of its file must be the same. Each time that a run goes on counts as
 another one: what its sources do not hold any more is in none of its tables.
 """
 
+import errno
 import json
+import os
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -38,7 +40,8 @@ CREATE TABLE IF NOT EXISTS results (
     class_ids BLOB NOT NULL,
     scores BLOB NOT NULL,
     vectors BLOB NOT NULL,
-    cam TEXT
+    cam TEXT,
+    trust TEXT
 );
 CREATE TABLE IF NOT EXISTS errors (
     name TEXT PRIMARY KEY,
@@ -59,6 +62,20 @@ class JournalError(FoveateError):
     """A journal belongs to another run, is in use, or is none."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowTrust:
+    """How far one picture's answer can be believed, as `foveate_client.Trust` says it.
+
+    `confidence` is that of the best class.
+    """
+
+    confidence: float | None
+    coverage: float
+    prediction_set: Sequence[int]
+    ood_percentile: float
+    abstained: bool
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Row:
     """One picture's result.
@@ -66,7 +83,7 @@ class Row:
     `position` is its place in the input and `label` what its folder or record
     says that it shows. `class_ids` is int32 [k] and `scores` float32 [k], best
     first; `vectors` is float32 and flat: every embedding, then every feature
-    map. `cam` is the file of its overlay.
+    map. `cam` is the file of its overlay, and `trust` None unless asked for.
     """
 
     name: str
@@ -76,6 +93,7 @@ class Row:
     scores: npt.NDArray[np.float32]
     vectors: npt.NDArray[np.float32]
     cam: str | None
+    trust: RowTrust | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,6 +106,19 @@ class Failure:
     reason: str
     message: str
     transient: bool
+
+
+_REASONS = {
+    sqlite3.SQLITE_BUSY: "another run uses it",
+    sqlite3.SQLITE_LOCKED: "another run uses it",
+    sqlite3.SQLITE_FULL: os.strerror(errno.ENOSPC),
+    sqlite3.SQLITE_READONLY: os.strerror(errno.EROFS),
+}
+
+
+def reason_of(error: sqlite3.Error) -> str:
+    """Return why the journal cannot be used, in the system's words where it has some."""
+    return _REASONS.get(error.sqlite_errorcode & 0xFF, f"cannot be written ({error})")
 
 
 class Journal:
@@ -110,7 +141,7 @@ class Journal:
             self._open(settings)
         except sqlite3.OperationalError as error:
             self._database.close()
-            raise JournalError(f"{path}: cannot be opened, or another run uses it") from error
+            raise JournalError(f"{path}: {reason_of(error)}") from error
         except sqlite3.DatabaseError as error:
             self._database.close()
             raise JournalError(f"{path}: is no journal of a batch run") from error
@@ -135,6 +166,9 @@ class Journal:
             self._require_same(json.loads(known[0]), json.loads(json.dumps(settings)))
         for statement in _SCHEMA.split(";"):
             run(statement)
+        if "trust" not in {name for _, name, *_ in run("PRAGMA table_info(results)")}:
+            # A run that an older version began.
+            run("ALTER TABLE results ADD COLUMN trust TEXT")
         run("DELETE FROM errors WHERE transient OR ?", (self._retry_errors,))
         (before,) = run("PRAGMA user_version").fetchone()
         self._run = int(before) + 1
@@ -185,7 +219,7 @@ class Journal:
         """Note one picture's outcome, which is safe after the next commit."""
         if isinstance(outcome, Row):
             self._database.execute(
-                "INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     outcome.name,
                     outcome.position,
@@ -196,6 +230,7 @@ class Journal:
                     outcome.scores.astype("<f4").tobytes(),
                     outcome.vectors.astype("<f4").tobytes(),
                     outcome.cam,
+                    None if outcome.trust is None else json.dumps(asdict(outcome.trust)),
                 ),
             )
         else:
@@ -226,8 +261,8 @@ class Journal:
 
     def rows(self) -> Iterator[Row]:
         """Yield the results of this run's pictures in the order of the input."""
-        for name, position, label, class_ids, scores, vectors, cam in self._database.execute(
-            "SELECT name, position, label, class_ids, scores, vectors, cam "
+        for name, position, label, class_ids, scores, vectors, cam, trust in self._database.execute(
+            "SELECT name, position, label, class_ids, scores, vectors, cam, trust "
             "FROM results WHERE run = ? ORDER BY position, name",
             (self._run,),
         ):
@@ -239,6 +274,7 @@ class Journal:
                 scores=np.frombuffer(scores, dtype="<f4"),
                 vectors=np.frombuffer(vectors, dtype="<f4"),
                 cam=cam,
+                trust=None if trust is None else RowTrust(**json.loads(trust)),
             )
 
     def failures(self) -> Iterator[Failure]:

@@ -41,6 +41,12 @@ def render(evaluation: Evaluation, labels: Sequence[str], *, model: str, version
         figures["top 5"] = f"{evaluation.top5:.2%}"
     if evaluation.ece is not None:
         figures["calibration error"] = f"{evaluation.ece:.2%}"
+    if evaluation.ece_calibrated is not None:
+        figures["after calibration"] = f"{evaluation.ece_calibrated:.2%}"
+    if evaluation.sets is not None:
+        figures[f"in the set for {evaluation.sets.coverage:g}"] = f"{evaluation.sets.covered:.2%}"
+        figures["classes a set"] = f"{evaluation.sets.mean_size:.2f}"
+        figures["abstained"] = f"{evaluation.sets.abstained:.2%}"
     confusions = _table(
         ("right class", "taken for", "images"),
         [(labels[x.target], labels[x.predicted], f"{x.images:,}") for x in evaluation.confusions],
@@ -71,9 +77,14 @@ def render(evaluation: Evaluation, labels: Sequence[str], *, model: str, version
         "<h2>Calibration</h2>",
         f'<p class="note">{_CALIBRATION_NOTE}</p>',
         f"<p>The {direction(evaluation)}.</p>",
-        _reliability(evaluation.bins),
+        _reliability(evaluation.bins, "best score"),
         bins,
     ]
+    if evaluation.calibrated_bins:
+        calibration += [
+            "<h2>After calibration</h2>",
+            _reliability(evaluation.calibrated_bins, "confidence"),
+        ]
     return "\n".join(
         [
             "<!DOCTYPE html>",
@@ -124,7 +135,7 @@ def _cells(tag: str, values: Sequence[str], kinds: Sequence[str]) -> str:
     return f"<tr>{''.join(cells)}</tr>"
 
 
-def _reliability(bins: Sequence[Bin]) -> str:
+def _reliability(bins: Sequence[Bin], axis: str) -> str:
     """Return a reliability diagram as SVG."""
     dashes = f'stroke="{_GREY}" stroke-dasharray="4 4"'
     shapes = [f'<line x1="{_x(0)}" y1="{_y(0)}" x2="{_x(1)}" y2="{_y(1)}" {dashes}/>']
@@ -137,7 +148,7 @@ def _reliability(bins: Sequence[Bin]) -> str:
             _caption(_x(0) - 8, _y(tick) + 4, f"{tick:g}", anchor="end"),
         ]
     shapes += [
-        _caption(_x(0.5), _y(0) + 34, "best score"),
+        _caption(_x(0.5), _y(0) + 34, axis),
         f'<g transform="translate(12 {_y(0.5)}) rotate(-90)">{_caption(0, 0, "accuracy")}</g>',
         _box(_x(0), _y(1), _SIDE, _SIDE, f'fill="none" stroke="{_GREY}"'),
     ]

@@ -1,7 +1,7 @@
 """What a run asks for each picture, and the row that an answer becomes."""
 
 import errno
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from math import inf, isfinite
 from pathlib import Path, PurePath
 from typing import Any
@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from foveate_client._exceptions import CallError, FoveateError, ImageError
 from foveate_client._models import Model
-from foveate_client._options import Cam, ClassifyOptions
+from foveate_client._options import Cam, ClassifyOptions, TrustRequest
 from foveate_client._results import Classification
-from foveate_client.batch.journal import Failure, Row
+from foveate_client.batch.journal import Failure, Row, RowTrust
 from foveate_client.batch.sources import Item
 from foveate_client.batch.stream import Task, may_pass
 from foveate_client.batch.tables import Vector
@@ -54,6 +54,7 @@ class Plan:
     feature_maps: tuple[str, ...] = ()
     cam_folder: Path | None = None
     cam_method: str = ""
+    trust: TrustRequest | None = None
     vectors: tuple[Vector, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -107,6 +108,7 @@ class Plan:
             "--feature-maps": list(self.feature_maps),
             "--cam": None if self.cam_folder is None else str(self.cam_folder),
             "--cam-method": self.cam_method,
+            "--trust": None if self.trust is None else asdict(self.trust),
             "variant": self.model.active_variant,
         }
 
@@ -122,6 +124,8 @@ class Plan:
         )
         if self.cam_folder is not None:
             options["cam"] = Cam(method=self.cam_method)
+        if self.trust is not None:
+            options["trust"] = self.trust
         return options
 
     def outcome(self, task: Task, answer: Classification | FoveateError) -> Row | Failure:
@@ -157,6 +161,7 @@ class Plan:
             scores=np.array([x.score for x in kept], dtype=np.float32),
             vectors=self._vectors(answer),
             cam=cam,
+            trust=_trust(answer),
         )
 
     def _vectors(self, answer: Classification) -> npt.NDArray[np.float32]:
@@ -174,6 +179,18 @@ class Plan:
         drawn = answer.cams[0].overlay(item.image, largest=LARGEST_OVERLAY)
         drawn.save(path, "JPEG", quality=90)
         return str(path)
+
+
+def _trust(answer: Classification) -> RowTrust | None:
+    if answer.trust is None:
+        return None
+    return RowTrust(
+        confidence=answer.predictions[0].confidence,
+        coverage=answer.trust.coverage,
+        prediction_set=answer.trust.prediction_set,
+        ood_percentile=answer.trust.ood_percentile,
+        abstained=answer.trust.abstained,
+    )
 
 
 def overlay_name(name: str) -> Path:

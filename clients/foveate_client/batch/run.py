@@ -141,6 +141,7 @@ def finish(
         classes=classes,
         vectors=plan.vectors,
         cam=plan.cam_folder is not None,
+        trust=plan.trust is not None,
         provenance=json.dumps(provenance, ensure_ascii=False, indent=1),
     )
     if plan.threshold is not None:

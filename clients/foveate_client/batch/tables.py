@@ -24,6 +24,10 @@ from foveate_client.batch.journal import Failure, Row
 
 SUFFIXES = (".parquet", ".csv", ".jsonl")
 
+TRUST = ("confidence", "prediction_set", "ood_percentile", "abstained")
+"""The columns of how far an answer can be believed. `confidence` is that of the best class;
+the set is a list of classes, in CSV with spaces between them."""
+
 _ROWS = 4096
 _BYTES = 32 * 2**20
 """A Parquet row group is written when it holds this much of either."""
@@ -45,7 +49,8 @@ class Columns:
     label of that, and `correct` whether the best class is it; they are null where it
     is unknown. `class_1`, `label_1` and `score_1` are the best class and its
     score, and so on to `top_k`, those whose score is below `threshold` left empty;
-    the vectors follow, and `cam`, the overlay's file, where overlays were drawn.
+    the vectors follow, and `cam`, the overlay's file, where overlays were drawn. With
+    `trust` there are the columns of `TRUST` before them.
     """
 
     top_k: int
@@ -54,6 +59,7 @@ class Columns:
     classes: Classes
     vectors: Sequence[Vector] = ()
     cam: bool = False
+    trust: bool = False
     provenance: str = ""
     """What made the table, as JSON."""
 
@@ -86,6 +92,12 @@ class Columns:
             values[f"class_{rank}"] = class_id
             values[f"label_{rank}"] = self.labels[class_id]
             values[f"score_{rank}"] = score
+        if row.trust is not None:
+            known = row.trust
+            values["confidence"] = known.confidence
+            values["prediction_set"] = list(known.prediction_set)
+            values["ood_percentile"] = known.ood_percentile
+            values["abstained"] = known.abstained
         return values
 
     def arrays(self, row: Row) -> dict[str, npt.NDArray[np.float32]]:
@@ -163,9 +175,14 @@ def _write_csv(path: Path, columns: Columns, rows: Iterable[Row]) -> None:
         names = ["image", "target", "target_label", "correct"]
         for rank in columns.ranks:
             names += [f"class_{rank}", f"label_{rank}", f"score_{rank}"]
-        writer = csv.DictWriter(file, [*names, *(["cam"] if columns.cam else [])])
+        names += [*(TRUST if columns.trust else ()), *(["cam"] if columns.cam else [])]
+        writer = csv.DictWriter(file, names)
         writer.writeheader()
-        writer.writerows(columns.scalars(row) | columns.extras(row) for row in rows)
+        for row in rows:
+            values = columns.scalars(row) | columns.extras(row)
+            if "prediction_set" in values:
+                values["prediction_set"] = " ".join(map(str, values["prediction_set"]))
+            writer.writerow(values)
 
 
 def _write_jsonl(path: Path, columns: Columns, rows: Iterable[Row]) -> None:
@@ -213,6 +230,9 @@ def _schema(pa: Any, columns: Columns) -> Any:
             pa.field(f"label_{rank}", pa.string()),
             pa.field(f"score_{rank}", pa.float32()),
         ]
+    if columns.trust:
+        types = (pa.float64(), pa.list_(pa.int32()), pa.float64(), pa.bool_())
+        fields += map(pa.field, TRUST, types)
     fields += [pa.field(vector.name, _vector_type(pa, vector)) for vector in columns.vectors]
     if columns.cam:
         fields.append(pa.field("cam", pa.string()))

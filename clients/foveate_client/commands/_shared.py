@@ -12,6 +12,7 @@ from foveate_client._client import DEFAULT_TIMEOUT, Client
 from foveate_client._connection import ConnectionOptions, Credentials
 from foveate_client._exceptions import CallError, FoveateError
 from foveate_client._models import Model
+from foveate_client._options import TrustRequest
 from foveate_client._repository import RepositoryClient
 from foveate_client.commands._numbers import seconds
 
@@ -121,6 +122,42 @@ def connection_options(arguments: argparse.Namespace) -> ConnectionOptions:
             tls=tls,
         )
     }
+
+
+def add_trust_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that ask how far an answer can be believed."""
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="say how far the answer can be believed, of a model that was calibrated",
+    )
+    parser.add_argument(
+        "--coverage",
+        metavar="SHARE",
+        type=float,
+        help="how often the prediction set is to hold the right class, such as 0.9; implies "
+        "--trust; default: the lowest of the calibration",
+    )
+    parser.add_argument(
+        "--set-method",
+        choices=["lac", "raps"],
+        default="lac",
+        help="how the prediction set is chosen: lac, the smallest sets; raps, the best classes, "
+        "and at least one; default: lac",
+    )
+
+
+def require_coverage(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """End with a wrong usage where --coverage is no share between 0 and 1."""
+    if options.coverage is not None and not 0 < options.coverage < 1:
+        parser.error(f"--coverage {options.coverage:g} is not above 0 and below 1")
+
+
+def trust_request(options: argparse.Namespace) -> TrustRequest | None:
+    """Return what is asked of how far an answer can be believed; None where nothing is."""
+    if not options.trust and options.coverage is None:
+        return None
+    return TrustRequest(coverage=options.coverage, set_method=options.set_method)
 
 
 @contextmanager

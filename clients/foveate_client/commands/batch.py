@@ -48,10 +48,13 @@ from foveate_client.commands._numbers import positive, seconds_or_none
 from foveate_client.commands._shared import (
     UNBROKEN,
     add_source_arguments,
+    add_trust_arguments,
     complain,
     describe,
     made_folder,
     open_client,
+    require_coverage,
+    trust_request,
     without_maps,
 )
 
@@ -124,7 +127,7 @@ def main(arguments: Sequence[str]) -> int:
         complain(parser, f"{error.strerror}{place}")
         return 1
     except sqlite3.Error as error:
-        complain(parser, f"{outputs.journal}: {error}")
+        complain(parser, f"{outputs.journal}: {journal.reason_of(error)}")
         return 1
     _show(summary, plan, outputs, as_json=options.json)
     return 1 if summary.finished.errors else 0
@@ -137,6 +140,7 @@ def _require_sense(parser: argparse.ArgumentParser, options: argparse.Namespace)
         parser.error("a CSV file holds no arrays; --out takes .parquet or .jsonl for them")
     if options.cam_method and options.cam is None:
         parser.error("--cam-method needs --cam")
+    require_coverage(parser, options)
     if options.sources.count(sources.STDIN) > 1:
         parser.error("standard input can be read only once")
     if options.cam is not None:
@@ -203,6 +207,7 @@ def _run(
         feature_maps=tuple(dict.fromkeys(options.feature_maps)),
         cam_folder=options.cam if explains else None,
         cam_method=options.cam_method if explains else "",
+        trust=trust_request(options),
     )
     names = None
     if options.labels is not None:
@@ -382,7 +387,16 @@ def _evaluation_facts(evaluation: Evaluation, labels: Sequence[str]) -> dict[str
         "accuracy": f"top 1 {evaluation.top1:.1%}{top5} of {evaluation.images:,} labelled images",
     }
     if evaluation.ece is not None:
-        facts["calibration"] = f"error {evaluation.ece:.1%}: {direction(evaluation)}"
+        after = evaluation.ece_calibrated
+        then = "" if after is None else f", {after:.1%} after calibration"
+        facts["calibration"] = f"error {evaluation.ece:.1%}{then}: {direction(evaluation)}"
+    if evaluation.sets is not None:
+        sets = evaluation.sets
+        facts["sets"] = (
+            f"{sets.covered:.1%} hold the right class, for a coverage of {sets.coverage:g}; "
+            f"{sets.mean_size:.2f} classes on average, {sets.empty:.1%} empty; the model abstained "
+            f"from {sets.abstained:.1%}"
+        )
     if evaluation.confusions:
         facts["confused"] = "\n".join(
             f"{labels[x.target]} taken for {labels[x.predicted]}: {x.images:,}"
@@ -423,6 +437,8 @@ def _record(summary: _Summary, plan: Plan, outputs: Outputs) -> dict[str, Any]:
             "top1": evaluation.top1,
             "top5": evaluation.top5,
             "ece": evaluation.ece,
+            "ece_calibrated": evaluation.ece_calibrated,
+            "sets": None if evaluation.sets is None else asdict(evaluation.sets),
             "confidence": evaluation.confidence,
             "classes": [
                 {"label": labels[x.target], "images": x.images, "right": x.right}
@@ -523,6 +539,7 @@ def _parser() -> argparse.ArgumentParser:
         help="write overlays of the best class's activation map here",
     )
     parser.add_argument("--cam-method", metavar="NAME", default="", help="how to explain")
+    add_trust_arguments(parser)
     parser.add_argument(
         "--labels",
         metavar="FILE",

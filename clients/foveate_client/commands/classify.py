@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import closing
@@ -16,21 +17,27 @@ from rich.text import Text
 from foveate_client._client import Client
 from foveate_client._exceptions import CallError, FoveateError, ImageError
 from foveate_client._images import ImageInput
+from foveate_client._models import Model
 from foveate_client._options import Cam, ClassifyOptions, Features
-from foveate_client._results import Classification, Heatmap
+from foveate_client._results import Classification, Heatmap, Trust
 from foveate_client.batch.stream import stops_the_run
 from foveate_client.commands._pictures import PictureWriter, Written, drawn
 from foveate_client.commands._shared import (
     add_source_arguments,
+    add_trust_arguments,
     complain,
     describe,
     open_client,
+    require_coverage,
+    trust_request,
     without_maps,
 )
 from foveate_client.commands._terminal import Show, find_show
 
 STDIN = "-"
 BAR_WIDTH = 32
+_NAMED = 8
+"""How many classes of a prediction set a person is told by name."""
 
 _SCORES = {
     "sigmoid": "; each label has a score by itself",
@@ -47,6 +54,7 @@ def main(arguments: Sequence[str]) -> int:
         parser.error("standard input can be read only once")
     if options.channels and not options.feature_maps:
         parser.error("--channels needs --feature-maps")
+    require_coverage(parser, options)
     try:
         writer = None if options.out is None else PictureWriter(options.out)
         with open_client(options) as client:
@@ -71,10 +79,15 @@ def _classify(
     console = Console(highlight=False)
     show = find_show(console) if _shows(options) else None
     failed = False
-    request = _request(options)
-    if "cam" in request and (told := _without_maps(client, options)):
+    model = _model(client, options)
+    try:
+        request = _request(options, model)
+    except ValueError as error:
+        parser.error(str(error))
+    if model is not None and "cam" in request and (told := without_maps(model)):
         complain(parser, told)
         del request["cam"]
+    labels = model.labels if model is not None else ()
     with closing(_results(client, images, request)) as results:
         for name, image, answer in zip(options.images, images, results, strict=True):
             outcome, written = _written(writer, name, image, answer)
@@ -92,15 +105,18 @@ def _classify(
             elif isinstance(outcome, FoveateError):
                 complain(parser, f"{name}: {describe(outcome)}")
             else:
-                console.print(_table(name, outcome, written), crop=False)
+                console.print(_table(name, outcome, written, labels), crop=False)
                 if show is not None:
                     _show(console, show, image, outcome)
     return 1 if failed else 0
 
 
-def _without_maps(client: Client, options: argparse.Namespace) -> str | None:
+def _model(client: Client, options: argparse.Namespace) -> Model | None:
+    """Return the model where more is needed of it than its answers."""
+    if not (_explains(options) or (trust_request(options) and not options.json)):
+        return None
     try:
-        return without_maps(client.model(options.model, options.version))
+        return client.model(options.model, options.version)
     except FoveateError:
         # The pictures will meet the same error, and each of them says so.
         return None
@@ -150,7 +166,8 @@ def _written(
         return error, None
 
 
-def _request(options: argparse.Namespace) -> ClassifyOptions:
+def _request(options: argparse.Namespace, model: Model | None) -> ClassifyOptions:
+    """Return what is asked; raises ValueError where --against names no class."""
     request = ClassifyOptions(
         model=options.model,
         version=options.version,
@@ -162,13 +179,41 @@ def _request(options: argparse.Namespace) -> ClassifyOptions:
         request["threshold"] = options.threshold
     if _explains(options):
         request["cam"] = Cam(
-            method=options.cam_method, class_ids=options.classes, top=options.cam_top
+            method=options.cam_method,
+            class_ids=options.classes,
+            top=options.cam_top,
+            against=_against(options.against, model),
         )
+    if (trust := trust_request(options)) is not None:
+        request["trust"] = trust
     return request
 
 
 def _explains(options: argparse.Namespace) -> bool:
-    return bool(options.cam or options.classes or options.cam_top is not None or options.cam_method)
+    return bool(
+        options.cam
+        or options.classes
+        or options.cam_top is not None
+        or options.cam_method
+        or options.against is not None
+    )
+
+
+def _against(named: str | None, model: Model | None) -> int | None:
+    """Return the class that `named` stands for: a label, an id, or a rank such as #2."""
+    if named is None:
+        return None
+    if model is not None and model.labels.count(named) == 1:
+        return model.labels.index(named)
+    if re.fullmatch(r"\d{1,9}", named):
+        return int(named)
+    if re.fullmatch(r"#[1-9]\d{0,8}", named):
+        return -int(named[1:])
+    if model is None:
+        return None  # the pictures will meet the error of the model, and each of them says so
+    times = model.labels.count(named)
+    why = f"stands for {times} classes" if times else "is no label of the model"
+    raise ValueError(f"--against {named!r} {why}; give a label, a class id, or a rank such as #2")
 
 
 def _record(
@@ -182,6 +227,7 @@ def _record(
             "version": None,
             "scores": None,
             "predictions": [],
+            "trust": None,
             "cams": [],
             "feature_maps": [],
             "error": _error(outcome),
@@ -194,18 +240,26 @@ def _record(
         "version": outcome.version,
         "scores": outcome.scores,
         "predictions": [
-            {"class_id": x.class_id, "label": x.label, "score": x.score}
+            {
+                "class_id": x.class_id,
+                "label": x.label,
+                "score": x.score,
+                "confidence": x.confidence,
+            }
             for x in outcome.predictions
         ],
+        "trust": None if outcome.trust is None else _trust_record(outcome.trust),
         "cams": [
             {
                 "class_id": cam.class_id,
                 "label": cam.label,
+                "against": cam.against,
                 "method": cam.method,
                 "height": cam.array.shape[0],
                 "width": cam.array.shape[1],
                 "minimum": cam.minimum,
                 "maximum": cam.maximum,
+                "explained": cam.explained,
                 "path": None if path is None else str(path),
             }
             for cam, path in zip(outcome.cams, cam_paths, strict=True)
@@ -225,13 +279,24 @@ def _record(
     }
 
 
+def _trust_record(trust: Trust) -> dict[str, Any]:
+    return {
+        "coverage": trust.coverage,
+        "prediction_set": list(trust.prediction_set),
+        "ood_percentile": trust.ood_percentile,
+        "abstained": trust.abstained,
+    }
+
+
 def _error(error: FoveateError) -> dict[str, str]:
     if isinstance(error, CallError):
         return {"code": error.code, "reason": error.reason, "message": describe(error)}
     return {"code": "INVALID_ARGUMENT", "reason": "IMAGE_UNREADABLE", "message": str(error)}
 
 
-def _table(name: str, result: Classification, written: Written | None) -> Group:
+def _table(
+    name: str, result: Classification, written: Written | None, labels: Sequence[str]
+) -> Group:
     """Return what a person sees of one picture."""
     ranking = Table.grid(padding=(0, 2))
     ranking.add_column(no_wrap=True, overflow="ellipsis", max_width=36)
@@ -250,11 +315,36 @@ def _table(name: str, result: Classification, written: Written | None) -> Group:
     kind = _SCORES.get(result.scores, "")
     model = Text(f"  {result.model}, version {result.version}{kind}", "dim")
     none = [] if result.predictions else [Text("  no score reaches the threshold", "dim")]
-    return Group(heading, model, *none, ranking, *_explanations(result, written), Text())
+    trust = [] if result.trust is None else _trust_lines(result, result.trust, labels)
+    return Group(
+        heading, model, *none, ranking, *trust, *_explanations(result, written, labels), Text()
+    )
 
 
-def _explanations(result: Classification, written: Written | None) -> list[Text]:
-    lines = [f"{cam.method} of {cam.label}: {_findings(cam)}" for cam in result.cams] + [
+def _trust_lines(result: Classification, trust: Trust, labels: Sequence[str]) -> list[Text]:
+    """Say in words how far an answer can be believed."""
+    lines = []
+    best = result.predictions[0] if result.predictions else None
+    if best is not None and best.confidence is not None:
+        lines.append(f"answers with this score are right in {best.confidence:.1%} of the cases")
+    named = [_name(x, labels) for x in trust.prediction_set[:_NAMED]]
+    more = len(trust.prediction_set) - len(named)
+    members = ", ".join(named) + (f" and {more} more" if more else "")
+    lines.append(f"the set for a coverage of {trust.coverage:.4g}: {members or 'no class'}")
+    lines.append(
+        f"more unusual than {trust.ood_percentile:.0f} % of the pictures of the calibration"
+    )
+    said = [Text(f"  {line}", "dim") for line in lines]
+    return [*said, Text("  the model abstains", "bold yellow")] if trust.abstained else said
+
+
+def _explanations(
+    result: Classification, written: Written | None, labels: Sequence[str]
+) -> list[Text]:
+    lines = [
+        f"{cam.method} of {cam.label}{_opponent(cam, labels)}: {_findings(cam)}"
+        for cam in result.cams
+    ] + [
         f"{x.layer}: {x.array.shape[0]} x {x.array.shape[1]} x {x.array.shape[2]}, "
         f"values {x.minimum:.3g} to {x.maximum:.3g}"
         for x in result.feature_maps
@@ -268,11 +358,22 @@ def _explanations(result: Classification, written: Written | None) -> list[Text]
     ]
 
 
+def _opponent(cam: Heatmap, labels: Sequence[str]) -> str:
+    return "" if cam.against is None else f" against {_name(cam.against, labels)}"
+
+
+def _name(class_id: int, labels: Sequence[str]) -> str:
+    return labels[class_id] if class_id < len(labels) else f"class {class_id}"
+
+
 def _findings(cam: Heatmap) -> str:
+    what = "logit" if cam.against is None else "difference of the logits"
+    share = "" if cam.explained is None else f"; it explains {cam.explained:.1%} of the {what}"
     if not cam.has_evidence:
-        return f"no positive evidence, the largest value is {cam.maximum:.3g}"
+        return f"no positive evidence, the largest value is {cam.maximum:.3g}{share}"
     x, y = cam.peak
-    return f"values {cam.minimum:.3g} to {cam.maximum:.3g}, the largest at x {x:.0f}, y {y:.0f}"
+    values = f"values {cam.minimum:.3g} to {cam.maximum:.3g}"
+    return f"{values}, the largest at x {x:.0f}, y {y:.0f}{share}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -318,6 +419,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--cam-method", metavar="NAME", default="", help="how to explain; implies --cam"
     )
+    parser.add_argument(
+        "--against",
+        metavar="CLASS",
+        help="explain what speaks for a class and not for this one: a label, a class id, or a "
+        "rank such as #2; implies --cam",
+    )
+    add_trust_arguments(parser)
     parser.add_argument(
         "--feature-maps",
         metavar="LAYER",

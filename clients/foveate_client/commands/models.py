@@ -152,6 +152,7 @@ def _details(model: Model) -> Group:
         "fit": _fit(spec),
         "scores": model.scores,
         **model.assumptions,
+        "coverages": ", ".join(f"{each:g}" for each in model.coverages) or "not calibrated",
         "runs on": f"{model.backend}, {model.device}, {model.active_variant}",
         "exported": f"{model.created:%Y-%m-%d %H:%M} UTC",
     }.items():

@@ -23,7 +23,7 @@ from foveate_export.publish.variants import FP32, VARIANTS
 from foveate_export.publish.variants.acceptance import MAX_DROP
 from foveate_export.publish.variants.calibration import open_calibration
 from foveate_export.sources import Source, load_function, load_source
-from foveate_runtime.console import DONE, Stages, names, points, positive, warn
+from foveate_runtime.console import DONE, Stages, coverages, names, points, positive, warn
 from foveate_runtime.evaluation.labelled import open_labelled
 from foveate_train.classifier import Classifier
 
@@ -139,7 +139,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data",
         metavar="DIR|mnist",
-        help="labelled pictures, one folder a class; their accuracy goes into the manifest",
+        help="labelled pictures, one folder a class; their accuracy goes into the manifest, and "
+        "how far the answers can be believed, for which the training must not have seen them",
+    )
+    parser.add_argument(
+        "--coverage",
+        type=coverages,
+        default=[],
+        metavar="A,B",
+        help="how often the prediction sets are to hold the right class, with --data; default: "
+        "those of 0.9, 0.95 and 0.99 that the pictures suffice for",
     )
     parser.add_argument(
         "--corrupt",
@@ -165,6 +174,8 @@ def _run(options: argparse.Namespace) -> int:
             raise UsageError("--repository and --name say where the bundle goes")
         check_name(options.name)
         check_variants(options.variants, calibrated=options.calibration is not None)
+    if options.coverage and not options.data:
+        raise UsageError("--coverage needs --data, labelled pictures to calibrate on")
     if not options.tensorrt and (
         options.flavour or options.compute_capability or options.timing_cache
     ):
@@ -212,6 +223,7 @@ def _run(options: argparse.Namespace) -> int:
         max_drop=options.max_drop,
         target=target,
         labelled=labelled,
+        coverages=options.coverage,
         metadata=source.metadata,
         corrupt=corrupt,
         stage=stages,

@@ -5,7 +5,7 @@ from typing import Any
 
 from foveate_export.anatomy.ending import probes
 from foveate_export.anatomy.logits import as_logits
-from foveate_export.errors import ExportError, RepositoryError, UsageError
+from foveate_export.errors import ExportError, UsageError
 from foveate_export.existing.network import as_classifier, module_name
 from foveate_export.existing.source import Existing
 from foveate_export.exporter import examine, export
@@ -13,6 +13,7 @@ from foveate_export.pictures import Pictures
 from foveate_export.progress import Stage
 from foveate_export.publish.bundle import Exported
 from foveate_runtime.bundle.manifest import Scores
+from foveate_runtime.bundle.publishing import RepositoryError
 
 
 def export_differentiated(

@@ -24,11 +24,10 @@ from foveate_export.proof.comparison import (
     resolve_ranks,
     some_class_ids,
 )
-from foveate_export.publish import bundle
 from foveate_export.publish.bundle import Exported, check_name, write_labels
 from foveate_runtime.backends.base import Array, BackendError, Runner
 from foveate_runtime.backends.registry import create_runner
-from foveate_runtime.bundle import golden
+from foveate_runtime.bundle import golden, publishing
 from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.bundle.manifest import (
     CAM_PREFIX,
@@ -45,6 +44,7 @@ from foveate_runtime.bundle.manifest import (
     VariantEntry,
 )
 from foveate_runtime.bundle.scores import score
+from foveate_runtime.evaluation.completeness import with_completeness
 
 GRAPH = "model.onnx"
 BATCH = 4
@@ -85,13 +85,13 @@ def export_existing(
     check_name(name)
     source, labels = source.labelled(labels)
     if version is not None:
-        bundle.check_free(repository, name, version)
+        publishing.check_free(repository, name, version)
     chosen = (
         source.default_layers if layers is None else named(layers, source.layers, source.left_out)
     )
     with stage("loading the file as it is"):
         original = Original(source, chosen)
-    with bundle.staging(repository, name) as folder:
+    with publishing.staging(repository, name) as folder:
         with stage("editing the graph"):
             write_graph(source, chosen, folder / GRAPH)
             write_labels(labels, folder / LABELS_FILE)
@@ -105,8 +105,11 @@ def export_existing(
         )
         kept = _write_golden(original, len(labels), pictures, staged)
         manifest = draft.model_copy(update={"variants": (entry,), "golden": kept})
+        staged = Bundle(path=folder, manifest=manifest, labels=tuple(labels))
+        with stage("adding up the maps"):
+            manifest = with_completeness(staged, pictures.images)
         with stage("publishing"):
-            path, manifest = bundle.publish(folder, manifest, repository, version)
+            path, manifest = publishing.publish(folder, manifest, repository, version)
     return Exported(path, manifest, source.note or None)
 
 

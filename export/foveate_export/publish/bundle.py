@@ -1,33 +1,16 @@
-"""Writes bundles into a repository, whole or not at all.
+"""What a bundle may be called, how large it may be, and what an export returns."""
 
-A bundle is built in a folder whose name begins with a dot, inside the model's
-folder, and renamed to its version when it is complete. What reads the
-repository passes over such folders.
-"""
-
-import contextlib
-import errno
-import fcntl
-import os
-import re
-import secrets
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from foveate_export.errors import ExportError, RepositoryError, UsageError
-from foveate_runtime.bundle.bundle import Bundle, digest
-from foveate_runtime.bundle.manifest import MANIFEST_FILE, FileEntry, Manifest, Name
+from foveate_export.errors import ExportError, UsageError
+from foveate_runtime.bundle.manifest import Manifest, Name
 
 LARGEST = 1536 * 2**20
 """Bytes of weights: protobuf ends at 2 GiB, which holds the rest of the graph as well."""
-
-_STAGE = ".export-"
-_VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
 
 @dataclass(frozen=True)
@@ -63,124 +46,6 @@ def check_size(size: int, what: str) -> None:
         )
 
 
-@contextmanager
-def staging(repository: Path, name: str) -> Iterator[Path]:
-    """Yield an empty folder on the repository's file system, gone afterwards.
-
-    What killed exports of this model left goes as well. Folders that had to be made
-    for it, the model's and the repository's, go where nothing was published into them.
-
-    Raises:
-        RepositoryError: the folder cannot be made.
-    """
-    model = repository / name
-    made = [folder for folder in (model, *model.parents) if not folder.exists()]
-    stage = model / f"{_STAGE}{secrets.token_hex(4)}"
-    try:
-        with ExitStack() as held:
-            try:
-                model.mkdir(parents=True, exist_ok=True)
-                with _locked(model):
-                    _remove_abandoned(model)
-                    stage.mkdir()
-                    # The folder is open, and locked, as long as this process lives.
-                    held.enter_context(_locked(stage))
-            except OSError as error:
-                raise RepositoryError(
-                    f"cannot write to {repository}: {error.strerror or error}"
-                ) from error
-            yield stage
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            for folder in made:
-                folder.rmdir()
-
-
-@contextmanager
-def _locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold a lock on a folder, which ends with the process that holds it.
-
-    Raises:
-        BlockingIOError: another process holds it, and this one does not `wait`.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _remove_abandoned(model: Path) -> None:
-    """Remove the folders of exports that were killed: those that no process holds."""
-    for stage in model.glob(f"{_STAGE}*"):
-        with contextlib.suppress(OSError), _locked(stage, wait=False):
-            shutil.rmtree(stage)
-
-
-def versions(repository: Path, name: str) -> list[int]:
-    """Return the versions that the model has, the newest last; none where there is no model."""
-    try:
-        found = [entry.name for entry in (repository / name).iterdir() if entry.is_dir()]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return sorted(int(version) for version in found if _VERSION.fullmatch(version))
-
-
-def next_version(repository: Path, name: str) -> int:
-    """Return one above the newest version of the model, 1 where there is none."""
-    return max(versions(repository, name), default=0) + 1
-
-
-def check_free(repository: Path, name: str, version: int) -> None:
-    """Raise RepositoryError if the model has this version."""
-    if (repository / name / str(version)).exists():
-        raise RepositoryError(_taken(repository, name, version))
-
-
-def publish(
-    stage: Path, manifest: Manifest, repository: Path, version: int | None
-) -> tuple[Path, Manifest]:
-    """Complete the bundle in `stage` with its manifest and make it visible.
-
-    Args:
-        stage: holds every file of the bundle but the manifest.
-        manifest: what to write; its version and its files are filled in here.
-        repository: where to publish.
-        version: the version to publish as; None for the next free one.
-
-    Returns:
-        The bundle's folder and the manifest as it was written.
-
-    Raises:
-        RepositoryError: the version exists already.
-        foveate_runtime.bundle.bundle.BundleError: the server would not load it.
-    """
-    files = {
-        path.relative_to(stage).as_posix(): FileEntry(sha256=digest(path), size=path.stat().st_size)
-        for path in sorted(stage.rglob("*"))
-        if path.is_file() and path.name != MANIFEST_FILE
-    }
-    while True:
-        chosen = version or next_version(repository, manifest.name)
-        manifest = manifest.model_copy(update={"version": chosen, "files": files})
-        text = manifest.model_dump_json(indent=2) + "\n"
-        (stage / MANIFEST_FILE).write_text(text, encoding="utf-8")
-        Bundle.open(stage)
-        target = repository / manifest.name / str(chosen)
-        try:
-            stage.rename(target)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                raise
-            # Another export took the version in the meantime.
-            if version is not None:
-                raise RepositoryError(_taken(repository, manifest.name, chosen)) from error
-        else:
-            return target, manifest
-
-
 def write_labels(labels: Sequence[str], path: Path) -> None:
     """Write one label a line.
 
@@ -191,10 +56,3 @@ def write_labels(labels: Sequence[str], path: Path) -> None:
         if "\n" in label:
             raise ExportError(f"label {label!r} holds a line break")
     path.write_text("\n".join(labels) + "\n", encoding="utf-8", newline="\n")
-
-
-def _taken(repository: Path, name: str, version: int) -> str:
-    return (
-        f"{name} has a version {version} in {repository}; versions are never overwritten "
-        f"(the next free one is {next_version(repository, name)})"
-    )

@@ -27,7 +27,7 @@ from foveate.v1 import model_pb2 as foveate_dot_v1_dot_model__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#foveate/v1/classifier_service.proto\x12\nfoveate.v1\x1a\x1c\x66oveate/v1/explanation.proto\x1a\x16\x66oveate/v1/model.proto\x1a\x1egoogle/protobuf/duration.proto\"I\n\x08RawImage\x12\x0e\n\x06height\x18\x01 \x01(\x05\x12\r\n\x05width\x18\x02 \x01(\x05\x12\x10\n\x08\x63hannels\x18\x03 \x01(\x05\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"\xb2\x02\n\x0f\x43lassifyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x11\n\x07\x65ncoded\x18\x03 \x01(\x0cH\x00\x12#\n\x03raw\x18\x04 \x01(\x0b\x32\x14.foveate.v1.RawImageH\x00\x12\x12\n\x05top_k\x18\x05 \x01(\x05H\x01\x88\x01\x01\x12#\n\x03\x63\x61m\x18\x06 \x01(\x0b\x32\x16.foveate.v1.CamOptions\x12\x33\n\x0c\x66\x65\x61ture_maps\x18\x07 \x03(\x0b\x32\x1d.foveate.v1.FeatureMapOptions\x12\x0e\n\x06timing\x18\x08 \x01(\x08\x12\x10\n\x08priority\x18\t \x01(\x05\x12\x16\n\tthreshold\x18\n \x01(\x02H\x02\x88\x01\x01\x42\x07\n\x05imageB\x08\n\x06_top_kB\x0c\n\n_threshold\"K\n\nPrediction\x12\x10\n\x08\x63lass_id\x18\x01 \x01(\x05\x12\r\n\x05label\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x02\x12\r\n\x05logit\x18\x04 \x01(\x02\"\xb2\x02\n\x06Timing\x12)\n\x06\x64\x65\x63ode\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05queue\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05infer\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06\x65ncode\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nbatch_size\x18\x06 \x01(\x05\x12\x0f\n\x07\x62\x61\x63kend\x18\x07 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x08 \x01(\t\x12\x0f\n\x07variant\x18\t \x01(\t\x12\x0e\n\x06\x63\x61\x63hed\x18\n \x01(\x08\"\x92\x02\n\x10\x43lassifyResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12+\n\x0bpredictions\x18\x03 \x03(\x0b\x32\x16.foveate.v1.Prediction\x12\x1d\n\x04\x63\x61ms\x18\x04 \x03(\x0b\x32\x0f.foveate.v1.Cam\x12,\n\x0c\x66\x65\x61ture_maps\x18\x05 \x03(\x0b\x32\x16.foveate.v1.FeatureMap\x12\x1e\n\x04view\x18\x06 \x01(\x0b\x32\x10.foveate.v1.View\x12\"\n\x06timing\x18\x07 \x01(\x0b\x32\x12.foveate.v1.Timing\x12\x0e\n\x06scores\x18\x08 \x01(\t\x12\x10\n\x08warnings\x18\x14 \x03(\t\"Y\n\x15\x43lassifyStreamRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12,\n\x07request\x18\x02 \x01(\x0b\x32\x1b.foveate.v1.ClassifyRequest\"4\n\x0e\x46ieldViolation\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\"\x88\x02\n\tItemError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x35\n\x08metadata\x18\x04 \x03(\x0b\x32#.foveate.v1.ItemError.MetadataEntry\x12\x34\n\x10\x66ield_violations\x18\x05 \x03(\x0b\x32\x1a.foveate.v1.FieldViolation\x12.\n\x0bretry_delay\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x90\x01\n\x16\x43lassifyStreamResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x30\n\x08response\x18\x02 \x01(\x0b\x32\x1c.foveate.v1.ClassifyResponseH\x00\x12&\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x15.foveate.v1.ItemErrorH\x00\x42\x08\n\x06result\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"W\n\x12ListModelsResponse\x12(\n\x06models\x18\x01 \x03(\x0b\x32\x18.foveate.v1.ModelSummary\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"0\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"4\n\x10GetModelResponse\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.foveate.v1.Model2\xcb\x02\n\x11\x43lassifierService\x12\x45\n\x08\x43lassify\x12\x1b.foveate.v1.ClassifyRequest\x1a\x1c.foveate.v1.ClassifyResponse\x12[\n\x0e\x43lassifyStream\x12!.foveate.v1.ClassifyStreamRequest\x1a\".foveate.v1.ClassifyStreamResponse(\x01\x30\x01\x12K\n\nListModels\x12\x1d.foveate.v1.ListModelsRequest\x1a\x1e.foveate.v1.ListModelsResponse\x12\x45\n\x08GetModel\x12\x1b.foveate.v1.GetModelRequest\x1a\x1c.foveate.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#foveate/v1/classifier_service.proto\x12\nfoveate.v1\x1a\x1c\x66oveate/v1/explanation.proto\x1a\x16\x66oveate/v1/model.proto\x1a\x1egoogle/protobuf/duration.proto\"I\n\x08RawImage\x12\x0e\n\x06height\x18\x01 \x01(\x05\x12\r\n\x05width\x18\x02 \x01(\x05\x12\x10\n\x08\x63hannels\x18\x03 \x01(\x05\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"\xdb\x02\n\x0f\x43lassifyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x11\n\x07\x65ncoded\x18\x03 \x01(\x0cH\x00\x12#\n\x03raw\x18\x04 \x01(\x0b\x32\x14.foveate.v1.RawImageH\x00\x12\x12\n\x05top_k\x18\x05 \x01(\x05H\x01\x88\x01\x01\x12#\n\x03\x63\x61m\x18\x06 \x01(\x0b\x32\x16.foveate.v1.CamOptions\x12\x33\n\x0c\x66\x65\x61ture_maps\x18\x07 \x03(\x0b\x32\x1d.foveate.v1.FeatureMapOptions\x12\x0e\n\x06timing\x18\x08 \x01(\x08\x12\x10\n\x08priority\x18\t \x01(\x05\x12\x16\n\tthreshold\x18\n \x01(\x02H\x02\x88\x01\x01\x12\'\n\x05trust\x18\x0b \x01(\x0b\x32\x18.foveate.v1.TrustOptionsB\x07\n\x05imageB\x08\n\x06_top_kB\x0c\n\n_threshold\"]\n\x0cTrustOptions\x12\x15\n\x08\x63overage\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12)\n\nset_method\x18\x02 \x01(\x0e\x32\x15.foveate.v1.SetMethodB\x0b\n\t_coverage\"\x87\x01\n\x05Trust\x12\x10\n\x08\x63overage\x18\x01 \x01(\x01\x12\x16\n\x0eprediction_set\x18\x02 \x03(\x05\x12\x16\n\x0eood_percentile\x18\x03 \x01(\x01\x12\x11\n\tabstained\x18\x04 \x01(\x08\x12)\n\nset_method\x18\x05 \x01(\x0e\x32\x15.foveate.v1.SetMethod\"s\n\nPrediction\x12\x10\n\x08\x63lass_id\x18\x01 \x01(\x05\x12\r\n\x05label\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x02\x12\r\n\x05logit\x18\x04 \x01(\x02\x12\x17\n\nconfidence\x18\x05 \x01(\x01H\x00\x88\x01\x01\x42\r\n\x0b_confidence\"\xb2\x02\n\x06Timing\x12)\n\x06\x64\x65\x63ode\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05queue\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05infer\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06\x65ncode\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nbatch_size\x18\x06 \x01(\x05\x12\x0f\n\x07\x62\x61\x63kend\x18\x07 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x08 \x01(\t\x12\x0f\n\x07variant\x18\t \x01(\t\x12\x0e\n\x06\x63\x61\x63hed\x18\n \x01(\x08\"\xb4\x02\n\x10\x43lassifyResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12+\n\x0bpredictions\x18\x03 \x03(\x0b\x32\x16.foveate.v1.Prediction\x12\x1d\n\x04\x63\x61ms\x18\x04 \x03(\x0b\x32\x0f.foveate.v1.Cam\x12,\n\x0c\x66\x65\x61ture_maps\x18\x05 \x03(\x0b\x32\x16.foveate.v1.FeatureMap\x12\x1e\n\x04view\x18\x06 \x01(\x0b\x32\x10.foveate.v1.View\x12\"\n\x06timing\x18\x07 \x01(\x0b\x32\x12.foveate.v1.Timing\x12\x0e\n\x06scores\x18\x08 \x01(\t\x12 \n\x05trust\x18\t \x01(\x0b\x32\x11.foveate.v1.Trust\x12\x10\n\x08warnings\x18\n \x03(\t\"Y\n\x15\x43lassifyStreamRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12,\n\x07request\x18\x02 \x01(\x0b\x32\x1b.foveate.v1.ClassifyRequest\"4\n\x0e\x46ieldViolation\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\"\x88\x02\n\tItemError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x35\n\x08metadata\x18\x04 \x03(\x0b\x32#.foveate.v1.ItemError.MetadataEntry\x12\x34\n\x10\x66ield_violations\x18\x05 \x03(\x0b\x32\x1a.foveate.v1.FieldViolation\x12.\n\x0bretry_delay\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x90\x01\n\x16\x43lassifyStreamResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x30\n\x08response\x18\x02 \x01(\x0b\x32\x1c.foveate.v1.ClassifyResponseH\x00\x12&\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x15.foveate.v1.ItemErrorH\x00\x42\x08\n\x06result\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"W\n\x12ListModelsResponse\x12(\n\x06models\x18\x01 \x03(\x0b\x32\x18.foveate.v1.ModelSummary\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"0\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"4\n\x10GetModelResponse\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.foveate.v1.Model*P\n\tSetMethod\x12\x1a\n\x16SET_METHOD_UNSPECIFIED\x10\x00\x12\x12\n\x0eSET_METHOD_LAC\x10\x01\x12\x13\n\x0fSET_METHOD_RAPS\x10\x02\x32\xcb\x02\n\x11\x43lassifierService\x12\x45\n\x08\x43lassify\x12\x1b.foveate.v1.ClassifyRequest\x1a\x1c.foveate.v1.ClassifyResponse\x12[\n\x0e\x43lassifyStream\x12!.foveate.v1.ClassifyStreamRequest\x1a\".foveate.v1.ClassifyStreamResponse(\x01\x30\x01\x12K\n\nListModels\x12\x1d.foveate.v1.ListModelsRequest\x1a\x1e.foveate.v1.ListModelsResponse\x12\x45\n\x08GetModel\x12\x1b.foveate.v1.GetModelRequest\x1a\x1c.foveate.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,34 +36,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ITEMERROR_METADATAENTRY']._loaded_options = None
   _globals['_ITEMERROR_METADATAENTRY']._serialized_options = b'8\001'
+  _globals['_SETMETHOD']._serialized_start=2344
+  _globals['_SETMETHOD']._serialized_end=2424
   _globals['_RAWIMAGE']._serialized_start=137
   _globals['_RAWIMAGE']._serialized_end=210
   _globals['_CLASSIFYREQUEST']._serialized_start=213
-  _globals['_CLASSIFYREQUEST']._serialized_end=519
-  _globals['_PREDICTION']._serialized_start=521
-  _globals['_PREDICTION']._serialized_end=596
-  _globals['_TIMING']._serialized_start=599
-  _globals['_TIMING']._serialized_end=905
-  _globals['_CLASSIFYRESPONSE']._serialized_start=908
-  _globals['_CLASSIFYRESPONSE']._serialized_end=1182
-  _globals['_CLASSIFYSTREAMREQUEST']._serialized_start=1184
-  _globals['_CLASSIFYSTREAMREQUEST']._serialized_end=1273
-  _globals['_FIELDVIOLATION']._serialized_start=1275
-  _globals['_FIELDVIOLATION']._serialized_end=1327
-  _globals['_ITEMERROR']._serialized_start=1330
-  _globals['_ITEMERROR']._serialized_end=1594
-  _globals['_ITEMERROR_METADATAENTRY']._serialized_start=1547
-  _globals['_ITEMERROR_METADATAENTRY']._serialized_end=1594
-  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_start=1597
-  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_end=1741
-  _globals['_LISTMODELSREQUEST']._serialized_start=1743
-  _globals['_LISTMODELSREQUEST']._serialized_end=1801
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1803
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1890
-  _globals['_GETMODELREQUEST']._serialized_start=1892
-  _globals['_GETMODELREQUEST']._serialized_end=1940
-  _globals['_GETMODELRESPONSE']._serialized_start=1942
-  _globals['_GETMODELRESPONSE']._serialized_end=1994
-  _globals['_CLASSIFIERSERVICE']._serialized_start=1997
-  _globals['_CLASSIFIERSERVICE']._serialized_end=2328
+  _globals['_CLASSIFYREQUEST']._serialized_end=560
+  _globals['_TRUSTOPTIONS']._serialized_start=562
+  _globals['_TRUSTOPTIONS']._serialized_end=655
+  _globals['_TRUST']._serialized_start=658
+  _globals['_TRUST']._serialized_end=793
+  _globals['_PREDICTION']._serialized_start=795
+  _globals['_PREDICTION']._serialized_end=910
+  _globals['_TIMING']._serialized_start=913
+  _globals['_TIMING']._serialized_end=1219
+  _globals['_CLASSIFYRESPONSE']._serialized_start=1222
+  _globals['_CLASSIFYRESPONSE']._serialized_end=1530
+  _globals['_CLASSIFYSTREAMREQUEST']._serialized_start=1532
+  _globals['_CLASSIFYSTREAMREQUEST']._serialized_end=1621
+  _globals['_FIELDVIOLATION']._serialized_start=1623
+  _globals['_FIELDVIOLATION']._serialized_end=1675
+  _globals['_ITEMERROR']._serialized_start=1678
+  _globals['_ITEMERROR']._serialized_end=1942
+  _globals['_ITEMERROR_METADATAENTRY']._serialized_start=1895
+  _globals['_ITEMERROR_METADATAENTRY']._serialized_end=1942
+  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_start=1945
+  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_end=2089
+  _globals['_LISTMODELSREQUEST']._serialized_start=2091
+  _globals['_LISTMODELSREQUEST']._serialized_end=2149
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2151
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2238
+  _globals['_GETMODELREQUEST']._serialized_start=2240
+  _globals['_GETMODELREQUEST']._serialized_end=2288
+  _globals['_GETMODELRESPONSE']._serialized_start=2290
+  _globals['_GETMODELRESPONSE']._serialized_end=2342
+  _globals['_CLASSIFIERSERVICE']._serialized_start=2427
+  _globals['_CLASSIFIERSERVICE']._serialized_end=2758
 # @@protoc_insertion_point(module_scope)

@@ -10,6 +10,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -20,6 +21,34 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _SetMethod:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SetMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SetMethod.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SET_METHOD_UNSPECIFIED: _SetMethod.ValueType  # 0
+    """Not stated; the server takes LAC."""
+    SET_METHOD_LAC: _SetMethod.ValueType  # 1
+    """The classes whose score is high enough: the smallest sets on average. A set may
+    be empty.
+    """
+    SET_METHOD_RAPS: _SetMethod.ValueType  # 2
+    """The best classes, the more of them the less sure the model is, and at least one."""
+
+class SetMethod(_SetMethod, metaclass=_SetMethodEnumTypeWrapper):
+    """How a prediction set is chosen."""
+
+SET_METHOD_UNSPECIFIED: SetMethod.ValueType  # 0
+"""Not stated; the server takes LAC."""
+SET_METHOD_LAC: SetMethod.ValueType  # 1
+"""The classes whose score is high enough: the smallest sets on average. A set may
+be empty.
+"""
+SET_METHOD_RAPS: SetMethod.ValueType  # 2
+"""The best classes, the more of them the less sure the model is, and at least one."""
+Global___SetMethod: _TypeAlias = SetMethod  # noqa: Y015
 
 @_typing.final
 class RawImage(_message.Message):
@@ -73,6 +102,7 @@ class ClassifyRequest(_message.Message):
     TIMING_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     THRESHOLD_FIELD_NUMBER: _builtins.int
+    TRUST_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model. Empty where the server serves exactly one."""
     version: _builtins.str
@@ -109,6 +139,10 @@ class ClassifyRequest(_message.Message):
     def feature_maps(self) -> _containers.RepeatedCompositeFieldContainer[_explanation_pb2.FeatureMapOptions]:
         """The feature maps wanted, each layer at most once."""
 
+    @_builtins.property
+    def trust(self) -> Global___TrustOptions:
+        """Asks how far the answer can be believed. Unset means not at all."""
+
     def __init__(
         self,
         *,
@@ -122,10 +156,11 @@ class ClassifyRequest(_message.Message):
         timing: _builtins.bool = ...,
         priority: _builtins.int = ...,
         threshold: _builtins.float | None = ...,
+        trust: Global___TrustOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "_top_k", b"_top_k", "cam", b"cam", "encoded", b"encoded", "image", b"image", "raw", b"raw", "threshold", b"threshold", "top_k", b"top_k"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "_top_k", b"_top_k", "cam", b"cam", "encoded", b"encoded", "image", b"image", "raw", b"raw", "threshold", b"threshold", "top_k", b"top_k", "trust", b"trust"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "_top_k", b"_top_k", "cam", b"cam", "encoded", b"encoded", "feature_maps", b"feature_maps", "image", b"image", "model", b"model", "priority", b"priority", "raw", b"raw", "threshold", b"threshold", "timing", b"timing", "top_k", b"top_k", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "_top_k", b"_top_k", "cam", b"cam", "encoded", b"encoded", "feature_maps", b"feature_maps", "image", b"image", "model", b"model", "priority", b"priority", "raw", b"raw", "threshold", b"threshold", "timing", b"timing", "top_k", b"top_k", "trust", b"trust", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
     _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
@@ -143,6 +178,82 @@ class ClassifyRequest(_message.Message):
 Global___ClassifyRequest: _TypeAlias = ClassifyRequest  # noqa: Y015
 
 @_typing.final
+class TrustOptions(_message.Message):
+    """Asks how far an answer can be believed, of a model that was calibrated."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COVERAGE_FIELD_NUMBER: _builtins.int
+    SET_METHOD_FIELD_NUMBER: _builtins.int
+    coverage: _builtins.float
+    """How often the prediction set is to hold the right class, above 0 and below 1:
+    one of those the model was calibrated for. Unset means the lowest of them.
+    """
+    set_method: Global___SetMethod.ValueType
+    """How the prediction set is chosen."""
+    def __init__(
+        self,
+        *,
+        coverage: _builtins.float | None = ...,
+        set_method: Global___SetMethod.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_coverage", b"_coverage", "coverage", b"coverage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_coverage", b"_coverage", "coverage", b"coverage", "set_method", b"set_method"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__coverage: _TypeAlias = _typing.Literal["coverage"]  # noqa: Y015
+    _WhichOneofArgType__coverage: _TypeAlias = _typing.Literal["_coverage", b"_coverage"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__coverage) -> _WhichOneofReturnType__coverage | None: ...
+
+Global___TrustOptions: _TypeAlias = TrustOptions  # noqa: Y015
+
+@_typing.final
+class Trust(_message.Message):
+    """How far an answer can be believed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COVERAGE_FIELD_NUMBER: _builtins.int
+    PREDICTION_SET_FIELD_NUMBER: _builtins.int
+    OOD_PERCENTILE_FIELD_NUMBER: _builtins.int
+    ABSTAINED_FIELD_NUMBER: _builtins.int
+    SET_METHOD_FIELD_NUMBER: _builtins.int
+    coverage: _builtins.float
+    """How often a prediction set holds the right class, of pictures like those that the
+    model was calibrated on.
+    """
+    ood_percentile: _builtins.float
+    """How many in a hundred of the calibration pictures were less unusual than this one,
+    from 0 to 100.
+    """
+    abstained: _builtins.bool
+    """Whether the model abstains, by its policy. The predictions are there all the same."""
+    set_method: Global___SetMethod.ValueType
+    """How the prediction set was chosen."""
+    @_builtins.property
+    def prediction_set(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The prediction set: classes, the best first. Where a picture may have several
+        labels, the set holds all of them that often. May be empty.
+        """
+
+    def __init__(
+        self,
+        *,
+        coverage: _builtins.float = ...,
+        prediction_set: _abc.Iterable[_builtins.int] | None = ...,
+        ood_percentile: _builtins.float = ...,
+        abstained: _builtins.bool = ...,
+        set_method: Global___SetMethod.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abstained", b"abstained", "coverage", b"coverage", "ood_percentile", b"ood_percentile", "prediction_set", b"prediction_set", "set_method", b"set_method"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Trust: _TypeAlias = Trust  # noqa: Y015
+
+@_typing.final
 class Prediction(_message.Message):
     """A class and its score."""
 
@@ -152,6 +263,7 @@ class Prediction(_message.Message):
     LABEL_FIELD_NUMBER: _builtins.int
     SCORE_FIELD_NUMBER: _builtins.int
     LOGIT_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_FIELD_NUMBER: _builtins.int
     class_id: _builtins.int
     """The class."""
     label: _builtins.str
@@ -163,6 +275,10 @@ class Prediction(_message.Message):
     """
     logit: _builtins.float
     """Its logit, which the score is made of."""
+    confidence: _builtins.float
+    """How often an answer with this score is right, from 0 to 1. Unset unless `trust` was
+    asked for, and where the calibration found no temperature.
+    """
     def __init__(
         self,
         *,
@@ -170,12 +286,15 @@ class Prediction(_message.Message):
         label: _builtins.str = ...,
         score: _builtins.float = ...,
         logit: _builtins.float = ...,
+        confidence: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "confidence", b"confidence"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["class_id", b"class_id", "label", b"label", "logit", b"logit", "score", b"score"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "class_id", b"class_id", "confidence", b"confidence", "label", b"label", "logit", b"logit", "score", b"score"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__confidence: _TypeAlias = _typing.Literal["confidence"]  # noqa: Y015
+    _WhichOneofArgType__confidence: _TypeAlias = _typing.Literal["_confidence", b"_confidence"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__confidence) -> _WhichOneofReturnType__confidence | None: ...
 
 Global___Prediction: _TypeAlias = Prediction  # noqa: Y015
 
@@ -263,6 +382,7 @@ class ClassifyResponse(_message.Message):
     VIEW_FIELD_NUMBER: _builtins.int
     TIMING_FIELD_NUMBER: _builtins.int
     SCORES_FIELD_NUMBER: _builtins.int
+    TRUST_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model that answered."""
@@ -295,6 +415,10 @@ class ClassifyResponse(_message.Message):
         """Where the time went. Unset unless asked for."""
 
     @_builtins.property
+    def trust(self) -> Global___Trust:
+        """How far it can be believed. Unset unless asked for."""
+
+    @_builtins.property
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What to know of the answer, for a person: that a colour picture was
         classified in grey, or that its metadata is damaged. Usually none.
@@ -311,11 +435,12 @@ class ClassifyResponse(_message.Message):
         view: _explanation_pb2.View | None = ...,
         timing: Global___Timing | None = ...,
         scores: _builtins.str = ...,
+        trust: Global___Trust | None = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["timing", b"timing", "view", b"view"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timing", b"timing", "trust", b"trust", "view", b"view"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cams", b"cams", "feature_maps", b"feature_maps", "model", b"model", "predictions", b"predictions", "scores", b"scores", "timing", b"timing", "version", b"version", "view", b"view", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cams", b"cams", "feature_maps", b"feature_maps", "model", b"model", "predictions", b"predictions", "scores", b"scores", "timing", b"timing", "trust", b"trust", "version", b"version", "view", b"view", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

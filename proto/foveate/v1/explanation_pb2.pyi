@@ -87,6 +87,7 @@ class CamOptions(_message.Message):
     HEIGHT_FIELD_NUMBER: _builtins.int
     ENCODING_FIELD_NUMBER: _builtins.int
     OPACITY_FIELD_NUMBER: _builtins.int
+    AGAINST_FIELD_NUMBER: _builtins.int
     method: _builtins.str
     """The method, one of those the model's details list, such as "cam". Empty
     takes the first of them.
@@ -109,6 +110,12 @@ class CamOptions(_message.Message):
     """The share of the map's colour in an overlay where the map is largest, from
     0 to 1; elsewhere it is proportionally less. Unset means 0.7.
     """
+    against: _builtins.int
+    """Explains what speaks for each class and not for this one: the map of the
+    difference of the two logits. A class id; or a rank below 0, where -1 means the
+    best class, -2 the second. Unset means no other class. The method must be linear
+    in the logit, as "cam" and "hirescam" are, and empty takes the first that is.
+    """
     @_builtins.property
     def class_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Explains these classes, by id, in this order. At most as many as the
@@ -130,15 +137,20 @@ class CamOptions(_message.Message):
         height: _builtins.int = ...,
         encoding: Global___PictureEncoding.ValueType = ...,
         opacity: _builtins.float | None = ...,
+        against: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_opacity", b"_opacity", "_top", b"_top", "opacity", b"opacity", "top", b"top"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_against", b"_against", "_opacity", b"_opacity", "_top", b"_top", "against", b"against", "opacity", b"opacity", "top", b"top"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_opacity", b"_opacity", "_top", b"_top", "class_ids", b"class_ids", "encoding", b"encoding", "forms", b"forms", "height", b"height", "method", b"method", "opacity", b"opacity", "top", b"top", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_against", b"_against", "_opacity", b"_opacity", "_top", b"_top", "against", b"against", "class_ids", b"class_ids", "encoding", b"encoding", "forms", b"forms", "height", b"height", "method", b"method", "opacity", b"opacity", "top", b"top", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__against: _TypeAlias = _typing.Literal["against"]  # noqa: Y015
+    _WhichOneofArgType__against: _TypeAlias = _typing.Literal["_against", b"_against"]  # noqa: Y015
     _WhichOneofReturnType__opacity: _TypeAlias = _typing.Literal["opacity"]  # noqa: Y015
     _WhichOneofArgType__opacity: _TypeAlias = _typing.Literal["_opacity", b"_opacity"]  # noqa: Y015
     _WhichOneofReturnType__top: _TypeAlias = _typing.Literal["top"]  # noqa: Y015
     _WhichOneofArgType__top: _TypeAlias = _typing.Literal["_top", b"_top"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__against) -> _WhichOneofReturnType__against | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__opacity) -> _WhichOneofReturnType__opacity | None: ...
     @_typing.overload
@@ -163,6 +175,8 @@ class Cam(_message.Message):
     VALUES_FIELD_NUMBER: _builtins.int
     HEATMAP_FIELD_NUMBER: _builtins.int
     OVERLAY_FIELD_NUMBER: _builtins.int
+    AGAINST_FIELD_NUMBER: _builtins.int
+    EXPLAINED_FIELD_NUMBER: _builtins.int
     class_id: _builtins.int
     """The class explained."""
     label: _builtins.str
@@ -189,6 +203,12 @@ class Cam(_message.Message):
     """The heatmap as an encoded picture. Empty unless it was asked for."""
     overlay: _builtins.bytes
     """The overlay as an encoded picture. Empty unless it was asked for."""
+    against: _builtins.int
+    """The class that the map speaks against. Unset where there is none."""
+    explained: _builtins.float
+    """How much of the logit, or of the difference of two, the map accounts for, from 0
+    to 1. Unset where the method does not say.
+    """
     def __init__(
         self,
         *,
@@ -203,12 +223,21 @@ class Cam(_message.Message):
         values: _builtins.bytes = ...,
         heatmap: _builtins.bytes = ...,
         overlay: _builtins.bytes = ...,
+        against: _builtins.int | None = ...,
+        explained: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_against", b"_against", "_explained", b"_explained", "against", b"against", "explained", b"explained"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["class_id", b"class_id", "heatmap", b"heatmap", "height", b"height", "label", b"label", "layer", b"layer", "maximum", b"maximum", "method", b"method", "minimum", b"minimum", "overlay", b"overlay", "values", b"values", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_against", b"_against", "_explained", b"_explained", "against", b"against", "class_id", b"class_id", "explained", b"explained", "heatmap", b"heatmap", "height", b"height", "label", b"label", "layer", b"layer", "maximum", b"maximum", "method", b"method", "minimum", b"minimum", "overlay", b"overlay", "values", b"values", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__against: _TypeAlias = _typing.Literal["against"]  # noqa: Y015
+    _WhichOneofArgType__against: _TypeAlias = _typing.Literal["_against", b"_against"]  # noqa: Y015
+    _WhichOneofReturnType__explained: _TypeAlias = _typing.Literal["explained"]  # noqa: Y015
+    _WhichOneofArgType__explained: _TypeAlias = _typing.Literal["_explained", b"_explained"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__against) -> _WhichOneofReturnType__against | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__explained) -> _WhichOneofReturnType__explained | None: ...
 
 Global___Cam: _TypeAlias = Cam  # noqa: Y015
 

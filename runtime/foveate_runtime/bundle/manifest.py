@@ -10,6 +10,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from foveate_runtime.bundle.trust import Policy, Trust
+
 MANIFEST_FILE = "manifest.json"
 LABELS_FILE = "labels.txt"
 
@@ -23,6 +25,8 @@ MOST_RANKS = 3840
 """The ranks that `class_ids` may ask for: the most that TensorRT sorts."""
 CAM_PREFIX = "cam."
 """Graph outputs `cam.<method>`: float32 [N, K, height, width], raw values."""
+LINEAR_METHODS = ("cam", "hirescam")
+"""The methods that are linear in the logit, or in its gradient."""
 FEATURES_PREFIX = "features."
 """Graph outputs `features.<layer>`: float32 [N, channels, height, width]."""
 
@@ -143,10 +147,18 @@ def off_scale(mean: Sequence[float], std: Sequence[float], fill: Sequence[float]
     return "; ".join(faults)
 
 
+class Completeness(_Model):
+    """How a map adds up to the logit: its mean or its sum, plus its class's constant."""
+
+    by: Literal["mean", "sum"]
+    constants: tuple[float, ...]
+
+
 class CamOutput(_Model):
     """One class activation map of the graph: the output `cam.<method>`.
 
-    `layout` is that of the layer inside the network.
+    `layout` is that of the layer inside the network. `completeness` is None where the
+    map does not add up to the logit, or where that was not measured.
     """
 
     method: Name
@@ -154,6 +166,13 @@ class CamOutput(_Model):
     height: Positive
     width: Positive
     layout: Layout = "nchw"
+    completeness: Completeness | None = None
+
+    @property
+    def linear(self) -> bool:
+        """Whether the map of a difference of two logits is the difference of their maps."""
+        # Grad-CAM and LayerCAM cut off what is negative.
+        return self.method in LINEAR_METHODS
 
 
 class FeatureOutput(_Model):
@@ -246,6 +265,37 @@ class VariantEntry(_Model):
     tolerances: Tolerances | None = None
     accuracy: Accuracy | None = None
     quantisation: Quantisation | None = None
+    trust: Trust | None = None
+
+
+class Mean(_Model):
+    """A mean over pictures and its standard error."""
+
+    mean: float
+    error: Annotated[float, Field(ge=0)]
+
+
+class MapWorth(_Model):
+    """How faithful a map is; `foveate_runtime.evaluation.faithfulness` says what is measured.
+
+    `focus` is None where the pictures were of fewer than four classes.
+    """
+
+    insertion: Mean
+    deletion: Mean
+    average_drop: Mean
+    increase: Share
+    focus: Mean | None = None
+
+
+class Faithfulness(_Model):
+    """What the maps are worth, by method, beside controls that know nothing of a picture."""
+
+    data: str
+    images: Positive
+    variant: Name
+    steps: Positive
+    maps: dict[str, MapWorth]
 
 
 class GoldenEntry(_Model):
@@ -282,6 +332,8 @@ class Manifest(_Model):
     features: tuple[FeatureOutput, ...]
     variants: Annotated[tuple[VariantEntry, ...], Field(min_length=1)]
     golden: GoldenEntry | None = None
+    faithfulness: Faithfulness | None = None
+    policy: Policy = Field(default_factory=Policy, description="when the model abstains")
     files: dict[str, FileEntry] = Field(
         description="every file of the bundle but this one, by its path"
     )
@@ -307,6 +359,18 @@ class Manifest(_Model):
         ):
             if len(set(names)) != len(names):
                 raise ValueError(f"{kind}: a name stands twice in {names}")
+        for cam in self.cams:
+            if cam.completeness and len(cam.completeness.constants) != self.classes:
+                raise ValueError(
+                    f"cams: {cam.method} has {len(cam.completeness.constants)} constants for "
+                    f"{self.classes} classes"
+                )
+        for variant in self.variants:
+            many = len(variant.trust.temperatures) if variant.trust else 0
+            if many > 1 and many != self.classes:
+                raise ValueError(
+                    f"variants: {variant.name} has {many} temperatures for {self.classes} classes"
+                )
         return self
 
     @property

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -13,12 +13,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from foveate_runtime.backends.base import Runner
 from foveate_runtime.backends.registry import BACKENDS, create_runner
 from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.bundle.folder import NoModelError, find_version
-from foveate_runtime.bundle.manifest import Scores
+from foveate_runtime.bundle.manifest import Faithfulness, Scores
+from foveate_runtime.bundle.publishing import publish_beside, require_place
 from foveate_runtime.console import DONE, UsageError, answer, positive, warn
 from foveate_runtime.evaluation.accuracy import FIRST, measure_accuracy
+from foveate_runtime.evaluation.faithfulness import measure_faithfulness
 from foveate_runtime.evaluation.labelled import Labelled, open_labelled
 from foveate_runtime.evaluation.multilabel import (
     TABLE_SUFFIX,
@@ -26,6 +29,8 @@ from foveate_runtime.evaluation.multilabel import (
     measure_labels,
     open_table,
 )
+from foveate_runtime.evaluation.trusted import TrustTally
+from foveate_runtime.trust.reliability import expected_calibration_error
 
 PROG = "foveate evaluate"
 
@@ -79,21 +84,24 @@ def _parser() -> argparse.ArgumentParser:
         "--device", default="cpu", help="what the backend runs on, such as cuda:0; default: cpu"
     )
     parser.add_argument("--limit", type=positive, metavar="N", help="take this many pictures")
+    parser.add_argument(
+        "--explanations",
+        action="store_true",
+        help="also measure what the maps are worth, beside noise and a Gaussian in the middle, and "
+        "write it into a new version of the bundle",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser
 
 
 def _run(options: argparse.Namespace) -> int:
     bundle = Bundle.open(find_version(options.repository, options.model, options.version))
-    labelled: Labelled
-    passed: list[str] = []
-    threshold = _threshold(options, bundle.manifest.scores)
-    if threshold is None:
-        labelled = open_labelled(options.data, bundle.labels, options.limit, passed)
-    else:
-        labelled = open_table(Path(options.data), bundle.labels, options.limit)
-    if passed:
-        warn(PROG, f"passed over, as they are none of the classes: {', '.join(passed)}")
+    manifest = bundle.manifest
+    if options.explanations:
+        require_place(bundle)
+        if options.data.lower().endswith(TABLE_SUFFIX):
+            raise UsageError("--explanations takes pictures in one folder a class, and no table")
+    labelled, threshold = _open(options, bundle)
     corrupt: list[str] | None = [] if options.corrupt == "skip" else None
     columns = (
         TextColumn("classifying"),
@@ -109,48 +117,135 @@ def _run(options: argparse.Namespace) -> int:
     ):
         task = progress.add_task("", total=len(labelled))
         advance = partial(progress.advance, task)
-        scored: dict[str, Any]
-        if isinstance(labelled, LabelTable) and threshold is not None:
-            scored = asdict(
-                measure_labels(
-                    runner,
-                    bundle.manifest,
-                    labelled,
-                    bundle.labels,
-                    threshold=threshold,
-                    advance=advance,
-                    corrupt=corrupt,
-                )
+        scored = _scores(runner, bundle, labelled, threshold, advance=advance, corrupt=corrupt)
+        worth = None
+        if options.explanations:
+            progress.reset(task, total=len(labelled))
+            skipped: list[str] | None = None if corrupt is None else []
+            worth = measure_faithfulness(
+                runner, manifest.input, labelled, manifest.scores, advance, corrupt=skipped
             )
-        else:
-            accuracy = measure_accuracy(
-                runner, bundle.manifest.input, labelled, advance, corrupt=corrupt
-            )
-            scored = accuracy.model_dump()
-        variant, backend, device = runner.variant, runner.backend, runner.device
     result = {
-        "model": bundle.manifest.name,
-        "version": bundle.manifest.version,
-        "variant": variant,
-        "backend": backend,
-        "device": device,
+        "model": manifest.name,
+        "version": manifest.version,
+        "variant": runner.variant,
+        "backend": runner.backend,
+        "device": runner.device,
         **scored,
     }
     if corrupt:
         noun = "picture" if len(corrupt) == 1 else "pictures"
         warn(PROG, f"{len(corrupt)} corrupt {noun} left out, the first {corrupt[0]}")
         result["corrupt"] = len(corrupt)
+    if worth is not None:
+        path = publish_beside(bundle, manifest.model_copy(update={"faithfulness": worth}))
+        result |= {"explanations": worth.model_dump(), "path": str(path)}
     if options.json:
         print(json.dumps(result))
     else:
-        what = f"{options.model} version {result['version']}, {variant} on {backend}, {device}"
-        print(
-            f"{what}: {_summary(scored, len(bundle.labels))} of {scored['images']} pictures "
-            f"({scored['data']})"
-        )
-        if "labels" in scored:
-            Console().print(_table(scored["labels"]))
+        _print(result, bundle, worth)
     return DONE
+
+
+def _open(options: argparse.Namespace, bundle: Bundle) -> tuple[Labelled, float | None]:
+    """Return the pictures, and of a table the score from which on a picture has a label."""
+    threshold = _threshold(options, bundle.manifest.scores)
+    if threshold is not None:
+        return open_table(Path(options.data), bundle.labels, options.limit), threshold
+    passed: list[str] = []
+    labelled = open_labelled(options.data, bundle.labels, options.limit, passed)
+    if passed:
+        warn(PROG, f"passed over, as they are none of the classes: {', '.join(passed)}")
+    return labelled, None
+
+
+def _scores(
+    runner: Runner,
+    bundle: Bundle,
+    labelled: Labelled,
+    threshold: float | None,
+    *,
+    advance: Callable[[int], object],
+    corrupt: list[str] | None,
+) -> dict[str, Any]:
+    manifest = bundle.manifest
+    if isinstance(labelled, LabelTable) and threshold is not None:
+        measured = measure_labels(
+            runner,
+            manifest,
+            labelled,
+            bundle.labels,
+            threshold=threshold,
+            advance=advance,
+            corrupt=corrupt,
+        )
+        return asdict(measured)
+    tally = TrustTally(manifest, runner.variant) if manifest.scores == "softmax" else None
+    accuracy = measure_accuracy(
+        runner,
+        manifest.input,
+        labelled,
+        advance,
+        corrupt=corrupt,
+        observe=tally.add if tally else None,
+    )
+    return accuracy.model_dump() | (_trust_scores(tally) if tally else {})
+
+
+def _print(result: dict[str, Any], bundle: Bundle, worth: Faithfulness | None) -> None:
+    """Say it in words."""
+    what = f"{result['model']} version {result['version']}"
+    engine = f"{result['variant']} on {result['backend']}, {result['device']}"
+    print(
+        f"{what}, {engine}: {_summary(result, len(bundle.labels))} of {result['images']} pictures "
+        f"({result['data']})"
+    )
+    for line in _trust_lines(result):
+        print(line)
+    if worth is not None:
+        Console().print(_worth_table(worth))
+        print(f"written into {result['path']}")
+    if "labels" in result:
+        Console().print(_table(result["labels"]))
+
+
+def _trust_scores(tally: TrustTally) -> dict[str, Any]:
+    """Return the calibration errors, before and after, and what the prediction sets did."""
+    errors = {name: expected_calibration_error(bins) for name, bins in tally.bins.items()}
+    if tally.seen_before:
+        warn(PROG, "these are the pictures of the calibration: ece_calibrated and sets flatter it")
+    return {
+        "ece": errors["before"],
+        "ece_calibrated": errors.get("after"),
+        "sets": [asdict(each) for each in tally.sets],
+    }
+
+
+def _trust_lines(scored: dict[str, Any]) -> list[str]:
+    """Say in words what is known of the scores' honesty and of the sets."""
+    if "ece" not in scored:
+        return []
+    after = scored["ece_calibrated"]
+    then = "" if after is None else f", {after:.2%} after"
+    lines = [f"expected calibration error {scored['ece']:.2%} before calibration{then}"]
+    return lines + [
+        f"sets of {each['set_method']} for a coverage of {each['coverage']:g}: "
+        f"{each['covered']:.2%} hold the right class, {each['mean_size']:.2f} classes on average"
+        for each in scored["sets"]
+    ]
+
+
+def _worth_table(worth: Faithfulness) -> Table:
+    table = Table(box=None)
+    table.add_column("map", no_wrap=True)
+    for heading in ("insertion", "deletion", "average drop", "increase", "focus"):
+        table.add_column(heading, justify="right")
+    for name, found in worth.maps.items():
+        means = (found.insertion, found.deletion, found.average_drop)
+        cells = [f"{each.mean:.3f} ± {each.error:.3f}" for each in means]
+        focus = "" if found.focus is None else f"{found.focus.mean:.3f} ± {found.focus.error:.3f}"
+        table.add_row(name, *cells, f"{found.increase:.1%}", focus)
+    return table
 
 
 def _threshold(options: argparse.Namespace, scores: Scores) -> float | None:

@@ -112,6 +112,7 @@ def measure_accuracy(
     advance: Callable[[int], object] = lambda _: None,
     *,
     corrupt: list[str] | None = None,
+    observe: Callable[[NDArray[np.uint8], NDArray[Any], NDArray[np.int64]], object] | None = None,
 ) -> Accuracy:
     """Classify every labelled picture and count how often its class is found.
 
@@ -121,6 +122,7 @@ def measure_accuracy(
         labelled: the pictures; at least one.
         advance: told how many pictures were classified, after each batch.
         corrupt: as in `prepared_batches`.
+        observe: told of each batch: the pictures, their logits and their classes.
 
     Raises:
         LabelledError: a picture cannot be decoded.
@@ -130,5 +132,7 @@ def measure_accuracy(
     for images, targets in prepared_batches(labelled, spec, corrupt):
         logits = runner.run({IMAGE_INPUT: images}, [LOGITS_OUTPUT])[LOGITS_OUTPUT]
         tally.add(logits, targets)
+        if observe is not None:
+            observe(images, logits, targets)
         advance(len(targets))
     return tally.accuracy(labelled.name)

@@ -33,6 +33,10 @@ class NoPicturesError(LabelledError):
     """There are none where they were said to be."""
 
 
+class TooFewPicturesError(LabelledError):
+    """Fewer pictures than a coverage takes; the message gives the number needed."""
+
+
 class Labelled(Protocol):
     """Encoded pictures with their classes."""
 

@@ -58,6 +58,8 @@ class BatchPolicy:
 
     def level(self, priority: int) -> int:
         """Return the level of a request's priority, from 0; below the lowest it is the lowest."""
+        if not self.priority_queues:
+            return 0
         wanted = priority or self.default_priority or self.priorities
         return min(wanted, self.priorities) - 1
 
@@ -67,7 +69,7 @@ class BatchPolicy:
 
     def size(self, waiting: int) -> int:
         """Return the size of the batch to form from `waiting` pictures."""
-        preferred = (size for size in self.preferred_sizes if size <= waiting)
+        preferred = [size for size in self.preferred_sizes if size <= waiting]
         return max(preferred, default=min(waiting, self.max_batch))
 
     def share(self, waiting: int, *, idle: int, lanes: int, picture_seconds: float = 0.0) -> int:

@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Self
 
@@ -14,25 +13,25 @@ from numpy.typing import NDArray
 from foveate_serve.batching.policy import BatchPolicy
 
 
-@dataclass(kw_only=True, slots=True)
 class Reservation:
     """Places in one level of a queue, reserved for pictures that are still being decoded.
 
     The end of the `with` block releases the places that no picture took.
     """
 
-    queue: "Queue"
-    level: int
-    left: int
+    __slots__ = ("_queue", "left", "level")
+
+    def __init__(self, queue: "Queue", level: int, left: int) -> None:
+        self._queue, self.level, self.left = queue, level, left
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.queue.release(self)
+        if self.left:
+            self._queue.release(self)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Item:
     """Pictures that run in the same batch, and the future of their result.
 
@@ -42,22 +41,25 @@ class Item:
         outputs: the names of the outputs asked for.
         deadline: a time of `time.monotonic`; None is no deadline.
         future: gets the result.
-        single: whether there is one picture, whose outputs lack the batch's dimension.
+        pictures: how many there are.
         arrival: a time of `time.monotonic`.
     """
 
-    images: NDArray[np.uint8]
-    class_ids: NDArray[np.int64]
-    outputs: tuple[str, ...]
-    deadline: float | None
-    future: asyncio.Future[Any]
-    single: bool = False
-    arrival: float = field(default_factory=time.monotonic)
+    __slots__ = ("arrival", "class_ids", "deadline", "future", "images", "outputs", "pictures")
 
-    @property
-    def pictures(self) -> int:
-        """How many pictures there are."""
-        return len(self.images)
+    def __init__(
+        self,
+        *,
+        images: NDArray[np.uint8],
+        class_ids: NDArray[np.int64],
+        outputs: tuple[str, ...],
+        deadline: float | None,
+        future: asyncio.Future[Any],
+    ) -> None:
+        self.images, self.class_ids, self.outputs = images, class_ids, outputs
+        self.deadline, self.future = deadline, future
+        self.pictures = len(images)
+        self.arrival = time.monotonic()
 
 
 class Queue:
@@ -65,22 +67,25 @@ class Queue:
 
     It has no lock of its own: the caller sees to it that one thread at a time puts
     items in or takes them out.
+
+    Attributes:
+        waiting: how many pictures are in the queue.
+        reserved: how many places are reserved for others.
     """
 
     def __init__(self, levels: int) -> None:
         self._items: list[deque[Item]] = [deque() for _ in range(levels)]
+        # By level: the pictures in the queue, and the places reserved. Only the caller's thread
+        # that reserves changes the latter.
         self._waiting = [0] * levels
         self._reserved = [0] * levels
-
-    @property
-    def waiting(self) -> int:
-        """How many pictures are in the queue."""
-        return sum(self._waiting)
+        self.waiting = 0
+        self.reserved = 0
 
     @property
     def committed(self) -> int:
         """How many places are taken: by pictures in the queue and by reservations."""
-        return self.waiting + sum(self._reserved)
+        return self.waiting + self.reserved
 
     def ahead(self, level: int) -> int:
         """Return how many places are taken at a level or above."""
@@ -92,6 +97,8 @@ class Queue:
         An empty queue takes more than its bound: a request that is larger than the
         bound would otherwise never be admitted.
         """
+        if not self.waiting and not self.reserved:
+            return False
         own, ahead = self._waiting[level] + self._reserved[level], self.ahead(level)
         return bool(own and own + pictures > policy.bound(level)) or bool(
             ahead and ahead + pictures > policy.max_queue
@@ -104,19 +111,24 @@ class Queue:
     def reserve(self, level: int, pictures: int) -> Reservation:
         """Reserve places for `pictures`."""
         self._reserved[level] += pictures
-        return Reservation(queue=self, level=level, left=pictures)
+        self.reserved += pictures
+        return Reservation(self, level, pictures)
 
     def release(self, reservation: Reservation) -> None:
         """Release the places that no picture took."""
         self._reserved[reservation.level] -= reservation.left
+        self.reserved -= reservation.left
         reservation.left = 0
 
     def put(self, reservation: Reservation, item: Item) -> None:
         """Put an item into the queue; each of its pictures takes a place of the reservation."""
-        reservation.left -= item.pictures
-        self._reserved[reservation.level] -= item.pictures
-        self._waiting[reservation.level] += item.pictures
-        self._items[reservation.level].append(item)
+        level, pictures = reservation.level, item.pictures
+        reservation.left -= pictures
+        self._reserved[level] -= pictures
+        self.reserved -= pictures
+        self._waiting[level] += pictures
+        self.waiting += pictures
+        self._items[level].append(item)
 
     def oldest(self) -> float:
         """Return the arrival of the item that has waited longest; there must be one."""
@@ -124,27 +136,25 @@ class Queue:
 
     def drop_expired(self, now: float) -> list[Item]:
         """Remove cancelled items, and those past their deadline at `now`; return the latter."""
-        expired = [
-            item
-            for item in self
-            if item.future.done() or (item.deadline is not None and item.deadline <= now)
-        ]
-        self._remove(expired)
-        return [item for item in expired if not item.future.done()]
+        gone, expired = [], []
+        for item in chain.from_iterable(self._items):
+            if item.future.done():
+                gone.append(item)
+            elif item.deadline is not None and item.deadline <= now:
+                expired.append(item)
+        if gone or expired:
+            self._remove([*gone, *expired])
+        return expired
 
-    def take(
-        self, policy: BatchPolicy, *, idle: int = 1, lanes: int = 1, picture_seconds: float = 0.0
-    ) -> list[Item]:
-        """Remove a batch from the queue and return it.
+    def take(self, policy: BatchPolicy, most: int) -> list[Item]:
+        """Remove a batch of at most `most` pictures from the queue and return it.
 
         It holds the first item, however large it is, and those after it that ask for
-        the same outputs, in their order. The arguments are those of
-        `BatchPolicy.share`.
+        the same outputs, in their order.
         """
-        most = policy.share(self.waiting, idle=idle, lanes=lanes, picture_seconds=picture_seconds)
         batch: list[Item] = []
         pictures = 0
-        for item in self:
+        for item in chain.from_iterable(self._items):
             if batch and item.outputs != batch[0].outputs:
                 continue
             if batch and pictures + item.pictures > most:
@@ -153,19 +163,25 @@ class Queue:
             pictures += item.pictures
             if pictures >= most:
                 break
-        size = policy.size(pictures)
-        while len(batch) > 1 and pictures > size:
-            pictures -= batch.pop().pictures
+        if len(batch) > 1:
+            size = policy.size(pictures)
+            while len(batch) > 1 and pictures > size:
+                pictures -= batch.pop().pictures
         self._remove(batch)
         return batch
 
     def _remove(self, items: list[Item]) -> None:
         gone = set(items)
-        if not gone:
-            return
         for level, waiting in enumerate(self._items):
-            self._items[level] = deque(item for item in waiting if item not in gone)
-            self._waiting[level] = sum(item.pictures for item in self._items[level])
+            if waiting:
+                kept: deque[Item] = deque()
+                for item in waiting:
+                    if item in gone:
+                        self._waiting[level] -= item.pictures
+                        self.waiting -= item.pictures
+                    else:
+                        kept.append(item)
+                self._items[level] = kept
 
     def __iter__(self) -> Iterator[Item]:
         """Iterate over the items in the order in which they run."""

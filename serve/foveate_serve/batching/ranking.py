@@ -13,16 +13,20 @@ _FEW = 64
 """Up to so many classes, sorting the whole batch takes no longer than searching one row."""
 
 
+_NO_LOGITS = np.empty((0, 0), dtype=np.float32)
+
+
 class Ranking:
     """The ranking of the pictures of a batch.
 
     The first use computes the result for the whole batch where it can, so that a
-    small picture does not pay for a dozen calls of numpy by itself. `outputs`
-    are the batch's; every method needs the logits, float32 [n, classes], among them.
+    small picture does not pay for a dozen calls of numpy by itself. `outputs` are
+    the batch's; `logits` are those among them, float32 [n, classes], which every
+    method needs.
     """
 
     def __init__(self, outputs: Mapping[str, NDArray[np.float32]]) -> None:
-        self._outputs = outputs
+        self.logits = outputs.get(LOGITS_OUTPUT, _NO_LOGITS)
         self._scores: NDArray[np.float32] | None = None
 
     def best(self, row: int, count: int) -> NDArray[np.int64]:
@@ -38,11 +42,6 @@ class Ranking:
         candidates = np.flatnonzero(~(negated > last))
         best: NDArray[np.int64] = candidates[np.argsort(negated[candidates], kind="stable")]
         return best[:count]
-
-    @property
-    def logits(self) -> NDArray[np.float32]:
-        """The logits, float32 [n, classes]."""
-        return self._outputs[LOGITS_OUTPUT]
 
     def scores(self, kind: Scores) -> NDArray[np.float32]:
         """Return the scores, float32 [n, classes], of the `kind` that the batch's model has."""

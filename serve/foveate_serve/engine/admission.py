@@ -13,25 +13,28 @@ class _InFlight:
     pictures: int = 0
     size: int = 0
 
-    def add(self, pictures: int, size: int) -> None:
-        self.pictures += pictures
-        self.size += size
 
-
-@dataclass(slots=True)
 class Admitted:
     """An admitted request, which counts as in flight until its `with` block ends."""
 
-    counts: tuple[_InFlight, ...]
-    pictures: int
-    size: int
+    __slots__ = ("_held", "_pictures", "_size", "_total")
+
+    def __init__(self, held: _InFlight, total: _InFlight, pictures: int, size: int) -> None:
+        self._held, self._total = held, total
+        self._pictures, self._size = pictures, size
+        held.pictures += pictures
+        held.size += size
+        total.pictures += pictures
+        total.size += size
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, *_: object) -> None:
-        for count in self.counts:
-            count.add(-self.pictures, -self.size)
+        self._held.pictures -= self._pictures
+        self._held.size -= self._size
+        self._total.pictures -= self._pictures
+        self._total.size -= self._size
 
 
 class Admission:
@@ -80,10 +83,7 @@ class Admission:
                     retry_delay=retry_delay(),
                     metadata={"limit": self._max_bytes},
                 )
-        counts = (held, total)
-        for count in counts:
-            count.add(pictures, size)
-        return Admitted(counts, pictures, size)
+        return Admitted(held, total, pictures, size)
 
     def _exceeds(self, limit: int, more: int, held: int, total: int) -> bool:
         if len(self._models) > 1:

@@ -1,7 +1,6 @@
 """Explanations: checks a request for them against the bundle, and makes those of the answer."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,11 +28,14 @@ class CamPlan:
     """The maps to compute and how to draw them.
 
     `class_ids` are those of the graph's input: -1 stands for the best class,
-    -2 for the second, and so on.
+    -2 for the second, and so on. With `against`, the last of them is the class whose
+    map is taken off those of the others.
     """
 
-    cam: CamOutput
+    # Left out of the hash, as it may hold a number for every class; the plan's outputs name it.
+    cam: CamOutput = field(compare=False)
     class_ids: tuple[int, ...]
+    against: bool
     forms: frozenset[CamForm]
     width: int
     height: int
@@ -65,17 +67,17 @@ class FeatureMapPlan:
         return FEATURES_PREFIX + self.layer
 
 
-def plan_cam(
-    request: CamRequest | None, manifest: Manifest, limits: ExplanationLimits
-) -> CamPlan | None:
+def plan_cam(request: CamRequest, manifest: Manifest, limits: ExplanationLimits) -> CamPlan:
     """Check a request for maps against the bundle; raises InvalidRequestError."""
-    if request is None:
-        return None
     top = (0 if request.class_ids else 1) if request.top is None else request.top
     _check_cam(request, top, manifest, limits)
+    class_ids, against = (*range(-1, -top - 1, -1), *request.class_ids), request.against
+    if against is not None and against in class_ids:
+        raise _against_itself(against)
     return CamPlan(
-        cam=_method(request.method, manifest),
-        class_ids=(*range(-1, -top - 1, -1), *request.class_ids),
+        cam=_method(request.method, manifest, linear=against is not None),
+        class_ids=class_ids if against is None else (*class_ids, against),
+        against=against is not None,
         forms=request.forms,
         width=request.width or manifest.input.width,
         height=request.height or manifest.input.height,
@@ -134,21 +136,31 @@ def plan_features(
 
 def draw(
     plan: CamPlan,
-    outputs: Mapping[str, NDArray[np.float32]],
+    maps: NDArray[np.float32],
     best: NDArray[np.int64],
     labels: tuple[str, ...],
     image: NDArray[np.uint8],
+    *,
+    logits: NDArray[np.float32],
 ) -> tuple[Cam, ...]:
     """Make the maps of an answer.
 
-    `outputs` holds the raw maps, float32 [K, h, w]; `best` the best classes, as
-    many as the plan names; `image` what the classifier saw, uint8 [height, width, channels].
+    `maps` are the raw ones, float32 [K, h, w]; `best` the best classes, as many as
+    the plan names; `image` what the classifier saw, uint8 [height, width, channels];
+    `logits` float32 [classes]. Raises InvalidRequestError where a class is explained
+    against itself.
     """
+    class_ids = [wanted if wanted >= 0 else int(best[-wanted - 1]) for wanted in plan.class_ids]
+    against = None
+    if plan.against:
+        against = class_ids.pop()
+        if against in class_ids:
+            raise _against_itself(against)
+        maps = maps[:-1] - maps[-1]
     width, height = plan.width, plan.height
     canvas = heatmap.enlarge(image, width, height) if "overlay" in plan.forms else None
     cams = []
-    for wanted, values in zip(plan.class_ids, outputs[plan.output], strict=True):
-        class_id = wanted if wanted >= 0 else int(best[-wanted - 1])
+    for class_id, values in zip(class_ids, maps, strict=True):
         intensity = heatmap.intensity(values, width, height) if plan.draws else None
         cams.append(
             Cam(
@@ -169,14 +181,53 @@ def draw(
                 )
                 if canvas is not None
                 else None,
+                against=against,
+                explained=_explained(plan.cam, values, logits, class_id, against),
             )
         )
     return tuple(cams)
 
 
-def select(plan: FeatureMapPlan, outputs: Mapping[str, NDArray[np.float32]]) -> FeatureMap:
+def _explained(
+    cam: CamOutput,
+    values: NDArray[np.float32],
+    logits: NDArray[np.float32],
+    class_id: int,
+    against: int | None,
+) -> float | None:
+    """Return the share of a logit, or of the difference of two, that a map accounts for.
+
+    Where the map is complete that is 1 less what is missing from the logit, over the sizes
+    of the two parts that add up to it. HiResCAM weighs activations by the gradient: where it
+    is not complete, the rest of the logit is what the network adds by itself, and the share
+    is that of the map in the two. None for maps that say nothing of the sort.
+    """
+    logit, constant = float(logits[class_id]), 0.0
+    if against is not None:
+        logit -= float(logits[against])
+    complete = cam.completeness
+    if complete is None and cam.method != "hirescam":
+        return None
+    part = float(values.mean() if complete and complete.by == "mean" else values.sum())
+    if complete is not None:
+        constant = complete.constants[class_id]
+        constant -= 0.0 if against is None else complete.constants[against]
+    missing = abs(logit - part - constant)
+    whole = abs(part) + (abs(constant) if complete else missing)
+    return max(0.0, 1.0 - missing / whole) if whole else None
+
+
+def _against_itself(class_id: int) -> InvalidRequestError:
+    return InvalidRequestError(
+        "AGAINST_ITSELF",
+        f"the class {class_id} is explained against itself; against must be another class",
+        field="cam.against",
+        metadata={"class_id": class_id},
+    )
+
+
+def select(plan: FeatureMapPlan, values: NDArray[np.float32]) -> FeatureMap:
     """Return a plan's channels of a layer's activations, float32 [channels, height, width]."""
-    values = outputs[plan.output]
     return FeatureMap(
         layer=plan.layer,
         channels=plan.channels,
@@ -184,9 +235,18 @@ def select(plan: FeatureMapPlan, outputs: Mapping[str, NDArray[np.float32]]) -> 
     )
 
 
-def _method(name: str, manifest: Manifest) -> CamOutput:
+def _method(name: str, manifest: Manifest, *, linear: bool) -> CamOutput:
     for cam in manifest.cams:
-        if name in ("", cam.method):
+        if name == cam.method and linear and not cam.linear:
+            methods = listing(each.method for each in manifest.cams if each.linear)
+            raise InvalidRequestError(
+                "AGAINST_NOT_LINEAR",
+                f"{name} cuts off what is negative, so that the map of a difference of two logits "
+                f"is not a difference of its maps; with against there are {methods}",
+                field="cam.method",
+                metadata={"method": name},
+            )
+        if name == cam.method or (not name and (cam.linear or not linear)):
             return cam
     methods = listing(cam.method for cam in manifest.cams)
     raise InvalidRequestError(
@@ -207,6 +267,10 @@ def _check_cam(
             )
     if not 0 <= top <= manifest.ranks:
         raise _out_of_range("CAM_TOP", "cam.top", top, 0, manifest.ranks)
+    if request.against is not None and not -manifest.ranks <= request.against < manifest.classes:
+        raise _out_of_range(
+            "AGAINST", "cam.against", request.against, -manifest.ranks, manifest.classes - 1
+        )
     classes = top + len(request.class_ids)
     if classes == 0:
         raise InvalidRequestError(
@@ -215,6 +279,7 @@ def _check_cam(
             field="cam.top",
             metadata={"minimum": 1},
         )
+    classes += request.against is not None
     if classes > limits.max_cam_classes:
         raise InvalidRequestError(
             "TOO_MANY_CAM_CLASSES",

@@ -1,16 +1,27 @@
 """Requests for the outputs of the graph itself, checked against the bundle."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foveate_runtime.backends.base import graph_outputs
 from foveate_runtime.bundle.manifest import CAM_PREFIX, FEATURES_PREFIX, LOGITS_OUTPUT, Manifest
-from foveate_serve.classification import ANSWER_BYTES, Answer
+from foveate_serve.classification import ANSWER_BYTES, Answer, TrustRequest
 from foveate_serve.engine.explain import ExplanationLimits
+from foveate_serve.engine.job import Chunk
+from foveate_serve.engine.pictures import require_size
+from foveate_serve.engine.trust import (
+    TRUST_PREFIX,
+    TrustPlan,
+    compute,
+    plan_trust,
+    trust_outputs,
+)
 from foveate_serve.errors import InvalidRequestError, clip, listing, quote
+from foveate_serve.repository.loaded import LoadedModel
 
 BEST_CLASS = -1
 """The class id by which the graph means the best class of a picture."""
@@ -24,12 +35,14 @@ class GraphRequest:
     channels] of the classifier's size. `outputs` are names of the graph contract.
     `class_ids`, int64 [N, K], are the classes that maps explain, with the
     contract's negative values; None means the best class of each picture.
+    `trust` says which prediction sets are meant where outputs are of trust.
     `model`, `version` and `priority` as in Request.
     """
 
     images: Sequence[bytes] | NDArray[np.uint8]
     outputs: Sequence[str] = (LOGITS_OUTPUT,)
     class_ids: NDArray[np.int64] | None = None
+    trust: TrustRequest | None = None
     model: str = ""
     version: str = ""
     priority: int = 0
@@ -51,17 +64,53 @@ class GraphResult(Answer):
         return ANSWER_BYTES + sum(output.nbytes for output in self.outputs.values())
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class GraphPlan:
-    """The outputs to compute, in the contract's order, and the class ids of each picture."""
+    """The outputs to compute, in the contract's order, and the class ids; see `JobPlan`."""
 
     outputs: tuple[str, ...]
     class_ids: tuple[tuple[int, ...], ...]
+    trust: TrustPlan | None = None
+    draws: bool = False
+
+    def locate(self, error: InvalidRequestError, picture: int) -> InvalidRequestError:
+        """Return the error of one picture with the field that the request has it in."""
+        alone = len(self.class_ids) == 1
+        return InvalidRequestError(
+            error.reason,
+            error.message if alone else f"picture {picture}: {error.message}",
+            field=f"images[{picture}]",
+            metadata=error.metadata,
+        )
+
+    def draw(self, model: LoadedModel, chunks: Sequence[Chunk]) -> Callable[..., GraphResult]:
+        """Put the outputs of the chunks together."""
+        outputs = {
+            name: np.concatenate([chunk.batched.outputs[name] for chunk in chunks])
+            for name in self.outputs
+        }
+        if self.trust is not None and model.assessor is not None:
+            outputs |= compute(self.trust, model.assessor, outputs[LOGITS_OUTPUT])
+        return partial(
+            GraphResult,
+            model=model.name,
+            version=model.version,
+            outputs=outputs,
+            labels=model.bundle.labels,
+        )
 
 
-def plan(request: GraphRequest, manifest: Manifest, limits: ExplanationLimits) -> GraphPlan:
+def make_graph_plan(
+    request: GraphRequest, manifest: Manifest, limits: ExplanationLimits
+) -> GraphPlan:
     """Check a request against the bundle; raises InvalidRequestError."""
-    known = graph_outputs(manifest)
+    if isinstance(request.images, np.ndarray):
+        require_size(request.images.shape[1:], manifest.input, "images")
+    graph = graph_outputs(manifest)
+    known = graph | trust_outputs(manifest)
+    trust = None
+    if request.trust is not None or any(x.startswith(TRUST_PREFIX) for x in request.outputs):
+        trust = plan_trust(request.trust or TrustRequest(), manifest)
     for index, name in enumerate(request.outputs):
         if name not in known:
             raise InvalidRequestError(
@@ -72,7 +121,11 @@ def plan(request: GraphRequest, manifest: Manifest, limits: ExplanationLimits) -
             )
     _check_size(request, manifest, limits)
     # In the contract's order, so that requests for the same outputs share a batch.
-    outputs = tuple(name for name in known if name in request.outputs)
+    outputs = tuple(
+        name
+        for name in graph
+        if name in request.outputs or (name == LOGITS_OUTPUT and trust is not None)
+    )
     if request.class_ids is not None:
         _check_class_ids(request.class_ids, len(request.images), manifest, limits)
     if not any(name.startswith(CAM_PREFIX) for name in outputs):
@@ -81,7 +134,7 @@ def plan(request: GraphRequest, manifest: Manifest, limits: ExplanationLimits) -
         class_ids = ((BEST_CLASS,),) * len(request.images)
     else:
         class_ids = tuple(tuple(row) for row in request.class_ids.tolist())
-    return GraphPlan(outputs=outputs, class_ids=class_ids)
+    return GraphPlan(outputs=outputs, class_ids=class_ids, trust=trust)
 
 
 def _check_size(request: GraphRequest, manifest: Manifest, limits: ExplanationLimits) -> None:

@@ -1,5 +1,7 @@
 """Decodes and resizes the pictures of requests to the classifier's input."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -32,25 +34,34 @@ class Pictures:
         self._threads = threads
         self._admission = admission
         self._limits = limits
+        self._inline, self._inline_alone = (
+            ImageLimits(
+                max_bytes=min(limits.max_bytes, most.max_bytes),
+                max_pixels=min(limits.max_pixels, most.max_pixels),
+                max_scans=most.max_scans,
+            )
+            for most in (_INLINE, _INLINE_ALONE)
+        )
 
     async def prepare(
-        self, image: bytes | RawImage, manifest: Manifest
+        self, images: Sequence[bytes | RawImage] | NDArray[np.uint8], manifest: Manifest
     ) -> tuple[NDArray[np.uint8], View]:
-        """Return a picture as uint8 [height, width, channels], and the part of it that is seen.
+        """Return pixels as they are, or one picture as uint8 [1, height, width, channels].
 
-        Raises InvalidRequestError.
+        Also return the part of the picture that is seen. Raises InvalidRequestError.
         """
         spec = manifest.input
+        if isinstance(images, np.ndarray):
+            return images, whole_view(spec)
+        (image,) = images
         if isinstance(image, RawImage):
-            return _pixels(image, spec)
+            return _pixels(image, spec), whole_view(spec)
         try:
-            alone = self._admission.alone and image.startswith(b"\xff\xd8")
-            small = self._decode_inline(image, spec, _INLINE_ALONE if alone else _INLINE)
-            if small is not None:
-                return small
-            return await self._threads.run(
-                manifest.name, lambda: prepare(image, spec, self._limits)
-            )
+            prepared = self._prepare_inline(image, spec)
+            if prepared is None:
+                prepared = await self._threads.run(
+                    manifest.name, lambda: prepare(image, spec, self._limits)
+                )
         except ImageError as error:
             raise InvalidRequestError(
                 error.reason,
@@ -58,23 +69,22 @@ class Pictures:
                 field="encoded",
                 metadata={} if error.limit is None else {"limit": error.limit},
             ) from error
+        pixels, view = prepared
+        return pixels[np.newaxis], view
 
-    def _decode_inline(
-        self, image: bytes, spec: InputSpec, most: ImageLimits
+    def _prepare_inline(
+        self, image: bytes, spec: InputSpec
     ) -> tuple[NDArray[np.uint8], View] | None:
-        """Decode a picture on this thread; return None where it or the input is larger than `most`.
+        """Decode a picture on this thread; return None where it or the input is too large.
 
         Also None for a JPEG of many scans. Raises ImageError.
         """
-        if len(image) > most.max_bytes or spec.height * spec.width > most.max_pixels:
+        alone = self._admission.alone and image.startswith(b"\xff\xd8")
+        limits = self._inline_alone if alone else self._inline
+        if len(image) > limits.max_bytes or spec.height * spec.width > limits.max_pixels:
             return None
-        both = ImageLimits(
-            max_bytes=self._limits.max_bytes,
-            max_pixels=min(self._limits.max_pixels, most.max_pixels),
-            max_scans=most.max_scans,
-        )
         try:
-            return prepare(image, spec, both)
+            return prepare(image, spec, limits)
         except ImageError as error:
             # A small file may hold millions of pixels, or many scans: its bytes say so.
             if error.limit is not None:
@@ -102,7 +112,7 @@ def require_size(shape: tuple[int, ...], spec: InputSpec, field: str) -> None:
             )
 
 
-def _pixels(image: RawImage, spec: InputSpec) -> tuple[NDArray[np.uint8], View]:
+def _pixels(image: RawImage, spec: InputSpec) -> NDArray[np.uint8]:
     require_size((image.height, image.width, image.channels), spec, "raw")
     size = spec.height * spec.width * spec.channels
     if len(image.data) != size:
@@ -113,4 +123,4 @@ def _pixels(image: RawImage, spec: InputSpec) -> tuple[NDArray[np.uint8], View]:
             metadata={"limit": size},
         )
     pixels = np.frombuffer(image.data, dtype=np.uint8)
-    return pixels.reshape(spec.height, spec.width, spec.channels), whole_view(spec)
+    return pixels.reshape(1, spec.height, spec.width, spec.channels)

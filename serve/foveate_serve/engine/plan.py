@@ -1,58 +1,121 @@
 """A request for a classification, checked against the bundle that answers it."""
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from foveate_runtime.bundle.manifest import LOGITS_OUTPUT, Manifest, Scores
-from foveate_serve.classification import Request
+from foveate_serve.classification import Cam, FeatureMap, Prediction, Request, Result, Trust
 from foveate_serve.engine import explain
 from foveate_serve.engine.explain import CamPlan, ExplanationLimits, FeatureMapPlan
+from foveate_serve.engine.job import Chunk
+from foveate_serve.engine.trust import TrustPlan, assess, plan_trust
 from foveate_serve.errors import InvalidRequestError
+from foveate_serve.repository.loaded import LoadedModel
 
 DEFAULT_TOP_K = 5
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """A request, checked against the bundle that answers it."""
+    """A request, checked against the bundle that answers it; see `JobPlan`.
+
+    `ranks` is how many of the best classes the answer needs.
+    """
 
     top_k: int
     threshold: float | None
     scores: Scores
     cam: CamPlan | None
     features: tuple[FeatureMapPlan, ...]
+    trust: TrustPlan | None
+    outputs: tuple[str, ...]
+    class_ids: tuple[tuple[int, ...], ...]
+    ranks: int
+    draws: bool
 
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """The outputs of the graph that the answer needs."""
-        # The layers in one order, so that pictures asking for the same share a batch.
-        features = sorted(plan.output for plan in self.features)
-        return (LOGITS_OUTPUT, *([self.cam.output] if self.cam else []), *features)
+    def locate(self, error: InvalidRequestError, picture: int) -> InvalidRequestError:  # noqa: ARG002 - there is one
+        """Return the error of the picture with the field that the request has it in."""
+        return error
 
-    @property
-    def class_ids(self) -> tuple[int, ...]:
-        """The classes whose maps are asked for."""
-        return self.cam.class_ids if self.cam else ()
+    def draw(self, model: LoadedModel, chunks: Sequence[Chunk]) -> Callable[..., Result]:
+        """Make the answer of the scores, the maps and the feature maps."""
+        (chunk,) = chunks
+        batched, labels, manifest = chunk.batched, model.bundle.labels, model.bundle.manifest
+        ranking, row = batched.ranking, batched.row
+        best = ranking.best(row, self.ranks)
+        cams: tuple[Cam, ...] = ()
+        if self.cam is not None:
+            maps = batched.outputs[self.cam.output][0]
+            cams = explain.draw(
+                self.cam, maps, best, labels, chunk.pixels[0], logits=ranking.logits[row]
+            )
+        feature_maps: tuple[FeatureMap, ...] = ()
+        if self.features:
+            layers = [batched.outputs[wanted.output][0] for wanted in self.features]
+            feature_maps = tuple(map(explain.select, self.features, layers))
 
-    @property
-    def ranks(self) -> int:
-        """How many of the best classes the answer needs; a map's class id -1 means the best."""
-        return max(self.top_k, -min(self.class_ids, default=0))
-
-    @property
-    def draws(self) -> bool:
-        """Whether the answer contains drawn pictures."""
-        return self.cam is not None and self.cam.draws
+        scores = ranking.scores(self.scores)[row]
+        best = best[: self.top_k]
+        if self.threshold is not None:
+            best = best[scores[best] >= self.threshold]
+        ids = best.tolist()
+        trust: Trust | None = None
+        confidences: tuple[list[float], ...] = ()
+        if self.trust is not None and model.assessor is not None:
+            trust, confidence = assess(self.trust, model.assessor, ranking.logits[row])
+            confidences = () if confidence is None else (confidence[best].tolist(),)
+        predictions = map(
+            Prediction,
+            ids,
+            map(labels.__getitem__, ids),
+            scores[best].tolist(),
+            ranking.logits[row, best].tolist(),
+            *confidences,
+        )
+        return partial(
+            Result,
+            model=model.name,
+            version=model.version,
+            scores=manifest.scores,
+            predictions=tuple(predictions),
+            cams=cams,
+            feature_maps=feature_maps,
+            view=chunk.view,
+            trust=trust,
+        )
 
 
 def make_plan(request: Request, manifest: Manifest, limits: ExplanationLimits) -> Plan:
-    """Check a request against the bundle; raises InvalidRequestError."""
+    """Check a request against the bundle; raises InvalidRequestError and NotReadyError."""
+    top_k = _top_k(request, manifest.classes)
+    outputs: tuple[str, ...] = (LOGITS_OUTPUT,)
+    class_ids: tuple[int, ...] = ()
+    cam: CamPlan | None = None
+    features: tuple[FeatureMapPlan, ...] = ()
+    trust = None if request.trust is None else plan_trust(request.trust, manifest)
+    if request.threshold is not None:
+        _check_threshold(request.threshold, manifest.scores)
+    if request.cam is not None:
+        cam = explain.plan_cam(request.cam, manifest, limits)
+        outputs, class_ids = (LOGITS_OUTPUT, cam.output), cam.class_ids
+    if request.feature_maps:
+        features = explain.plan_features(request.feature_maps, manifest, limits)
+        # The layers in one order, so that pictures asking for the same share a batch.
+        outputs += tuple(sorted(feature.output for feature in features))
     return Plan(
-        top_k=_top_k(request, manifest.classes),
-        threshold=_threshold(request.threshold, manifest.scores),
+        top_k=top_k,
+        threshold=request.threshold,
         scores=manifest.scores,
-        cam=explain.plan_cam(request.cam, manifest, limits),
-        features=explain.plan_features(request.feature_maps, manifest, limits),
+        cam=cam,
+        features=features,
+        trust=trust,
+        outputs=outputs,
+        class_ids=(class_ids,),
+        # A map's class id -1 means the best class.
+        ranks=max(top_k, -min(class_ids)) if class_ids else top_k,
+        draws=cam is not None and cam.draws,
     )
 
 
@@ -70,9 +133,9 @@ def _top_k(request: Request, classes: int) -> int:
     return wanted
 
 
-def _threshold(wanted: float | None, scores: Scores) -> float | None:
-    if wanted is None or (scores == "none" and math.isfinite(wanted)) or 0 <= wanted <= 1:
-        return wanted
+def _check_threshold(wanted: float, scores: Scores) -> None:
+    if (scores == "none" and math.isfinite(wanted)) or 0 <= wanted <= 1:
+        return
     limit = "a finite number" if scores == "none" else "0 to 1"
     raise InvalidRequestError(
         "THRESHOLD_OUT_OF_RANGE",

@@ -4,10 +4,13 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 
 from foveate_runtime.backends.base import Runner
 from foveate_runtime.bundle.bundle import Bundle
+from foveate_runtime.trust.answer import Assessor
 from foveate_serve.batching.batcher import Batcher
+from foveate_serve.batching.pacing import Pace
 from foveate_serve.batching.policy import BatchPolicy
 from foveate_serve.observer import BatchRun
 from foveate_serve.repository.idling import IdleTrimmer
@@ -29,9 +32,9 @@ def close_all(runners: Sequence[Runner]) -> None:
 class LoadedModel:
     """A bundle that serves: its runners, which are alike, and its batcher.
 
-    `runner` is the first of them. `on_hang` is called with True once a run has taken
-    `run_limit` seconds, and with False when that run ends after all. `on_batch` and
-    `on_alive` as in Batcher.
+    `name` and `version` are the bundle's; `runner` is the first of the runners.
+    `on_hang` is called with True once a run has taken `run_limit` seconds, and with
+    False when that run ends after all. `on_batch` and `on_alive` as in Batcher.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class LoadedModel:
         bundle: Bundle,
         runners: Sequence[Runner],
         policy: BatchPolicy,
+        pace: Pace | None = None,
         *,
         on_batch: Callable[[BatchRun], None] | None = None,
         on_alive: Callable[[bool], None] | None = None,
@@ -46,18 +50,30 @@ class LoadedModel:
         on_hang: Callable[[bool], None] | None = None,
     ) -> None:
         self.bundle = bundle
+        self.name, self.version = bundle.manifest.name, str(bundle.manifest.version)
         self.runners = tuple(runners)
         self.runner = runners[0]
-        name = f"{bundle.manifest.name}/{bundle.manifest.version}"
         self._on_batch = on_batch
         self._idle_trimmer = IdleTrimmer(runners)
         self.batcher = Batcher(
-            runners, policy, name=name, on_batch=self._on_run_end, on_alive=on_alive
+            runners,
+            policy,
+            pace,
+            name=f"{self.name}/{self.version}",
+            on_batch=self._on_run_end,
+            on_alive=on_alive,
         )
         self._users = Users()
         self._on_hang = on_hang
         self._hung = asyncio.Event()
         self._watchdog = Watchdog(runners, run_limit, self._on_engine_hang)
+
+    @cached_property
+    def assessor(self) -> Assessor | None:
+        """What assesses the answers of the variant that serves; None where it is uncalibrated."""
+        manifest = self.bundle.manifest
+        trust = manifest.variant(self.runner.variant).trust
+        return None if trust is None else Assessor(trust, manifest.policy, manifest.scores)
 
     def _on_run_end(self, run: BatchRun) -> None:
         self._idle_trimmer.on_run()
@@ -89,7 +105,7 @@ class LoadedModel:
         if not closing.done():
             # The memory of an engine must not be freed during one of its runs.
             closing.cancel()
-            logger.error("an engine of %s hangs and is not released", self.bundle.manifest.name)
+            logger.error("an engine of %s hangs and is not released", self.name)
             return
         await closing
         close_all(self.runners)

@@ -8,12 +8,13 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from foveate_runtime.backends.base import BackendError, Runner
 from foveate_runtime.bundle.bundle import Bundle, BundleError
 from foveate_runtime.bundle.folder import ModelSighting, look, look_at
 from foveate_runtime.bundle.manifest import MANIFEST_FILE
+from foveate_serve.batching.pacing import Pace, slowest
 from foveate_serve.batching.policy import BatchPolicy
 from foveate_serve.errors import (
     InvalidRequestError,
@@ -40,6 +41,8 @@ _NAMED = 10
 """How many models a message names before it counts the rest."""
 
 _ROOT = "the repository's folder"
+
+_Opened: TypeAlias = tuple[Bundle, list[Runner], Pace]
 
 
 class Repository:
@@ -327,10 +330,8 @@ class Repository:
             self._set_state(version, State.LOADING)
         started = time.monotonic()
         try:
-            bundle, runners = await self._loads.load(
-                partial(self._open, model.name, version), _close_opened
-            )
-            loaded = version.loaded = self._start(version, bundle, runners)
+            opened = await self._loads.load(partial(self._open, model.name, version), _close_opened)
+            loaded = version.loaded = self._start(version, *opened)
         except Exception as error:
             version.reason = reason = _reason(error)
             if previous is None:
@@ -356,13 +357,16 @@ class Repository:
         if previous is not None:
             await previous.close()
 
-    def _start(self, version: Version, bundle: Bundle, runners: Sequence[Runner]) -> LoadedModel:
+    def _start(
+        self, version: Version, bundle: Bundle, runners: Sequence[Runner], pace: Pace
+    ) -> LoadedModel:
         name = bundle.manifest.name
         try:
             loaded = LoadedModel(
                 bundle,
                 runners,
                 self._policy_of(name),
+                pace,
                 on_batch=partial(self._observer.on_batch, name, str(version.number)),
                 on_alive=lambda alive: self._on_engine_alive(version, loaded, alive=alive),
                 run_limit=self._run_limit,
@@ -400,7 +404,7 @@ class Repository:
     def _policy_of(self, name: str) -> BatchPolicy:
         return self._policies.get(name, self._policy)
 
-    def _open(self, name: str, version: Version) -> tuple[Bundle, list[Runner]]:
+    def _open(self, name: str, version: Version) -> _Opened:
         # The threads that the engine starts inherit the nice level of this one.
         raise_niceness(ENGINE)
         bundle = Bundle.open(version.path)
@@ -411,15 +415,16 @@ class Repository:
             )
         policy = self._policy_of(name)
         runners = make_instances(self._make_runner, bundle, policy.cores)
+        paces = []
         try:
             for runner in runners:
                 lanes = policy.lanes_of(runner)
                 sizes = batch_sizes(policy, lanes)
-                warm_up(runner, sizes, lanes, watched=bool(self._run_limit))
+                paces.append(warm_up(runner, sizes, lanes, watched=bool(self._run_limit)))
         except BaseException:
             close_all(runners)
             raise
-        return bundle, runners
+        return bundle, runners, slowest(paces)
 
     async def _unload(self, version: Version) -> None:
         if version.loaded is None:
@@ -517,8 +522,8 @@ def _require_no_label(model: Model, number: int) -> None:
         )
 
 
-def _close_opened(opened: tuple[Bundle, list[Runner]]) -> None:
-    _, runners = opened
+def _close_opened(opened: _Opened) -> None:
+    _, runners, _ = opened
     close_all(runners)
 
 

@@ -11,18 +11,18 @@ class Users(AbstractContextManager[None]):
 
     def __init__(self) -> None:
         self._count = 0
-        self._none = asyncio.Event()
-        self._none.set()
+        self._none: asyncio.Event | None = None
 
     def __enter__(self) -> None:
         self._count += 1
-        self._none.clear()
 
     def __exit__(self, *_: object) -> None:
         self._count -= 1
-        if not self._count:
+        if not self._count and self._none is not None:
             self._none.set()
 
     async def wait_until_none(self) -> None:
         """Wait until no block is active."""
-        await self._none.wait()
+        while self._count:
+            self._none = asyncio.Event()
+            await self._none.wait()

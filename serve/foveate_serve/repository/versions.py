@@ -90,8 +90,12 @@ class Model:
 
     def latest(self) -> Version:
         """Return the newest version that is ready; where none is, the newest."""
-        ready = [v for v in self.versions.values() if v.state is State.READY]
-        return max(ready, key=lambda version: version.number, default=self.newest())
+        # A loop, because every request that names no version comes here.
+        latest: Version | None = None
+        for version in self.versions.values():
+            if version.state is State.READY and (latest is None or version.number > latest.number):
+                latest = version
+        return latest or self.newest()
 
     def wanted(self) -> list[Version]:
         """Return the versions that serve by default: the newest and those with a label."""

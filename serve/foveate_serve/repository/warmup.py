@@ -7,15 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from foveate_runtime.backends.base import Array, Runner
+from foveate_runtime.backends.base import Array, BackendError, Runner
 from foveate_runtime.bundle.manifest import CAM_PREFIX, CLASS_IDS_INPUT, IMAGE_INPUT, LOGITS_OUTPUT
+from foveate_serve.batching.pacing import Pace
 from foveate_serve.batching.policy import BatchPolicy
 from foveate_serve.heap import trim_heap
 
 logger = logging.getLogger(__name__)
-
-_HANDOVER_SECONDS = 0.2e-3
-"""The least time for handing a run to another thread and its result back."""
 
 _LIGHT_SECONDS = 1e-3
 """A run shorter than this gains nothing from further threads, which must first be woken."""
@@ -27,7 +25,7 @@ _SLOW_SECONDS = 2 * _LIGHT_SECONDS
 _TRIALS = 5
 
 
-def warm_up(runner: Runner, sizes: Sequence[int], lanes: int = 1, *, watched: bool = False) -> None:
+def warm_up(runner: Runner, sizes: Sequence[int], lanes: int = 1, *, watched: bool = False) -> Pace:
     """Run black pictures in batches of `sizes` for the logits, and one for the first map as well.
 
     An engine may set itself up again for every size, and for every set of outputs.
@@ -35,17 +33,20 @@ def warm_up(runner: Runner, sizes: Sequence[int], lanes: int = 1, *, watched: bo
     up would only make the start longer. With several `lanes`, a picture and the map
     also run on a share of the cores.
 
-    Also measures whether the runner is light and which of its runs may be inline
-    (see Runner). Where runs are `watched` for a timeout and not bounded, none may:
-    a run that hangs must not block the event loop.
+    Returns how short the runs are. Where runs are `watched` for a timeout and not
+    bounded, none may run on the event loop: a run that hangs must not block it.
 
     Raises:
-        BackendError: the engine fails, or the graph breaks its contract.
+        BackendError: the engine fails, or the graph breaks its contract, or its logits are not
+            finite numbers.
     """
     started = time.monotonic()
     # The largest first: the others fit into the memory that it allocates.
     for size in sorted(sizes, reverse=True):
-        runner.run(_black(runner, size), [LOGITS_OUTPUT])
+        logits = runner.run(_black(runner, size), [LOGITS_OUTPUT])[LOGITS_OUTPUT]
+        # A maximum is no number where a logit is none; a class may be ruled out by -inf.
+        if not np.isfinite(logits.max(axis=1)).all():
+            raise BackendError("the logits of a black picture are not finite numbers")
     cam = next((name for name in runner.outputs if name.startswith(CAM_PREFIX)), None)
     explained = {**_black(runner, 1), CLASS_IDS_INPUT: np.full((1, 1), -1, dtype=np.int64)}
     if cam is not None:
@@ -54,12 +55,13 @@ def warm_up(runner: Runner, sizes: Sequence[int], lanes: int = 1, *, watched: bo
         runner.run(_black(runner, 1), [LOGITS_OUTPUT], share_cores=True)
         if cam is not None:
             runner.run(explained, [LOGITS_OUTPUT, cam], share_cores=True)
-    may_hang = watched and not runner.bounded
+    may_hang, pace = watched and not runner.bounded, Pace()
     if runner.device == "cpu" and (lanes > 1 or not may_hang):
         shortest = _shortest_run(runner, share_cores=lanes > 1)
-        runner.light = lanes > 1 and shortest < _LIGHT_SECONDS
-        runner.inline_pictures = 0 if may_hang else int(_INLINE_SECONDS / shortest)
-        runner.always_inline = not may_hang and shortest < _HANDOVER_SECONDS
+        pace = Pace(
+            light=lanes > 1 and shortest < _LIGHT_SECONDS,
+            inline_pictures=0 if may_hang else int(_INLINE_SECONDS / shortest),
+        )
     runner.trim()
     trim_heap()
     logger.debug(
@@ -68,6 +70,7 @@ def warm_up(runner: Runner, sizes: Sequence[int], lanes: int = 1, *, watched: bo
         ", ".join(map(str, sorted(sizes))),
         time.monotonic() - started,
     )
+    return pace
 
 
 def _shortest_run(runner: Runner, *, share_cores: bool) -> float:

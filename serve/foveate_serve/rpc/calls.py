@@ -1,31 +1,34 @@
-"""Helpers of every servicer: deadlines, aborts with details, and the end of streams."""
+"""What handlers know of their calls, and how a call ends with an error."""
 
 import asyncio
 import math
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
-from typing import Any, NoReturn, TypeAlias, TypeVar
+from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar
 
 import grpc
-from google.rpc.code_pb2 import Code
 
-from foveate.status import PUSHBACK_KEY, TRAILER, ErrorStatus, StatusError
+from foveate.status import PUSHBACK_KEY, TRAILER, ErrorStatus
+from foveate_serve.transports.base import MethodHandler
 
 T = TypeVar("T")
 
 Context = grpc.aio.ServicerContext[Any, Any]
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 Trailers: TypeAlias = tuple[tuple[str, str | bytes], ...]
-Continuation: TypeAlias = Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]
-Gate: TypeAlias = Callable[[grpc.HandlerCallDetails], Handler]
-"""Returns a handler that refuses the call, or None to admit it; runs in the call's own task."""
-
-STOPPING = ErrorStatus(
-    code=Code.UNAVAILABLE, reason="STOPPING", message="the server is stopping; try another"
-)
+Continuation: TypeAlias = Callable[[grpc.HandlerCallDetails], Awaitable[MethodHandler | None]]
+Gate: TypeAlias = Callable[[grpc.HandlerCallDetails], None]
+"""Admits a call, or raises ServeError; runs in the call's own task."""
 
 GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode}
 """The codes of the grpc package, by number."""
+
+
+class Call(Protocol):
+    """What a handler may ask of its call."""
+
+    def time_remaining(self) -> float | None:
+        """Return the seconds until the deadline, None where there is none."""
+        ...
 
 
 class Until(AsyncIterator[T]):
@@ -52,26 +55,13 @@ class Until(AsyncIterator[T]):
         self._event.cancel()
 
 
-def deadline_of(context: Context) -> float | None:
+def deadline_of(call: Call | None) -> float | None:
     """Return the call's deadline as a time of `time.monotonic`, None where it has none."""
-    left = context.time_remaining()
+    left = None if call is None else call.time_remaining()
     return None if left is None else time.monotonic() + left
 
 
-async def abort_on_error(context: Context, call: Awaitable[T]) -> T:
-    """Return the result of `call`; where it raises StatusError, abort with that status."""
-    try:
-        return await call
-    except StatusError as error:
-        await abort(context, error.status)
-
-
-async def abort(context: Context, status: ErrorStatus) -> NoReturn:
-    """Abort a call with an error and its details."""
-    await abort_with(context, status, trailers_of(status))
-
-
-async def abort_with(context: Context, status: ErrorStatus, trailers: Trailers) -> NoReturn:
+async def abort(context: Context, status: ErrorStatus, trailers: Trailers) -> NoReturn:
     """Abort a call with an error, whose details are in `trailers`."""
     # Keeps the trailers that an interceptor has set.
     trailers = (*(context.trailing_metadata() or ()), *trailers)
@@ -88,13 +78,3 @@ def trailers_of(status: ErrorStatus) -> Trailers:
         return trailers
     milliseconds = math.ceil(1000 * status.retry_delay.total_seconds())
     return (*trailers, (PUSHBACK_KEY, str(milliseconds)))
-
-
-def handler_of_refusal(status: ErrorStatus) -> Handler:
-    """Return a handler that aborts any call with an error, before its message is read."""
-
-    async def refuse(_requests: object, context: Context) -> NoReturn:
-        await abort(context, status)
-
-    # A streaming handler works for every kind of call.
-    return grpc.stream_stream_rpc_method_handler(refuse)

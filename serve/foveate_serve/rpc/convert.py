@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from foveate.v1 import classifier_service_pb2, explanation_pb2, model_pb2
 from foveate_runtime.bundle.manifest import Manifest, VariantEntry
+from foveate_runtime.bundle.trust import SetMethod
 from foveate_runtime.evaluation.labelled import wordnet_ids
 from foveate_runtime.imaging.heatmap import Encoding
 from foveate_runtime.imaging.transform import View
@@ -28,6 +29,8 @@ from foveate_serve.classification import (
     Request,
     Result,
     Timing,
+    Trust,
+    TrustRequest,
 )
 from foveate_serve.errors import InvalidRequestError
 from foveate_serve.repository.loaded import LoadedModel
@@ -50,6 +53,11 @@ _ENCODINGS: Mapping[int, Encoding] = {
     explanation_pb2.PICTURE_ENCODING_PNG: "png",
     explanation_pb2.PICTURE_ENCODING_JPEG: "jpeg",
 }
+_SET_METHODS: Mapping[int, SetMethod] = {
+    classifier_service_pb2.SET_METHOD_UNSPECIFIED: "lac",
+    classifier_service_pb2.SET_METHOD_LAC: "lac",
+    classifier_service_pb2.SET_METHOD_RAPS: "raps",
+}
 _STATES: Mapping[State, model_pb2.ModelState.ValueType] = {
     State.LOADING: model_pb2.MODEL_STATE_LOADING,
     State.READY: model_pb2.MODEL_STATE_READY,
@@ -68,10 +76,8 @@ def to_request(message: classifier_service_pb2.ClassifyRequest) -> Request:
         top_k=message.top_k if message.HasField("top_k") else None,
         threshold=message.threshold if message.HasField("threshold") else None,
         cam=_to_cam_request(message.cam) if message.HasField("cam") else None,
-        feature_maps=tuple(
-            FeatureMapRequest(layer=options.layer, channels=tuple(options.channels))
-            for options in message.feature_maps
-        ),
+        feature_maps=tuple(map(_to_feature_request, message.feature_maps)),
+        trust=_to_trust_request(message.trust) if message.HasField("trust") else None,
         priority=priority_of(message.priority, field="priority"),
     )
 
@@ -88,13 +94,15 @@ def from_result(result: Result, *, timing: bool) -> classifier_service_pb2.Class
                 label=prediction.label,
                 score=prediction.score,
                 logit=prediction.logit,
+                confidence=prediction.confidence,
             )
             for prediction in result.predictions
         ],
-        cams=[_from_cam(cam) for cam in result.cams],
-        feature_maps=[_from_feature_map(features) for features in result.feature_maps],
+        cams=map(_from_cam, result.cams),
+        feature_maps=map(_from_feature_map, result.feature_maps),
         view=_from_view(result.view),
         timing=_from_timing(result.timing) if timing else None,
+        trust=None if result.trust is None else _from_trust(result.trust),
         warnings=result.view.warnings,
     )
 
@@ -167,6 +175,7 @@ def from_model(model: LoadedModel) -> model_pb2.Model:
         batching=from_policy(model.batcher.policy),
         scores=manifest.scores,
         assumptions=manifest.assumptions,
+        coverages=() if model.assessor is None else model.assessor.coverages,
     )
 
 
@@ -226,12 +235,36 @@ def _to_cam_request(options: explanation_pb2.CamOptions) -> CamRequest:
         method=options.method,
         class_ids=tuple(options.class_ids),
         top=options.top if options.HasField("top") else None,
+        against=options.against if options.HasField("against") else None,
         forms=forms or frozenset({"raw"}),
         width=options.width,
         height=options.height,
         encoding=_choice(_ENCODINGS, options.encoding, "cam.encoding"),
         opacity=options.opacity if options.HasField("opacity") else DEFAULT_OPACITY,
     )
+
+
+def _to_trust_request(options: classifier_service_pb2.TrustOptions) -> TrustRequest:
+    return TrustRequest(
+        coverage=options.coverage if options.HasField("coverage") else None,
+        set_method=_choice(_SET_METHODS, options.set_method, "trust.set_method"),
+    )
+
+
+def _from_trust(trust: Trust) -> classifier_service_pb2.Trust:
+    return classifier_service_pb2.Trust(
+        coverage=trust.coverage,
+        prediction_set=trust.prediction_set,
+        ood_percentile=trust.ood_percentile,
+        abstained=trust.abstained,
+        set_method=classifier_service_pb2.SET_METHOD_RAPS
+        if trust.set_method == "raps"
+        else classifier_service_pb2.SET_METHOD_LAC,
+    )
+
+
+def _to_feature_request(options: explanation_pb2.FeatureMapOptions) -> FeatureMapRequest:
+    return FeatureMapRequest(layer=options.layer, channels=tuple(options.channels))
 
 
 def _choice(choices: Mapping[int, T], value: int, field: str) -> T:
@@ -258,6 +291,8 @@ def _from_cam(cam: Cam) -> explanation_pb2.Cam:
         values=b"" if cam.values is None else _to_bytes(cam.values),
         heatmap=cam.heatmap or b"",
         overlay=cam.overlay or b"",
+        against=cam.against,
+        explained=cam.explained,
     )
 
 

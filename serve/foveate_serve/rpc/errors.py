@@ -1,9 +1,8 @@
-"""Maps the server's errors to canonical codes."""
+"""Turns errors into the protocol's statuses."""
 
 import logging
-from contextlib import AbstractContextManager
-from types import TracebackType
 
+from google.protobuf.message import DecodeError
 from google.rpc.code_pb2 import Code
 
 from foveate.status import ErrorStatus, FieldViolation, StatusError
@@ -18,6 +17,7 @@ from foveate_serve.errors import (
     NotReadyError,
     OverloadedError,
     ServeError,
+    StoppingError,
     UnauthenticatedError,
 )
 
@@ -28,6 +28,7 @@ CODES: dict[type[ServeError], int] = {
     NotFoundError: Code.NOT_FOUND,
     NotReadyError: Code.FAILED_PRECONDITION,
     LoadingError: Code.UNAVAILABLE,
+    StoppingError: Code.UNAVAILABLE,
     OverloadedError: Code.RESOURCE_EXHAUSTED,
     DeadlineError: Code.DEADLINE_EXCEEDED,
     UnauthenticatedError: Code.UNAUTHENTICATED,
@@ -43,42 +44,30 @@ INTERNAL = ErrorStatus(
 """The status of an unexpected error."""
 
 
-def to_status(error: ServeError) -> ErrorStatus:
-    """Convert an error to the protocol's status."""
-    return ErrorStatus(
-        code=CODES[type(error)],
-        reason=error.reason,
-        message=error.message,
-        metadata=error.metadata,
-        field_violations=(FieldViolation(field=error.field, description=error.message),)
-        if isinstance(error, InvalidRequestError)
-        else (),
-        retry_delay=error.retry_delay if isinstance(error, OverloadedError) else None,
-    )
+MALFORMED = ErrorStatus(
+    code=Code.INVALID_ARGUMENT,
+    reason="MESSAGE_MALFORMED",
+    message="the bytes of the request are no message of this method",
+)
+"""Without it gRPC sends UNKNOWN with the text of Python's exception, and logs a traceback."""
 
 
-def status_errors() -> AbstractContextManager[None]:
-    """Turn every error of the block into a StatusError; log unexpected ones."""
-    return _STATUS_ERRORS
-
-
-class _StatusErrors(AbstractContextManager[None]):
-    # A class with a single instance: a generator for each call takes four times as long.
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if isinstance(error, ServeError):
-            raise StatusError(to_status(error)) from error
-        if isinstance(error, Exception):
-            logger.exception("a call failed")
-            raise StatusError(INTERNAL) from error
-
-
-_STATUS_ERRORS = _StatusErrors()
+def status_of(error: Exception) -> ErrorStatus:
+    """Return the status of an error; one that is unexpected is logged, and its text kept back."""
+    if isinstance(error, ServeError):
+        return ErrorStatus(
+            code=CODES[type(error)],
+            reason=error.reason,
+            message=error.message,
+            metadata=error.metadata,
+            field_violations=(FieldViolation(field=error.field, description=error.message),)
+            if isinstance(error, InvalidRequestError)
+            else (),
+            retry_delay=error.retry_delay if isinstance(error, OverloadedError) else None,
+        )
+    if isinstance(error, StatusError):
+        return error.status
+    if isinstance(error, DecodeError):
+        return MALFORMED
+    logger.error("a call failed", exc_info=error)
+    return INTERNAL

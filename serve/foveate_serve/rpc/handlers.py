@@ -1,11 +1,13 @@
-"""The services without gRPC: each method takes and returns messages, and raises StatusError."""
+"""The services of `foveate.v1`: each method takes a message and its call, and returns a message.
+
+They raise the errors of `foveate_serve.errors`.
+"""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from contextlib import aclosing
 from typing import TypeVar
 
-from foveate.status import StatusError
 from foveate.v1.classifier_service_pb2 import (
     ClassifyRequest,
     ClassifyResponse,
@@ -30,36 +32,43 @@ from foveate_serve.engine.engine import Engine
 from foveate_serve.errors import ForbiddenError
 from foveate_serve.repository.repository import Repository
 from foveate_serve.rpc import convert
-from foveate_serve.rpc.errors import status_errors
+from foveate_serve.rpc.bounds import MAX_ID_CHARACTERS, require_short
+from foveate_serve.rpc.calls import Call, deadline_of
+from foveate_serve.rpc.errors import status_of
 
 A = TypeVar("A")
 B = TypeVar("B")
 
 
 class ClassifierHandler:
-    """ClassifierService. `deadline` is a time of `time.monotonic` or None."""
+    """ClassifierService."""
 
     def __init__(self, engine: Engine, *, stream_window: int) -> None:
         self._engine = engine
         self._window = stream_window
 
-    async def classify(self, request: ClassifyRequest, deadline: float | None) -> ClassifyResponse:
+    async def classify(
+        self, request: ClassifyRequest, call: Call | None = None
+    ) -> ClassifyResponse:
         """Classify one picture."""
-        with status_errors():
-            result = await self._engine.classify(convert.to_request(request), deadline=deadline)
-            return convert.from_result(result, timing=request.timing)
+        result = await self._engine.classify(
+            convert.to_request(request), deadline=deadline_of(call)
+        )
+        return convert.from_result(result, timing=request.timing)
 
     async def classify_stream(
-        self, requests: AsyncIterable[ClassifyStreamRequest], deadline: float | None
+        self, requests: AsyncIterable[ClassifyStreamRequest], call: Call | None = None
     ) -> AsyncGenerator[ClassifyStreamResponse, None]:
         """Classify pictures as they arrive; the responses keep their order."""
 
         async def classify_item(item: ClassifyStreamRequest) -> ClassifyStreamResponse:
             try:
-                response = await self.classify(item.request, deadline)
-            except StatusError as error:
+                require_short(item.request_id, "request_id")
+                response = await self.classify(item.request, call)
+            except Exception as error:  # noqa: BLE001 - unexpected ones are logged
                 return ClassifyStreamResponse(
-                    request_id=item.request_id, error=error.status.to_item_error()
+                    request_id=item.request_id[:MAX_ID_CHARACTERS],
+                    error=status_of(error).to_item_error(),
                 )
             return ClassifyStreamResponse(request_id=item.request_id, response=response)
 
@@ -67,16 +76,16 @@ class ClassifierHandler:
             async for response in responses:
                 yield response
 
-    async def list_models(self, request: ListModelsRequest) -> ListModelsResponse:
+    async def list_models(
+        self, request: ListModelsRequest, _: Call | None = None
+    ) -> ListModelsResponse:
         """List the models, by name."""
-        with status_errors():
-            return convert.page(self._engine.repository.models(), request)
+        return convert.page(self._engine.repository.models(), request)
 
-    async def get_model(self, request: GetModelRequest) -> GetModelResponse:
+    async def get_model(self, request: GetModelRequest, _: Call | None = None) -> GetModelResponse:
         """Describe one version of one model."""
-        with status_errors():
-            model = self._engine.repository.get(request.name, request.version, field="name")
-            return GetModelResponse(model=convert.from_model(model))
+        model = self._engine.repository.get(request.name, request.version, field="name")
+        return GetModelResponse(model=convert.from_model(model))
 
 
 class RepositoryHandler:
@@ -90,35 +99,37 @@ class RepositoryHandler:
         self._enabled = enabled
         self._polled = polled
 
-    async def load_model(self, request: LoadModelRequest) -> LoadModelResponse:
+    async def load_model(
+        self, request: LoadModelRequest, _: Call | None = None
+    ) -> LoadModelResponse:
         """Load a model."""
-        with status_errors():
-            self._require_changes()
-            status = await self._repository.load(request.name, request.version)
-            return LoadModelResponse(model=convert.from_status(status))
+        self._require_changes()
+        status = await self._repository.load(request.name, request.version)
+        return LoadModelResponse(model=convert.from_status(status))
 
-    async def unload_model(self, request: UnloadModelRequest) -> UnloadModelResponse:
+    async def unload_model(
+        self, request: UnloadModelRequest, _: Call | None = None
+    ) -> UnloadModelResponse:
         """Unload a model."""
-        with status_errors():
-            self._require_changes()
-            status = await self._repository.unload(request.name, request.version)
-            return UnloadModelResponse(model=convert.from_status(status))
+        self._require_changes()
+        status = await self._repository.unload(request.name, request.version)
+        return UnloadModelResponse(model=convert.from_status(status))
 
-    async def reload_model(self, request: ReloadModelRequest) -> ReloadModelResponse:
+    async def reload_model(
+        self, request: ReloadModelRequest, _: Call | None = None
+    ) -> ReloadModelResponse:
         """Load a model again."""
-        with status_errors():
-            self._require_changes()
-            status = await self._repository.reload(request.name, request.version)
-            return ReloadModelResponse(model=convert.from_status(status))
+        self._require_changes()
+        status = await self._repository.reload(request.name, request.version)
+        return ReloadModelResponse(model=convert.from_status(status))
 
     async def set_version_labels(
-        self, request: SetVersionLabelsRequest
+        self, request: SetVersionLabelsRequest, _: Call | None = None
     ) -> SetVersionLabelsResponse:
         """Replace a model's labels."""
-        with status_errors():
-            self._require_enabled()
-            status = await self._repository.set_labels(request.name, request.version_labels)
-            return SetVersionLabelsResponse(model=convert.from_status(status))
+        self._require_enabled()
+        status = await self._repository.set_labels(request.name, request.version_labels)
+        return SetVersionLabelsResponse(model=convert.from_status(status))
 
     def _require_enabled(self) -> None:
         if not self._enabled:

@@ -2,15 +2,14 @@
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
-import grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2 import HealthListRequest as ListRequest  # type: ignore[attr-defined]
 from grpc_health.v1.health_pb2 import HealthListResponse as ListResponse  # type: ignore[attr-defined]
-from grpc_health.v1.health_pb2_grpc import HealthServicer as HealthServicerBase
 
+from foveate_serve.errors import NotFoundError
 from foveate_serve.observer import Changes
 from foveate_serve.repository.versions import ModelStatus
-from foveate_serve.rpc.calls import Context
+from foveate_serve.rpc.calls import Call
 
 OVERALL = ""
 
@@ -18,7 +17,7 @@ OVERALL = ""
 # The stubs lack List, hence the ignored errors above.
 
 
-class HealthServicer(HealthServicerBase):
+class HealthHandler:
     """Health of the server (""), of each of `services`, and of each model.
 
     A model is called `<model_service>/<model>`. A model serves while `ready` is set and
@@ -63,15 +62,17 @@ class HealthServicer(HealthServicerBase):
         self._ended = True
         self._changes.on_change()
 
-    async def Check(  # noqa: N802, D102
-        self, request: HealthCheckRequest, context: Context
+    async def check(
+        self, request: HealthCheckRequest, _: Call | None = None
     ) -> HealthCheckResponse:
+        """Return one status."""
         status = self._statuses().get(request.service)
         if status is None:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "no service of this name")
+            raise NotFoundError("SERVICE_NOT_FOUND", "no service of this name")
         return HealthCheckResponse(status=status)
 
-    async def List(self, request: ListRequest, context: Context) -> ListResponse:  # noqa: N802, D102, ARG002
+    async def list(self, _request: ListRequest, _: Call | None = None) -> ListResponse:
+        """Return every status."""
         return ListResponse(
             statuses={
                 name: HealthCheckResponse(status=status)
@@ -79,11 +80,10 @@ class HealthServicer(HealthServicerBase):
             }
         )
 
-    async def Watch(  # noqa: N802, D102
-        self,
-        request: HealthCheckRequest,
-        context: Context,  # noqa: ARG002
+    async def watch(
+        self, request: HealthCheckRequest, _: Call | None = None
     ) -> AsyncIterator[HealthCheckResponse]:
+        """Return a status, and then each change of it."""
         last = None
         while True:
             changed = self._changes.next()

@@ -1,4 +1,4 @@
-"""The interceptor of every call: gates, request id, parsing, observers and the log."""
+"""The interceptor of every call: gates, request id, parsing, errors, observers and the log."""
 
 import asyncio
 import inspect
@@ -8,19 +8,29 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, aclosing, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import grpc
-from google.protobuf.message import DecodeError
-from google.rpc.code_pb2 import Code
 
 from foveate.status import ErrorStatus
+from foveate_serve.errors import ServeError
 from foveate_serve.log_context import FIELDS, REQUEST_ID
-from foveate_serve.rpc.calls import GRPC_CODES, Context, Continuation, Gate, Handler, abort
+from foveate_serve.rpc.calls import (
+    GRPC_CODES,
+    Context,
+    Continuation,
+    Gate,
+    Trailers,
+    abort,
+    trailers_of,
+)
+from foveate_serve.rpc.errors import status_of
 from foveate_serve.rpc.priority import CALL_PRIORITY, PRIORITY_KEY
+from foveate_serve.transports.base import MethodHandler, behaviour_of, make_handler
 
 logger = logging.getLogger(__name__)
 
@@ -30,17 +40,9 @@ REQUEST_ID_KEY = "x-request-id"
 UNKNOWN = "unknown"
 """Replaces a method that no service has: clients can make up any number of them."""
 
-MALFORMED = ErrorStatus(
-    code=Code.INVALID_ARGUMENT,
-    reason="MESSAGE_MALFORMED",
-    message="the bytes of the request are no message of this method",
-)
-"""Without it gRPC sends UNKNOWN with the text of Python's exception, and logs a traceback."""
-
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 # Seeded once from the system: an id must be unique, and is no secret.
 _random = random.Random(secrets.randbits(128))  # noqa: S311
-_MAX_REFUSALS = 128
 _NO_OBSERVATION = nullcontext()
 _Metadata: TypeAlias = Mapping[str, str | bytes]
 
@@ -61,10 +63,18 @@ CallObserver = Callable[[CallRecord], AbstractContextManager[None]]
 """A context manager around a call, entered and left in the call's own task."""
 
 
+class _Handlers(NamedTuple):
+    """The handler of a method, None where there is no such method, and that of its refusals."""
+
+    respond: MethodHandler | None
+    refuse: MethodHandler
+
+
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Runs the gates, sets the request id, parses the request, and notifies `observers`.
 
-    The first of `gates` to refuse a call ends it before its message is read. `log`
+    The first of `gates` to raise ends the call before its message is read. Whatever
+    a gate or a handler raises becomes the call's status here, and nowhere else. `log`
     writes a line for each call. A single interceptor does all of this, because each
     one costs every call a coroutine or two.
     """
@@ -79,68 +89,64 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._gates = tuple(gates)
         self._observers = tuple(observers)
         self._log = log
-        self._handlers: dict[str, Handler] = {}
-        # Bounded, as some refusals are made for one call only.
-        self._wrapped_refusal = lru_cache(maxsize=_MAX_REFUSALS)(self._wrap)
+        self._handlers: dict[str, _Handlers] = {}
+        self._unknown = _Handlers(None, self._wrap(_REFUSING, UNKNOWN))
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
-    ) -> Handler:
-        """Return the call's handler, or that of its refusal, wrapped."""
+    ) -> MethodHandler | None:
+        """Return the call's handler, or the one that refuses it."""
         method = handler_call_details.method
-        for gate in self._gates:
-            refusing_handler = gate(handler_call_details)
-            if refusing_handler is not None:
-                known = method in self._handlers or await continuation(handler_call_details)
-                return self._wrapped_refusal(refusing_handler, method if known else UNKNOWN)
-        if method not in self._handlers:
-            handler = await continuation(handler_call_details)
-            if handler is None:
+        handlers = self._handlers.get(method)
+        if handlers is None:
+            found = await continuation(handler_call_details)
+            if found is None:
                 # Not cached: a client can make up any number of methods.
-                return None
-            self._handlers[method] = self._wrap(handler, method)
-        return self._handlers[method]
+                handlers = self._unknown
+            else:
+                handlers = _Handlers(self._wrap(found, method), self._wrap(_REFUSING, method))
+                self._handlers[method] = handlers
+        try:
+            for gate in self._gates:
+                gate(handler_call_details)
+        except ServeError as error:
+            # The handler runs in the same task as this.
+            _REFUSAL.set(_refusal_of(error.with_traceback(None)))
+            return handlers.refuse
+        return handlers.respond
 
-    def _wrap(self, handler: "grpc.RpcMethodHandler[Any, Any]", method: str) -> Handler:
-        behaviour: Any = (
-            handler.stream_stream
-            or handler.stream_unary
-            or handler.unary_stream
-            or handler.unary_unary
-        )
-        streaming = handler.request_streaming
+    def _wrap(self, handler: MethodHandler, method: str) -> MethodHandler:
+        behaviour = behaviour_of(handler)
         # A single request is parsed here: gRPC would parse it before the handler, where the
         # error cannot be caught. It parses the requests of a stream within the handler.
-        read: Any = (lambda request: request) if streaming else handler.request_deserializer
-        observed = self._observed if self._observers or self._log else _unobserved
+        read: Any = None if handler.request_streaming else handler.request_deserializer
+        observed = self._observed if self._observers or self._log else None
 
         async def respond(request: object, context: Context) -> object:
-            with observed(method, context, _start_call(context)):
+            metadata = _start_call(context)
+            with observed(method, context, metadata) if observed else _NO_OBSERVATION:
                 try:
-                    return await behaviour(read(request), context)
-                except DecodeError:
-                    await abort(context, MALFORMED)
+                    return await behaviour(request if read is None else read(request), context)
+                except Exception as error:  # noqa: BLE001 - unexpected ones are logged
+                    await _abort_for(error, context)
 
         async def respond_stream(request: object, context: Context) -> AsyncIterator[object]:
-            with observed(method, context, _start_call(context)):
+            metadata = _start_call(context)
+            with observed(method, context, metadata) if observed else _NO_OBSERVATION:
                 try:
-                    async for response in behaviour(read(request), context):
-                        yield response
-                except DecodeError:
-                    await abort(context, MALFORMED)
+                    messages = request if read is None else read(request)
+                    async with aclosing(behaviour(messages, context)) as responses:
+                        async for response in responses:
+                            yield response
+                except Exception as error:  # noqa: BLE001
+                    await _abort_for(error, context)
 
-        make: Any = {
-            (False, False): grpc.unary_unary_rpc_method_handler,
-            (False, True): grpc.unary_stream_rpc_method_handler,
-            (True, False): grpc.stream_unary_rpc_method_handler,
-            (True, True): grpc.stream_stream_rpc_method_handler,
-        }[streaming, handler.response_streaming]
-        wrapped: Handler = make(
+        return make_handler(
             respond_stream if inspect.isasyncgenfunction(behaviour) else respond,
-            request_deserializer=handler.request_deserializer if streaming else _unparsed,
-            response_serializer=handler.response_serializer,
+            streaming=(handler.request_streaming, handler.response_streaming),
+            read=handler.request_deserializer if handler.request_streaming else _unparsed,
+            write=handler.response_serializer,
         )
-        return wrapped
 
     @contextmanager
     def _observed(self, method: str, context: Context, metadata: _Metadata) -> Iterator[None]:
@@ -161,17 +167,35 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     _log_call(call, peer, time.perf_counter() - started)
 
 
+_Refusal: TypeAlias = tuple[ErrorStatus, Trailers]
+_REFUSAL: ContextVar[_Refusal] = ContextVar("refusal")
+
+
+@lru_cache
+def _refusal_of(error: ServeError) -> _Refusal:
+    """Return the end of the calls that a gate refuses with the same error object."""
+    status = status_of(error)
+    return status, trailers_of(status)
+
+
+async def _refuse(_requests: object, context: Context) -> NoReturn:
+    await abort(context, *_REFUSAL.get())
+
+
+# A streaming handler works for every kind of call, and does not wait for the message.
+_REFUSING: MethodHandler = grpc.stream_stream_rpc_method_handler(_refuse)
+
+
+async def _abort_for(error: Exception, context: Context) -> NoReturn:
+    if isinstance(error, grpc.aio.BaseError):
+        raise error  # the call has ended
+    status = status_of(error)
+    await abort(context, status, trailers_of(status))
+
+
 def _unparsed(message: bytes) -> bytes:
     """Return a message as its bytes: parsing follows in the wrapper."""
     return message
-
-
-def _unobserved(
-    method: str,  # noqa: ARG001 - in the place of `_observed`
-    context: Context,  # noqa: ARG001
-    metadata: _Metadata,  # noqa: ARG001
-) -> AbstractContextManager[None]:
-    return _NO_OBSERVATION
 
 
 def _start_call(context: Context) -> _Metadata:

@@ -1,23 +1,15 @@
 """Load shedding: refuses calls before their messages are read, while queues are full."""
 
 import time
-from collections.abc import Callable, Iterable
-from typing import Any, NoReturn
+from collections.abc import Iterable
+from typing import Any
 
 import grpc
 
 from foveate.inference import open_inference_pb2
-from foveate.status import ErrorStatus
 from foveate.v1 import classifier_service_pb2
-from foveate_serve.errors import ServeError
-from foveate_serve.rpc.calls import (
-    Context,
-    Handler,
-    Trailers,
-    abort_with,
-    trailers_of,
-)
-from foveate_serve.rpc.errors import to_status
+from foveate_serve.engine.engine import Engine
+from foveate_serve.errors import OverloadedError
 
 _SERVICES = (
     (classifier_service_pb2.DESCRIPTOR.services_by_name["ClassifierService"], "Classify"),
@@ -30,46 +22,35 @@ MODEL_KEY = "x-model"
 """The metadata key under which a call may name its model."""
 
 _CACHE_SECONDS = 0.01
-"""How long a model's refusals share one status: the shortest retry delay."""
+"""How long a model's refusals share one error: the shortest retry delay."""
 
 
 class OverloadGate:
-    """Refuses the calls of `METHODS` with the error that `check_load` returns, if it returns one.
+    """Refuses the calls of `METHODS` while the engine sheds load.
 
-    `check_load` is called with the model that the call's metadata names, or an empty
-    string. A refused picture is neither received nor parsed, so that shedding load
-    costs little.
+    The engine learns the model that the call's metadata names, or an empty string. A
+    refused picture is neither received nor parsed, so that shedding load costs little.
     """
 
-    def __init__(self, check_load: Callable[[str], ServeError | None]) -> None:
-        self._check_load = check_load
-        # By model that serves: until when it is valid, the status, its trailers.
-        self._cached: dict[str, tuple[float, ErrorStatus, Trailers]] = {}
-        # One handler for all calls, because the interceptor caches what it makes of a handler.
-        # A streaming handler works for every kind of call, and does not wait for the message.
-        self._refusing_handler: Handler = grpc.stream_stream_rpc_method_handler(self._refuse)
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        # By model that serves: until when it is valid, and the error.
+        self._cached: dict[str, tuple[float, OverloadedError]] = {}
 
-    def __call__(self, call: grpc.HandlerCallDetails) -> Handler:
-        """Refuse a call, or admit it."""
-        if call.method not in METHODS:
-            return None
+    def __call__(self, call: grpc.HandlerCallDetails) -> None:
+        """Admit a call; raises OverloadedError, for a while the same, whose status is cached."""
+        if not self._engine.overloaded or call.method not in METHODS:
+            return
         model = _model(call.invocation_metadata)
-        error = self._check_load(model)
-        if error is None:
-            return None
-        self._cache_status(model, error)
-        return self._refusing_handler
-
-    def _cache_status(self, model: str, error: ServeError) -> None:
-        now = time.monotonic()
-        until, *_ = self._cached.get(model, (0.0,))
-        if now >= until:
-            status = to_status(error)
-            self._cached[model] = now + _CACHE_SECONDS, status, trailers_of(status)
-
-    async def _refuse(self, _requests: object, context: Context) -> NoReturn:
-        _, status, trailers = self._cached[_model(context.invocation_metadata() or ())]
-        await abort_with(context, status, trailers)
+        try:
+            self._engine.shed_load(model)
+        except OverloadedError as error:
+            now = time.monotonic()
+            until, cached = self._cached.get(model, (0.0, error))
+            if now >= until:
+                self._cached[model] = now + _CACHE_SECONDS, error
+                cached = error
+            raise cached from None
 
 
 def _model(metadata: Iterable[Any]) -> str:

@@ -5,10 +5,7 @@ from collections.abc import Mapping
 import grpc
 
 from foveate_serve.access import AccessControl, Permission
-from foveate_serve.errors import ServeError
 from foveate_serve.log_context import CALLER
-from foveate_serve.rpc.calls import Handler, handler_of_refusal
-from foveate_serve.rpc.errors import to_status
 
 OPEN = frozenset(
     {
@@ -50,15 +47,11 @@ class AccessGate:
     def __init__(self, access: AccessControl) -> None:
         self._access = access
 
-    def __call__(self, call: grpc.HandlerCallDetails) -> Handler:
-        """Check a call."""
+    def __call__(self, call: grpc.HandlerCallDetails) -> None:
+        """Check a call; raises UnauthenticatedError and ForbiddenError."""
         permission = permission_of(call.method)
         if permission is not None:
             header = dict(call.invocation_metadata or ()).get("authorization")
             text = header.decode("latin-1") if isinstance(header, bytes) else header
-            try:
-                # Not reset: the context belongs to the call's task and ends with it.
-                CALLER.set(self._access.check(text, permission))
-            except ServeError as error:
-                return handler_of_refusal(to_status(error))
-        return None
+            # Not reset: the context belongs to the call's task and ends with it.
+            CALLER.set(self._access.check(text, permission))

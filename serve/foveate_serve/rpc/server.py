@@ -4,30 +4,27 @@ import asyncio
 import logging
 import os
 from collections.abc import Sequence
+from typing import Any
 
+from google.protobuf.descriptor import ServiceDescriptor
 from grpc_channelz.v1 import channelz_pb2
-from grpc_health.v1.health import SERVICE_NAME as HEALTH
-from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
+from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION
 from grpc_reflection.v1alpha.reflection import aio as reflection
 from grpc_reflection.v1alpha.reflection_pb2_grpc import add_ServerReflectionServicer_to_server
 
 from foveate.inference import open_inference_pb2
-from foveate.inference.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from foveate.v1 import classifier_service_pb2, repository_service_pb2
-from foveate.v1.classifier_service_pb2_grpc import add_ClassifierServiceServicer_to_server
-from foveate.v1.repository_service_pb2_grpc import add_RepositoryServiceServicer_to_server
 from foveate_serve.access import AccessControl
 from foveate_serve.engine.engine import Engine
 from foveate_serve.observer import Changes
 from foveate_serve.rpc.handlers import ClassifierHandler, RepositoryHandler
-from foveate_serve.rpc.health import HealthServicer
+from foveate_serve.rpc.health import HealthHandler
 from foveate_serve.rpc.interceptor import CallInterceptor, CallObserver
+from foveate_serve.rpc.methods import method_handlers
 from foveate_serve.rpc.oip.handler import InferenceHandler
-from foveate_serve.rpc.oip.servicer import InferenceServicer
 from foveate_serve.rpc.overload import OverloadGate
 from foveate_serve.rpc.security import AccessGate
-from foveate_serve.rpc.servicers import ClassifierServicer, RepositoryServicer
 from foveate_serve.settings import Settings
 from foveate_serve.statistics import Statistics
 from foveate_serve.transports.base import services_of
@@ -36,10 +33,11 @@ from foveate_serve.transports.tls import tls_files
 
 logger = logging.getLogger(__name__)
 
-CLASSIFIER = classifier_service_pb2.DESCRIPTOR.services_by_name["ClassifierService"].full_name
-CHANNELZ = channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name
-REPOSITORY = repository_service_pb2.DESCRIPTOR.services_by_name["RepositoryService"].full_name
-OPEN_INFERENCE = open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+CLASSIFIER = classifier_service_pb2.DESCRIPTOR.services_by_name["ClassifierService"]
+REPOSITORY = repository_service_pb2.DESCRIPTOR.services_by_name["RepositoryService"]
+OPEN_INFERENCE = open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+HEALTH: Any = health_pb2.DESCRIPTOR.services_by_name["Health"]
+CHANNELZ = channelz_pb2.DESCRIPTOR.services_by_name["Channelz"]
 
 
 class AddressError(Exception):
@@ -81,43 +79,42 @@ class Server:
     ) -> None:
         self._settings = settings
         self._stopping = asyncio.Event()
-        self._health = HealthServicer(
+        self._health = HealthHandler(
             engine.repository.models,
             changes,
-            services=(CLASSIFIER, REPOSITORY, OPEN_INFERENCE),
-            model_service=CLASSIFIER,
+            services=[service.full_name for service in (CLASSIFIER, REPOSITORY, OPEN_INFERENCE)],
+            model_service=CLASSIFIER.full_name,
             hung=lambda: engine.repository.hung,
         )
         gates = (
             *(() if access is None else (AccessGate(access),)),
-            OverloadGate(engine.check_load),
+            OverloadGate(engine),
         )
         self._transport = make_transport(
             settings, (CallInterceptor(gates, observers, log=settings.log_requests),)
         )
-        services = services_of(self._transport)
-        classifier = ClassifierHandler(engine, stream_window=settings.stream_window)
-        add_ClassifierServiceServicer_to_server(
-            ClassifierServicer(classifier, self._stopping), services
+        handlers: dict[ServiceDescriptor, object] = {
+            CLASSIFIER: ClassifierHandler(engine, stream_window=settings.stream_window),
+            REPOSITORY: repository,
+            OPEN_INFERENCE: InferenceHandler(
+                engine,
+                statistics,
+                repository,
+                ready=lambda: self.is_ready,
+                max_images=settings.stream_window,
+            ),
+            HEALTH: self._health,
+        }
+        self._transport.add_generic_rpc_handlers(
+            method_handlers(service, handler, stopping=self._stopping)
+            for service, handler in handlers.items()
         )
-        add_RepositoryServiceServicer_to_server(RepositoryServicer(repository), services)
-        inference = InferenceHandler(
-            engine,
-            statistics,
-            repository,
-            ready=lambda: self.is_ready,
-            max_images=settings.stream_window,
-        )
-        add_GRPCInferenceServiceServicer_to_server(
-            InferenceServicer(inference, self._stopping), services
-        )
-        add_HealthServicer_to_server(self._health, services)
-        names = [CLASSIFIER, REPOSITORY, OPEN_INFERENCE, HEALTH, REFLECTION]
+        names = [*(service.full_name for service in handlers), REFLECTION]
         if settings.channelz:
             self._transport.add_channelz()
-            names.append(CHANNELZ)
+            names.append(CHANNELZ.full_name)
         add_ServerReflectionServicer_to_server(  # type: ignore[no-untyped-call]
-            reflection.ReflectionServicer(names), services
+            reflection.ReflectionServicer(names), services_of(self._transport)
         )
 
     async def start(self) -> str:

@@ -1,8 +1,8 @@
 """What a transport does."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import grpc
 
@@ -16,21 +16,65 @@ SERVER_FAILED = "the server failed; its log says why"
 """What a client learns of an error that nobody foresaw."""
 
 
+_KINDS: Mapping[tuple[bool, bool], str] = {
+    (False, False): "unary_unary",
+    (False, True): "unary_stream",
+    (True, False): "stream_unary",
+    (True, True): "stream_stream",
+}
+"""The names that gRPC gives kinds of methods, by whether requests and responses stream."""
+
+if TYPE_CHECKING:
+    MethodHandler: TypeAlias = grpc.RpcMethodHandler[Any, Any]
+else:  # it is generic in its stubs alone
+    MethodHandler = grpc.RpcMethodHandler
+
+
+def behaviour_of(handler: MethodHandler) -> Any:
+    """Return the function that answers the calls of a method."""
+    return getattr(handler, _KINDS[handler.request_streaming, handler.response_streaming])
+
+
+def make_handler(
+    behaviour: Any,
+    *,
+    streaming: tuple[bool, bool],
+    read: Callable[[bytes], Any] | None,
+    write: Callable[[Any], bytes] | None,
+) -> MethodHandler:
+    """Return the handler of a method; `streaming` says whether requests and responses stream."""
+    make = getattr(grpc, f"{_KINDS[streaming]}_rpc_method_handler")
+    handler: MethodHandler = make(behaviour, request_deserializer=read, response_serializer=write)
+    return handler
+
+
+class Services:
+    """The handlers of a transport, registered as generated code does with `grpc.aio.Server`."""
+
+    def __init__(self) -> None:
+        self.generic_handlers: list[grpc.GenericRpcHandler] = []
+
+    def add_generic_rpc_handlers(
+        self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]
+    ) -> None:
+        """Answer the methods that some handlers know."""
+        self.generic_handlers.extend(generic_rpc_handlers)
+
+    def add_registered_method_handlers(self, service_name: str, method_handlers: object) -> None:
+        """Do nothing: for each method that is registered grpc.aio keeps a task at every call."""
+
+
 class Transport(Protocol):
     """A server of gRPC on the running event loop.
 
-    Generated code registers handlers with the two functions that it knows from
-    `grpc.aio.Server`, before `listen` or `listen_unix`, of which one is called once.
+    Handlers are registered before `listen` or `listen_unix`, of which one is called
+    once.
     """
 
     def add_generic_rpc_handlers(
         self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]
     ) -> None:
         """Answer the methods that some handlers know."""
-        ...
-
-    def add_registered_method_handlers(self, service_name: str, method_handlers: object) -> None:
-        """Do nothing: generated code registers the same methods in both ways."""
         ...
 
     def add_channelz(self) -> None:

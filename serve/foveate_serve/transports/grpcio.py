@@ -5,7 +5,7 @@ import errno
 import inspect
 import logging
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -16,12 +16,19 @@ from grpc_channelz.v1.channelz import aio as channelz
 from grpc_channelz.v1.channelz_pb2_grpc import add_ChannelzServicer_to_server
 
 from foveate_serve.settings import TransportSettings
-from foveate_serve.transports.base import FLUSH_SECONDS, SERVER_FAILED, services_of
+from foveate_serve.transports.base import (
+    FLUSH_SECONDS,
+    SERVER_FAILED,
+    MethodHandler,
+    Services,
+    behaviour_of,
+    make_handler,
+    services_of,
+)
 from foveate_serve.transports.tls import Renewed, TlsFiles
 
 logger = logging.getLogger(__name__)
 
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Option: TypeAlias = tuple[str, int]
 
@@ -35,7 +42,7 @@ _FEW_CALLS = 64
 _KEPT_HANDLERS = 256
 
 
-class GrpcioTransport:
+class GrpcioTransport(Services):
     """A transport (see `base.Transport`) that is `grpc.aio.server`."""
 
     def __init__(
@@ -43,21 +50,12 @@ class GrpcioTransport:
         settings: TransportSettings,
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
     ) -> None:
+        super().__init__()
         self._settings = settings
         self._calls = _Calls()
         self._interceptors = (self._calls, *interceptors)
-        self._handlers: list[grpc.GenericRpcHandler] = []
         self._server: grpc.aio.Server | None = None
         self._stopping: asyncio.Task[None] | None = None
-
-    def add_generic_rpc_handlers(
-        self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]
-    ) -> None:
-        """Answer the methods that some handlers know."""
-        self._handlers.extend(generic_rpc_handlers)
-
-    def add_registered_method_handlers(self, service_name: str, method_handlers: object) -> None:
-        """Do nothing: for each method that is registered grpc.aio keeps a task at every call."""
 
     def add_channelz(self) -> None:
         """Answer grpc.channelz.v1 with what grpcio knows of all of the process."""
@@ -119,7 +117,7 @@ class GrpcioTransport:
                 ("grpc.so_reuseport", int(share_port)),
             ),
         )
-        server.add_generic_rpc_handlers(self._handlers)
+        server.add_generic_rpc_handlers(self.generic_handlers)
         try:
             port = (
                 server.add_insecure_port(address)
@@ -149,13 +147,13 @@ class _Calls(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self, continuation: Any, handler_call_details: grpc.HandlerCallDetails
-    ) -> Handler:
+    ) -> MethodHandler | None:
         """Note a call, whose task this runs in, and find its handler."""
         self._note()
         if self._released is not None:
             await self._released.wait()
         try:
-            handler: Handler = await continuation(handler_call_details)
+            handler: MethodHandler | None = await continuation(handler_call_details)
         except Exception:
             logger.exception("an interceptor failed")
             return _FAILING
@@ -192,32 +190,31 @@ async def _fail(_requests: object, context: Context) -> NoReturn:
 
 
 # A streaming handler answers any kind of call.
-_FAILING: Handler = grpc.stream_stream_rpc_method_handler(_fail)
+_FAILING: MethodHandler = grpc.stream_stream_rpc_method_handler(_fail)
 
 
-def _guarded(handler: "grpc.RpcMethodHandler[Any, Any]") -> Handler:
+def _guarded(handler: MethodHandler) -> MethodHandler:
     """Return a handler whose unforeseen errors are logged, and told without their text."""
-    kind = ("unary" if not handler.request_streaming else "stream") + (
-        "_unary" if not handler.response_streaming else "_stream"
-    )
-    behaviour: Any = getattr(handler, kind)
+    behaviour = behaviour_of(handler)
     # gRPC reads a lone request before it calls the handler, where nothing catches an error.
     deserialize = handler.request_deserializer
-    read: Any = _same if handler.request_streaming or deserialize is None else deserialize
+    read: Any = None if handler.request_streaming else deserialize
 
-    async def answer(request: object, context: Context) -> object:
+    async def respond(request: object, context: Context) -> object:
         try:
-            return await behaviour(read(request), context)
+            return await behaviour(request if read is None else read(request), context)
         except grpc.aio.BaseError:
             raise  # an abort, or gRPC's own: the call has ended
         except Exception:
             logger.exception("a handler failed")
             await context.abort(grpc.StatusCode.UNKNOWN, SERVER_FAILED)
 
-    async def answers(request: object, context: Context) -> None:
+    async def respond_stream(request: object, context: Context) -> None:
         try:
             # gRPC would leave a generator to be closed by another task, after the call.
-            async with aclosing(behaviour(read(request), context)) as responses:
+            async with aclosing(
+                behaviour(request if read is None else read(request), context)
+            ) as responses:
                 async for response in responses:
                     await context.write(response)
         except grpc.aio.BaseError:
@@ -226,17 +223,12 @@ def _guarded(handler: "grpc.RpcMethodHandler[Any, Any]") -> Handler:
             logger.exception("a handler failed")
             await context.abort(grpc.StatusCode.UNKNOWN, SERVER_FAILED)
 
-    make: Any = getattr(grpc, f"{kind}_rpc_method_handler")
-    guarded: Handler = make(
-        answers if inspect.isasyncgenfunction(behaviour) else answer,
-        request_deserializer=deserialize if handler.request_streaming else None,
-        response_serializer=handler.response_serializer,
+    return make_handler(
+        respond_stream if inspect.isasyncgenfunction(behaviour) else respond,
+        streaming=(handler.request_streaming, handler.response_streaming),
+        read=deserialize if handler.request_streaming else None,
+        write=handler.response_serializer,
     )
-    return guarded
-
-
-def _same(request: object) -> object:
-    return request
 
 
 def _options(settings: TransportSettings) -> Iterator[Option]:

@@ -1,6 +1,5 @@
 """Calls between workers: each serves its peers on a socket in the supervisor's folder."""
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -15,10 +14,7 @@ from google.rpc.status_pb2 import Status
 
 from foveate.status import TRAILER, ErrorStatus, StatusError
 from foveate.v1.classifier_service_pb2 import GetModelRequest, ListModelsRequest
-from foveate.v1.classifier_service_pb2_grpc import (
-    ClassifierServiceStub,
-    add_ClassifierServiceServicer_to_server,
-)
+from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
 from foveate.v1.model_pb2 import MODEL_STATE_READY, ModelState, ModelSummary
 from foveate.v1.repository_service_pb2 import (
     LoadModelRequest,
@@ -30,27 +26,28 @@ from foveate.v1.repository_service_pb2 import (
     UnloadModelRequest,
     UnloadModelResponse,
 )
-from foveate.v1.repository_service_pb2_grpc import (
-    RepositoryServiceStub,
-    add_RepositoryServiceServicer_to_server,
-)
+from foveate.v1.repository_service_pb2_grpc import RepositoryServiceStub
 from foveate_serve.engine.engine import Engine
 from foveate_serve.observe.pages import VersionRow
 from foveate_serve.observe.source import describe_batching
 from foveate_serve.repository.repository import Repository
 from foveate_serve.repository.versions import State
+from foveate_serve.rpc.calls import Call
 from foveate_serve.rpc.convert import MAX_PAGE_SIZE
-from foveate_serve.rpc.errors import status_errors
 from foveate_serve.rpc.handlers import ClassifierHandler, RepositoryHandler
-from foveate_serve.rpc.servicers import ClassifierServicer, RepositoryServicer
+from foveate_serve.rpc.interceptor import CallInterceptor
+from foveate_serve.rpc.methods import method_handlers
+from foveate_serve.rpc.server import CLASSIFIER, REPOSITORY
 from foveate_serve.settings import TransportName, TransportSettings
-from foveate_serve.transports.base import services_of
 from foveate_serve.transports.make import make_transport
 
 logger = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 10.0
 """The timeout of a peer for listing its models."""
+
+FIGURES = "figures"
+"""The folder, in the supervisor's, in which the workers count."""
 
 _NO_WORKER = ErrorStatus(
     code=Code.UNAVAILABLE, reason="NO_WORKER", message="no worker could make the change"
@@ -157,14 +154,12 @@ class PeerServer:
 
     def __init__(self, engine: Engine, socket: Path, *, transport: TransportName) -> None:
         self._socket = socket
-        self._server = make_transport(TransportSettings(transport=transport))
-        services = services_of(self._server)
+        self._server = make_transport(TransportSettings(transport=transport), (CallInterceptor(),))
         models = ClassifierHandler(engine, stream_window=1)
-        add_ClassifierServiceServicer_to_server(
-            ClassifierServicer(models, asyncio.Event()), services
-        )
         repository = RepositoryHandler(engine.repository, enabled=True)
-        add_RepositoryServiceServicer_to_server(RepositoryServicer(repository), services)
+        self._server.add_generic_rpc_handlers(
+            (method_handlers(CLASSIFIER, models), method_handlers(REPOSITORY, repository))
+        )
 
     async def start(self) -> None:
         """Listen."""
@@ -190,33 +185,37 @@ class SharedRepositoryHandler(RepositoryHandler):
         super().__init__(repository, enabled=enabled, polled=polled)
         self._peers = peers
 
-    async def load_model(self, request: LoadModelRequest) -> LoadModelResponse:
+    async def load_model(
+        self, request: LoadModelRequest, _: Call | None = None
+    ) -> LoadModelResponse:
         """Load a model in every worker."""
         response: LoadModelResponse = await self._change_all("LoadModel", request)
         return response
 
-    async def unload_model(self, request: UnloadModelRequest) -> UnloadModelResponse:
+    async def unload_model(
+        self, request: UnloadModelRequest, _: Call | None = None
+    ) -> UnloadModelResponse:
         """Unload a model in every worker."""
         response: UnloadModelResponse = await self._change_all("UnloadModel", request)
         return response
 
-    async def reload_model(self, request: ReloadModelRequest) -> ReloadModelResponse:
+    async def reload_model(
+        self, request: ReloadModelRequest, _: Call | None = None
+    ) -> ReloadModelResponse:
         """Load a model again in every worker."""
         response: ReloadModelResponse = await self._change_all("ReloadModel", request)
         return response
 
     async def set_version_labels(
-        self, request: SetVersionLabelsRequest
+        self, request: SetVersionLabelsRequest, _: Call | None = None
     ) -> SetVersionLabelsResponse:
         """Replace a model's labels in every worker."""
-        with status_errors():
-            self._require_enabled()
+        self._require_enabled()
         response: SetVersionLabelsResponse = await self._call_all("SetVersionLabels", request)
         return response
 
     async def _change_all(self, method: str, request: Message) -> Any:
-        with status_errors():
-            self._require_changes()
+        self._require_changes()
         return await self._call_all(method, request)
 
     async def _call_all(self, method: str, request: Message) -> Any:

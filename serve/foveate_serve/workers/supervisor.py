@@ -16,24 +16,26 @@ from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 import grpc
-from prometheus_client import CollectorRegistry, Counter, Gauge
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics
 from prometheus_client.registry import Collector
 
 from foveate_runtime.cores import count_cores
 from foveate_serve.access import make_access_control
 from foveate_serve.observe.known_versions import KnownVersions
-from foveate_serve.observe.metrics import MULTIPROCESS
+from foveate_serve.observe.metrics import metrics_of_workers
 from foveate_serve.observe.pages import Pages, VersionRow
 from foveate_serve.observe.triton import TritonNames
 from foveate_serve.process import Ready, StartError, serve_pages
 from foveate_serve.rpc.server import AddressError
 from foveate_serve.settings import Settings
 from foveate_serve.transports.tls import tls_files
-from foveate_serve.workers.peers import Peers, rows_of, versions_of
+from foveate_serve.workers.peers import FIGURES, Peers, rows_of, versions_of
 from foveate_serve.workers.worker import FAILED, Assignment
 
 logger = logging.getLogger(__name__)
+
+# These would add a creation time to every counter, which Prometheus does not use.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 30.0
@@ -80,6 +82,10 @@ class Supervisor:
         """Whether a worker serves, and the supervisor is not stopping."""
         return bool(self._ready) and not self._stopping.is_set()
 
+    def processes(self) -> set[int]:
+        """Return the numbers of the workers' processes."""
+        return {process.pid for process in self._workers.values()}
+
     async def run(self, stop: asyncio.Event, ready: Ready) -> None:
         """Run the workers until `stop` is set, then drain them.
 
@@ -88,7 +94,7 @@ class Supervisor:
         async with AsyncExitStack() as stack:
             made = TemporaryDirectory(prefix="foveate-", dir=short_place())
             folder = Path(stack.enter_context(made))
-            (folder / "metrics").mkdir()
+            (folder / FIGURES).mkdir()
             address = stack.enter_context(reserved(self._settings.address))
             if self._settings.metrics_address is not None:
                 source = SupervisorSource(self, folder, self._own)
@@ -155,7 +161,6 @@ class Supervisor:
 
     async def _run_worker(self, index: int, folder: Path, address: str) -> int:
         """Run one worker to its end, and return its exit code."""
-        metrics = folder / "metrics"
         ours, theirs = socket.socketpair()
         try:
             process = await asyncio.create_subprocess_exec(
@@ -164,7 +169,6 @@ class Supervisor:
                 stdin=DEVNULL,
                 # Libraries may print: this process's standard output is for the ready line.
                 stdout=_STDERR,
-                env={**os.environ, MULTIPROCESS: str(metrics)},
                 # Ctrl-C reaches the supervisor only, which then stops the workers.
                 start_new_session=True,
             )
@@ -199,7 +203,6 @@ class Supervisor:
             del self._workers[index]
             _kill(process)
             Peers(folder).socket(index).unlink(missing_ok=True)
-            mark_process_dead(process.pid, str(metrics))  # type: ignore[no-untyped-call]
 
 
 async def _read_line(reader: asyncio.StreamReader) -> bytes:
@@ -224,7 +227,9 @@ class SupervisorSource:
         self._peers = Peers(folder)
         self._registry = CollectorRegistry()
         self._registry.register(own)
-        self._known_versions = KnownVersions(MultiProcessCollector(None, str(folder / "metrics")))  # type: ignore[no-untyped-call]
+        self._known_versions = KnownVersions(
+            metrics_of_workers(folder / FIGURES, supervisor.processes)
+        )
         self._registry.register(TritonNames(self._known_versions))
 
     @property

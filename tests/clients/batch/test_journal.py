@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from foveate_client.batch import journal
-from foveate_client.batch.journal import Failure, Journal, JournalError, Row
+from foveate_client.batch.journal import Failure, Journal, JournalError, Row, reason_of
 
 SETTINGS = {"model": "pets", "--top-k": 5, "--embeddings": []}
 
@@ -180,3 +180,9 @@ def test_removing_leaves_nothing(path):
     journal.remove(path)
     journal.remove(path)
     assert list(path.parent.iterdir()) == []
+
+
+def test_a_full_disk_is_named():
+    error = sqlite3.OperationalError("database or disk is full")
+    error.sqlite_errorcode = sqlite3.SQLITE_FULL
+    assert reason_of(error) == "No space left on device"

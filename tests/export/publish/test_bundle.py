@@ -14,12 +14,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from foveate_export.errors import ExportError, RepositoryError, UsageError
+from foveate_export.errors import ExportError, UsageError
 from foveate_export.exporter import export
 from foveate_export.pictures import Pictures
-from foveate_export.publish import bundle
 from foveate_export.publish.bundle import Exported
+from foveate_runtime.bundle import publishing
 from foveate_runtime.bundle.bundle import Bundle
+from foveate_runtime.bundle.publishing import RepositoryError
 from foveate_train.classifier import Classifier
 from foveate_train.networks.digits import DIGITS, MNIST_INPUT
 
@@ -78,13 +79,13 @@ def test_a_version_taken_in_the_meantime_is_stepped_over(
     convnet4_export: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = iter([1, 2])
-    monkeypatch.setattr(bundle, "next_version", lambda *_: next(free))
+    monkeypatch.setattr(publishing, "next_version", lambda *_: next(free))
     (tmp_path / "digits" / "1" / "taken").mkdir(parents=True)
     manifest = convnet4_export.manifest.model_copy(update={"name": "digits"})
-    with bundle.staging(tmp_path, "digits") as stage:
+    with publishing.staging(tmp_path, "digits") as stage:
         for name in manifest.files:
             shutil.copy(convnet4_export.path / name, stage)
-        path, published = bundle.publish(stage, manifest, tmp_path, None)
+        path, published = publishing.publish(stage, manifest, tmp_path, None)
     assert path == tmp_path / "digits" / "2"
     assert published.version == Bundle.open(path).manifest.version == 2
     assert names(tmp_path / "digits") == ["1", "2"]
@@ -199,7 +200,7 @@ def test_staging_keeps_what_was_there(tmp_path: Path) -> None:
     (tmp_path / "digits" / "1").mkdir(parents=True)
 
     def fail_half_way() -> None:
-        with bundle.staging(tmp_path, "digits") as stage:
+        with publishing.staging(tmp_path, "digits") as stage:
             (stage / "engines").mkdir()
             (stage / "engines" / "half").write_text("written")
             raise ExportError("no")
@@ -213,7 +214,7 @@ def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path: Path) -> Non
     program = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from foveate_export.publish.bundle import staging\n"
+        "from foveate_runtime.bundle.publishing import staging\n"
         "with staging(Path(sys.argv[1]), 'digits') as stage:\n"
         "    (stage / 'model.onnx').write_bytes(b'half')\n"
         "    print(stage.name, flush=True)\n"
@@ -225,12 +226,12 @@ def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path: Path) -> Non
     ) as process:
         assert process.stdout is not None
         left = tmp_path / "digits" / process.stdout.readline().strip()
-        with bundle.staging(tmp_path, "digits") as stage:
+        with publishing.staging(tmp_path, "digits") as stage:
             assert left.is_dir(), "the other export is still at work"
         process.kill()
         process.wait()
     assert (left / "model.onnx").is_file()
-    with bundle.staging(tmp_path, "digits") as stage:
+    with publishing.staging(tmp_path, "digits") as stage:
         assert names(tmp_path / "digits") == [stage.name]
 
 
@@ -239,6 +240,6 @@ def test_only_versions_count(tmp_path: Path) -> None:
     for name in ("2", "10", "0", "03", "x", ".export-1", "²"):
         (model / name).mkdir(parents=True)
     (model / "99").write_text("a file")
-    assert bundle.versions(tmp_path, "digits") == [2, 10]
-    assert bundle.next_version(tmp_path, "digits") == 11
-    assert bundle.next_version(tmp_path, "nothing") == 1
+    assert publishing.versions(tmp_path, "digits") == [2, 10]
+    assert publishing.next_version(tmp_path, "digits") == 11
+    assert publishing.next_version(tmp_path, "nothing") == 1

@@ -22,7 +22,7 @@ from onnx import helper
 
 from foveate_export.commands import engines as engines_command
 from foveate_export.commands import export as export_command
-from foveate_export.errors import EngineError, RepositoryError, UsageError
+from foveate_export.errors import EngineError, UsageError
 from foveate_export.exporter import examine, export
 from foveate_export.graph.classifier import ExplainedClassifier
 from foveate_export.graph.onnx import OPSET, write_onnx
@@ -39,6 +39,7 @@ from foveate_runtime.backends.base import BackendError, graph_outputs
 from foveate_runtime.backends.tensorrt.flavour import TENSORRT_RTX, load_library
 from foveate_runtime.backends.tensorrt.sidecar import Range, Sidecar, find_engines
 from foveate_runtime.bundle.bundle import Bundle
+from foveate_runtime.bundle.publishing import RepositoryError
 from foveate_train import registry
 from foveate_train.classifier import Classifier
 

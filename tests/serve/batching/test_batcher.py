@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -13,8 +14,10 @@ import pytest
 import pytest_asyncio
 
 from foveate_runtime.cores import ANY_CORE, deal_cores
-from foveate_serve.batching import batcher as batching
-from foveate_serve.batching.batcher import Batched, Batcher
+from foveate_serve.batching import lane as lanes
+from foveate_serve.batching.batcher import Batcher
+from foveate_serve.batching.lane import Batched
+from foveate_serve.batching.pacing import Pace
 from foveate_serve.batching.policy import BatchPolicy
 from foveate_serve.errors import DeadlineError, EngineError, OverloadedError
 from foveate_serve.observer import BatchRun
@@ -23,6 +26,7 @@ from ...waiting import LIMIT_SECONDS, until
 
 LOGITS = ("logits",)
 WITH_CAM = ("logits", "cam.cam")
+MAP = {"outputs": WITH_CAM, "class_ids": (0,)}
 
 
 def colour(red: int, green: int = 0, blue: int = 0) -> np.ndarray:
@@ -30,8 +34,12 @@ def colour(red: int, green: int = 0, blue: int = 0) -> np.ndarray:
 
 
 async def ask(batcher: Batcher, image: np.ndarray, *, priority: int = 0, **wanted) -> Batched:
+    """Submit one picture; return its share, whose outputs lack the dimension of the pictures."""
+    options = {"outputs": LOGITS, "class_ids": ()} | wanted
+    options["class_ids"] = [options["class_ids"]]
     with batcher.reserve(priority=priority) as reservation:
-        return await batcher.submit(reservation, image, **({"outputs": LOGITS} | wanted))
+        share = await batcher.submit(reservation, image[np.newaxis], **options)
+    return replace(share, outputs={name: values[0] for name, values in share.outputs.items()})
 
 
 class Held:
@@ -54,10 +62,13 @@ class Held:
 
 
 @asynccontextmanager
-async def holding(gated, policy: BatchPolicy) -> AsyncIterator[Held]:
-    batcher = Batcher([gated], policy)
+async def holding(gated, policy: BatchPolicy, pace: Pace | None = None) -> AsyncIterator[Held]:
+    batcher = Batcher([gated], policy, pace)
     gated.gate.clear()
-    first = asyncio.ensure_future(ask(batcher, colour(1), priority=1))
+    # A map never runs on the event loop, whatever the pace.
+    first = asyncio.ensure_future(
+        ask(batcher, colour(1), priority=1, **({} if pace is None else MAP))
+    )
     await until(lambda: gated.entered.acquire(blocking=False))
     yield Held(batcher, gated, first)
     gated.gate.set()
@@ -91,10 +102,9 @@ def threads_of_runs(runner: "GatedRunner") -> list[threading.Thread]:  # noqa: F
     return threads
 
 
-async def test_pictures_of_an_instant_runner_change_no_thread(gated) -> None:
+async def test_short_runs_change_no_thread(gated) -> None:
     threads, runs = threads_of_runs(gated), []
-    gated.inline_pictures, gated.always_inline = 5, True
-    batcher = Batcher([gated], on_batch=runs.append)
+    batcher = Batcher([gated], pace=Pace(inline_pictures=5), on_batch=runs.append)
     alone = await ask(batcher, colour(200))
     assert alone.outputs["logits"].argmax() == 0
     assert alone.batch_size == 1
@@ -119,19 +129,17 @@ async def test_pictures_of_an_instant_runner_change_no_thread(gated) -> None:
     ],
     ids=["delay", "sizes", "cores"],
 )
-async def test_an_inline_runner_keeps_to_the_policy(gated, policy: BatchPolicy) -> None:
+async def test_short_runs_keep_to_the_policy(gated, policy: BatchPolicy) -> None:
     threads = threads_of_runs(gated)
-    gated.inline_pictures, gated.always_inline = 5, True
-    batcher = Batcher([gated], policy)
+    batcher = Batcher([gated], policy, Pace(inline_pictures=5))
     await ask(batcher, colour(200))
     await batcher.close()
     assert threading.current_thread() not in threads
 
 
-async def test_so_many_pictures_as_a_runner_is_prompt_with_change_no_thread(gated) -> None:
+async def test_more_pictures_than_run_inline_have_a_thread(gated) -> None:
     threads = threads_of_runs(gated)
-    gated.inline_pictures = 2
-    batcher = Batcher([gated])
+    batcher = Batcher([gated], pace=Pace(inline_pictures=2))
     for count in (1, 2, 3):
         values = [colour(*channels) for channels in ((200,), (0, 200), (0, 0, 200))[:count]]
         answers = await asyncio.gather(*(ask(batcher, value) for value in values))
@@ -141,13 +149,10 @@ async def test_so_many_pictures_as_a_runner_is_prompt_with_change_no_thread(gate
 
 
 @pytest.mark.parametrize(
-    "kind", [{"light": True}, {"inline_pictures": 1}, {"inline_pictures": 5, "always_inline": True}]
+    "pace", [Pace(light=True), Pace(inline_pictures=1), Pace(inline_pictures=5)]
 )
-async def test_light_pictures_gather_while_the_loop_brings_more(
-    gated, kind: dict[str, object]
-) -> None:
-    vars(gated).update(kind)
-    batcher = Batcher([gated], BatchPolicy(max_batch=4))
+async def test_light_pictures_gather_while_the_loop_brings_more(gated, pace: Pace) -> None:
+    batcher = Batcher([gated], BatchPolicy(max_batch=4), pace)
 
     async def later(rounds: int) -> Batched:
         for _ in range(rounds):
@@ -161,11 +166,12 @@ async def test_light_pictures_gather_while_the_loop_brings_more(
     assert [size for size, _ in gated.batches] == [3, 4, 2]
 
 
-async def test_an_instant_runner_that_is_busy_gathers_a_batch(held: Held) -> None:
-    held.runner.inline_pictures, held.runner.always_inline = 5, True
-    waiting = await held.queue(*(ask(held.batcher, colour(200)) for _ in range(4)))
-    await held.release()
-    assert {answer.batch_size for answer in await asyncio.gather(*waiting)} == {4}
+async def test_a_batch_of_short_runs_gathers_while_the_engine_is_busy(gated) -> None:
+    policy, pace = BatchPolicy(max_batch=4, max_queue=6), Pace(inline_pictures=5)
+    async with holding(gated, policy, pace) as held:
+        waiting = await held.queue(*(ask(held.batcher, colour(200)) for _ in range(4)))
+        await held.release()
+        assert {answer.batch_size for answer in await asyncio.gather(*waiting)} == {4}
 
 
 async def test_what_waits_while_the_engine_runs_forms_batches(held: Held) -> None:
@@ -201,7 +207,7 @@ async def test_a_batch_holds_one_kind_of_outputs_led_by_the_oldest(held: Held) -
 async def ask_all(batcher: Batcher, *images: np.ndarray, **wanted) -> Batched:
     class_ids = wanted.pop("class_ids", [[]] * len(images))
     with batcher.reserve(len(images)) as reservation:
-        return await batcher.submit_all(
+        return await batcher.submit(
             reservation, np.stack(images), class_ids=class_ids, **({"outputs": LOGITS} | wanted)
         )
 
@@ -318,7 +324,7 @@ async def test_whatever_fails_after_a_run_reaches_the_callers_as_well(
     await held.release()
     await asyncio.gather(*tasks)
     held.runner.gate.clear()
-    monkeypatch.setattr(batching, "share_of", fail)
+    monkeypatch.setattr(lanes, "share_of", fail)
     tasks = [asyncio.ensure_future(ask(held.batcher, colour(i))) for i in range(4)]
     held.runner.gate.set()
     outcomes = await asyncio.gather(*tasks, return_exceptions=True)
@@ -420,7 +426,7 @@ async def test_places_are_held_from_before_the_picture_is_there(held: Held) -> N
 
 async def test_what_would_be_late_behind_those_who_wait_is_refused(gated) -> None:
     batcher = Batcher([gated], BatchPolicy(max_batch=4, max_queue=6))
-    batcher._picture_seconds = 10.0
+    batcher._pacing.picture_seconds = 10.0
     now = time.monotonic()
     # Where nothing waits it is let in: nobody would learn otherwise that runs are faster now.
     with batcher.reserve(2, deadline=now + 1):
@@ -615,6 +621,5 @@ def test_a_run_that_ends_after_the_loop_was_given_up_harms_nobody(gated) -> None
         batcher._closing = True
         batcher._changed.notify_all()
     (lane,) = batcher._lanes
-    lane.thread.join(LIMIT_SECONDS)
-    assert not lane.thread.is_alive()
+    assert lane.join(LIMIT_SECONDS)
     assert gated.pictures == [200]

@@ -12,7 +12,9 @@ from foveate_runtime.backends.onnxruntime.runner import OnnxRuntimeRunner
 from foveate_runtime.backends.registry import create_runner
 from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.cores import count_cores
-from foveate_serve.batching.batcher import Batched, Batcher
+from foveate_serve.batching.batcher import Batcher
+from foveate_serve.batching.lane import Batched
+from foveate_serve.batching.pacing import Pace
 from foveate_serve.batching.policy import BatchPolicy
 from foveate_serve.repository import warmup
 from foveate_serve.repository.warmup import warm_up
@@ -21,6 +23,7 @@ from ...waiting import until
 from .test_batcher import ask, colour
 
 LANES = 3
+LIGHT = Pace(light=True)
 
 
 @pytest.fixture
@@ -60,16 +63,14 @@ async def test_a_picture_alone_has_the_whole_engine(three_lanes: object) -> None
 
 
 async def test_a_light_picture_has_one_thread_though_it_is_alone(three_lanes: object) -> None:
-    three_lanes.light = True
-    batcher = Batcher([three_lanes], BatchPolicy(max_batch=8))
+    batcher = Batcher([three_lanes], BatchPolicy(max_batch=8), LIGHT)
     await ask(batcher, colour(1))
     assert three_lanes.shared == [1]
     await batcher.close()
 
 
 async def test_light_pictures_wait_for_the_lane_that_runs(three_lanes: object) -> None:
-    three_lanes.light = True
-    batcher = Batcher([three_lanes], BatchPolicy(max_batch=4))
+    batcher = Batcher([three_lanes], BatchPolicy(max_batch=4), LIGHT)
     calls = await ask_behind_a_run(batcher, three_lanes, 3)
     await until(lambda: batcher.waiting == 3)
     assert not three_lanes.entered.acquire(timeout=0.05)
@@ -80,8 +81,7 @@ async def test_light_pictures_wait_for_the_lane_that_runs(three_lanes: object) -
 
 
 async def test_a_full_batch_of_light_pictures_has_a_lane_of_its_own(three_lanes: object) -> None:
-    three_lanes.light = True
-    batcher = Batcher([three_lanes], BatchPolicy(max_batch=4))
+    batcher = Batcher([three_lanes], BatchPolicy(max_batch=4), LIGHT)
     calls = await ask_behind_a_run(batcher, three_lanes, 5)
     await until(lambda: three_lanes.entered.acquire(blocking=False))
     await until(lambda: batcher.waiting == 1)
@@ -145,7 +145,7 @@ async def test_a_lane_takes_less_of_what_takes_long(three_lanes: object) -> None
     busy = await occupy(batcher, three_lanes)
     calls = [asyncio.ensure_future(ask(batcher, colour(100 + number))) for number in range(24)]
     await until(lambda: batcher.waiting == 24)
-    batcher._picture_seconds, batcher._update_picture_seconds = 0.005, lambda seconds: None
+    batcher._pacing.picture_seconds, batcher._pacing.record = 0.005, lambda seconds: None
     three_lanes.gate.set()
     await asyncio.gather(*busy, *calls)
     assert max(size for size, _ in three_lanes.batches) == 4
@@ -155,9 +155,10 @@ async def test_a_lane_takes_less_of_what_takes_long(three_lanes: object) -> None
 async def test_what_is_submitted_together_is_what_a_lane_takes(three_lanes: object) -> None:
     batcher = Batcher([three_lanes], BatchPolicy(max_batch=24))
     assert batcher.chunk_size == 8
-    batcher._picture_seconds = 0.005
+    batcher._pacing.picture_seconds = 0.005
     assert batcher.chunk_size == 4
-    three_lanes.light = True
+    await batcher.close()
+    batcher = Batcher([three_lanes], BatchPolicy(max_batch=24), LIGHT)
     assert batcher.chunk_size == 24
     await batcher.close()
 

@@ -28,15 +28,15 @@ async def test_a_batch_takes_the_highest_level_first_and_each_in_its_order() -> 
     queue = Queue(3)
     low, high, middle, other = (put(queue, level) for level in (2, 0, 1, 0))
     assert list(queue) == [high, other, middle, low]
-    assert queue.take(BatchPolicy(max_batch=3)) == [high, other, middle]
+    assert queue.take(BatchPolicy(max_batch=3), 3) == [high, other, middle]
     assert list(queue) == [low]
 
 
 async def test_a_batch_wants_the_outputs_of_its_first_and_leaves_the_others_in_place() -> None:
     queue = Queue(1)
     items = [put(queue, outputs=outputs) for outputs in (WITH_CAM, PLAIN, WITH_CAM, PLAIN)]
-    assert queue.take(SINGLE) == [items[0], items[2]]
-    assert queue.take(SINGLE) == [items[1], items[3]]
+    assert queue.take(SINGLE, 4) == [items[0], items[2]]
+    assert queue.take(SINGLE, 4) == [items[1], items[3]]
     assert queue.waiting == 0
 
 
@@ -47,25 +47,25 @@ async def test_a_batch_has_the_largest_preferred_size_that_is_filled(
     policy, queue = BatchPolicy(max_batch=6, preferred_sizes=(2, 4)), Queue(1)
     for _ in range(waiting):
         put(queue)
-    assert [len(queue.take(policy)) for _ in sizes] == sizes
+    assert [len(queue.take(policy, 6)) for _ in sizes] == sizes
 
 
 async def test_pictures_that_belong_together_stay_together() -> None:
     queue = Queue(1)
     items = [put(queue, pictures=pictures) for pictures in (3, 2, 1, 9)]
     assert queue.waiting == 15
-    assert queue.take(SINGLE) == [items[0]]
-    assert queue.take(SINGLE) == [items[1], items[2]]
+    assert queue.take(SINGLE, 4) == [items[0]]
+    assert queue.take(SINGLE, 4) == [items[1], items[2]]
     assert queue.waiting == 9
-    assert queue.take(SINGLE) == [items[3]]
+    assert queue.take(SINGLE, 4) == [items[3]]
     assert queue.waiting == 0
 
 
 async def test_a_preferred_size_is_kept_to_with_pictures_that_belong_together() -> None:
     policy, queue = BatchPolicy(max_batch=6, preferred_sizes=(2, 4)), Queue(1)
     items = [put(queue, pictures=pictures) for pictures in (2, 1, 2)]
-    assert queue.take(policy) == items[:2]
-    assert queue.take(policy) == items[2:]
+    assert queue.take(policy, 6) == items[:2]
+    assert queue.take(policy, 6) == items[2:]
 
 
 async def test_what_belongs_together_is_dropped_together() -> None:
@@ -127,6 +127,6 @@ async def test_what_was_cancelled_goes_and_what_is_late_is_told() -> None:
 
 async def test_the_oldest_is_that_of_any_level() -> None:
     queue = Queue(2)
-    put(queue, 0, arrival=3.0)
-    put(queue, 1, arrival=2.0)
+    put(queue, 0).arrival = 3.0
+    put(queue, 1).arrival = 2.0
     assert queue.oldest() == 2.0

@@ -32,7 +32,7 @@ class Noting(OnnxRuntimeRunner):
 def pictures(colours: Bundle) -> list[np.ndarray]:
     data = [bytes([value] * 192) for value in range(4)]
     raws = [RawImage(height=8, width=8, channels=3, data=pixels) for pixels in data]
-    found = [_pixels(raw, colours.manifest.input)[0] for raw in raws]
+    found = [_pixels(raw, colours.manifest.input) for raw in raws]
     for pixels, picture in zip(data, found, strict=True):
         assert np.shares_memory(picture, np.frombuffer(pixels, dtype=np.uint8))
     return found
@@ -57,11 +57,11 @@ async def test_a_lone_picture_reaches_the_engine_where_the_request_has_put_it(
 async def test_pictures_that_come_together_reach_the_engine_where_they_are(
     colours: Bundle, pictures: list[np.ndarray]
 ) -> None:
-    together = np.stack(pictures)
+    together = np.concatenate(pictures)
     with Noting(colours) as runner:
         batcher = Batcher([runner], BatchPolicy(lanes=1))
         with batcher.reserve(len(together)) as reservation:
-            await batcher.submit_all(
+            await batcher.submit(
                 reservation, together, outputs=("logits",), class_ids=[()] * len(together)
             )
         await batcher.close()

@@ -76,7 +76,6 @@ async def test_what_might_hang_and_is_watched_runs_on_a_thread_of_its_own(
     write_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, limit: float, bounded: bool
 ) -> None:
     monkeypatch.setattr(warmup, "_INLINE_SECONDS", LIMIT)
-    monkeypatch.setattr(warmup, "_HANDOVER_SECONDS", LIMIT)
 
     def make(bundle: Bundle) -> object:
         runner = create_runner(bundle)
@@ -87,8 +86,8 @@ async def test_what_might_hang_and_is_watched_runs_on_a_thread_of_its_own(
     root = write_bundle().parents[1]
     repository = Repository(root, make, BatchPolicy(max_batch=1), run_limit=limit)
     await repository.open()
-    runner = repository.get("colours", "").runner
-    assert (runner.inline_pictures > 0) is runner.always_inline is (bounded or not limit)
+    pace = repository.get("colours", "").batcher._pacing._pace
+    assert (pace.inline_pictures > 0) is (bounded or not limit)
     await repository.close()
 
 

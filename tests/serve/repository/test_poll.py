@@ -287,7 +287,7 @@ async def test_polls_under_load_lose_no_request(
     repository: Repository, write_bundle: Write
 ) -> None:
     done = asyncio.Event()
-    image = np.full((8, 8, 3), (255, 0, 0), dtype=np.uint8)
+    image = np.full((1, 8, 8, 3), (255, 0, 0), dtype=np.uint8)
     versions: set[int] = set()
 
     async def ask() -> None:
@@ -297,7 +297,7 @@ async def test_polls_under_load_lose_no_request(
                 versions.add(model.bundle.manifest.version)
                 with model.batcher.reserve() as places:
                     result = await model.batcher.submit(places, image, outputs=("logits",))
-                assert float(result.outputs["logits"][0]) == 1.25
+                assert float(result.outputs["logits"][0, 0]) == 1.25
 
     callers = [asyncio.create_task(ask()) for _ in range(8)]
     for version in (2, 3, 4):

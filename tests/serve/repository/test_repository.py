@@ -51,10 +51,10 @@ def break_bundle(path: Path) -> None:
 async def red(repository: Repository, version: str = "") -> float:
     model = repository.get("colours", version)
     with model.in_use():
-        image = np.full((8, 8, 3), (255, 0, 0), dtype=np.uint8)
+        image = np.full((1, 8, 8, 3), (255, 0, 0), dtype=np.uint8)
         with model.batcher.reserve() as places:
             result = await model.batcher.submit(places, image, outputs=("logits",))
-        return float(result.outputs["logits"][0])
+        return float(result.outputs["logits"][0, 0])
 
 
 async def test_the_newest_version_of_every_model_is_loaded(
@@ -342,7 +342,7 @@ async def test_unload_waits_for_those_who_use_the_model(
     with model.in_use():
         unloading = asyncio.create_task(repository.unload("colours", ""))
         await until(lambda: states(repository) == {1: State.UNLOADING})
-        image = np.zeros((8, 8, 3), dtype=np.uint8)
+        image = np.zeros((1, 8, 8, 3), dtype=np.uint8)
         with model.batcher.reserve() as places:
             answer = await model.batcher.submit(places, image, outputs=("logits",))
         assert answer.batch_size == 1

@@ -4,10 +4,12 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from foveate_runtime.backends.base import BackendError
 from foveate_runtime.backends.registry import create_runner
+from foveate_serve.batching.pacing import Pace
 from foveate_serve.batching.policy import BatchPolicy
 from foveate_serve.repository import warmup
 from foveate_serve.repository.repository import Repository
@@ -59,29 +61,37 @@ def test_every_size_is_run_for_the_logits_and_one_picture_for_a_map(gated: objec
     assert set(gated.batches[4:]) == {(1, ("logits",))}
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_logits_that_are_no_numbers_are_refused(gated: object, value: float) -> None:
+    run = gated.run
+
+    def damaged(*arguments: object, **options: object) -> dict[str, np.ndarray]:
+        outputs = run(*arguments, **options)
+        logits = outputs["logits"].copy()
+        logits[0, -1] = value
+        return {**outputs, "logits": logits}
+
+    gated.run = damaged
+    with pytest.raises(BackendError, match="not finite"):
+        warm_up(gated, (1, 2))
+
+
 @pytest.mark.parametrize(
-    ("milliseconds", "kinds", "runs"),
-    [
-        ([1.5, 0.5, 0.15, 0.3, 0.4], (6, True), 5),
-        ([0.3] * 5, (3, False), 5),
-        ([1.1] * 5, (0, False), 5),
-        ([3], (0, False), 1),
-    ],
+    ("milliseconds", "pictures", "runs"),
+    [([1.5, 0.5, 0.15, 0.3, 0.4], 6, 5), ([0.3] * 5, 3, 5), ([1.1] * 5, 0, 5), ([3], 0, 1)],
     ids=["once-quick", "never-quick", "long", "slow"],
 )
-def test_a_runner_is_prompt_and_instant_by_the_shortest_of_a_few_runs(
+def test_runs_are_inline_by_the_shortest_of_a_few(
     gated: object,
     monkeypatch: pytest.MonkeyPatch,
     milliseconds: list[float],
-    kinds: tuple[int, bool],
+    pictures: int,
     runs: int,
 ) -> None:
     monkeypatch.setattr(warmup, "_INLINE_SECONDS", 1e-3)
-    monkeypatch.setattr(warmup, "_HANDOVER_SECONDS", 0.2e-3)
     ends = (stamp for took in milliseconds for stamp in (0.0, took / 1000))
     monkeypatch.setattr(warmup.time, "perf_counter", lambda: next(ends))
-    warm_up(gated, (1,))
-    assert (gated.inline_pictures, gated.always_inline) == kinds
+    assert warm_up(gated, (1,)).inline_pictures == pictures
     assert len(gated.batches) == 2 + runs
 
 
@@ -90,7 +100,7 @@ def test_a_runner_is_prompt_and_instant_by_the_shortest_of_a_few_runs(
     [(2, [3, 0.9, 1.1, 1.2, 1.3], True), (2, [1.1] * 5, False), (1, [0.5] * 5, False)],
     ids=["short", "long", "one-lane"],
 )
-def test_a_runner_is_light_by_its_shortest_run_on_one_thread(
+def test_runs_are_light_by_its_shortest_run_on_one_thread(
     gated: object,
     monkeypatch: pytest.MonkeyPatch,
     lanes: int,
@@ -100,8 +110,7 @@ def test_a_runner_is_light_by_its_shortest_run_on_one_thread(
     ends = (stamp for took in milliseconds for stamp in (0.0, took / 1000))
     monkeypatch.setattr(warmup.time, "perf_counter", lambda: next(ends))
     monkeypatch.setattr(warmup, "_SLOW_SECONDS", 4e-3)
-    warm_up(gated, (1,), lanes)
-    assert gated.light is light
+    assert warm_up(gated, (1,), lanes).light is light
     # The picture and the map that are run beside others come before those measured.
     assert gated.shared == ([1] * 7 if lanes > 1 else [])
 
@@ -110,10 +119,8 @@ def test_what_waits_for_a_gpu_is_never_the_event_loop(
     gated: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(warmup, "_INLINE_SECONDS", 60)
-    monkeypatch.setattr(warmup, "_HANDOVER_SECONDS", math.inf)
     gated.device = "cuda:0"
-    warm_up(gated, (1,))
-    assert (gated.inline_pictures, gated.always_inline) == (0, False)
+    assert warm_up(gated, (1,)) == Pace()
 
 
 async def test_a_model_that_fails_to_warm_up_does_not_serve(

@@ -3,16 +3,25 @@
 import csv
 import io
 import json
+import math
 import signal
 
 import pytest
+import torch
+from torch import nn
 
+from foveate_runtime.bundle.manifest import InputSpec
 from foveate_train.commands.train import main
+from foveate_train.data.memory import InMemory
 from foveate_train.studies import report
+from foveate_train.studies.gradients import sizes
 from foveate_train.studies.normalisation import STUDY
 from foveate_train.studies.results import Results
 
 SMALL = ("--epochs", 2, "--subset", 960, "--batch-size", 8, "--learning-rate", 0.1)
+PIXEL = InputSpec(
+    height=1, width=1, channels=1, resize=1, interpolation="bilinear", mean=(0.0,), std=(1.0,)
+)
 
 
 def _study(name, out, *arguments):
@@ -60,11 +69,33 @@ def test_the_page_says_what_the_files_hold(normalisation):
     page = (normalisation / "README.md").read_text()
     assert page == report.page(STUDY, results)
     for row in _rows(normalisation):
-        cell = f"{row['test_accuracy']} ({row['published']})".replace(".0)", ")")
-        assert cell in page
+        assert f"| {row['test_accuracy']} | {float(row['published']):.2f} |" in page
     assert "--epochs 2 --batch-size 8 --learning-rate 0.1 --subset 960 --seeds 0" in page
     assert "So far" not in page
-    assert (normalisation / "curves.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("curves.png", "gradients.png"):
+        assert (normalisation / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_gradient_does_not_reach_the_first_layers_without_normalisation(normalisation):
+    results = Results.model_validate_json((normalisation / "results.json").read_text())
+    assert {len(sizes) for sizes in results.gradients.values()} == {10}
+    first_to_last = {name: sizes[0] / sizes[-1] for name, sizes in results.gradients.items()}
+    # Nine sigmoids on the way back, each of a derivative of 0.25 at most.
+    assert first_to_last["none-sigmoid"] < 0.25**9
+    assert first_to_last["none-relu"] < 0.1
+    assert 0.1 < first_to_last["batch-sigmoid"] < 10
+    assert 0.1 < first_to_last["batch-relu"] < 10
+
+
+def test_the_sizes_of_gradients_are_those_of_the_weights_and_leave_the_network_as_it_was():
+    # Of a linear network the gradient follows from the softmax by hand.
+    module = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False), nn.Flatten())
+    module[0].weight.data[:] = torch.tensor([1.0, 2.0]).view(2, 1, 1, 1)
+    data = InMemory(torch.full((1, 1, 1, 1), 255, dtype=torch.uint8), torch.tensor([0]), PIXEL)
+    wrong = math.exp(2) / (math.exp(1) + math.exp(2))
+    assert sizes(module, data) == pytest.approx([wrong])
+    assert module[0].weight.flatten().tolist() == [1, 2]
+    assert module[0].weight.grad is None
 
 
 def test_a_finished_study_is_not_run_again(normalisation, capsys):
@@ -119,12 +150,13 @@ def test_seeds_are_runs_of_their_own_with_mean_and_spread():
                 "data_digest": "sha256:0",
                 "machine": {},
                 "versions": {},
+                "gradients": {},
                 "runs": runs,
             }
         )
     )
     page = report.page(STUDY, results)
-    assert "| 62.50 [50.00, 75.00] (69.62) |" in page
+    assert "| 62.50 [50.00, 75.00] | 69.62 |" in page
     assert "- conv + ReLU: not run yet" in page
 
 

@@ -29,7 +29,7 @@ class InMemory:
     ) -> None:
         self.images = images
         self.labels = labels
-        self._spec = spec
+        self.spec = spec
         self._shift = shift
 
     @cached_property
@@ -50,7 +50,7 @@ class InMemory:
         """Give one epoch's batches from number `start` on, shuffled and shifted."""
         for number, chosen, share in shares(len(self), batch_size, seed, epoch, start):
             moved = shifted(self.images[chosen], self._shift, generator(seed, epoch, number))
-            images = normalise(moved[share], self._spec)
+            images = normalise(moved[share], self.spec)
             yield Batch(images, self.labels[chosen[share]], len(chosen))
 
     def all(self) -> Iterator[Batch]:
@@ -60,7 +60,7 @@ class InMemory:
             torch.split(self.labels, _EVALUATED_AT_ONCE),
             strict=True,
         ):
-            yield Batch(normalise(images, self._spec), labels, len(labels))
+            yield Batch(normalise(images, self.spec), labels, len(labels))
 
 
 def normalise(images: torch.Tensor, spec: InputSpec) -> torch.Tensor:

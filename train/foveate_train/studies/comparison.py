@@ -32,6 +32,7 @@ class Comparison:
         question: what is compared and what was found before, in Markdown.
         setting: what of the training is not published, and what it takes to
             see the finding, in Markdown.
+        why: what the sizes of the gradients explain, in Markdown.
         classifier: the network's name in the registry.
         variants: by name.
         settings: of every variant's training.
@@ -41,6 +42,7 @@ class Comparison:
     title: str
     question: str
     setting: str
+    why: str
     classifier: str
     variants: Mapping[str, Variant]
     settings: Settings

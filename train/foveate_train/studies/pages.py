@@ -45,6 +45,11 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return text.getvalue()
 
 
+def markdown_row(cells: Iterable[object]) -> str:
+    """Return a row of a table in Markdown."""
+    return f"| {' | '.join(map(str, cells))} |"
+
+
 def filled(template: str, environment: Mapping[str, Mapping[str, object]], **values: object) -> str:
     """Return a page: the Markdown of this name beside this module, with its values.
 

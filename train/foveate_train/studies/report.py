@@ -4,16 +4,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foveate_train.drawing import new_figure
-from foveate_train.studies import pages
+from foveate_train.drawing import new_figure, saving
+from foveate_train.studies import gradients, pages
 from foveate_train.studies.comparison import Comparison
+from foveate_train.studies.pages import markdown_row
 from foveate_train.studies.results import Results
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _NOTED = ("optimizer", "learning_rate", "schedule", "momentum", "weight_decay", "batch_size")
-_CURVES = "curves.png"
+_CURVES, _GRADIENTS = "curves.png", "gradients.png"
+_NONE = "–"  # noqa: RUF001  the sign for what is missing
 
 
 def write(study: Comparison, results: Results, folder: Path) -> None:
@@ -28,7 +30,10 @@ def write(study: Comparison, results: Results, folder: Path) -> None:
         results=results.model_dump_json(indent=1),
         table=table(study, results),
         page=page(study, results),
-        pictures={_CURVES: curves(study, results).savefig},
+        pictures={
+            _CURVES: saving(curves(study, results)),
+            _GRADIENTS: saving(gradients_by_layer(study, results)),
+        },
     )
 
 
@@ -70,7 +75,14 @@ def page(study: Comparison, results: Results) -> str:
         precision=results.precision,
         noted=", ".join(f"{name} {settings[name]}" for name in _NOTED),
         so_far="" if done == wanted else f" So far {done} of {wanted} epochs are done.",
-        spread="" if one else "; the mean over the seeds, and the least and the most",
+        spread="" if one else "; the mean over the seeds, with the least and the most",
+        published="; beside it the published one" if _is_published(study) else "",
+        dashed=", and the published one dashed" if _is_published(study) else "",
+        why=study.why,
+        pictures=gradients.PICTURES,
+        seed=seeds[0],
+        gradients=_GRADIENTS,
+        sizes="\n".join(_sizes(study, results)),
         rows="\n".join(_rows(study, results)),
         curves=_CURVES,
         best="\n".join(_best(study, results)),
@@ -95,31 +107,67 @@ def curves(study: Comparison, results: Results) -> "Figure":
         published = {e: a for e, a in variant.published.items() if e <= last}
         axes.plot(list(published), list(published.values()), "--", color=colour, alpha=0.5)
     axes.set_xlabel("epoch")
-    axes.set_ylabel("test accuracy, percent (published: dashed)")
+    axes.set_ylabel(
+        f"test accuracy, percent{' (published: dashed)' if _is_published(study) else ''}"
+    )
     axes.set_ylim(0, 101)
     axes.set_xlim(0.5, last + 0.5)
     axes.locator_params(axis="x", integer=True)
     axes.grid(alpha=0.3)
-    axes.legend(loc="center right")
+    figure.legend(loc="outside upper center", ncols=len(study.variants))
+    return figure
+
+
+def gradients_by_layer(study: Comparison, results: Results) -> "Figure":
+    """Draw the size of the gradient in each convolution, one line a variant, on a log scale."""
+    figure = new_figure(8, 4)
+    axes = figure.add_subplot()
+    for number, (name, sizes) in enumerate(results.gradients.items()):
+        layers = range(1, len(sizes) + 1)
+        title = study.variants[name].title
+        axes.plot(layers, sizes, "o-", color=f"C{number}", label=title, markersize=3)
+    axes.set_yscale("log")
+    axes.set_xlabel("convolution, from the input on")
+    axes.set_ylabel("root mean square of the gradient")
+    axes.locator_params(axis="x", integer=True)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=len(study.variants))
     return figure
 
 
 def _rows(study: Comparison, results: Results) -> Iterator[str]:
-    yield "| epoch | " + " | ".join(v.title for v in study.variants.values()) + " |"
-    yield "|---" * (len(study.variants) + 1) + "|"
+    heads = ["epoch"]
+    for variant in study.variants.values():
+        heads += [variant.title, "published"] if variant.published else [variant.title]
+    yield markdown_row(heads)
+    yield markdown_row("---" for _ in heads)
     for epoch in range(1, int(results.settings["epochs"] or 0) + 1):
-        cells = []
+        cells = [str(epoch)]
         for name, variant in study.variants.items():
-            cell = _measured(results.accuracies(name, epoch))
-            if epoch in variant.published:
-                cell += f" ({variant.published[epoch]:g})"
-            cells.append(cell)
-        yield f"| {epoch} | " + " | ".join(cells) + " |"
+            cells.append(_measured(results.accuracies(name, epoch)))
+            if variant.published:
+                published = variant.published.get(epoch)
+                cells.append(_NONE if published is None else f"{published:.2f}")
+        yield markdown_row(cells)
+
+
+def _sizes(study: Comparison, results: Results) -> Iterator[str]:
+    """Tell each variant's gradient in its first and in its last convolution."""
+    yield markdown_row(["network", "first convolution", "last convolution", "first / last"])
+    yield markdown_row(["---"] * 4)
+    for name, sizes in results.gradients.items():
+        first, last = sizes[0], sizes[-1]
+        cells = (f"{value:.2g}" for value in (first, last, first / last))
+        yield markdown_row([study.variants[name].title, *cells])
+
+
+def _is_published(study: Comparison) -> bool:
+    return any(variant.published for variant in study.variants.values())
 
 
 def _measured(accuracies: list[float]) -> str:
     if not accuracies:
-        return "–"  # noqa: RUF001  the sign for what is missing
+        return _NONE
     mean = f"{100 * sum(accuracies) / len(accuracies):.2f}"
     if len(accuracies) == 1:
         return mean

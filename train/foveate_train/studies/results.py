@@ -19,7 +19,9 @@ class Results(BaseModel):
     """A study's results with all that is needed to repeat them.
 
     `settings` are those of every run but for the seed; `precision` is what the
-    networks computed in; `machine` and `versions` are those of the last process.
+    networks computed in; `gradients` holds, by variant, the size of the gradient in each
+    convolution before the first step, with the first seed; `machine` and `versions` are
+    those of the last process.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -32,6 +34,7 @@ class Results(BaseModel):
     data_digest: str
     machine: dict[str, str | int]
     versions: dict[str, str]
+    gradients: dict[str, list[float]]
     runs: list[Entry]
 
     def accuracies(self, variant: str, epoch: int) -> list[float]:

@@ -3,7 +3,8 @@
 In the folder of the results:
 
     results.json, results.csv   what was measured, after every epoch
-    README.md, curves.png       the page, drawn from results.json
+    README.md, curves.png,
+    gradients.png               the page, drawn from results.json
     .state/                     where each run stands
 """
 
@@ -16,7 +17,7 @@ from foveate_train.environment import machine, versions
 from foveate_train.loop import Training, compute_type
 from foveate_train.progress import StepProgress
 from foveate_train.run import Run
-from foveate_train.studies import report
+from foveate_train.studies import gradients, report
 from foveate_train.studies.comparison import Comparison
 from foveate_train.studies.options import StudyOptions
 from foveate_train.studies.results import Entry, Results
@@ -45,6 +46,7 @@ def run(study: Comparison, options: StudyOptions, stop: Event) -> bool:
         data_digest=training.digest,
         machine=machine(device),
         versions=versions(),
+        gradients=gradients_of(study, options.seeds[0], training),
         runs=entries,
     )
     runs = [_run(study, entry, options, training, test) for entry in entries]
@@ -68,6 +70,15 @@ def run(study: Comparison, options: StudyOptions, stop: Event) -> bool:
                 report.write(study, results, options.folder)
     report.write(study, results, options.folder)
     return True
+
+
+def gradients_of(study: Comparison, seed: int, data: InMemory) -> dict[str, list[float]]:
+    """Return the size of the gradient in each layer of each variant before its first step."""
+    networks = {
+        name: registry.create(study.classifier, weights=f"random:{seed}", **variant.arguments)
+        for name, variant in study.variants.items()
+    }
+    return {name: gradients.sizes(each.module, data) for name, each in networks.items()}
 
 
 def _run(

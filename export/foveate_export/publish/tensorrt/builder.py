@@ -10,10 +10,11 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from foveate_export.errors import EngineError, RepositoryError
+from foveate_export.errors import EngineError
 from foveate_export.publish.tensorrt.target import Target, portable_capabilities
 from foveate_runtime.backends.tensorrt.flavour import Library
 from foveate_runtime.bundle.manifest import CLASS_IDS_INPUT
+from foveate_runtime.bundle.publishing import RepositoryError
 
 _PARSER_ERRORS = 3
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from foveate_export.errors import RepositoryError, UsageError
+from foveate_export.errors import UsageError
 from foveate_export.progress import Stage
 from foveate_export.publish.tensorrt.builder import build
 from foveate_export.publish.tensorrt.target import Target
@@ -29,6 +29,7 @@ from foveate_runtime.bundle.manifest import (
     Manifest,
     VariantEntry,
 )
+from foveate_runtime.bundle.publishing import RepositoryError
 
 
 def suitable_variants(manifest: Manifest) -> list[str]:

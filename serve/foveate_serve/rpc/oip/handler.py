@@ -1,4 +1,7 @@
-"""The service without gRPC: each method takes and returns messages, and raises StatusError."""
+"""The Open Inference Protocol: each method takes a message and its call, and returns a message.
+
+They raise the errors of `foveate_serve.errors`.
+"""
 
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
@@ -7,7 +10,6 @@ from contextlib import aclosing
 from google.rpc.code_pb2 import Code
 
 from foveate.inference import open_inference_pb2 as pb
-from foveate.status import StatusError
 from foveate.v1.repository_service_pb2 import ReloadModelRequest, UnloadModelRequest
 from foveate_serve.engine.engine import Engine
 from foveate_serve.errors import (
@@ -20,7 +22,9 @@ from foveate_serve.errors import (
 from foveate_serve.repository.labels import LATEST
 from foveate_serve.repository.loaded import LoadedModel
 from foveate_serve.repository.versions import State
-from foveate_serve.rpc.errors import status_errors
+from foveate_serve.rpc.bounds import MAX_ID_CHARACTERS, require_short
+from foveate_serve.rpc.calls import Call, deadline_of
+from foveate_serve.rpc.errors import status_of
 from foveate_serve.rpc.handlers import RepositoryHandler, in_order
 from foveate_serve.rpc.oip import description
 from foveate_serve.rpc.oip.inference import read_request, write_response
@@ -35,7 +39,7 @@ class InferenceHandler:
 
     `admin` loads and unloads models. `ready` returns whether the server takes requests.
     `max_images` bounds the pictures of one request, and the requests of one stream that
-    are worked on at one time. A `deadline` is a time of `time.monotonic` or None.
+    are worked on at one time.
     """
 
     def __init__(
@@ -54,90 +58,99 @@ class InferenceHandler:
         self._ready = ready
         self._max_images = max_images
 
-    async def server_live(self) -> pb.ServerLiveResponse:
+    async def server_live(
+        self, _request: pb.ServerLiveRequest, _: Call | None = None
+    ) -> pb.ServerLiveResponse:
         """Report that the server is live."""
         return pb.ServerLiveResponse(live=True)
 
-    async def server_ready(self) -> pb.ServerReadyResponse:
+    async def server_ready(
+        self, _request: pb.ServerReadyRequest, _: Call | None = None
+    ) -> pb.ServerReadyResponse:
         """Report whether the server takes requests."""
         return pb.ServerReadyResponse(ready=self._ready())
 
-    async def model_ready(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
+    async def model_ready(
+        self, request: pb.ModelReadyRequest, _: Call | None = None
+    ) -> pb.ModelReadyResponse:
         """Report whether a model takes requests. An unknown model is an error."""
-        with status_errors():
-            try:
-                self._model(request.name, request.version)
-            except (LoadingError, NotReadyError):
-                return pb.ModelReadyResponse(ready=False)
-            return pb.ModelReadyResponse(ready=True)
+        try:
+            self._model(request.name, request.version)
+        except (LoadingError, NotReadyError):
+            return pb.ModelReadyResponse(ready=False)
+        return pb.ModelReadyResponse(ready=True)
 
-    async def server_metadata(self) -> pb.ServerMetadataResponse:
+    async def server_metadata(
+        self, _request: pb.ServerMetadataRequest, _: Call | None = None
+    ) -> pb.ServerMetadataResponse:
         """Return the server's name and extensions."""
-        with status_errors():
-            return description.server_metadata()
+        return description.server_metadata()
 
-    async def model_metadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
+    async def model_metadata(
+        self, request: pb.ModelMetadataRequest, _: Call | None = None
+    ) -> pb.ModelMetadataResponse:
         """Describe a model's tensors."""
-        with status_errors():
-            model = self._model(request.name, request.version)
-            versions = self._serving(model.bundle.manifest.name, "")
-            return description.model_metadata(model, [version for _, version in versions])
+        model = self._model(request.name, request.version)
+        versions = self._serving(model.bundle.manifest.name, "")
+        return description.model_metadata(model, [version for _, version in versions])
 
-    async def model_config(self, request: pb.ModelConfigRequest) -> pb.ModelConfigResponse:
+    async def model_config(
+        self, request: pb.ModelConfigRequest, _: Call | None = None
+    ) -> pb.ModelConfigResponse:
         """Describe how a model runs."""
-        with status_errors():
-            model = self._model(request.name, request.version)
-            return description.model_config(model, max_images=self._max_images)
+        model = self._model(request.name, request.version)
+        return description.model_config(model, max_images=self._max_images)
 
     async def model_statistics(
-        self, request: pb.ModelStatisticsRequest
+        self, request: pb.ModelStatisticsRequest, _: Call | None = None
     ) -> pb.ModelStatisticsResponse:
         """Return the statistics of the versions that serve."""
-        with status_errors():
-            wanted = request.version
-            if request.name:
-                model = self._model(request.name, wanted)
-                # A label or a number means one version; empty means all.
-                wanted = wanted and str(model.bundle.manifest.version)
-            return pb.ModelStatisticsResponse(
-                model_stats=[
-                    description.model_statistics(name, version, self._statistics.of(name, version))
-                    for name, version in self._serving(request.name, wanted)
-                ]
-            )
+        wanted = request.version
+        if request.name:
+            model = self._model(request.name, wanted)
+            # A label or a number means one version; empty means all.
+            wanted = wanted and str(model.bundle.manifest.version)
+        return pb.ModelStatisticsResponse(
+            model_stats=[
+                description.model_statistics(name, version, self._statistics.of(name, version))
+                for name, version in self._serving(request.name, wanted)
+            ]
+        )
 
-    async def infer(
-        self, message: pb.ModelInferRequest, deadline: float | None
+    async def model_infer(
+        self, message: pb.ModelInferRequest, call: Call | None = None
     ) -> pb.ModelInferResponse:
         """Run a model on the pictures of a request."""
-        with status_errors():
-            inference = read_request(message, max_images=self._max_images)
-            if inference.timeout is not None:
-                own = time.monotonic() + inference.timeout.total_seconds()
-                deadline = own if deadline is None else min(own, deadline)
-            try:
-                result = await self._engine.infer(inference.request, deadline=deadline)
-            except InvalidRequestError as error:
-                raise inference.locate(error) from error
-            return write_response(inference, result, name=message.id)
+        require_short(message.id, "id")
+        inference = read_request(message, max_images=self._max_images)
+        deadline = deadline_of(call)
+        if inference.timeout is not None:
+            own = time.monotonic() + inference.timeout.total_seconds()
+            deadline = own if deadline is None else min(own, deadline)
+        try:
+            result = await self._engine.infer(inference.request, deadline=deadline)
+        except InvalidRequestError as error:
+            raise inference.locate(error) from error
+        return write_response(inference, result, name=message.id)
 
-    async def stream_infer(
-        self, messages: AsyncIterable[pb.ModelInferRequest], deadline: float | None
+    async def model_stream_infer(
+        self, messages: AsyncIterable[pb.ModelInferRequest], call: Call | None = None
     ) -> AsyncGenerator[pb.ModelStreamInferResponse, None]:
         """Run a model on every request of a stream; the responses keep their order."""
 
         async def respond(message: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
             try:
-                response = await self.infer(message, deadline)
-            except StatusError as error:
+                response = await self.model_infer(message, call)
+            except Exception as error:  # noqa: BLE001 - unexpected ones are logged
+                status = status_of(error)
                 # The protocol has no field for the code, and a client must know
                 # whether trying again can help.
                 return pb.ModelStreamInferResponse(
-                    error_message=f"{Code.Name(error.status.code)}: {error.status.message}",
+                    error_message=f"{Code.Name(status.code)}: {status.message}",
                     infer_response=pb.ModelInferResponse(
-                        model_name=message.model_name,
-                        model_version=message.model_version,
-                        id=message.id,
+                        model_name=message.model_name[:MAX_ID_CHARACTERS],
+                        model_version=message.model_version[:MAX_ID_CHARACTERS],
+                        id=message.id[:MAX_ID_CHARACTERS],
                     ),
                 )
             return pb.ModelStreamInferResponse(infer_response=response)
@@ -147,30 +160,27 @@ class InferenceHandler:
                 yield response
 
     async def repository_index(
-        self, request: pb.RepositoryIndexRequest
+        self, request: pb.RepositoryIndexRequest, _: Call | None = None
     ) -> pb.RepositoryIndexResponse:
         """List the versions of every model."""
-        with status_errors():
-            _require_no_repository(request.repository_name)
-            return description.repository_index(self._repository.models(), ready=request.ready)
+        _require_no_repository(request.repository_name)
+        return description.repository_index(self._repository.models(), ready=request.ready)
 
-    async def load_model(
-        self, request: pb.RepositoryModelLoadRequest
+    async def repository_model_load(
+        self, request: pb.RepositoryModelLoadRequest, _: Call | None = None
     ) -> pb.RepositoryModelLoadResponse:
         """Load the newest version of a model, also where it serves already."""
-        with status_errors():
-            _require_no_repository(request.repository_name)
-            _require_no_parameters(request.parameters)
+        _require_no_repository(request.repository_name)
+        _require_no_parameters(request.parameters)
         await self._admin.reload_model(ReloadModelRequest(name=request.model_name, version=LATEST))
         return pb.RepositoryModelLoadResponse()
 
-    async def unload_model(
-        self, request: pb.RepositoryModelUnloadRequest
+    async def repository_model_unload(
+        self, request: pb.RepositoryModelUnloadRequest, _: Call | None = None
     ) -> pb.RepositoryModelUnloadResponse:
         """Unload every version of a model."""
-        with status_errors():
-            _require_no_repository(request.repository_name)
-            _require_no_parameters(request.parameters, but=_UNLOAD_DEPENDENTS)
+        _require_no_repository(request.repository_name)
+        _require_no_parameters(request.parameters, but=_UNLOAD_DEPENDENTS)
         await self._admin.unload_model(UnloadModelRequest(name=request.model_name))
         return pb.RepositoryModelUnloadResponse()
 

@@ -14,6 +14,7 @@ from urllib.parse import quote
 import grpc
 
 from foveate_serve.deadlines import Deadlines, Timer
+from foveate_serve.transports.base import MethodHandler, behaviour_of
 from foveate_serve.transports.http2 import headers
 from foveate_serve.transports.http2.connection import Connection
 from foveate_serve.transports.http2.context import Context
@@ -29,8 +30,7 @@ from foveate_serve.transports.http2.stream import Stream
 
 logger = logging.getLogger(__name__)
 
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-Find: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]"
+Find: TypeAlias = Callable[[grpc.HandlerCallDetails], Awaitable[MethodHandler | None]]
 
 _GRACE_SECONDS = 0.005
 """A handler that keeps the deadline itself says more of it."""
@@ -257,16 +257,11 @@ class Call(Stream):
         finally:
             self._end()
 
-    async def _handle(self, handler: Handler) -> None:
+    async def _handle(self, handler: MethodHandler) -> None:
         serialize = handler.response_serializer
         if serialize is not None:
             self._serialize = serialize
-        behaviour: Any = (
-            handler.unary_unary
-            or handler.stream_stream
-            or handler.unary_stream
-            or handler.stream_unary
-        )
+        behaviour = behaviour_of(handler)
         self._deserialize = deserialize = handler.request_deserializer
         request: Any
         if handler.request_streaming:
@@ -279,7 +274,7 @@ class Call(Stream):
             self._take_no_more(_ENOUGH)
             # Any buffer will do for what deserialises.
             request = bytes(message) if deserialize is None else deserialize(cast("bytes", message))
-        if inspect.isasyncgenfunction(behaviour):
+        if handler.response_streaming and inspect.isasyncgenfunction(behaviour):
             async with aclosing(behaviour(request, self._context)) as responses:
                 async for response in responses:
                     await self.send(response)

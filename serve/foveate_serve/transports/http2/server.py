@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import ssl
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +14,8 @@ from grpc_channelz.v1.channelz_pb2_grpc import add_ChannelzServicer_to_server
 
 from foveate_serve.deadlines import Deadlines
 from foveate_serve.settings import TransportSettings
-from foveate_serve.transports.base import FLUSH_SECONDS, services_of
-from foveate_serve.transports.http2.call import Budget, Call, Find, Handler
+from foveate_serve.transports.base import FLUSH_SECONDS, MethodHandler, Services, services_of
+from foveate_serve.transports.http2.call import Budget, Call, Find
 from foveate_serve.transports.http2.channelz import ChannelzServicer
 from foveate_serve.transports.http2.connection import Connection
 from foveate_serve.transports.http2.counts import Counts
@@ -32,7 +32,7 @@ TLS_SECONDS = 20.0
 BACKLOG = 1024
 
 
-class Http2Transport:
+class Http2Transport(Services):
     """A transport (see `base.Transport`) that speaks HTTP/2 on the event loop."""
 
     def __init__(
@@ -40,9 +40,9 @@ class Http2Transport:
         settings: TransportSettings,
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
     ) -> None:
+        super().__init__()
         self._settings = settings
         self._budget = Budget(limit=max(settings.max_request_bytes, settings.max_message_bytes))
-        self._handlers: list[grpc.GenericRpcHandler] = []
         self._buffer = bytearray(BUFFER_BYTES)
         self._listeners: list[asyncio.Server] = []
         self.connections: dict[int, Connection] = {}
@@ -55,15 +55,6 @@ class Http2Transport:
         self._find: Find = self.handler
         for interceptor in reversed(interceptors):
             self._find = _intercepted(interceptor, self._find)
-
-    def add_generic_rpc_handlers(
-        self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]
-    ) -> None:
-        """Answer the methods that some handlers know."""
-        self._handlers.extend(generic_rpc_handlers)
-
-    def add_registered_method_handlers(self, service_name: str, method_handlers: object) -> None:
-        """Do nothing: generated code registers the same methods in both ways."""
 
     def add_channelz(self) -> None:
         """Answer grpc.channelz.v1 with the connections and what each has carried."""
@@ -147,9 +138,9 @@ class Http2Transport:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._empty.wait(), seconds)
 
-    async def handler(self, details: grpc.HandlerCallDetails) -> "Handler | None":
+    async def handler(self, details: grpc.HandlerCallDetails) -> MethodHandler | None:
         """Return what answers a call, None where nothing does."""
-        for handlers in self._handlers:
+        for handlers in self.generic_handlers:
             found = handlers.service(details)
             if found is not None:
                 return found
@@ -206,7 +197,7 @@ class Http2Transport:
 
 
 def _intercepted(interceptor: grpc.aio.ServerInterceptor, find: Find) -> Find:
-    async def intercepted(details: grpc.HandlerCallDetails) -> "Handler | None":
+    async def intercepted(details: grpc.HandlerCallDetails) -> MethodHandler | None:
         return await interceptor.intercept_service(find, details)
 
     return intercepted

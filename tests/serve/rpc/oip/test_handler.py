@@ -14,14 +14,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from foveate.inference import open_inference_pb2 as pb
-from foveate.status import ErrorStatus, StatusError
+from foveate.status import ErrorStatus
 from foveate_runtime.backends.registry import create_runner
 from foveate_runtime.cores import ANY_CORE
 from foveate_runtime.imaging.decode import ImageLimits
 from foveate_serve.batching.policy import BatchPolicy
 from foveate_serve.engine.engine import Engine, Limits
 from foveate_serve.engine.explain import ExplanationLimits
+from foveate_serve.errors import ServeError
 from foveate_serve.repository.repository import Repository
+from foveate_serve.rpc.errors import status_of
 from foveate_serve.rpc.handlers import RepositoryHandler
 from foveate_serve.rpc.oip.handler import InferenceHandler
 from foveate_serve.rpc.oip.tensors import write_bytes
@@ -60,12 +62,12 @@ class Service:
         )
 
     async def infer(self, message: pb.ModelInferRequest) -> dict[str, np.ndarray]:
-        return arrays(await self.handler.infer(message, None))
+        return arrays(await self.handler.model_infer(message, None))
 
     async def fails(self, message: pb.ModelInferRequest) -> ErrorStatus:
-        with pytest.raises(StatusError) as raised:
-            await self.handler.infer(message, None)
-        return raised.value.status
+        with pytest.raises(ServeError) as raised:
+            await self.handler.model_infer(message, None)
+        return status_of(raised.value)
 
 
 @pytest_asyncio.fixture
@@ -191,18 +193,18 @@ async def test_classification_gives_the_best_classes_as_texts(service: Service) 
     message = request(plain(GREEN, RED))
     output = message.outputs.add(name="logits")
     output.parameters["classification"].int64_param = 2
-    response = await service.handler.infer(message, None)
+    response = await service.handler.model_infer(message, None)
     assert (response.outputs[0].datatype, list(response.outputs[0].shape)) == ("BYTES", [2, 2])
     texts = [b"1.000000:1:green", b"0.250000:0:red", b"1.250000:0:red", b"0.000000:1:green"]
     assert response.raw_output_contents[0] == write_bytes(texts)
 
     output.parameters["classification"].int64_param = 1000
-    response = await service.handler.infer(message, None)
+    response = await service.handler.model_infer(message, None)
     assert list(response.outputs[0].shape) == [2, 3]
 
 
 async def test_the_answer_repeats_the_name_of_the_request(service: Service) -> None:
-    response = await service.handler.infer(request(id="a-1"), None)
+    response = await service.handler.model_infer(request(id="a-1"), None)
     assert (response.id, response.model_name, response.model_version) == ("a-1", "colours", "1")
 
 
@@ -457,9 +459,9 @@ async def test_models_that_do_not_serve(service: Service) -> None:
     assert (await service.fails(message)).code == Code.NOT_FOUND
     message = request(model_version="2")
     assert (await service.fails(message)).code == Code.NOT_FOUND
-    with pytest.raises(StatusError) as raised:
+    with pytest.raises(ServeError) as raised:
         await service.handler.model_ready(pb.ModelReadyRequest(name="x"))
-    assert raised.value.status.code == Code.NOT_FOUND
+    assert status_of(raised.value).code == Code.NOT_FOUND
     await service.engine.repository.unload("colours", "")
     assert (await service.fails(request())).code == Code.FAILED_PRECONDITION
     ready = await service.handler.model_ready(pb.ModelReadyRequest(name="colours"))
@@ -486,10 +488,10 @@ async def test_a_loading_model_is_unavailable(
 
 
 async def test_readiness_is_that_of_the_server(service: Service) -> None:
-    assert (await service.handler.server_live()).live
-    assert (await service.handler.server_ready()).ready
+    assert (await service.handler.server_live(pb.ServerLiveRequest())).live
+    assert (await service.handler.server_ready(pb.ServerReadyRequest())).ready
     service.ready = False
-    assert not (await service.handler.server_ready()).ready
+    assert not (await service.handler.server_ready(pb.ServerReadyRequest())).ready
 
 
 async def test_statistics_are_those_of_what_ran(service: Service) -> None:
@@ -525,21 +527,21 @@ async def test_loading_takes_what_the_client_sends_and_no_more(
     await service.engine.repository.open()
     unload = pb.RepositoryModelUnloadRequest(model_name="colours")
     unload.parameters["unload_dependents"].bool_param = False
-    await service.handler.unload_model(unload)
+    await service.handler.repository_model_unload(unload)
     write_bundle(version=2)
-    await service.handler.load_model(pb.RepositoryModelLoadRequest(model_name="colours"))
-    assert (await service.handler.infer(request(), None)).model_version == "2"
+    await service.handler.repository_model_load(pb.RepositoryModelLoadRequest(model_name="colours"))
+    assert (await service.handler.model_infer(request(), None)).model_version == "2"
     override = pb.RepositoryModelLoadRequest(model_name="colours")
     override.parameters["config"].string_param = "{}"
     for call in (
-        service.handler.load_model(override),
-        service.handler.load_model(
+        service.handler.repository_model_load(override),
+        service.handler.repository_model_load(
             pb.RepositoryModelLoadRequest(model_name="colours", repository_name="x")
         ),
     ):
-        with pytest.raises(StatusError) as raised:
+        with pytest.raises(ServeError) as raised:
             await call
-        assert raised.value.status.code == Code.INVALID_ARGUMENT
+        assert status_of(raised.value).code == Code.INVALID_ARGUMENT
     await service.engine.close()
 
 
@@ -550,7 +552,7 @@ async def test_a_stream_answers_in_order_and_outlives_errors(service: Service) -
         for index, colour in enumerate(colours):
             yield encoded(b"x") if index == 3 else request(plain(colour), id=str(index))
 
-    answers = [answer async for answer in service.handler.stream_infer(messages(), None)]
+    answers = [answer async for answer in service.handler.model_stream_infer(messages(), None)]
     assert [answer.infer_response.id for answer in answers[:3]] == ["0", "1", "2"]
     assert answers[3].error_message.startswith("INVALID_ARGUMENT: the bytes are no picture")
     assert not answers[3].infer_response.outputs
@@ -665,9 +667,9 @@ def test_no_request_is_the_servers_fault(
     service, loop = fuzzed
     code, text = Code.OK, ""
     try:
-        loop.run_until_complete(service.handler.infer(message, None))
-    except StatusError as error:
-        code, text = error.status.code, error.status.message
+        loop.run_until_complete(service.handler.model_infer(message, None))
+    except ServeError as error:
+        code, text = status_of(error).code, error.message
     assert code in (Code.OK, Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.DEADLINE_EXCEEDED)
     assert len(text) < 500
 
@@ -697,7 +699,9 @@ async def test_a_label_is_a_version(service: Service, write_bundle: Callable[...
     await repository.load("colours", "2")
     await repository.set_labels("colours", {"stable": "1", "canary": "2"})
     answers = {
-        version: (await service.handler.infer(request(model_version=version), None)).model_version
+        version: (
+            await service.handler.model_infer(request(model_version=version), None)
+        ).model_version
         for version in ("", "stable", "canary", "latest", "1")
     }
     assert answers == {"": "1", "stable": "1", "canary": "2", "latest": "2", "1": "1"}

@@ -1,0 +1,109 @@
+"""Run the fuzzers, two at a time, and say what they found.
+
+    python -m tests.fuzz                    as many executions as the table asks
+    python -m tests.fuzz --seconds 15       each for so long
+
+Corpora and findings stay in fuzz-output/NAME; a finding is run again by
+`python -m tests.fuzz.NAME fuzz-output/NAME 1 0 0` with its file alone in the corpus.
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from benchmarks import machine
+from rich.console import Console
+from rich.table import Table
+
+EXECUTIONS = {
+    "pictures": 1_000_000,
+    "frames": 1_000_000,
+    "calls grpcio": 100_000,
+    "calls http2": 100_000,
+}
+"""Of each target; `calls` asks a server with the transport named."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a target's run came to; `finding` is its last line where it failed."""
+
+    target: str
+    executions: int
+    branches: int | None
+    seconds: float
+    finding: str | None
+
+
+def run(target: str, options: argparse.Namespace) -> Outcome:
+    """Run one target in a process of its own."""
+    name, _, transport = target.partition(" ")
+    folder = options.out / target.replace(" ", "-")
+    folder.mkdir(parents=True, exist_ok=True)
+    where = options.repository if transport else folder
+    runs = -1 if options.seconds else EXECUTIONS[target]
+    command = [sys.executable, "-m", f"tests.fuzz.{name}", where, runs, options.seconds]
+    command += [options.seed, *filter(None, [transport])]
+    started = time.monotonic()
+    ended = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, errors="replace", check=False
+    )
+    log = folder / "log.txt"
+    log.write_text(ended.stdout + ended.stderr, encoding="utf-8")
+    executed = re.findall(r"stat::number_of_executed_units: (\d+)", ended.stderr)
+    branches = re.findall(r"cov: (\d+)", ended.stderr)
+    errors = re.findall(r"^\w*(?:Error|ERROR|SUMMARY).*$", ended.stderr, re.MULTILINE)
+    return Outcome(
+        target=target,
+        executions=int(executed[-1]) if executed else 0,
+        branches=int(branches[-1]) if branches else None,
+        seconds=round(time.monotonic() - started, 1),
+        finding=f"{errors[-1] if errors else 'it ended early'} ({log})"
+        if ended.returncode
+        else None,
+    )
+
+
+def show(outcomes: Sequence[Outcome]) -> None:
+    """Print the table."""
+    table = Table("target", "executions", "branches", "seconds", "finding")
+    for outcome in outcomes:
+        branches = "" if outcome.branches is None else f"{outcome.branches:,}"
+        table.add_row(
+            *(outcome.target, f"{outcome.executions:,}", branches),
+            *(f"{outcome.seconds:.0f}", outcome.finding or "none"),
+        )
+    Console().print(table)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help=", ".join(EXECUTIONS))
+    parser.add_argument("--seconds", type=int, default=0, help="of each target, 0: no limit")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--repository", type=Path, default=Path("demo-output/repository"))
+    parser.add_argument("--out", type=Path, default=Path("fuzz-output"))
+    parser.add_argument("--result", type=Path, help="a results file to write")
+    options = parser.parse_args()
+    targets = options.targets or list(EXECUTIONS)
+    if unknown := sorted(set(targets) - set(EXECUTIONS)):
+        parser.error(f"no target {unknown[0]!r}: there are {', '.join(EXECUTIONS)}")
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = list(pool.map(lambda target: run(target, options), targets))
+    show(outcomes)
+    if options.result:
+        rows = [asdict(outcome) for outcome in outcomes]
+        machine.save(
+            {"benchmark": "fuzz", "machine": machine.describe(), "rows": rows}, options.result
+        )
+    return int(any(outcome.finding for outcome in outcomes))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
