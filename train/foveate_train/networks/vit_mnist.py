@@ -75,7 +75,7 @@ class ViTMNIST(nn.Module):
         """Return the logits of a batch of normalised images."""
         tokens = self.patches(images).flatten(2).transpose(1, 2)
         if self.cls_token is not None:
-            tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], 1)
+            tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], 1)
         tokens = self.norm(self.blocks(tokens + self.positions))
         logits: torch.Tensor = self.head(tokens.mean(1) if self.pool else tokens[:, 0])
         return logits
