@@ -285,8 +285,8 @@ def _part(results: Mapping[str, Any], layer: str, *, labels: bool) -> str:
 
 def _photograph_part(results: Mapping[str, Any], count: int) -> str:
     said = (
-        f"## Photographs\n\nThe same for `{PHOTOGRAPHS}` with its ImageNet weights, over {count} "
-        "pictures: photographs, and their quarters."
+        f"## Photographs\n\nThe same for `{PHOTOGRAPHS}` with its ImageNet weights, over the "
+        f"{count} pictures of a folder."
     )
     shown = (_part(results, layer, labels=False) for layer in PHOTOGRAPH_LAYERS)
     return "\n\n".join([said, *shown])
