@@ -276,8 +276,8 @@ def _parser() -> argparse.ArgumentParser:
     changes = parser.add_argument_group(
         "changes",
         "A server takes them where it was started with --admin. A load that takes longer than "
-        "--timeout goes on. Without --version, --load takes the newest, --reload the one that "
-        "serves by default, and --unload every one.",
+        "--timeout goes on. Without --version the newest is loaded, the one that serves by "
+        "default is read anew, and every one is unloaded.",
     ).add_mutually_exclusive_group()
     changes.add_argument("--load", action="store_true", help="load NAME, and wait until it serves")
     changes.add_argument(
