@@ -3,7 +3,7 @@
     python -m benchmarks.explanations --repository DIR [--grad-cam PYTHON] [--rounds N]
 
 The models are exported into the repository where it lacks them: EfficientNet-Lite0
-with its weights, ResNet-50 and VGG-16 with random ones. Their requests take turns,
+with its weights, ResNet-50, VGG-16 and ViT-Ti/16 with random ones. Their requests take turns,
 round by round, on one picture, in another order each round, so that a slower spell
 of the machine meets all of them alike. In its turn a request runs `REPEATS` times
 and the fastest counts, since what else the machine does only makes runs slower; a
@@ -41,9 +41,13 @@ MODELS = {
     "efficientnet_lite0": ["package:efficientnet_lite0"],
     "resnet50": ["torchvision:resnet50", "--weights", "random:0"],
     "vgg16": ["torchvision:vgg16", "--weights", "random:0"],
+    "vit_tiny": ["timm:vit_tiny_patch16_224", "--weights", "random:0"],
 }
-LIMITS = {"efficientnet_lite0": 1.05, "resnet50": 1.05, "vgg16": 1.12}
+LIMITS = {"efficientnet_lite0": 1.05, "resnet50": 1.05, "vgg16": 1.12, "vit_tiny": 2.5}
 """What the maps of five classes by the default method may cost, as a ratio to logits."""
+
+COMPARED = ("efficientnet_lite0", "resnet50", "vgg16")
+"""The models that pytorch-grad-cam explains as well."""
 
 TIMES_LESS = 10
 """How much less they cost than pytorch-grad-cam's, at least."""
@@ -94,10 +98,9 @@ def requests(bundle: Bundle) -> dict[str, tuple[list[str], int]]:
     methods = [cam.method for cam in bundle.manifest.cams]
     features = [f"features.{feature.layer}" for feature in bundle.manifest.features]
     wanted: dict[str, tuple[list[str], int]] = {"logits": (["logits"], 0)}
-    for count in (1, 5, 20):
-        wanted[f"{methods[0]} of {count}"] = (["logits", f"cam.{methods[0]}"], count)
-    for method in methods[1:]:
-        wanted[f"{method} of 5"] = (["logits", f"cam.{method}"], 5)
+    for method in methods:
+        for count in (1, 5, 20):
+            wanted[f"{method} of {count}"] = (["logits", f"cam.{method}"], count)
     wanted["feature maps"] = (["logits", *features], 0)
     return wanted
 
@@ -228,7 +231,7 @@ def main() -> None:
         newest = max((options.repository / name).glob("[0-9]*"), key=lambda path: int(path.name))
         bundle = Bundle.open(newest)
         found[name] = measure(bundle, options.rounds, console)
-        if options.grad_cam:
+        if options.grad_cam and name in COMPARED:
             theirs = grad_cam(options.grad_cam, name, max(3, options.rounds // 5))
             method = bundle.manifest.cams[0].method
             found[name]["grad_cam"] = compared(found[name], theirs, method)

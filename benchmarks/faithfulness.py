@@ -1,6 +1,9 @@
 """How faithful the maps are: what the classifier says when it sees only what a map shows.
 
-    python -m benchmarks.faithfulness BUNDLE [--images DIR] [--variant NAME] [--steps N]
+    python -m benchmarks.faithfulness BUNDLE [--images DIR | --digits N] [--steps N]
+
+A folder of a checkpoint may stand in place of the bundle: its graph then runs in torch,
+without being exported. `--digits` takes MNIST's first test digits in place of photographs.
 
 For every photograph the class that the classifier puts first is explained, by
 each method of the bundle and by two controls that know nothing of it: noise of
@@ -32,8 +35,10 @@ import argparse
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -47,7 +52,7 @@ from benchmarks.request_cost import read_pictures
 from foveate_runtime.backends.base import Runner
 from foveate_runtime.backends.registry import create_runner
 from foveate_runtime.bundle.bundle import Bundle
-from foveate_runtime.bundle.manifest import CAM_PREFIX
+from foveate_runtime.bundle.manifest import CAM_PREFIX, MANIFEST_FILE, InputSpec
 from foveate_runtime.evaluation.faithfulness import auc, blurred, controls, ranking, replaced
 from foveate_runtime.imaging.decode import ImageLimits
 from foveate_runtime.imaging.heatmap import intensity
@@ -73,10 +78,49 @@ class Scores:
     whole: float
 
 
+class InTorch:
+    """The graph that a checkpoint would be exported as, run by torch: with the parts of a runner.
+
+    Attributes:
+        backend: the name of what computes.
+        outputs: the names of the graph's outputs.
+    """
+
+    backend = "torch"
+
+    def __init__(self, source: str) -> None:
+        # Only here: a bundle needs no torch.
+        import torch  # noqa: PLC0415
+
+        from foveate_export.exporter import examine  # noqa: PLC0415
+        from foveate_export.graph.classifier import ExplainedClassifier  # noqa: PLC0415
+        from foveate_export.sources import load_source  # noqa: PLC0415
+
+        self._torch = torch
+        self.classifier = load_source(source).classifier
+        head = examine(self.classifier).head
+        graph = ExplainedClassifier(self.classifier.module, self.classifier.input, head, [])
+        self._graph = graph.eval()
+        self.outputs = graph.output_names
+
+    def run(
+        self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]
+    ) -> dict[str, NDArray[Any]]:
+        """Return the graph's outputs; without classes the logits alone are computed."""
+        given = [self._torch.from_numpy(np.ascontiguousarray(inputs["image"]))]
+        if "class_ids" in inputs:
+            given.append(self._torch.from_numpy(inputs["class_ids"]))
+        with self._torch.no_grad():
+            found = self._graph(*given)
+        names = self.outputs if "class_ids" in inputs else ["logits"]
+        values = {name: each.numpy() for name, each in zip(names, found, strict=False)}
+        return {name: values[name] for name in outputs}
+
+
 class Classifier:
     """A runner that tells the probability of one class."""
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: Runner | InTorch) -> None:
         self.runner = runner
 
     def explain(self, picture: Picture) -> tuple[int, dict[str, Floats]]:
@@ -191,41 +235,70 @@ def report(methods: Mapping[str, Mapping[str, object]]) -> Table:
     return table
 
 
+def opened(
+    path: Path, variant: str, backend: str | None, stack: ExitStack
+) -> tuple[Runner | InTorch, str, InputSpec]:
+    """Return what runs a bundle or a checkpoint, the name of its classifier, and its input."""
+    if not (path / MANIFEST_FILE).exists():
+        torch = InTorch(str(path))
+        return torch, torch.classifier.name, torch.classifier.input
+    bundle = Bundle.open(path)
+    runner = stack.enter_context(create_runner(bundle, variant=variant, backend=backend))
+    return runner, bundle.manifest.classifier, bundle.manifest.input
+
+
+def photographs(folder: Path, spec: InputSpec, limit: int | None) -> tuple[list[Picture], str]:
+    """Return the pictures of a folder as the server prepares them, and its name."""
+    files = read_pictures(folder)[:limit]
+    return [prepare(data, spec, ImageLimits())[0] for data in files], folder.name
+
+
+def digits(count: int) -> tuple[list[Picture], str]:
+    """Return MNIST's first test digits, uint8 [28, 28, 1] each, and what they are."""
+    from foveate_train.data import mnist  # noqa: PLC0415 - a bundle of photographs needs no torch
+
+    pictures, _ = mnist.load("test")
+    return list(pictures[:count, :, :, None]), "MNIST test digits"
+
+
 def main() -> None:
     """Parse the command line, measure, write the results and the plot, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--images", type=Path, default=os.environ.get("FOVEATE_IMAGENET_DIR"))
+    parser.add_argument("--digits", type=int, help="take so many of MNIST's test digits")
     parser.add_argument("--variant", default="fp32")
     parser.add_argument("--backend", help="default: the first installed")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--limit", type=int, help="take this many photographs")
     parser.add_argument("--out", type=Path, default=RESULTS / "faithfulness.json")
     options = parser.parse_args()
-    if options.images is None:
+    if options.images is None and options.digits is None:
         parser.error("--images DIR is needed where FOVEATE_IMAGENET_DIR is not set")
     console = Console(stderr=True)
-    bundle = Bundle.open(options.bundle)
-    spec = bundle.manifest.input
-    mean = np.round(255 * np.asarray(spec.mean)).astype(np.uint8)
-    files = read_pictures(Path(options.images))[: options.limit]
-    began = time.monotonic()
-    found: dict[str, list[Scores]] = {}
-    with create_runner(bundle, variant=options.variant, backend=options.backend) as runner:
+    with ExitStack() as stack:
+        runner, name, spec = opened(options.bundle, options.variant, options.backend, stack)
+        pictures, data = (
+            digits(options.digits)
+            if options.digits
+            else photographs(Path(options.images), spec, options.limit)
+        )
+        mean = np.round(255 * np.asarray(spec.mean)).astype(np.uint8)
+        began = time.monotonic()
+        found: dict[str, list[Scores]] = {}
         classifier = Classifier(runner)
-        for number, data in enumerate(track(files, "photographs", console=console)):
-            picture, _ = prepare(data, spec, ImageLimits())
-            for name, scores in examine(classifier, picture, mean, number, options.steps).items():
-                found.setdefault(name, []).append(scores)
+        for number, picture in enumerate(track(pictures, "pictures", console=console)):
+            for method, scores in examine(classifier, picture, mean, number, options.steps).items():
+                found.setdefault(method, []).append(scores)
         backend = runner.backend
     methods = {name: summary(scores) for name, scores in found.items()}
     document = {
         "benchmark": "faithfulness",
-        "model": bundle.manifest.classifier,
+        "model": name,
         "variant": options.variant,
         "backend": backend,
-        "images": len(files),
-        "data": Path(options.images).name,
+        "images": len(pictures),
+        "data": data,
         "steps": options.steps,
         "seconds": round(time.monotonic() - began),
         "methods": methods,

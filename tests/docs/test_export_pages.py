@@ -270,6 +270,6 @@ def test_a_classifier_brings_all_that_is_needed(own_network: str) -> None:
 def test_the_page_names_the_methods_and_the_rules_that_there_are() -> None:
     page = (PAGES / "explanations.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^\| `cam\.(\w+)`", page, re.MULTILINE)) == {
-        "cam", "gradcam", "hirescam", "layercam",
+        "cam", "gradcam", "hirescam", "layercam", "relevance", "rollout", "legrad",
     }  # fmt: skip
     assert {"linear", "conv2d", "max_pool2d", "cat", "add"} <= RULES.keys()

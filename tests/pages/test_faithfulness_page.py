@@ -10,18 +10,24 @@ from benchmarks.faithfulness import RESULTS
 
 from foveate_runtime.evaluation.faithfulness import auc, blurred, controls, ranking, replaced
 
+from foveate_export.graph.heads.class_token import ORDER
+
 PAGE = Path(__file__).parents[2] / "docs" / "export" / "faithfulness.md"
 NAMES = {"Gaussian in the centre": "centre Gaussian", "noise": "random"}
 
 
-def test_the_table_is_that_of_the_results() -> None:
-    results = json.loads((RESULTS / "faithfulness.json").read_text(encoding="utf-8"))
+@pytest.mark.parametrize(
+    ("file", "part", "methods"),
+    [("faithfulness.json", 0, 6), ("faithfulness_vit_mnist.json", 1, 8)],
+)
+def test_a_table_is_that_of_its_results(file: str, part: int, methods: int) -> None:
+    results = json.loads((RESULTS / file).read_text(encoding="utf-8"))
     rows = re.findall(
         r"^\| (.+?) " + 3 * r"\| ([\d.]+) ± ([\d.]+) " + r"\| (\d+) \|$",
-        PAGE.read_text(encoding="utf-8"),
+        PAGE.read_text(encoding="utf-8").split("## Class-token transformers")[part],
         re.MULTILINE,
     )
-    assert len(rows) == len(results["methods"]) == 6
+    assert len(rows) == len(results["methods"]) == methods
     for name, *figures in rows:
         found = results["methods"][NAMES.get(name, name.strip("`"))]
         pairs = [found[k] for k in ("insertion_auc", "deletion_auc", "average_drop_percent")]
@@ -59,3 +65,13 @@ def test_the_controls_know_no_picture() -> None:
     assert (first["random"] != second["random"]).any()
     np.testing.assert_array_equal(first["centre Gaussian"], second["centre Gaussian"])
     assert first["centre Gaussian"].argmax() == 24
+
+
+def test_the_first_method_of_a_class_token_beats_the_gaussian() -> None:
+    results = json.loads((RESULTS / "faithfulness_vit_mnist.json").read_text(encoding="utf-8"))
+    first, gaussian = (results["methods"][name] for name in (ORDER[0], "centre Gaussian"))
+    assert first["insertion_auc"]["mean"] > gaussian["insertion_auc"]["mean"]
+    assert first["deletion_auc"]["mean"] < gaussian["deletion_auc"]["mean"]
+    assert (
+        max(ORDER, key=lambda name: results["methods"][name]["insertion_auc"]["mean"]) == ORDER[0]
+    )

@@ -503,7 +503,11 @@ def test_a_class_token_is_explained_by_the_patches_that_the_last_block_attends_t
     size, vit = build("vit")
     head = find_head(recorded(vit, size))
     assert {str(target.tap.layout) for target in head.targets.values()} == {"tokens(8, 8, 1)"}
-    assert {target.tap.path for target in head.targets.values()} == {"blocks.1.norm1"}
+    patches = head.without_attention.targets
+    assert {target.tap.path for target in patches.values()} == {"blocks.1.norm1"}
+    assert {str(head.targets[method].tap) for method in ("rollout", "relevance", "legrad")} == {
+        "pos_drop (input)"
+    }
     assert "cam" not in head.targets
 
 

@@ -37,7 +37,8 @@ from foveate_export.graph.vjp.narrow import Narrow, whole
 from foveate_export.graph.vjp.traced import TracedForward, TracedNetwork
 
 ORDER = ("relevance", "rollout", "legrad", "layercam", "hirescam", "gradcam")
-"""What a class-token transformer offers, the default first: as faithful as they were measured."""
+"""What a class-token transformer offers. The default comes first: the most faithful where
+measured, see docs/export/faithfulness.md."""
 
 
 class ClassToken(Head):
