@@ -168,7 +168,7 @@ def test_a_bad_argument_names_its_field_and_its_limit(name: str, fails) -> None:
     [
         ("no_such_model", "", "MODEL_NOT_FOUND"),
         ("../efficientnet_lite0", "", "MODEL_NOT_FOUND"),
-        ("x" * 100_000, "", "MODEL_NOT_FOUND"),
+        ("x" * 10_000, "", "MODEL_NOT_FOUND"),
         (MODEL, "99", "VERSION_NOT_FOUND"),
         (MODEL, "canary", "VERSION_NOT_FOUND"),
     ],
@@ -179,6 +179,12 @@ def test_an_unknown_model_or_version_is_not_found(
     code, status = fails(ClassifyRequest(model=model, version=version, encoded=JPEG))
     assert code is grpc.StatusCode.NOT_FOUND
     assert status.reason == reason
+
+
+def test_a_name_of_a_megabyte_is_refused_unread(fails) -> None:
+    code, status = fails(ClassifyRequest(model="x" * 1_000_000))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert status.reason == "FIELDS_TOO_LARGE"
 
 
 def test_the_details_of_an_unknown_model_are_not_found(server, error_of) -> None:
