@@ -13,7 +13,14 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from foveate_runtime.imaging.chunks import SIGNATURE, without_metadata
-from foveate_runtime.imaging.jpeg import MAX_SCANS, count_scans, decode_rgb, power_of_two_scale
+from foveate_runtime.imaging.jpeg import (
+    MAX_SCANS,
+    count_scans,
+    decode_rgb,
+    is_cut_off,
+    power_of_two_scale,
+    with_end,
+)
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 """The only formats whose decoders untrusted bytes reach."""
@@ -29,6 +36,7 @@ MAX_PIXELS = 178_000_000
 
 COLOUR_AS_GREY = "the picture has colours, and the model takes grey ones: it saw its brightness"
 DAMAGED_METADATA = "the picture's metadata is damaged and was passed over; it is taken as upright"
+MISSING_END = "the picture's end marker is missing; all of its pixels are there"
 
 _SAMPLE = (16, 16)
 _LEAST_COLOUR = 8.0
@@ -161,7 +169,7 @@ def decode(
     try:
         if data.startswith(SIGNATURE):
             return _decode_png(data, MODES[channels], limits, shorter_side)
-        return _decode(data, MODES[channels], limits, shorter_side)
+        return _decode_other(data, MODES[channels], limits, shorter_side)
     except _REFUSED as error:
         raise _image_error(error, data, limits) from error
 
@@ -177,6 +185,18 @@ def _decode_png(data: bytes, mode: str, limits: ImageLimits, shorter_side: int |
             raise
     decoded = _decode(bare, mode, limits, shorter_side)
     return replace(decoded, warnings=(*decoded.warnings, DAMAGED_METADATA))
+
+
+def _decode_other(data: bytes, mode: str, limits: ImageLimits, shorter_side: int | None) -> Decoded:
+    """Decode a picture that is no PNG; of a JPEG only the end marker may be missing."""
+    try:
+        return _decode(data, mode, limits, shorter_side)
+    except _REFUSED:
+        ended = with_end(data)
+        if ended is None:
+            raise
+    decoded = _decode(ended, mode, limits, shorter_side)
+    return replace(decoded, warnings=(*decoded.warnings, MISSING_END))
 
 
 def _decode(data: bytes, mode: str, limits: ImageLimits, shorter_side: int | None) -> Decoded:
@@ -197,6 +217,8 @@ def _decode(data: bytes, mode: str, limits: ImageLimits, shorter_side: int | Non
                 scale = power_of_two_scale(min(width, height), shorter_side)
             if image.mode == mode == "RGB":
                 pixels = decode_rgb(data, width, height, scale)
+            if pixels is None and is_cut_off(data):
+                raise OSError("a scan ends before its last pixel")
             if pixels is None and scale > 1:
                 image.draft(None, (width // scale, height // scale))
         if pixels is None:

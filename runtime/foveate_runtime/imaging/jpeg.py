@@ -14,6 +14,8 @@ try:
 except ModuleNotFoundError:  # an extra
     simplejpeg = None
 
+_START, _END = b"\xff\xd8", b"\xff\xd9"
+
 MAX_SCALE = 8
 
 MAX_SCANS = 32
@@ -61,6 +63,35 @@ def decode_rgb(data: bytes, width: int, height: int, scale: int) -> NDArray[np.u
     except ValueError:
         return None
     return pixels
+
+
+def is_cut_off(data: bytes) -> bool:
+    """Tell whether a scan of a JPEG ends before its last pixel.
+
+    Pillow fills what is missing with grey, without a word. False where simplejpeg is missing.
+    """
+    fault = "" if simplejpeg is None else _fault(data)
+    return "premature end" in fault.lower()
+
+
+def with_end(data: bytes) -> bytes | None:
+    """Return a JPEG that lacks its end marker with it, None where it lacks more or is none.
+
+    Also None where simplejpeg is missing.
+    """
+    if simplejpeg is None or not data.startswith(_START) or data.endswith(_END):
+        return None
+    ended = data + _END
+    return None if _fault(ended) else ended
+
+
+def _fault(data: bytes) -> str:
+    """Return what libjpeg-turbo says against a JPEG, decoded at an eighth of its size."""
+    try:
+        simplejpeg.decode_jpeg(data, "RGB", min_height=1, min_width=1)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def encode_rgb(pixels: NDArray[np.uint8], quality: int) -> bytes | None:

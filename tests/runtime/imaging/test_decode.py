@@ -15,6 +15,7 @@ from foveate_runtime.imaging.decode import (
     COLOUR_AS_GREY,
     DAMAGED_METADATA,
     FORMATS,
+    MISSING_END,
     UPRIGHT,
     ImageError,
     ImageLimits,
@@ -316,3 +317,22 @@ def test_damage_leads_to_a_picture_or_an_image_error(
 
 def small_cat() -> np.ndarray:
     return data.chelsea()[::8, ::8].copy()
+
+
+@pytest.mark.parametrize("kind", ["RGB", "L"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_may_lack_its_end_marker(cat: Image.Image, kind: str, progressive: bool) -> None:
+    whole = encoded(cat.convert(kind), "JPEG", progressive=progressive)
+    decoded = decode(whole[:-2], channels=3, limits=LIMITS)
+    assert decoded.warnings == (MISSING_END,)
+    assert np.array_equal(np.asarray(decoded.image), pixels(whole))
+
+
+@pytest.mark.parametrize("kind", ["RGB", "L"])
+@pytest.mark.parametrize("missing", [12, 400, 5000])
+def test_a_jpeg_that_lacks_pixels_is_refused(cat: Image.Image, kind: str, missing: int) -> None:
+    cut = encoded(cat.convert(kind), "JPEG")[:-missing]
+    for file in (cut, cut + b"\xff", cut + b"\xff\xd9"):
+        with pytest.raises(ImageError) as raised:
+            decode(file, channels=3, limits=LIMITS)
+        assert raised.value.reason == "IMAGE_CORRUPT"
