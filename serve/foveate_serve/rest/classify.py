@@ -220,10 +220,11 @@ def _cam_options(query: _Query, overlay: str | None) -> CamOptions | None:
         against=query.integer("against"),
     )
     if overlay is not None:
-        if (options.top if options.HasField("top") else 0) + len(options.class_ids) > 1:
+        best = options.top if options.HasField("top") else int(not options.class_ids)
+        if (count := best + len(options.class_ids)) != 1:
             raise _bad(
                 "classes" if options.class_ids else "cam_top",
-                "for several classes; an overlay, which Accept asks for, is of one",
+                f"for {count} classes; an overlay, which Accept asks for, is of one",
             )
         options.forms.append(HEATMAP_FORM_OVERLAY)
         options.encoding = PICTURES[overlay]

@@ -1,6 +1,7 @@
 """A connection of HTTP/1.1, which a client may not hold open by sending slowly, or nothing."""
 
 import asyncio
+from collections.abc import Callable
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -18,6 +19,8 @@ class BoundedConnection(H11Protocol):
     """
 
     _slow: asyncio.TimerHandle | None = None
+    on_lost: Callable[[], None] | None = None
+    """Called when the connection is closed, after all that was written to it has been sent."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection, unless there are too many."""
@@ -33,6 +36,8 @@ class BoundedConnection(H11Protocol):
             return  # it was refused
         super().connection_lost(exc)
         self._stop_watching()
+        if self.on_lost is not None:
+            self.on_lost()
 
     def data_received(self, data: bytes) -> None:
         """Read what the client sent."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from types import TracebackType
 from typing import Self
 
@@ -45,15 +45,19 @@ class RestServer(AbstractAsyncContextManager["RestServer"]):
             proxy_headers=False,
             server_header=False,
             date_header=False,
+            # The next request of a connection must not begin with the priority of the last.
+            reset_contextvars=True,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         )
         self._server: asyncio.Server | None = None
+        self._empty = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         self._config.load()
         # Every request that a client sends badly would be a line of the log.
-        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+        for name in ("uvicorn.error", "python_multipart.multipart"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         address, tls = self._settings.http_address or "", tls_files(self._settings)
         host, _, port = address.rpartition(":")
         try:
@@ -85,10 +89,13 @@ class RestServer(AbstractAsyncContextManager["RestServer"]):
         self._close()
         for connection in list(self._state.connections):
             connection.shutdown()
-        await _ended(self._state.tasks, self._settings.shutdown_timeout)
-        for task in self._state.tasks:
-            task.cancel()
-        await _ended(self._state.tasks, FLUSH_SECONDS)
+        if self._state.tasks:
+            await asyncio.wait(self._state.tasks.copy(), timeout=self._settings.shutdown_timeout)
+        if self._state.connections and not self._state.tasks:
+            self._empty.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._empty.wait(), FLUSH_SECONDS)
+        self.abort()
 
     def abort(self) -> None:
         """Stop at once; requests in flight get no answer."""
@@ -103,9 +110,10 @@ class RestServer(AbstractAsyncContextManager["RestServer"]):
             self._server.close()
 
     def _connection(self) -> asyncio.Protocol:
-        return BoundedConnection(self._config, self._state, {})
+        made = BoundedConnection(self._config, self._state, {})
+        made.on_lost = self._on_lost
+        return made
 
-
-async def _ended(tasks: set[asyncio.Task[None]], seconds: float) -> None:
-    if tasks:
-        await asyncio.wait(set(tasks), timeout=seconds)
+    def _on_lost(self) -> None:
+        if not self._state.connections:
+            self._empty.set()

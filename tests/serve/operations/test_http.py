@@ -1,6 +1,7 @@
 """`--http-address`: a real server, asked by curl and by sockets."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -23,6 +24,7 @@ from PIL import Image
 from ...conftest import FOVEATE
 from ...waiting import wait_until
 
+UV = Path(sys.executable).with_name("uv")
 PATH = "/v1/models/colours:classify"
 
 
@@ -72,6 +74,44 @@ def test_curl_as_it_is_typed(server, picture: Path, tmp_path: Path) -> None:
     curl("-H", "Accept: image/png", "--data-binary", f"@{picture}", "-o", overlay, url)
     with Image.open(overlay) as opened:
         assert opened.size == (8, 8)
+
+
+@pytest.mark.network
+def test_schemathesis_finds_nothing_that_the_description_does_not_say(
+    server, tmp_path: Path
+) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "VIRTUAL_ENV"}
+    python = tmp_path / "venv/bin/python"
+    for command in (
+        ("venv", "--python", sys.executable, tmp_path / "venv"),
+        ("pip", "install", "--python", python, "schemathesis==4.32.5"),
+    ):
+        subprocess.run([UV, *command, "--quiet"], check=True, env=environment)
+    (tmp_path / "schemathesis.toml").write_text(
+        '[parameters]\n"path.model" = "colours"\n"path.version" = "1"\n', encoding="utf-8"
+    )
+    checks = (
+        "not_a_server_error",
+        "status_code_conformance",
+        "content_type_conformance",
+        "response_schema_conformance",
+        "unsupported_method",
+        "allow_header_conformance",
+    )
+    done = subprocess.run(
+        [
+            *(python.with_name("schemathesis"), "run"),
+            f"http://{http_address(server)}/openapi.json",
+            *("--phases", "coverage,fuzzing", "--max-examples", "10", "--seed", "0"),
+            *("--checks", ",".join(checks)),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "Tested: 19" in done.stdout
 
 
 def test_the_ready_line_names_grpc_alone(server) -> None:

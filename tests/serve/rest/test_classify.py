@@ -132,7 +132,7 @@ async def test_bad_queries_name_the_parameter(
 
 
 async def test_an_overlay_is_of_one_class(client, picture: bytes) -> None:
-    for query in ("cam_top=2", "classes=0,1", "cam_top=1&classes=1", "cam=false"):
+    for query in ("cam_top=2", "cam_top=0", "classes=0,1", "cam_top=1&classes=1", "cam=false"):
         answer = await client.post(
             f"{PATH}?{query}", content=picture, headers={"accept": "image/png"}
         )

@@ -3,6 +3,8 @@
 import asyncio
 
 import pytest
+from starlette.responses import Response
+from starlette.routing import Route
 
 from foveate_runtime.bundle.bundle import Bundle
 from foveate_serve.process import Process
@@ -49,7 +51,7 @@ async def ended(reader: asyncio.StreamReader) -> bytes:
 async def test_a_slow_client_is_cut_off(
     server: RestServer, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
-    monkeypatch.setattr(connection, "SLOW_SECONDS", 0.1)
+    monkeypatch.setattr(connection, "SLOW_SECONDS", 1.0)
     async with server, asyncio.timeout(30):
         reader, writer = await connect(server)
         writer.write(sent)
@@ -80,6 +82,41 @@ async def test_connections_are_bounded(server: RestServer, monkeypatch: pytest.M
         writer.write(LIVE)
         assert b"200" in await reader.readuntil(b"\r\n\r\n")
         refused.close()
+        writer.close()
+
+
+async def test_a_request_does_not_inherit_from_the_one_before_it(server: RestServer) -> None:
+    """Both come in one packet, so that the second begins where the first ends."""
+    async with server, asyncio.timeout(30):
+        reader, writer = await connect(server)
+        post = b"POST /v1/models/x:classify HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n"
+        writer.write(post + b"x-priority: no\r\n\r\nx" + post + b"connection: close\r\n\r\nx")
+        answers = await ended(reader)
+        assert answers.count(b"PRIORITY_OUT_OF_RANGE") == 1
+        assert answers.count(b"MODELS_UNKNOWN") == 1
+        writer.close()
+
+
+async def test_a_drain_sends_all_of_the_answers(server: RestServer) -> None:
+    """The client reads only after the drain has begun, and the answer exceeds every buffer."""
+    size = 16 << 20
+
+    async def large(*_: object) -> Response:
+        return Response(bytes(size))
+
+    for route in server._config.app.routes:
+        if route.path == "/v2/health/live":
+            route.app = Route("/", large).app
+    async with server, asyncio.timeout(60):
+        reader, writer = await connect(server)
+        writer.write(LIVE)
+        await reader.readuntil(b"\r\n\r\n")
+        draining = asyncio.create_task(server.drain())
+        found = 0
+        while data := await reader.read(1 << 20):
+            found += len(data)
+        await draining
+        assert found == size
         writer.close()
 
 
