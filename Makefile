@@ -12,7 +12,7 @@ SHELL := bash
 .DELETE_ON_ERROR:
 # Without bytecode in files each process compiles torch anew, which takes longer than most tests.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help setup mnist demo test test-fast containers check docs format stubs baseline bench dist fuzz faults clean
+.PHONY: help setup mnist demo test test-fast containers check docs format stubs baseline bench dist fuzz faults gpu clean
 
 bin := $(VENV)/bin
 packages := proto clients runtime serve bench export train umbrella
@@ -27,7 +27,7 @@ setup: $(ready) ## Install everything into VENV, and bring MNIST where it can be
 $(ready): VERSION constraints.txt pyproject.toml $(packages:%=%/pyproject.toml)
 	test -x $(bin)/uv || { $(PYTHON) -m venv $(VENV) && $(bin)/pip install --quiet --disable-pip-version-check --constraint constraints.txt uv; }
 	$(bin)/uv pip install --python $(bin)/python --constraint constraints.txt --group dev \
-	    -e proto -e clients -e 'runtime[cpu,images,openvino]' -e 'serve[http]' -e 'bench[loadgen]' -e 'train[weights,transformers]' -e export
+	    -e proto -e clients -e 'runtime[cpu,images,openvino]' -e 'serve[http]' -e 'bench[loadgen]' -e 'train[weights,transformers,graphs]' -e export
 	touch $@
 
 mnist: $(ready) ## Bring MNIST into the cache
@@ -48,6 +48,9 @@ fuzz: demo-output/repository/efficientnet_lite0/1/manifest.json ## Send changed 
 
 faults: demo-output/repository/efficientnet_lite0/1/manifest.json ## Break what stands around a server, into docs/reliability.md; FAULTS=--short is the short form
 	$(bin)/python -m tests.faults $(FAULTS)
+
+gpu: $(ready) ## Compare and time every engine on this machine's GPU, or on its processor, into gpu-output/
+	$(bin)/python -m benchmarks.gpu $(GPU)
 
 containers: $(ready) ## Build the images and prove the composition, with a Docker daemon
 	$(bin)/pytest tests/deploy/containers/prove_containers.py
@@ -90,4 +93,4 @@ demo-output/repository/efficientnet_lite0/1/manifest.json: | $(ready)
 	$(bin)/foveate export package:efficientnet_lite0 --repository demo-output/repository --name efficientnet_lite0
 
 clean: ## Remove what the targets made, but for VENV
-	rm -rf demo-output bench-output dist fuzz-output site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf demo-output bench-output dist fuzz-output gpu-output site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

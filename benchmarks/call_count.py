@@ -37,12 +37,12 @@ from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
 from foveate_serve.assembly import make_engine
 from foveate_serve.process import Process
 from foveate_serve.rpc.handlers import ClassifierHandler
-from foveate_serve.settings import Settings
+from foveate_serve.settings import Settings, TransportName
 
 RESULTS = Path(__file__).parent / "results" / "call_count.json"
 PICTURES = {"mnist": "digit.png", "efficientnet_lite0": "coffee.jpg"}
 DIRECT = "handler"
-TRANSPORTS = ("grpcio", "http2")
+TRANSPORTS: tuple[TransportName, ...] = ("grpcio", "http2")
 WARM = 50
 MOST = 0.9
 """The share of the requests that pass a file for it to count."""
@@ -134,7 +134,7 @@ def requests_of(pictures: Path) -> dict[str, ClassifyRequest]:
 
 
 async def through_transport(
-    starts: Starts, transport: str, options: argparse.Namespace
+    starts: Starts, transport: TransportName, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Count requests that a client in another process makes."""
     stop, address = asyncio.Event(), asyncio.get_running_loop().create_future()
@@ -148,12 +148,13 @@ async def through_transport(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
-    assert client.stdin is not None
-    assert client.stdout is not None
+    questions, answers = client.stdin, client.stdout
+    assert questions is not None
+    assert answers is not None
 
     async def ask(model: str, count: int) -> None:
-        client.stdin.write(f"{model} {count}\n".encode())
-        assert await client.stdout.readline(), "the client has ended"
+        questions.write(f"{model} {count}\n".encode())
+        assert await answers.readline(), "the client has ended"
 
     found = {}
     for model in PICTURES:
@@ -161,7 +162,7 @@ async def through_transport(
         with starts.counting():
             await ask(model, options.requests)
         found[model] = starts.summary(options.requests)
-    client.stdin.close()
+    questions.close()
     await client.wait()
     stop.set()
     await serving
@@ -207,7 +208,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         ways[DIRECT] = asyncio.run(of_handler(starts, options))
     finally:
         sys.setprofile(None)
-        threading.setprofile(None)  # type: ignore[arg-type]
+        threading.setprofile(None)
     return ways
 
 

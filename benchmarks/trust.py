@@ -16,6 +16,7 @@ training and others, all drawn here or from scikit-image.
 
 import io
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks import machine
-from benchmarks.script import parse, parser
+from benchmarks import machine, pages
+from benchmarks.script import finish, parse, parser
 from foveate_runtime.backends.base import Runner
 from foveate_runtime.backends.registry import create_runner
 from foveate_runtime.bundle.bundle import Bundle
@@ -165,19 +166,27 @@ def auroc(inside: NDArray[np.float64], outside: NDArray[np.float64]) -> float:
     return float(below.mean() / (2 * len(inside)))
 
 
-def outlier_table(inside: Logits, outside: Mapping[str, Logits]) -> dict[str, dict[str, float]]:
-    """Return the AUROC of each score against each kind of picture."""
+def outlier_table(
+    fitted: Logits, inside: Logits, outside: Mapping[str, Logits]
+) -> dict[str, dict[str, float]]:
+    """Return the AUROC of each percentile, of a table of `fitted`, against each kind of picture."""
+    known = outliers.tables(fitted, "softmax")
     scores = {
-        **outliers.OUTLIERS,
-        "max_softmax": lambda logits, _: shares.lack(logits, "softmax").min(1),
+        name: partial(outliers.unusual, scores="softmax", by=name, known=known) for name in known
     }
+    scores["max_softmax"] = lambda logits: shares.lack(logits, "softmax").min(1)
     return {
         kind: {
-            name: round(auroc(score(inside, "softmax"), score(logits, "softmax")), 4)
-            for name, score in scores.items()
+            name: round(auroc(score(inside), score(logits)), 4) for name, score in scores.items()
         }
         for kind, logits in outside.items()
     }
+
+
+def shuffled(logits: Logits) -> tuple[Logits, Logits]:
+    """Return some rows to fit a table on, and `DIGITS` others."""
+    order = np.random.default_rng(0).permutation(len(logits))
+    return logits[order[:CALIBRATING]], logits[order[CALIBRATING : CALIBRATING + DIGITS]]
 
 
 def letters(random: np.random.Generator) -> Image.Image:
@@ -280,7 +289,7 @@ def main() -> None:
             kind: logits_of(runner, digits.manifest.input, files)
             for kind, files in track(kinds.items(), "digits", console=console)
         }
-    table = {"mnist": outlier_table(logits[:DIGITS], outside)}
+    table = {"mnist": outlier_table(*shuffled(logits), outside)}
     covering = coverage(logits, found.present)
 
     both = {}
@@ -305,27 +314,81 @@ def main() -> None:
         kind: logits_of(runners["fp32"], spec, files)
         for kind, files in track(kinds.items(), "photographs", console=console)
     }
-    inside = np.concatenate([both[told]["logits"]["fp32"] for told in ("fitted", "tested")])
-    table["efficientnet_lite0"] = outlier_table(inside, outside)
+    fitted, tested = (both[told]["logits"]["fp32"] for told in ("fitted", "tested"))
+    table["efficientnet_lite0"] = outlier_table(fitted, tested, outside)
     for each_runner in runners.values():
         each_runner.close()
     worst = {
         name: min(row[name] for rows in table.values() for row in rows.values())
         for name in next(iter(table["mnist"].values()))
     }
-    machine.save(
-        {
-            "benchmark": "trust",
-            "coverage": covering,
-            "calibration": calibration(both["fitted"], both["tested"]),
-            "photographs": {told: len(each["present"]) for told, each in both.items()},
-            "outliers": table,
-            "worst": worst,
-            "machine": machine.describe(),
-        },
-        chosen.out,
+    result = {
+        "benchmark": "trust",
+        "coverage": covering,
+        "calibration": calibration(both["fitted"], both["tested"]),
+        "photographs": {told: len(each["present"]) for told, each in both.items()},
+        "outliers": table,
+        "worst": worst,
+        "machine": machine.describe(),
+    }
+    finish(result, page_part, chosen)
+
+
+def page_part(result: Mapping[str, Any]) -> str:
+    """Return what the page says of a result."""
+    covering = pages.table(
+        ["coverage, sets", "mean of the splits", "least to most", "99 % band", "inside", "classes"],
+        [
+            [
+                f"{row['coverage']:g}, `{row['method']}`",
+                f"{row['mean']:.4f}",
+                f"{row['least']:.4f} to {row['most']:.4f}",
+                f"{row['band'][0]:.4f} to {row['band'][1]:.4f}",
+                f"{row['inside']} of {SPLITS}",
+                f"{row['mean_size']:.2f}",
+            ]
+            for row in result["coverage"]
+        ],
     )
-    console.print(f"written to {chosen.out}")
+    judged_on = pages.table(
+        ["", "top-1", "error before", "error after", "in the set for 0.9", "for 0.95"],
+        [
+            [
+                told,
+                f"{row['top1']:.0%}",
+                f"{row['ece_before']:.1%}",
+                f"{row['ece_after']:.1%}",
+                *(f"{row['lac'][each]['covered']:.0%}" for each in ("0.9", "0.95")),
+            ]
+            for told, row in result["calibration"].items()
+        ],
+    )
+    names = list(result["worst"])
+    unusual = pages.table(
+        ["pictures", *(f"`{name}`" for name in names)],
+        [
+            *(
+                [f"`{model}`: {kind}", *(f"{row[name]:.3f}" for name in names)]
+                for model, rows in result["outliers"].items()
+                for kind, row in rows.items()
+            ),
+            ["the worst row", *(f"**{result['worst'][name]:.3f}**" for name in names)],
+        ],
+    )
+    fitted, tested = (result["photographs"][told] for told in ("fitted", "tested"))
+    digits = (
+        f"MNIST's 10,000 test digits, split {SPLITS} times into {CALIBRATING:,} that calibrate and "
+        "the others that test:"
+    )
+    photographs = (
+        f"EfficientNet-Lite0, calibrated on {fitted} photographs and judged on {tested} others "
+        "(expected calibration error; sets of `lac`):"
+    )
+    others = (
+        "How well each score tells pictures of the training's kind from others (area under the ROC "
+        "curve; 0.5 is chance, below it the others look more usual):"
+    )
+    return "\n\n".join([digits, covering, photographs, judged_on, others, unusual])
 
 
 if __name__ == "__main__":

@@ -23,14 +23,14 @@ else
 fi
 
 step "2. Export it, and EfficientNet-Lite0 with its ImageNet weights"
-export_once() { # SOURCE NAME
+export_once() { # SOURCE NAME [OPTION...]
     if [ -f "$repository/$2/1/manifest.json" ]; then
         echo "kept: $repository/$2/1"
     else
-        foveate export "$1" --repository "$repository" --name "$2"
+        foveate export "$1" --repository "$repository" --name "$2" "${@:3}"
     fi
 }
-export_once "$out/checkpoint" mnist
+export_once "$out/checkpoint" mnist --layers layer1,layer2,layer3,layer4
 export_once package:efficientnet_lite0 efficientnet_lite0
 
 step "3. Serve both"

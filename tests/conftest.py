@@ -35,6 +35,7 @@ SLOW = (
     "docs/test_export_pages",
     "export/anatomy/test_l",
     "export/existing",
+    "export/graph/test_attention",
     "export/graph/test_graph",
     "export/graph/test_heads",
     "export/graph/test_rules",

@@ -141,7 +141,8 @@ class Model:
 
     `scores` is what makes scores of its logits: "softmax", "sigmoid" or "none";
     `assumptions` is what the export found or assumed, by field; `wordnet_ids` are those
-    of the classes where they are ImageNet's, and else none.
+    of the classes where they are ImageNet's, and else none; `coverages` are those of the
+    prediction sets that may be asked for, none where the model was not calibrated.
     """
 
     name: str
@@ -161,6 +162,7 @@ class Model:
     scores: str = DEFAULT_SCORES
     assumptions: Mapping[str, str] = field(default_factory=dict)
     wordnet_ids: tuple[str, ...] = ()
+    coverages: tuple[float, ...] = ()
 
     @classmethod
     def from_message(cls, message: proto.Model) -> Self:
@@ -211,6 +213,7 @@ class Model:
             scores=message.scores or DEFAULT_SCORES,
             assumptions=dict(sorted(message.assumptions.items())),
             wordnet_ids=tuple(message.wordnet_ids),
+            coverages=tuple(message.coverages),
         )
 
 

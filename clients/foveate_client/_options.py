@@ -143,6 +143,7 @@ def _cam_options(cam: Cam) -> CamOptions:
 
 
 def _trust_options(trust: TrustRequest | bool) -> TrustOptions | None:
+    _require(trust, bool | TrustRequest, "trust is True or TrustRequest(coverage=0.9)")
     if trust is False:
         return None
     wanted = TrustRequest() if trust is True else trust

@@ -46,6 +46,7 @@ _KNOWN = {
     "export": _Command(_EXPORT, "make a bundle of a classifier"),
     "engines": _Command(_EXPORT, "build TensorRT engines of a bundle's graphs"),
     "calibrate": _Command(_RUNTIME, "find how far a bundle's answers can be believed"),
+    "card": _Command(_RUNTIME, "write a model card of a bundle"),
     "evaluate": _Command(_RUNTIME, "measure a bundle's accuracy on labelled pictures"),
     "serve": _Command(_SERVE, "serve a repository of bundles over gRPC"),
     "verify": _Command(_RUNTIME, "compare a bundle with the answers kept in it"),

@@ -4,6 +4,7 @@ ExportError
 ├── UsageError            the request itself is wrong
 │   └── UnknownLayerError
 ├── UnsupportedHeadError  no class activation map for this kind of head
+│   └── UnseenAttentionError
 ├── ParityError           the graph's answers differ from torch's
 ├── AccuracyError         a variant recognises too much less than fp32
 └── EngineError           TensorRT cannot build the graph
@@ -39,6 +40,10 @@ class UnknownLayerError(UsageError):
 
 class UnsupportedHeadError(ExportError):
     """A head for which there is no class activation map in the graph."""
+
+
+class UnseenAttentionError(UnsupportedHeadError):
+    """Attention that cannot be watched while torch computes it, and so not compared."""
 
 
 class ParityError(ExportError):

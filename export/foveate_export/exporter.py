@@ -18,7 +18,13 @@ from foveate_export.anatomy.layers import feature_layers, select_layers, taps_of
 from foveate_export.anatomy.logits import as_logits
 from foveate_export.anatomy.recording import record
 from foveate_export.anatomy.taps import Tap
-from foveate_export.errors import ExportError, ParityError, UnsupportedHeadError, UsageError
+from foveate_export.errors import (
+    ExportError,
+    ParityError,
+    UnseenAttentionError,
+    UnsupportedHeadError,
+    UsageError,
+)
 from foveate_export.graph.classifier import ExplainedClassifier
 from foveate_export.graph.heads import Head, find_head
 from foveate_export.graph.onnx import OPSET, write_onnx
@@ -105,13 +111,28 @@ def examine(classifier: Classifier, cam_layer: str | None = None) -> Anatomy:
             f"{classifier.name} returns {shape} for 2 pictures and {len(classifier.labels)} labels"
         )
     try:
-        head, note = find_head(recording, cam_layer), None
-        _check_gradient(classifier, head)
+        head: Head | None = _checked(classifier, find_head(recording, cam_layer))
+        note = head.note if head else None
     except UnsupportedHeadError as error:
         if cam_layer is not None:
             raise
         head, note = None, f"no class activation maps: {error}"
     return Anatomy(head, note, feature_layers(recording), recording.left_out)
+
+
+def _checked(classifier: Classifier, head: Head) -> Head:
+    """Return the head, without maps of attention where torch's own run shows it otherwise.
+
+    Raises:
+        UnsupportedHeadError: autograd, which maps are compared with, gives nothing.
+    """
+    try:
+        _check_gradient(classifier, head)
+    except UnseenAttentionError as error:
+        head = head.without_attention
+        head.note = f"no maps of a class token's attention: {error}"
+        _check_gradient(classifier, head)
+    return head
 
 
 def _check_gradient(classifier: Classifier, head: Head) -> None:

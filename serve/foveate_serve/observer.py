@@ -1,7 +1,7 @@
 """The observer of the engine: metrics, statistics and traces subclass it."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from foveate_serve.classification import Answer
@@ -57,50 +57,25 @@ class Observer:
 
 
 class Observers(Observer):
-    """Several observers as one, notified in their order."""
+    """Several observers as one, notified in their order, but for those that ignore an event.
+
+    Every request has three events, so the methods are looked up once.
+    """
 
     def __init__(self, observers: Iterable[Observer]) -> None:
-        self._observers = tuple(observers)
+        observers = tuple(observers)
+        for event in [name for name in vars(Observer) if name.startswith("on_")]:
+            ignored = getattr(Observer, event)
+            methods = [getattr(o, event) for o in observers if getattr(type(o), event) != ignored]
+            setattr(self, event, methods[0] if len(methods) == 1 else _each(methods))
 
-    def on_start(self, model: str, version: str) -> None:
-        """Notify all."""
-        for observer in self._observers:
-            observer.on_start(model, version)
 
-    def on_answer(self, answer: Answer) -> None:
-        """Notify all."""
-        for observer in self._observers:
-            observer.on_answer(answer)
+def _each(methods: Sequence[Callable[..., None]]) -> Callable[..., None]:
+    def notify(*arguments: object, **named: object) -> None:
+        for method in methods:
+            method(*arguments, **named)
 
-    def on_cache_lookup(self, model: str, version: str, *, hit: bool, seconds: float) -> None:
-        """Notify all."""
-        for observer in self._observers:
-            observer.on_cache_lookup(model, version, hit=hit, seconds=seconds)
-
-    def on_join(self, model: str, version: str) -> None:
-        """Notify all."""
-        for observer in self._observers:
-            observer.on_join(model, version)
-
-    def on_failure(self, model: str, version: str, error: BaseException, seconds: float) -> None:
-        """Notify all."""
-        for observer in self._observers:
-            observer.on_failure(model, version, error, seconds)
-
-    def on_batch(self, model: str, version: str, run: BatchRun) -> None:
-        """Notify all."""
-        for observer in self._observers:
-            observer.on_batch(model, version, run)
-
-    def on_load(self, model: str, version: str, seconds: float) -> None:
-        """Notify all."""
-        for observer in self._observers:
-            observer.on_load(model, version, seconds)
-
-    def on_change(self) -> None:
-        """Notify all."""
-        for observer in self._observers:
-            observer.on_change()
+    return notify
 
 
 class Changes(Observer):

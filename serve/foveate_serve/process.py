@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from foveate_serve.access import make_access_control
 from foveate_serve.assembly import make_engine
+from foveate_serve.figures import Figures
 from foveate_serve.files import OneLine
 from foveate_serve.observe.http import HttpServer
 from foveate_serve.observe.metrics import Metrics
@@ -73,17 +74,19 @@ class Service(Protocol):
 
 
 class Process:
-    """The services of one process, put together from its settings; raises SettingsError."""
+    """The services of one process, put together from its settings; raises SettingsError.
 
-    def __init__(self, settings: Settings) -> None:
+    Its statistics are in `figures`, by default in its memory.
+    """
+
+    def __init__(self, settings: Settings, figures: Figures | None = None) -> None:
         self._settings = settings
         self._changes = changes = Changes()
-        statistics = Statistics()
+        statistics = Statistics(figures)
         observers: list[Observer] = [statistics, changes]
         call_observers: list[CallObserver] = []
-        self._metrics = None if settings.metrics_address is None else Metrics()
+        self._metrics = None if settings.metrics_address is None else Metrics(statistics)
         if self._metrics is not None:
-            observers.append(self._metrics)
             call_observers.append(self._metrics.call)
         self._tracing = load_tracing() if settings.tracing else None
         if self._tracing is not None:
@@ -245,7 +248,7 @@ async def serve_pages(pages: Pages, settings: Settings) -> AsyncIterator[None]:
     try:
         bound = await server.start()
     except OSError as error:
-        raise AddressError(f"cannot listen on {address}") from error
+        raise AddressError(address, error) from error
     logger.info("metrics and status on http://%s", bound)
     try:
         yield

@@ -167,6 +167,27 @@ def test_a_pipe_gets_whole_lines(catalogue, capsys, monkeypatch):
     assert line.split() == [name, "61,706", "416,520", "28", "x", "28", "74.8", "%"]
 
 
+def test_a_classifier_is_drawn_by_the_distribution_that_has_it(monkeypatch, capsys):
+    point = EntryPoint(name="graph", group="foveate.catalogues", value="unused:unused")
+    drawn = []
+    monkeypatch.setattr(EntryPoint, "load", lambda self: lambda *asked: drawn.append(asked) or 3)
+    monkeypatch.setattr(
+        _plugins,
+        "entry_points",
+        lambda group, name: [point] if (group, name) == (point.group, point.name) else [],
+    )
+    assert command.main(["foveate:lenet5", "--graph", "lenet5.svg"]) == 3
+    assert drawn == [("foveate:lenet5", "lenet5.svg")]
+    for wrong in (["--available"], ["--address", "127.0.0.1:1"], ["--repository", "models"]):
+        with pytest.raises(SystemExit) as stop:
+            command.main(["foveate:lenet5", "--graph", "lenet5.svg", *wrong])
+        assert stop.value.code == 2
+    assert "--graph draws the classifier NAME" in capsys.readouterr().err
+    monkeypatch.setattr(_plugins, "entry_points", lambda group, name: [])
+    assert command.main(["foveate:lenet5", "--graph", "lenet5.svg"]) == 1
+    assert "foveate-train[graphs]" in capsys.readouterr().err
+
+
 def test_without_a_catalogue_the_pip_line_is_printed(monkeypatch, capsys):
     monkeypatch.setattr(_plugins, "entry_points", lambda group, name: [])
     assert command.main(["--available"]) == 1

@@ -101,6 +101,11 @@ def test_an_answer_says_what_the_calibration_says_of_its_logits(
                 assert prediction.confidence == pytest.approx(confidence, rel=1e-4)
 
 
+def test_a_model_says_which_coverages_may_be_asked_for(client: Client) -> None:
+    assert client.model("colours").coverages == (0.9, 0.95)
+    assert client.model("plain").coverages == ()
+
+
 def test_nothing_is_said_unasked(client: Client, picture: Path) -> None:
     answer = client.classify(picture, model="colours")
     assert answer.trust is None
@@ -131,6 +136,34 @@ def test_what_is_no_coverage_is_refused(client: Client, picture: Path, coverage:
             client.classify(picture, model=model, trust=TrustRequest(coverage=coverage))
         assert caught.value.reason == "COVERAGE_OUT_OF_RANGE"
         assert caught.value.field_violations[0].field == "trust.coverage"
+
+
+def test_the_set_of_independent_labels_is_that_of_all_labels(tmp_path: Path) -> None:
+    root = calibrated_repository(tmp_path)
+    random = np.random.default_rng(1)
+    rows = ["picture,labels"]
+    for path in sorted((root.parent / "data").glob("*/*.png")):
+        also = f";{random.choice(LABELS)}" if random.random() < 0.3 else ""
+        rows.append(f"data/{path.parent.name}/{path.name},{path.parent.name}{also}")
+    table = root.parent / "labels.csv"
+    table.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    bundle = write_colour_bundle(root, name="several", scores="sigmoid")
+    assert calibrate.main([str(bundle), "--data", str(table)]) == 0
+    trust = Bundle.open(root / "several" / "2").manifest.variants[0].trust
+    assert trust is not None
+    path = tmp_path / "green.png"
+    flat(*COLOUR).save(path)
+    with Client.local(root) as client:
+        answer = client.classify(path, model="several", trust=True)
+        logits = {x.class_id: x.logit for x in answer.predictions}
+        expected = {c for c, z in logits.items() if 1 / (1 + np.exp(z)) <= trust.sets[0].lac}
+        assert answer.trust is not None
+        assert set(answer.trust.prediction_set) == expected
+        for each in answer.predictions:
+            scaled = each.logit / trust.temperatures[each.class_id]
+            assert each.confidence == pytest.approx(1 / (1 + np.exp(-scaled)), rel=1e-4)
+        with pytest.raises(InvalidArgumentError, match="no sets of raps; there is lac"):
+            client.classify(path, model="several", trust=TrustRequest(set_method="raps"))
 
 
 def test_a_coverage_that_was_not_calibrated_is_refused(client: Client, picture: Path) -> None:
@@ -228,7 +261,7 @@ def test_the_command_says_it_in_words(
 ) -> None:
     code, out, _ = run(picture, "--model", "colours", "--coverage", "0.95", "--against", "#3")
     assert code == 0
-    assert "answers with this score are right in " in out
+    assert "of the answers with this score are right" in " ".join(out.split())
     assert "the set for a coverage of 0.95: green" in out
     assert " % of the pictures of the calibration" in out
     assert "cam of green against blue: " in " ".join(out.split())

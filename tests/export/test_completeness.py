@@ -16,6 +16,7 @@ from foveate_runtime.bundle.manifest import Completeness
 from foveate_serve.classification import CamRequest
 from foveate_serve.engine import explain
 from foveate_serve.engine.explain import ExplanationLimits
+from foveate_serve.errors import InvalidRequestError
 from foveate_train.classifier import Classifier
 
 CLASSES = 10
@@ -79,7 +80,7 @@ def exported(
 ) -> Exports:
     def make(end: nn.Module, name: str) -> Exported:
         return export(
-            digit_classifier(Net(end)),
+            digit_classifier(end if isinstance(end, Net) else Net(end)),
             repository=tmp_path_factory.mktemp("complete"),
             name=name,
             pictures=digits,
@@ -123,6 +124,54 @@ def test_a_class_map_is_the_logit_itself(exported: Exports) -> None:
     cams = found(exported(end, "map"))
     assert close(cams["cam"], "mean", np.zeros(CLASSES, np.float32))
     assert close(cams["hirescam"], "sum", end[0].bias.detach().numpy())
+
+
+def test_grad_cam_of_a_difference_is_the_positive_part_of_hirescams(
+    exported: Exports, open_runner: Callable[[Exported], object], digits: Pictures
+) -> None:
+    torch.manual_seed(0)
+    network = Net(Pooled(norm(), linear()))
+    bundle = exported(network, "scaled")
+    cams = {cam.method: cam for cam in bundle.manifest.cams}
+    assert cams["gradcam"].positive_of == "hirescam"
+    assert cams["layercam"].positive_of is None
+    request = CamRequest(method="gradcam", class_ids=(3,), against=5)
+    plan = explain.plan_cam(request, bundle.manifest, ExplanationLimits())
+    assert plan.output == "cam.hirescam"
+    with open_runner(bundle) as runner:
+        outputs = runner.run(
+            {"image": digits.images[:1], "class_ids": np.array([[3, 5]])}, ["logits", plan.output]
+        )
+    (cam,) = explain.draw(
+        plan,
+        outputs[plan.output][0],
+        np.arange(10),
+        tuple("0123456789"),
+        digits.images[0],
+        logits=outputs["logits"][0],
+    )
+    assert cam.method == "gradcam"
+    assert cam.values is not None
+    spec = bundle.manifest.input
+    pixels = torch.tensor(digits.images[:1]).float().permute(0, 3, 1, 2) / 255
+    activations = network.body((pixels - spec.mean[0]) / spec.std[0]).detach().requires_grad_()
+    scores = network.end(activations)[0]
+    (gradient,) = torch.autograd.grad(scores[3] - scores[5], activations)
+    weights = gradient.mean((2, 3), keepdim=True)
+    expected = (weights * activations).sum(1).relu()[0].detach().numpy()
+    assert expected.max() > 0
+    np.testing.assert_allclose(cam.values, expected, atol=1e-4 * expected.max())
+    assert cam.explained is None
+    dense = exported(Dense(), "dense")
+    assert {each.positive_of for each in dense.manifest.cams} == {None}
+    with pytest.raises(InvalidRequestError, match="gradcam is not linear in the logit"):
+        explain.plan_cam(request, dense.manifest, ExplanationLimits())
+    assert (
+        explain.plan_cam(
+            CamRequest(class_ids=(3,), against=5), dense.manifest, ExplanationLimits()
+        ).method
+        == "hirescam"
+    )
 
 
 def test_the_share_of_a_map_that_is_not_complete_is_its_part_of_the_logit(

@@ -176,7 +176,7 @@ def test_the_log_of_a_whole_life_has_no_traceback(start: Callable, digits_reposi
 def test_a_port_in_use_is_an_error(server, repository: Path) -> None:
     done = serve(repository, "--address", server.address)
     assert (done.returncode, done.stdout) == (1, "")
-    assert f"cannot listen on {server.address}" in done.stderr
+    assert f"cannot listen on {server.address}: Address already in use" in done.stderr
 
 
 def test_a_repository_without_models_is_an_error(tmp_path: Path) -> None:

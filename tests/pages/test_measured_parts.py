@@ -22,6 +22,7 @@ from benchmarks import (
     throughput,
     training,
     transports,
+    trust,
     variants,
 )
 
@@ -40,6 +41,7 @@ WRITERS = {
     "throughput": throughput,
     "training": training,
     "transports": transports,
+    "trust": trust,
     "variants": variants,
 }
 

@@ -1,14 +1,26 @@
 """The pages of the studies that were run, against the results beside them."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from foveate_train.studies import STUDIES, network, normalisation, report, residual
+from foveate_train.studies import (
+    STUDIES,
+    arithmetic,
+    classifiers,
+    features,
+    filters,
+    normalisation,
+    patches,
+    report,
+    residual,
+)
 from foveate_train.studies.results import Results
 
 PAGES = Path(__file__).parents[2] / "docs" / "studies"
+OTHERS = {each.NAME: each.page for each in (arithmetic, classifiers, features, filters, patches)}
 COMPARISONS = {study.name: study for study in (normalisation.STUDY, residual.STUDY)}
 
 
@@ -53,15 +65,60 @@ def test_where_nothing_is_published_nothing_is_announced():
 )
 def test_a_page_says_what_was_measured(results):
     page = (results.parent / "README.md").read_text()
-    name = json.loads(results.read_text())["study"]
+    record = json.loads(results.read_text())
+    name = record["study"]
     if name in COMPARISONS:
         read = Results.model_validate_json(results.read_text())
         assert page == report.page(COMPARISONS[name], read)
         assert (results.parent / "results.csv").read_text() == report.table(COMPARISONS[name], read)
-        return
-    record = json.loads(results.read_text())
-    assert network.described(record) in page
-    for share in record.get("explained_by_the_digit", {}).values():
-        assert f"| {share:.1%} |" in page
-    for number, chance in enumerate(record.get("probability", {}).get("classes", [])):
-        assert f"| {number} | {chance:.4f} | " in page
+    else:
+        assert page == OTHERS[name](record)
+
+
+def test_every_picture_of_a_page_is_there_and_small():
+    for page in PAGES.glob("*/README.md"):
+        for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text()):
+            assert 0 < (page.parent / name).stat().st_size < 2**20
+    for kept in PAGES.rglob("*.png"):
+        assert kept.name in (kept.parent / "README.md").read_text()
+
+
+def test_the_worked_examples_give_what_their_page_says():
+    record = json.loads((PAGES / "arithmetic" / "results.json").read_text())
+    done = arithmetic.executed(arithmetic.cells())
+    assert [cell.output for cell in done if cell.is_code] == record["outputs"]
+    outputs = "".join(record["outputs"])
+    for said in (
+        *("= 129", "= 161", "= 225", "= 257", "= 54", "= 25", "the layer: [54, 25]"),
+        *("27 + 27 = 54", "18 * 3 = 54", "3*3*2 = 18", "5*5*1 = 25", "18 / 25 = 0.72"),
+        *("36 * 16 = 576", "[[3, 0], [3, 1]]", "[[-1, 1], [0, 3]]"),
+        *("2 layers of 3 x 3: 5 x 5", "469 iterations an epoch"),
+    ):
+        assert said in outputs, said
+    book = json.loads((PAGES / "arithmetic" / arithmetic.NOTEBOOK).read_text())
+    code = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
+    printed = [
+        "".join(line for each in cell["outputs"] for line in each.get("text", [])) for cell in code
+    ]
+    assert printed == record["outputs"]
+
+
+KERAS = {
+    "Xception": (88, 0.790, 0.945, 22_910_480),
+    "VGG16": (528, 0.715, 0.901, 138_357_544),
+    "VGG19": (549, 0.727, 0.910, 143_667_240),
+    "ResNet50": (99, 0.759, 0.929, 25_636_712),
+    "InceptionV3": (92, 0.788, 0.944, 23_851_784),
+    "InceptionResNetV2": (215, 0.804, 0.953, 55_873_736),
+    "MobileNet": (17, 0.665, 0.871, 4_253_864),
+}
+
+
+def test_the_table_of_keras_is_the_published_one_and_every_difference_is_explained():
+    record = json.loads((PAGES / "classifiers" / "results.json").read_text())
+    found = {each["keras"]["title"]: each for each in record["networks"]}
+    for title, row in KERAS.items():
+        keras = found[title]["keras"]
+        assert tuple(keras[key] for key in ("size", "top1", "top5", "parameters")) == row
+    for network in found.values():
+        assert classifiers.as_keras_counts(network) == network["keras"]["parameters"]

@@ -29,7 +29,7 @@ ARCHITECTURES = [
     *("foveate:lenet5", "foveate:plain10", "foveate:residual42", "foveate:convnet4"),
     *("foveate:keras_cnn", "foveate:go_policy", "foveate:spectrogram_cnn"),
     *("foveate:alexnet", "foveate:zfnet", "foveate:nin", "foveate:inception_v2"),
-    *("foveate:resnet18", "foveate:mobilenet"),
+    *("foveate:resnet18", "foveate:mobilenet", "foveate:vit_mnist"),
     *("torchvision:alexnet", "torchvision:vgg11", "torchvision:vgg13", "torchvision:vgg16"),
     *("torchvision:vgg19", "torchvision:googlenet", "torchvision:inception_v3"),
     *("torchvision:resnet18", "torchvision:resnet50", "torchvision:resnet152"),

@@ -153,6 +153,17 @@ def test_keras_cnn_has_the_shapes_of_its_layers(digits):
     assert {name: shapes[name] for name in expected} == expected
 
 
+@pytest.mark.parametrize(("pool", "tokens", "count"), [(False, 50, 139_018), (True, 49, 138_890)])
+def test_vit_mnist_has_a_token_for_every_patch_and_one_for_the_class(pool, tokens, count, digits):
+    module = registry.create("foveate:vit_mnist", pool=pool).module
+    assert _parameters(module) == count
+    returned = []
+    for block in module.blocks:
+        block.register_forward_hook(lambda _m, _i, output: returned.append(tuple(output.shape)))
+    assert module(digits[0][:2].float() / 255).shape == (2, 10)
+    assert returned == [(2, tokens, 64)] * 4
+
+
 def test_resnet18_is_that_of_torchvision(tmp_path):
     theirs = models.resnet18().eval()
     torch.save(theirs.state_dict(), tmp_path / "resnet18.pth")

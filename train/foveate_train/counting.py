@@ -8,10 +8,13 @@ On the meta device tensors have shapes and no values, so that counting takes
 neither memory nor arithmetic.
 """
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -54,3 +57,60 @@ def count(module: nn.Module, shape: tuple[int, int, int]) -> Count:
         ),
         operations=counter.get_total_flops() // 2,
     )
+
+
+def depth(module: nn.Module, shape: tuple[int, int, int]) -> int:
+    """Return the most convolutions and linear layers on a way from the input to the output.
+
+    Args:
+        module: in evaluation mode, best on the meta device: all that it computes is kept
+            until it has run once.
+        shape: the channels, height and width of its input.
+    """
+    device = next(module.parameters()).device
+    with torch.no_grad(), _Depths() as depths:
+        return int(depths.of(module(torch.zeros(1, *shape, device=device))))
+
+
+class _Depths(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
+    """Follows through each operation how many layers with weights lie behind its tensors."""
+
+    _DEEPENING = (
+        torch.ops.aten.convolution.default,
+        torch.ops.aten.addmm.default,
+        torch.ops.aten.mm.default,
+        torch.ops.aten.linear.default,
+    )
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        # With the tensor itself, so that no other takes over its identity.
+        self._depths: dict[int, tuple[torch.Tensor, int]] = {}
+
+    def of(self, value: object) -> int:
+        """Return the depth of the deepest tensor in a value."""
+        found = (self._depths.get(id(tensor)) for tensor in _tensors(value))
+        return max((each[1] for each in found if each is not None), default=0)
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        reached = self.of((args, kwargs)) + (func in self._DEEPENING)
+        result = func(*args, **(kwargs or {}))
+        for tensor in _tensors(result):
+            self._depths[id(tensor)] = tensor, reached
+        return result
+
+
+def _tensors(value: object) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        for each in value:
+            yield from _tensors(each)

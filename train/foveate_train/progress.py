@@ -54,8 +54,7 @@ class StepProgress(Progress):
             self.update(self._task, advance=1, epoch=step.epoch, loss=f"{float(step.loss):.4f}")
         elif not self.console.quiet and time.monotonic() - self._said >= _INTERVAL:
             done = f"epoch {step.epoch}, step {step.number} of {step.total}"
-            self.console.print(f"{self._title}{done}: loss {float(step.loss):.4f}", highlight=False)
-            self._said = time.monotonic()
+            self._say(f"{self._title}{done}: loss {float(step.loss):.4f}")
 
     def epoch(
         self, epoch: "Epoch", epochs: int, images: int, metric: str = "test accuracy"
@@ -65,5 +64,8 @@ class StepProgress(Progress):
         if epoch.number:
             said = [f"loss {epoch.loss:.4f}", *said, f"{images / epoch.seconds:.0f} images/s"]
         line = f"{self._title}epoch {epoch.number}/{epochs}: {', '.join(said)}"
+        self._say(line)
+
+    def _say(self, line: str) -> None:
         self._said = time.monotonic()
-        self.console.print(line, highlight=False)
+        self.console.print(line, highlight=False, soft_wrap=True)

@@ -326,7 +326,10 @@ def _trust_lines(result: Classification, trust: Trust, labels: Sequence[str]) ->
     lines = []
     best = result.predictions[0] if result.predictions else None
     if best is not None and best.confidence is not None:
-        lines.append(f"answers with this score are right in {best.confidence:.1%} of the cases")
+        lines.append(
+            f"of pictures like those of the calibration, {best.confidence:.1%} of the answers with "
+            "this score are right"
+        )
     named = [_name(x, labels) for x in trust.prediction_set[:_NAMED]]
     more = len(trust.prediction_set) - len(named)
     members = ", ".join(named) + (f" and {more} more" if more else "")

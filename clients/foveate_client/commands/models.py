@@ -32,6 +32,8 @@ def main(arguments: Sequence[str]) -> int:
     """Run the subcommand and return its exit code."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    if options.graph is not None:
+        return _graph(parser, options)
     if options.available == (options.address is not None or options.repository is not None):
         parser.error("give one of --address, --repository and --available")
     if options.available and options.name:
@@ -109,6 +111,26 @@ def _available() -> list[dict[str, Any]]:
     return listing()
 
 
+def _graph(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    """Have a classifier drawn, and return the exit code."""
+    if options.name is None or options.available or options.address or options.repository:
+        parser.error("--graph draws the classifier NAME, as --available lists it, and no more")
+    try:
+        draw = cast(
+            "Callable[[str, str], int]",
+            _plugins.load(
+                CATALOGUES,
+                "graph",
+                purpose="the picture of a network",
+                requirement="foveate-train[graphs]",
+            ),
+        )
+    except FoveateError as error:
+        complain(parser, describe(error))
+        return 1
+    return draw(options.name, options.graph)
+
+
 def _show(options: argparse.Namespace, record: object, view: Group | Table) -> None:
     if options.json:
         print(json.dumps(record, ensure_ascii=False, default=_plain))
@@ -152,6 +174,7 @@ def _details(model: Model) -> Group:
         "fit": _fit(spec),
         "scores": model.scores,
         **model.assumptions,
+        "coverages": ", ".join(f"{each:g}" for each in model.coverages) or "not calibrated",
         "runs on": f"{model.backend}, {model.device}, {model.active_variant}",
         "exported": f"{model.created:%Y-%m-%d %H:%M} UTC",
     }.items():
@@ -253,8 +276,8 @@ def _parser() -> argparse.ArgumentParser:
     changes = parser.add_argument_group(
         "changes",
         "A server takes them where it was started with --admin. A load that takes longer than "
-        "--timeout goes on. Without --version, --load takes the newest, --reload the one that "
-        "serves by default, and --unload every one.",
+        "--timeout goes on. Without --version the newest is loaded, the one that serves by "
+        "default is read anew, and every one is unloaded.",
     ).add_mutually_exclusive_group()
     changes.add_argument("--load", action="store_true", help="load NAME, and wait until it serves")
     changes.add_argument(
@@ -269,6 +292,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--available", action="store_true", help="list the classifiers that can be exported"
+    )
+    parser.add_argument(
+        "--graph",
+        metavar="FILE",
+        help="draw the classifier NAME, such as foveate:lenet5, into a file .svg, .png or .pdf: "
+        "its blocks, shapes and parameters",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser

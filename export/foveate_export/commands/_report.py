@@ -85,6 +85,10 @@ def _as_text(exported: Exported, original: str) -> str:
         lines.append("  " + _parity_line(variant.parity, original))
         if variant.accuracy:
             lines.append("  " + _accuracy_line(variant.accuracy))
+        if variant.trust:
+            coverages = ", ".join(f"{each.coverage:g}" for each in variant.trust.sets)
+            pictures = f"{variant.trust.images} pictures ({variant.trust.data})"
+            lines.append(f"  calibrated on {pictures}, with prediction sets for {coverages}")
     lines += [
         f"{name}: {entry.size / 1e6:.1f} MB"
         for name, entry in manifest.files.items()

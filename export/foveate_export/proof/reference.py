@@ -19,6 +19,7 @@ from foveate_export.anatomy.pixels import normalise
 from foveate_export.anatomy.taps import Tap, as_maps, tapped
 from foveate_export.graph.heads import Head
 from foveate_export.graph.heads.base import Held
+from foveate_export.proof.attention import maps_of_attention
 from foveate_export.proof.comparison import Answers
 from foveate_train.classifier import Classifier
 
@@ -80,6 +81,9 @@ def answer(
                 ):
                     linear = classifier.module(pixels)
                 cams["cam"] = _explain(linear, again, classes, explained)["cam"]
+            if explained.attention is not None:
+                asked = torch.from_numpy(classes)
+                cams |= maps_of_attention(classifier.module, pixels, asked, explained.attention)
     return Answers(
         logits=logits.detach().float().numpy(),
         cams={method: maps.detach().float().numpy() for method, maps in cams.items()},
@@ -122,14 +126,16 @@ def in_float64(classifier: Classifier) -> Classifier:
 def _explain(
     logits: Tensor, tensors: Mapping[Tap, Tensor], classes: NDArray[np.int64], head: Head
 ) -> dict[str, Tensor]:
-    maps: dict[str, list[Tensor]] = {method: [] for method in head.methods}
+    targets = head.without_attention.targets
+    maps: dict[str, list[Tensor]] = {method: [] for method in targets}
     for column in torch.from_numpy(classes).T:
         # Pictures do not touch each other, so one sum gives each its own gradient.
         score = logits.gather(1, column[:, None]).sum()
-        activations = [tensors[tap] for tap in head.taps]
+        taps = head.without_attention.taps
+        activations = [tensors[tap] for tap in taps]
         gradients = torch.autograd.grad(score, activations, retain_graph=True)
-        by_tap = as_maps(dict(zip(head.taps, gradients, strict=True)))
-        for method, target in head.targets.items():
+        by_tap = as_maps(dict(zip(taps, gradients, strict=True)))
+        for method, target in targets.items():
             activation = target.tap.layout.to_nchw(tensors[target.tap])
             maps[method].append(METHODS[method](activation, by_tap[target.tap]))
     return {method: torch.stack(found, 1) for method, found in maps.items()}

@@ -504,6 +504,7 @@ class Model(_message.Message):
     BATCHING_FIELD_NUMBER: _builtins.int
     SCORES_FIELD_NUMBER: _builtins.int
     ASSUMPTIONS_FIELD_NUMBER: _builtins.int
+    COVERAGES_FIELD_NUMBER: _builtins.int
     WORDNET_IDS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The model's name."""
@@ -562,6 +563,13 @@ class Model(_message.Message):
         """
 
     @_builtins.property
+    def coverages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The coverages of the prediction sets that a request may ask for, the lowest
+        first. Empty where the model was not calibrated, so that nothing is known of how
+        far its answers can be believed.
+        """
+
+    @_builtins.property
     def wordnet_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The WordNet ids of the classes, where they are the 1000 of ImageNet, by
         class id; else none.
@@ -587,11 +595,12 @@ class Model(_message.Message):
         batching: Global___Batching | None = ...,
         scores: _builtins.str = ...,
         assumptions: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        coverages: _abc.Iterable[_builtins.float] | None = ...,
         wordnet_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["batching", b"batching", "create_time", b"create_time", "input", b"input"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_variant", b"active_variant", "assumptions", b"assumptions", "backend", b"backend", "batching", b"batching", "cam_methods", b"cam_methods", "classifier", b"classifier", "create_time", b"create_time", "device", b"device", "input", b"input", "labels", b"labels", "layers", b"layers", "name", b"name", "parameters", b"parameters", "scores", b"scores", "state", b"state", "variants", b"variants", "version", b"version", "wordnet_ids", b"wordnet_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_variant", b"active_variant", "assumptions", b"assumptions", "backend", b"backend", "batching", b"batching", "cam_methods", b"cam_methods", "classifier", b"classifier", "coverages", b"coverages", "create_time", b"create_time", "device", b"device", "input", b"input", "labels", b"labels", "layers", b"layers", "name", b"name", "parameters", b"parameters", "scores", b"scores", "state", b"state", "variants", b"variants", "version", b"version", "wordnet_ids", b"wordnet_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -158,7 +158,8 @@ class CamOutput(_Model):
     """One class activation map of the graph: the output `cam.<method>`.
 
     `layout` is that of the layer inside the network. `completeness` is None where the
-    map does not add up to the logit, or where that was not measured.
+    map does not add up to the logit, or where that was not measured; `positive_of` is
+    the method whose positive part it is, where that is so.
     """
 
     method: Name
@@ -167,11 +168,12 @@ class CamOutput(_Model):
     width: Positive
     layout: Layout = "nchw"
     completeness: Completeness | None = None
+    positive_of: Name | None = None
 
     @property
     def linear(self) -> bool:
         """Whether the map of a difference of two logits is the difference of their maps."""
-        # Grad-CAM and LayerCAM cut off what is negative.
+        # Grad-CAM and LayerCAM cut off what is negative, and so do maps of attention.
         return self.method in LINEAR_METHODS
 
 

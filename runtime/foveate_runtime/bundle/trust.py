@@ -1,11 +1,11 @@
 """What a manifest says of how far the answers of a variant can be believed."""
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Outlier = Literal["gen", "energy", "max_logit"]
+Outlier = Literal["combined", "gen", "energy", "max_logit"]
 """A score of how unlike the calibration pictures a picture is; `trust.outliers` says how."""
 
 SetMethod = Literal["lac", "raps"]
@@ -57,6 +57,14 @@ class Trust(_Model):
     sets: Annotated[tuple[SetThresholds, ...], Field(min_length=1)]
     outlier: Outlier
     outliers: dict[Outlier, Annotated[tuple[float, ...], Field(min_length=101, max_length=101)]]
+
+    @model_validator(mode="after")
+    def _tables_are_there(self) -> Self:
+        needed = ("combined", "gen", "energy") if self.outlier == "combined" else (self.outlier,)
+        for name in needed:
+            if name not in self.outliers:
+                raise ValueError(f"outliers: {name!r} is used and has no table")
+        return self
 
 
 class Policy(_Model):

@@ -41,7 +41,9 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command; return its exit code."""
     options = _parser().parse_args(arguments)
     try:
-        checks = verify(Bundle.open(options.bundle), options.variant, options.backend)
+        checks = verify(
+            Bundle.open(options.bundle), options.variant, options.backend, options.device
+        )
     except (BundleError, BackendError) as error:
         print(f"{PROG}: {error}", file=sys.stderr)
         return FAILED
@@ -53,7 +55,9 @@ def main(arguments: Sequence[str]) -> int:
     return DONE if all(check.accepted for check in checks) else FAILED
 
 
-def verify(bundle: Bundle, variant: str | None, backend: str | None) -> list[Check]:
+def verify(
+    bundle: Bundle, variant: str | None, backend: str | None, device: str = "cpu"
+) -> list[Check]:
     """Compare every output of a variant, or of all of them, with the golden answers.
 
     `backend` None takes the preferred one that is installed. Raises BundleError
@@ -63,11 +67,13 @@ def verify(bundle: Bundle, variant: str | None, backend: str | None) -> list[Che
     if golden is None:
         raise BundleError("the bundle holds no golden answers to compare with")
     names = [entry.name for entry in bundle.manifest.variants] if variant is None else [variant]
-    return [check for name in names for check in _checks(bundle, golden, name, backend)]
+    return [check for name in names for check in _checks(bundle, golden, name, backend, device)]
 
 
-def _checks(bundle: Bundle, golden: Golden, variant: str, backend: str | None) -> list[Check]:
-    with create_runner(bundle, variant=variant, backend=backend) as runner:
+def _checks(
+    bundle: Bundle, golden: Golden, variant: str, backend: str | None, device: str
+) -> list[Check]:
+    with create_runner(bundle, variant=variant, backend=backend, device=device) as runner:
         tolerances = bundle.manifest.variant(variant).tolerances
         if tolerances is None:
             raise BundleError(f"the manifest gives the variant {variant!r} no tolerances")
@@ -107,5 +113,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--variant", help="default: all")
     parser.add_argument("--backend", choices=list(BACKENDS), help="default: the first installed")
+    parser.add_argument("--device", default="cpu", help="such as cuda:0; default: cpu")
     parser.add_argument("--json", action="store_true", help="print every comparison as JSON")
     return parser

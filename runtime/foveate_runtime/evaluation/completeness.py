@@ -3,8 +3,12 @@
 A map is complete where its mean, or its sum, and a number that no picture changes give
 the logit of every class: z[c] = mean(map[c]) + constant[c]. The constant is the bias of
 the last layer, and what normalisation before it adds.
+
+Beside it, whether Grad-CAM is the positive part of HiResCAM, so that the map of a difference of
+two logits can be had of it too.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +22,6 @@ from foveate_runtime.bundle.manifest import (
     CLASS_IDS_INPUT,
     IMAGE_INPUT,
     LOGITS_OUTPUT,
-    CamOutput,
     Completeness,
     Manifest,
 )
@@ -29,6 +32,7 @@ _LEAST = 3
 _CLASSES = 64
 """Whose maps are computed at a time."""
 _EXACT = "fp32"
+_CUT, _UNCUT = "gradcam", "hirescam"
 _TOLERANCE = 1e-3
 """Of the largest difference that pictures make to a logit."""
 
@@ -48,54 +52,82 @@ def with_completeness(bundle: Bundle, images: NDArray[np.uint8]) -> Manifest:
         return manifest
     names = [entry.name for entry in manifest.variants]
     with create_runner(bundle, variant=_EXACT if _EXACT in names else names[0]) as runner:
-        found = _complete(runner, manifest, images)
-    cams = tuple(
-        cam.model_copy(update={"completeness": found.get(cam.method)}) for cam in manifest.cams
-    )
+        found = _surviving(runner, manifest, images)
+    changes: dict[str, dict[str, object]] = {cam.method: {} for cam in manifest.cams}
+    for claim in found:
+        changes[claim.method] |= claim.change()
+    cams = tuple(cam.model_copy(update=changes[cam.method]) for cam in manifest.cams)
     return manifest.model_copy(update={"cams": cams})
 
 
-def _complete(
+def _surviving(
     runner: Runner, manifest: Manifest, images: NDArray[np.uint8]
-) -> dict[str, Completeness]:
-    """Return what is missing from the maps of each method that is complete."""
-    candidates = [
-        _Candidate(cam, by) for cam in manifest.cams if cam.linear for by in ("mean", "sum")
+) -> list["_Complete | _Positive"]:
+    """Return the claims on maps that hold for every class and picture."""
+    linear = [cam.method for cam in manifest.cams if cam.linear]
+    claims: list[_Complete | _Positive] = [
+        _Complete(method, by) for method in linear for by in ("mean", "sum")
     ]
+    methods = {cam.method for cam in manifest.cams}
+    if {_CUT, _UNCUT} <= methods:
+        claims.append(_Positive())
     for first in range(0, manifest.classes, _CLASSES):
         chunk = np.arange(first, min(first + _CLASSES, manifest.classes))
         inputs: dict[str, NDArray[Any]] = {
             IMAGE_INPUT: images,
             CLASS_IDS_INPUT: np.tile(chunk, (len(images), 1)),
         }
-        outputs = runner.run(inputs, [LOGITS_OUTPUT, *{each.output for each in candidates}])
+        wanted = sorted({CAM_PREFIX + method for claim in claims for method in claim.needs})
+        outputs = runner.run(inputs, [LOGITS_OUTPUT, *wanted])
         logits = outputs[LOGITS_OUTPUT].astype(np.float64)
-        candidates = [each for each in candidates if each.accepts(outputs[each.output], logits)]
-        if not candidates:
+        maps = {name.removeprefix(CAM_PREFIX): outputs[name] for name in wanted}
+        claims = [claim for claim in claims if claim.accepts(maps, logits)]
+        if not claims:
             break
-    return {
-        each.cam.method: Completeness.model_validate({"by": each.by, "constants": each.constants})
-        for each in candidates
-    }
+    return claims
 
 
-class _Candidate:
-    """A method whose maps may add up to the logit, by their mean or their sum."""
+class _Complete:
+    """The claim that a method's maps add up to the logit, by their mean or their sum."""
 
-    def __init__(self, cam: CamOutput, by: str) -> None:
-        self.cam = cam
-        self.by = by
-        self.output = CAM_PREFIX + cam.method
-        self.constants: list[float] = []
+    def __init__(self, method: str, by: str) -> None:
+        self.method = method
+        self.needs = (method,)
+        self._by = by
+        self._constants: list[float] = []
 
-    def accepts(self, maps: NDArray[Any], logits: NDArray[np.float64]) -> bool:
-        """Take the next classes; tell whether their maps, [N, K, h, w], are complete."""
-        reduce = np.mean if self.by == "mean" else np.sum
-        first = len(self.constants)
-        rest = logits[:, first : first + maps.shape[1]] - reduce(
-            maps.astype(np.float64), axis=(2, 3)
-        )
+    def accepts(self, maps: Mapping[str, NDArray[Any]], logits: NDArray[np.float64]) -> bool:
+        """Take the maps of the next classes, [N, K, h, w] by method; tell whether it holds."""
+        values = maps[self.method].astype(np.float64)
+        first = len(self._constants)
+        parts = values.mean(axis=(2, 3)) if self._by == "mean" else values.sum(axis=(2, 3))
+        rest = logits[:, first : first + values.shape[1]] - parts
         constants = rest.mean(axis=0)
-        self.constants += constants.tolist()
+        self._constants += constants.tolist()
         spread = float(np.abs(logits - logits.mean(axis=0)).max())
         return spread > 0 and bool(np.abs(rest - constants).max() <= _TOLERANCE * spread)
+
+    def change(self) -> dict[str, object]:
+        """Return what the manifest says of the method."""
+        found = {"by": self._by, "constants": self._constants}
+        return {"completeness": Completeness.model_validate(found)}
+
+
+class _Positive:
+    """The claim that Grad-CAM is the positive part of HiResCAM.
+
+    It is where the gradient is the same at every cell, as behind average pooling.
+    """
+
+    method = _CUT
+    needs = (_CUT, _UNCUT)
+
+    def accepts(self, maps: Mapping[str, NDArray[Any]], _: NDArray[np.float64]) -> bool:
+        """Compare the maps of the next classes, [N, K, h, w]."""
+        uncut = maps[_UNCUT]
+        apart = np.abs(np.maximum(uncut, 0) - maps[_CUT]).max()
+        return bool(apart <= _TOLERANCE * np.abs(uncut).max())
+
+    def change(self) -> dict[str, object]:
+        """Return what the manifest says of the method."""
+        return {"positive_of": _UNCUT}

@@ -56,7 +56,12 @@ class Assessor:
         self._policy = policy
         self._scores = scores
         self._inverse = 1 / np.array(trust.temperatures)
-        self._table = np.array(trust.outliers[trust.outlier])
+        self._tables = {name: np.array(each) for name, each in trust.outliers.items()}
+
+    @property
+    def coverages(self) -> tuple[float, ...]:
+        """The coverages that were calibrated, the lowest first."""
+        return tuple(each.coverage for each in self._trust.sets)
 
     def confidence(self, logits: Logits) -> Doubles | None:
         """Return the calibrated probabilities of logits [N, classes]; None where there are none."""
@@ -74,8 +79,7 @@ class Assessor:
 
     def percentile(self, logits: Logits) -> Doubles:
         """Return the out-of-distribution percentile of logits, float64 [N]."""
-        score = outliers.OUTLIERS[self._trust.outlier]
-        return outliers.percentile(score(logits, self._scores), self._table)
+        return outliers.unusual(logits, self._scores, self._trust.outlier, self._tables)
 
     def assess(
         self, logits: Logits, coverage: float | None = None, method: SetMethod = "lac"

@@ -63,7 +63,5 @@ def calibrate(
         temperatures=tuple(temperatures or ()),
         sets=tuple(sets.fit(logits, present, each, scores) for each in sorted(set(coverages))),
         outlier=outliers.DEFAULT,
-        outliers={
-            name: outliers.table(score(logits, scores)) for name, score in outliers.OUTLIERS.items()
-        },
+        outliers=outliers.tables(logits, scores),
     )

@@ -10,9 +10,12 @@
   (NeurIPS 2021).
 - `max_logit`: -max_c z[c] of Hendrycks et al., "Scaling Out-of-Distribution Detection for
   Real-World Settings" (ICML 2022).
+- `combined`: the larger of the percentile of `gen` and of 2 |q - 50|, q being the percentile
+  of `energy`. The others miss what a network is sure of, more than of any picture of its
+  kind, as one of digits is of noise; this one takes both ends of the energy for unusual.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
@@ -58,14 +61,38 @@ def max_logit(logits: Logits, scores: Scores) -> Doubles:  # noqa: ARG001 - one 
 OUTLIERS: MappingProxyType[Outlier, Callable[[Logits, Scores], Doubles]] = MappingProxyType(
     {"gen": gen, "energy": energy, "max_logit": max_logit}
 )
-"""The scores by name, the default first."""
+"""The scores that logits alone give, by name."""
 
-DEFAULT: Outlier = "gen"
+Tables = Mapping[Outlier, Sequence[float] | Doubles]
+
+DEFAULT: Outlier = "combined"
+"""The one whose least area under the ROC curve is the largest: see benchmarks/trust.py."""
 
 
 def table(values: Doubles) -> tuple[float, ...]:
     """Return the 0th to the 100th percentile of `values` [N]."""
     return tuple(float(value) for value in np.percentile(values, _PERCENTILES))
+
+
+def tables(logits: Logits, scores: Scores) -> dict[Outlier, tuple[float, ...]]:
+    """Return the percentiles of every score over logits [N, classes]."""
+    found: dict[Outlier, tuple[float, ...]] = {
+        name: table(score(logits, scores)) for name, score in OUTLIERS.items()
+    }
+    return {"combined": table(_combined(logits, scores, found)), **found}
+
+
+def unusual(logits: Logits, scores: Scores, by: Outlier, known: Tables) -> Doubles:
+    """Return which percentile of a score's table, of `tables`, logits [N, classes] have."""
+    values = _combined(logits, scores, known) if by == "combined" else OUTLIERS[by](logits, scores)
+    return percentile(values, np.asarray(known[by]))
+
+
+def _combined(logits: Logits, scores: Scores, known: Tables) -> Doubles:
+    spread = unusual(logits, scores, "gen", known)
+    sides = 2 * np.abs(unusual(logits, scores, "energy", known) - 50)
+    larger: Doubles = np.maximum(spread, sides)
+    return larger
 
 
 def percentile(values: Doubles, places: Doubles) -> Doubles:

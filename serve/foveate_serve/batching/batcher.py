@@ -157,7 +157,7 @@ class Batcher:
                 self._drop_expired()
             if self._queue.exceeds(policy, level, pictures):
                 raise self._overloaded(level)
-        if deadline is not None and self._queue.committed:
+        if deadline is not None and (self._queue.waiting or self._queue.reserved):
             self._require_time(level, deadline - time.monotonic())
         return self._queue.reserve(level, pictures)
 
@@ -328,9 +328,8 @@ class Batcher:
         """Wait for a batch, which may be empty. None means that the batcher is closed."""
         pacing, queue = self._pacing, self._queue
         with self._changed:
-            self._changed.wait_for(
-                lambda: (queue.waiting and not pacing.defers(queue.waiting)) or self._closing
-            )
+            while not self._closing and (not queue.waiting or pacing.defers(queue.waiting)):
+                self._changed.wait()
             if not queue.waiting:
                 return None
             # Another lane may take the pictures that this one waits for.

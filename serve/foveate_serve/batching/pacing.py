@@ -112,11 +112,12 @@ class Pacing:
 
     def share(self, lane: PacedLane, waiting: int) -> int:
         """Return the most pictures that an idle lane takes of those in the queue."""
-        lanes = self._lanes_at_work(lane)
-        idle = sum([not other.busy for other in lane.siblings])
+        lanes, busy = self._lanes_at_work(lane), 0
+        for other in lane.siblings:
+            busy += other.busy
         return self.policy.share(
             waiting,
-            idle=min(idle, lanes),
+            idle=min(len(lane.siblings) - busy, lanes),
             lanes=lanes,
             picture_seconds=self.picture_seconds,
         )
@@ -131,13 +132,14 @@ class Pacing:
         return True
 
     def shares_cores(self, lane: PacedLane, waiting: int) -> bool:
-        """Return whether a lane's run is to leave cores to others."""
+        """Return whether the run of a lane, which is busy, is to leave cores to others."""
         if len(lane.siblings) == 1:
             return False
+        busy = 0
+        for other in lane.siblings:
+            busy += other.busy
         # Where the queue is not empty, another lane is about to start a run.
-        return (
-            self._pace.light or waiting > 0 or any(o.busy for o in lane.siblings if o is not lane)
-        )
+        return self._pace.light or waiting > 0 or busy > 1
 
     def drain_seconds(self, pictures: int) -> float:
         """Return the time that all lanes take for so many pictures, by their last runs."""

@@ -11,6 +11,7 @@ from foveate_runtime.bundle.manifest import (
     CLASS_IDS_INPUT,
     FEATURES_PREFIX,
     IMAGE_INPUT,
+    LOGITS_OUTPUT,
 )
 from foveate_serve.batching.queueing import Item
 
@@ -20,7 +21,8 @@ _BEST_CLASS = -1
 
 def assemble(batch: list[Item], buffer: NDArray[np.uint8]) -> dict[str, Array]:
     """Return the inputs of the graph for a batch; several items are copied into `buffer`."""
-    explained = any(name.startswith(CAM_PREFIX) for name in batch[0].outputs)
+    outputs = batch[0].outputs
+    explained = outputs != (LOGITS_OUTPUT,) and any(n.startswith(CAM_PREFIX) for n in outputs)
     if len(batch) == 1:
         inputs: dict[str, Array] = {IMAGE_INPUT: batch[0].images}
         if explained:

@@ -48,6 +48,8 @@ class Engine:
     fairly. `observer` is notified of every request. Up to `cache_bytes` of answers
     are cached for identical requests. With `deduplicate`, identical requests in
     flight share one run.
+
+    `overloaded` is set while a queue is full: only then can `shed_load` refuse anything.
     """
 
     def __init__(
@@ -76,7 +78,7 @@ class Engine:
             self._answer = Cached(self._answer, cache, self._threads, self._observer)
         # An answer that is reused needs no engine, so that a full queue refuses nothing.
         self._reuses = bool(cache_bytes) or deduplicate
-        self._overloaded = False
+        self.overloaded = False
         self._deadlines = Deadlines()
 
     def classify(
@@ -106,7 +108,8 @@ class Engine:
         deadline: float | None,
     ) -> A:
         """Find the model, plan, admit, answer; and notify the observer of the outcome."""
-        self.shed_load(request.model)
+        if self.overloaded:
+            self.shed_load(request.model)
         started, model = time.perf_counter(), None
         try:
             model = self.repository.get(request.model, request.version)
@@ -183,11 +186,10 @@ class Engine:
         cache or `deduplicate` nothing is refused here, as such a request may need no
         engine. Raises OverloadedError.
         """
-        # The only cost for a server that is not overloaded.
-        if not self._overloaded or self._reuses:
+        if self._reuses:
             return
         serving = self.repository.serving()
-        self._overloaded = any(loaded.batcher.full for loaded in serving)
+        self.overloaded = any(loaded.batcher.full for loaded in serving)
         batchers = [loaded.batcher for loaded in serving if model in {"", loaded.name}]
         if not batchers or not all(batcher.full for batcher in batchers):
             return
@@ -219,7 +221,7 @@ class Engine:
     def _note_failure(
         self, model: LoadedModel | None, error: BaseException, started: float
     ) -> None:
-        self._overloaded = self._overloaded or isinstance(error, OverloadedError)
+        self.overloaded = self.overloaded or isinstance(error, OverloadedError)
         name, version = ("", "") if model is None else (model.name, model.version)
         self._observer.on_failure(name, version, error, time.perf_counter() - started)
 

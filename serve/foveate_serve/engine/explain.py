@@ -32,8 +32,9 @@ class CamPlan:
     map is taken off those of the others.
     """
 
-    # Left out of the hash, as it may hold a number for every class; the plan's outputs name it.
+    # Left out of the hash, as it may hold a number for every class.
     cam: CamOutput = field(compare=False)
+    method: str
     class_ids: tuple[int, ...]
     against: bool
     forms: frozenset[CamForm]
@@ -45,7 +46,8 @@ class CamPlan:
     @property
     def output(self) -> str:
         """The graph's output."""
-        return CAM_PREFIX + self.cam.method
+        method = self.cam.positive_of if self.against and self.cam.positive_of else self.cam.method
+        return CAM_PREFIX + method
 
     @property
     def draws(self) -> bool:
@@ -74,8 +76,10 @@ def plan_cam(request: CamRequest, manifest: Manifest, limits: ExplanationLimits)
     class_ids, against = (*range(-1, -top - 1, -1), *request.class_ids), request.against
     if against is not None and against in class_ids:
         raise _against_itself(against)
+    cam = _method(request.method, manifest, linear=against is not None)
     return CamPlan(
-        cam=_method(request.method, manifest, linear=against is not None),
+        cam=cam,
+        method=cam.method,
         class_ids=class_ids if against is None else (*class_ids, against),
         against=against is not None,
         forms=request.forms,
@@ -157,6 +161,8 @@ def draw(
         if against in class_ids:
             raise _against_itself(against)
         maps = maps[:-1] - maps[-1]
+        if plan.cam.positive_of:
+            maps = np.maximum(maps, 0)
     width, height = plan.width, plan.height
     canvas = heatmap.enlarge(image, width, height) if "overlay" in plan.forms else None
     cams = []
@@ -237,11 +243,11 @@ def select(plan: FeatureMapPlan, values: NDArray[np.float32]) -> FeatureMap:
 
 def _method(name: str, manifest: Manifest, *, linear: bool) -> CamOutput:
     for cam in manifest.cams:
-        if name == cam.method and linear and not cam.linear:
+        if name == cam.method and linear and not (cam.linear or cam.positive_of):
             methods = listing(each.method for each in manifest.cams if each.linear)
             raise InvalidRequestError(
                 "AGAINST_NOT_LINEAR",
-                f"{name} cuts off what is negative, so that the map of a difference of two logits "
+                f"{name} is not linear in the logit, so that the map of a difference of two logits "
                 f"is not a difference of its maps; with against there are {methods}",
                 field="cam.method",
                 metadata={"method": name},

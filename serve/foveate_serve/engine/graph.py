@@ -9,10 +9,17 @@ from numpy.typing import NDArray
 
 from foveate_runtime.backends.base import graph_outputs
 from foveate_runtime.bundle.manifest import CAM_PREFIX, FEATURES_PREFIX, LOGITS_OUTPUT, Manifest
-from foveate_serve.classification import ANSWER_BYTES, Answer
+from foveate_serve.classification import ANSWER_BYTES, Answer, TrustRequest
 from foveate_serve.engine.explain import ExplanationLimits
-from foveate_serve.engine.job import Chunk
+from foveate_serve.engine.job import Chunk, JobPlan
 from foveate_serve.engine.pictures import require_size
+from foveate_serve.engine.trust import (
+    TRUST_PREFIX,
+    TrustPlan,
+    compute,
+    plan_trust,
+    trust_outputs,
+)
 from foveate_serve.errors import InvalidRequestError, clip, listing, quote
 from foveate_serve.repository.loaded import LoadedModel
 
@@ -28,12 +35,14 @@ class GraphRequest:
     channels] of the classifier's size. `outputs` are names of the graph contract.
     `class_ids`, int64 [N, K], are the classes that maps explain, with the
     contract's negative values; None means the best class of each picture.
+    `trust` says which prediction sets are meant where outputs are of trust.
     `model`, `version` and `priority` as in Request.
     """
 
     images: Sequence[bytes] | NDArray[np.uint8]
     outputs: Sequence[str] = (LOGITS_OUTPUT,)
     class_ids: NDArray[np.int64] | None = None
+    trust: TrustRequest | None = None
     model: str = ""
     version: str = ""
     priority: int = 0
@@ -55,13 +64,11 @@ class GraphResult(Answer):
         return ANSWER_BYTES + sum(output.nbytes for output in self.outputs.values())
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GraphPlan:
-    """The outputs to compute, in the contract's order, and the class ids; see `JobPlan`."""
+@dataclass(frozen=True, kw_only=True)
+class GraphPlan(JobPlan[GraphResult]):
+    """The outputs to compute, in the contract's order, and the class ids of each picture."""
 
-    outputs: tuple[str, ...]
-    class_ids: tuple[tuple[int, ...], ...]
-    draws: bool = False
+    trust: TrustPlan | None = None
 
     def locate(self, error: InvalidRequestError, picture: int) -> InvalidRequestError:
         """Return the error of one picture with the field that the request has it in."""
@@ -79,6 +86,8 @@ class GraphPlan:
             name: np.concatenate([chunk.batched.outputs[name] for chunk in chunks])
             for name in self.outputs
         }
+        if self.trust is not None and model.assessor is not None:
+            outputs |= compute(self.trust, model.assessor, outputs[LOGITS_OUTPUT])
         return partial(
             GraphResult,
             model=model.name,
@@ -94,7 +103,11 @@ def make_graph_plan(
     """Check a request against the bundle; raises InvalidRequestError."""
     if isinstance(request.images, np.ndarray):
         require_size(request.images.shape[1:], manifest.input, "images")
-    known = graph_outputs(manifest)
+    graph = graph_outputs(manifest)
+    known = graph | trust_outputs(manifest)
+    trust = None
+    if request.trust is not None or any(x.startswith(TRUST_PREFIX) for x in request.outputs):
+        trust = plan_trust(request.trust or TrustRequest(), manifest)
     for index, name in enumerate(request.outputs):
         if name not in known:
             raise InvalidRequestError(
@@ -105,7 +118,11 @@ def make_graph_plan(
             )
     _check_size(request, manifest, limits)
     # In the contract's order, so that requests for the same outputs share a batch.
-    outputs = tuple(name for name in known if name in request.outputs)
+    outputs = tuple(
+        name
+        for name in graph
+        if name in request.outputs or (name == LOGITS_OUTPUT and trust is not None)
+    )
     if request.class_ids is not None:
         _check_class_ids(request.class_ids, len(request.images), manifest, limits)
     if not any(name.startswith(CAM_PREFIX) for name in outputs):
@@ -114,7 +131,7 @@ def make_graph_plan(
         class_ids = ((BEST_CLASS,),) * len(request.images)
     else:
         class_ids = tuple(tuple(row) for row in request.class_ids.tolist())
-    return GraphPlan(outputs=outputs, class_ids=class_ids)
+    return GraphPlan(outputs=outputs, class_ids=class_ids, trust=trust)
 
 
 def _check_size(request: GraphRequest, manifest: Manifest, limits: ExplanationLimits) -> None:

@@ -1,5 +1,6 @@
 """A request that has found its model and its plan: what the engine works on."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeAlias, TypeVar
@@ -14,7 +15,6 @@ from foveate_serve.errors import InvalidRequestError
 from foveate_serve.repository.loaded import LoadedModel
 
 A = TypeVar("A", bound=Answer)
-A_co = TypeVar("A_co", bound=Answer, covariant=True)
 
 Images: TypeAlias = Sequence[bytes | RawImage] | NDArray[np.uint8]
 """The pictures of a request, or the pixels of all, uint8 [n, height, width, channels]."""
@@ -37,7 +37,8 @@ class Chunk:
     batched: Batched
 
 
-class JobPlan(Protocol[A_co]):
+@dataclass(frozen=True, kw_only=True)
+class JobPlan(ABC, Generic[A]):
     """What a request asks of a model: a hashable value, equal where the same is asked.
 
     Attributes:
@@ -46,24 +47,17 @@ class JobPlan(Protocol[A_co]):
         draws: whether the answer contains drawn pictures.
     """
 
-    def __hash__(self) -> int: ...
+    outputs: tuple[str, ...]
+    class_ids: tuple[tuple[int, ...], ...]
+    draws: bool = False
 
-    @property
-    def outputs(self) -> tuple[str, ...]: ...  # noqa: D102
-
-    @property
-    def class_ids(self) -> tuple[tuple[int, ...], ...]: ...  # noqa: D102
-
-    @property
-    def draws(self) -> bool: ...  # noqa: D102
-
-    def locate(self, error: InvalidRequestError, picture: int) -> InvalidRequestError:
+    def locate(self, error: InvalidRequestError, picture: int) -> InvalidRequestError:  # noqa: ARG002 - of a request with one
         """Return the error of one picture with the field that the request has it in."""
-        ...
+        return error
 
-    def draw(self, model: LoadedModel, chunks: Sequence[Chunk]) -> Callable[..., A_co]:
+    @abstractmethod
+    def draw(self, model: LoadedModel, chunks: Sequence[Chunk]) -> Callable[..., A]:
         """Return the answer but for its `timing`, the argument of what is returned."""
-        ...
 
 
 @dataclass(kw_only=True, slots=True, eq=False)

@@ -9,7 +9,7 @@ from foveate_runtime.bundle.manifest import LOGITS_OUTPUT, Manifest, Scores
 from foveate_serve.classification import Cam, FeatureMap, Prediction, Request, Result, Trust
 from foveate_serve.engine import explain
 from foveate_serve.engine.explain import CamPlan, ExplanationLimits, FeatureMapPlan
-from foveate_serve.engine.job import Chunk
+from foveate_serve.engine.job import Chunk, JobPlan
 from foveate_serve.engine.trust import TrustPlan, assess, plan_trust
 from foveate_serve.errors import InvalidRequestError
 from foveate_serve.repository.loaded import LoadedModel
@@ -17,9 +17,9 @@ from foveate_serve.repository.loaded import LoadedModel
 DEFAULT_TOP_K = 5
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
-    """A request, checked against the bundle that answers it; see `JobPlan`.
+@dataclass(frozen=True, kw_only=True)
+class Plan(JobPlan[Result]):
+    """A request, checked against the bundle that answers it.
 
     `ranks` is how many of the best classes the answer needs.
     """
@@ -30,14 +30,7 @@ class Plan:
     cam: CamPlan | None
     features: tuple[FeatureMapPlan, ...]
     trust: TrustPlan | None
-    outputs: tuple[str, ...]
-    class_ids: tuple[tuple[int, ...], ...]
     ranks: int
-    draws: bool
-
-    def locate(self, error: InvalidRequestError, picture: int) -> InvalidRequestError:  # noqa: ARG002 - there is one
-        """Return the error of the picture with the field that the request has it in."""
-        return error
 
     def draw(self, model: LoadedModel, chunks: Sequence[Chunk]) -> Callable[..., Result]:
         """Make the answer of the scores, the maps and the feature maps."""

@@ -5,11 +5,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from foveate_runtime.backends.base import TensorSpec
 from foveate_runtime.bundle.manifest import Manifest
 from foveate_runtime.bundle.trust import SetMethod
 from foveate_runtime.trust.answer import Assessor, CoverageError, find_thresholds
 from foveate_serve.classification import Trust, TrustRequest
 from foveate_serve.errors import InvalidRequestError, NotReadyError
+
+TRUST_PREFIX = "trust."
+CONFIDENCE, PREDICTION_SET, OOD_PERCENTILE, ABSTAINED = (
+    TRUST_PREFIX + name for name in ("confidence", "prediction_set", "ood_percentile", "abstained")
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +59,42 @@ def plan_trust(request: TrustRequest, manifest: Manifest) -> TrustPlan:
             metadata={"coverages": ", ".join(f"{each.coverage:g}" for each in trusts[0].sets)},
         ) from error
     return TrustPlan(coverage=found.coverage, set_method=request.set_method)
+
+
+def trust_outputs(manifest: Manifest) -> dict[str, TensorSpec]:
+    """Return the outputs that say how far answers can be believed; none without a calibration.
+
+    Float32: the `confidence` and membership in the `prediction_set`, 1 or 0, of every class;
+    the `ood_percentile`, and 1 where the model has `abstained`.
+    """
+    trusts = [variant.trust for variant in manifest.variants if variant.trust is not None]
+    if len(trusts) < len(manifest.variants):
+        return {}
+    each = TensorSpec(dtype=np.dtype(np.float32), shape=(None, manifest.classes))
+    one = TensorSpec(dtype=np.dtype(np.float32), shape=(None, 1))
+    outputs = {CONFIDENCE: each, PREDICTION_SET: each, OOD_PERCENTILE: one, ABSTAINED: one}
+    if not all(trust.temperatures for trust in trusts):
+        del outputs[CONFIDENCE]
+    return outputs
+
+
+def compute(
+    plan: TrustPlan, assessor: Assessor, logits: NDArray[np.float32]
+) -> dict[str, NDArray[np.float32]]:
+    """Return all of `trust_outputs` for logits [N, classes]."""
+    found = assessor.assess(logits, plan.coverage, plan.set_method)
+    members = np.zeros(logits.shape, np.float32)
+    for row, each in enumerate(found):
+        members[row, list(each.prediction_set)] = 1
+    outputs = {
+        PREDICTION_SET: members,
+        OOD_PERCENTILE: np.array([[each.ood_percentile] for each in found], np.float32),
+        ABSTAINED: np.array([[each.abstained] for each in found], np.float32),
+    }
+    confidence = assessor.confidence(logits)
+    if confidence is not None:
+        outputs[CONFIDENCE] = confidence.astype(np.float32)
+    return outputs
 
 
 def assess(

@@ -1,226 +1,208 @@
-"""Prometheus metrics of requests, batches, models and calls."""
+"""Prometheus metrics of requests, batches, models and calls, made of the statistics."""
 
 import asyncio
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import TypeAlias
 
 from google.rpc.code_pb2 import Code
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    disable_created_metrics,
-)
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import Metric
 from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
-from foveate_serve.classification import Answer
-from foveate_serve.errors import ServeError
+from foveate_serve.figures import Figures, Key, read_figures
 from foveate_serve.observe.known_versions import KnownVersions
 from foveate_serve.observe.triton import TritonNames
-from foveate_serve.observer import BatchRun, Observer
+from foveate_serve.repository.loaded import LoadedModel
 from foveate_serve.repository.repository import Repository
 from foveate_serve.repository.versions import State
 from foveate_serve.rpc.errors import CODES
 from foveate_serve.rpc.interceptor import CallRecord
+from foveate_serve.statistics import OK, PICTURES, SECONDS, UNEXPECTED, Statistics
 
-# These would add a creation time to every counter, which Prometheus does not use.
-disable_created_metrics()  # type: ignore[no-untyped-call]
+Values: TypeAlias = Sequence[float]
+Source: TypeAlias = Callable[[], Iterable[tuple[bool, Iterable[tuple[Key, Values]]]]]
+"""Returns the figures of each process, and whether it lives."""
 
-MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
-"""The environment variable with the folder in which several processes write their values."""
+_VERSION = ("model", "version")
+_CODES: Mapping[str, str] = {
+    OK: OK,
+    UNEXPECTED: "INTERNAL",
+    asyncio.CancelledError.__name__: "CANCELLED",
+    **{kind.__name__: Code.Name(code) for kind, code in CODES.items()},
+}
+"""The canonical code of each outcome of a request."""
 
-_MODEL = ("model", "version")
 
-# From a tenth of a millisecond, which a stage of a small model takes, to ten seconds.
-_SECONDS = (
-    *(1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2),
-    *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
+@dataclass(frozen=True)
+class _Metric:
+    """A metric: the figures that it is made of, and how.
+
+    `place` is the number among those of a figure, `bounds` those of a histogram.
+    A gauge is the sum over the processes that live, or the largest value.
+    """
+
+    name: str
+    text: str
+    figure: str
+    kind: str
+    labels: tuple[str, ...] = _VERSION
+    place: int = 0
+    bounds: tuple[float, ...] = ()
+    largest: bool = False
+
+    def family(self, figures: Mapping[Key, Values]) -> Metric:
+        """Return the samples of the metric; nothing is counted of what it does not show."""
+        family = Metric(self.name, self.text, self.kind)
+        for (name, values), numbers in figures.items():
+            if name != self.figure:
+                continue
+            labels = dict(zip(self.labels, values, strict=True))
+            if self.bounds:
+                self._add_histogram(family, labels, numbers)
+            elif self.kind == "gauge":
+                family.add_sample(self.name, labels, numbers[self.place])
+            elif numbers[self.place]:
+                family.add_sample(f"{self.name}_total", labels, numbers[self.place])
+        return family
+
+    def _add_histogram(self, family: Metric, labels: dict[str, str], numbers: Values) -> None:
+        *counts, total = numbers
+        ends = [*map(floatToGoString, self.bounds), "+Inf"]
+        buckets = list(zip(ends, accumulate(counts), strict=True))
+        if count := buckets[-1][1]:
+            for end, below in buckets:
+                family.add_sample(f"{self.name}_bucket", {**labels, "le": end}, below)
+            family.add_sample(f"{self.name}_count", labels, count)
+            family.add_sample(f"{self.name}_sum", labels, total)
+
+
+def _counter(figure: str, name: str, text: str, *labels: str, place: int = 0) -> _Metric:
+    return _Metric(
+        f"foveate_{name}", text, figure, "counter", labels=(*_VERSION, *labels), place=place
+    )
+
+
+def _histogram(figure: str, name: str, text: str, bounds: tuple[float, ...] = SECONDS) -> _Metric:
+    return _Metric(f"foveate_{name}", text, figure, "histogram", bounds=bounds)
+
+
+def _gauge(figure: str, name: str, text: str, *, largest: bool = False) -> _Metric:
+    return _Metric(f"foveate_{name}", text, figure, "gauge", largest=largest)
+
+
+METRICS = (
+    _counter("requests", "requests", "Classified or refused pictures, by canonical code.", "code"),
+    _gauge("in_flight", "requests_in_flight", "Pictures that are being classified."),
+    _gauge("waiting", "requests_waiting", "Pictures in the queue."),
+    _histogram("request", "request_seconds", "From a picture's arrival to its answer."),
+    _histogram("decode", "decode_seconds", "Decoding, resizing and cropping a picture."),
+    _histogram("queue", "queue_seconds", "In the queue."),
+    _histogram("infer", "infer_seconds", "The run of the picture's batch."),
+    _histogram(
+        "encode", "encode_seconds", "Ranking the classes and drawing the maps of a picture."
+    ),
+    _histogram("batch_size", "batch_size", "Pictures in a batch.", PICTURES),
+    _histogram("batch_seconds", "batch_seconds", "Runs of the engine."),
+    _counter(
+        "busy",
+        "engine_busy_seconds",
+        "Seconds that a lane of an engine was busy; its rate is the utilisation.",
+        "lane",
+    ),
+    _counter("cache_hits", "cache_hits", "Answers from the cache."),
+    _counter("cache_misses", "cache_misses", "Lookups without an answer."),
+    _counter("cache_hits", "cache_hits_seconds", "Seconds of the lookups with an answer.", place=1),
+    _counter(
+        "cache_misses", "cache_misses_seconds", "Seconds of the lookups without an answer.", place=1
+    ),
+    _counter(
+        "joined",
+        "requests_joined",
+        "Pictures that shared the run of an identical request in flight.",
+    ),
+    _gauge("load_seconds", "model_load_seconds", "The last load of a version.", largest=True),
+    _gauge("ready", "model_ready", "Processes in which a version serves."),
+    # A latency objective may change these at any time.
+    _gauge("instances", "instances", "Instances of a version, in each process.", largest=True),
+    _gauge("max_batch", "batch_limit", "The most pictures in a batch.", largest=True),
+    _gauge(
+        "max_delay",
+        "batch_delay_limit_seconds",
+        "The longest wait for a batch to fill.",
+        largest=True,
+    ),
+    _gauge("max_queue", "queue_limit", "The most pictures in the queue.", largest=True),
+    _Metric(
+        "foveate_calls",
+        "gRPC calls, by canonical code.",
+        "calls",
+        "counter",
+        labels=("method", "code"),
+    ),
+    _Metric(
+        "foveate_calls_in_flight",
+        "gRPC calls in flight.",
+        "calls_in_flight",
+        "gauge",
+        labels=("method",),
+    ),
 )
-_PICTURES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_GAUGES = {metric.figure: metric for metric in METRICS if metric.kind == "gauge"}
 
 
-class Metrics(Observer):
-    """The metrics of one process, in the registry `registry`.
+class FiguresCollector(Collector):
+    """The metrics of the figures that `source` returns, added over the processes."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def collect(self) -> Iterator[Metric]:
+        """Return the metrics as they are now."""
+        figures: dict[Key, list[float]] = {}
+        for lives, found in self._source():
+            for (name, labels), numbers in found:
+                gauge = _GAUGES.get(name)
+                if gauge is not None and not lives:
+                    continue
+                if name == "requests":
+                    # Errors of several kinds have the same code.
+                    labels = (*labels[:2], _CODES[labels[2]])  # noqa: PLW2901
+                known = figures.get((name, labels))
+                if known is None:
+                    figures[name, labels] = list(numbers)
+                else:
+                    add = max if gauge is not None and gauge.largest else _sum
+                    known[:] = map(add, known, numbers)
+        for metric in METRICS:
+            yield metric.family(figures)
+
+
+class Metrics:
+    """The metrics of the process, in the registry `registry`.
 
     Times are histograms: these can be summed over servers before quantiles are
     computed. The label `model` holds only names of bundles, and is empty for a request
     whose model was not found. Versions that are gone are removed, as `KnownVersions`
-    says. Where the environment variable `MULTIPROCESS` is set, the values are in files
-    of that folder.
+    says.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, statistics: Statistics) -> None:
         self.registry = CollectorRegistry()
-        own = self._own = CollectorRegistry()
-        self._requests = Counter(
-            "foveate_requests",
-            "Classified or refused pictures, by canonical code.",
-            (*_MODEL, "code"),
-            registry=own,
-        )
-        self._in_flight = Gauge(
-            "foveate_requests_in_flight",
-            "Pictures that are being classified.",
-            _MODEL,
-            registry=own,
-            multiprocess_mode="livesum",
-        )
-        self._waiting = Gauge(
-            "foveate_requests_waiting",
-            "Pictures in the queue.",
-            _MODEL,
-            registry=own,
-            multiprocess_mode="livesum",
-        )
-        self._stages = {
-            stage: Histogram(
-                f"foveate_{stage}_seconds", text, _MODEL, registry=own, buckets=_SECONDS
-            )
-            for stage, text in (
-                ("request", "From a picture's arrival to its answer."),
-                ("decode", "Decoding, resizing and cropping a picture."),
-                ("queue", "In the queue."),
-                ("infer", "The run of the picture's batch."),
-                ("encode", "Ranking the classes and drawing the maps of a picture."),
-            )
-        }
-        self._batch_size = Histogram(
-            "foveate_batch_size", "Pictures in a batch.", _MODEL, registry=own, buckets=_PICTURES
-        )
-        self._batch_seconds = Histogram(
-            "foveate_batch_seconds", "Runs of the engine.", _MODEL, registry=own, buckets=_SECONDS
-        )
-        self._busy = Counter(
-            "foveate_engine_busy_seconds",
-            "Seconds that a lane of an engine was busy; its rate is the utilisation.",
-            (*_MODEL, "lane"),
-            registry=own,
-        )
-        self._lookups, self._lookup_seconds = (
-            {
-                result: Counter(f"foveate_cache_{result}{unit}", text, _MODEL, registry=own)
-                for result, text in texts.items()
-            }
-            for unit, texts in (
-                ("", {"hits": "Answers from the cache.", "misses": "Lookups without an answer."}),
-                (
-                    "_seconds",
-                    {
-                        "hits": "Seconds of the lookups with an answer.",
-                        "misses": "Seconds of the lookups without an answer.",
-                    },
-                ),
-            )
-        )
-        self._joined = Counter(
-            "foveate_requests_joined",
-            "Pictures that shared the run of an identical request in flight.",
-            _MODEL,
-            registry=own,
-        )
-        self._load_seconds = Gauge(
-            "foveate_model_load_seconds",
-            "The last load of a version.",
-            _MODEL,
-            registry=own,
-            multiprocess_mode="livemax",
-        )
-        self._ready = Gauge(
-            "foveate_model_ready",
-            "Processes in which a version serves.",
-            _MODEL,
-            registry=own,
-            multiprocess_mode="livesum",
-        )
-        # A latency objective may change these at any time.
-        self._policy = {
-            name: Gauge(name, text, _MODEL, registry=own, multiprocess_mode="livemax")
-            for name, text in (
-                ("foveate_instances", "Instances of a version, in each process."),
-                ("foveate_batch_limit", "The most pictures in a batch."),
-                ("foveate_batch_delay_limit_seconds", "The longest wait for a batch to fill."),
-                ("foveate_queue_limit", "The most pictures in the queue."),
-            )
-        }
-        self._calls = Counter(
-            "foveate_calls", "gRPC calls, by canonical code.", ("method", "code"), registry=own
-        )
-        self._calls_in_flight = Gauge(
-            "foveate_calls_in_flight",
-            "gRPC calls in flight.",
-            ("method",),
-            registry=own,
-            multiprocess_mode="livesum",
-        )
-        self._of_versions = (
-            *(self._requests, self._in_flight, self._waiting, *self._stages.values()),
-            *(self._batch_size, self._batch_seconds, self._busy, self._joined),
-            *(*self._lookups.values(), *self._lookup_seconds.values()),
-            *(self._load_seconds, self._ready, *self._policy.values()),
-        )
-        self._known_versions = KnownVersions(own)
+        self._statistics = statistics
+        collector = FiguresCollector(lambda: [(True, statistics.figures.items())])
+        self._known_versions = KnownVersions(collector)
         self.registry.register(TritonNames(self._known_versions))
         ProcessCollector(registry=self.registry)
 
-    def on_start(self, model: str, version: str) -> None:
-        """Count a request in flight."""
-        self._in_flight.labels(model, version).inc()
-
-    def on_answer(self, answer: Answer) -> None:
-        """Count an answer and its stages."""
-        model, version, timing = answer.model, answer.version, answer.timing
-        self._requests.labels(model, version, "OK").inc()
-        self._in_flight.labels(model, version).dec()
-        self._stages["request"].labels(model, version).observe(timing.total)
-        if timing.cached:
-            return
-        for stage, seconds in (
-            ("decode", timing.decode),
-            ("queue", timing.queue),
-            ("infer", timing.infer),
-            ("encode", timing.encode),
-        ):
-            self._stages[stage].labels(model, version).observe(seconds)
-
-    def on_cache_lookup(self, model: str, version: str, *, hit: bool, seconds: float) -> None:
-        """Count a lookup in the cache."""
-        result = "hits" if hit else "misses"
-        self._lookups[result].labels(model, version).inc()
-        self._lookup_seconds[result].labels(model, version).inc(seconds)
-
-    def on_join(self, model: str, version: str) -> None:
-        """Count a request that shares the run of an identical one."""
-        self._joined.labels(model, version).inc()
-
-    def on_failure(self, model: str, version: str, error: BaseException, seconds: float) -> None:  # noqa: ARG002 - the histograms are of answers
-        """Count a failure by its code."""
-        self._requests.labels(model, version, _code(error)).inc()
-        # A request that was refused unread has a model and no version: it never started.
-        if version:
-            self._in_flight.labels(model, version).dec()
-
-    def on_batch(self, model: str, version: str, run: BatchRun) -> None:
-        """Count a batch."""
-        self._batch_size.labels(model, version).observe(run.size)
-        self._batch_seconds.labels(model, version).observe(run.infer)
-        self._busy.labels(model, version, str(run.lane)).inc(run.gather + run.infer + run.split)
-
-    def on_load(self, model: str, version: str, seconds: float) -> None:
-        """Set the seconds of the last load."""
-        self._load_seconds.labels(model, version).set(seconds)
-
-    @contextmanager
-    def call(self, call: CallRecord) -> Iterator[None]:
+    def call(self, call: CallRecord) -> AbstractContextManager[None]:
         """Count a gRPC call: a CallObserver of the server."""
-        in_flight = self._calls_in_flight.labels(call.method)
-        in_flight.inc()
-        try:
-            yield
-        finally:
-            in_flight.dec()
-            self._calls.labels(call.method, call.code.name).inc()
+        return _CountedCall(self._statistics.figures, call)
 
     def sample(self, repository: Repository) -> None:
         """Set the gauges that are read, not counted: readiness, queue lengths, batch policies."""
@@ -229,32 +211,59 @@ class Metrics(Observer):
             for model in repository.models()
             for status in model.versions
         }
-        for labels, state in states.items():
-            self._ready.labels(*labels).set(state is State.READY)
-            for gauge in (self._waiting, *self._policy.values()):
-                gauge.labels(*labels).set(0)
-        for loaded in repository.serving():
-            manifest, batcher = loaded.bundle.manifest, loaded.batcher
-            labels = (manifest.name, str(manifest.version))
-            self._waiting.labels(*labels).set(batcher.waiting)
-            for name, value in (
-                ("foveate_instances", len(loaded.runners)),
-                ("foveate_batch_limit", batcher.policy.max_batch),
-                ("foveate_batch_delay_limit_seconds", batcher.policy.max_delay),
-                ("foveate_queue_limit", batcher.policy.max_queue),
-            ):
-                self._policy[name].labels(*labels).set(value)
-        for model, version in self._known_versions.update(states):
-            self._remove(model, version)
-
-    def _remove(self, model: str, version: str) -> None:
-        if MULTIPROCESS in os.environ:
-            return  # a value cannot be removed from a file
-        for metric in self._of_versions:
-            metric.remove_by_labels({"model": model, "version": version})
+        serving = {(loaded.name, loaded.version): loaded for loaded in repository.serving()}
+        for version, state in states.items():
+            self._statistics.set("ready", *version, state is State.READY)
+            numbers = _numbers_of(serving[version]) if version in serving else (0.0,) * 5
+            for name, value in zip(_SAMPLED, numbers, strict=True):
+                self._statistics.set(name, *version, value)
+        for model, number in self._known_versions.update(states):
+            self._statistics.forget(model, number)
 
 
-def _code(error: BaseException) -> str:
-    if isinstance(error, ServeError):
-        return str(Code.Name(CODES[type(error)]))
-    return "CANCELLED" if isinstance(error, asyncio.CancelledError) else "INTERNAL"
+_SAMPLED = ("waiting", "instances", "max_batch", "max_delay", "max_queue")
+
+
+def _numbers_of(loaded: LoadedModel) -> tuple[float, ...]:
+    batcher, policy = loaded.batcher, loaded.batcher.policy
+    return (
+        batcher.waiting,
+        len(loaded.runners),
+        policy.max_batch,
+        policy.max_delay,
+        policy.max_queue,
+    )
+
+
+class _CountedCall(AbstractContextManager[None]):
+    """Counts a call in flight until its block ends, and then by its code."""
+
+    def __init__(self, figures: Figures, call: CallRecord) -> None:
+        self._figures, self._call = figures, call
+        self._in_flight = figures.slots("calls_in_flight", (call.method,))
+
+    def __enter__(self) -> None:
+        self._in_flight[0] += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._in_flight[0] -= 1
+        call = self._call
+        self._figures.slots("calls", (call.method, call.code.name))[0] += 1
+
+
+def metrics_of_workers(folder: Path, live: Callable[[], set[int]]) -> FiguresCollector:
+    """Return the metrics of the workers that count in a folder, those that died included.
+
+    `live` returns the numbers of the processes that have not.
+    """
+
+    def read() -> Iterator[tuple[bool, Iterable[tuple[Key, Values]]]]:
+        alive = live()
+        for process, figures in read_figures(folder):
+            yield process in alive, figures
+
+    return FiguresCollector(read)
+
+
+def _sum(one: float, other: float) -> float:
+    return one + other

@@ -22,6 +22,7 @@ from foveate_serve.errors import (
     NotFoundError,
     NotReadyError,
     clip,
+    listing,
     quote,
 )
 from foveate_serve.niceness import ENGINE, raise_niceness
@@ -36,9 +37,6 @@ from foveate_serve.repository.warmup import batch_sizes, warm_up
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-_NAMED = 10
-"""How many models a message names before it counts the rest."""
 
 _ROOT = "the repository's folder"
 
@@ -162,7 +160,7 @@ class Repository:
         """
         if not self._scanned:
             raise LoadingError("MODELS_UNKNOWN", "the repository has not been read yet")
-        model = self._find(name) if name else self._only(field)
+        model = (self._models.get(name) or self._find(name)) if name else self._only(field)
         wanted = model.resolve(version)
         if wanted.loaded is not None and wanted.state is State.READY:
             return wanted.loaded
@@ -490,7 +488,7 @@ class Repository:
         if name not in self._models:
             raise NotFoundError(
                 "MODEL_NOT_FOUND",
-                f"no model {quote(name)}; there are {self._names()}",
+                f"no model {quote(name)}; there are {listing(sorted(self._models))}",
                 metadata={"model": clip(name)},
             )
         return self._models[name]
@@ -499,16 +497,10 @@ class Repository:
         if len(self._models) != 1:
             raise InvalidRequestError(
                 "MODEL_REQUIRED",
-                f"the model must be named: there are {self._names()}",
+                f"the model must be named: there are {listing(sorted(self._models))}",
                 field=field,
             )
         return next(iter(self._models.values()))
-
-    def _names(self) -> str:
-        """Return the names of the models, for people; of many, the first."""
-        names = sorted(self._models)
-        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-        return f"{', '.join(names[:_NAMED])}{more}" if names else "none"
 
 
 def _require_no_label(model: Model, number: int) -> None:

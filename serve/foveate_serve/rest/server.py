@@ -70,7 +70,7 @@ class RestServer(AbstractAsyncContextManager["RestServer"]):
                 reuse_port=self._settings.workers > 1 or None,
             )
         except OSError as error:
-            raise AddressError(f"cannot listen on {address}") from error
+            raise AddressError(address, error) from error
         number = self._server.sockets[0].getsockname()[1]
         logger.info("HTTP on http%s://%s:%d", "" if tls is None else "s", host, number)
         return self

@@ -95,7 +95,9 @@ def write_inference(message: ModelInferResponse, wanted: Wanted) -> tuple[list[b
         **({"id": message.id} if message.id else {}),
         "outputs": outputs,
     }
-    header = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+    header = json.dumps(
+        document, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
     return [header, *binary], len(header) if binary else None
 
 

@@ -76,10 +76,7 @@ def to_request(message: classifier_service_pb2.ClassifyRequest) -> Request:
         top_k=message.top_k if message.HasField("top_k") else None,
         threshold=message.threshold if message.HasField("threshold") else None,
         cam=_to_cam_request(message.cam) if message.HasField("cam") else None,
-        feature_maps=tuple(
-            FeatureMapRequest(layer=options.layer, channels=tuple(options.channels))
-            for options in message.feature_maps
-        ),
+        feature_maps=tuple(map(_to_feature_request, message.feature_maps)),
         trust=_to_trust_request(message.trust) if message.HasField("trust") else None,
         priority=priority_of(message.priority, field="priority"),
     )
@@ -101,8 +98,8 @@ def from_result(result: Result, *, timing: bool) -> classifier_service_pb2.Class
             )
             for prediction in result.predictions
         ],
-        cams=[_from_cam(cam) for cam in result.cams],
-        feature_maps=[_from_feature_map(features) for features in result.feature_maps],
+        cams=map(_from_cam, result.cams),
+        feature_maps=map(_from_feature_map, result.feature_maps),
         view=_from_view(result.view),
         timing=_from_timing(result.timing) if timing else None,
         trust=None if result.trust is None else _from_trust(result.trust),
@@ -178,6 +175,7 @@ def from_model(model: LoadedModel) -> model_pb2.Model:
         batching=from_policy(model.batcher.policy),
         scores=manifest.scores,
         assumptions=manifest.assumptions,
+        coverages=() if model.assessor is None else model.assessor.coverages,
     )
 
 
@@ -263,6 +261,10 @@ def _from_trust(trust: Trust) -> classifier_service_pb2.Trust:
         if trust.set_method == "raps"
         else classifier_service_pb2.SET_METHOD_LAC,
     )
+
+
+def _to_feature_request(options: explanation_pb2.FeatureMapOptions) -> FeatureMapRequest:
+    return FeatureMapRequest(layer=options.layer, channels=tuple(options.channels))
 
 
 def _choice(choices: Mapping[int, T], value: int, field: str) -> T:

@@ -32,6 +32,7 @@ from foveate_serve.engine.engine import Engine
 from foveate_serve.errors import ForbiddenError
 from foveate_serve.repository.repository import Repository
 from foveate_serve.rpc import convert
+from foveate_serve.rpc.bounds import MAX_ID_CHARACTERS, require_short
 from foveate_serve.rpc.calls import Call, deadline_of
 from foveate_serve.rpc.errors import status_of
 
@@ -62,10 +63,12 @@ class ClassifierHandler:
 
         async def classify_item(item: ClassifyStreamRequest) -> ClassifyStreamResponse:
             try:
+                require_short(item.request_id, "request_id")
                 response = await self.classify(item.request, call)
             except Exception as error:  # noqa: BLE001 - unexpected ones are logged
                 return ClassifyStreamResponse(
-                    request_id=item.request_id, error=status_of(error).to_item_error()
+                    request_id=item.request_id[:MAX_ID_CHARACTERS],
+                    error=status_of(error).to_item_error(),
                 )
             return ClassifyStreamResponse(request_id=item.request_id, response=response)
 

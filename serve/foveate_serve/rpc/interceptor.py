@@ -120,17 +120,19 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         # A single request is parsed here: gRPC would parse it before the handler, where the
         # error cannot be caught. It parses the requests of a stream within the handler.
         read: Any = None if handler.request_streaming else handler.request_deserializer
-        observed = self._observed if self._observers or self._log else _unobserved
+        observed = self._observed if self._observers or self._log else None
 
         async def respond(request: object, context: Context) -> object:
-            with observed(method, context, _start_call(context)):
+            metadata = _start_call(context)
+            with observed(method, context, metadata) if observed else _NO_OBSERVATION:
                 try:
                     return await behaviour(request if read is None else read(request), context)
                 except Exception as error:  # noqa: BLE001 - unexpected ones are logged
                     await _abort_for(error, context)
 
         async def respond_stream(request: object, context: Context) -> AsyncIterator[object]:
-            with observed(method, context, _start_call(context)):
+            metadata = _start_call(context)
+            with observed(method, context, metadata) if observed else _NO_OBSERVATION:
                 try:
                     messages = request if read is None else read(request)
                     async with aclosing(behaviour(messages, context)) as responses:
@@ -194,14 +196,6 @@ async def _abort_for(error: Exception, context: Context) -> NoReturn:
 def _unparsed(message: bytes) -> bytes:
     """Return a message as its bytes: parsing follows in the wrapper."""
     return message
-
-
-def _unobserved(
-    method: str,  # noqa: ARG001 - in the place of `_observed`
-    context: Context,  # noqa: ARG001
-    metadata: _Metadata,  # noqa: ARG001
-) -> AbstractContextManager[None]:
-    return _NO_OBSERVATION
 
 
 def _start_call(context: Context) -> _Metadata:

@@ -11,6 +11,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
 from foveate_serve.errors import StoppingError
+from foveate_serve.rpc.bounds import bounded
 from foveate_serve.rpc.calls import Call, Until
 from foveate_serve.transports.base import make_handler
 
@@ -34,7 +35,7 @@ def method_handlers(
         methods[method.name] = make_handler(
             behaviour,
             streaming=(method.client_streaming, method.server_streaming),
-            read=GetMessageClass(method.input_type).FromString,
+            read=bounded(GetMessageClass(method.input_type)),
             write=GetMessageClass(method.output_type).SerializeToString,
         )
     return grpc.method_handlers_generic_handler(service.full_name, methods)

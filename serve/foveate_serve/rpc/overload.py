@@ -1,13 +1,14 @@
 """Load shedding: refuses calls before their messages are read, while queues are full."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import grpc
 
 from foveate.inference import open_inference_pb2
 from foveate.v1 import classifier_service_pb2
+from foveate_serve.engine.engine import Engine
 from foveate_serve.errors import OverloadedError
 
 _SERVICES = (
@@ -25,25 +26,24 @@ _CACHE_SECONDS = 0.01
 
 
 class OverloadGate:
-    """Refuses the calls of `METHODS` with the error that `shed_load` raises, if it raises one.
+    """Refuses the calls of `METHODS` while the engine sheds load.
 
-    `shed_load` is called with the model that the call's metadata names, or an empty
-    string. A refused picture is neither received nor parsed, so that shedding load
-    costs little.
+    The engine learns the model that the call's metadata names, or an empty string. A
+    refused picture is neither received nor parsed, so that shedding load costs little.
     """
 
-    def __init__(self, shed_load: Callable[[str], None]) -> None:
-        self._shed_load = shed_load
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
         # By model that serves: until when it is valid, and the error.
         self._cached: dict[str, tuple[float, OverloadedError]] = {}
 
     def __call__(self, call: grpc.HandlerCallDetails) -> None:
         """Admit a call; raises OverloadedError, for a while the same, whose status is cached."""
-        if call.method not in METHODS:
+        if not self._engine.overloaded or call.method not in METHODS:
             return
         model = _model(call.invocation_metadata)
         try:
-            self._shed_load(model)
+            self._engine.shed_load(model)
         except OverloadedError as error:
             now = time.monotonic()
             until, cached = self._cached.get(model, (0.0, error))

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +43,13 @@ CHANNELZ = channelz_pb2.DESCRIPTOR.services_by_name["Channelz"]
 
 
 class AddressError(Exception):
-    """The address cannot be listened on."""
+    """The address cannot be listened on, for the reason that `cause` has."""
+
+    def __init__(self, address: str, cause: OSError) -> None:
+        # asyncio wraps the system's words in a sentence; a name that is not found has no errno.
+        number = cause.errno or 0
+        reason = os.strerror(number) if number > 0 else cause.strerror or str(cause)
+        super().__init__(f"cannot listen on {address}: {reason}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +109,7 @@ class Server:
             ),
             gates=(
                 *(() if access is None else (AccessGate(access),)),
-                OverloadGate(engine.shed_load),
+                OverloadGate(engine),
             ),
             observers=tuple(observers),
         )
@@ -141,7 +148,7 @@ class Server:
                 address, tls=tls, share_port=self._settings.workers > 1
             )
         except OSError as error:
-            raise AddressError(f"cannot listen on {address}") from error
+            raise AddressError(address, error) from error
         return f"{address.rpartition(':')[0]}:{port}"
 
     @property

@@ -198,11 +198,11 @@ def _guarded(handler: MethodHandler) -> MethodHandler:
     behaviour = behaviour_of(handler)
     # gRPC reads a lone request before it calls the handler, where nothing catches an error.
     deserialize = handler.request_deserializer
-    read: Any = _same if handler.request_streaming or deserialize is None else deserialize
+    read: Any = None if handler.request_streaming else deserialize
 
     async def respond(request: object, context: Context) -> object:
         try:
-            return await behaviour(read(request), context)
+            return await behaviour(request if read is None else read(request), context)
         except grpc.aio.BaseError:
             raise  # an abort, or gRPC's own: the call has ended
         except Exception:
@@ -212,7 +212,9 @@ def _guarded(handler: MethodHandler) -> MethodHandler:
     async def respond_stream(request: object, context: Context) -> None:
         try:
             # gRPC would leave a generator to be closed by another task, after the call.
-            async with aclosing(behaviour(read(request), context)) as responses:
+            async with aclosing(
+                behaviour(request if read is None else read(request), context)
+            ) as responses:
                 async for response in responses:
                     await context.write(response)
         except grpc.aio.BaseError:
@@ -227,10 +229,6 @@ def _guarded(handler: MethodHandler) -> MethodHandler:
         read=deserialize if handler.request_streaming else None,
         write=handler.response_serializer,
     )
-
-
-def _same(request: object) -> object:
-    return request
 
 
 def _options(settings: TransportSettings) -> Iterator[Option]:

@@ -46,6 +46,9 @@ logger = logging.getLogger(__name__)
 TIMEOUT_SECONDS = 10.0
 """The timeout of a peer for listing its models."""
 
+FIGURES = "figures"
+"""The folder, in the supervisor's, in which the workers count."""
+
 _NO_WORKER = ErrorStatus(
     code=Code.UNAVAILABLE, reason="NO_WORKER", message="no worker could make the change"
 )

@@ -12,28 +12,30 @@ from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 import grpc
-from prometheus_client import CollectorRegistry, Counter, Gauge
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics
 from prometheus_client.registry import Collector
 
 from foveate_runtime.cores import count_cores
 from foveate_serve.access import make_access_control
 from foveate_serve.observe.known_versions import KnownVersions
-from foveate_serve.observe.metrics import MULTIPROCESS
+from foveate_serve.observe.metrics import metrics_of_workers
 from foveate_serve.observe.pages import Pages, VersionRow
 from foveate_serve.observe.triton import TritonNames
 from foveate_serve.process import Ready, StartError, load_http, serve_pages
 from foveate_serve.rpc.server import AddressError
 from foveate_serve.settings import Settings
 from foveate_serve.transports.tls import tls_files
-from foveate_serve.workers.peers import Peers, rows_of, versions_of
+from foveate_serve.workers.peers import FIGURES, Peers, rows_of, versions_of
 from foveate_serve.workers.worker import FAILED, Assignment
 
 logger = logging.getLogger(__name__)
+
+# These would add a creation time to every counter, which Prometheus does not use.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 30.0
@@ -44,6 +46,10 @@ KILL_SECONDS = 1.0
 """How long a worker may take beyond its shutdown timeout before it is killed."""
 
 _STDERR = 2
+
+_SHORT_PLACES = ("/tmp", "/var/tmp", "/dev/shm", "/run")  # noqa: S108 - the folder in it is new
+_LONGEST_PLACE = 72
+"""A socket's path has at most 107 bytes: this, "/foveate-", eight letters, and its own name."""
 
 
 class Supervisor:
@@ -76,14 +82,19 @@ class Supervisor:
         """Whether a worker serves, and the supervisor is not stopping."""
         return bool(self._ready) and not self._stopping.is_set()
 
+    def processes(self) -> set[int]:
+        """Return the numbers of the workers' processes."""
+        return {process.pid for process in self._workers.values()}
+
     async def run(self, stop: asyncio.Event, ready: Ready) -> None:
         """Run the workers until `stop` is set, then drain them.
 
         Raises AddressError, and StartError where a worker cannot start.
         """
         async with AsyncExitStack() as stack:
-            folder = Path(stack.enter_context(TemporaryDirectory(prefix="foveate-")))
-            (folder / "metrics").mkdir()
+            made = TemporaryDirectory(prefix="foveate-", dir=short_place())
+            folder = Path(stack.enter_context(made))
+            (folder / FIGURES).mkdir()
             address = stack.enter_context(reserved(self._settings.address))
             if self._settings.http_address is not None:
                 load_http()  # so that a package that is missing is reported once
@@ -155,7 +166,6 @@ class Supervisor:
 
     async def _run_worker(self, index: int, folder: Path, address: str) -> int:
         """Run one worker to its end, and return its exit code."""
-        metrics = folder / "metrics"
         ours, theirs = socket.socketpair()
         try:
             process = await asyncio.create_subprocess_exec(
@@ -164,7 +174,6 @@ class Supervisor:
                 stdin=DEVNULL,
                 # Libraries may print: this process's standard output is for the ready line.
                 stdout=_STDERR,
-                env={**os.environ, MULTIPROCESS: str(metrics)},
                 # Ctrl-C reaches the supervisor only, which then stops the workers.
                 start_new_session=True,
             )
@@ -199,7 +208,6 @@ class Supervisor:
             del self._workers[index]
             _kill(process)
             Peers(folder).socket(index).unlink(missing_ok=True)
-            mark_process_dead(process.pid, str(metrics))  # type: ignore[no-untyped-call]
 
 
 async def _read_line(reader: asyncio.StreamReader) -> bytes:
@@ -224,7 +232,9 @@ class SupervisorSource:
         self._peers = Peers(folder)
         self._registry = CollectorRegistry()
         self._registry.register(own)
-        self._known_versions = KnownVersions(MultiProcessCollector(None, str(folder / "metrics")))  # type: ignore[no-untyped-call]
+        self._known_versions = KnownVersions(
+            metrics_of_workers(folder / FIGURES, supervisor.processes)
+        )
         self._registry.register(TritonNames(self._known_versions))
 
     @property
@@ -270,6 +280,23 @@ def worker_settings(settings: Settings, address: str) -> dict[str, Any]:
     return values
 
 
+def short_place() -> str:
+    """Return a folder for temporary ones whose path leaves room for the name of a socket.
+
+    TMPDIR is taken where it is short enough. Raises StartError where there is none.
+    """
+    places = [*_SHORT_PLACES]
+    with suppress(OSError):
+        places.insert(0, gettempdir())
+    for place in places:
+        if len(os.fsencode(place)) <= _LONGEST_PLACE and os.access(place, os.W_OK | os.X_OK):
+            return place
+    raise StartError(
+        f"the sockets of workers need a folder that can be written to, with a path of at most "
+        f"{_LONGEST_PLACE} bytes; set TMPDIR"
+    )
+
+
 @contextmanager
 def reserved(address: str) -> Iterator[str]:
     """Reserve a port for the workers, and yield the address with its number.
@@ -291,5 +318,5 @@ def reserved(address: str) -> Iterator[str]:
             shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             shared.bind((place[0], number, *place[2:]))
         except OSError as error:
-            raise AddressError(f"cannot listen on {address}") from error
+            raise AddressError(address, error) from error
         yield f"{host}:{number}"

@@ -24,6 +24,7 @@ from pydantic import BaseModel
 
 from foveate_runtime.cores import deal_cores
 from foveate_serve.errors import ServeError
+from foveate_serve.figures import Figures
 from foveate_serve.heap import bound_heap
 from foveate_serve.observe.logs import configure_logging
 from foveate_serve.process import (
@@ -38,6 +39,7 @@ from foveate_serve.repository.versions import State
 from foveate_serve.rpc.server import AddressError
 from foveate_serve.settings import Settings, SettingsError
 from foveate_serve.workers.peers import (
+    FIGURES,
     Peers,
     PeerServer,
     SharedRepositoryHandler,
@@ -66,7 +68,7 @@ class Worker(Process):
     def __init__(self, settings: Settings, folder: Path, index: int) -> None:
         self._peers = Peers(folder)
         self._index = index
-        super().__init__(settings)
+        super().__init__(settings, Figures(folder / FIGURES))
         self._peer_server = PeerServer(
             self._engine, self._peers.socket(index), transport=settings.transport
         )

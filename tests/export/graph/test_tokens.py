@@ -12,7 +12,7 @@ from foveate_export.anatomy.pixels import normalise
 from foveate_export.default_pictures import for_classifier
 from foveate_export.exporter import examine
 from foveate_export.graph.classifier import ExplainedClassifier
-from foveate_export.graph.heads import Differentiated, PooledScaled
+from foveate_export.graph.heads import ClassToken, Differentiated, PooledScaled
 from foveate_export.graph.heads.pooled_linear import PooledLinear
 from foveate_export.graph.vjp.rules import RULES
 from foveate_export.proof.comparison import relative_error
@@ -73,16 +73,16 @@ def oracle(module: nn.Module, layer: str, prefix: int, pixels: Tensor) -> dict[s
 @pytest.mark.parametrize(
     ("make", "layer", "prefix", "kind"),
     [
-        (ByHand, "norm1", 1, Differentiated),
-        (lambda: VisionTransformer(**SMALL), "blocks.1.norm1", 1, Differentiated),
+        (ByHand, "norm1", 1, ClassToken),
+        (lambda: VisionTransformer(**SMALL), "blocks.1.norm1", 1, ClassToken),
         (lambda: VisionTransformer(**SMALL, reg_tokens=3, qk_norm=True, init_values=0.5),
-         "blocks.1.norm1", 4, Differentiated),
-        (lambda: VisionTransformerDistilled(**SMALL), "blocks.1.norm1", 2, Differentiated),
+         "blocks.1.norm1", 4, ClassToken),
+        (lambda: VisionTransformerDistilled(**SMALL), "blocks.1.norm1", 2, ClassToken),
         (lambda: Beit(**SMALL, use_rel_pos_bias=True, use_abs_pos_emb=False,
                       global_pool="token"),
-         "blocks.1.norm1", 1, Differentiated),
+         "blocks.1.norm1", 1, ClassToken),
         (lambda: Eva(**SMALL, use_rot_pos_emb=True, global_pool="token", swiglu_mlp=True),
-         "blocks.1.norm1", 1, Differentiated),
+         "blocks.1.norm1", 1, ClassToken),
         (lambda: VisionTransformer(**SMALL, global_pool="map", class_token=False),
          "attn_pool (input)", 0, Differentiated),
         (lambda: VisionTransformer(**SMALL, global_pool="avg", fc_norm=False, class_token=False),
@@ -132,5 +132,5 @@ def test_the_last_block_is_pulled_back_for_the_class_token_alone(
         )
     with torch.no_grad():
         forward = head.network([])(torch.randn(2, 1, 28, 28))
-        head.maps(forward, torch.tensor(CLASSES))
+        head.without_attention.maps(forward, torch.tensor(CLASSES))
     assert seen == {"layer_norm": [1, 1], "gelu": [1], "scaled_dot_product_attention": [1]}

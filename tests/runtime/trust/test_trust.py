@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from foveate_runtime.bundle.trust import Policy, Raps, SetThresholds, Trust
 from foveate_runtime.trust import outliers, sets, shares, temperature
@@ -179,6 +180,23 @@ def test_coverages_that_pictures_do_not_suffice_for_are_left_out() -> None:
     assert supported((0.9, 0.95, 0.99), 124, "softmax") == [0.9, 0.95, 0.99]
 
 
+def test_what_a_network_is_surer_of_than_of_its_pictures_is_unusual_too() -> None:
+    random = np.random.default_rng(0)
+    logits = random.normal(0, 1, (500, 10))
+    logits[np.arange(500), random.integers(0, 10, 500)] += random.uniform(3, 8, 500)
+    tables = outliers.tables(logits, "softmax")
+    sure, flat = np.eye(10)[:1] * 40, np.zeros((1, 10))
+    assert outliers.unusual(sure, "softmax", "gen", tables)[0] == 0
+    for strange in (sure, flat):
+        assert outliers.unusual(strange, "softmax", "combined", tables)[0] == 100
+    own = outliers.unusual(logits, "softmax", "combined", tables)
+    assert own.mean() == pytest.approx(50, abs=1)
+    gen = outliers.unusual(logits[:1], "softmax", "gen", tables)[0]
+    energy = outliers.unusual(logits[:1], "softmax", "energy", tables)[0]
+    larger = np.array([max(gen, 2 * abs(energy - 50))])
+    assert own[0] == outliers.percentile(larger, np.array(tables["combined"]))[0]
+
+
 @pytest.fixture(scope="module")
 def trust() -> Trust:
     logits, targets = drawn(2000)
@@ -214,7 +232,7 @@ def test_an_answer_is_assessed_by_what_the_calibration_found(trust: Trust) -> No
 
 
 def test_a_model_abstains_by_its_policy(trust: Trust) -> None:
-    flat, sure = np.zeros((1, 10), np.float32), np.eye(10, dtype=np.float32)[:1] * 30
+    flat, sure = np.zeros((1, 10), np.float32), np.eye(10, dtype=np.float32)[:1] * 7
     for policy in (Policy(abstain_above=99), Policy(abstain_set_larger_than=3)):
         found = Assessor(trust, policy, "softmax").assess(np.concatenate([flat, sure]), 0.95)
         assert [each.abstained for each in found] == [True, False]
@@ -223,6 +241,15 @@ def test_a_model_abstains_by_its_policy(trust: Trust) -> None:
 def test_a_coverage_that_was_not_calibrated_is_refused(trust: Trust) -> None:
     with pytest.raises(CoverageError, match=r"0\.99 was not calibrated; there are 0\.9, 0\.95"):
         find_thresholds(trust, 0.99, "lac")
+
+
+def test_a_manifest_without_the_table_that_it_uses_is_refused(trust: Trust) -> None:
+    document = trust.model_dump()
+    del document["outliers"]["energy"]
+    with pytest.raises(ValidationError, match="'energy' is used and has no table"):
+        Trust.model_validate(document)
+    document["outlier"] = "gen"
+    Trust.model_validate(document)
 
 
 def test_there_is_no_confidence_without_a_temperature() -> None:

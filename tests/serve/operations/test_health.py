@@ -53,7 +53,9 @@ def test_a_models_health_follows_its_loads(
 
         repository.UnloadModel(UnloadModelRequest(name="colours"), timeout=60)
         assert next(watch).status == NOT_SERVING == status(COLOURS)
-        assert status("") == status("foveate.v1.ClassifierService") == SERVING
+        # No model is left that serves.
+        assert next(overall).status == NOT_SERVING
+        assert status("") == status("foveate.v1.ClassifierService") == NOT_SERVING
 
         broken = write_bundle(name="later")
         shutil.copy(broken / "labels.txt", broken / "model.onnx")
@@ -64,6 +66,7 @@ def test_a_models_health_follows_its_loads(
         write_bundle(name="later")
         repository.LoadModel(LoadModelRequest(name="later"), timeout=60)
         assert next(later).status == SERVING == status(LATER)
+        assert next(overall).status == SERVING
 
         listed = health.List(HealthListRequest(), timeout=60).statuses
         assert {name: entry.status for name, entry in listed.items()} == {

@@ -281,7 +281,9 @@ def test_an_address_in_use_is_told_in_a_line(server, repository: Path) -> None:
         timeout=120,
     )
     assert done.returncode == 1
-    assert done.stderr == f"foveate serve: cannot listen on {http_address(server)}\n"
+    assert done.stderr == (
+        f"foveate serve: cannot listen on {http_address(server)}: Address already in use\n"
+    )
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -21,6 +21,7 @@ from foveate_serve.observe.metrics import Metrics
 from foveate_serve.observer import BatchRun
 from foveate_serve.repository.repository import Repository
 from foveate_serve.repository.versions import Model, Version
+from foveate_serve.statistics import Statistics
 
 from ...conftest import BOTH
 from ...waiting import wait_until
@@ -184,18 +185,19 @@ def test_what_is_gone_has_no_gauges_and_keeps_its_counts_for_a_while(
 
 def test_the_series_of_a_version_are_forgotten_after_a_while() -> None:
     now = 0.0
-    metrics, bundles = Metrics(), [("colours", str(version)) for version in range(1, 51)]
+    statistics = Statistics()
+    metrics, bundles = Metrics(statistics), [("colours", str(number)) for number in range(1, 51)]
     metrics._known_versions._clock = lambda: now
 
     def series() -> int:
-        return sum(len(metric.samples) for metric in metrics._own.collect())
+        return len(statistics.figures.items())
 
     peak = 0
     for model, version in bundles:
         now += FORGET_SECONDS
-        metrics.on_load(model, version, 1.0)
-        metrics.on_batch(model, version, BatchRun(size=1, gather=0, infer=0, split=0, lane=0))
-        metrics.on_failure(model, "", OverloadedError("FULL", "", retry_delay=timedelta()), 0)
+        statistics.on_load(model, version, 1.0)
+        statistics.on_batch(model, version, BatchRun(size=1, gather=0, infer=0, split=0, lane=0))
+        statistics.on_failure(model, "", OverloadedError("FULL", "", retry_delay=timedelta()), 0)
         metrics.sample(served([(model, version)]))
         peak = max(peak, series())
         labels = {"model": model, "version": version}

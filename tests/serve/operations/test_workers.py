@@ -4,6 +4,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from http import HTTPStatus
@@ -19,6 +20,8 @@ from foveate.v1.classifier_service_pb2 import ClassifyRequest, ListModelsRequest
 from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
 from foveate.v1.repository_service_pb2 import LoadModelRequest, UnloadModelRequest
 from foveate.v1.repository_service_pb2_grpc import RepositoryServiceStub
+from foveate_serve.process import StartError
+from foveate_serve.workers import supervisor
 
 from ...conftest import BOTH
 from ...waiting import wait_until
@@ -168,4 +171,22 @@ def test_a_worker_that_cannot_start_is_told_of(tmp_path: Path, repository: Path)
         address = f"127.0.0.1:{other.getsockname()[1]}"
         done = run("--repository", repository, "--address", address)
     assert (done.returncode, done.stdout) == (1, "")
-    assert f"cannot listen on {address}" in done.stderr
+    assert f"cannot listen on {address}: Address already in use" in done.stderr
+
+
+def test_a_long_tmpdir_leaves_room_for_sockets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    long = tmp_path / ("x" * 120)
+    long.mkdir()
+    monkeypatch.setattr(supervisor, "_SHORT_PLACES", (str(long), "/dev/shm"))  # noqa: S108
+    monkeypatch.setattr(supervisor, "_LONGEST_PLACE", len(str(tmp_path)))
+    assert supervisor.short_place() == str(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("TMPDIR", str(long))
+    assert supervisor.short_place() == "/dev/shm"  # noqa: S108
+    monkeypatch.setattr(supervisor, "_SHORT_PLACES", ())
+    with pytest.raises(StartError, match="set TMPDIR"):
+        supervisor.short_place()

@@ -4,7 +4,16 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from threading import Event
 
-from foveate_train.studies import features, filters, normalisation, residual, runner
+from foveate_train.studies import (
+    arithmetic,
+    classifiers,
+    features,
+    filters,
+    normalisation,
+    patches,
+    residual,
+    runner,
+)
 from foveate_train.studies.options import StudyOptions
 
 STUDIES: Mapping[str, Callable[[StudyOptions, Event], bool]] = {
@@ -12,5 +21,8 @@ STUDIES: Mapping[str, Callable[[StudyOptions, Event], bool]] = {
     "residual": partial(runner.run, residual.STUDY),
     features.NAME: features.run,
     filters.NAME: filters.run,
+    patches.NAME: patches.run,
+    arithmetic.NAME: arithmetic.run,
+    classifiers.NAME: classifiers.run,
 }
 """What runs each study until the event is set, and returns whether it is complete, by name."""

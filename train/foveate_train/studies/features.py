@@ -1,22 +1,35 @@
 """Study 3: what a convolutional network looks at, layer by layer."""
 
+import math
+from collections.abc import Mapping
 from threading import Event
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from sklearn.metrics import roc_auc_score
 from torchvision.models.feature_extraction import create_feature_extractor
 
+from foveate_train.data.memory import normalise
+from foveate_train.drawing import grey, heat, saving, sheet
 from foveate_train.settings import Settings
 from foveate_train.studies import network
 from foveate_train.studies.options import StudyOptions
+from foveate_train.studies.pages import markdown_row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NAME = "features"
 LAYERS = ("layer1", "layer2", "layer3", "layer4")
-SETTINGS = Settings(epochs=1, shift=0)
+SETTINGS = Settings()
 
 _SHOWN = 10
+_FIRST = 5
+_SAMPLES = 5
 _DIGITS = 10
-_OPEN_FOURS_AND_NINES = (4, 9)
+_COMPARED = (4, 5)
+_FOURS_AND_NINES = (4, 9)
+_ANGLES = range(0, 180, 15)
 
 
 class Answers(NamedTuple):
@@ -35,30 +48,33 @@ class Answers(NamedTuple):
 
 def run(options: StudyOptions, stop: Event) -> bool:
     """Train the network, look into it, and write the page; False if interrupted."""
-    arguments = {"pool": False}
-    trained = network.trained("foveate:convnet4", arguments, SETTINGS, options, stop)
+    trained = network.trained("foveate:convnet4", {}, SETTINGS, options, stop)
     if trained is None:
         return False
     extractor = create_feature_extractor(trained.classifier.module, list(LAYERS)).eval()
-    answers = answers_of(extractor, trained)
+    levels = levels_of(extractor, trained)
+    answers = {layer: answers_of(each, trained.test.labels) for layer, each in levels.items()}
+    channel = most_selective(answers["layer4"], _FOURS_AND_NINES)
+    samples = _samples(trained)
     with torch.inference_mode():
-        maps = extractor(_one_of_each(trained))
-    pictures = {
-        f"{layer}.png": network.sheet(
-            maps[layer][:, strongest(answers[layer])].flatten(0, 1), _SHOWN
-        )
-        for layer in LAYERS
-    }
-    channel, digits = most_selective(answers["layer4"], _OPEN_FOURS_AND_NINES)
-    by_layer = {layer: round(float(answers[layer].explained.mean()), 4) for layer in LAYERS}
+        maps = extractor(samples.images.flatten(0, 1))
+        bars = extractor(normalise(torch.stack(list(map(bar, _ANGLES))), trained.test.spec))
+    shown = {name: each.unflatten(0, (_DIGITS, _SAMPLES)) for name, each in maps.items()}
     network.write(
-        NAME,
         options.folder,
         results={
             **trained.record,
-            "explained_by_the_digit": by_layer,
-            "channel_of_4_and_9": channel,
-            "its_means": [round(float(m), 4) for m in answers["layer4"].means[channel]],
+            "explained_by_the_digit": {
+                layer: round(float(each.explained.mean()), 4) for layer, each in answers.items()
+            },
+            "selective": {
+                "channel": channel,
+                **strength(levels["layer4"][:, channel], trained.test.labels),
+                "bars": {
+                    str(angle): round(float(answer.mean()), 4)
+                    for angle, answer in zip(_ANGLES, bars["layer4"][:, channel], strict=True)
+                },
+            },
         },
         columns=["layer", "channel", "digit", "mean", "explained"],
         rows=(
@@ -67,35 +83,62 @@ def run(options: StudyOptions, stop: Event) -> bool:
             for number, means in enumerate(answers[layer].means)
             for digit, mean in enumerate(means)
         ),
-        pictures=pictures,
-        channel=channel,
-        digits=digits,
-        shares="\n".join(f"| {layer} | {share:.1%} |" for layer, share in by_layer.items()),
-        layers="\n\n".join(map(_section, LAYERS)),
+        pictures={
+            "selective.png": saving(_selective(samples.pixels, shown["layer4"][:, :, channel])),
+            "first.png": saving(_first(samples.pixels, shown)),
+            **{
+                f"{layer}.png": saving(
+                    _strongest(samples.pixels, shown[layer], strongest(answers[layer]))
+                )
+                for layer in LAYERS
+            },
+        },
+        page=page,
     )
     return True
 
 
-def _section(layer: str) -> str:
-    return (
-        f"## {layer}\n\nThe ten channels that the digits explain best, one a column; one digit a "
-        "row, from 0 to 9; each map from its least value to its largest.\n\n"
-        f"![Feature maps of {layer}]({layer}.png)"
+def page(results: Mapping[str, Any]) -> str:
+    """Return the page, all of whose figures are those of `results.json`."""
+    selective = results["selective"]
+    order = sorted(range(_DIGITS), key=lambda digit: -selective["means"][digit])
+    bars = sorted(selective["bars"].items(), key=lambda each: -each[1])
+    shares = results["explained_by_the_digit"]
+    return network.page(
+        NAME,
+        results,
+        shares="\n".join(markdown_row([layer, f"{share:.1%}"]) for layer, share in shares.items()),
+        channel=selective["channel"],
+        order=", ".join(map(str, order)),
+        digits=markdown_row(["digit", *range(_DIGITS)]),
+        line=markdown_row(["---"] * (_DIGITS + 1)),
+        means=markdown_row(["mean", *(f"{mean:.2f}" for mean in selective["means"])]),
+        spread=markdown_row(["deviation", *(f"{each:.2f}" for each in selective["deviations"])]),
+        distance=selective["distance"],
+        probability=selective["probability"],
+        angles=markdown_row(["degrees", *selective["bars"]]),
+        angles_line=markdown_row(["---"] * (len(bars) + 1)),
+        bars=markdown_row(["mean", *(f"{mean:.2f}" for mean in selective["bars"].values())]),
+        best_angle=bars[0][0],
+        least_angle=bars[-1][0],
+        layers="\n\n".join(
+            f"### {layer}\n\n![Ten channels of {layer} for each digit]({layer}.png)"
+            for layer in LAYERS
+        ),
     )
 
 
 @torch.inference_mode()
-def answers_of(extractor: torch.nn.Module, trained: network.Trained) -> dict[str, Answers]:
-    """Return how every channel of every layer answers to each digit of the test set."""
-    sums: dict[str, list[torch.Tensor]] = {layer: [] for layer in LAYERS}
+def levels_of(extractor: torch.nn.Module, trained: network.Trained) -> dict[str, torch.Tensor]:
+    """Return the mean of each channel's map, by layer, float64 [test pictures, channels]."""
+    found: dict[str, list[torch.Tensor]] = {layer: [] for layer in LAYERS}
     for batch in trained.test.all():
         for layer, maps in extractor(batch.images).items():
-            sums[layer].append(maps.mean((2, 3)).double())
-    labels = trained.test.labels
-    return {layer: _answers(torch.cat(parts), labels) for layer, parts in sums.items()}
+            found[layer].append(maps.mean((2, 3)).double())
+    return {layer: torch.cat(parts) for layer, parts in found.items()}
 
 
-def _answers(levels: torch.Tensor, labels: torch.Tensor) -> Answers:
+def answers_of(levels: torch.Tensor, labels: torch.Tensor) -> Answers:
     """Reduce the levels [N, channels] of pictures to what the digits make of them."""
     of_digit = torch.nn.functional.one_hot(labels, _DIGITS).double()
     counts = of_digit.sum(0)
@@ -111,8 +154,8 @@ def strongest(answers: Answers) -> torch.Tensor:
     return answers.explained.argsort(descending=True)[:_SHOWN]
 
 
-def most_selective(answers: Answers, digits: tuple[int, ...]) -> tuple[int, str]:
-    """Return the channel that tells `digits` best from the others, and its order of digits.
+def most_selective(answers: Answers, digits: tuple[int, ...]) -> int:
+    """Return the channel that tells `digits` best from the others.
 
     Best is the largest gap between the least answer to one of them and the
     largest to another digit, in units of the spread over the digits.
@@ -120,12 +163,92 @@ def most_selective(answers: Answers, digits: tuple[int, ...]) -> tuple[int, str]
     others = [digit for digit in range(_DIGITS) if digit not in digits]
     gap = answers.means[:, list(digits)].amin(1) - answers.means[:, others].amax(1)
     spread = answers.means.std(1).clamp(min=torch.finfo(torch.float64).tiny)
-    channel = int((gap / spread).argmax())
-    order = answers.means[channel].argsort(descending=True).tolist()
-    return channel, ", ".join(f"{digit} ({answers.means[channel, digit]:.2f})" for digit in order)
+    return int((gap / spread).argmax())
 
 
-def _one_of_each(trained: network.Trained) -> torch.Tensor:
-    """Return the first test picture of every digit, normalised, [10, 1, 28, 28]."""
-    images, labels, _ = next(trained.test.all())
-    return torch.stack([images[(labels == digit).nonzero()[0, 0]] for digit in range(_DIGITS)])
+def strength(levels: torch.Tensor, labels: torch.Tensor) -> dict[str, object]:
+    """Say how far a channel's levels [N] tell 4 and 9 from the other digits.
+
+    `distance` is that of the two means, in units of the root of the mean of the two
+    variances; `probability`, that a 4 or 9 has a higher level than another digit, both
+    drawn at random (the area under the ROC curve).
+    """
+    own = torch.isin(labels, torch.tensor(_FOURS_AND_NINES))
+    first, second = levels[own], levels[~own]
+    spread = math.sqrt(float(first.var() + second.var()) / 2)
+    by_digit = [levels[labels == digit] for digit in range(_DIGITS)]
+    return {
+        "means": [round(float(each.mean()), 4) for each in by_digit],
+        "deviations": [round(float(each.std()), 4) for each in by_digit],
+        "distance": round(float(first.mean() - second.mean()) / max(spread, 1e-12), 3),
+        "probability": round(float(roc_auc_score(own, levels)), 4),
+    }
+
+
+def bar(angle: float) -> torch.Tensor:
+    """Return a bar 16 pixels long and 3 wide, uint8 [1, 28, 28]; 0 degrees lie, 90 stand."""
+    rows, columns = torch.meshgrid(*[torch.arange(28) - 13.5] * 2, indexing="ij")
+    turned = math.radians(angle)
+    along = columns * math.cos(turned) - rows * math.sin(turned)
+    across = columns * math.sin(turned) + rows * math.cos(turned)
+    # A pixel at the border is as bright as the share of it that the bar covers.
+    ink = (8.5 - along.abs()).clamp(0, 1) * (2 - across.abs()).clamp(0, 1)
+    return (255 * ink).round().to(torch.uint8)[None]
+
+
+class _Samples(NamedTuple):
+    """The first test pictures of each digit: normalised, and as they are, 0 to 1."""
+
+    images: torch.Tensor
+    pixels: torch.Tensor
+
+
+def _samples(trained: network.Trained) -> _Samples:
+    chosen = torch.stack(
+        [(trained.test.labels == digit).nonzero()[:_SAMPLES, 0] for digit in range(_DIGITS)]
+    )
+    pictures = trained.test.images[chosen]
+    images = normalise(pictures.flatten(0, 1), trained.test.spec)
+    return _Samples(images.reshape(*chosen.shape, *images.shape[1:]), pictures[:, :, 0] / 255)
+
+
+def _selective(pixels: torch.Tensor, maps: torch.Tensor) -> "Figure":
+    """Draw one channel's maps [10, samples, H, W] beside their pictures, on one scale."""
+    high = float(maps.amax())
+    rows = [
+        [
+            picture
+            for sample in range(_SAMPLES)
+            for picture in (grey(pixels[digit, sample]), heat(maps[digit, sample], 0, high))
+        ]
+        for digit in range(_DIGITS)
+    ]
+    heads = ["input", "map"] * _SAMPLES
+    return sheet(rows, rows=[str(d) for d in range(_DIGITS)], columns=heads, scale=(0, high))
+
+
+def _first(pixels: torch.Tensor, shown: Mapping[str, torch.Tensor]) -> "Figure":
+    """Draw the first channels of each layer for two digits, on one scale for each layer."""
+    rows, names = [], []
+    for layer, maps in shown.items():
+        chosen = maps[list(_COMPARED), 0, :_FIRST]
+        high = float(chosen.amax())
+        for digit, channels in zip(_COMPARED, chosen, strict=True):
+            rows.append([grey(pixels[digit, 0]), *(heat(each, 0, high) for each in channels)])
+            names.append(f"{layer}: {digit}")
+    return sheet(rows, rows=names, columns=["input", *map(str, range(_FIRST))], cell=0.8)
+
+
+def _strongest(pixels: torch.Tensor, maps: torch.Tensor, channels: torch.Tensor) -> "Figure":
+    """Draw these channels of a layer's maps [10, samples, C, H, W] for one sample of each digit."""
+    chosen = maps[:, 0, channels]
+    highs = chosen.amax((0, 2, 3)).tolist()
+    rows = [
+        [
+            grey(pixels[digit, 0]),
+            *(heat(each, 0, high) for each, high in zip(m, highs, strict=True)),
+        ]
+        for digit, m in enumerate(chosen)
+    ]
+    heads = ["input", *map(str, channels.tolist())]
+    return sheet(rows, rows=[str(digit) for digit in range(_DIGITS)], columns=heads)

@@ -1,72 +1,91 @@
-"""Study 4: the pictures that a small network's filters, neurons and classes answer to most."""
+"""Study 4: the pictures that filters, neurons and classes answer to most."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from threading import Event
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from foveate_runtime.bundle.manifest import InputSpec
+from foveate_train import registry
+from foveate_train.drawing import grey, saving, sheet
 from foveate_train.settings import Settings
 from foveate_train.studies import network
 from foveate_train.studies.options import StudyOptions
+from foveate_train.studies.pages import markdown_row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NAME = "filters"
-SETTINGS = Settings(epochs=3, shift=0)
-# Heavy enough that the paper stays black where ink does not help, and light
-# enough that the class is still certain.
-PENALTY = 0.1
+SMALL = Settings(epochs=2, shift=0)
+BEST = Settings()
+PENALTIES = (0.0, 0.1, 0.3, 0.6)
+PHOTOGRAPHS = "package:efficientnet_lite0"
+STAGES = ("conv_stem", "blocks.1", "blocks.2", "blocks.4")
 
 _STEPS = 200
 _RATE = 0.05
 _GREY = 0.5
+# Below this spread of its pixels a picture shows nothing.
+_FLAT = 0.01
+_SHOWN = 50
+_ACROSS = 10
+_OF_A_STAGE = 8
+_SIDE = 96
+_JITTER = 4
 
 
 def run(options: StudyOptions, stop: Event) -> bool:
-    """Train the network, climb its units, and write the page; False if interrupted."""
-    trained = network.trained("foveate:keras_cnn", {}, SETTINGS, options, stop)
-    if trained is None:
+    """Train the networks, climb their units, and write the page; False if interrupted."""
+    small = network.trained("foveate:keras_cnn", {}, SMALL, options, stop)
+    best = small and network.trained("foveate:convnet4", {}, BEST, options, stop)
+    if small is None or best is None:
         return False
-    module, spec = trained.classifier.module, trained.classifier.input
-    extractor = create_feature_extractor(module, ["conv2", "relu", "fc2"]).eval()
-    climbed = {
-        "filters": ascend(_sums(extractor, "conv2"), 50, spec),
-        "neurons": ascend(_values(extractor, "relu"), 100, spec),
-        "classes": ascend(_values(extractor, "fc2"), 10, spec),
-        "classes-penalised": ascend(_values(extractor, "fc2"), 10, spec, penalty=PENALTY),
+    spec = small.classifier.input
+    # Before the ReLU: behind it, a neuron that is silent on grey has no slope to climb.
+    layers = create_feature_extractor(small.classifier.module, ["conv2", "fc1"]).eval()
+    last = create_feature_extractor(best.classifier.module, ["layer4.1"]).eval()
+    units = {
+        "filters": (_sums(layers, "conv2"), 50),
+        "neurons": (_values(layers, "fc1"), 100),
+        "best": (_sums(last, "layer4.1"), _SHOWN),
+    }
+    climbed = {name: ascend(*unit, spec) for name, unit in units.items()}
+    photographs = registry.create(PHOTOGRAPHS)
+    stages = {
+        stage: _filters_of(photographs.module.eval(), stage, photographs.input) for stage in STAGES
+    }
+    classes = {
+        name: {penalty: ascend(module, 10, spec, penalty=penalty) for penalty in PENALTIES}
+        for name, module in (("small", small.classifier.module), ("best", best.classifier.module))
     }
     degrees = {
-        name: climb(normalised(pictures, spec)).diagonal()
-        for (name, pictures), climb in zip(
-            climbed.items(),
-            (
-                _sums(extractor, "conv2"),
-                _values(extractor, "relu"),
-                *[_values(extractor, "fc2")] * 2,
-            ),
-            strict=True,
-        )
+        name: unit(normalised(climbed[name], spec)).diagonal() for name, (unit, _) in units.items()
     }
-    typical = _typical(extractor, trained)
-    certain = {
-        name: module(normalised(climbed[name], spec)).softmax(1).diagonal().tolist()
-        for name in ("classes", "classes-penalised")
-    }
-    ink = {name: climbed[name].mean((1, 2, 3)).tolist() for name in certain}
+    grey_ones = torch.full((1, spec.channels, spec.height, spec.width), _GREY)
+    on_grey = layers(normalised(grey_ones, spec))["fc1"]
+    typical = _typical(units["filters"][0], small)
     network.write(
-        NAME,
         options.folder,
         results={
-            **trained.record,
-            "penalty": PENALTY,
+            **small.record,
+            "best": {key: best.record[key] for key in ("classifier", "settings", "test_accuracy")},
             "steps": _STEPS,
             "degree_of_activation": {
-                k: [round(v, 3) for v in d.tolist()] for k, d in degrees.items()
+                name: [round(v, 3) for v in each.tolist()] for name, each in degrees.items()
             },
             "degree_on_digits": [round(value, 3) for value in typical.tolist()],
-            "probability": certain,
-            "mean_pixel": ink,
+            "silent_on_grey": int((on_grey <= 0).sum()),
+            "flat": {name: flat(each) for name, each in {**climbed, **stages}.items()},
+            "classes": {
+                name: _outcomes(each, module, spec)
+                for (name, each), module in zip(
+                    classes.items(), (small.classifier.module, best.classifier.module), strict=True
+                )
+            },
         },
         columns=["unit", "number", "degree_of_activation"],
         rows=(
@@ -75,27 +94,71 @@ def run(options: StudyOptions, stop: Event) -> bool:
             for number, degree in enumerate(values.tolist())
         ),
         pictures={
-            "filters.png": network.sheet(climbed["filters"][:, 0], 10),
-            "neurons.png": network.sheet(climbed["neurons"][:, 0], 10),
-            "classes.png": network.sheet(
-                torch.cat([climbed["classes"], climbed["classes-penalised"]])[:, 0], 10
+            **{f"{name}.png": saving(_numbered(each)) for name, each in climbed.items()},
+            **{
+                f"classes-{name}.png": saving(
+                    sheet(
+                        [[grey(one[0]) for one in each[penalty]] for penalty in PENALTIES],
+                        rows=[f"{penalty:g}" for penalty in PENALTIES],
+                        columns=[str(digit) for digit in range(10)],
+                    )
+                )
+                for name, each in classes.items()
+            },
+            "photographs.png": saving(
+                sheet(
+                    [[one.permute(1, 2, 0) for one in each] for each in stages.values()],
+                    rows=STAGES,
+                    columns=[str(channel) for channel in range(_OF_A_STAGE)],
+                    cell=1.0,
+                )
             ),
         },
-        steps=_STEPS,
-        degree=float(degrees["filters"].mean()),
-        typical=float(typical.mean()),
-        penalty=PENALTY,
-        classes=_rows(certain, ink),
+        page=page,
     )
     return True
 
 
+def page(results: Mapping[str, Any]) -> str:
+    """Return the page, all of whose figures are those of `results.json`."""
+    degrees, typical = results["degree_of_activation"]["filters"], results["degree_on_digits"]
+    best = results["best"]
+    flats = results["flat"]
+    return network.page(
+        NAME,
+        results,
+        steps=results["steps"],
+        degree=sum(degrees) / len(degrees),
+        typical=sum(typical) / len(typical),
+        best=best["classifier"],
+        best_epochs=network.epochs(best["settings"]["epochs"]),
+        best_accuracy=best["test_accuracy"],
+        filters=_flat_said(flats["filters"], 50),
+        silent=results["silent_on_grey"],
+        neurons=_flat_said(flats["neurons"], 100),
+        best_filters=_flat_said(flats["best"], _SHOWN),
+        photographs=PHOTOGRAPHS,
+        of_a_stage=_OF_A_STAGE,
+        stages="; ".join(
+            f"`{stage}`: {_flat_said(flats[stage], _OF_A_STAGE)[:-1].lower()}" for stage in STAGES
+        ),
+        small_table=_table(results["classes"]["small"]),
+        best_table=_table(results["classes"]["best"]),
+    )
+
+
 Activations = Callable[[torch.Tensor], torch.Tensor]
-"""Maps normalised pictures [N, 1, 28, 28] to the activations [N, units] of units."""
+"""Maps normalised pictures [N, C, H, W] to the activations [N, units] of units."""
 
 
 def ascend(
-    activations: Activations, units: int, spec: InputSpec, *, penalty: float = 0.0
+    activations: Activations,
+    units: int,
+    spec: InputSpec,
+    *,
+    penalty: float = 0.0,
+    side: int | None = None,
+    jitter: int = 0,
 ) -> torch.Tensor:
     """Return for each unit the picture that gradient ascent finds for it.
 
@@ -107,16 +170,22 @@ def ascend(
         units: how many there are.
         spec: how the network's input is normalised.
         penalty: subtracted for the sum of the pixels' values (L1).
+        side: the height and width of the pictures, where it is not that of `spec`.
+        jitter: before each step the pictures are rolled by up to this many pixels each
+            way, against noise (Mordvintsev et al., Inceptionism, 2015).
 
     Returns:
         float32 [units, channels, height, width], 0 to 1.
     """
-    pictures = torch.full((units, spec.channels, spec.height, spec.width), _GREY)
-    pictures.requires_grad_()
+    size = (side, side) if side else (spec.height, spec.width)
+    pictures = torch.full((units, spec.channels, *size), _GREY).requires_grad_()
     optimizer = torch.optim.Adam([pictures], _RATE, maximize=True)
+    generator = torch.Generator().manual_seed(0)
     for _ in range(_STEPS):
         optimizer.zero_grad()
-        height = activations(normalised(pictures, spec)).diagonal().sum()
+        moved = torch.randint(-jitter, jitter + 1, (2,), generator=generator).tolist()
+        seen = pictures.roll(moved, (2, 3)) if jitter else pictures
+        height = activations(normalised(seen, spec)).diagonal().sum()
         torch.autograd.backward(height - penalty * pictures.abs().sum())
         optimizer.step()
         with torch.no_grad():
@@ -131,6 +200,45 @@ def normalised(pictures: torch.Tensor, spec: InputSpec) -> torch.Tensor:
     return (pictures - mean) / std
 
 
+def flat(pictures: torch.Tensor) -> list[int]:
+    """Return the numbers of the pictures [N, C, H, W] of one colour."""
+    return (pictures.std((2, 3)).amax(1) < _FLAT).nonzero()[:, 0].tolist()
+
+
+def _filters_of(module: nn.Module, stage: str, spec: InputSpec) -> torch.Tensor:
+    """Climb the first filters of a stage of a network for photographs."""
+    module.requires_grad_(requires_grad=False)
+    seen: list[torch.Tensor] = []
+
+    def sums(images: torch.Tensor) -> torch.Tensor:
+        module(images)
+        return seen.pop().sum((2, 3))
+
+    handle = module.get_submodule(stage).register_forward_hook(
+        lambda _module, _inputs, maps: seen.append(maps)
+    )
+    try:
+        return ascend(sums, _OF_A_STAGE, spec, side=_SIDE, jitter=_JITTER)
+    finally:
+        handle.remove()
+
+
+def _outcomes(
+    climbed: Mapping[float, torch.Tensor], module: nn.Module, spec: InputSpec
+) -> dict[str, dict[str, list[float]]]:
+    """Say for each penalty how sure the network is of each class, and how much ink there is."""
+    return {
+        f"{penalty:g}": {
+            "probability": [
+                round(v, 4)
+                for v in module(normalised(pictures, spec)).softmax(1).diagonal().tolist()
+            ],
+            "ink": [round(v, 4) for v in pictures.mean((1, 2, 3)).tolist()],
+        }
+        for penalty, pictures in climbed.items()
+    }
+
+
 def _sums(extractor: nn.Module, layer: str) -> Activations:
     return lambda images: extractor(images)[layer].sum((2, 3))
 
@@ -140,16 +248,33 @@ def _values(extractor: nn.Module, layer: str) -> Activations:
 
 
 @torch.inference_mode()
-def _typical(extractor: nn.Module, trained: network.Trained) -> torch.Tensor:
+def _typical(degrees: Activations, trained: network.Trained) -> torch.Tensor:
     """Return the largest degree of activation of each filter over the test digits."""
-    degrees = _sums(extractor, "conv2")
     return torch.cat([degrees(batch.images) for batch in trained.test.all()]).amax(0)
 
 
-def _rows(certain: dict[str, list[float]], ink: dict[str, list[float]]) -> str:
-    return "\n".join(
-        f"| {number} | {free:.4f} | {paper:.3f} | {penalised:.4f} | {less:.3f} |"
-        for number, (free, penalised, paper, less) in enumerate(
-            zip(*certain.values(), *ink.values(), strict=True)
-        )
-    )
+def _numbered(pictures: torch.Tensor) -> "Figure":
+    """Draw grey pictures [N, 1, H, W], ten in a row, with their numbers."""
+    rows = [[grey(one[0]) for one in line] for line in torch.split(pictures, _ACROSS)]
+    names = [str(number) for number in range(0, len(pictures), _ACROSS)]
+    return sheet(rows, rows=names, columns=[f"+{number}" for number in range(_ACROSS)])
+
+
+def _flat_said(numbers: Sequence[int], of: int) -> str:
+    if not numbers:
+        return f"None of the {of} pictures stayed flat."
+    named = ", ".join(map(str, numbers))
+    return f"Of the {of} pictures {len(numbers)} stayed flat, of one shade: {named}."
+
+
+def _table(outcomes: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    heads = [f"{what}, {penalty}" for penalty in outcomes for what in ("probability", "ink")]
+    lines = [markdown_row(["class", *heads]), markdown_row(["---"] * (len(heads) + 1))]
+    for digit in range(10):
+        cells = [
+            f"{each[what][digit]:.{places}f}"
+            for each in outcomes.values()
+            for what, places in (("probability", 4), ("ink", 3))
+        ]
+        lines.append(markdown_row([digit, *cells]))
+    return "\n".join(lines)

@@ -1,14 +1,10 @@
 """Studies that look into one trained network: training it, and the files they write."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from threading import Event
 from typing import Any, NamedTuple
-
-import torch
-from torchvision.utils import make_grid, save_image
 
 from foveate_train import registry
 from foveate_train.classifier import Argument, Classifier
@@ -21,8 +17,6 @@ from foveate_train.run import Run
 from foveate_train.settings import Settings
 from foveate_train.studies import pages
 from foveate_train.studies.options import StudyOptions
-
-_ENLARGED = 2
 
 
 class Trained(NamedTuple):
@@ -62,7 +56,7 @@ def trained(
     data, test = options.digits(classifier.input, shift=settings.shift)
     device = options.use_machine()
     training = Training(classifier, data, settings, device=device)
-    run = Run(training, test, options.folder / ".state" / "network.pt")
+    run = Run(training, test, options.folder / ".state" / f"{name.partition(':')[2]}.pt")
     with StepProgress(done=training.number, total=training.total) as progress:
         for epoch in run.epochs(progress, stop):
             progress.epoch(epoch, settings.epochs, len(data))
@@ -75,6 +69,7 @@ def trained(
         "arguments": classifier.arguments,
         "settings": settings.model_dump(mode="json"),
         "training_images": len(data),
+        "test_images": len(test),
         "test_accuracy": run.history[-1].accuracy,
         "data_digest": data.digest,
         "machine": machine(device),
@@ -84,56 +79,57 @@ def trained(
 
 
 def write(
-    name: str,
     folder: Path,
     *,
     results: Mapping[str, Any],
     columns: Sequence[str],
     rows: Iterable[Sequence[object]],
-    pictures: Mapping[str, torch.Tensor],
-    **values: object,
+    pictures: Mapping[str, Callable[[Path], object]],
+    page: Callable[[Mapping[str, Any]], str],
 ) -> None:
     """Write the files of a study.
 
     Args:
-        name: of the study, and of its page's template.
         folder: of the study.
         results: what was measured, and on what.
         columns: of the CSV.
         rows: of the CSV.
-        pictures: float32 [3, height, width] or [1, height, width], 0 to 1, by file name.
-        values: of the template.
+        pictures: what saves each, by file name.
+        page: makes the page of the results.
 
     Raises:
         CheckpointError: the disk refuses.
     """
-    environment = {key: results[key] for key in ("machine", "versions")}
+    text = json.dumps(results, indent=1)
     pages.write(
         folder,
-        results=json.dumps(results, indent=1),
+        results=text,
         table=pages.table(columns, rows),
-        page=pages.filled(name, environment, described=described(results), **values),
-        pictures={name: partial(save_image, picture) for name, picture in pictures.items()},
+        # Of what the file holds, so that a page can be made again of it.
+        page=page(json.loads(text)),
+        pictures=pictures,
+    )
+
+
+def page(name: str, results: Mapping[str, Any], **values: object) -> str:
+    """Fill a study's template with what all results hold, and with more values."""
+    environment = {key: results[key] for key in ("machine", "versions")}
+    return pages.filled(
+        name, environment, described=described(results), tested=results["test_images"], **values
     )
 
 
 def described(record: Mapping[str, Any]) -> str:
     """Return the sentence that says how the network was trained, and how to repeat it."""
     settings, images = record["settings"], record["training_images"]
-    epochs = settings["epochs"]
     return (
-        f"`{record['classifier']}`, trained for {epochs} {'epoch' if epochs == 1 else 'epochs'} on "
-        f"{images:,} digits, {record['test_accuracy']:.2%} right on the test set. To repeat it:"
+        f"`{record['classifier']}`, trained for {epochs(settings['epochs'])} on "
+        f"{images:,} digits; {record['test_accuracy']:.2%} of the {record['test_images']:,} test "
+        "pictures are right. To repeat it:"
         f"\n\n    {pages.command(record['study'], settings, images, [settings['seed']])}"
     )
 
 
-def sheet(pictures: torch.Tensor, columns: int) -> torch.Tensor:
-    """Lay [N, height, width] out row by row, each scaled to its own range, and enlarge it.
-
-    A picture without any range, of a channel that answers to nothing, is black.
-    """
-    low, high = pictures.amin((1, 2), keepdim=True), pictures.amax((1, 2), keepdim=True)
-    scaled = (pictures - low) / (high - low).clamp(min=1e-8)
-    grid: torch.Tensor = make_grid(scaled[:, None], nrow=columns, padding=1, pad_value=0.5)
-    return grid.repeat_interleave(_ENLARGED, 1).repeat_interleave(_ENLARGED, 2)
+def epochs(number: int) -> str:
+    """Say how many epochs."""
+    return "1 epoch" if number == 1 else f"{number} epochs"

@@ -22,7 +22,16 @@ class StudyOptions(MachineOptions):
     """
 
     study: Annotated[
-        Literal["features", "filters", "normalisation", "residual"], As(names=("study",))
+        Literal[
+            "arithmetic",
+            "classifiers",
+            "features",
+            "filters",
+            "normalisation",
+            "patches",
+            "residual",
+        ],
+        As(names=("study",)),
     ]
     """Which one"""
     out: Path | None = None
@@ -33,6 +42,9 @@ class StudyOptions(MachineOptions):
     """Each is a run of its own. Default: 0"""
     data: Path | None = None
     """A folder with the IDX files of MNIST"""
+
+    photographs: Path | None = None
+    """patches: a folder of photographs, for EfficientNet-Lite0. Default: digits alone"""
 
     @property
     def folder(self) -> Path:

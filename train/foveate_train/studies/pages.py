@@ -1,4 +1,4 @@
-"""What a study writes into its folder: results.json, results.csv, the page README.md, pictures."""
+"""What a study writes into its folder: results.json, mostly results.csv, the page, pictures."""
 
 import csv
 import io
@@ -13,9 +13,9 @@ def write(
     folder: Path,
     *,
     results: str,
-    table: str,
     page: str,
     pictures: Mapping[str, Callable[[Path], object]],
+    table: str | None = None,
 ) -> None:
     """Write the files of a study; `pictures` holds what saves each picture, by file name.
 
@@ -24,12 +24,10 @@ def write(
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in {
-            "results.json": f"{results}\n",
-            "results.csv": table,
-            "README.md": page,
-        }.items():
-            (folder / name).write_text(text, encoding="utf-8")
+        texts = {"results.json": f"{results}\n", "results.csv": table, "README.md": page}
+        for name, text in texts.items():
+            if text is not None:
+                (folder / name).write_text(text, encoding="utf-8")
         for name, save in pictures.items():
             save(folder / name)
     except OSError as error:

@@ -1,17 +1,18 @@
 """The heads whose class activation maps the graph can compute.
 
 A head is the last part of a classifier, from the activations of one layer to
-the logits. Each kind is one module with its mathematics in the docstring; the
-kinds are tried in the order of `KINDS`, by what the forward pass does and never
-by the classifier's name.
+the logits. Each kind is one module with its mathematics in the docstring. Those of
+`ANALYTIC` are tried first, and then any other whose gradient can be computed, by what
+the forward pass does and never by the classifier's name.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from foveate_export.anatomy.recording import Recording
 from foveate_export.errors import UnsupportedHeadError
 from foveate_export.graph.heads.base import Head, Target
 from foveate_export.graph.heads.class_map import ClassMap
+from foveate_export.graph.heads.class_token import ClassToken
 from foveate_export.graph.heads.differentiated import Differentiated
 from foveate_export.graph.heads.joined import Joined
 from foveate_export.graph.heads.pooled_linear import PooledLinear
@@ -24,12 +25,10 @@ and says how this head differs."""
 ANALYTIC: tuple[Find, ...] = (PooledLinear.find, PooledScaled.find, ClassMap.find)
 """The kinds whose gradient is known; they have a class activation map in the narrow sense."""
 
-KINDS: tuple[Find, ...] = (*ANALYTIC, Differentiated.find)
-
 __all__ = [
     "ANALYTIC",
-    "KINDS",
     "ClassMap",
+    "ClassToken",
     "Differentiated",
     "Head",
     "Joined",
@@ -53,22 +52,36 @@ def find_head(recording: Recording, layer: str | None = None) -> Head:
         UnknownLayerError: no layer of this name returns a map.
         UnsupportedHeadError: no kind fits; the message says why for each.
     """
-    if layer is None:
-        return _first_fit(recording, KINDS)
     try:
-        last = _first_fit(recording, ANALYTIC)
-    except UnsupportedHeadError:
-        return Differentiated.at_layer(recording, layer)
-    if str(last.targets["gradcam"].tap) == layer:
+        last = _analytic(recording)
+    except UnsupportedHeadError as error:
+        if layer is not None:
+            return _attending(recording, Differentiated.at_layer(recording, layer))
+        try:
+            return _attending(recording, Differentiated.find(recording))
+        except UnsupportedHeadError as other:
+            raise UnsupportedHeadError(f"this head is not supported: {error}; {other}") from other
+    if layer is None or str(last.targets["gradcam"].tap) == layer:
         return last
     return Joined(last, Differentiated.at_layer(recording, layer))
 
 
-def _first_fit(recording: Recording, kinds: Sequence[Find]) -> Head:
+def _analytic(recording: Recording) -> Head:
     reasons = []
-    for find in kinds:
+    for find in ANALYTIC:
         try:
             return find(recording)
         except UnsupportedHeadError as error:
             reasons.append(str(error))
-    raise UnsupportedHeadError("this head is not supported: " + "; ".join(reasons))
+    raise UnsupportedHeadError("; ".join(reasons))
+
+
+def _attending(recording: Recording, head: Differentiated) -> Head:
+    """Add the maps of a class token's attention, or note why there are none."""
+    if not head.attends:
+        return head
+    try:
+        return ClassToken.find(recording, head)
+    except UnsupportedHeadError as error:
+        head.note = f"no maps of a class token's attention: {error}"
+        return head

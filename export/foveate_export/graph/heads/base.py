@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from foveate_export.anatomy.calls import Call, is_pointwise
+from foveate_export.anatomy.layout import Layout
 from foveate_export.anatomy.recording import Map, Recording
 from foveate_export.anatomy.taps import Tap
 from foveate_export.errors import UnsupportedHeadError
@@ -41,6 +42,24 @@ class Held:
     eps: float = 0.0
 
 
+@dataclass(frozen=True)
+class TokenAttention:
+    """The attention that the maps of a class token are made of.
+
+    Attributes:
+        methods: those of the head that are made of it.
+        blocks: the paths of the modules that hold it, in their order; "" where none
+            holds one attention alone.
+        rows: the tokens that the logits depend on.
+        layout: of the tokens.
+    """
+
+    methods: tuple[str, ...]
+    blocks: tuple[str, ...]
+    rows: tuple[int, ...]
+    layout: Layout
+
+
 class Head(ABC):
     """The way from the activations of one layer to the logits.
 
@@ -57,10 +76,21 @@ class Head(ABC):
     held: Held | None = None
     """What `cam` takes for constant, so that the logits are linear in the cells, if anything."""
 
+    attention: TokenAttention | None = None
+    """What the methods that weigh no activations are made of, where there are any."""
+
+    note: str | None = None
+    """What people might expect and the head cannot give, with the reason."""
+
     @property
     def methods(self) -> tuple[str, ...]:
         """The methods that `maps` computes, the default first."""
         return tuple(self.targets)
+
+    @property
+    def without_attention(self) -> "Head":
+        """The head with no methods but those that weigh activations."""
+        return self
 
     @property
     def selects(self) -> bool:

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from foveate_export.anatomy.recording import Map, Recording
 from foveate_export.anatomy.taps import Tap, tapped
@@ -102,6 +102,15 @@ class Differentiated(Head):
     def selects(self) -> bool:
         """Whether a maximum stands between the layer and the logits."""
         return self._traced.selects(self._tap)
+
+    @property
+    def attends(self) -> bool:
+        """Whether the network has attention of some tokens to others."""
+        return self._traced.attends
+
+    def selects_after(self, node: fx.Node) -> bool:
+        """Whether a maximum stands between a node of the trace and the logits."""
+        return self._traced.selects_after(node)
 
     def network(self, taps: Sequence[Tap]) -> TracedNetwork:
         """Return the classifier as it was traced, which gives every layer's map anyway."""

@@ -47,9 +47,17 @@ def operator_name(node: fx.Node) -> str:
 
 def layer_of(node: fx.Node) -> str:
     """Return the path of the module whose code called the node's operator."""
+    return [*layers_around(node), ""][0]
+
+
+def layers_around(node: fx.Node) -> list[str]:
+    """Return the paths of the modules that a node's operator ran in, the innermost first.
+
+    Without the network itself.
+    """
     stack = node.meta.get("nn_module_stack") or {}
-    path = str([*stack.values()][-1][0]) if stack else ""
-    return f"{path}.".removeprefix(ROOT).removesuffix(".")
+    paths = (f"{path}.".removeprefix(ROOT).removesuffix(".") for path, *_ in stack.values())
+    return [path for path in paths if path][::-1]
 
 
 def bind(node: fx.Node) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Traces a network to a list of operators and pulls gradients back through it."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -13,9 +13,21 @@ from foveate_export.anatomy.layout import NCHW
 from foveate_export.anatomy.taps import Tap, as_maps, tapped
 from foveate_export.errors import UnsupportedHeadError
 from foveate_export.graph.forward import Forward
-from foveate_export.graph.vjp.narrow import pull, total, whole
+from foveate_export.graph.vjp.narrow import Narrow, pull, total, whole
 from foveate_export.graph.vjp.operation import ROOT, Operation, bind, layer_of, operator_name
-from foveate_export.graph.vjp.rules import RULES, SELECTING, preserves_sums, unsupported
+from foveate_export.graph.vjp.rules import (
+    RULES,
+    SELECTING,
+    attention_weights,
+    is_plain_attention,
+    preserves_sums,
+    unsupported,
+)
+
+_FUSED = "scaled_dot_product_attention"
+
+ATTENDING = frozenset({_FUSED, "softmax", "_softmax"})
+"""The operators that can be the attention of one token to others."""
 
 _DECOMPOSITIONS = 4
 """How often what a decomposition made is taken apart again."""
@@ -30,12 +42,15 @@ class TracedForward(Forward):
         values: what each node of the graph returned.
         nodes: the node of every tap.
         end: the node of the logits.
+        weights: what each attention multiplies the values with, [N, heads, T, T], by
+            the node of its softmax, or of the operator that includes the softmax.
     """
 
     graph: fx.Graph
     values: Mapping[fx.Node, Any]
     nodes: Mapping[Tap, fx.Node]
     end: fx.Node
+    weights: Mapping[fx.Node, Tensor] = field(default_factory=dict)
 
     def parameter(self, path: str) -> Tensor:
         """Return the parameter at `path` of the network that was traced."""
@@ -55,7 +70,7 @@ class TracedForward(Forward):
             UnsupportedHeadError: an operator between the two has no rule, or
                 the logits do not depend on the tensor.
         """
-        gradient = self._pull(classes, self.nodes[tap])
+        gradient = self._gradient(classes, self.nodes[tap])
         if gradient is None:
             raise UnsupportedHeadError(f"the logits do not depend on {tap}")
         maps = tap.layout.to_nchw(gradient.flatten(0, 1))
@@ -81,10 +96,24 @@ class TracedForward(Forward):
         means: Tensor = weight.reshape(weight.shape[0], channels, -1).sum(2) / cells
         if linear is self.end:
             return means[classes.T]
-        gradient = self._pull(classes, linear)
+        gradient = self._gradient(classes, linear)
         return None if gradient is None else gradient @ means
 
-    def _seed(self, classes: Tensor) -> dict[fx.Node, Any]:
+    def with_value(self, node: fx.Node, value: Tensor) -> "TracedForward":
+        """Return the pass as it would be with another value of `node`."""
+        values = {**self.values, node: value}
+        changed = {node}
+        leading = leading_to(self.end)
+        for later in self.graph.nodes:
+            if later in leading and later is not node:
+                if changed.isdisjoint(later.all_input_nodes):
+                    continue
+                changed.add(later)
+                args, kwargs = fx.map_arg((later.args, later.kwargs), values.__getitem__)
+                values[later] = later.target(*args, **kwargs)
+        return replace(self, logits=values[self.end], values=values)
+
+    def seed(self, classes: Tensor) -> dict[fx.Node, Any]:
         """Return the gradient of the logits asked for at the last operator with a use for it."""
         operation = self._operation(self.end)
         if operation.name == "linear":
@@ -94,17 +123,34 @@ class TracedForward(Forward):
         index = torch.arange(self.logits.shape[1])
         return {self.end: (classes.T[:, :, None] == index).to(self.logits.dtype)}
 
-    def _pull(self, classes: Tensor, to: fx.Node) -> Tensor | None:
+    def _gradient(self, classes: Tensor, to: fx.Node) -> Tensor | None:
         """Return the gradient at `to`, or None where the logits do not depend on it."""
-        cotangents = self._seed(classes)
+        found: Tensor | None = whole(self.pull(self.seed(classes), [to]).get(to))
+        return found
+
+    def pull(self, seed: Mapping[fx.Node, Any], to: Collection[fx.Node]) -> dict[fx.Node, Any]:
+        """Pull the cotangents `seed` back to the nodes `to`; none where nothing depends on one.
+
+        Raises:
+            UnsupportedHeadError: an operator between them has no rule.
+        """
+        cotangents = dict(seed)
+        found: dict[fx.Node, Any] = {}
+        missing = set(to)
         depending = self._depending_on(to)
         for node in reversed(self.graph.nodes):
-            if node is to:
-                break
             cotangent = cotangents.pop(node, None)
+            if node in missing:
+                missing.discard(node)
+                if cotangent is not None:
+                    found[node] = cotangent
+                if not missing:
+                    break
             if cotangent is None or node not in depending:
                 continue
             needed = depending.intersection(node.all_input_nodes)
+            if not needed:
+                continue
             for name, value in self._pulled(node, cotangent, depending).items():
                 for source, part in self._sources(node, name, value):
                     if source in depending:
@@ -113,8 +159,16 @@ class TracedForward(Forward):
             if needed:
                 why = "there is no rule for one of its inputs"
                 raise unsupported(self._operation(node), why)
-        found: Tensor | None = whole(cotangents.get(to))
         return found
+
+    def at_weights(self, node: fx.Node, cotangent: Any) -> Any:
+        """Return the cotangent of the weights of an attention from that of its node."""
+        if operator_name(node) != _FUSED:
+            return cotangent
+        value = self._operation(node)["value"]
+        if isinstance(cotangent, Narrow) and cotangent.axis == -2:
+            return replace(cotangent, part=cotangent.part @ value.mT)
+        return whole(cotangent) @ value.mT
 
     def _pulled(
         self, node: fx.Node, cotangent: Any, depending: Collection[fx.Node]
@@ -142,9 +196,9 @@ class TracedForward(Forward):
             if isinstance(each, fx.Node)
         ]
 
-    def _depending_on(self, start: fx.Node) -> set[fx.Node]:
-        """Return `start` and the nodes with gradients whose values depend on its own."""
-        found = {start}
+    def _depending_on(self, start: Collection[fx.Node]) -> set[fx.Node]:
+        """Return `start` and the nodes with gradients whose values depend on one of them."""
+        found = set(start)
         for node in self.graph.nodes:
             if not found.isdisjoint(node.all_input_nodes) and _has_gradient(self.values.get(node)):
                 found.add(node)
@@ -162,7 +216,7 @@ class TracedForward(Forward):
 
         And the channels of the map; None where anything else lies between.
         """
-        reached = self._depending_on(node) & _leading_to(self.end)
+        reached = self._depending_on([node]) & leading_to(self.end)
         while True:
             users = [user for user in node.users if user in reached]
             if len(users) != 1:
@@ -200,9 +254,22 @@ class TracedNetwork(nn.Module):
         """The tensors that a pass gives."""
         return self._nodes
 
+    @property
+    def attends(self) -> bool:
+        """Whether anything in the network may be attention of some tokens to others."""
+        return any(
+            operator_name(node) in ATTENDING and node.meta["val"].ndim > 2
+            for node in self._graph.graph.nodes
+            if node.op == "call_function"
+        )
+
     def selects(self, tap: Tap) -> bool:
         """Tell whether a maximum is taken of what depends on the tensor at `tap`."""
-        reached = {self._nodes[tap]}
+        return self.selects_after(self._nodes[tap])
+
+    def selects_after(self, start: fx.Node) -> bool:
+        """Tell whether a maximum is taken of what depends on the node `start`."""
+        reached = {start}
         for node in self._graph.graph.nodes:
             if not reached.isdisjoint(node.all_input_nodes):
                 reached.add(node)
@@ -212,7 +279,7 @@ class TracedNetwork(nn.Module):
 
     def forward(self, pixels: Tensor) -> TracedForward:
         """Classify `pixels`, normalised, float [N, C, H, W]."""
-        interpreter = fx.Interpreter(self._graph, garbage_collect_values=False)
+        interpreter = _Interpreter(self._graph, garbage_collect_values=False)
         interpreter.run(pixels)
         values = interpreter.env
         return TracedForward(
@@ -223,7 +290,33 @@ class TracedNetwork(nn.Module):
             values=values,
             nodes=self._nodes,
             end=self._end,
+            weights=interpreter.weights,
         )
+
+
+class _Interpreter(fx.Interpreter):
+    """Runs a traced network, and keeps the weights of every attention.
+
+    Fused attention keeps its weights to itself. It runs as its parts here, which ONNX
+    has in its place anyway, so that weights that a map needs are computed once.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.weights: dict[fx.Node, Tensor] = {}
+
+    def run_node(self, node: fx.Node) -> Any:
+        if node.op != "call_function" or operator_name(node) not in ATTENDING:
+            return super().run_node(node)
+        if operator_name(node) != _FUSED:
+            self.weights[node] = super().run_node(node)
+            return self.weights[node]
+        arguments = fx.map_arg(bind(node), self.env.__getitem__)
+        operation = Operation(_FUSED, layer_of(node), arguments, None)
+        if not is_plain_attention(operation):
+            return super().run_node(node)
+        self.weights[node], _ = attention_weights(operation)
+        return self.weights[node] @ operation["value"]
 
 
 def trace(
@@ -257,6 +350,9 @@ def trace(
         raise UnsupportedHeadError(f"the network cannot be traced: {first}") from error
     for node in exported.graph.find_nodes(op="call_module", target="_guards_fn"):
         exported.graph.erase_node(node)
+    # What attention gives as its parts may lie in memory in another order than a view takes.
+    for node in exported.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
+        node.target = torch.ops.aten.reshape.default
     # The exporter's own module refuses eval(); a plain one holds the same parameters.
     graph = fx.GraphModule(exported, exported.graph)
     # The outputs are what `_Flat` returns: a tuple of tensors.
@@ -314,7 +410,8 @@ def _accumulate(cotangents: dict[fx.Node, Any], node: fx.Node, value: Any) -> No
         cotangents[node] = value if before is None else total(before, value)
 
 
-def _leading_to(end: fx.Node) -> set[fx.Node]:
+def leading_to(end: fx.Node) -> set[fx.Node]:
+    """Return `end` and the nodes that its value depends on."""
     found = {end}
     pending = [end]
     while pending:

@@ -162,7 +162,7 @@ class OnnxRuntimeRunner(Runner):
     def _computed(self, outputs: Collection[str]) -> frozenset[str]:
         """Return what a session for `outputs` computes: with one feature map, all of them."""
         computed = {LOGITS_OUTPUT, *outputs}
-        if any(name.startswith(FEATURES_PREFIX) for name in outputs):
+        if len(computed) > 1 and any(name.startswith(FEATURES_PREFIX) for name in outputs):
             computed.update(name for name in self.outputs if name.startswith(FEATURES_PREFIX))
         return frozenset(computed)
 

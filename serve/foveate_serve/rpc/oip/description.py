@@ -7,10 +7,11 @@ from foveate.inference import open_inference_pb2 as pb
 from foveate_runtime.backends.base import TensorSpec
 from foveate_runtime.bundle.manifest import CLASS_IDS_INPUT, IMAGE_INPUT, LABELS_FILE, LOGITS_OUTPUT
 from foveate_serve.batching.policy import BatchPolicy
+from foveate_serve.engine.trust import trust_outputs
 from foveate_serve.repository.loaded import LoadedModel
 from foveate_serve.repository.versions import ModelStatus, State, VersionStatus
 from foveate_serve.rpc.oip.tensors import DATATYPES
-from foveate_serve.statistics import Durations, ModelStatistics
+from foveate_serve.statistics import Histogram, ModelStatistics
 
 EXTENSIONS = (
     "classification",
@@ -52,7 +53,7 @@ def model_metadata(model: LoadedModel, versions: Iterable[str]) -> pb.ModelMetad
         versions=versions,
         platform=_platform(model),
         inputs=[_tensor(name, spec) for name, spec in runner.inputs.items()],
-        outputs=[_tensor(name, spec) for name, spec in runner.outputs.items()],
+        outputs=[_tensor(name, spec) for name, spec in _outputs(model).items()],
     )
 
 
@@ -85,7 +86,7 @@ def model_config(model: LoadedModel, *, max_images: int) -> pb.ModelConfigRespon
                     dims=_shape(spec)[1:],
                     label_filename=LABELS_FILE if name == LOGITS_OUTPUT else "",
                 )
-                for name, spec in runner.outputs.items()
+                for name, spec in _outputs(model).items()
             ],
             instance_group=[
                 pb.ModelInstanceGroup(
@@ -100,6 +101,10 @@ def model_config(model: LoadedModel, *, max_images: int) -> pb.ModelConfigRespon
             parameters={"scores": pb.ModelParameter(string_value=model.bundle.manifest.scores)},
         )
     )
+
+
+def _outputs(model: LoadedModel) -> dict[str, TensorSpec]:
+    return {**model.runner.outputs, **trust_outputs(model.bundle.manifest)}
 
 
 def _dynamic_batching(policy: BatchPolicy) -> pb.ModelDynamicBatching:
@@ -137,21 +142,21 @@ def model_statistics(name: str, number: str, statistics: ModelStatistics) -> pb.
         inference_count=statistics.inferences,
         execution_count=statistics.executions,
         inference_stats=pb.InferStatistics(
-            success=_duration(statistics.success),
-            fail=_duration(statistics.failure),
-            queue=_duration(statistics.queue),
-            compute_input=_duration(statistics.decode),
-            compute_infer=_duration(statistics.infer),
-            compute_output=_duration(statistics.encode),
-            cache_hit=_duration(statistics.cache_hit),
-            cache_miss=_duration(statistics.cache_miss),
+            success=_total(statistics.success),
+            fail=_total(statistics.failure),
+            queue=_total(statistics.queue),
+            compute_input=_total(statistics.decode),
+            compute_infer=_total(statistics.infer),
+            compute_output=_total(statistics.encode),
+            cache_hit=_total(statistics.cache_hit),
+            cache_miss=_total(statistics.cache_miss),
         ),
         batch_stats=[
             pb.InferBatchStatistics(
                 batch_size=size,
-                compute_input=_duration(batches.gather),
-                compute_infer=_duration(batches.infer),
-                compute_output=_duration(batches.split),
+                compute_input=_duration(batches.count, batches.gather),
+                compute_infer=_duration(batches.count, batches.infer),
+                compute_output=_duration(batches.count, batches.split),
             )
             for size, batches in sorted(statistics.batches.items())
         ],
@@ -197,5 +202,9 @@ def _data_type(spec: TensorSpec) -> pb.DataType.ValueType:
     return pb.DataType.Value(f"TYPE_{DATATYPES[spec.dtype]}")
 
 
-def _duration(durations: Durations) -> pb.StatisticDuration:
-    return pb.StatisticDuration(count=durations.count, ns=round(durations.seconds * 1e9))
+def _total(durations: Histogram) -> pb.StatisticDuration:
+    return _duration(durations.count, durations.seconds)
+
+
+def _duration(count: int, seconds: float) -> pb.StatisticDuration:
+    return pb.StatisticDuration(count=count, ns=round(seconds * 1e9))

@@ -22,6 +22,7 @@ from foveate_serve.errors import (
 from foveate_serve.repository.labels import LATEST
 from foveate_serve.repository.loaded import LoadedModel
 from foveate_serve.repository.versions import State
+from foveate_serve.rpc.bounds import MAX_ID_CHARACTERS, require_short
 from foveate_serve.rpc.calls import Call, deadline_of
 from foveate_serve.rpc.errors import status_of
 from foveate_serve.rpc.handlers import RepositoryHandler, in_order
@@ -120,6 +121,7 @@ class InferenceHandler:
         self, message: pb.ModelInferRequest, call: Call | None = None
     ) -> pb.ModelInferResponse:
         """Run a model on the pictures of a request."""
+        require_short(message.id, "id")
         inference = read_request(message, max_images=self._max_images)
         deadline = deadline_of(call)
         if inference.timeout is not None:
@@ -146,9 +148,9 @@ class InferenceHandler:
                 return pb.ModelStreamInferResponse(
                     error_message=f"{Code.Name(status.code)}: {status.message}",
                     infer_response=pb.ModelInferResponse(
-                        model_name=message.model_name,
-                        model_version=message.model_version,
-                        id=message.id,
+                        model_name=message.model_name[:MAX_ID_CHARACTERS],
+                        model_version=message.model_version[:MAX_ID_CHARACTERS],
+                        id=message.id[:MAX_ID_CHARACTERS],
                     ),
                 )
             return pb.ModelStreamInferResponse(infer_response=response)

@@ -14,6 +14,7 @@ from foveate.inference.open_inference_pb2 import (
     ModelInferResponse,
 )
 from foveate_runtime.bundle.manifest import CLASS_IDS_INPUT, IMAGE_INPUT, LOGITS_OUTPUT
+from foveate_serve.classification import TrustRequest
 from foveate_serve.engine.graph import GraphRequest, GraphResult
 from foveate_serve.errors import InvalidRequestError, clip, quote
 from foveate_serve.rpc.oip import tensors
@@ -78,6 +79,7 @@ def read_request(message: ModelInferRequest, *, max_images: int) -> Inference:
             images=_images(image, max_images),
             outputs=[output.name for output in outputs],
             class_ids=None if class_ids is None else tensors.read_numbers(class_ids, _CLASS_IDS),
+            trust=_trust(message.parameters),
             model=message.model_name,
             version=message.model_version,
             priority=priority_of(
@@ -89,6 +91,7 @@ def read_request(message: ModelInferRequest, *, max_images: int) -> Inference:
         fields={
             "model": "model_name",
             "images": image.field,
+            "trust": "parameters[coverage]",
             "class_ids": "inputs" if class_ids is None else class_ids.field,
         },
     )
@@ -184,6 +187,22 @@ def _timeout(parameters: Mapping[str, InferParameter]) -> timedelta | None:
             metadata={"minimum": 0, "limit": _MAX_TIMEOUT},
         )
     return timedelta(microseconds=microseconds)
+
+
+def _trust(parameters: Mapping[str, InferParameter]) -> TrustRequest | None:
+    """Return which prediction sets the request means; None where it does not say."""
+    if "coverage" not in parameters:
+        return None
+    parameter = parameters["coverage"]
+    if parameter.WhichOneof("parameter_choice") != "double_param":
+        raise InvalidRequestError(
+            "PARAMETER_INVALID",
+            f"the parameter coverage is given as {parameter.WhichOneof('parameter_choice')}; "
+            "it must be double_param",
+            field="parameters[coverage]",
+            metadata={"parameter": "coverage"},
+        )
+    return TrustRequest(coverage=parameter.double_param)
 
 
 def _integer(parameters: Mapping[str, InferParameter], name: str, owner: str) -> int | None:

@@ -12,11 +12,14 @@ and equal parts to those of `amax`.
 
 from foveate_export.graph.vjp.rules import linear, normalisation, pointwise, pooling, shapes
 from foveate_export.graph.vjp.rules.base import RULES, unsupported
+from foveate_export.graph.vjp.rules.linear import attention_weights, is_plain_attention
 from foveate_export.graph.vjp.rules.pooling import SELECTING, preserves_sums
 
 __all__ = [
     "RULES",
     "SELECTING",
+    "attention_weights",
+    "is_plain_attention",
     "linear",
     "normalisation",
     "pointwise",

@@ -49,7 +49,7 @@ def _baddbmm(operation: Operation, cotangent: Tensor) -> Cotangents:
 def _attention(operation: Operation, cotangent: Tensor) -> Cotangents:
     """With P = softmax(scale q k^T + mask), y = P v."""
     query, key, value = (operation[name] for name in ("query", "key", "value"))
-    if operation["is_causal"] or operation["enable_gqa"]:
+    if not is_plain_attention(operation):
         raise unsupported(operation, "it is causal, or its queries share keys")
     weights, scale = attention_weights(operation)
     by_weight = cotangent @ value.mT
@@ -61,12 +61,19 @@ def _attention(operation: Operation, cotangent: Tensor) -> Cotangents:
     }
 
 
+def is_plain_attention(operation: Operation) -> bool:
+    """Whether every query of a `scaled_dot_product_attention` has a key, and sees all of them."""
+    return not operation["is_causal"] and not operation["enable_gqa"]
+
+
 def attention_weights(operation: Operation) -> tuple[Tensor, float]:
     """Return the weights of a `scaled_dot_product_attention`, [N, heads, T, T], and its scale."""
     query, key, mask = (operation[name] for name in ("query", "key", "attn_mask"))
     scale = operation["scale"]
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    scores = query @ key.mT * scale
+    # Each by the root, as PyTorch does, so that halves do not overflow.
+    root = scale**0.5
+    scores = (query * root) @ (key * root).mT
     if mask is not None:
         scores = (
             scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
