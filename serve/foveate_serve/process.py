@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
@@ -29,6 +29,7 @@ from foveate_serve.statistics import Statistics
 
 if TYPE_CHECKING:
     from foveate_serve.observe.tracing import Tracing
+    from foveate_serve.rest.server import RestServer
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +103,9 @@ class Process:
             access=self._access,
             observers=call_observers,
         )
+        self._http = (
+            None if settings.http_address is None else load_http()(settings, self._server.services)
+        )
 
     async def run(self, stop: asyncio.Event, ready: Ready) -> None:
         """Serve until `stop` is set, then drain.
@@ -113,7 +117,7 @@ class Process:
             HungError: a thread does not end: of an engine that hangs, or of a load that
                 takes longer than the shutdown timeout.
         """
-        async with self._side_services():
+        async with self._side_services(), self._http or nullcontext():
             address = await self._server.start()
             problem = await self._serve(stop, ready, address)
             hung = self._engine.repository.hung
@@ -155,7 +159,9 @@ class Process:
         limit = settings.shutdown_delay + settings.shutdown_timeout + CLOSE_SECONDS
         try:
             async with asyncio.timeout(limit):
-                await self._server.drain()
+                await asyncio.gather(
+                    self._server.drain(), *(() if self._http is None else (self._http.drain(),))
+                )
                 await self._engine.close()
                 if self._tracing is not None:
                     await asyncio.to_thread(self._tracing.close)
@@ -165,6 +171,8 @@ class Process:
 
     async def abort(self) -> None:
         """Stop at once; abort the calls in flight."""
+        if self._http is not None:
+            self._http.abort()
         await self._server.abort()
 
     async def _wait_for_end(self, stop: asyncio.Event) -> None:
@@ -285,6 +293,20 @@ def exit_at_once(error: HungError | KilledError) -> NoReturn:
     print(f"foveate serve: {error}", file=sys.stderr, flush=True)
     logging.shutdown()
     os._exit(error.code if isinstance(error, HungError) else 1)
+
+
+def load_http() -> "type[RestServer]":
+    """Return the server of HTTP; raises SettingsError where its packages are not installed."""
+    try:
+        module = import_module("foveate_serve.rest.server")
+    except ModuleNotFoundError as error:
+        if error.name not in {"starlette", "uvicorn", "python_multipart", "h11"}:
+            raise
+        raise SettingsError(
+            f'http_address: it needs {error.name}: pip install "foveate-serve[http]"'
+        ) from error
+    server: type[RestServer] = module.RestServer
+    return server
 
 
 def load_tracing() -> "Tracing":

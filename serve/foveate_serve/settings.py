@@ -205,6 +205,11 @@ class Settings(ModelSettings, TransportSettings, BaseSettings):
         default="127.0.0.1:50051",
         description="where to listen, HOST:PORT; port 0 picks a free one",
     )
+    http_address: Address | None = Field(
+        default=None,
+        description="where to answer the Open Inference Protocol over HTTP, and pictures posted to "
+        "be classified, HOST:PORT; unset is nowhere; it needs the extra http",
+    )
     admin: bool = Field(
         default=False,
         description="whether clients may load, unload and label models (RepositoryService)",

@@ -164,7 +164,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 raise
             finally:
                 if self._log:
-                    _log_call(call, peer, time.perf_counter() - started)
+                    log_call(call, peer, time.perf_counter() - started)
 
 
 _Refusal: TypeAlias = tuple[ErrorStatus, Trailers]
@@ -201,13 +201,18 @@ def _unparsed(message: bytes) -> bytes:
 def _start_call(context: Context) -> _Metadata:
     """Set the request id and the priority of a call; return its metadata."""
     metadata: dict[str, Any] = dict(context.invocation_metadata() or ())
+    context.set_trailing_metadata(((REQUEST_ID_KEY, enter_call(metadata)),))
+    return metadata
+
+
+def enter_call(metadata: Mapping[str, Any]) -> str:
+    """Set the request id and the priority that the metadata names; return the id."""
     request_id = _request_id(metadata.get(REQUEST_ID_KEY))
     # Neither is reset: the context belongs to the call's task and ends with it.
     REQUEST_ID.set(request_id)
-    context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
     if PRIORITY_KEY in metadata:
         CALL_PRIORITY.set(metadata[PRIORITY_KEY])
-    return metadata
+    return request_id
 
 
 def _request_id(given: object) -> str:
@@ -227,7 +232,8 @@ def _code(error: BaseException, context: Context) -> grpc.StatusCode:
     return grpc.StatusCode.UNKNOWN
 
 
-def _log_call(call: CallRecord, peer: str, seconds: float) -> None:
+def log_call(call: CallRecord, peer: str, seconds: float) -> None:
+    """Write the line of a call that has ended."""
     logger.info(
         "%s %s in %.1f ms",
         call.method,

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.descriptor import ServiceDescriptor
@@ -18,6 +19,7 @@ from foveate.v1 import classifier_service_pb2, repository_service_pb2
 from foveate_serve.access import AccessControl
 from foveate_serve.engine.engine import Engine
 from foveate_serve.observer import Changes
+from foveate_serve.rpc.calls import Gate
 from foveate_serve.rpc.handlers import ClassifierHandler, RepositoryHandler
 from foveate_serve.rpc.health import HealthHandler
 from foveate_serve.rpc.interceptor import CallInterceptor, CallObserver
@@ -48,6 +50,16 @@ class AddressError(Exception):
         number = cause.errno or 0
         reason = os.strerror(number) if number > 0 else cause.strerror or str(cause)
         super().__init__(f"cannot listen on {address}: {reason}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Services:
+    """What answers the calls of any protocol, with the gates before it and its observers."""
+
+    classifier: ClassifierHandler
+    inference: InferenceHandler
+    gates: Sequence[Gate]
+    observers: Sequence[CallObserver]
 
 
 class Server:
@@ -86,23 +98,29 @@ class Server:
             model_service=CLASSIFIER.full_name,
             hung=lambda: engine.repository.hung,
         )
-        gates = (
-            *(() if access is None else (AccessGate(access),)),
-            OverloadGate(engine),
-        )
-        self._transport = make_transport(
-            settings, (CallInterceptor(gates, observers, log=settings.log_requests),)
-        )
-        handlers: dict[ServiceDescriptor, object] = {
-            CLASSIFIER: ClassifierHandler(engine, stream_window=settings.stream_window),
-            REPOSITORY: repository,
-            OPEN_INFERENCE: InferenceHandler(
+        self.services = Services(
+            classifier=ClassifierHandler(engine, stream_window=settings.stream_window),
+            inference=InferenceHandler(
                 engine,
                 statistics,
                 repository,
                 ready=lambda: self.is_ready,
                 max_images=settings.stream_window,
             ),
+            gates=(
+                *(() if access is None else (AccessGate(access),)),
+                OverloadGate(engine),
+            ),
+            observers=tuple(observers),
+        )
+        interceptor = CallInterceptor(
+            self.services.gates, self.services.observers, log=settings.log_requests
+        )
+        self._transport = make_transport(settings, (interceptor,))
+        handlers: dict[ServiceDescriptor, object] = {
+            CLASSIFIER: self.services.classifier,
+            REPOSITORY: repository,
+            OPEN_INFERENCE: self.services.inference,
             HEALTH: self._health,
         }
         self._transport.add_generic_rpc_handlers(

@@ -25,13 +25,13 @@ class TlsFiles:
     key: Path
     client_ca: Path | None
 
-    def context(self) -> ssl.SSLContext:
-        """Read the files; raises SettingsError, which names the setting."""
+    def context(self, protocol: str = "h2") -> ssl.SSLContext:
+        """Read the files, for a protocol of ALPN; raises SettingsError, which names the setting."""
         _require_readable("tls_certificate", self.certificate)
         _require_readable("tls_key", self.key)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.set_alpn_protocols(["h2"])
+        context.set_alpn_protocols([protocol])
         try:
             # Without a password for the key, OpenSSL would ask for one on the terminal.
             context.load_cert_chain(self.certificate, self.key, password="")
@@ -89,8 +89,26 @@ class Renewed(Generic[T]):
         return self.value
 
 
+def renewed_context(tls: TlsFiles, protocol: str) -> ssl.SSLContext:
+    """Return a context that shows each client the files as they are; raises SettingsError."""
+    files = Renewed(tls, lambda files: files.context(protocol))
+
+    def renew(
+        connection: ssl.SSLSocket | ssl.SSLObject,
+        name: str | None,  # noqa: ARG001 - the certificate is the same for all names
+        context: ssl.SSLContext,  # noqa: ARG001
+    ) -> None:
+        files.renew()
+        connection.context = files.value
+
+    first = files.value
+    # Called at each handshake, whether the client names a server or not.
+    first.sni_callback = renew
+    return first
+
+
 def tls_files(settings: Settings) -> TlsFiles | None:
-    """Return the files of the gRPC port's TLS, None where it is in the clear."""
+    """Return the files of the server's TLS, None where it is in the clear."""
     if settings.tls_certificate is None or settings.tls_key is None:
         return None
     return TlsFiles(

@@ -25,7 +25,7 @@ from foveate_serve.observe.known_versions import KnownVersions
 from foveate_serve.observe.metrics import metrics_of_workers
 from foveate_serve.observe.pages import Pages, VersionRow
 from foveate_serve.observe.triton import TritonNames
-from foveate_serve.process import Ready, StartError, serve_pages
+from foveate_serve.process import Ready, StartError, load_http, serve_pages
 from foveate_serve.rpc.server import AddressError
 from foveate_serve.settings import Settings
 from foveate_serve.transports.tls import tls_files
@@ -96,6 +96,11 @@ class Supervisor:
             folder = Path(stack.enter_context(made))
             (folder / FIGURES).mkdir()
             address = stack.enter_context(reserved(self._settings.address))
+            if self._settings.http_address is not None:
+                load_http()  # so that a package that is missing is reported once
+                http_address = stack.enter_context(reserved(self._settings.http_address))
+                # Every worker must listen on the port that was picked.
+                self._settings = self._settings.model_copy(update={"http_address": http_address})
             if self._settings.metrics_address is not None:
                 source = SupervisorSource(self, folder, self._own)
                 pages = Pages(source, self._settings, self._access)

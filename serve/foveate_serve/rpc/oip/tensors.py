@@ -141,17 +141,25 @@ def read_bytes(tensor: InputTensor) -> list[bytes]:
     _require_size(
         tensor, "bytes", min(len(tensor.raw), count * _PREFIX_BYTES), count * _PREFIX_BYTES
     )
+    try:
+        return split_bytes(tensor.raw, count)
+    except ValueError as error:
+        raise _damaged(tensor) from error
+
+
+def split_bytes(raw: bytes, count: int) -> list[bytes]:
+    """Return the `count` elements of plain bytes of the type BYTES; raises ValueError."""
     found = []
     start = 0
     for _ in range(count):
-        length = int.from_bytes(tensor.raw[start : start + _PREFIX_BYTES], "little")
+        length = int.from_bytes(raw[start : start + _PREFIX_BYTES], "little")
         start += _PREFIX_BYTES
-        if start + length > len(tensor.raw):
-            raise _damaged(tensor)
-        found.append(tensor.raw[start : start + length])
+        if start + length > len(raw):
+            raise ValueError("an element is longer than the bytes")
+        found.append(raw[start : start + length])
         start += length
-    if start != len(tensor.raw):
-        raise _damaged(tensor)
+    if start != len(raw):
+        raise ValueError("bytes follow the last element")
     return found
 
 

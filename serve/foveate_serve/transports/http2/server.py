@@ -2,7 +2,6 @@
 
 import asyncio
 import socket
-import ssl
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -21,7 +20,7 @@ from foveate_serve.transports.http2.connection import Connection
 from foveate_serve.transports.http2.counts import Counts
 from foveate_serve.transports.http2.headers import Head
 from foveate_serve.transports.http2.lifetime import Lifetime
-from foveate_serve.transports.tls import Renewed, TlsFiles
+from foveate_serve.transports.tls import TlsFiles, renewed_context
 
 BUFFER_BYTES = 256 << 10
 """What is read at one time: more than a picture has, and once for all connections."""
@@ -68,7 +67,7 @@ class Http2Transport(Services):
         host, number = host.strip("[]"), int(port)
         loop = asyncio.get_running_loop()
         options: dict[str, Any] = {
-            "ssl": None if tls is None else _tls_context(tls),
+            "ssl": None if tls is None else renewed_context(tls, "h2"),
             "ssl_handshake_timeout": None if tls is None else TLS_SECONDS,
             "backlog": BACKLOG,
         }
@@ -201,21 +200,3 @@ def _intercepted(interceptor: grpc.aio.ServerInterceptor, find: Find) -> Find:
         return await interceptor.intercept_service(find, details)
 
     return intercepted
-
-
-def _tls_context(tls: TlsFiles) -> ssl.SSLContext:
-    """Return a context that shows each client the files as they are; raises SettingsError."""
-    files = Renewed(tls, TlsFiles.context)
-
-    def renew(
-        connection: ssl.SSLSocket | ssl.SSLObject,
-        name: str | None,  # noqa: ARG001 - the certificate is the same for all names
-        context: ssl.SSLContext,  # noqa: ARG001
-    ) -> None:
-        files.renew()
-        connection.context = files.value
-
-    first = files.value
-    # Called at each handshake, whether the client names a server or not.
-    first.sni_callback = renew
-    return first

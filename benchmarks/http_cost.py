@@ -1,0 +1,137 @@
+"""What a photograph costs a server when it comes by HTTP, and when it comes by gRPC.
+
+One server is asked by both in turn, one request after another.
+
+    python -m benchmarks.http_cost --images DIR
+"""
+
+import json
+import random
+import re
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
+from http.client import HTTPConnection
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import grpc
+
+from benchmarks import machine, pages, script
+from benchmarks.request_cost import read_pictures
+from benchmarks.server import Server, serving
+from benchmarks.transports import summary
+from foveate.inference.open_inference_pb2 import ServerLiveRequest
+from foveate.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from foveate.v1.classifier_service_pb2 import ClassifyRequest
+from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
+
+RESULTS = Path(__file__).parent / "results" / "http_cost.json"
+PAGE = pages.DOCS / "serving" / "http.md"
+ROUNDS = 15
+MODEL = "efficientnet_lite0"
+
+Ask = Callable[[], None]
+
+
+def requests(
+    channel: grpc.Channel, connection: HTTPConnection, photograph: bytes
+) -> dict[str, tuple[int, dict[str, Ask]]]:
+    """Return how many requests of each kind a round has, and what sends one by each protocol."""
+    classify = ClassifierServiceStub(channel).Classify
+    live = GRPCInferenceServiceStub(channel).ServerLive
+    message = ClassifyRequest(model=MODEL, encoded=photograph)
+    right = classify(message).predictions[0].class_id
+
+    def by_http(method: str, path: str, body: bytes | None = None) -> bytes:
+        connection.request(method, path, body=body)
+        with connection.getresponse() as answer:
+            assert answer.status == 200
+            return answer.read()
+
+    def live_by_grpc() -> None:
+        assert live(ServerLiveRequest()).live
+
+    def live_by_http() -> None:
+        by_http("GET", "/v2/health/live")
+
+    def classify_by_grpc() -> None:
+        assert classify(message).predictions[0].class_id == right
+
+    def classify_by_http() -> None:
+        found = json.loads(by_http("POST", f"/v1/models/{MODEL}:classify", photograph))
+        assert found["predictions"][0]["class_id"] == right
+
+    return {
+        "a call that does nothing": (320, {"gRPC": live_by_grpc, "HTTP": live_by_http}),
+        "a photograph": (32, {"gRPC": classify_by_grpc, "HTTP": classify_by_http}),
+    }
+
+
+def cpu_ms(server: Server, count: int, ask: Ask) -> float:
+    """Send requests one after another; return the server's CPU-ms for each."""
+    start = server.cpu_seconds()
+    for _ in range(count):
+        ask()
+    return 1e3 * (server.cpu_seconds() - start) / count
+
+
+def measure(repository: Path, images: Path) -> dict[str, Any]:
+    """Ask by both protocols in turn; return what each request has cost."""
+    chance = random.Random(0)  # noqa: S311 - an order, not a secret
+    with ExitStack() as stack:
+        log = Path(stack.enter_context(TemporaryDirectory())) / "log"
+        server = stack.enter_context(serving(repository, "--http-address", "127.0.0.1:0", log=log))
+        found = re.search(r"HTTP on http://([0-9.:]+)", log.read_text(encoding="utf-8"))
+        assert found
+        channel = stack.enter_context(grpc.insecure_channel(server.address))
+        connection = stack.enter_context(closing(HTTPConnection(found[1])))
+        kinds = requests(channel, connection, read_pictures(images)[0])
+        samples: dict[str, dict[str, list[float]]] = {
+            name: {protocol: [] for protocol in asks} for name, (_, asks) in kinds.items()
+        }
+        for number in range(ROUNDS + 1):
+            for name, (count, asks) in kinds.items():
+                for protocol in chance.sample(list(asks), len(asks)):
+                    taken = cpu_ms(server, count, asks[protocol])
+                    if number > 0:  # the first round warms up
+                        samples[name][protocol].append(taken)
+    return {
+        "benchmark": "http_cost",
+        "rounds": ROUNDS,
+        "cpu_ms": {
+            name: {protocol: summary(values) for protocol, values in by.items()}
+            for name, by in samples.items()
+        },
+        "ratio": {
+            name: summary([a / b for a, b in zip(by["HTTP"], by["gRPC"], strict=True)])
+            for name, by in samples.items()
+        },
+        "machine": machine.describe(),
+    }
+
+
+def page_part(result: Mapping[str, Any]) -> str:
+    """Return the table for the page."""
+    rows = [
+        [
+            name,
+            *(pages.middle(costs[protocol], 2) for protocol in ("gRPC", "HTTP")),
+            pages.middle(result["ratio"][name], 2),
+        ]
+        for name, costs in result["cpu_ms"].items()
+    ]
+    return (
+        f"Medians of {result['rounds']} rounds, with the least and the largest:\n\n"
+        f"{pages.table(['CPU-ms of the server', 'gRPC', 'HTTP', 'ratio'], rows)}"
+    )
+
+
+def main() -> None:
+    """Measure and write the result."""
+    options = script.parse(script.parser(__doc__ or "", out=RESULTS, page=PAGE))
+    script.finish(measure(options.repository, options.images), page_part, options)
+
+
+if __name__ == "__main__":
+    main()

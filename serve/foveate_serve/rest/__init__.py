@@ -1,0 +1,1 @@
+"""HTTP: the Open Inference Protocol's REST form, and pictures posted to be classified."""

@@ -1,0 +1,122 @@
+"""The JSON documents that clients send, and how they are read."""
+
+from typing import Any, TypeVar
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+)
+
+from foveate_serve.errors import InvalidRequestError
+from foveate_serve.settings import first_error
+
+MAX_JSON_BYTES = 8 << 20
+"""The largest JSON document: it is read on the event loop. Binary data does not count."""
+
+Parameter = StrictBool | StrictInt | StrictFloat | StrictStr
+
+Numbers = (
+    list[StrictInt]
+    | list[list[StrictInt]]
+    | list[list[list[StrictInt]]]
+    | list[list[list[list[StrictInt]]]]
+)
+Texts = list[StrictStr] | list[list[StrictStr]]
+
+D = TypeVar("D", bound="Document")
+
+
+class Document(BaseModel):
+    """A JSON document; a member that it does not know is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class InferInput(Document):
+    """An input tensor: its elements follow as binary data, or are in `data`, flat or nested."""
+
+    name: str
+    shape: list[StrictInt]
+    datatype: str
+    parameters: dict[str, Parameter] = {}
+    data: Numbers | Texts | None = Field(
+        default=None,
+        description="whole numbers, or for BYTES the elements in base64; "
+        "absent where they follow as binary data",
+    )
+
+
+class InferOutput(Document):
+    """An output tensor that is asked for."""
+
+    name: str
+    parameters: dict[str, Parameter] = {}
+
+
+class InferDocument(Document):
+    """An inference request."""
+
+    id: str = ""
+    parameters: dict[str, Parameter] = {}
+    inputs: list[InferInput]
+    outputs: list[InferOutput] = []
+
+
+class IndexDocument(Document):
+    """Asks for the versions of the repository, with `ready` only for those that serve."""
+
+    ready: StrictBool = False
+
+
+class RepositoryDocument(Document):
+    """Asks for a model to be loaded or unloaded."""
+
+    parameters: dict[str, JsonValue] = {}
+
+
+def read_document(kind: type[D], body: bytes) -> D:
+    """Read a JSON document; an empty body is an empty one. Raises InvalidRequestError."""
+    if len(body) > MAX_JSON_BYTES:
+        raise InvalidRequestError(
+            "BODY_TOO_LARGE",
+            f"the JSON has {len(body)} bytes; the limit is {MAX_JSON_BYTES}; "
+            "send tensors as binary data",
+            field="body",
+            metadata={"limit": MAX_JSON_BYTES},
+        )
+    try:
+        return kind.model_validate_json(body or b"{}")
+    except ValidationError as error:
+        name, first = first_error(error)
+        if first["type"] == "json_invalid":
+            name, message = "body", "the body is not JSON"
+        else:
+            name, message = _told(first["loc"], first["msg"])
+        raise InvalidRequestError("BODY_MALFORMED", message, field=name) from None
+
+
+def _told(place: tuple[Any, ...], message: str) -> tuple[str, str]:
+    """Return the path of a member that is bad, and a sentence about it."""
+    path = ""
+    for part in place:
+        if path.endswith(".data"):
+            # Every form that the elements may have would be told of otherwise.
+            message = (
+                "it must hold whole numbers, or texts in base64 for BYTES, in up to 4 dimensions"
+            )
+            break
+        path += f"[{part}]" if isinstance(part, int) else f".{_clean(part)}"
+    path = path.lstrip(".") or "body"
+    return path, f"{path}: {message}"
+
+
+def _clean(part: object) -> str:
+    # Names of unknown members are the client's own.
+    return ascii(str(part))[1:-1][:64]
