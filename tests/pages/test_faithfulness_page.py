@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from benchmarks.faithfulness import RESULTS
 
-from foveate_runtime.evaluation.faithfulness import auc, blurred, controls, ranking, replaced
-
 from foveate_export.graph.heads.class_token import ORDER
+from foveate_runtime.evaluation.faithfulness import auc, blurred, controls, ranking, replaced
 
 PAGE = Path(__file__).parents[2] / "docs" / "export" / "faithfulness.md"
 NAMES = {"Gaussian in the centre": "centre Gaussian", "noise": "random"}
