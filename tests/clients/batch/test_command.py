@@ -538,12 +538,14 @@ def test_without_pyarrow_the_pip_line_is_told_before_the_work(run, folder, tmp_p
 
 def test_a_full_disk_is_told_without_a_traceback(run, folder, tmp_path, monkeypatch):
     def full(self):
-        raise sqlite3.OperationalError("database or disk is full")
+        error = sqlite3.OperationalError("database or disk is full")
+        error.sqlite_errorcode = sqlite3.SQLITE_FULL
+        raise error
 
     monkeypatch.setattr("foveate_client.batch.journal.Journal.commit", full)
     code, _, err = run(folder, "--out", tmp_path / "results.csv")
     assert code == 1
-    assert err == (f"foveate batch: {tmp_path / 'results.csv.journal'}: database or disk is full\n")
+    assert err == (f"foveate batch: {tmp_path / 'results.csv.journal'}: No space left on device\n")
 
 
 def test_ctrl_c_keeps_what_was_done(server, photographs, tmp_path):

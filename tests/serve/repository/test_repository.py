@@ -24,7 +24,7 @@ from foveate_serve.observer import Changes
 from foveate_serve.repository import loaded
 from foveate_serve.repository.repository import Repository
 from foveate_serve.repository.versions import State
-from foveate_serve.rpc.health import HealthServicer
+from foveate_serve.rpc.health import HealthHandler
 
 from ...waiting import until
 
@@ -283,7 +283,7 @@ async def test_a_server_whose_only_model_is_out_is_not_ready(
 ) -> None:
     write_bundle()
     await repository.open(load=False)
-    health = HealthServicer(
+    health = HealthHandler(
         repository.models, Changes(), services=(), model_service="models", hung=lambda: False
     )
     assert not health.ready
