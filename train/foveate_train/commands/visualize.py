@@ -5,9 +5,9 @@ from typing import Any
 
 from foveate_train.commands import running
 from foveate_train.commands.options import Command
-from foveate_train.visualize import features
+from foveate_train.visualize import cam, features
 
-COMMANDS: dict[str, Command[Any]] = {each.COMMAND.name: each.COMMAND for each in (features,)}
+COMMANDS: dict[str, Command[Any]] = {each.COMMAND.name: each.COMMAND for each in (features, cam)}
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -139,8 +139,8 @@ class Subject:
                 )
         return list(dict.fromkeys(names)) or self.stages()
 
-    def class_number(self, text: str) -> int:
-        """Return the class of a number or of a label.
+    def class_number(self, text: str, option: str = "--class") -> int:
+        """Return the class of a number or of a label, which an option gives.
 
         Raises:
             SettingsError: there is no such class.
@@ -153,7 +153,7 @@ class Subject:
             return int(text)
         near = get_close_matches(text, labels, n=_NAMED)
         said = f", or near labels: {', '.join(near)}" if near else ""
-        raise SettingsError(f"--class {text}: the classes are 0 to {last}{said}")
+        raise SettingsError(f"{option} {text}: the classes are 0 to {last}{said}")
 
     def check_channels(self, layer: str, channels: Sequence[int]) -> None:
         """See to it that a layer has these channels.
