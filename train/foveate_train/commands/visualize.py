@@ -5,9 +5,11 @@ from typing import Any
 
 from foveate_train.commands import running
 from foveate_train.commands.options import Command
-from foveate_train.visualize import cam, features
+from foveate_train.visualize import cam, features, maximise
 
-COMMANDS: dict[str, Command[Any]] = {each.COMMAND.name: each.COMMAND for each in (features, cam)}
+COMMANDS: dict[str, Command[Any]] = {
+    each.COMMAND.name: each.COMMAND for each in (features, cam, maximise)
+}
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -79,12 +79,24 @@ class Subject:
         """Return pictures as one input of the network, [N, C, H, W]."""
         return torch.stack([picture.image for picture in pictures]).to(self.device)
 
+    def pixels(self, images: torch.Tensor) -> torch.Tensor:
+        """Return inputs [N, C, H, W] as pictures of 0 to 1."""
+        spec = self.classifier.input
+        mean, std = (
+            torch.tensor(values, device=images.device).view(-1, 1, 1)
+            for values in (spec.mean, spec.std)
+        )
+        return (images.detach() * std + mean).clamp(0, 1)
+
     def shown(self, images: torch.Tensor) -> torch.Tensor:
         """Return inputs [N, C, H, W] as colours [N, H, W, 3], 0 to 1."""
+        return self.pixels(images).cpu()[:, :3].permute(0, 2, 3, 1).expand(-1, -1, -1, 3)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int, int]:
+        """The shape of one picture as the network takes it."""
         spec = self.classifier.input
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (spec.mean, spec.std))
-        pixels = (images.detach().cpu() * std + mean).clamp(0, 1)[:, :3]
-        return pixels.permute(0, 2, 3, 1).expand(-1, -1, -1, 3)
+        return 1, spec.channels, spec.height, spec.width
 
     @cached_property
     def maps(self) -> Mapping[str, tuple[int, int, int]]:
@@ -95,7 +107,7 @@ class Subject:
         """
         spec = self.classifier.input
         names = [name for name, _ in self.module.named_modules() if name]
-        image = torch.zeros(1, spec.channels, spec.height, spec.width, device=self.device)
+        image = torch.zeros(self.input_shape, device=self.device)
         with torch.no_grad(), recorded(self.module, names) as seen:
             self.module(image)
         return {
