@@ -16,7 +16,7 @@ from foveate_train.visualize.options import PictureOptions
 from foveate_train.visualize.subject import Subject
 
 _COUNTS = 0.95
-_OUTSIDE = 0.25
+_DIM, _LIT = 0.35, 0.6
 
 
 class ReceptiveOptions(PictureOptions):
@@ -60,9 +60,11 @@ def run(options: ReceptiveOptions) -> int:
     for layer in tracked(layers, "layers"):
         field = computed(subject, layer)
         kept[layer] = sizes = measured(subject, layer, batch)
-        inside = torch.full(shown.shape, _OUTSIDE)
-        inside[field.top : field.bottom + 1, field.left : field.right + 1] = 1
-        rows.append([shown * inside, heat(sizes, 0, float(sizes.amax()))])
+        lit = _DIM * shown
+        rectangle = slice(field.top, field.bottom + 1), slice(field.left, field.right + 1)
+        # Lighter than black, so that the rectangle is seen also where the picture is black.
+        lit[rectangle] = 1 - _LIT * (1 - shown[rectangle])
+        rows.append([lit, heat(sizes, 0, float(sizes.amax()))])
         print(
             f"{layer}: computed {field.size} pixels; measured, {_COUNTS:.0%} of the gradient are "
             f"within {extent(sizes).size}"
