@@ -5,10 +5,10 @@ from typing import Any
 
 from foveate_train.commands import running
 from foveate_train.commands.options import Command
-from foveate_train.visualize import cam, features, maximise, receptive
+from foveate_train.visualize import cam, features, fool, maximise, receptive
 
 COMMANDS: dict[str, Command[Any]] = {
-    each.COMMAND.name: each.COMMAND for each in (features, cam, maximise, receptive)
+    each.COMMAND.name: each.COMMAND for each in (features, cam, maximise, receptive, fool)
 }
 
 
