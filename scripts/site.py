@@ -25,10 +25,11 @@ from mkdocs.structure.pages import Page
 from pydantic_core import PydanticUndefined
 
 from foveate_serve.settings import ENV_PREFIX, Settings
-from foveate_train.commands.train import COMMANDS
+from foveate_train.commands import train, visualize
 
 ROOT = Path(__file__).parents[1]
 LINK = re.compile(r"(\]\()(\.\.?/[^)\s#]*|[\w./-]+)((?:#[^)\s]*)?\))")
+SUBCOMMANDS = {"train": train.COMMANDS, "visualize": visualize.COMMANDS}
 PYTHON = {
     "The client": "foveate_client",
     "Fakes for tests": "foveate_client.testing",
@@ -69,9 +70,8 @@ def commands() -> str:
     os.environ["COLUMNS"] = "100"
     parts = ["# Commands", "What `foveate COMMAND --help` prints."]
     for entry in sorted(entry_points(group="foveate.commands"), key=lambda each: each.name):
-        for words in (
-            [["train", name] for name in COMMANDS] if entry.name == "train" else [[entry.name]]
-        ):
+        kinds = [[entry.name, kind] for kind in SUBCOMMANDS.get(entry.name, ())]
+        for words in kinds or [[entry.name]]:
             told = io.StringIO()
             with redirect_stdout(told), suppress(SystemExit):
                 entry.load()([*words[1:], "--help"])

@@ -60,6 +60,7 @@ SLOW = (
     "train/test_train_command",
     "train/test_training",
     "train/test_transfer",
+    "train/visualize",
 )
 """Where the tests with the mark `slow` are: files that take more than some seconds."""
 

@@ -43,6 +43,7 @@ _CLIENT, _RUNTIME, _SERVE, _EXPORT, _TRAIN, _BENCH = (
 # Known even where it is not installed, so that the answer can be a pip line.
 _KNOWN = {
     "train": _Command(_TRAIN, "train a classifier"),
+    "visualize": _Command(_TRAIN, "draw what a classifier computes"),
     "export": _Command(_EXPORT, "make a bundle of a classifier"),
     "engines": _Command(_EXPORT, "build TensorRT engines of a bundle's graphs"),
     "calibrate": _Command(_RUNTIME, "find how far a bundle's answers can be believed"),

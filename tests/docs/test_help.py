@@ -6,12 +6,13 @@ from itertools import pairwise
 
 import pytest
 
-from foveate_train.commands.train import COMMANDS
+from foveate_train.commands import train, visualize
 
 POINTS = {entry.name: entry for entry in entry_points(group="foveate.commands")}
 INVOCATIONS = [
     *([name] for name in POINTS),
-    *(["train", name] for name in COMMANDS),
+    *(["train", name] for name in train.COMMANDS),
+    *(["visualize", name] for name in visualize.COMMANDS),
     ["export", "net.onnx"],
 ]
 # What must not show: Python's own words for values, and names of classes.
@@ -33,7 +34,7 @@ def test_help_has_an_example_and_no_internal_names(
     text = help_of(words, capsys)
     assert text.startswith(f"usage: foveate {words[0]}")
     joined = " ".join(text.split())
-    assert f"example: foveate {' '.join(words[:2] if words[0] == 'train' else words[:1])}" in joined
+    assert f"example: foveate {' '.join(words[:1] if words[0] == 'export' else words)}" in joined
     assert not INTERNAL.findall(text)
 
 

@@ -11,7 +11,11 @@ from numpy.typing import NDArray
 from foveate_export.proof.comparison import SELECTING
 
 
-@pytest.mark.parametrize("family", FIRST)
+QUICK = ("ConvNeXt V2", "ViT, mean of tokens", "Swin", "PoolFormer", "RegNet", "MobileNetV4")
+"""A network of each kind of layout and head; `python -m benchmarks.coverage` tries all."""
+
+
+@pytest.mark.parametrize("family", QUICK)
 def test_a_family_has_right_maps_or_says_why_not(family: str, tmp_path: Path) -> None:
     row = measure(FIRST[family], tmp_path)
     assert "refused" not in row, row

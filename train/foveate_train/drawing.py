@@ -60,6 +60,11 @@ def heat(values: torch.Tensor, low: float, high: float) -> torch.Tensor:
     return torch.from_numpy(colormaps[COLOURS](scaled.clamp(0, 1).numpy())[:, :, :3]).float()
 
 
+def overlay(picture: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Lay the values [height, width] above 0 over a picture [height, width, 3]."""
+    return 0.5 * picture + 0.5 * heat(values, 0, float(values.amax()))
+
+
 def sheet(
     pictures: Sequence[Sequence[torch.Tensor]],
     *,

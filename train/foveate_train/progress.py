@@ -1,10 +1,11 @@
 """What a person sees of a run: how far it is, how fast, and how long it will take."""
 
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, track
 
 from foveate_train import distributed
 from foveate_train.loop import Step
@@ -12,6 +13,7 @@ from foveate_train.loop import Step
 if TYPE_CHECKING:
     from foveate_train.run import Epoch
 
+ItemT = TypeVar("ItemT")
 
 _INTERVAL = 30.0
 """How many seconds pass between two lines within an epoch, where there is no terminal."""
@@ -69,3 +71,9 @@ class StepProgress(Progress):
     def _say(self, line: str) -> None:
         self._said = time.monotonic()
         self.console.print(line, highlight=False, soft_wrap=True)
+
+
+def tracked(items: Sequence[ItemT], title: str) -> Iterable[ItemT]:
+    """Give the items one by one; on a terminal, a bar on standard error says how far it is."""
+    console = Console(stderr=True)
+    return track(items, title, console=console, transient=True, disable=not console.is_terminal)

@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 
 from foveate_runtime.bundle.manifest import InputSpec
+from foveate_train.ascent import ascend
 from foveate_train.commands.train import main
 from foveate_train.studies import filters
 from foveate_train.studies.features import Answers, answers_of, bar, most_selective, strength
-from foveate_train.studies.filters import ascend, flat
+from foveate_train.studies.filters import flat
 
 
 def _study(name, out, *arguments):
@@ -84,6 +85,9 @@ def test_ascent_finds_the_brightest_answer_of_a_linear_unit():
     dear = ascend(activations, 2, spec, penalty=1.0)
     # Where ink costs, Adam's steps leave a trace of it.
     assert torch.allclose(dear, (weights > 0.5).float(), atol=0.05)
+
+    # Ink of its own differs from its neighbours on all sides, which costs more than it brings.
+    assert ascend(activations, 2, spec, variation=5.0).std((2, 3)).amax() < 0.1
 
 
 def test_the_digit_explains_all_or_nothing_of_a_channel():

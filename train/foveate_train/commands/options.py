@@ -190,7 +190,8 @@ def _add_option(
     else:
         more["metavar"] = told.metavar or _metavar(option.annotation)
     if get_origin(option.annotation) is tuple:
-        more |= {"nargs": "+"} if told.many else {"action": "append"}
+        optional = not (names[0].startswith("-") or option.is_required())
+        more |= {"nargs": "*" if optional else "+"} if told.many else {"action": "append"}
     elif not (option.is_required() or default is None or default is False):
         said = f"{said.rstrip('.')}. Default: {default}"
     parser.add_argument(*names, help=said, **more)

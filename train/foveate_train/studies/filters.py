@@ -1,6 +1,6 @@
 """Study 4: the pictures that filters, neurons and classes answer to most."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,9 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from foveate_runtime.bundle.manifest import InputSpec
 from foveate_train import registry
+from foveate_train.ascent import GREY, STEPS, Activations, ascend, normalised
 from foveate_train.drawing import grey, saving, sheet
+from foveate_train.recording import recorded
 from foveate_train.settings import Settings
 from foveate_train.studies import network
 from foveate_train.studies.options import StudyOptions
@@ -26,9 +28,6 @@ PENALTIES = (0.0, 0.1, 0.3, 0.6)
 PHOTOGRAPHS = "package:efficientnet_lite0"
 STAGES = ("conv_stem", "blocks.1", "blocks.2", "blocks.4")
 
-_STEPS = 200
-_RATE = 0.05
-_GREY = 0.5
 # Below this spread of its pixels a picture shows nothing.
 _FLAT = 0.01
 _SHOWN = 50
@@ -65,7 +64,7 @@ def run(options: StudyOptions, stop: Event) -> bool:
     degrees = {
         name: unit(normalised(climbed[name], spec)).diagonal() for name, (unit, _) in units.items()
     }
-    grey_ones = torch.full((1, spec.channels, spec.height, spec.width), _GREY)
+    grey_ones = torch.full((1, spec.channels, spec.height, spec.width), GREY)
     on_grey = layers(normalised(grey_ones, spec))["fc1"]
     typical = _typical(units["filters"][0], small)
     network.write(
@@ -73,7 +72,7 @@ def run(options: StudyOptions, stop: Event) -> bool:
         results={
             **small.record,
             "best": {key: best.record[key] for key in ("classifier", "settings", "test_accuracy")},
-            "steps": _STEPS,
+            "steps": STEPS,
             "degree_of_activation": {
                 name: [round(v, 3) for v in each.tolist()] for name, each in degrees.items()
             },
@@ -147,59 +146,6 @@ def page(results: Mapping[str, Any]) -> str:
     )
 
 
-Activations = Callable[[torch.Tensor], torch.Tensor]
-"""Maps normalised pictures [N, C, H, W] to the activations [N, units] of units."""
-
-
-def ascend(
-    activations: Activations,
-    units: int,
-    spec: InputSpec,
-    *,
-    penalty: float = 0.0,
-    side: int | None = None,
-    jitter: int = 0,
-) -> torch.Tensor:
-    """Return for each unit the picture that gradient ascent finds for it.
-
-    Erhan et al., Visualizing higher-layer features of a deep network, 2009. All
-    units climb at once, each its own picture of the batch.
-
-    Args:
-        activations: of the units.
-        units: how many there are.
-        spec: how the network's input is normalised.
-        penalty: subtracted for the sum of the pixels' values (L1).
-        side: the height and width of the pictures, where it is not that of `spec`.
-        jitter: before each step the pictures are rolled by up to this many pixels each
-            way, against noise (Mordvintsev et al., Inceptionism, 2015).
-
-    Returns:
-        float32 [units, channels, height, width], 0 to 1.
-    """
-    size = (side, side) if side else (spec.height, spec.width)
-    pictures = torch.full((units, spec.channels, *size), _GREY).requires_grad_()
-    optimizer = torch.optim.Adam([pictures], _RATE, maximize=True)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(_STEPS):
-        optimizer.zero_grad()
-        moved = torch.randint(-jitter, jitter + 1, (2,), generator=generator).tolist()
-        seen = pictures.roll(moved, (2, 3)) if jitter else pictures
-        height = activations(normalised(seen, spec)).diagonal().sum()
-        torch.autograd.backward(height - penalty * pictures.abs().sum())
-        optimizer.step()
-        with torch.no_grad():
-            pictures.clamp_(0, 1)
-    return pictures.detach()
-
-
-def normalised(pictures: torch.Tensor, spec: InputSpec) -> torch.Tensor:
-    """Turn pictures of 0 to 1 into a network's input."""
-    mean = torch.tensor(spec.mean).view(-1, 1, 1)
-    std = torch.tensor(spec.std).view(-1, 1, 1)
-    return (pictures - mean) / std
-
-
 def flat(pictures: torch.Tensor) -> list[int]:
     """Return the numbers of the pictures [N, C, H, W] of one colour."""
     return (pictures.std((2, 3)).amax(1) < _FLAT).nonzero()[:, 0].tolist()
@@ -208,19 +154,13 @@ def flat(pictures: torch.Tensor) -> list[int]:
 def _filters_of(module: nn.Module, stage: str, spec: InputSpec) -> torch.Tensor:
     """Climb the first filters of a stage of a network for photographs."""
     module.requires_grad_(requires_grad=False)
-    seen: list[torch.Tensor] = []
 
     def sums(images: torch.Tensor) -> torch.Tensor:
-        module(images)
-        return seen.pop().sum((2, 3))
+        with recorded(module, [stage]) as seen:
+            module(images)
+        return seen[stage].sum((2, 3))
 
-    handle = module.get_submodule(stage).register_forward_hook(
-        lambda _module, _inputs, maps: seen.append(maps)
-    )
-    try:
-        return ascend(sums, _OF_A_STAGE, spec, side=_SIDE, jitter=_JITTER)
-    finally:
-        handle.remove()
+    return ascend(sums, _OF_A_STAGE, spec, side=_SIDE, jitter=_JITTER)
 
 
 def _outcomes(

@@ -21,6 +21,7 @@ from foveate_train import registry
 from foveate_train.data.preprocess import preprocess
 from foveate_train.drawing import saving, sheet
 from foveate_train.errors import DataError
+from foveate_train.recording import recorded
 from foveate_train.settings import Settings
 from foveate_train.studies import network
 from foveate_train.studies.options import StudyOptions
@@ -141,9 +142,9 @@ def guided(
     A ReLU hands back what is above 0 alone, as a gradient and as a value.
     """
     pixels = image[None].clone().requires_grad_()
-    with _recorded(module, layer) as seen, _guiding(module):
+    with recorded(module, [layer]) as seen, _guiding(module):
         module(pixels)
-        (gradient,) = torch.autograd.grad(seen[0][0, channel, patch.row, patch.column], pixels)
+        (gradient,) = torch.autograd.grad(seen[layer][0, channel, patch.row, patch.column], pixels)
     return gradient[0]
 
 
@@ -177,27 +178,14 @@ def _found(
     for layer in layers:
         maps = []
         for batch in torch.split(images, _AT_ONCE):
-            with _recorded(module, layer) as seen:
+            with recorded(module, [layer]) as seen:
                 module(batch)
-            maps.append(seen[0][:, :_CHANNELS].clone())
+            maps.append(seen[layer][:, :_CHANNELS].clone())
         found[layer] = {
             channel: strongest((each[:, channel] for each in maps), _PATCHES)
             for channel in range(_CHANNELS)
         }
     return found
-
-
-@contextmanager
-def _recorded(module: nn.Module, layer: str) -> Iterator[list[torch.Tensor]]:
-    """Record what a layer of a network gives within the block."""
-    seen: list[torch.Tensor] = []
-    handle = module.get_submodule(layer).register_forward_hook(
-        lambda _module, _inputs, maps: seen.append(maps)
-    )
-    try:
-        yield seen
-    finally:
-        handle.remove()
 
 
 @contextmanager

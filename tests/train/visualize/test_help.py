@@ -1,0 +1,28 @@
+"""What `foveate visualize ... --help` says."""
+
+import shlex
+from dataclasses import replace
+
+import pytest
+
+from foveate_train.commands.visualize import COMMANDS, main
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_kind_ends_in_an_example_that_it_takes(name, capsys, monkeypatch):
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    example = shlex.split(capsys.readouterr().out.rpartition("example:\n  ")[2])
+    assert example[:3] == ["foveate", "visualize", name]
+    taken = []
+    command = replace(COMMANDS[name], run=lambda options: taken.append(options) or 0)
+    monkeypatch.setitem(COMMANDS, name, command)
+    assert main(example[2:]) == 0
+    assert isinstance(taken[0], command.options)
+
+
+def test_every_kind_is_listed(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = capsys.readouterr().out
+    assert all(name in said for name in COMMANDS)

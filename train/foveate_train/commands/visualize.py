@@ -1,0 +1,23 @@
+"""`foveate visualize`: draw what a classifier computes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from foveate_train.commands import running
+from foveate_train.commands.options import Command
+from foveate_train.visualize import cam, features, fool, maximise, receptive
+
+COMMANDS: dict[str, Command[Any]] = {
+    each.COMMAND.name: each.COMMAND for each in (features, cam, maximise, receptive, fool)
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run `foveate visualize ...` and return its exit code."""
+    return running.run(
+        "foveate visualize",
+        "Draw what a classifier computes, as PNG and as arrays.",
+        "features package:efficientnet_lite0 cat.jpg --out features",
+        COMMANDS,
+        arguments,
+    )

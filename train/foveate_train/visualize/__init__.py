@@ -1,0 +1,1 @@
+"""Pictures of what a classifier computes; a module a kind."""
