@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from foveate_export.proof.comparison import SELECTING
 
-
 QUICK = ("ConvNeXt V2", "ViT, mean of tokens", "Swin", "PoolFormer", "RegNet", "MobileNetV4")
 """A network of each kind of layout and head; `python -m benchmarks.coverage` tries all."""
 
