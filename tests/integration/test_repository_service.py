@@ -98,7 +98,7 @@ def test_a_corrupt_newer_version_leaves_the_older_one_serving(
     newer = shutil.copytree(own_digits / "lenet5" / "1", own_digits / "lenet5" / "2")
     break_bundle(newer)
     with pytest.raises(grpc.RpcError):
-        server.repository.ReloadModel(ReloadModelRequest(name="lenet5"), timeout=60)
+        server.repository.LoadModel(LoadModelRequest(name="lenet5"), timeout=60)
     (lenet,) = server.classifier.ListModels(ListModelsRequest(), timeout=60).models
     assert [(v.version, v.state) for v in lenet.versions] == [
         ("2", MODEL_STATE_FAILED),
