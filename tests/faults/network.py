@@ -4,11 +4,13 @@ import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import count
 
 from .bench import Bench, Seen, Skipped, fixed_address, seen
 from .processes import LATE
 
 _INSIDE, _OUTSIDE = "10.213.7.2", "10.213.7.1"
+_numbers = count(1)
 
 
 def _run(*command: str) -> None:
@@ -18,8 +20,9 @@ def _run(*command: str) -> None:
 @contextmanager
 def _namespace() -> Iterator[tuple[str, str]]:
     """Make a network namespace behind a cable, which takes root; yield its name and the cable's."""
-    name = f"foveate{os.getpid()}"
-    outside, inside = f"fo{os.getpid()}", f"fi{os.getpid()}"
+    # The kernel takes a cable away a moment after its namespace: each has a name of its own.
+    number = f"{os.getpid()}-{next(_numbers)}"
+    name, outside, inside = f"foveate{number}", f"fo{number}", f"fi{number}"
     try:
         _run("ip", "netns", "add", name)
     except (OSError, subprocess.CalledProcessError) as error:
@@ -76,7 +79,7 @@ def cut_network(bench: Bench) -> Seen:
         honest.hold(3.0)
         _run("ip", "link", "set", cable, "up")
         honest.settle()
-        return seen(honest, "calls reach their deadline, then connect again", allowed=LATE)
+        return seen(honest, "calls wait for it, or reach their deadline", allowed=LATE)
 
 
 def rolling_restart(bench: Bench) -> Seen:

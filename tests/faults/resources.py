@@ -1,68 +1,18 @@
-"""Memory, disk and the clock."""
+"""The disk and the clock."""
 
-import io
-import os
 import shutil
 import subprocess
 import sysconfig
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-from PIL import Image
-
-from foveate_client import CallError, Client
-
 from ..conftest import FOVEATE
-from ..waiting import wait_until
 from .bench import MODEL, Bench, Seen, Skipped, seen
 from .honest import pictures
-from .processes import LATE
 
-_MEMORY = Path("/sys/fs/cgroup/memory")
-_MEMORY_BYTES = 640 << 20
 _DISK_BYTES = 2 << 20
-
-
-@contextmanager
-def _cgroup(limit: int) -> Iterator[Path]:
-    """Make a memory cgroup (version 1), which takes root."""
-    group = _MEMORY / f"foveate-{os.getpid()}"
-    try:
-        group.mkdir()
-        (group / "memory.limit_in_bytes").write_text(str(limit))
-    except OSError as error:
-        raise Skipped(f"no memory cgroup can be made: {error.strerror}") from error
-    try:
-        yield group
-    finally:
-        # A process that was killed leaves a moment later.
-        wait_until(lambda: not (group / "cgroup.procs").read_text().split())
-        group.rmdir()
-
-
-def little_memory(bench: Bench) -> Seen:
-    """a cgroup of 640 MiB, and pictures of 48 megapixels"""
-    buffer = io.BytesIO()
-    Image.effect_noise((8000, 6000), 50).convert("RGB").save(buffer, "PNG", compress_level=1)
-    large = buffer.getvalue()
-    with (
-        _cgroup(_MEMORY_BYTES) as group,
-        bench.serving(
-            *("--workers", "2", "--max-image-bytes", str(256 << 20)),
-            *("--max-message-bytes", str(256 << 20)),
-            prefix=("sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh"),
-        ) as server,
-        bench.asking(server.address) as honest,
-    ):
-        honest.breaks()
-        with Client(server.address) as client:
-            for _ in range(4):
-                with suppress(CallError):
-                    client.classify(large, model=MODEL, timeout=20)
-        honest.settle()
-        return seen(honest, "a worker that the kernel kills is replaced", allowed=LATE)
 
 
 @contextmanager
@@ -159,7 +109,6 @@ def changing_clock(bench: Bench) -> Seen:
 
 
 FAULTS = (
-    little_memory,
     full_disk_of_a_batch,
     full_disk_of_an_export,
     full_disk_of_a_training,
