@@ -53,9 +53,15 @@ from foveate_runtime.backends.base import Runner
 from foveate_runtime.backends.registry import create_runner
 from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.bundle.manifest import CAM_PREFIX, MANIFEST_FILE, InputSpec
-from foveate_runtime.evaluation.faithfulness import auc, blurred, controls, ranking, replaced
+from foveate_runtime.evaluation.faithfulness import (
+    auc,
+    blurred,
+    controls,
+    ranking,
+    replaced,
+    revealed,
+)
 from foveate_runtime.imaging.decode import ImageLimits
-from foveate_runtime.imaging.heatmap import intensity
 from foveate_runtime.imaging.transform import prepare
 
 RESULTS = Path(__file__).parent / "results"
@@ -167,13 +173,7 @@ def examine(
             inserted = classifier.probability(replaced(blur, picture, order, steps), class_id)
             deleted = classifier.probability(replaced(picture, empty, order, steps), class_id)
             curves[key] = np.r_[start, inserted, whole], np.r_[whole, deleted, nothing]
-        light = intensity(values, width, height)
-        shown = (
-            np.zeros_like(picture, np.float32)
-            if light is None
-            else light[..., None] / np.float32(255)
-        )
-        masked = np.round(mean + shown * (picture - mean.astype(np.float32))).astype(np.uint8)
+        masked = revealed(picture, mean, values)
         insertion, deletion = curves[key]
         scores[name] = Scores(
             insertion=insertion,

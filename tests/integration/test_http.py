@@ -1,9 +1,7 @@
 """HTTP on a real server: the page's lines, and the Open Inference Protocol's reference client."""
 
-import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,11 +9,10 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from .conftest import Server, running
+from .conftest import Server, make_environment, running
 from .test_open_inference import material  # noqa: F401 - a fixture
 
 HERE = Path(__file__).parent
-UV = Path(sys.executable).with_name("uv")
 PAGE = HERE.parents[1] / "docs/serving/http.md"
 FENCE = re.compile(r"^```bash\n(.*?)^```$(?:\n\n^```text\n(.*?)^```$)?", re.MULTILINE | re.DOTALL)
 
@@ -67,15 +64,7 @@ def test_the_lines_of_the_page_print_what_it_says(server: Server, tmp_path: Path
 def client_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make an environment with tritonclient for HTTP; its Python."""
     folder = tmp_path_factory.mktemp("tritonclient") / "venv"
-    environment = {k: v for k, v in os.environ.items() if k != "VIRTUAL_ENV"}
-    python = folder / "bin/python"
-    requirements = HERE / "open_inference_http_requirements.txt"
-    for command in (
-        ("venv", "--python", sys.executable, folder),
-        ("pip", "install", "--python", python, "--requirement", requirements),
-    ):
-        subprocess.run([UV, *command, "--quiet"], check=True, env=environment)
-    return python
+    return make_environment(folder, HERE / "open_inference_http_requirements.txt")
 
 
 def check(python: Path, address: str, folder: Path, name: str) -> None:

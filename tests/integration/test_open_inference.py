@@ -1,10 +1,8 @@
 """The Open Inference Protocol, spoken by its reference client and by a hostile one."""
 
-import os
 import random
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,10 +16,11 @@ from foveate.inference.open_inference_pb2 import ModelInferRequest, ModelInferRe
 from foveate.v1.classifier_service_pb2 import ClassifyRequest
 from foveate.v1.explanation_pb2 import CamOptions, FeatureMapOptions
 
+from .conftest import make_environment
+
 pytestmark = pytest.mark.network
 
 HERE = Path(__file__).parent
-UV = Path(sys.executable).with_name("uv")
 MODEL = "efficientnet_lite0"
 PHOTOGRAPHS = 3
 
@@ -30,15 +29,7 @@ PHOTOGRAPHS = 3
 def client_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make an environment with tritonclient; its Python."""
     folder = tmp_path_factory.mktemp("tritonclient") / "venv"
-    environment = {k: v for k, v in os.environ.items() if k != "VIRTUAL_ENV"}
-    python = folder / "bin/python"
-    requirements = HERE / "open_inference_requirements.txt"
-    for command in (
-        ("venv", "--python", sys.executable, folder),
-        ("pip", "install", "--python", python, "--requirement", requirements),
-    ):
-        subprocess.run([UV, *command, "--quiet"], check=True, env=environment)
-    return python
+    return make_environment(folder, HERE / "open_inference_requirements.txt")
 
 
 @pytest.fixture(scope="module")

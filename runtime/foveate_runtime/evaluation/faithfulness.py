@@ -111,6 +111,15 @@ def blurred(picture: Picture) -> Picture:
     return np.round(result).astype(np.uint8)
 
 
+def revealed(picture: Picture, mean: Picture, values: Floats) -> Picture:
+    """Return uint8 [H, W, C] where a map [h, w] is positive, fading into the mean colour [C]."""
+    light = intensity(values, picture.shape[1], picture.shape[0])
+    if light is None:
+        return np.broadcast_to(mean, picture.shape)
+    shown = light[..., None] / np.float32(255)
+    return np.round(mean + shown * (picture - mean.astype(np.float32))).astype(np.uint8)
+
+
 def controls(number: int, height: int, width: int) -> dict[str, Floats]:
     """Return the maps [height, width] that know nothing of photograph `number`."""
     noise = np.random.default_rng(number).random((height, width), dtype=np.float32)
@@ -167,7 +176,9 @@ class _Examiner:
                     auc(np.r_[start, inserted, whole]),
                     auc(np.r_[whole, deleted, nothing]),
                 )
-            masked = float(self._probability(self._shown(picture, values)[None], class_id)[0])
+            masked = float(
+                self._probability(revealed(picture, self._mean, values)[None], class_id)[0]
+            )
             insertion, deletion = areas[key]
             marks[name] = _Marks(
                 insertion=insertion,
@@ -192,15 +203,6 @@ class _Examiner:
         logits = self._runner.run({IMAGE_INPUT: pictures}, [LOGITS_OUTPUT])[LOGITS_OUTPUT]
         found: Floats = score(logits, self._scores)[:, class_id]
         return found
-
-    def _shown(self, picture: Picture, values: Floats) -> Picture:
-        """Return the picture where the map is positive, fading into the mean colour."""
-        light = intensity(values, picture.shape[1], picture.shape[0])
-        if light is None:
-            return np.broadcast_to(self._mean, picture.shape)
-        shown = light[..., None] / np.float32(255)
-        pixels = self._mean + shown * (picture - self._mean.astype(np.float32))
-        return np.round(pixels).astype(np.uint8)
 
     def _focuses(
         self, picture: Picture, others: Sequence[Picture], target: int, number: int
