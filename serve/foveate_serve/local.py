@@ -22,9 +22,10 @@ from foveate.v1.classifier_service_pb2 import (
     ListModelsResponse,
 )
 from foveate_serve.assembly import make_engine
+from foveate_serve.errors import InvalidRequestError
 from foveate_serve.rpc.errors import status_of
 from foveate_serve.rpc.handlers import ClassifierHandler
-from foveate_serve.settings import Settings
+from foveate_serve.settings import Settings, SettingsError
 
 T = TypeVar("T")
 
@@ -33,18 +34,27 @@ class LocalTransport:
     """ClassifierService over the bundles of `repository`, on an event loop of its own thread.
 
     Calls take a timeout in seconds and raise `foveate.status.StatusError`; they
-    may come from several threads. Opening raises OSError where the repository
-    cannot be read; a model that cannot be loaded is listed as failed.
+    may come from several threads. `require_signature` is a file of public keys: bundles
+    that none of them signed are refused. Opening raises OSError where the repository
+    cannot be read, and StatusError where the keys cannot; a model that cannot be loaded is
+    listed as failed.
     """
 
-    def __init__(self, repository: Path) -> None:
+    def __init__(self, repository: Path, require_signature: Path | None = None) -> None:
         settings = Settings(repository=repository)
+        if require_signature is not None:
+            settings = settings.model_copy(update={"require_signature": require_signature})
+        try:
+            engine = make_engine(settings)
+        except SettingsError as error:
+            bad = InvalidRequestError("KEYS_UNUSABLE", str(error), field="require_signature")
+            raise StatusError(status_of(bad)) from error
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="foveate-local", daemon=True
         )
         self._thread.start()
-        self._engine = make_engine(settings)
+        self._engine = engine
         self._window = settings.stream_window
         self._handler = ClassifierHandler(self._engine, stream_window=self._window)
         try:

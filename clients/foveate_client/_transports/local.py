@@ -11,13 +11,15 @@ TRANSPORTS = "foveate.transports"
 """The entry point group of transports that other distributions bring."""
 
 
-def local_transport(repository: Path) -> Transport:
+def local_transport(repository: Path, require_signature: Path | None = None) -> Transport:
     """Return the transport that runs the models of `repository` in this process.
+
+    `require_signature` is a file of public keys of which one must have signed each bundle.
 
     Raises MissingDistributionError where foveate-serve is not installed.
     """
     factory = cast(
-        "Callable[[Path], Transport]",
+        "Callable[[Path, Path | None], Transport]",
         _plugins.load(
             TRANSPORTS,
             "local",
@@ -25,4 +27,4 @@ def local_transport(repository: Path) -> Transport:
             requirement="foveate-serve[cpu]",
         ),
     )
-    return factory(repository)
+    return factory(repository, require_signature)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 from foveate_runtime.backends.base import BackendError, Runner
-from foveate_runtime.bundle.bundle import Bundle, BundleError
+from foveate_runtime.bundle.bundle import Bundle, BundleError, CheckManifest
 from foveate_runtime.bundle.folder import ModelSighting, look, look_at
 from foveate_runtime.bundle.manifest import MANIFEST_FILE
 from foveate_serve.batching.pacing import Pace, slowest
@@ -58,6 +58,7 @@ class Repository:
         labels: the labels of versions, by model.
         run_limit: seconds after which a run of an engine counts as hung; 0 is never.
         load_limit: seconds after which a load is given up; 0 is never.
+        check_manifest: is asked before a bundle is loaded, such as for its signature.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Repository:
         labels: Mapping[str, Mapping[str, int]] | None = None,
         run_limit: float = 0.0,
         load_limit: float = 0.0,
+        check_manifest: CheckManifest | None = None,
     ) -> None:
         self._root = root
         self._make_runner = make_runner
@@ -80,6 +82,7 @@ class Repository:
         self._labels = labels or {}
         self._run_limit = run_limit
         self._loads = Loads(load_limit)
+        self._check_manifest = check_manifest
         self._models: dict[str, Model] = {}
         self._changes: set[asyncio.Task[object]] = set()
         self._problems: dict[str, list[str]] = {}
@@ -334,7 +337,14 @@ class Repository:
             version.reason = reason = _reason(error)
             if previous is None:
                 self._set_state(version, State.FAILED)
-            logger.exception("the model %s, version %d, failed to load", model.name, version.number)
+            logger.error(
+                "the model %s, version %d, failed to load: %s",
+                model.name,
+                version.number,
+                reason,
+                # What is wrong with a bundle is in its line.
+                exc_info=not isinstance(error, BundleError),
+            )
             raise NotReadyError(
                 "MODEL_LOAD_FAILED",
                 f"version {version.number} of the model {model.name!r} failed to load: {reason}",
@@ -405,7 +415,7 @@ class Repository:
     def _open(self, name: str, version: Version) -> _Opened:
         # The threads that the engine starts inherit the nice level of this one.
         raise_niceness(ENGINE)
-        bundle = Bundle.open(version.path)
+        bundle = Bundle.open(version.path, self._check_manifest)
         if (bundle.manifest.name, bundle.manifest.version) != (name, version.number):
             raise BundleError(
                 f"{MANIFEST_FILE}: it is {bundle.manifest.name}/{bundle.manifest.version}, "
