@@ -5,9 +5,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from benchmarks import (
     comparison,
+    determinism,
     feature_cost,
     finetuning,
     http_cost,
@@ -28,6 +30,7 @@ from benchmarks import (
 
 WRITERS = {
     "comparison": comparison,
+    "determinism": determinism,
     "feature_cost": feature_cost,
     "finetuning": finetuning,
     "http_cost": http_cost,
@@ -64,3 +67,15 @@ def test_a_part_is_replaced_and_the_rest_of_the_page_stays(tmp_path: Path) -> No
     assert page.read_text("utf-8") == f"before\n\n{begin}\n\nnew \\1\n\n{end}\nafter\n"
     with pytest.raises(AssertionError, match="has 0 parts of another"):
         pages.write_part(page, "another", "")
+
+
+def test_determinism_finds_what_changes_and_how_much() -> None:
+    logits = np.zeros((2, 2, 2, 5, 2, 3, 4), dtype=np.float32)
+    logits[..., 0] = 1
+    assert all(found["same_bits"] for found in determinism.compare(logits).values())
+    # The second start, in its last batch of the largest size.
+    logits[1, 0, 0, 4, 1, 2] = (1, 1.5, 0, 0)
+    found = determinism.compare(logits)
+    assert not any(change["same_bits"] for change in found.values())
+    assert found["a new start"]["logits"] == 1.5
+    assert found["all of it"]["best_changes"] == 1

@@ -337,7 +337,7 @@ class Repository:
             version.reason = reason = _reason(error)
             if previous is None:
                 self._set_state(version, State.FAILED)
-            logger.error(
+            logger.error(  # noqa: TRY400 - the same, but for bundles
                 "the model %s, version %d, failed to load: %s",
                 model.name,
                 version.number,
