@@ -16,6 +16,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -153,10 +154,11 @@ def page_part(result: Mapping[str, Any]) -> str:
     sizes = ", ".join(map(str, result["sizes"]))
     return "\n\n".join(
         [
-            (
-                f"The largest difference of a logit when something changes; 0 means the same bits. "
-                f"The pictures of each bundle's golden answers, batches of {sizes}, {result['starts']} starts, on "
-                f"{result['machine']['processor']}."
+            textwrap.fill(
+                "The largest difference of a logit when something changes; 0 means the same bits. "
+                f"The pictures of each bundle's golden answers, batches of {sizes}, "
+                f"{result['starts']} starts, on {result['machine']['processor']}.",
+                100,
             ),
             pages.table(["", *names], rows),
             (

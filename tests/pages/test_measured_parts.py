@@ -18,6 +18,7 @@ from benchmarks import (
     overload,
     pages,
     quantisers,
+    queueing,
     scale,
     stages,
     startup,
@@ -38,6 +39,7 @@ WRITERS = {
     "memory": memory,
     "overload": overload,
     "quantisers": quantisers,
+    "queueing": queueing,
     "scale": scale,
     "stages": stages,
     "startup": startup,
@@ -79,3 +81,22 @@ def test_determinism_finds_what_changes_and_how_much() -> None:
     assert not any(change["same_bits"] for change in found.values())
     assert found["a new start"]["logits"] == 1.5
     assert found["all of it"]["best_changes"] == 1
+
+
+@pytest.mark.parametrize("variation", [1.0, 0.0])
+@pytest.mark.parametrize("busy", [0.3, 0.6])
+def test_the_simulation_of_one_queue_is_that_of_the_theory(variation: float, busy: float) -> None:
+    work = queueing.Work(before=0, engine=0.01, after=0, max_batch=1, variation=variation)
+    waited = queueing.simulate(work, busy / work.seconds, cores=1).mean() - work.seconds
+    # Pollaczek and Khinchine: exponential times for a variation of 1, equal ones for 0.
+    wanted = work.seconds * busy / (1 - busy) * (1 + variation**2) / 2
+    assert waited == pytest.approx(wanted, rel=0.1)
+
+
+def test_more_cores_can_be_busier() -> None:
+    work = queueing.Work(before=0.002, engine=0.01, after=0.001)
+    one, four = (
+        np.percentile(queueing.simulate(work, 0.7 * cores / work.seconds, cores), 99)
+        for cores in (1, 4)
+    )
+    assert four < one
