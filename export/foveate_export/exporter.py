@@ -195,7 +195,7 @@ def export(
         metadata: notes for the manifest.
         corrupt: gets what is wrong with each labelled picture that cannot be decoded,
             and that is left out; None where there must be none.
-        stage: told of each step, to show progress.
+        stage: called for each step, to show progress.
 
     Raises:
         UsageError: the name, a layer or a variant cannot be.
@@ -204,7 +204,7 @@ def export(
         ParityError: a variant does not answer as torch does.
         AccuracyError: a variant recognises too much less than fp32.
         EngineError: TensorRT cannot build a variant.
-        ExportError: the classifier cannot be written as ONNX, or its scores cannot be told.
+        ExportError: the classifier cannot be written as ONNX, or its scores cannot be determined.
         foveate_runtime.evaluation.labelled.LabelledError: a labelled picture cannot
             be decoded.
     """

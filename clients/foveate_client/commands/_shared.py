@@ -1,4 +1,4 @@
-"""What the subcommands have in common: where the models are, and how failure is told."""
+"""What the subcommands have in common: where the models are, and how failures are reported."""
 
 import argparse
 import os
@@ -175,7 +175,7 @@ def made_folder(folder: Path) -> Iterator[None]:
 
 
 def describe(error: FoveateError) -> str:
-    """Return what a person is told of `error`: the message, and the fields at fault."""
+    """Return the message of `error` for a person, with the fields at fault."""
     lines = [str(error)]
     if isinstance(error, CallError):
         lines += [

@@ -39,13 +39,13 @@ from foveate_client.commands._terminal import Show, find_show
 STDIN = "-"
 BAR_WIDTH = 32
 _NAMED = 8
-"""How many classes of a prediction set a person is told by name."""
+"""How many classes of a prediction set are printed by name."""
 
 _SCORES = {
     "sigmoid": "; each label has a score by itself",
     "none": "; scores are logits",
 }
-"""What a person is told of scores that are not the usual ones."""
+"""The notes on scores that are not the usual ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,7 @@ def _classify(
                 line = json.dumps(_record(name, outcome, written), ensure_ascii=False)
                 print(line, flush=True)
             elif isinstance(outcome, FoveateError) and stops_the_run(outcome):
-                # Every picture would have it, and it is told once.
+                # Every picture would fail with it, and it is printed once.
                 complain(parser, describe(outcome))
                 return 1
             elif isinstance(outcome, FoveateError):

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _open(options: Options) -> grpc.Channel:
     """Return a channel to the server. Raises OSError and ValueError as a Client does."""
-    # Health is told without a token, so none is sent.
+    # The health service needs no token, so none is sent.
     credentials = replace(connection_options(options).get("credentials", PLAINTEXT), token=None)
     tls, channel_options = Caller(credentials).prepare(options.address, Retries(attempts=1))
     # The health asked for is that of this server, and a proxy may be asked for none of it.

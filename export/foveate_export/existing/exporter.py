@@ -73,7 +73,7 @@ def export_existing(
         version: the version to write; None for one above the newest.
         layers: the feature maps to offer, by the names of nodes; None for the
             last of each size.
-        stage: told of each step, to show progress.
+        stage: called for each step, to show progress.
 
     Raises:
         UsageError: the name, a layer or the number of labels cannot be.

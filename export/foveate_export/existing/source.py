@@ -118,7 +118,7 @@ def read_existing(
     Raises:
         UsageError: the file does not exist, or has not what the arguments say.
         ExportError: it is no ONNX file, no classifier of one picture, one that
-            ONNX Runtime does not take, or one whose scores cannot be told.
+            ONNX Runtime does not take, or one whose scores cannot be determined.
     """
     found = read(path)
     model = found.model

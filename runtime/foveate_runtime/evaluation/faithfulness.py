@@ -278,7 +278,7 @@ def measure_faithfulness(
         spec: how a picture becomes its input.
         labelled: the pictures; at least two. Their classes count for the focus alone.
         scores: what makes probabilities of the logits.
-        advance: told how many pictures were examined.
+        advance: called with the number of pictures examined.
         corrupt: as in `foveate_runtime.evaluation.accuracy.prepared_batches`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What every study is told: where to write, and how much of it to do."""
+"""The options of every study: where to write, and how much of it to do."""
 
 from pathlib import Path
 from typing import Annotated, Literal

@@ -1,4 +1,4 @@
-"""What every kind of picture is told: of which classifier, of which pictures, and where to."""
+"""The options of every drawing: which classifier, which pictures, and which folder."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated

@@ -120,7 +120,7 @@ def add_engines(
         path: the bundle's folder.
         variants: the precisions; none for all that TensorRT takes.
         target: what to build for.
-        stage: told of each step, to show progress.
+        stage: called for each step, to show progress.
 
     Raises:
         UsageError: a variant that the bundle has not, or that TensorRT does not take.

@@ -87,7 +87,7 @@ def _make_logger(module: Any, errors: deque[str]) -> Any:
         """Keeps errors for who can say what failed, and passes all on to Python's logging."""
 
         def __init__(self) -> None:
-            # pybind11 must be told itself; super() is not enough for it.
+            # pybind11 needs a direct call of its constructor; super() does not reach it.
             module.ILogger.__init__(self)
 
         def log(self, severity: Any, message: str) -> None:

@@ -264,7 +264,7 @@ async def test_the_client_learns_that_it_was_late(
     served: Served, channel: grpc.aio.Channel
 ) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as raised:
-        await unary(channel, "Wait", timeout=0.1)
+        await unary(channel, "Wait", timeout=0.5)
     assert raised.value.code() == Code.DEADLINE_EXCEEDED
     await until(lambda: served.service.cancelled == 1)
     await served.has_forgotten()

@@ -404,7 +404,7 @@ async def test_the_server_says_what_it_takes(client: RawClient) -> None:
         frame(99, 0xFF, 1),
         frame(Kind.GOAWAY, 0, 0, bytes(8) + b"bye"),
         ping(ack=True),
-        ping(b"go away!", ack=True),
+        ping(b"goaway 1", ack=True),
         ACK,
         priority(1, 3),
         priority(99, 0),
