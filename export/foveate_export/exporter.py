@@ -233,7 +233,7 @@ def export(
         draft = _draft(
             classifier, name, anatomy.head, chosen, metadata or {}, ending=ending, note=anatomy.note
         )
-        maker = _Maker(
+        writer = _VariantWriter(
             oracle=classifier,
             anatomy=anatomy,
             layers=taps,
@@ -246,13 +246,13 @@ def export(
             stage=stage,
         )
         # The others are made of fp32 and compared with it.
-        made = {variant: maker.make(variant) for variant in dict.fromkeys((FP32, *variants))}
+        written = {variant: writer.write(variant) for variant in dict.fromkeys((FP32, *variants))}
         if FP32 not in variants:
             (folder / file_name(FP32)).unlink()
         manifest = draft.model_copy(
             update={
-                "variants": tuple(made[variant] for variant in dict.fromkeys(variants)),
-                "golden": maker.write_golden(),
+                "variants": tuple(written[variant] for variant in dict.fromkeys(variants)),
+                "golden": writer.write_golden(),
             }
         )
         staged = Bundle(path=folder, manifest=manifest, labels=classifier.labels)
@@ -272,8 +272,8 @@ def export(
 
 
 @dataclass(kw_only=True)
-class _Maker:
-    """Makes the variants of one bundle and measures them through serve's own runner.
+class _VariantWriter:
+    """Writes the variants of one bundle, and measures each through the runtime's runner.
 
     `oracle` is the classifier in torch, in the precision that fp32 was compared in.
     """
@@ -290,7 +290,7 @@ class _Maker:
     stage: Stage
     accuracies: dict[str, Accuracy] = field(default_factory=dict)
 
-    def make(self, variant: str) -> VariantEntry:
+    def write(self, variant: str) -> VariantEntry:
         """Write a variant's graph, unless it is fp32, and return what was measured of it."""
         source, target = (self.bundle.path / file_name(name) for name in (FP32, variant))
         quantisation = None
