@@ -34,7 +34,12 @@ from foveate_export.proof import parity
 from foveate_export.proof.comparison import accepted
 from foveate_export.proof.reference import answer
 from foveate_export.publish import bundle
-from foveate_export.publish.bundle import Exported, check_name, write_labels
+from foveate_export.publish.bundle import (
+    Exported,
+    check_name,
+    feature_outputs,
+    write_labels,
+)
 from foveate_export.publish.tensorrt.engines import build_engines, suitable_variants
 from foveate_export.publish.tensorrt.target import Target
 from foveate_export.publish.variants import FP16, FP32, INT8, VARIANTS, file_name, unmeasured
@@ -51,7 +56,6 @@ from foveate_runtime.bundle.manifest import (
     LABELS_FILE,
     Accuracy,
     CamOutput,
-    FeatureOutput,
     GoldenEntry,
     Manifest,
     Parity,
@@ -447,16 +451,7 @@ def _draft(
         input=classifier.input,
         scores=ending.scores,
         cams=_cam_outputs(head) if head else (),
-        features=tuple(
-            FeatureOutput(
-                layer=layer.path,
-                channels=layer.channels,
-                height=layer.height,
-                width=layer.width,
-                layout=str(layer.layout),
-            )
-            for layer in layers
-        ),
+        features=feature_outputs(layers),
         variants=tuple(unmeasured(variant) for variant in VARIANTS),
         files={},
         assumptions={

@@ -691,7 +691,7 @@ async def test_a_stop_finishes_what_runs(served: Served, channel: grpc.aio.Chann
     found = unary(channel, "Wait", b"x")
     await until(lambda: served.service.entered == 1)
     stopping = asyncio.create_task(served.server.finish(LIMIT_SECONDS))
-    await asyncio.sleep(0.02)
+    await until(lambda: all(each._leaving for each in served.server.connections.values()))
     assert not stopping.done()
     served.service.gate.set()
     assert await found == b"x"

@@ -900,7 +900,7 @@ async def test_a_call_that_is_cancelled_before_it_begins_is_not_answered_with_ok
     # As a stop does, which may come on the same round of the event loop.
     (begun,) = fed.server._calls()
     begun.cancel()
-    await asyncio.sleep(0.01)
+    await until(begun.task.done)
     fed.close()
     (head,) = [payload for kind, _, _, payload in fed.transport.frames() if kind == Kind.HEADERS]
     assert ("grpc-status", "1") in Decoder().decode(head)
