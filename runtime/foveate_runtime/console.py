@@ -78,7 +78,7 @@ def answer(
     except _USAGE + usage as error:
         return say(prog, error, WRONG_USAGE)
     except BrokenPipeError:
-        # The reader of stdout has left, which is the command line's to answer.
+        # The reader of stdout has closed it; the command line handles that.
         raise
     except _FAILURES + failures as error:
         return say(prog, error, FAILED)

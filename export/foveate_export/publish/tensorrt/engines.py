@@ -173,7 +173,7 @@ def _alone_in(path: Path) -> Iterator[None]:
     """Wait until no other process publishes into the folder `path`, and keep others out."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        # The system takes the lock back when the process ends, in whatever way.
+        # The system releases the lock when the process ends, in any way.
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:

@@ -263,7 +263,7 @@ class _Writer:
                 ],
                 extra_options={
                     "WeightSymmetric": True,
-                    # The logits are for people, and for whatever compares them.
+                    # People and comparisons read the logits.
                     "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"],
                     **options,
                 },

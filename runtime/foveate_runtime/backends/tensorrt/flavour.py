@@ -61,7 +61,7 @@ class Library:
         return str(self.module.__version__)
 
     def cause(self) -> TensorRTError:
-        """Return the last error that TensorRT logged, and forget those before it."""
+        """Return the last error that TensorRT logged, and clear the log."""
         last = " ".join(self.errors[-1].split()) if self.errors else "it did not say why"
         self.errors.clear()
         return TensorRTError(last)
