@@ -57,7 +57,8 @@ def test_the_tutorial_runs_in_its_order(tmp_path: Path) -> None:
         r"^```text\n(textures version .*\n)```", PAGE.read_text("utf-8"), re.MULTILINE
     )
     assert shown
-    assert re.sub(r"[\d.]+", "N", evaluated) == re.sub(r"[\d.]+", "N", shown[1])
+    first, shown_first = (re.sub(r"[\d.]+", "N", x).splitlines()[0] for x in (evaluated, shown[1]))
+    assert first == shown_first
     with served(tmp_path / "models") as address:
         for language, block in every[place + 1 :]:
             run(language, block.replace(ADDRESS, address), tmp_path)
