@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 import torch
 
-from foveate_train.commands.options import As, Command
 from foveate_train.drawing import heat, sheet
+from foveate_train.options import As, Command
 from foveate_train.progress import tracked
 from foveate_train.recording import recorded
 from foveate_train.visualize.options import PictureOptions
