@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help setup mnist demo test test-fast containers check docs format stubs baseline bench dist fuzz faults gpu clean
 
 bin := $(VENV)/bin
-packages := proto clients runtime serve bench export train umbrella
+packages := proto clients web runtime serve bench export train umbrella
 ready := $(VENV)/.ready
 
 help: ## Show the targets
@@ -27,7 +27,7 @@ setup: $(ready) ## Install everything into VENV, and bring MNIST where it can be
 $(ready): VERSION constraints.txt pyproject.toml $(packages:%=%/pyproject.toml)
 	test -x $(bin)/uv || { $(PYTHON) -m venv $(VENV) && $(bin)/pip install --quiet --disable-pip-version-check --constraint constraints.txt uv; }
 	$(bin)/uv pip install --python $(bin)/python --constraint constraints.txt --group dev \
-	    -e proto -e clients -e 'runtime[cpu,images,openvino]' -e 'serve[http]' -e 'bench[loadgen]' -e 'train[weights,transformers,graphs]' -e export
+	    -e proto -e clients -e web -e 'runtime[cpu,images,openvino]' -e 'serve[http]' -e 'bench[loadgen]' -e 'train[weights,transformers,graphs]' -e export
 	touch $@
 
 mnist: $(ready) ## Bring MNIST into the cache
