@@ -33,8 +33,8 @@ $(ready): VERSION constraints.txt pyproject.toml $(packages:%=%/pyproject.toml)
 mnist: $(ready) ## Bring MNIST into the cache
 	VENV=$(VENV) scripts/fetch_mnist.sh
 
-demo: mnist ## Train, export, serve and explain, on real pictures, into demo-output/
-	VENV=$(VENV) scripts/demo.sh demo-output
+demo: mnist ## Train, export, serve and explain, on real pictures, into demo-output/; PAGE=127.0.0.1:7860 shows the page
+	PAGE=$(PAGE) VENV=$(VENV) scripts/demo.sh demo-output
 
 test: mnist ## Run the tests
 	$(bin)/pytest --numprocesses $(WORKERS) --dist loadfile --ignore tests/pages --durations=30

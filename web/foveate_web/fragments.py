@@ -16,7 +16,10 @@ _UNUSUAL = 95
 
 def failure(error: FoveateError, address: str) -> str:
     """Say what stands in the way."""
-    return f'<p class="failed" role="alert">The server at {escape(address)}: {_said(error)}</p>'
+    return (
+        f'<p class="failed" role="alert">The server at {escape(address)} does not answer this: '
+        f"{_said(error)}</p>"
+    )
 
 
 def complaint(error: FoveateError) -> str:
@@ -53,7 +56,7 @@ def _row(prediction: Prediction, scores: str, chosen: int | None) -> str:
     believed = (
         ""
         if prediction.confidence is None
-        else f'<span class="faint">right in {prediction.confidence:.1%} of such answers</span>'
+        else f'<span class="faint">confidence {prediction.confidence:.1%}</span>'
     )
     return (
         f'<button type="button" data-value="{prediction.class_id}" '
@@ -168,4 +171,4 @@ def _said(error: FoveateError) -> str:
 
 
 def _sentence(text: str) -> str:
-    return text if text.endswith(".") else f"{text}."
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."

@@ -75,7 +75,7 @@ class Page:
         return blocks
 
     def _lay_out(self, blocks: gr.Blocks) -> None:
-        picture, query = gr.State(""), gr.State("")
+        picture = gr.State("")
         gr.HTML("<h1>Where did it look?</h1>")
         with gr.Row():
             with gr.Column(min_width=300, scale=1):
@@ -116,8 +116,9 @@ class Page:
         view = [left.model, right.model, *left.answers, *right.answers]
 
         def linked(event: Any) -> None:
-            event.then(_query, controls, query, **_QUIET).then(
-                None, query, address, js=_SHOW_LINK, **_QUIET
+            # What a gr.State holds does not reach the browser; a text does.
+            event.then(_query, controls, address, **_QUIET).then(
+                None, address, address, js=_SHOW_LINK, **_QUIET
             )
 
         fresh = self._fresh(left, right)

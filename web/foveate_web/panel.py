@@ -112,31 +112,48 @@ def slider(value: int, count: int) -> dict[str, Any]:
 def lay_out(model: gr.Dropdown, number: int, *, optional: bool) -> Panel:
     """Lay out a panel; `number` ends the names of its elements in the page."""
     with gr.Column(min_width=300, visible=not optional) as column:
-        return Panel(
-            optional=optional,
-            model=model,
-            class_id=gr.State(None),
-            column=column,
-            timings=gr.HTML(elem_id=f"timings-{number}"),
-            classes=gr.HTML(js_on_load=CHOOSE, elem_id=f"classes-{number}"),
-            trust=gr.HTML(elem_id=f"trust-{number}"),
-            against=gr.Dropdown(
-                [("nothing", _NONE)],
-                value=_NONE,
-                label="This and not that: against",
-                visible=False,
-                elem_id=f"against-{number}",
-            ),
-            methods=gr.CheckboxGroup(
-                [], label="Methods, side by side", visible=False, elem_id=f"methods-{number}"
-            ),
-            maps=gr.HTML(elem_id=f"maps-{number}"),
-            layer=gr.Slider(0, 1, step=1, label="Layer", visible=False, elem_id=f"layer-{number}"),
-            channel=gr.Slider(
-                0, 1, step=1, label="Channel", visible=False, elem_id=f"channel-{number}"
-            ),
-            features=gr.HTML(elem_id=f"features-{number}"),
-        )
+        timings = gr.HTML(elem_id=f"timings-{number}")
+        with gr.Row():
+            with gr.Column(min_width=260):
+                classes = gr.HTML(js_on_load=CHOOSE, elem_id=f"classes-{number}")
+                trust = gr.HTML(elem_id=f"trust-{number}")
+                against = gr.Dropdown(
+                    [("nothing", _NONE)],
+                    value=_NONE,
+                    label="This and not that: against",
+                    visible=False,
+                    elem_id=f"against-{number}",
+                )
+                methods = gr.CheckboxGroup(
+                    [], label="Methods, side by side", visible=False, elem_id=f"methods-{number}"
+                )
+            with gr.Column(min_width=260):
+                maps = gr.HTML(elem_id=f"maps-{number}")
+        with gr.Row():
+            with gr.Column(min_width=260):
+                layer = gr.Slider(
+                    0, 1, step=1, label="Layer", visible=False, elem_id=f"layer-{number}"
+                )
+                channel = gr.Slider(
+                    0, 1, step=1, label="Channel", visible=False, elem_id=f"channel-{number}"
+                )
+            with gr.Column(min_width=260):
+                features = gr.HTML(elem_id=f"features-{number}")
+    return Panel(
+        optional=optional,
+        model=model,
+        class_id=gr.State(None),
+        column=column,
+        timings=timings,
+        classes=classes,
+        trust=trust,
+        against=against,
+        methods=methods,
+        maps=maps,
+        layer=layer,
+        channel=channel,
+        features=features,
+    )
 
 
 def read(values: Sequence[Any]) -> Choice:
