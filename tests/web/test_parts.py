@@ -30,13 +30,16 @@ def png(image: Image.Image) -> bytes:
 
 def test_a_digit_drawn_large_and_aside_becomes_that_of_mnist() -> None:
     digits, _ = mnist.load("test")
+    likeness = []
     for digit in digits[:100]:
         large = Image.new("L", (280, 280))
         large.paste(Image.fromarray(digit).resize((168, 168), Image.Resampling.BICUBIC), (90, 20))
         with Image.open(io.BytesIO(drawing.digit(png(large)))) as drawn:
             assert (drawn.mode, drawn.size) == ("L", (28, 28))
             found = np.asarray(drawn).astype(float)
-        assert np.corrcoef(found.ravel(), digit.ravel())[0, 1] > 0.75
+        likeness.append(np.corrcoef(found.ravel(), digit.ravel())[0, 1])
+    # A digit that lies a pixel aside is like its own to 0.8.
+    assert np.median(likeness) > 0.95
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,16 @@ import numpy as np
 from PIL import Image
 
 from foveate_client import FeatureMap, Heatmap, ImageError, _drawing
+from foveate_client._images import open_reduced
 
 LARGEST, SMALLEST = 720, 360
 """The pixels of the longer side of what is shown."""
 
-_FRAME, _BOX = 28, 20
-"""MNIST's digits stand in a box of 20 pixels, about the centre of a frame of 28."""
+_FRAME, _BOX, _CENTRE = 28, 20, 14
+"""MNIST's digits have 20 pixels in a frame of 28; their mass has its mean in row and column 14."""
+
+_FAINT_INK = 64
+"""The soft edge of a stroke is below this, and does not count for the digit's size."""
 
 _LARGEST_DRAWING = 1024
 
@@ -39,12 +43,16 @@ def data_uri(image: Image.Image) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def thumbnail(picture: bytes, side: int) -> str:
-    """Return the address of a picture of at most `side` pixels a side."""
-    with Image.open(io.BytesIO(picture)) as opened:
-        small = opened.convert("RGB")
+def preview(picture: bytes) -> Image.Image:
+    """Return the picture as it is shown, RGB. Raises ImageError where it cannot be read."""
+    return _sized(open_reduced(picture, LARGEST)[0], Image.Resampling.NEAREST)
+
+
+def thumbnail(picture: bytes, side: int) -> Image.Image:
+    """Return the picture with at most `side` pixels a side. Raises ImageError."""
+    small = preview(picture)
     small.thumbnail((side, side))
-    return data_uri(small)
+    return small
 
 
 def digit(strokes: bytes) -> bytes:
@@ -61,7 +69,7 @@ def digit(strokes: bytes) -> bytes:
             grey = opened.convert("L")
     except (OSError, SyntaxError, ValueError) as error:
         raise ImageError("the drawing is no PNG picture") from error
-    box = grey.getbbox()
+    box = grey.point([0] * _FAINT_INK + [255] * (256 - _FAINT_INK)).getbbox()
     if box is None:
         raise ImageError("nothing is drawn")
     drawn = grey.crop(box)
@@ -70,8 +78,8 @@ def digit(strokes: bytes) -> bytes:
     small = np.asarray(drawn.resize(size, Image.Resampling.BOX), dtype=np.float32)
     rows, columns = (np.arange(length) for length in small.shape)
     mass = float(small.sum())
-    top = round(_FRAME / 2 - 0.5 - float(small.sum(axis=1) @ rows) / mass)
-    left = round(_FRAME / 2 - 0.5 - float(small.sum(axis=0) @ columns) / mass)
+    top = round(_CENTRE - float(small.sum(axis=1) @ rows) / mass)
+    left = round(_CENTRE - float(small.sum(axis=0) @ columns) / mass)
     # A digit whose mass lies at one end would else leave the frame.
     top = min(max(top, 0), _FRAME - small.shape[0])
     left = min(max(left, 0), _FRAME - small.shape[1])

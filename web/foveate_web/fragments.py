@@ -36,7 +36,7 @@ def examples(pictures: Mapping[str, Picture]) -> str:
     """Return a button for each example."""
     buttons = (
         f'<button type="button" data-value="{escape(name)}" aria-label="Example: {escape(name)}">'
-        f'<img src="{drawing.thumbnail(picture.data, 96)}" alt=""></button>'
+        f'<img src="{drawing.data_uri(drawing.thumbnail(picture.data, 96))}" alt=""></button>'
         for name, picture in pictures.items()
     )
     return f'<div class="examples" role="group" aria-label="Examples">{"".join(buttons)}</div>'

@@ -14,7 +14,7 @@ from foveate_client import Client, FoveateError, ImageError
 from foveate_web import drawing, fragments, link, panel
 from foveate_web.asking import Choice, ask, ask_features, ready_models, suited
 from foveate_web.panel import Panel
-from foveate_web.pictures import MAX_BYTES, Picture, Pictures
+from foveate_web.pictures import MAX_BYTES, Pictures
 
 _CONCURRENT, _QUEUED = 4, 64
 """Events of one kind that are answered at once, and all that wait."""
@@ -180,15 +180,7 @@ class Page:
     def _example(self, event: gr.EventData) -> tuple[str, str, Any]:
         """Take an example."""
         picture = self._pictures.get(str(event.value))
-        return picture.name, "", self._preview(picture)
-
-    def _preview(self, picture: Picture) -> str:
-        """Return a file of `picture` for the page to show."""
-        path = self._uploads / "shown" / f"{picture.name}.{picture.suffix}"
-        if not path.exists():
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(picture.data)
-        return str(path)
+        return picture.name, "", drawing.preview(picture.data)
 
     def _fresh(self, left: Panel, right: Panel) -> Callable[..., dict[Any, Any]]:
         """Return what shows a new picture: nothing of the last one stays chosen but the models."""
@@ -212,7 +204,7 @@ class Page:
             name, choices = link.read(dict(request.query_params))
             told, preview = "", None
             try:
-                preview = self._preview(self._pictures.get(name)) if name else None
+                preview = drawing.preview(self._pictures.get(name).data) if name else None
             except ImageError as error:
                 name, told = "", fragments.complaint(error)
             return {

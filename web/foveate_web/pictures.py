@@ -21,7 +21,7 @@ MAX_PIXELS = 50_000_000
 MAX_KEPT = 64
 MAX_KEPT_BYTES = 128 * 2**20
 
-_SUFFIXES = {"BMP": "bmp", "GIF": "gif", "JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
 
 _EXAMPLES = {
     "coffee": "coffee.jpg",
@@ -35,13 +35,12 @@ _EXAMPLES = {
 class Picture:
     """An encoded picture.
 
-    `name` is that of an example, or made of the bytes; `suffix` is that of its files;
-    `width` and `height` are in pixels, as stored; `grey` tells that it has no colours.
+    `name` is that of an example, or made of the bytes; `width` and `height` are in
+    pixels, as stored; `grey` tells that it has no colours.
     """
 
     name: str
     data: bytes
-    suffix: str
     width: int
     height: int
     grey: bool
@@ -98,16 +97,16 @@ def _checked(name: str, data: bytes) -> Picture:
         raise ImageError(f"the picture has {len(data)} bytes; the limit is {MAX_BYTES} bytes")
     try:
         # This reads the head alone.
-        with Image.open(io.BytesIO(data), formats=tuple(_SUFFIXES)) as opened:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
             width, height = opened.size
-            suffix, grey = _SUFFIXES[opened.format or ""], opened.mode in {"1", "L", "LA"}
+            grey = opened.mode in {"1", "L", "LA"}
     except (UnidentifiedImageError, Image.DecompressionBombError, *_MALFORMED) as error:
         raise ImageError("this is no PNG, JPEG, WebP, BMP or GIF picture") from error
     if width * height > MAX_PIXELS:
         raise ImageError(
             f"the picture has {width} x {height} pixels; the limit is {MAX_PIXELS} pixels"
         )
-    return Picture(name=name, data=data, suffix=suffix, width=width, height=height, grey=grey)
+    return Picture(name=name, data=data, width=width, height=height, grey=grey)
 
 
 _MALFORMED = (OSError, SyntaxError, ValueError, TypeError, LookupError)
