@@ -21,8 +21,11 @@ from foveate_web.pictures import Picture
 MAX_MODELS = 256
 """The most models that are offered."""
 
-_TRIED = 16
-"""How many models are looked at for one that a picture suits."""
+_ANSWERS = frozenset({"ready", "on_demand"})
+"""The states of a version that answers requests."""
+
+_TRIED = 8
+"""How many models are looked at for one that a picture suits: each may be loaded for it."""
 
 _BEST = 5
 """How many classes are shown."""
@@ -57,14 +60,14 @@ class Answer:
     seconds: float
 
 
-def ready_models(client: Client) -> list[str]:
-    """Return the names of the models that answer. Raises CallError."""
-    ready = (
+def models_offered(client: Client) -> list[str]:
+    """Return the names of the models that answer requests. Raises CallError."""
+    offered = (
         summary.name
         for summary in client.models()
-        if any(version.state == "ready" for version in summary.versions)
+        if any(version.state in _ANSWERS for version in summary.versions)
     )
-    return list(islice(ready, MAX_MODELS))
+    return list(islice(offered, MAX_MODELS))
 
 
 def suited(client: Client, names: Sequence[str], current: str, picture: Picture) -> str:

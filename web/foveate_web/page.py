@@ -12,7 +12,7 @@ import gradio as gr
 
 from foveate_client import Client, FoveateError, ImageError
 from foveate_web import drawing, fragments, link, panel
-from foveate_web.asking import Choice, ask, ask_features, ready_models, suited
+from foveate_web.asking import Choice, ask, ask_features, models_offered, suited
 from foveate_web.panel import Panel
 from foveate_web.pictures import MAX_BYTES, Pictures
 
@@ -231,7 +231,7 @@ class Page:
         """
         one, two = choices
         try:
-            names = ready_models(self._client)
+            names = models_offered(self._client)
             if not names:
                 return {**left.tell(fragments.notice("The server has no model that is ready."))}
             first = one.model if one.model in names else names[0]
