@@ -43,6 +43,7 @@ def make_engine(settings: Settings, observer: Observer | None = None) -> Engine:
             run_limit=settings.engine_timeout,
             load_limit=settings.load_timeout,
             check_manifest=signature_check(settings),
+            max_bytes=settings.max_model_bytes,
         ),
         Limits(
             image=ImageLimits(
