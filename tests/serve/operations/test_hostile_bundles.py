@@ -10,6 +10,7 @@ import onnx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from onnx import TensorProto, helper
+from PIL import Image
 
 from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
 from foveate.v1.repository_service_pb2 import LoadModelRequest
@@ -145,3 +146,30 @@ def test_keys_that_cannot_be_read_are_wrong_usage(
     assert ended.returncode == 2
     assert ended.stderr.splitlines()[-1].startswith("foveate serve: require_signature: ")
     assert line in ended.stderr
+
+
+def test_classify_in_its_own_process_asks_for_signatures(tmp_path: Path) -> None:
+    repository, keys, picture = (tmp_path / name for name in ("repository", "keys.pem", "red.png"))
+    path = write_colour_bundle(repository)
+    key = Ed25519PrivateKey.generate()
+    keys.write_bytes(public_pem(key))
+    Image.new("RGB", (8, 8), (255, 0, 0)).save(picture)
+
+    def classify(*flags: str | Path) -> subprocess.CompletedProcess[str]:
+        command = [FOVEATE, "classify", picture, "--json", *flags]
+        return subprocess.run(command, check=False, capture_output=True, text=True)
+
+    signed = ("--repository", repository, "--require-signature", keys)
+    refused = classify(*signed)
+    assert refused.returncode == 1
+    assert "manifest.sig: the bundle is not signed" in refused.stderr + refused.stdout
+    assert "Traceback" not in refused.stderr
+    sign(path, key)
+    assert '"label": "red"' in classify(*signed).stdout
+    wrong = classify("--address", "127.0.0.1:1", "--require-signature", keys)
+    assert wrong.returncode == 2
+    assert "--require-signature needs --repository" in wrong.stderr
+    missing = classify("--repository", repository, "--require-signature", tmp_path / "none.pem")
+    assert missing.returncode == 1
+    assert "none.pem: cannot be read" in missing.stderr
+    assert "Traceback" not in missing.stderr
