@@ -12,7 +12,7 @@ SHELL := bash
 .DELETE_ON_ERROR:
 # Without bytecode in files each process compiles torch anew, which takes longer than most tests.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help setup mnist demo test test-fast containers check docs format stubs baseline bench dist fuzz faults gpu clean
+.PHONY: help setup mnist demo gallery test test-fast containers check docs format stubs baseline bench dist fuzz faults gpu clean
 
 bin := $(VENV)/bin
 packages := proto clients web runtime serve bench export train umbrella
@@ -35,6 +35,9 @@ mnist: $(ready) ## Bring MNIST into the cache
 
 demo: mnist ## Train, export, serve and explain, on real pictures, into demo-output/; PAGE=127.0.0.1:7860 shows the page
 	PAGE=$(PAGE) VENV=$(VENV) scripts/demo.sh demo-output
+
+gallery: mnist ## Draw docs/gallery.md and its pictures, in some minutes
+	$(bin)/python scripts/gallery.py
 
 test: mnist ## Run the tests
 	$(bin)/pytest --numprocesses $(WORKERS) --dist loadfile --ignore tests/pages --durations=30

@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("foveate: interrupted", file=sys.stderr)
         return _INTERRUPTED
     except BrokenPipeError:
-        # The reader has left; the interpreter's own flush at exit must not fail over it.
+        # The reader has closed the pipe; the interpreter's flush at exit must not fail on it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return code

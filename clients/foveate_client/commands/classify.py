@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from foveate_client._models import Model
 from foveate_client._options import Cam, ClassifyOptions, Features
 from foveate_client._results import Classification, Trust
 from foveate_client.batch.stream import stops_the_run
+from foveate_client.commands._options import SourceOptions, TrustOptions, parse
 from foveate_client.commands._pictures import PictureWriter, Written, drawn
 from foveate_client.commands._shared import (
     add_source_arguments,
@@ -39,10 +41,31 @@ STDIN = "-"
 BAR_WIDTH = 32
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options(SourceOptions, TrustOptions):
+    """The options of `foveate classify`."""
+
+    images: tuple[str, ...]
+    model: str
+    version: str
+    top_k: int | None
+    threshold: float | None
+    cam: bool
+    cam_top: int | None
+    classes: tuple[int, ...]
+    cam_method: str
+    against: str | None
+    feature_maps: tuple[str, ...]
+    channels: tuple[int, ...]
+    json: bool
+    out: Path | None
+    show: bool
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the subcommand and return its exit code."""
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options = parse(parser, Options, arguments)
     if options.images.count(STDIN) > 1:
         parser.error("standard input can be read only once")
     if options.channels and not options.feature_maps:
@@ -65,7 +88,7 @@ def main(arguments: Sequence[str]) -> int:
 def _classify(
     client: Client,
     writer: PictureWriter | None,
-    options: argparse.Namespace,
+    options: Options,
     parser: argparse.ArgumentParser,
 ) -> int:
     images = [sys.stdin.buffer.read() if x == STDIN else Path(x) for x in options.images]
@@ -92,7 +115,7 @@ def _classify(
                 line = json.dumps(_record(name, outcome, written), ensure_ascii=False)
                 print(line, flush=True)
             elif isinstance(outcome, FoveateError) and stops_the_run(outcome):
-                # Every picture would have it, and it is told once.
+                # Every picture would fail with it, and it is printed once.
                 complain(parser, describe(outcome))
                 return 1
             elif isinstance(outcome, FoveateError):
@@ -104,7 +127,7 @@ def _classify(
     return 1 if failed else 0
 
 
-def _model(client: Client, options: argparse.Namespace) -> Model | None:
+def _model(client: Client, options: Options) -> Model | None:
     """Return the model where more is needed of it than its answers."""
     if not (_explains(options) or (trust_request(options) and not options.json)):
         return None
@@ -129,7 +152,7 @@ def _results(
             yield error
 
 
-def _shows(options: argparse.Namespace) -> bool:
+def _shows(options: Options) -> bool:
     return options.show and not options.json and bool(_explains(options) or options.feature_maps)
 
 
@@ -159,7 +182,7 @@ def _written(
         return error, None
 
 
-def _request(options: argparse.Namespace, model: Model | None) -> ClassifyOptions:
+def _request(options: Options, model: Model | None) -> ClassifyOptions:
     """Return what is asked; raises ValueError where --against names no class."""
     request = ClassifyOptions(
         model=options.model,
@@ -182,7 +205,7 @@ def _request(options: argparse.Namespace, model: Model | None) -> ClassifyOption
     return request
 
 
-def _explains(options: argparse.Namespace) -> bool:
+def _explains(options: Options) -> bool:
     return bool(
         options.cam
         or options.classes
