@@ -110,6 +110,7 @@ def test_the_page_shows_neighbours_in_a_browser(tmp_path):
         ).stdout  # fmt: skip
     finally:
         server.shutdown()
+        server.server_close()
     assert asked == ["/page.html"]
     assert '<h1 id="title">a &lt;title&gt;</h1>' in shown
     assert '<p id="name">a</p>' in shown
