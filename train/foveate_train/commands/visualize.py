@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from foveate_train.commands import running
-from foveate_train.commands.options import Command
+from foveate_train.options import Command
 from foveate_train.visualize import (
     arithmetic,
     cam,

@@ -12,9 +12,9 @@ from PIL import Image
 from pydantic import Field
 from torch.nn import functional
 
-from foveate_train.commands.options import As, Command
 from foveate_train.drawing import new_figure, saving
 from foveate_train.errors import SettingsError
+from foveate_train.options import As, Command
 from foveate_train.progress import tracked
 from foveate_train.visualize.options import OutOptions
 

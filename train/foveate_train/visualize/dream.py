@@ -8,9 +8,9 @@ from pydantic import Field
 from torch.nn import functional
 
 from foveate_train.ascent import normalised
-from foveate_train.commands.options import As, Command
 from foveate_train.drawing import colours, sheet
 from foveate_train.errors import SettingsError
+from foveate_train.options import As, Command
 from foveate_train.progress import tracked
 from foveate_train.recording import recorded
 from foveate_train.visualize.options import PictureOptions

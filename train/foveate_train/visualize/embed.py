@@ -18,7 +18,6 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from torch.nn import functional
 
-from foveate_train.commands.options import As, Command
 from foveate_train.data import mnist
 from foveate_train.data.draws import generator
 from foveate_train.data.folder import Corrupt, scan
@@ -26,6 +25,7 @@ from foveate_train.data.memory import normalise
 from foveate_train.data.preprocess import preprocess
 from foveate_train.drawing import new_figure
 from foveate_train.errors import DataError, MissingPackageError, SettingsError, WeightsError
+from foveate_train.options import As, Command
 from foveate_train.penultimate import head_of, penultimate
 from foveate_train.progress import tracked
 from foveate_train.visualize.options import VisualizeOptions

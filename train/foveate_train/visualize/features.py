@@ -6,9 +6,9 @@ import torch
 from pydantic import Field
 
 from foveate_train.ascent import normalised
-from foveate_train.commands.options import As, Command
 from foveate_train.drawing import heat, sheet
 from foveate_train.errors import SettingsError
+from foveate_train.options import As, Command
 from foveate_train.progress import tracked
 from foveate_train.recording import recorded
 from foveate_train.strokes import bar

@@ -7,9 +7,9 @@ import torch
 from pydantic import Field
 
 from foveate_train.ascent import Activations, ascend
-from foveate_train.commands.options import As, Command
 from foveate_train.drawing import sheet
 from foveate_train.errors import SettingsError
+from foveate_train.options import As, Command
 from foveate_train.recording import recorded
 from foveate_train.visualize.options import VisualizeOptions
 from foveate_train.visualize.subject import Subject, shortened

@@ -1,4 +1,4 @@
-"""What every kind of picture is told: of which classifier, of which pictures, and where to."""
+"""The options of every drawing: which classifier, which pictures, and which folder."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from foveate_train.commands.options import As, MachineOptions
 from foveate_train.drawing import saving
 from foveate_train.errors import TrainError
+from foveate_train.options import As, MachineOptions
 from foveate_train.visualize.subject import Picture, Subject, digits, photograph
 
 if TYPE_CHECKING:
