@@ -136,6 +136,14 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
+def test_a_folder_of_one_picture_has_no_neighbour_of_its_own():
+    near = torch.tensor([[1], [0], [0]])
+    assert embed._agreement(torch.tensor([0, 1, 2]), near) == ""
+    said = "; the nearest neighbour of 50.0% is of their own folder"
+    assert embed._agreement(torch.tensor([0, 0, 1, 1]), torch.tensor([[1], [2], [3], [0]])) == said
+    assert embed._agreement(torch.tensor([0, 0, 1]), near).startswith("; the nearest")
+
+
 def test_neighbours_are_those_of_all_pairs():
     features = torch.randn(30, 7)
     found = embed.nearest(features, 4)
