@@ -31,9 +31,10 @@ class _Command(NamedTuple):
         return _version(self.requirement.partition("[")[0]) is not None
 
 
-_CLIENT, _RUNTIME, _SERVE, _EXPORT, _TRAIN, _BENCH = (
+_CLIENT, _RUNTIME, _REMOTE, _SERVE, _EXPORT, _TRAIN, _BENCH = (
     "foveate-client",
     "foveate-runtime[cpu]",
+    "foveate-runtime[remote]",
     "foveate-serve[cpu]",
     "foveate-export",
     "foveate-train",
@@ -51,6 +52,8 @@ _KNOWN = {
     "evaluate": _Command(_RUNTIME, "measure a bundle's accuracy on labelled pictures"),
     "serve": _Command(_SERVE, "serve a repository of bundles over gRPC"),
     "verify": _Command(_RUNTIME, "compare a bundle with the answers kept in it"),
+    "push": _Command(_REMOTE, "copy a bundle to a bucket, a hub or a registry"),
+    "pull": _Command(_REMOTE, "copy bundles out of a bucket, a hub or a registry"),
     "bench": _Command(_BENCH, "compare backends and variants"),
     "classify": _Command(_CLIENT, "classify pictures and show what was looked at"),
     "health": _Command(_CLIENT, "ask a server whether it serves"),
