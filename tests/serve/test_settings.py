@@ -143,6 +143,7 @@ def test_the_parts_of_tls_go_together(alone: str) -> None:
     ],
 )
 def test_a_bad_start_says_why(
+    *,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
