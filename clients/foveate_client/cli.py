@@ -47,6 +47,7 @@ _KNOWN = {
     "visualize": _Command(_TRAIN, "draw what a classifier computes"),
     "export": _Command(_EXPORT, "make a bundle of a classifier"),
     "engines": _Command(_EXPORT, "build TensorRT engines of a bundle's graphs"),
+    "triton": _Command(_EXPORT, "make a bundle a model of NVIDIA Triton"),
     "calibrate": _Command(_RUNTIME, "find how far a bundle's answers can be believed"),
     "card": _Command(_RUNTIME, "write a model card of a bundle"),
     "evaluate": _Command(_RUNTIME, "measure a bundle's accuracy on labelled pictures"),
