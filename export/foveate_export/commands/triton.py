@@ -2,12 +2,13 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from foveate_export.commands._console import answer
 from foveate_export.publish.triton import add_triton
 from foveate_runtime.bundle.bundle import Bundle
-from foveate_runtime.console import DONE, positive
+from foveate_runtime.console import DONE, parse, positive
 
 PROG = "foveate triton"
 
@@ -19,9 +20,18 @@ class to explain is optional then, and the best one where it is not given."""
 EPILOG = "example: foveate triton models/resnet18/1"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of `foveate triton`."""
+
+    bundle: Path
+    variant: str | None
+    max_batch: int
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run `foveate triton` and return its exit code."""
-    options = _parser().parse_args(arguments)
+    options = parse(_parser(), Options, arguments)
     return answer(lambda: _run(options), PROG)
 
 
@@ -41,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: Options) -> int:
     bundle = Bundle.open(options.bundle)
     variant = options.variant or bundle.manifest.variants[0].name
     for path in add_triton(bundle, variant, options.max_batch):

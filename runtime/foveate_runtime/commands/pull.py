@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -10,7 +11,7 @@ from rich.console import Console
 from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.bundle.folder import NoModelError
 from foveate_runtime.bundle.publishing import put_in_place, staging, taken
-from foveate_runtime.console import DONE, answer, positive, transfer
+from foveate_runtime.console import DONE, answer, parse, positive, transfer
 from foveate_runtime.remote.fetching import Fetched, Remote, bounded, fetch, read_manifest, remotes
 from foveate_runtime.remote.location import Location
 from foveate_runtime.remote.store import Progress, RemoteError, Store, open_store
@@ -25,9 +26,19 @@ has of it, and a version appears when it is whole. What is there already stays."
 EPILOG = "example: foveate pull s3://bucket/models --repository models"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of `foveate pull`."""
+
+    url: str
+    repository: Path
+    model: str | None
+    version: int | None
+
+
 def main(arguments: Sequence[str]) -> int:
     """Pull bundles and return the exit code."""
-    options = _parser().parse_args(arguments)
+    options = parse(_parser(), Options, arguments)
     return answer(lambda: _run(options), PROG, usage=(NoModelError,))
 
 
@@ -47,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: Options) -> int:
     location = Location.parse(options.url)
     with (
         TemporaryDirectory(prefix="foveate-") as scratch,

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -9,7 +10,7 @@ from rich.console import Console
 
 from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.commands.card import MissingError, hub_card
-from foveate_runtime.console import DONE, UsageError, answer, transfer
+from foveate_runtime.console import DONE, UsageError, answer, parse, transfer
 from foveate_runtime.remote.location import HUB, REGISTRY, Location
 from foveate_runtime.remote.store import open_store
 
@@ -22,9 +23,18 @@ file is checked first. A version of a bucket is never overwritten."""
 EPILOG = "example: foveate push models/resnet18/1 s3://bucket/models"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of `foveate push`."""
+
+    bundle: Path
+    url: str
+    base: str
+
+
 def main(arguments: Sequence[str]) -> int:
     """Push a bundle and return the exit code."""
-    options = _parser().parse_args(arguments)
+    options = parse(_parser(), Options, arguments)
     return answer(lambda: _run(options), PROG, failures=(MissingError,))
 
 
@@ -49,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: Options) -> int:
     location = Location.parse(options.url)
     if options.base and location.scheme != REGISTRY:
         raise UsageError("--base goes with oci://")
