@@ -7,7 +7,6 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
 from contextlib import aclosing, suppress
-from pathlib import Path
 from types import TracebackType
 from typing import Self, Unpack
 
@@ -70,7 +69,7 @@ class AsyncClient:
         timeout: float = DEFAULT_TIMEOUT,
         require_signature: str | os.PathLike[str] | None = None,
     ) -> Self:
-        """Return a client that runs the models of the folder `repository` in this process.
+        """Return a client that runs the models of `repository`, a folder or a URL, in this process.
 
         `require_signature` is as in `Client.local`. Opening it reads the models, and blocks
         until they are loaded. Raises MissingDistributionError where foveate-serve is not
@@ -78,7 +77,7 @@ class AsyncClient:
         """
         keys = None if require_signature is None else Path(require_signature)
         with client_errors():
-            transport = ThreadedTransport(local_transport(Path(repository), keys))
+            transport = ThreadedTransport(local_transport(repository, keys))
             return cls(transport, timeout=timeout)
 
     async def classify(

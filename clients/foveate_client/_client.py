@@ -6,7 +6,6 @@ import os
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, suppress
 from itertools import chain
-from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Self, Unpack
@@ -71,7 +70,7 @@ class Client:
         timeout: float = DEFAULT_TIMEOUT,
         require_signature: str | os.PathLike[str] | None = None,
     ) -> Self:
-        """Return a client that runs the models of the folder `repository` in this process.
+        """Return a client that runs the models of `repository`, a folder or a URL, in this process.
 
         `require_signature` is a file of public keys (PEM, Ed25519): bundles that none of
         them signed are refused. Raises MissingDistributionError where foveate-serve is not
@@ -79,7 +78,7 @@ class Client:
         """
         keys = None if require_signature is None else Path(require_signature)
         with client_errors():
-            return cls(local_transport(Path(repository), keys), timeout=timeout)
+            return cls(local_transport(repository, keys), timeout=timeout)
 
     def classify(
         self,

@@ -81,7 +81,7 @@ class Bundle:
             raise BundleError(f"{MANIFEST_FILE}: its folder is a link to itself") from error
         if check_manifest is not None:
             check_manifest(root, text)
-        manifest = _parse_manifest(text)
+        manifest = parse_manifest(text)
         for name, entry in manifest.files.items():
             _check_file(root, name, entry)
         for variant in manifest.variants:
@@ -121,7 +121,8 @@ def read_manifest(root: Path) -> bytes:
     return text
 
 
-def _parse_manifest(text: bytes) -> Manifest:
+def parse_manifest(text: bytes) -> Manifest:
+    """Return what a manifest says; raises BundleError where it is invalid."""
     try:
         manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
