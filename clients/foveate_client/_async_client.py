@@ -7,6 +7,7 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
 from contextlib import aclosing, suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Self, Unpack
 

@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, suppress
 from itertools import chain
 from queue import SimpleQueue
+from pathlib import Path
 from types import TracebackType
 from typing import Self, Unpack
 

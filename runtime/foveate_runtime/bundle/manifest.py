@@ -15,6 +15,9 @@ from foveate_runtime.bundle.trust import Policy, Trust
 
 MANIFEST_FILE = "manifest.json"
 LABELS_FILE = "labels.txt"
+SIGNATURE_FILE = "manifest.sig"
+"""Beside the manifest, where the bundle is signed: `foveate_runtime.bundle.signing`."""
+SIGNATURE_BYTES = 64
 
 IMAGE_INPUT = "image"
 """The graph input: uint8 [N, height, width, channels]."""

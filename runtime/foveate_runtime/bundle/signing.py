@@ -19,13 +19,11 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from foveate_runtime.bundle.bundle import Bundle, BundleError
-
-SIGNATURE_FILE = "manifest.sig"
+from foveate_runtime.bundle.manifest import SIGNATURE_BYTES, SIGNATURE_FILE
 
 _PURPOSE = b"foveate.bundle.signature/1\0"
 """Signed before the manifest: a signature for another purpose does not count here."""
 
-_SIGNATURE_BYTES = 64
 _MAX_KEY_BYTES = 1 << 20
 _END = b"-----END PUBLIC KEY-----"
 
@@ -110,13 +108,13 @@ def _read_signature(root: Path) -> bytes:
         descriptor = os.open(root / SIGNATURE_FILE, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb") as file:
             plain = stat.S_ISREG(os.fstat(descriptor).st_mode)
-            signature = file.read(_SIGNATURE_BYTES + 1) if plain else b""
+            signature = file.read(SIGNATURE_BYTES + 1) if plain else b""
     except FileNotFoundError as error:
         raise BundleError(f"{SIGNATURE_FILE}: the bundle is not signed") from error
     except OSError as error:
         raise BundleError(f"{SIGNATURE_FILE}: cannot be read ({error.strerror})") from error
-    if len(signature) != _SIGNATURE_BYTES:
-        raise BundleError(f"{SIGNATURE_FILE}: not a signature of {_SIGNATURE_BYTES} bytes")
+    if len(signature) != SIGNATURE_BYTES:
+        raise BundleError(f"{SIGNATURE_FILE}: not a signature of {SIGNATURE_BYTES} bytes")
     return signature
 
 
