@@ -6,8 +6,8 @@ import os
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, suppress
 from itertools import chain
-from queue import SimpleQueue
 from pathlib import Path
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Self, Unpack
 
