@@ -146,7 +146,7 @@ ATTACKS: dict[str, tuple[Attack, str]] = {
     ),
     "path with a null": (
         manifest(lambda m: m["files"].update({"a\0b": m["files"]["labels.txt"]})),
-        "manifest.json: .*control characters",
+        "manifest.json: .*characters that cannot be printed",
     ),
     "path that is too long": (
         manifest(lambda m: m["files"].update({"a" * 5000: m["files"]["labels.txt"]})),
