@@ -93,8 +93,13 @@ def test_what_cannot_be_a_picture_is_refused(data: bytes, told: str) -> None:
 
 def test_a_model_without_maps_says_why() -> None:
     model = Model(
-        **{"name": "plain", "version": "1", "state": "ready", "classifier": "own"},
-        **{"active_variant": "fp32", "backend": "onnxruntime", "device": "cpu"},
+        name="plain",
+        version="1",
+        state="ready",
+        classifier="own",
+        active_variant="fp32",
+        backend="onnxruntime",
+        device="cpu",
         labels=("a", "b"),
         input=InputSpec(
             height=8, width=8, channels=3, resize=8, interpolation="bilinear", mean=(), std=()
