@@ -95,6 +95,8 @@ class Connection(asyncio.BufferedProtocol):
         self.transport: asyncio.Transport = cast("asyncio.Transport", None)
         self.heard_at = self.idle_since = self._loop.time()
         """When bytes came last, and since when there has been no stream."""
+        self.inflating = asyncio.Lock()
+        """Held while a large message is inflated."""
 
         self._frames = FrameReader(self)
         self._resettled = False
@@ -202,6 +204,10 @@ class Connection(asyncio.BufferedProtocol):
         self._name_the_last()
         self.sender.flush()
         self.transport.close()
+
+    def idle_for(self) -> float:
+        """Return for how many seconds there has been no stream; 0 while there is one."""
+        return 0.0 if self.streams else self._loop.time() - self.idle_since
 
     def abort(self) -> None:
         """Close at once."""
