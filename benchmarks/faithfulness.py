@@ -57,11 +57,10 @@ from foveate_runtime.evaluation.faithfulness import (
     auc,
     blurred,
     controls,
-    ranking,
-    replaced,
     revealed,
 )
 from foveate_runtime.imaging.decode import ImageLimits
+from foveate_runtime.imaging.masking import ranking, replaced
 from foveate_runtime.imaging.transform import prepare
 
 RESULTS = Path(__file__).parent / "results"

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from foveate_client._client import Client
 from foveate_client._exceptions import CallError, FoveateError, ImageError
 from foveate_client._images import ImageInput
 from foveate_client._models import Model
-from foveate_client._options import Cam, ClassifyOptions, Features
-from foveate_client._results import Classification, Heatmap, Trust
+from foveate_client._options import CHECK_COPIES, OCCLUSION, Cam, ClassifyOptions, Features
+from foveate_client._results import Classification, Heatmap, MapCheck, Trust
 from foveate_client.batch.stream import stops_the_run
 from foveate_client.commands._pictures import PictureWriter, Written, drawn
 from foveate_client.commands._shared import (
@@ -84,7 +85,8 @@ def _classify(
         request = _request(options, model)
     except ValueError as error:
         parser.error(str(error))
-    if model is not None and "cam" in request and (told := without_maps(model)):
+    graph_map = "cam" in request and options.cam_method != OCCLUSION
+    if model is not None and graph_map and (told := without_maps(model)):
         complain(parser, told)
         del request["cam"]
     labels = model.labels if model is not None else ()
@@ -183,6 +185,7 @@ def _request(options: argparse.Namespace, model: Model | None) -> ClassifyOption
             class_ids=options.classes,
             top=options.cam_top,
             against=_against(options.against, model),
+            check=options.check,
         )
     if (trust := trust_request(options)) is not None:
         request["trust"] = trust
@@ -196,6 +199,7 @@ def _explains(options: argparse.Namespace) -> bool:
         or options.cam_top is not None
         or options.cam_method
         or options.against is not None
+        or options.check
     )
 
 
@@ -261,6 +265,7 @@ def _record(
                 "maximum": cam.maximum,
                 "explained": cam.explained,
                 "path": None if path is None else str(path),
+                **({"check": asdict(cam.check)} if cam.check else {}),
             }
             for cam, path in zip(outcome.cams, cam_paths, strict=True)
         ],
@@ -372,11 +377,21 @@ def _name(class_id: int, labels: Sequence[str]) -> str:
 def _findings(cam: Heatmap) -> str:
     what = "logit" if cam.against is None else "difference of the logits"
     share = "" if cam.explained is None else f"; it explains {cam.explained:.1%} of the {what}"
+    share += _worth(cam.check)
     if not cam.has_evidence:
         return f"no positive evidence, the largest value is {cam.maximum:.3g}{share}"
     x, y = cam.peak
     values = f"values {cam.minimum:.3g} to {cam.maximum:.3g}"
     return f"{values}, the largest at x {x:.0f}, y {y:.0f}{share}"
+
+
+def _worth(check: MapCheck | None) -> str:
+    if check is None:
+        return ""
+    return (
+        f"; without what it shows the score falls by {check.drop:.3g}, "
+        f"without as much of anything by {check.random_drop:.3g}"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -420,7 +435,15 @@ def _parser() -> argparse.ArgumentParser:
         help="explain these classes, such as 281,285; implies --cam",
     )
     parser.add_argument(
-        "--cam-method", metavar="NAME", default="", help="how to explain; implies --cam"
+        "--cam-method",
+        metavar="NAME",
+        default="",
+        help="how to explain; any model has occlusion, by 25 masked copies; implies --cam",
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help=f"try the map on {CHECK_COPIES} masked copies of the picture; implies --cam",
     )
     parser.add_argument(
         "--against",
