@@ -49,6 +49,8 @@ class Plan(JobPlan[Result]):
         batched, labels, manifest = chunk.batched, model.bundle.labels, model.bundle.manifest
         ranking, row = batched.ranking, batched.row
         best = ranking.best(row, self.ranks)
+        if model.drift is not None:
+            model.drift.observe(ranking.logits[row])
         cams: tuple[Cam, ...] = ()
         if self.cam is not None:
             logits = ranking.logits[row]

@@ -139,6 +139,14 @@ METRICS = (
     ),
     _gauge("max_queue", "queue_limit", "The most pictures in the queue.", largest=True),
     _Metric(
+        "foveate_drift_psi",
+        "How far the last answers lie from those to the calibration pictures.",
+        "drift",
+        "gauge",
+        labels=(*_VERSION, "figure"),
+        largest=True,
+    ),
+    _Metric(
         "foveate_calls",
         "gRPC calls, by canonical code.",
         "calls",
@@ -217,6 +225,10 @@ class Metrics:
             numbers = _numbers_of(serving[version]) if version in serving else (0.0,) * 5
             for name, value in zip(_SAMPLED, numbers, strict=True):
                 self._statistics.set(name, *version, value)
+        for version, loaded in serving.items():
+            drift = {} if loaded.drift is None else loaded.drift.indices()
+            for figure, value in drift.items():
+                self._statistics.set("drift", *version, value, figure)
         for model, number in self._known_versions.update(states):
             self._statistics.forget(model, number)
 
