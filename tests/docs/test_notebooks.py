@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 DOCS = Path(__file__).parents[2] / "docs"
 ORDER = ("train", "layers", "cam", "export", "serve", "trust")
-LIMIT_SECONDS = 600
+LIMIT_SECONDS = 1800
 
 
 class Kernel(AsyncKernelManager):

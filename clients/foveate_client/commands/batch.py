@@ -90,7 +90,9 @@ class Options(SourceOptions, TrustOptions):
     threshold: float | None
     embeddings: tuple[str, ...]
     feature_maps: tuple[str, ...]
+    probabilities: bool
     cam: Path | None
+    fiftyone: Path | None
     cam_method: str
     labels: Path | None
     image_column: str | None
