@@ -27,7 +27,7 @@ setup: $(ready) ## Install everything into VENV, and bring MNIST where it can be
 $(ready): VERSION constraints.txt pyproject.toml $(packages:%=%/pyproject.toml)
 	test -x $(bin)/uv || { $(PYTHON) -m venv $(VENV) && $(bin)/pip install --quiet --disable-pip-version-check --constraint constraints.txt uv; }
 	$(bin)/uv pip install --python $(bin)/python --constraint constraints.txt --group dev \
-	    -e proto -e clients -e web -e 'runtime[cpu,images,openvino]' -e 'serve[http]' -e 'bench[loadgen]' -e 'train[weights,transformers,graphs]' -e export
+	    -e proto -e clients -e web -e 'runtime[cpu,images,openvino,remote]' -e 'serve[http]' -e 'bench[loadgen]' -e 'train[weights,transformers,graphs]' -e export
 	touch $@
 
 mnist: $(ready) ## Bring MNIST into the cache

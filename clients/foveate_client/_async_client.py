@@ -7,7 +7,6 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
 from contextlib import aclosing, suppress
-from pathlib import Path
 from types import TracebackType
 from typing import Self, Unpack
 
@@ -64,13 +63,13 @@ class AsyncClient:
 
     @classmethod
     def local(cls, repository: str | os.PathLike[str], *, timeout: float = DEFAULT_TIMEOUT) -> Self:
-        """Return a client that runs the models of the folder `repository` in this process.
+        """Return a client that runs the models of `repository`, a folder or a URL, in this process.
 
         Opening it reads the models, and blocks until they are loaded. Raises
         MissingDistributionError where foveate-serve is not installed.
         """
         with client_errors():
-            return cls(ThreadedTransport(local_transport(Path(repository))), timeout=timeout)
+            return cls(ThreadedTransport(local_transport(repository)), timeout=timeout)
 
     async def classify(
         self,

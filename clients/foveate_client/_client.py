@@ -6,7 +6,6 @@ import os
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, suppress
 from itertools import chain
-from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Self, Unpack
@@ -65,12 +64,12 @@ class Client:
 
     @classmethod
     def local(cls, repository: str | os.PathLike[str], *, timeout: float = DEFAULT_TIMEOUT) -> Self:
-        """Return a client that runs the models of the folder `repository` in this process.
+        """Return a client that runs the models of `repository`, a folder or a URL, in this process.
 
         Raises MissingDistributionError where foveate-serve is not installed.
         """
         with client_errors():
-            return cls(local_transport(Path(repository)), timeout=timeout)
+            return cls(local_transport(repository), timeout=timeout)
 
     def classify(
         self,

@@ -1,5 +1,7 @@
 """Builds the engine of a server from its settings."""
 
+from pathlib import Path
+
 from foveate_runtime.backends.base import Runner
 from foveate_runtime.backends.registry import create_runner
 from foveate_runtime.bundle.bundle import Bundle
@@ -31,7 +33,7 @@ def make_engine(settings: Settings, observer: Observer | None = None) -> Engine:
 
     return Engine(
         Repository(
-            settings.repository,
+            Path(settings.repository),
             make_runner,
             batch_policy(settings),
             observer,

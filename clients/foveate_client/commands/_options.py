@@ -26,7 +26,7 @@ class SourceOptions(SecurityOptions):
     """What `add_source_arguments` adds: where the models are. `timeout` is in seconds."""
 
     address: str | None
-    repository: Path | None
+    repository: str | None
     timeout: float
 
 

@@ -28,7 +28,10 @@ def add_source_arguments(parser: argparse.ArgumentParser, *, required: bool = Tr
     source = parser.add_mutually_exclusive_group(required=required)
     source.add_argument("--address", metavar="HOST:PORT", help="the server to ask")
     source.add_argument(
-        "--repository", metavar="DIR", type=Path, help="the bundles to run in this process"
+        "--repository",
+        metavar="DIR|URL",
+        help="the bundles to run in this process: a folder, or s3://, gs://, az://, hf://, oci:// "
+        "or file://",
     )
     parser.add_argument(
         "--timeout",

@@ -56,7 +56,7 @@ class Bundle:
             text = read_manifest(root)
         except OSError as error:
             raise BundleError(f"{MANIFEST_FILE}: cannot be read ({error.strerror})") from error
-        manifest = _parse_manifest(text)
+        manifest = parse_manifest(text)
         for name, entry in manifest.files.items():
             _check_file(root, name, entry)
         return cls(
@@ -94,7 +94,8 @@ def read_manifest(root: Path) -> bytes:
     return text
 
 
-def _parse_manifest(text: bytes) -> Manifest:
+def parse_manifest(text: bytes) -> Manifest:
+    """Return what a manifest says; raises BundleError where it is invalid."""
     try:
         return Manifest.model_validate_json(text)
     except ValidationError as error:

@@ -350,6 +350,8 @@ class Manifest(_Model):
             parts = path.split("/")
             if path.startswith("/") or "\\" in path or any(p in ("", ".", "..") for p in parts):
                 raise ValueError(f"files: {path!r} leaves the bundle")
+            if not path.isprintable():
+                raise ValueError(f"files: {path!r} has characters that cannot be printed")
         golden = [self.golden.file] if self.golden else []
         for path in (LABELS_FILE, *(v.file for v in self.variants), *golden):
             if path not in self.files:

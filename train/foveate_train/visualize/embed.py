@@ -104,10 +104,9 @@ def run(options: EmbedOptions) -> int:
     count = len(found.names)
     near = nearest(found.features, min(options.neighbours, count - 1))
     points = laid_out(found.features, options.method, options.seed)
-    same = (found.labels[near[:, 0]] == found.labels).float().mean()
     print(
-        f"{count} pictures of {len(found.classes)} folders, {found.features.shape[1]} features; "
-        f"the nearest neighbour of {same:.1%} is of their own folder"
+        f"{count} pictures of {len(found.classes)} folders, {found.features.shape[1]} features"
+        f"{_agreement(found.labels, near)}"
     )
     title = f"{subject.classifier.name}, {options.folder.name}: {options.method}, {count} pictures"
     text = page(found, points, near, title)
@@ -197,6 +196,15 @@ def nearest(features: torch.Tensor, count: int) -> torch.Tensor:
     unit = functional.normalize(features)
     alike = (unit @ unit.T).fill_diagonal_(-torch.inf)
     return alike.topk(count).indices
+
+
+def _agreement(labels: torch.Tensor, near: torch.Tensor) -> str:
+    """Say how often the nearest neighbour is of the same folder, where a folder has several."""
+    several = torch.bincount(labels)[labels] > 1
+    if not several.any():
+        return ""
+    same = (labels[near[:, 0]] == labels)[several].float().mean()
+    return f"; the nearest neighbour of {same:.1%} is of their own folder"
 
 
 def laid_out(
