@@ -163,6 +163,11 @@ class TransportSettings(BaseModel):
     max_concurrent_streams: Count = Field(
         default=1024, description="the most calls of one connection at one time; others wait"
     )
+    max_connections: Count = Field(
+        default=10_000,
+        description="the most connections of a process; fewer where its limit of open files "
+        "leaves no more",
+    )
     max_connection_idle: Seconds = Field(
         default=0.0,
         description="seconds without a call after which a connection is closed; 0 is never",
@@ -211,6 +216,11 @@ class Settings(ModelSettings, TransportSettings, BaseSettings):
     poll_interval: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
         default=15.0,
         description="seconds between two looks at the folder, or the URL, in the mode poll",
+    )
+    require_signature: Path | None = Field(
+        default=None,
+        description="a file of public keys (PEM, Ed25519): bundles that none of them signed are "
+        "refused; unset loads all; it needs the extra signing",
     )
     version_labels: Annotated[VersionLabels, NoDecode] = Field(
         default_factory=dict,

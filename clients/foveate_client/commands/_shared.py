@@ -34,6 +34,12 @@ def add_source_arguments(parser: argparse.ArgumentParser, *, required: bool = Tr
         "or file://",
     )
     parser.add_argument(
+        "--require-signature",
+        metavar="FILE",
+        type=Path,
+        help="public keys (PEM, Ed25519), of which one must have signed what --repository holds",
+    )
+    parser.add_argument(
         "--timeout",
         metavar="SECONDS",
         type=seconds,
@@ -81,7 +87,11 @@ def open_client(options: SourceOptions) -> Iterator[Client]:
 
 def _client(options: SourceOptions) -> Client:
     if options.repository is not None:
-        return Client.local(options.repository, timeout=options.timeout)
+        return Client.local(
+            options.repository,
+            timeout=options.timeout,
+            require_signature=options.require_signature,
+        )
     if options.address is None:
         raise FoveateError("neither --address nor --repository is given")
     with _connection_errors():
@@ -199,7 +209,8 @@ def without_maps(model: Model) -> str | None:
     why = note.partition(": ")[2] or "its export does not say why"
     return (
         f"{model.name} has no class activation maps: {why}. The classes come without them; "
-        "for maps, export the model with --cam-layer, or choose another: "
+        "for maps, export the model with --cam-layer, take --cam-method occlusion, "
+        "or choose another: "
         "foveate models NAME shows a model's methods"
     )
 
