@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from foveate_client import Client, FoveateError
-from foveate_client._connection import ConnectionOptions
 from foveate_client.commands._numbers import seconds
+from foveate_client.commands._options import SecurityOptions, parse
 from foveate_client.commands._shared import add_security_arguments, connection_options
 
 _PROGRAM = "foveate web"
@@ -19,8 +19,8 @@ _LISTEN = "127.0.0.1:7860"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """What is typed.
+class Options(SecurityOptions):
+    """The options of `foveate web`.
 
     `address` is the server's; `listen` the host and port of the page; `timeout` the longest
     wait for an answer, in seconds.
@@ -29,14 +29,13 @@ class Options:
     address: str
     listen: tuple[str, int]
     timeout: float
-    connection: ConnectionOptions
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command; return its exit code."""
-    parser = _parser()
+    options = parse(_parser(), Options, arguments)
     try:
-        return _run(_options(parser, arguments))
+        return _run(options)
     except OSError as error:
         place = "" if error.filename is None else f": {error.filename}"
         print(f"{_PROGRAM}: {error.strerror}{place}", file=sys.stderr)
@@ -46,12 +45,13 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(options: Options) -> int:
+    connection = connection_options(options)
     with _listen(*options.listen) as listening:
         # Before Gradio is imported, which reads it then.
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         from foveate_web.serving import serve  # noqa: PLC0415 - it takes seconds
 
-        with Client(options.address, timeout=options.timeout, **options.connection) as client:
+        with Client(options.address, timeout=options.timeout, **connection) as client:
             serve(client, options.address, listening)
     return 0
 
@@ -63,16 +63,6 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family)
     except OSError as error:
         raise FoveateError(f"--listen {host}:{port}: {error.strerror}") from error
-
-
-def _options(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Options:
-    parsed = parser.parse_args(arguments)
-    return Options(
-        address=parsed.address,
-        listen=parsed.listen,
-        timeout=parsed.timeout,
-        connection=connection_options(parsed),
-    )
 
 
 def _parser() -> argparse.ArgumentParser:
