@@ -20,11 +20,7 @@ _LISTEN = "127.0.0.1:7860"
 
 @dataclass(frozen=True, kw_only=True)
 class Options(SecurityOptions):
-    """The options of `foveate web`.
-
-    `address` is the server's; `listen` the host and port of the page; `timeout` the longest
-    wait for an answer, in seconds.
-    """
+    """The options of `foveate web`; `listen` is a host and a port, `timeout` in seconds."""
 
     address: str
     listen: tuple[str, int]
@@ -33,9 +29,9 @@ class Options(SecurityOptions):
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command; return its exit code."""
-    options = parse(_parser(), Options, arguments)
+    parser = _parser()
     try:
-        return _run(options)
+        return _run(parse(parser, Options, arguments))
     except OSError as error:
         place = "" if error.filename is None else f": {error.filename}"
         print(f"{_PROGRAM}: {error.strerror}{place}", file=sys.stderr)

@@ -28,7 +28,16 @@ def add_source_arguments(parser: argparse.ArgumentParser, *, required: bool = Tr
     source = parser.add_mutually_exclusive_group(required=required)
     source.add_argument("--address", metavar="HOST:PORT", help="the server to ask")
     source.add_argument(
-        "--repository", metavar="DIR", type=Path, help="the bundles to run in this process"
+        "--repository",
+        metavar="DIR|URL",
+        help="the bundles to run in this process: a folder, or s3://, gs://, az://, hf://, oci:// "
+        "or file://",
+    )
+    parser.add_argument(
+        "--require-signature",
+        metavar="FILE",
+        type=Path,
+        help="public keys (PEM, Ed25519), of which one must have signed what --repository holds",
     )
     parser.add_argument(
         "--timeout",
@@ -78,7 +87,11 @@ def open_client(options: SourceOptions) -> Iterator[Client]:
 
 def _client(options: SourceOptions) -> Client:
     if options.repository is not None:
-        return Client.local(options.repository, timeout=options.timeout)
+        return Client.local(
+            options.repository,
+            timeout=options.timeout,
+            require_signature=options.require_signature,
+        )
     if options.address is None:
         raise FoveateError("neither --address nor --repository is given")
     with _connection_errors():
@@ -196,7 +209,8 @@ def without_maps(model: Model) -> str | None:
     why = note.partition(": ")[2] or "its export does not say why"
     return (
         f"{model.name} has no class activation maps: {why}. The classes come without them; "
-        "for maps, export the model with --cam-layer, or choose another: "
+        "for maps, export the model with --cam-layer, take --cam-method occlusion, "
+        "or choose another: "
         "foveate models NAME shows a model's methods"
     )
 

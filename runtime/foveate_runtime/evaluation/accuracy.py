@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,15 +60,15 @@ def prepared_batches(
     Args:
         labelled: the pictures.
         spec: how a picture becomes an input.
-        corrupt: gets what is wrong with each picture that cannot be decoded, and
-            that is left out; None where there must be none.
+        corrupt: gets what is wrong with each picture that cannot be read or decoded,
+            and that is left out; None where there must be none.
 
     Raises:
         LabelledError: a picture cannot be decoded; named, since an accuracy over
             the rest would pass for one over all. Or none can.
     """
 
-    def decode(item: tuple[str, bytes, int]) -> NDArray[np.uint8] | LabelledError:
+    def decode(item: tuple[str, bytes | Path, int]) -> NDArray[np.uint8] | LabelledError:
         try:
             return prepared(item[1], spec, item[0])
         except LabelledError as error:
@@ -93,13 +94,16 @@ def prepared_batches(
         raise LabelledError(f"{labelled.name}: none of its {len(labelled)} pictures can be decoded")
 
 
-def prepared(data: bytes, spec: InputSpec, name: str) -> NDArray[np.uint8]:
-    """Turn an encoded picture into uint8 [H, W, C], as the server does.
+def prepared(data: bytes | Path, spec: InputSpec, name: str) -> NDArray[np.uint8]:
+    """Turn an encoded picture, or its file, into uint8 [H, W, C], as the server does.
 
-    Raises LabelledError where it, called `name`, cannot be decoded.
+    Raises LabelledError where it, called `name`, cannot be read or decoded.
     """
     try:
-        image, _ = prepare(data, spec, ImageLimits())
+        encoded = data.read_bytes() if isinstance(data, Path) else data
+        image, _ = prepare(encoded, spec, ImageLimits())
+    except OSError as error:
+        raise LabelledError(f"{name}: {error.strerror}") from error
     except ImageError as error:
         raise LabelledError(f"{name}: {error}") from error
     return image
