@@ -166,6 +166,11 @@ class Heatmap:
         box = left * across, top * down, width * across, height * down
         return _drawing.overlay(original, self.array, box, opacity)
 
+    def _repr_png_(self) -> bytes:
+        from foveate_client import _notebook
+
+        return _notebook.png(self.picture())
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the raw values where `path` ends in .npy, and else the coloured picture."""
         if Path(path).suffix == ".npy":
@@ -199,6 +204,11 @@ class FeatureMap:
         return _drawing.contact_sheet(
             self.array, self.channels, f"{self.layer}: {count} {noun} of {height} x {width}"
         )
+
+    def _repr_png_(self) -> bytes:
+        from foveate_client import _notebook
+
+        return _notebook.png(self.contact_sheet())
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the raw values where `path` ends in .npy, and else the contact sheet."""
@@ -274,6 +284,11 @@ class Classification:
             trust=_trust(message.trust) if message.HasField("trust") else None,
             warnings=tuple(message.warnings),
         )
+
+    def _repr_html_(self) -> str:
+        from foveate_client import _notebook
+
+        return _notebook.classification(self)
 
 
 def _trust(trust: service.Trust) -> Trust:

@@ -33,10 +33,11 @@ from foveate.v1.classifier_service_pb2 import (
 from foveate_runtime.remote.location import LocationError
 from foveate_runtime.remote.store import RemoteError
 from foveate_serve.assembly import make_engine
+from foveate_serve.errors import InvalidRequestError
 from foveate_serve.repository.remote import local_folder
 from foveate_serve.rpc.errors import status_of
 from foveate_serve.rpc.handlers import ClassifierHandler
-from foveate_serve.settings import Settings
+from foveate_serve.settings import Settings, SettingsError
 
 T = TypeVar("T")
 
@@ -46,19 +47,28 @@ class LocalTransport:
 
     A repository at a URL is fetched once, the newest version of each model. Calls
     take a timeout in seconds and raise `foveate.status.StatusError`; they may come
-    from several threads. Opening raises OSError where the folder cannot be read, and
-    StatusError where the URL cannot; a model that cannot be loaded is listed as failed.
+    from several threads. `require_signature` is a file of public keys: bundles that none
+    of them signed are refused. Opening raises OSError where the folder cannot be read, and
+    StatusError where the URL or the keys cannot; a model that cannot be loaded is listed
+    as failed.
     """
 
-    def __init__(self, repository: Path | str) -> None:
+    def __init__(self, repository: Path | str, require_signature: Path | None = None) -> None:
         with _remote_errors(), local_folder(repository, {}) as folder:
             settings = Settings(repository=folder)
+        if require_signature is not None:
+            settings = settings.model_copy(update={"require_signature": require_signature})
+        try:
+            engine = make_engine(settings)
+        except SettingsError as error:
+            bad = InvalidRequestError("KEYS_UNUSABLE", str(error), field="require_signature")
+            raise StatusError(status_of(bad)) from error
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="foveate-local", daemon=True
         )
         self._thread.start()
-        self._engine = make_engine(settings)
+        self._engine = engine
         self._window = settings.stream_window
         self._handler = ClassifierHandler(self._engine, stream_window=self._window)
         try:

@@ -217,6 +217,11 @@ class Settings(ModelSettings, TransportSettings, BaseSettings):
         default=15.0,
         description="seconds between two looks at the folder, or the URL, in the mode poll",
     )
+    require_signature: Path | None = Field(
+        default=None,
+        description="a file of public keys (PEM, Ed25519): bundles that none of them signed are "
+        "refused; unset loads all; it needs the extra signing",
+    )
     version_labels: Annotated[VersionLabels, NoDecode] = Field(
         default_factory=dict,
         description="labels of versions by model, such as stable: MODEL:LABEL=VERSION,... "

@@ -12,13 +12,17 @@ TRANSPORTS = "foveate.transports"
 """The entry point group of transports that other distributions bring."""
 
 
-def local_transport(repository: str | os.PathLike[str]) -> Transport:
+def local_transport(
+    repository: str | os.PathLike[str], require_signature: Path | None = None
+) -> Transport:
     """Return the transport that runs the models of `repository` in this process.
 
-    It is a folder or a URL. Raises MissingDistributionError where foveate-serve is not installed.
+    It is a folder or a URL. `require_signature` is a file of public keys of which one must
+    have signed each bundle. Raises MissingDistributionError where foveate-serve is not
+    installed.
     """
     factory = cast(
-        "Callable[[Path | str], Transport]",
+        "Callable[[Path | str, Path | None], Transport]",
         _plugins.load(
             TRANSPORTS,
             "local",
@@ -27,5 +31,5 @@ def local_transport(repository: str | os.PathLike[str]) -> Transport:
         ),
     )
     if isinstance(repository, str) and "://" in repository:
-        return factory(repository)
-    return factory(Path(repository))
+        return factory(repository, require_signature)
+    return factory(Path(repository), require_signature)

@@ -27,6 +27,7 @@ class SourceOptions(SecurityOptions):
 
     address: str | None
     repository: str | None
+    require_signature: Path | None
     timeout: float
 
 
@@ -46,9 +47,12 @@ def parse(
 
     What an argument collects in a list becomes a tuple.
     """
+    found = vars(parser.parse_args(arguments))
+    if found.get("require_signature") and not found["repository"]:
+        parser.error("--require-signature needs --repository: a server checks its own bundles")
     return options(
         **{
             name: tuple(value) if isinstance(value, list) else value
-            for name, value in vars(parser.parse_args(arguments)).items()
+            for name, value in found.items()
         }
     )

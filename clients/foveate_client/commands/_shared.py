@@ -34,6 +34,12 @@ def add_source_arguments(parser: argparse.ArgumentParser, *, required: bool = Tr
         "or file://",
     )
     parser.add_argument(
+        "--require-signature",
+        metavar="FILE",
+        type=Path,
+        help="public keys (PEM, Ed25519), of which one must have signed what --repository holds",
+    )
+    parser.add_argument(
         "--timeout",
         metavar="SECONDS",
         type=seconds,
@@ -81,7 +87,11 @@ def open_client(options: SourceOptions) -> Iterator[Client]:
 
 def _client(options: SourceOptions) -> Client:
     if options.repository is not None:
-        return Client.local(options.repository, timeout=options.timeout)
+        return Client.local(
+            options.repository,
+            timeout=options.timeout,
+            require_signature=options.require_signature,
+        )
     if options.address is None:
         raise FoveateError("neither --address nor --repository is given")
     with _connection_errors():

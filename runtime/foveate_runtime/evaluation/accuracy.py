@@ -51,7 +51,10 @@ class Tally:
 
 
 def prepared_batches(
-    labelled: Labelled, spec: InputSpec, corrupt: list[str] | None = None
+    labelled: Labelled,
+    spec: InputSpec,
+    corrupt: list[str] | None = None,
+    names: list[str] | None = None,
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
     """Yield up to `BATCH` pictures at a time, as the server prepares them, and their classes.
 
@@ -62,6 +65,7 @@ def prepared_batches(
         spec: how a picture becomes an input.
         corrupt: gets what is wrong with each picture that cannot be read or decoded,
             and that is left out; None where there must be none.
+        names: gets the names of each batch's pictures before it is yielded.
 
     Raises:
         LabelledError: a picture cannot be decoded; named, since an accuracy over
@@ -79,10 +83,12 @@ def prepared_batches(
         pictures = iter(labelled)
         while batch := list(islice(pictures, BATCH)):
             images, targets = [], []
-            for (_, _, target), image in zip(batch, pool.map(decode, batch), strict=True):
+            for (name, _, target), image in zip(batch, pool.map(decode, batch), strict=True):
                 if not isinstance(image, LabelledError):
                     images.append(image)
                     targets.append(target)
+                    if names is not None:
+                        names.append(name)
                 elif corrupt is None:
                     raise LabelledError(f"{image}; --corrupt skip leaves such pictures out")
                 else:

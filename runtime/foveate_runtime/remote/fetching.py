@@ -9,7 +9,13 @@ from pathlib import Path
 
 from foveate_runtime.bundle.bundle import MAX_MANIFEST_BYTES, BundleError, parse_manifest
 from foveate_runtime.bundle.folder import VERSION, is_name
-from foveate_runtime.bundle.manifest import MANIFEST_FILE, FileEntry, Manifest
+from foveate_runtime.bundle.manifest import (
+    MANIFEST_FILE,
+    SIGNATURE_BYTES,
+    SIGNATURE_FILE,
+    FileEntry,
+    Manifest,
+)
 from foveate_runtime.remote.store import MAX_BYTES, MAX_FILES, Entry, Progress, RemoteError, Store
 
 
@@ -125,6 +131,9 @@ def fetch(store: Store, remote: Remote, fetched: Fetched, folder: Path, progress
         if size != entry.size or found.hexdigest() != entry.sha256:
             raise BundleError(f"{name}: its SHA-256 is not the manifest's")
         done += size
+    signature = remote.files.get(SIGNATURE_FILE)
+    if signature is not None and signature.size == SIGNATURE_BYTES:
+        (folder / SIGNATURE_FILE).write_bytes(b"".join(store.read(signature))[:SIGNATURE_BYTES])
     (folder / MANIFEST_FILE).write_bytes(fetched.text)
 
 

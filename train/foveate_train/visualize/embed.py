@@ -225,7 +225,9 @@ def laid_out(
         import umap  # noqa: PLC0415  an extra
 
         near = min(15, len(features) - 1)
-        components = umap.UMAP(n_neighbors=near, random_state=state).fit_transform(components)
+        # With a seed it computes in one thread, and warns where it is not told so.
+        drawn = umap.UMAP(n_neighbors=near, random_state=state, n_jobs=1)
+        components = drawn.fit_transform(components)
     return torch.from_numpy(components).float()
 
 
