@@ -1,6 +1,6 @@
 """Exports the smallest member of every family of timm and torchvision, and writes what came of it.
 
-    python -m benchmarks.coverage [--families WORD ...] [--seconds N] [--gibibytes N]
+    python -m benchmarks.coverage [--families WORD ...] [--jobs N] [--seconds N] [--gibibytes N]
 
 A family is a module of the library; some kinds of heads and tokens within one stand as
 families of their own. The smallest member by parameters is built with random weights, ten
@@ -20,8 +20,10 @@ import multiprocessing
 import resource
 import signal
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from importlib.metadata import version
 from multiprocessing.connection import Connection
@@ -59,6 +61,8 @@ CLASSES = 10
 PICTURES = 4
 SECONDS = 240
 GIBIBYTES = 6
+
+_FORKING = threading.Lock()
 
 FIRST: Mapping[str, str] = {
     "Swin": "timm:swin_tiny_patch4_window7_224 window_size=4",
@@ -239,10 +243,12 @@ def in_a_process(name: str, seconds: int, gibibytes: float) -> dict[str, Any]:
     as long as a small network.
     """
     context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send, args=(name, seconds, gibibytes, sender))
-    process.start()
-    sender.close()
+    # Alone: a process that another thread forks meanwhile would hold the pipe open.
+    with _FORKING:
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_send, args=(name, seconds, gibibytes, sender))
+        process.start()
+        sender.close()
     try:
         row: dict[str, Any] = receiver.recv()
     except EOFError:
@@ -273,9 +279,10 @@ def _send(name: str, seconds: int, gibibytes: float, sender: Connection) -> None
 
 
 def main() -> None:
-    """Measure what is named or missing, one at a time, and write the results after each."""
+    """Measure what is named or missing, and write the results after each."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--families", nargs="+", metavar="WORD", default=[])
+    parser.add_argument("--jobs", type=int, default=1, help="networks at a time")
     parser.add_argument("--seconds", type=int, default=SECONDS)
     parser.add_argument("--gibibytes", type=float, default=GIBIBYTES)
     options = parser.parse_args()
@@ -284,21 +291,37 @@ def main() -> None:
     rows = json.loads(RESULTS.read_text("utf-8"))["families"] if RESULTS.exists() else {}
     named = [name for name in known if any(word in name for word in options.families)]
     wanted = named if options.families else [name for name in known if name not in rows]
-    for number, name in enumerate(wanted, 1):
-        console.print(f"{number} of {len(wanted)}: {name}", highlight=False)
-        rows[name] = in_a_process(known[name], options.seconds, options.gibibytes)
-        said = rows[name].get("refused") or rows[name].get("failed") or rows[name]["methods"]
-        console.print(f"  {said}", highlight=False)
-        report = {
-            "benchmark": "coverage",
-            "machine": machine.describe(),
-            "timm": timm.__version__,
-            "torchvision": version("torchvision"),
-            "families": {name: rows[name] for name in known if name in rows},
-            "of": len(known),
+    with ThreadPoolExecutor(options.jobs) as pool:
+        pending = {
+            pool.submit(in_a_process, known[name], options.seconds, options.gibibytes): name
+            for name in wanted
         }
-        machine.save(report, RESULTS)
-        PAGE.write_text(page(report), "utf-8")
+        try:
+            for number, done in enumerate(as_completed(pending), 1):
+                name = pending[done]
+                rows[name] = done.result()
+                said = (
+                    rows[name].get("refused") or rows[name].get("failed") or rows[name]["methods"]
+                )
+                console.print(f"{number} of {len(wanted)}: {name}: {said}", highlight=False)
+                save(rows, list(known))
+        finally:
+            # Interrupted, it starts no more; without, there are none.
+            pool.shutdown(cancel_futures=True)
+
+
+def save(rows: Mapping[str, Mapping[str, Any]], known: Sequence[str]) -> None:
+    """Write the results and the page, in the order of `known`."""
+    report = {
+        "benchmark": "coverage",
+        "machine": machine.describe(),
+        "timm": timm.__version__,
+        "torchvision": version("torchvision"),
+        "families": {name: rows[name] for name in known if name in rows},
+        "of": len(known),
+    }
+    machine.save(report, RESULTS)
+    PAGE.write_text(page(report), "utf-8")
 
 
 if __name__ == "__main__":
