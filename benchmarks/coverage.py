@@ -124,17 +124,18 @@ def families() -> dict[str, str]:
     return found
 
 
-def build(name: str) -> Classifier:
+def build(name: str, smaller: Mapping[str, Any] | None = None) -> Classifier:
     """Build a network at the smallest of `SIZES` that it runs at.
 
     Args:
         name: in the registry, and arguments behind it.
+        smaller: further arguments, which no command line takes, such as depths.
 
     Raises:
         ArgumentsError: it runs at none.
     """
     network, *words = name.split()
-    arguments = {**registry.parse_arguments(words), "num_classes": CLASSES}
+    arguments = {**registry.parse_arguments(words), "num_classes": CLASSES, **(smaller or {})}
     said = "it takes no size"
     for size in SIZES:
         for sized in ({"img_size": size}, {"image_size": size}, {}):
@@ -150,14 +151,28 @@ def build(name: str) -> Classifier:
             except (RuntimeError, AssertionError, ValueError, TypeError) as error:
                 said = str(error).partition("\n")[0]
                 continue
-            return replace(classifier, input=spec)
+            _draw_zeros(classifier.module)
+            return replace(classifier, input=spec, arguments={})
     raise ArgumentsError(f"it runs at no size of {SIZES[0]} to {SIZES[-1]}: {said}")
 
 
-def measure(name: str, folder: Path) -> dict[str, Any]:
-    """Export one network into `folder`; return its row, or the sentence why there is none."""
+def _draw_zeros(module: torch.nn.Module) -> None:
+    """Draw the weights of layers that start at zero: behind such a head every map is zero."""
+    generator = torch.Generator().manual_seed(0)
+    for layer in module.modules():
+        weight = getattr(layer, "weight", None)
+        if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d) and not weight.any():
+            with torch.no_grad():
+                weight.normal_(std=0.02, generator=generator)
+
+
+def measure(name: str, folder: Path, smaller: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Export one network, as `build` makes it, into `folder`.
+
+    Returns its row, or the sentence why there is none.
+    """
     try:
-        classifier = build(name)
+        classifier = build(name, smaller)
         spec = classifier.input
         row: dict[str, Any] = {"network": name, "input": [spec.height, spec.width]}
         pictures = for_classifier(classifier)

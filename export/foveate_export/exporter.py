@@ -464,6 +464,7 @@ def _draft(
         assumptions={
             **classifier.assumptions,
             "scores": ending.said,
+            **({"head": head.description} if head else {}),
             **({"cams": note} if note else {}),
         },
         metadata=dict(metadata),

@@ -70,6 +70,9 @@ class Head(ABC):
     module: nn.Module
     """The classifier's network."""
 
+    description: str
+    """What stands between the activations and the logits, in a few words."""
+
     targets: Mapping[str, Target]
     """What the map of each method weighs; the default method comes first."""
 

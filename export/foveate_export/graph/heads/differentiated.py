@@ -38,6 +38,8 @@ which of two nearly equal cells that is may differ from engine to engine."""
 class Differentiated(Head):
     """Whatever lies between a layer and the logits, as far as every operator has a rule."""
 
+    description = "differentiated operator by operator"
+
     def __init__(self, module: nn.Module, traced: TracedNetwork, target: Target) -> None:
         self.module = module
         self.targets = dict.fromkeys(_METHODS, target)

@@ -46,6 +46,8 @@ _EVEN = 1e-3
 class PooledLinear(Head):
     """A mean over space and a linear layer, or a 1x1 convolution in its place."""
 
+    description = "average pooling, one linear layer"
+
     def __init__(self, module: nn.Module, target: Target, weight: str) -> None:
         self.module = module
         self.targets = dict.fromkeys(("cam", "gradcam", "hirescam", "layercam"), target)

@@ -48,6 +48,12 @@ from foveate_export.graph.heads.base import (
 )
 from foveate_export.graph.heads.pooled_linear import by_gradient, find_pooled, weigh
 
+_WORDS = {
+    "layer_norm": "layer norm, one linear layer",
+    "rms_norm": "RMS norm, one linear layer",
+    "cosine": "its direction compared with each class's",
+}
+
 
 class PooledScaled(Head):
     """A mean over space, divided by its size, and a linear layer."""
@@ -58,6 +64,7 @@ class PooledScaled(Head):
         self.module = module
         self.targets = dict.fromkeys(("cam", "gradcam", "hirescam", "layercam"), target)
         self.held = held
+        self.description = f"average pooling, {_WORDS[held.kind]}"
         self._activations = target.tap
         self._linear = linear
 
