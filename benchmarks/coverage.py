@@ -48,7 +48,8 @@ from foveate_export.pictures import Pictures
 from foveate_runtime.backends.base import Array
 from foveate_runtime.backends.registry import create_runner
 from foveate_runtime.bundle.bundle import Bundle
-from foveate_runtime.bundle.manifest import FEATURES_PREFIX
+from foveate_runtime.bundle.golden import open_golden
+from foveate_runtime.bundle.manifest import CAM_PREFIX, FEATURES_PREFIX
 from foveate_train import registry
 from foveate_train.catalogue import available
 from foveate_train.classifier import Classifier
@@ -192,6 +193,7 @@ def measure(name: str, folder: Path, smaller: Mapping[str, Any] | None = None) -
     rms = {name: error for name, error in variant.parity.rms.items() if name.startswith("cam.")}
     measured = variant.tolerances.measure if variant.tolerances else "largest"
     worst = rms if measured == "rms" else variant.parity.cams
+    bundle = Bundle.open(exported.path)
     return row | {
         "head": type(anatomy.head).__name__ if anatomy.head else None,
         "methods": list(cams),
@@ -201,9 +203,21 @@ def measure(name: str, folder: Path, smaller: Mapping[str, Any] | None = None) -
         "layers": len(manifest.features),
         "measure": measured,
         "difference": max(worst.values(), default=None),
-        "misplaced": located(Bundle.open(exported.path), pictures.images),
+        "silent": silent(bundle),
+        "misplaced": located(bundle, pictures.images),
         "note": exported.note,
     }
+
+
+def silent(bundle: Bundle) -> list[str]:
+    """Return the methods whose maps are zero in torch: equal ones would say nothing."""
+    answers = open_golden(bundle)
+    outputs = answers.outputs if answers else {}
+    return [
+        cam.method
+        for cam in bundle.manifest.cams
+        if not outputs[CAM_PREFIX + cam.method].largest.any()
+    ]
 
 
 def located(bundle: Bundle, images: NDArray[np.uint8]) -> list[str]:

@@ -42,6 +42,7 @@ def test_a_family_has_right_maps_or_says_why_not(family: str, tmp_path: Path) ->
     row = measure(FIRST[family], tmp_path, QUICK.get(family))
     assert "refused" not in row, row
     assert row["misplaced"] == []
+    assert row["silent"] == []
     assert row["layers"]
     if not row["methods"]:
         assert row["note"]
