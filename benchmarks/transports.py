@@ -6,11 +6,10 @@ is as quick for the one as for the other.
     python -m benchmarks.transports --images DIR
 """
 
-import random
-import statistics
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,15 @@ import grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from benchmarks import machine, pages, script
+from benchmarks import pages, rounds, script
 from benchmarks.request_cost import read_pictures
-from benchmarks.server import Server, serving
+from benchmarks.server import serving
 from foveate.v1.classifier_service_pb2 import ClassifyRequest, RawImage
 from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
 
 RESULTS = Path(__file__).parent / "results" / "transports.json"
 PAGE = pages.DOCS / "serving" / "transport.md"
 TRANSPORTS = ("grpcio", "http2")
-ROUNDS = 15
 AT_ONCE = 32
 
 Call = Callable[[grpc.Channel], Any]
@@ -51,9 +49,8 @@ def requests(photograph: bytes) -> dict[str, tuple[int, Call]]:
     }
 
 
-def cpu_ms(server: Server, channel: grpc.Channel, count: int, call: Call, at_once: int) -> float:
-    """Send requests, so many at one time; return the server's CPU-ms for each."""
-    start = server.cpu_seconds()
+def send_all(channel: grpc.Channel, count: int, call: Call, at_once: int) -> None:
+    """Send requests, so many at one time, and wait for all answers."""
     pending: deque[Any] = deque()
     for _ in range(count):
         if len(pending) == at_once:
@@ -61,75 +58,35 @@ def cpu_ms(server: Server, channel: grpc.Channel, count: int, call: Call, at_onc
         pending.append(call(channel))
     for future in pending:
         future.result()
-    return 1e3 * (server.cpu_seconds() - start) / count
 
 
 def measure(repository: Path, images: Path) -> dict[str, Any]:
     """Ask both servers in turn; return what each request has cost."""
-    kinds = [
-        (f"{name}, {at_once} at once" if at_once > 1 else f"{name}, alone", count, call, at_once)
-        for name, (count, call) in requests(read_pictures(images)[0]).items()
-        for at_once in (1, AT_ONCE)
-    ]
-    samples = {name: {transport: [] for transport in TRANSPORTS} for name, *_ in kinds}
-    chance = random.Random(0)  # noqa: S311 - an order, not a secret
     with ExitStack() as stack:
         asked = {}
         for transport in TRANSPORTS:
             server = stack.enter_context(serving(repository, "--transport", transport))
             channel = stack.enter_context(grpc.insecure_channel(server.address))
             asked[transport] = server, channel
-        for number in range(ROUNDS + 1):
-            for name, *kind in kinds:
-                for transport in chance.sample(TRANSPORTS, len(TRANSPORTS)):
-                    taken = cpu_ms(*asked[transport], *kind)
-                    if number > 0:  # the first round warms up
-                        samples[name][transport].append(taken)
-    return {
-        "benchmark": "transports",
-        "rounds": ROUNDS,
-        "cpu_ms": {
-            name: {transport: summary(values) for transport, values in by.items()}
-            for name, by in samples.items()
-        },
-        "ratio": {
-            name: summary([a / b for a, b in zip(by["grpcio"], by["http2"], strict=True)])
-            for name, by in samples.items()
-        },
-        "machine": machine.describe(),
-    }
-
-
-def summary(values: list[float]) -> dict[str, float]:
-    """Return the least, the middle and the largest value."""
-    return {
-        "min": round(min(values), 3),
-        "median": round(statistics.median(values), 3),
-        "max": round(max(values), 3),
-    }
-
-
-def page_part(result: Mapping[str, Any]) -> str:
-    """Return the table for the page."""
-    rows = [
-        [
-            name,
-            *(pages.middle(costs[transport], 2) for transport in TRANSPORTS),
-            pages.middle(result["ratio"][name], 2),
-        ]
-        for name, costs in result["cpu_ms"].items()
-    ]
-    head = ["CPU-ms of the server", *TRANSPORTS, "ratio"]
-    return (
-        f"Medians of {result['rounds']} rounds, with the least and the largest:\n\n"
-        f"{pages.table(head, rows)}"
-    )
+        kinds = {
+            f"{name}, {at_once} at once" if at_once > 1 else f"{name}, alone": (
+                count,
+                {
+                    transport: (server, partial(send_all, channel, count, call, at_once))
+                    for transport, (server, channel) in asked.items()
+                },
+            )
+            for name, (count, call) in requests(read_pictures(images)[0]).items()
+            for at_once in (1, AT_ONCE)
+        }
+        return rounds.measure("transports", kinds, TRANSPORTS)
 
 
 def main() -> None:
     """Measure and write the result."""
     options = script.parse(script.parser(__doc__ or "", out=RESULTS, page=PAGE))
-    script.finish(measure(options.repository, options.images), page_part, options)
+    result = measure(options.repository, options.images)
+    script.finish(result, partial(rounds.page_part, ways=TRANSPORTS), options)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 #
 #   scripts/demo.sh [OUT]      OUT defaults to demo-output
 #
+# PAGE=HOST:PORT shows the page there at the end, until Ctrl-C.
+#
 # A second run keeps the checkpoint and the bundles of the first; `make clean`
 # removes them.
 set -euo pipefail
@@ -56,3 +58,11 @@ foveate classify "$out/pictures/coffee.jpg" --address "$address" --model efficie
     --cam --cam-top 5 --feature-maps blocks.1 --out "$out/photograph"
 
 step "The pictures are in $out/digit and $out/photograph"
+if [ -n "${PAGE:-}" ]; then
+    step "6. The page; Ctrl-C ends it"
+    foveate web --address "$address" --listen "$PAGE"
+else
+    echo "To look at pictures of your own, type"
+    echo "    make demo PAGE=127.0.0.1:7860"
+    echo "and open http://127.0.0.1:7860/"
+fi

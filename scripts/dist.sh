@@ -10,7 +10,7 @@ bin=$(realpath "${VENV:-.venv}")/bin
 
 mkdir -p "$out"
 rm -f "$out"/foveate*.whl "$out"/foveate*.tar.gz
-for package in proto clients runtime serve bench export train umbrella; do
+for package in proto clients web runtime serve bench export train umbrella; do
     "$bin/uv" build --quiet --out-dir "$out" "$package"
 done
 "$bin/uv" pip install --quiet --python "$bin/python" --constraint constraints.txt --group release

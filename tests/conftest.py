@@ -61,6 +61,7 @@ SLOW = (
     "train/test_training",
     "train/test_transfer",
     "train/visualize",
+    "web/test_page",
 )
 """Where the tests with the mark `slow` are: files that take more than some seconds."""
 

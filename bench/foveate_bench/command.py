@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from foveate_bench.run import Task, run
 from foveate_runtime.backends.base import BackendError
 from foveate_runtime.backends.registry import BACKENDS
 from foveate_runtime.bundle.bundle import BundleError
-from foveate_runtime.console import positive
+from foveate_runtime.console import DONE, FAILED, WRONG_USAGE, parse, positive, say
 from foveate_runtime.cores import count_cores
 from foveate_runtime.evaluation.labelled import LabelledError, NoPicturesError
 
@@ -36,7 +37,7 @@ Measures every backend that is installed, every variant of the models named and
 every batch size, with and without class activation maps and feature maps, and
 writes a report: results.json, README.md, report.html and charts."""
 
-DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+INTERRUPTED = 130
 
 LARGEST_BATCH = 1024
 
@@ -44,14 +45,44 @@ _BUSY = 0.3
 """The load a core from which on others are taken to be at work."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of `foveate bench`.
+
+    `seconds` and `loadgen_seconds` are in seconds, `loadgen_latency` is in milliseconds, and
+    `max_drop` is in points of top-1.
+    """
+
+    repository: Path
+    model: tuple[tuple[str, ...], ...]
+    backend: tuple[tuple[str, ...], ...]
+    variant: tuple[tuple[str, ...], ...]
+    batch: tuple[int, ...]
+    threads: tuple[int, ...]
+    device: tuple[tuple[str, ...], ...]
+    outputs: tuple[OutputKind, ...]
+    data: tuple[tuple[str, Path], ...]
+    rounds: int
+    seconds: float
+    roofline: bool
+    profile: bool
+    objective: Objective | None
+    max_drop: float
+    loadgen: tuple[Scenario, ...]
+    loadgen_seconds: float
+    loadgen_latency: float
+    out: Path
+    json: bool
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the command; return its exit code."""
-    options = _parser().parse_args(arguments)
+    options = parse(_parser(), Options, arguments)
     with _terminated_as_interrupted():
         try:
             return _run(options)
         except (ChoiceError, NoPicturesError) as error:
-            return _fail(error, WRONG_USAGE)
+            return say(PROG, error, WRONG_USAGE)
         except (
             PlanError,
             BackendError,
@@ -60,10 +91,10 @@ def main(arguments: Sequence[str]) -> int:
             OSError,
             LoadGenError,
         ) as error:
-            return _fail(error, FAILED)
+            return say(PROG, error, FAILED)
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: Options) -> int:
     here = machine.describe()
     plan = make_plan(_choice(options), here)
     if options.loadgen:
@@ -81,11 +112,11 @@ def _run(options: argparse.Namespace) -> int:
         print(f"{PROG}: stopped; what was measured is in {options.out}", file=sys.stderr)
         return INTERRUPTED
     if not report.measurements:
-        return _fail(PlanError("nothing could be measured; the report says why"), FAILED)
+        return say(PROG, PlanError("nothing could be measured; the report says why"), FAILED)
     return DONE
 
 
-def _task(options: argparse.Namespace) -> Task:
+def _task(options: Options) -> Task:
     return Task(
         out=options.out,
         rounds=Rounds(count=options.rounds, seconds=options.seconds),
@@ -127,7 +158,7 @@ class _Watching:
         self._progress.stop()
 
 
-def _choice(options: argparse.Namespace) -> Choice:
+def _choice(options: Options) -> Choice:
     return Choice(
         repository=options.repository,
         models=_distinct(options.model),
@@ -169,11 +200,6 @@ def _terminated_as_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
-
-
-def _fail(error: Exception, code: int) -> int:
-    print(f"{PROG}: {error}", file=sys.stderr)
-    return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -322,8 +348,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _names(text: str) -> list[str]:
-    found = [name.strip() for name in text.split(",")]
+def _names(text: str) -> tuple[str, ...]:
+    found = tuple(name.strip() for name in text.split(","))
     if not all(found):
         raise argparse.ArgumentTypeError(f"{text!r}: a name is missing between the commas")
     return found

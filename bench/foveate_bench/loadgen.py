@@ -65,7 +65,7 @@ class LoadGenError(Exception):
 
 
 class Rules(Record):
-    """What LoadGen is told.
+    """The settings of LoadGen.
 
     Attributes:
         seconds: the least time of a scenario: 10 is LoadGen's own default, and
@@ -127,7 +127,7 @@ class LoadGenResult(Record):
 
 
 class Job(Record):
-    """What the process with LoadGen is told, as a file of JSON.
+    """The task of the process with LoadGen, as a file of JSON.
 
     `address` is the server's; without one the engine is run from `settings`.
     `pictures` is a file of numpy: uint8 [N, H, W, C]. `log` is a folder.
@@ -263,7 +263,7 @@ def _log_folder(
 
 
 def _run_job(job: Job, folder: Path) -> Outcome:
-    """Run LoadGen in a process of its own: while it runs, Python hears no Ctrl-C."""
+    """Run LoadGen in a process of its own: while it runs, Python does not handle Ctrl-C."""
     file = folder / "job.json"
     file.write_text(job.model_dump_json(), encoding="utf-8")
     done = subprocess.run(  # noqa: S603 - this interpreter

@@ -51,7 +51,7 @@ class SystemUnderTest:
     """Answers LoadGen's queries; `classify` and the methods below `start` belong to the loop.
 
     `failures` counts the pictures that were not classified, and `failure` is the
-    first of them. LoadGen is told that they are done, or it would wait for ever.
+    first of them. LoadGen gets a response for them too, because it waits for one.
     """
 
     def __init__(self, classify: Classify, in_flight: int) -> None:
@@ -120,7 +120,7 @@ async def _run(job: Job, images: NDArray[np.uint8]) -> Outcome:
         rate = await _try_out(classify, len(images), in_flight, trial)
         system = SystemUnderTest(classify, in_flight)
         settings = _test_settings(job, rate)
-        # LoadGen lets go of the interpreter while it runs.
+        # LoadGen releases the interpreter's lock while it runs.
         await asyncio.to_thread(_test, system, settings, len(images), job.log)
         await system.close()
         return Outcome(

@@ -25,7 +25,7 @@ from foveate_runtime.evaluation.accuracy import Tally, prepared_batches
 
 
 class Watcher(Protocol):
-    """Is told how far the measuring is."""
+    """Shows the progress of the measurement."""
 
     def begin(self, text: str, total: float) -> None:
         """Take note of a new stage, whose parts add up to `total`."""

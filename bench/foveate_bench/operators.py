@@ -29,7 +29,7 @@ class Operator(Record):
 class Profile(Record):
     """The slowest operators of a case, the slowest first, and the time of all that there are.
 
-    An engine that is told to measure its operators is a little slower, so the
+    An engine that times its operators is a little slower, so the
     sum is no latency.
     """
 

@@ -129,7 +129,7 @@ class AsyncClient:
                         requests.put_nowait(request)
                 while window:
                     yield await _take(window, answers)
-                # The call ends well, and is not cut off. Every answer is there, whatever follows.
+                # The call ends without a cancellation; every answer has arrived.
                 requests.put_nowait(None)
                 with suppress(StatusError):
                     await anext(answers, None)

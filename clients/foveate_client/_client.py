@@ -127,7 +127,7 @@ class Client:
                         requests.put(request)
                 while window:
                     yield _take(window, answers)
-                # The call ends well, and is not cut off. Every answer is there, whatever follows.
+                # The call ends without a cancellation; every answer has arrived.
                 requests.put(None)
                 with suppress(StatusError):
                     next(answers, None)

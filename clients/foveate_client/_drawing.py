@@ -147,13 +147,17 @@ def contact_sheet(values: Floats, channels: tuple[int, ...], title: str) -> Imag
     for position, (channel, plane) in enumerate(zip(channels, values, strict=True)):
         x = margin + position % columns * step_x
         y = head + position // columns * step_y
-        tile = Image.fromarray(_channel_colours(plane))
+        tile = Image.fromarray(channel_colours(plane))
         sheet.paste(tile.resize((tile_width, tile_height), Image.Resampling.NEAREST), (x, y))
         draw.text((x, y + tile_height + 4), str(channel), FAINT, small, anchor="lt")
     return sheet
 
 
-def _channel_colours(plane: Floats) -> Bytes:
+def channel_colours(plane: Floats) -> Bytes:
+    """Return one channel from its own minimum to its own maximum: uint8 [height, width, 3].
+
+    A channel of one value alone is grey.
+    """
     lowest, highest = float(plane.min()), float(plane.max())
     if highest == lowest:
         return np.full((*plane.shape, 3), 224, dtype=np.uint8)

@@ -127,7 +127,7 @@ class UnknownError(CallError):
 
 
 class InvalidArgumentError(CallError):
-    """The request is wrong, whatever the server's state; `field_violations` says where."""
+    """The request is wrong in every state of the server; `field_violations` names the fields."""
 
     code = "INVALID_ARGUMENT"
 

@@ -15,7 +15,8 @@ DEFAULT_SCORES = "softmax"
 class ModelVersion:
     """One version of a model.
 
-    `state` is "loading", "ready", "unloading", "unloaded" or "failed";
+    `state` is "loading", "ready", "unloading", "unloaded", "failed", or
+    "on_demand" where the first request for it loads it;
     `reason` says why the last load failed and is empty otherwise.
     """
 

@@ -31,13 +31,14 @@ class _Command(NamedTuple):
         return _version(self.requirement.partition("[")[0]) is not None
 
 
-_CLIENT, _RUNTIME, _SERVE, _EXPORT, _TRAIN, _BENCH = (
+_CLIENT, _RUNTIME, _SERVE, _EXPORT, _TRAIN, _BENCH, _WEB = (
     "foveate-client",
     "foveate-runtime[cpu]",
     "foveate-serve[cpu]",
     "foveate-export",
     "foveate-train",
     "foveate-bench",
+    "foveate-web",
 )
 
 # Known even where it is not installed, so that the answer can be a pip line.
@@ -55,6 +56,7 @@ _KNOWN = {
     "classify": _Command(_CLIENT, "classify pictures and show what was looked at"),
     "health": _Command(_CLIENT, "ask a server whether it serves"),
     "models": _Command(_CLIENT, "list the models of a server or a repository"),
+    "web": _Command(_WEB, "show what a server's classifiers see, as a page"),
     "batch": _Command(_CLIENT, "classify a folder of pictures into a table"),
     "load": _Command(_CLIENT, "put a server under load and measure it"),
 }
@@ -70,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("foveate: interrupted", file=sys.stderr)
         return _INTERRUPTED
     except BrokenPipeError:
-        # The reader has left; the interpreter's own flush at exit must not fail over it.
+        # The reader has closed the pipe; the interpreter's flush at exit must not fail on it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return code

@@ -69,7 +69,7 @@ class FakeTransport:
     def classify(
         self, request: service.ClassifyRequest, timeout: float
     ) -> service.ClassifyResponse:
-        """Answer as told."""
+        """Answer as set."""
         self.requests.append(request)
         answer = self._answer(request) if callable(self._answer) else self._answer
         if answer is None:
@@ -81,7 +81,7 @@ class FakeTransport:
     def classify_stream(
         self, requests: Iterable[service.ClassifyStreamRequest]
     ) -> Generator[service.ClassifyStreamResponse, None, None]:
-        """Answer each request as told; an error belongs to its picture."""
+        """Answer each request as set; an error belongs to its picture."""
         for item in requests:
             answer = service.ClassifyStreamResponse(request_id=item.request_id)
             try:

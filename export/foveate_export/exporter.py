@@ -34,7 +34,12 @@ from foveate_export.proof import parity
 from foveate_export.proof.comparison import accepted
 from foveate_export.proof.reference import answer
 from foveate_export.publish import bundle
-from foveate_export.publish.bundle import Exported, check_name, write_labels
+from foveate_export.publish.bundle import (
+    Exported,
+    check_name,
+    feature_outputs,
+    write_labels,
+)
 from foveate_export.publish.tensorrt.engines import build_engines, suitable_variants
 from foveate_export.publish.tensorrt.target import Target
 from foveate_export.publish.variants import FP16, FP32, INT8, VARIANTS, file_name, unmeasured
@@ -51,7 +56,6 @@ from foveate_runtime.bundle.manifest import (
     LABELS_FILE,
     Accuracy,
     CamOutput,
-    FeatureOutput,
     GoldenEntry,
     Manifest,
     Parity,
@@ -195,7 +199,7 @@ def export(
         metadata: notes for the manifest.
         corrupt: gets what is wrong with each labelled picture that cannot be decoded,
             and that is left out; None where there must be none.
-        stage: told of each step, to show progress.
+        stage: called for each step, to show progress.
 
     Raises:
         UsageError: the name, a layer or a variant cannot be.
@@ -204,7 +208,7 @@ def export(
         ParityError: a variant does not answer as torch does.
         AccuracyError: a variant recognises too much less than fp32.
         EngineError: TensorRT cannot build a variant.
-        ExportError: the classifier cannot be written as ONNX, or its scores cannot be told.
+        ExportError: the classifier cannot be written as ONNX, or its scores cannot be determined.
         foveate_runtime.evaluation.labelled.LabelledError: a labelled picture cannot
             be decoded.
     """
@@ -233,7 +237,7 @@ def export(
         draft = _draft(
             classifier, name, anatomy.head, chosen, metadata or {}, ending=ending, note=anatomy.note
         )
-        maker = _Maker(
+        writer = _VariantWriter(
             oracle=classifier,
             anatomy=anatomy,
             layers=taps,
@@ -246,13 +250,13 @@ def export(
             stage=stage,
         )
         # The others are made of fp32 and compared with it.
-        made = {variant: maker.make(variant) for variant in dict.fromkeys((FP32, *variants))}
+        written = {variant: writer.write(variant) for variant in dict.fromkeys((FP32, *variants))}
         if FP32 not in variants:
             (folder / file_name(FP32)).unlink()
         manifest = draft.model_copy(
             update={
-                "variants": tuple(made[variant] for variant in dict.fromkeys(variants)),
-                "golden": maker.write_golden(),
+                "variants": tuple(written[variant] for variant in dict.fromkeys(variants)),
+                "golden": writer.write_golden(),
             }
         )
         staged = Bundle(path=folder, manifest=manifest, labels=classifier.labels)
@@ -272,8 +276,8 @@ def export(
 
 
 @dataclass(kw_only=True)
-class _Maker:
-    """Makes the variants of one bundle and measures them through serve's own runner.
+class _VariantWriter:
+    """Writes the variants of one bundle, and measures each through the runtime's runner.
 
     `oracle` is the classifier in torch, in the precision that fp32 was compared in.
     """
@@ -290,7 +294,7 @@ class _Maker:
     stage: Stage
     accuracies: dict[str, Accuracy] = field(default_factory=dict)
 
-    def make(self, variant: str) -> VariantEntry:
+    def write(self, variant: str) -> VariantEntry:
         """Write a variant's graph, unless it is fp32, and return what was measured of it."""
         source, target = (self.bundle.path / file_name(name) for name in (FP32, variant))
         quantisation = None
@@ -449,16 +453,7 @@ def _draft(
         input=classifier.input,
         scores=ending.scores,
         cams=_cam_outputs(head) if head else (),
-        features=tuple(
-            FeatureOutput(
-                layer=layer.path,
-                channels=layer.channels,
-                height=layer.height,
-                width=layer.width,
-                layout=str(layer.layout),
-            )
-            for layer in layers
-        ),
+        features=feature_outputs(layers),
         variants=tuple(unmeasured(variant) for variant in VARIANTS),
         files={},
         assumptions={

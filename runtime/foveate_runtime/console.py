@@ -4,8 +4,9 @@ import argparse
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 from rich.console import Console
 
@@ -15,6 +16,8 @@ from foveate_runtime.bundle.publishing import PlaceError, RepositoryError
 from foveate_runtime.evaluation.labelled import LabelledError, NoPicturesError, TooFewPicturesError
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
+
+OptionsT = TypeVar("OptionsT")
 
 
 class UsageError(Exception):
@@ -75,13 +78,28 @@ def answer(
     except _USAGE + usage as error:
         return say(prog, error, WRONG_USAGE)
     except BrokenPipeError:
-        # The reader of stdout has left, which is the command line's to answer.
+        # The reader of stdout has closed it; the command line handles that.
         raise
     except _FAILURES + failures as error:
         return say(prog, error, FAILED)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def parse(
+    parser: argparse.ArgumentParser, options: type[OptionsT], arguments: Sequence[str]
+) -> OptionsT:
+    """Parse the arguments into `options`, a dataclass with a field for each of the parser's.
+
+    What an argument collects in a list becomes a tuple.
+    """
+    return options(
+        **{
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in vars(parser.parse_args(arguments)).items()
+        }
+    )
 
 
 def warn(prog: str, text: str) -> None:
@@ -106,9 +124,9 @@ def points(text: str) -> float:
     return number
 
 
-def coverages(text: str) -> list[float]:
+def coverages(text: str) -> tuple[float, ...]:
     """Read an argument that is a list of coverages, each above 0 and below 1."""
-    found = [float(part) for part in names(text)]
+    found = tuple(float(part) for part in names(text))
     if not found:
         raise argparse.ArgumentTypeError("no coverage is named")
     for coverage in found:
@@ -117,9 +135,9 @@ def coverages(text: str) -> list[float]:
     return found
 
 
-def names(text: str) -> list[str]:
+def names(text: str) -> tuple[str, ...]:
     """Read an argument that is a list of names with commas between them."""
-    return [name.strip() for name in text.split(",") if name.strip()]
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def say(prog: str, error: object, code: int) -> int:

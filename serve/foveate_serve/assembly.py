@@ -39,6 +39,7 @@ def make_engine(settings: Settings, observer: Observer | None = None) -> Engine:
             labels=settings.version_labels,
             run_limit=settings.engine_timeout,
             load_limit=settings.load_timeout,
+            max_bytes=settings.max_model_bytes,
         ),
         Limits(
             image=ImageLimits(

@@ -5,7 +5,8 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +38,24 @@ logger = logging.getLogger(__name__)
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of `foveate serve`; `settings` holds the text of those that are given."""
+
+    config: Path | None = None
+    profile: Path | None = None
+    print_config: bool = False
+    settings: Mapping[str, str | bool]
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the command; return its exit code."""
-    flags = vars(_parser().parse_args(arguments))
-    file, profile = flags.pop("config", None), flags.pop("profile", None)
-    print_config = flags.pop("print_config", False)
+    options = _parse(arguments)
     try:
-        settings = load_settings(flags, file, profile)
+        settings = load_settings(options.settings, options.config, options.profile)
     except SettingsError as error:
         return _fail(str(error), WRONG_USAGE)
-    if print_config:
+    if options.print_config:
         print(settings.to_toml(), end="")
         return DONE
     configure_logging(settings)
@@ -90,6 +99,12 @@ def _print_ready(models: int, address: str) -> None:
 def _fail(message: str, code: int) -> int:
     print(f"foveate serve: {message}", file=sys.stderr)
     return code
+
+
+def _parse(arguments: Sequence[str]) -> Options:
+    given = vars(_parser().parse_args(arguments))
+    own = {name: given.pop(name) for name in ("config", "profile", "print_config") if name in given}
+    return Options(settings=given, **own)
 
 
 def _parser() -> argparse.ArgumentParser:

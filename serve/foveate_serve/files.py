@@ -40,7 +40,7 @@ def raise_open_files() -> None:
 
 
 class OneLine:
-    """An exception handler of an event loop that tells of open files at their limit in one line.
+    """An exception handler of an event loop that logs open files at their limit in one line.
 
     asyncio describes every connection that it cannot take, hundreds of times a second.
     """

@@ -79,13 +79,13 @@ def _each(methods: Sequence[Callable[..., None]]) -> Callable[..., None]:
 
 
 class Changes(Observer):
-    """Wakes the tasks that wait for the state of a version to change."""
+    """Resumes the tasks that wait for the state of a version to change."""
 
     def __init__(self) -> None:
         self._next = asyncio.Event()
 
     def on_change(self) -> None:
-        """Wake the waiting tasks."""
+        """Resume the waiting tasks."""
         self._next.set()
         self._next = asyncio.Event()
 

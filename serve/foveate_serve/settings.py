@@ -285,6 +285,13 @@ class Settings(ModelSettings, TransportSettings, BaseSettings):
         description="seconds after which a load, its warm-up included, is given up: the version "
         "fails, and the one that it would replace keeps serving; 0 is no timeout",
     )
+    max_model_bytes: int = Field(
+        default=0,
+        ge=0,
+        description="the most bytes of graphs that each process keeps loaded: a model is loaded by "
+        "the first request for it, and those used longest ago are unloaded for it; 0 loads every "
+        "model at the start and keeps it",
+    )
     cache_bytes: int = Field(
         default=0,
         ge=0,
@@ -335,6 +342,11 @@ class Settings(ModelSettings, TransportSettings, BaseSettings):
     def _check_mode(self) -> Self:
         if self.repository_mode == "explicit" and not self.admin:
             raise ValueError("repository_mode: explicit needs admin, as only clients load models")
+        if self.repository_mode == "explicit" and self.max_model_bytes:
+            raise ValueError(
+                "max_model_bytes: requests load models with it, and in the repository_mode "
+                "explicit only clients with admin do"
+            )
         return self
 
     @model_validator(mode="after")

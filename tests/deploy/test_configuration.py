@@ -118,7 +118,7 @@ def test_ports_are_bound_to_this_machine_unless_told_otherwise() -> None:
 def test_every_target_is_in_the_dockerfile() -> None:
     stages = set(re.findall(r"^FROM .* AS (\S+)$", DOCKERFILE.read_text(), re.MULTILINE))
     targets = {service["build"]["target"] for service in SERVICES.values() if "build" in service}
-    assert targets == {"serve-cpu", "serve-gpu", "train-export", "client"}
+    assert targets == {"serve-cpu", "serve-gpu", "train-export", "client", "web"}
     assert targets <= stages
 
 

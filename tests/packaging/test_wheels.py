@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 UV = Path(sys.executable).with_name("uv")
 MEBIBYTE = 2**20
 DISTRIBUTIONS = (
-    *("proto", "clients", "runtime", "serve"),
+    *("proto", "clients", "web", "runtime", "serve"),
     *("bench", "export", "train", "umbrella"),
 )
 

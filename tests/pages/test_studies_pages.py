@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from benchmarks import chart
 
 from foveate_train.studies import (
     STUDIES,
@@ -29,6 +30,58 @@ def test_every_study_is_described():
     assert all(f"foveate train study {name}" in index for name in STUDIES)
     for page in PAGES.glob("*/README.md"):
         assert f"({page.parent.name}/README.md)" in index
+
+
+def _row(slide):
+    """The row of the index whose slide begins so."""
+    lines = (PAGES / "README.md").read_text().splitlines()
+    (row,) = [line for line in lines if line.startswith(f"| {slide}")]
+    return row
+
+
+def _read(name):
+    return Results.model_validate_json((PAGES / name / "results.json").read_text())
+
+
+def _mean(results, variant, epoch):
+    accuracies = results.accuracies(variant, epoch)
+    return 100 * sum(accuracies) / len(accuracies)
+
+
+def test_the_index_says_what_normalisation_measured():
+    results, row = _read("normalisation"), _row("Ten layers")
+    variants = ("none-sigmoid", "none-relu", "batch-sigmoid", "batch-relu")
+    last = ", ".join(f"{_mean(results, variant, 15):.2f}" for variant in variants)
+    best = max(epoch.accuracy for run in results.runs for epoch in run.epochs)
+    assert f"| {last} %; best {100 * best:.2f} % |" in row
+    finals = ", ".join(f"{figures[-1]:.2f}" for figures in PUBLISHED.values())
+    highest = max(max(figures) for figures in PUBLISHED.values())
+    assert f"{finals} %; best {highest:.2f} % |" in row
+
+
+def test_the_index_says_what_residual_measured():
+    row = _row("Residual blocks")
+    whole = _read("residual-full")
+    with_them, without = (_mean(whole, variant, 5) for variant in ("shortcut", "plain"))
+    said = f"after 5 epochs: {with_them:.2f} % with shortcuts and {without:.2f} % without"
+    assert f"all digits, one seed, {said};" in row
+    few = _read("residual")
+    assert {len(few.accuracies(variant, 2)) for variant in ("shortcut", "plain")} == {3}
+    with_them, without = (_mean(few, variant, 2) for variant in ("shortcut", "plain"))
+    said = f"after 2 epochs: {with_them:.2f} and {without:.2f} %"
+    assert f"{few.training_images:,} digits, three seeds, {said}" in row
+
+
+def test_the_index_says_what_features_found():
+    found = json.loads((PAGES / "features" / "results.json").read_text())["selective"]
+    means = found["means"]
+    others = max(mean for digit, mean in enumerate(means) if digit not in (4, 9))
+    said = f"mean {means[4]:.2f} for 4, {means[9]:.2f} for 9, at most {others:.2f} for another"
+    assert f"channel {found['channel']}: {said} digit" in _row("What a CNN looks at")
+
+
+def test_the_index_counts_the_networks_of_the_chart():
+    assert f"| {len(chart._CHOSEN)} networks |" in _row("Top-1 against operations")
 
 
 PUBLISHED = {

@@ -45,7 +45,7 @@ def count(module: nn.Module, shape: tuple[int, int, int]) -> Count:
     """
     device = next(module.parameters()).device
     # With gradients on, attention runs as the products that it consists of and
-    # not as a fused kernel whose operations nobody counts.
+    # not as a fused kernel, whose operations are not counted.
     with torch.enable_grad(), FlopCounterMode(display=False) as counter:
         module(torch.zeros(1, *shape, device=device))
     return Count(

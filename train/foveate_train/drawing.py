@@ -52,6 +52,11 @@ def grey(values: torch.Tensor) -> torch.Tensor:
     return values.float().clamp(0, 1)[:, :, None].expand(-1, -1, 3)
 
 
+def colours(pixels: torch.Tensor) -> torch.Tensor:
+    """Turn one picture [1, C, H, W], 0 to 1, into red, green and blue."""
+    return pixels[0, :3].cpu().permute(1, 2, 0).expand(-1, -1, 3)
+
+
 def heat(values: torch.Tensor, low: float, high: float) -> torch.Tensor:
     """Turn values [height, width] into colours between `low` and `high`."""
     from matplotlib import colormaps  # noqa: PLC0415  an extra

@@ -140,13 +140,13 @@ class Training:
         return self._for_the_data(self.result.module)
 
     def steps(self) -> Iterator[Step]:
-        """Do the steps that remain, and hand over what each did."""
+        """Do the steps that remain, and yield each."""
         settings = self.settings
         for epoch in range(self.number // self._per_epoch + 1, settings.epochs + 1):
             forward = self._prepared(epoch)
             start = self.number % self._per_epoch
             for batch in self.data.epoch(settings.seed, epoch, settings.batch_size, start=start):
-                # For dropout, mixing and whatever else the network draws itself.
+                # For dropout, mixing and other random numbers of the network.
                 torch.manual_seed(derive(settings.seed, epoch, self.number, distributed.rank()))
                 self._use_train_mode()
                 self._set_rates()

@@ -51,7 +51,7 @@ class StepProgress(Progress):
         self.update(self._task, description=self._title)
 
     def step(self, step: Step) -> None:
-        """Show a step. Its loss is read only where somebody sees it."""
+        """Show a step. Its loss is read only where it is printed."""
         if not self.disable:
             self.update(self._task, advance=1, epoch=step.epoch, loss=f"{float(step.loss):.4f}")
         elif not self.console.quiet and time.monotonic() - self._said >= _INTERVAL:

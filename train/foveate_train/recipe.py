@@ -71,7 +71,7 @@ def plan(
         given: the settings that options name.
         workers: processes that decode.
         device: where to compute.
-        say: is told what was decided.
+        say: called with each decision, a line.
 
     Raises:
         SettingsError: a setting is outside its limits.

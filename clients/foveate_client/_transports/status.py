@@ -15,7 +15,7 @@ from foveate_client._exceptions import too_large
 from foveate_client._throttle import Throttle
 
 _LARGER = re.compile(r"message larger than max \((?P<size>.+) vs\. (?P<limit>[0-9]+)\)")
-"""What gRPC says of a message above the limit of whoever receives or sends it."""
+"""gRPC's message for a request or response above the limit of its sender or receiver."""
 
 _PROXY = re.compile(r"[Rr]eceived http2 header with status: (?P<status>[0-9]{3})")
 """What gRPC says of an HTTP answer that is none of gRPC: a proxy's own."""
@@ -23,7 +23,7 @@ _PROXY = re.compile(r"[Rr]eceived http2 header with status: (?P<status>[0-9]{3})
 _RESET = re.compile(r"Received RST_STREAM with error code")
 
 _PLAIN = re.compile(r"WRONG_VERSION_NUMBER|HTTP_REQUEST")
-"""What the handshake of TLS ends with where the other side speaks none."""
+"""The error of the TLS handshake where the other side has no TLS."""
 
 _CLOSED = re.compile(r"to all (backends|addresses).*(Socket closed|Connection reset)", re.DOTALL)
 """What gRPC says where every connection was closed before it could be used."""

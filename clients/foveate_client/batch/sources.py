@@ -455,7 +455,7 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     while (member := tar.next()) is not None:
         if member.isfile():
             yield member
-        # tarfile remembers every member, and has no public way to forget one.
+        # tarfile keeps every member, and has no public way to remove one.
         cast("Any", tar).members.clear()
 
 

@@ -264,7 +264,7 @@ def _pandas(pa: Any, fields: Sequence[Any]) -> dict[str, Any]:
 def _vector_type(pa: Any, vector: Vector) -> Any:
     if len(vector.shape) == 1:
         return pa.list_(pa.float32(), vector.shape[0])
-    # A fixed-size list as well, whose type remembers the shape.
+    # A fixed-size list as well, whose type holds the shape.
     return pa.fixed_shape_tensor(pa.float32(), vector.shape)
 
 

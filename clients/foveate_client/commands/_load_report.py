@@ -1,9 +1,9 @@
 """What `foveate load` says of the servers that it has driven."""
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -11,12 +11,51 @@ from rich.text import Text
 
 from foveate_client._connection import Credentials
 from foveate_client._transports.channel import PLAINTEXT
+from foveate_client.commands._options import SecurityOptions
 from foveate_client.load.recorder import PERCENTILES, Latencies, Measurement
 from foveate_client.load.search import Step
 
 _SHOWN = (50.0, 90.0, 95.0, 99.0, 99.9)
 _LATE_SHARE = 0.1
 """The generator's own delay that is worth a word, as a share of the median latency."""
+
+
+Protocol = Literal["foveate", "oip"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(SecurityOptions):
+    """The options of `foveate load`.
+
+    Rates are in requests a second; `p99` is in milliseconds, and `duration`, `warmup` and
+    `timeout` are in seconds.
+    """
+
+    images: tuple[Path, ...]
+    address: str
+    model: str
+    version: str
+    concurrency: int
+    rate: float | None
+    find_rate: bool
+    throttle: bool
+    p99: float | None
+    duration: float
+    warmup: float
+    connections: int
+    timeout: float
+    cam_share: float
+    feature_map_share: float
+    feature_map_layer: str
+    protocol: Protocol
+    output: str
+    compare: str | None
+    compare_protocol: Protocol | None
+    compare_model: str | None
+    rounds: int
+    seed: int
+    plot: Path | None
+    json: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +167,7 @@ def warn(console: Console, outcome: Outcome) -> None:
         )
 
 
-def record(outcome: Outcome, options: argparse.Namespace) -> dict[str, Any]:
+def record(outcome: Outcome, options: Options) -> dict[str, Any]:
     """Return an outcome for JSON."""
     measurement = outcome.measurement
     found: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""What the subcommands have in common: where the models are, and how failure is told."""
+"""What the subcommands have in common: where the models are, and how failures are reported."""
 
 import argparse
 import os
@@ -15,6 +15,7 @@ from foveate_client._models import Model
 from foveate_client._options import TrustRequest
 from foveate_client._repository import RepositoryClient
 from foveate_client.commands._numbers import seconds
+from foveate_client.commands._options import SecurityOptions, SourceOptions, TrustOptions
 
 UNBROKEN = 1000
 """The width of what goes into a pipe: what reads one wants whole lines."""
@@ -63,9 +64,9 @@ def add_security_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 @contextmanager
-def open_client(arguments: argparse.Namespace) -> Iterator[Client]:
+def open_client(options: SourceOptions) -> Iterator[Client]:
     """Give the client of the source that was chosen. Raises FoveateError."""
-    with _client(arguments) as client:
+    with _client(options) as client:
         try:
             yield client
         except KeyboardInterrupt:
@@ -75,19 +76,19 @@ def open_client(arguments: argparse.Namespace) -> Iterator[Client]:
             raise
 
 
-def _client(arguments: argparse.Namespace) -> Client:
-    if arguments.address is None:
-        return Client.local(arguments.repository, timeout=arguments.timeout)
+def _client(options: SourceOptions) -> Client:
+    if options.repository is not None:
+        return Client.local(options.repository, timeout=options.timeout)
+    if options.address is None:
+        raise FoveateError("neither --address nor --repository is given")
     with _connection_errors():
-        return Client(arguments.address, timeout=arguments.timeout, **connection_options(arguments))
+        return Client(options.address, timeout=options.timeout, **connection_options(options))
 
 
-def open_repository_client(arguments: argparse.Namespace) -> RepositoryClient:
-    """Return the client that changes the models of the server chosen. Raises FoveateError."""
+def open_repository_client(address: str, options: SourceOptions) -> RepositoryClient:
+    """Return the client that changes the models of the server there. Raises FoveateError."""
     with _connection_errors():
-        return RepositoryClient(
-            arguments.address, timeout=arguments.timeout, **connection_options(arguments)
-        )
+        return RepositoryClient(address, timeout=options.timeout, **connection_options(options))
 
 
 @contextmanager
@@ -100,24 +101,24 @@ def _connection_errors() -> Iterator[None]:
         raise FoveateError(str(error)) from error
 
 
-def connection_options(arguments: argparse.Namespace) -> ConnectionOptions:
+def connection_options(options: SecurityOptions) -> ConnectionOptions:
     """Return what the flags say of the connection.
 
     Raises OSError where the token's file cannot be read, and ValueError where
     the flags contradict each other.
     """
     token: str | None = os.environ.get(TOKEN_VARIABLE) or None
-    if arguments.token_file is not None:
-        token = arguments.token_file.read_text(encoding="utf-8").strip()
-    tls = arguments.tls or arguments.ca is not None or arguments.cert is not None
-    if not tls and token is None and arguments.key is None and not arguments.server_name:
+    if options.token_file is not None:
+        token = options.token_file.read_text(encoding="utf-8").strip()
+    tls = options.tls or options.ca is not None or options.cert is not None
+    if not tls and token is None and options.key is None and not options.server_name:
         return {}
     return {
         "credentials": Credentials(
-            ca=arguments.ca,
-            cert=arguments.cert,
-            key=arguments.key,
-            server_name=arguments.server_name,
+            ca=options.ca,
+            cert=options.cert,
+            key=options.key,
+            server_name=options.server_name,
             token=token,
             tls=tls,
         )
@@ -147,13 +148,13 @@ def add_trust_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def require_coverage(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+def require_coverage(parser: argparse.ArgumentParser, options: TrustOptions) -> None:
     """End with a wrong usage where --coverage is no share between 0 and 1."""
     if options.coverage is not None and not 0 < options.coverage < 1:
         parser.error(f"--coverage {options.coverage:g} is not above 0 and below 1")
 
 
-def trust_request(options: argparse.Namespace) -> TrustRequest | None:
+def trust_request(options: TrustOptions) -> TrustRequest | None:
     """Return what is asked of how far an answer can be believed; None where nothing is."""
     if not options.trust and options.coverage is None:
         return None
@@ -174,7 +175,7 @@ def made_folder(folder: Path) -> Iterator[None]:
 
 
 def describe(error: FoveateError) -> str:
-    """Return what a person is told of `error`: the message, and the fields at fault."""
+    """Return the message of `error` for a person, with the fields at fault."""
     lines = [str(error)]
     if isinstance(error, CallError):
         lines += [

@@ -45,6 +45,7 @@ from foveate_client.batch.run import (
     finish,
 )
 from foveate_client.commands._numbers import positive, seconds_or_none
+from foveate_client.commands._options import SourceOptions, TrustOptions, parse
 from foveate_client.commands._shared import (
     UNBROKEN,
     add_source_arguments,
@@ -73,6 +74,34 @@ class NoPicturesError(FoveateError):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Options(SourceOptions, TrustOptions):
+    """The options of `foveate batch`; `patience` is in seconds."""
+
+    sources: tuple[str, ...]
+    out: Path
+    errors: Path | None
+    report: Path | None
+    overwrite: bool
+    retry_errors: bool
+    hidden: bool
+    model: str
+    version: str
+    top_k: int | None
+    threshold: float | None
+    embeddings: tuple[str, ...]
+    feature_maps: tuple[str, ...]
+    cam: Path | None
+    cam_method: str
+    labels: Path | None
+    image_column: str | None
+    label_column: str | None
+    ordered: bool
+    in_flight: int
+    patience: float
+    json: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Summary:
     """What a run did: how many pictures had each outcome; `passed` were not read.
 
@@ -94,7 +123,7 @@ class _Summary:
 def main(arguments: Sequence[str]) -> int:
     """Run the subcommand and return its exit code."""
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options = parse(parser, Options, arguments)
     _require_sense(parser, options)
     outputs = _outputs(options)
     try:
@@ -133,7 +162,7 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if summary.finished.errors else 0
 
 
-def _require_sense(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+def _require_sense(parser: argparse.ArgumentParser, options: Options) -> None:
     if options.out.suffix not in tables.SUFFIXES:
         parser.error(f"--out must end in {', '.join(tables.SUFFIXES)}, not {options.out.name}")
     if options.out.suffix == ".csv" and (options.embeddings or options.feature_maps):
@@ -149,8 +178,8 @@ def _require_sense(parser: argparse.ArgumentParser, options: argparse.Namespace)
                 parser.error(f"--cam {options.cam} lies in {source}, whose pictures are read")
 
 
-def _outputs(options: argparse.Namespace) -> Outputs:
-    out: Path = options.out
+def _outputs(options: Options) -> Outputs:
+    out = options.out
     # Tables of one name in two formats have reports and errors of their own.
     name = out.stem if out.suffix == ".csv" else out.name
     return Outputs(
@@ -188,7 +217,7 @@ def _put_away(outputs: Outputs, *, failures: bool) -> None:
 
 def _run(
     client: Client,
-    options: argparse.Namespace,
+    options: Options,
     outputs: Outputs,
     parser: argparse.ArgumentParser,
 ) -> tuple[_Summary, Plan]:

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from foveate_client._exceptions import CallError, FoveateError, ImageError
 from foveate_client._images import ImageInput
 from foveate_client._models import Model
 from foveate_client._options import Cam, ClassifyOptions, Features
-from foveate_client._results import Classification, Heatmap, Trust
+from foveate_client._results import Classification, Trust
 from foveate_client.batch.stream import stops_the_run
+from foveate_client.commands._options import SourceOptions, TrustOptions, parse
 from foveate_client.commands._pictures import PictureWriter, Written, drawn
 from foveate_client.commands._shared import (
     add_source_arguments,
@@ -33,23 +35,37 @@ from foveate_client.commands._shared import (
     without_maps,
 )
 from foveate_client.commands._terminal import Show, find_show
+from foveate_client.commands._words import SCORES, findings, opponent, score, trust_sentences
 
 STDIN = "-"
 BAR_WIDTH = 32
-_NAMED = 8
-"""How many classes of a prediction set a person is told by name."""
 
-_SCORES = {
-    "sigmoid": "; each label has a score by itself",
-    "none": "; scores are logits",
-}
-"""What a person is told of scores that are not the usual ones."""
+
+@dataclass(frozen=True, kw_only=True)
+class Options(SourceOptions, TrustOptions):
+    """The options of `foveate classify`."""
+
+    images: tuple[str, ...]
+    model: str
+    version: str
+    top_k: int | None
+    threshold: float | None
+    cam: bool
+    cam_top: int | None
+    classes: tuple[int, ...]
+    cam_method: str
+    against: str | None
+    feature_maps: tuple[str, ...]
+    channels: tuple[int, ...]
+    json: bool
+    out: Path | None
+    show: bool
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the subcommand and return its exit code."""
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options = parse(parser, Options, arguments)
     if options.images.count(STDIN) > 1:
         parser.error("standard input can be read only once")
     if options.channels and not options.feature_maps:
@@ -72,7 +88,7 @@ def main(arguments: Sequence[str]) -> int:
 def _classify(
     client: Client,
     writer: PictureWriter | None,
-    options: argparse.Namespace,
+    options: Options,
     parser: argparse.ArgumentParser,
 ) -> int:
     images = [sys.stdin.buffer.read() if x == STDIN else Path(x) for x in options.images]
@@ -99,7 +115,7 @@ def _classify(
                 line = json.dumps(_record(name, outcome, written), ensure_ascii=False)
                 print(line, flush=True)
             elif isinstance(outcome, FoveateError) and stops_the_run(outcome):
-                # Every picture would have it, and it is told once.
+                # Every picture would fail with it, and it is printed once.
                 complain(parser, describe(outcome))
                 return 1
             elif isinstance(outcome, FoveateError):
@@ -111,7 +127,7 @@ def _classify(
     return 1 if failed else 0
 
 
-def _model(client: Client, options: argparse.Namespace) -> Model | None:
+def _model(client: Client, options: Options) -> Model | None:
     """Return the model where more is needed of it than its answers."""
     if not (_explains(options) or (trust_request(options) and not options.json)):
         return None
@@ -136,7 +152,7 @@ def _results(
             yield error
 
 
-def _shows(options: argparse.Namespace) -> bool:
+def _shows(options: Options) -> bool:
     return options.show and not options.json and bool(_explains(options) or options.feature_maps)
 
 
@@ -166,7 +182,7 @@ def _written(
         return error, None
 
 
-def _request(options: argparse.Namespace, model: Model | None) -> ClassifyOptions:
+def _request(options: Options, model: Model | None) -> ClassifyOptions:
     """Return what is asked; raises ValueError where --against names no class."""
     request = ClassifyOptions(
         model=options.model,
@@ -189,7 +205,7 @@ def _request(options: argparse.Namespace, model: Model | None) -> ClassifyOption
     return request
 
 
-def _explains(options: argparse.Namespace) -> bool:
+def _explains(options: Options) -> bool:
     return bool(
         options.cam
         or options.classes
@@ -308,11 +324,11 @@ def _table(
         share = 0.0 if result.scores == "none" else prediction.score
         ranking.add_row(
             Text(f"  {prediction.label}", style),
-            Text(f"{prediction.score:{'.4g' if result.scores == 'none' else '.1%'}}", style),
+            Text(score(prediction.score, result.scores), style),
             Bar(1, 0, share, width=BAR_WIDTH, color="green" if rank == 0 else "blue"),
         )
     heading = Text.assemble((name, "bold"), overflow="ignore", no_wrap=True)
-    kind = _SCORES.get(result.scores, "")
+    kind = f"; {SCORES[result.scores]}" if result.scores in SCORES else ""
     model = Text(f"  {result.model}, version {result.version}{kind}", "dim")
     none = [] if result.predictions else [Text("  no score reaches the threshold", "dim")]
     trust = [] if result.trust is None else _trust_lines(result, result.trust, labels)
@@ -323,21 +339,7 @@ def _table(
 
 def _trust_lines(result: Classification, trust: Trust, labels: Sequence[str]) -> list[Text]:
     """Say in words how far an answer can be believed."""
-    lines = []
-    best = result.predictions[0] if result.predictions else None
-    if best is not None and best.confidence is not None:
-        lines.append(
-            f"of pictures like those of the calibration, {best.confidence:.1%} of the answers with "
-            "this score are right"
-        )
-    named = [_name(x, labels) for x in trust.prediction_set[:_NAMED]]
-    more = len(trust.prediction_set) - len(named)
-    members = ", ".join(named) + (f" and {more} more" if more else "")
-    lines.append(f"the set for a coverage of {trust.coverage:.4g}: {members or 'no class'}")
-    lines.append(
-        f"more unusual than {trust.ood_percentile:.0f} % of the pictures of the calibration"
-    )
-    said = [Text(f"  {line}", "dim") for line in lines]
+    said = [Text(f"  {line}", "dim") for line in trust_sentences(result, trust, labels)]
     return [*said, Text("  the model abstains", "bold yellow")] if trust.abstained else said
 
 
@@ -345,7 +347,7 @@ def _explanations(
     result: Classification, written: Written | None, labels: Sequence[str]
 ) -> list[Text]:
     lines = [
-        f"{cam.method} of {cam.label}{_opponent(cam, labels)}: {_findings(cam)}"
+        f"{cam.method} of {cam.label}{opponent(cam, labels)}: {findings(cam)}"
         for cam in result.cams
     ] + [
         f"{x.layer}: {x.array.shape[0]} x {x.array.shape[1]} x {x.array.shape[2]}, "
@@ -359,24 +361,6 @@ def _explanations(
         Text.assemble((f"  {line}\n", "dim"), f"    {path}", overflow="ignore", no_wrap=True)
         for line, path in zip(lines, (*written.cams, *written.feature_maps), strict=True)
     ]
-
-
-def _opponent(cam: Heatmap, labels: Sequence[str]) -> str:
-    return "" if cam.against is None else f" against {_name(cam.against, labels)}"
-
-
-def _name(class_id: int, labels: Sequence[str]) -> str:
-    return labels[class_id] if class_id < len(labels) else f"class {class_id}"
-
-
-def _findings(cam: Heatmap) -> str:
-    what = "logit" if cam.against is None else "difference of the logits"
-    share = "" if cam.explained is None else f"; it explains {cam.explained:.1%} of the {what}"
-    if not cam.has_evidence:
-        return f"no positive evidence, the largest value is {cam.maximum:.3g}{share}"
-    x, y = cam.peak
-    values = f"values {cam.minimum:.3g} to {cam.maximum:.3g}"
-    return f"{values}, the largest at x {x:.0f}, y {y:.0f}{share}"
 
 
 def _parser() -> argparse.ArgumentParser:

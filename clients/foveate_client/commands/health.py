@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
@@ -13,6 +13,7 @@ from foveate_client._connection import Retries
 from foveate_client._transports.channel import NO_PROXY, PLAINTEXT, Caller
 from foveate_client._transports.status import details_of
 from foveate_client.commands._numbers import seconds
+from foveate_client.commands._options import SecurityOptions, parse
 from foveate_client.commands._shared import (
     add_security_arguments,
     complain,
@@ -23,10 +24,19 @@ _TIMEOUT = 5.0
 _SERVING = HealthCheckResponse.SERVING
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options(SecurityOptions):
+    """The options of `foveate health`; `wait` is in seconds."""
+
+    service: str
+    address: str
+    wait: float | None
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the subcommand and return its exit code."""
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options = parse(parser, Options, arguments)
     try:
         channel = _open(options)
     except OSError as error:
@@ -45,9 +55,9 @@ def main(arguments: Sequence[str]) -> int:
     return 0 if status == _SERVING else 1
 
 
-def _open(options: argparse.Namespace) -> grpc.Channel:
+def _open(options: Options) -> grpc.Channel:
     """Return a channel to the server. Raises OSError and ValueError as a Client does."""
-    # Health is told without a token, so none is sent.
+    # The health service needs no token, so none is sent.
     credentials = replace(connection_options(options).get("credentials", PLAINTEXT), token=None)
     tls, channel_options = Caller(credentials).prepare(options.address, Retries(attempts=1))
     # The health asked for is that of this server, and a proxy may be asked for none of it.
@@ -57,7 +67,7 @@ def _open(options: argparse.Namespace) -> grpc.Channel:
     return grpc.secure_channel(options.address, tls, channel_options)
 
 
-def _ask(channel: grpc.Channel, options: argparse.Namespace) -> HealthCheckResponse:
+def _ask(channel: grpc.Channel, options: Options) -> HealthCheckResponse:
     """Return the answer now, or with --wait the first that is SERVING. Raises RpcError."""
     stub: Any = HealthStub(channel)  # its annotations name no methods
     request = HealthCheckRequest(service=options.service)

@@ -15,6 +15,7 @@ from foveate_client._throttle import Throttling
 from foveate_client._transports.channel import PLAINTEXT
 from foveate_client.batch.sources import Passed
 from foveate_client.commands._load_report import (
+    Options,
     Outcome,
     Target,
     as_ms,
@@ -24,6 +25,7 @@ from foveate_client.commands._load_report import (
     warn,
 )
 from foveate_client.commands._numbers import above_zero, not_negative, positive, share
+from foveate_client.commands._options import parse
 from foveate_client.commands._shared import (
     add_security_arguments,
     complain,
@@ -50,7 +52,7 @@ _READY_SECONDS = 10.0
 def main(arguments: Sequence[str]) -> int:
     """Run the subcommand and return its exit code."""
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options = parse(parser, Options, arguments)
     _require_sense(parser, options)
     try:
         targets = _targets(options)
@@ -86,7 +88,7 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if unmet or unanswered else 0
 
 
-def _require_sense(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+def _require_sense(parser: argparse.ArgumentParser, options: Options) -> None:
     if options.find_rate and options.p99 is None:
         parser.error("--find-rate needs --p99, the objective")
     if options.p99 is not None and not options.find_rate:
@@ -109,7 +111,7 @@ def _require_sense(parser: argparse.ArgumentParser, options: argparse.Namespace)
         parser.error("--compare-protocol and --compare-model need --compare")
 
 
-def _targets(options: argparse.Namespace) -> list[Target]:
+def _targets(options: Options) -> list[Target]:
     """Return the servers to drive. Raises ValueError and OSError, as `connection_options` does."""
     first = Target(
         address=options.address,
@@ -130,9 +132,7 @@ def _targets(options: argparse.Namespace) -> list[Target]:
     return [first, second]
 
 
-async def _measure(
-    targets: Sequence[Target], options: argparse.Namespace, console: Console
-) -> list[Outcome]:
+async def _measure(targets: Sequence[Target], options: Options, console: Console) -> list[Outcome]:
     """Measure the targets, in turn and `--rounds` times where there are two."""
     passed = Passed()
     pictures = read_pictures(options.images, passed)
@@ -146,8 +146,9 @@ async def _measure(
         rounds = options.rounds if len(driven) > 1 and not options.find_rate else 1
         for number in range(rounds):
             for driver, outcome in driven:
-                if options.find_rate:
-                    await _search(driver, outcome, options, console)
+                if options.find_rate and options.p99 is not None:
+                    objective = Objective(p99=options.p99 / 1000)
+                    await _search(driver, outcome, objective, options, console)
                     continue
                 if rounds > 1:
                     progress = f"{outcome.target.name}, round {number + 1} of {rounds}"
@@ -158,7 +159,7 @@ async def _measure(
 
 @asynccontextmanager
 async def _driving(
-    target: Target, pictures: Sequence[bytes], options: argparse.Namespace
+    target: Target, pictures: Sequence[bytes], options: Options
 ) -> AsyncIterator[tuple[Driver, Outcome]]:
     async with connect(target.address, options.connections, target.credentials) as channels:
         for channel in channels:
@@ -194,7 +195,7 @@ async def _driving(
         yield driver, Outcome(target=target, model=workload.model)
 
 
-async def _one(driver: Driver, options: argparse.Namespace) -> Measurement:
+async def _one(driver: Driver, options: Options) -> Measurement:
     seconds, warmup = options.duration, options.warmup
     if options.rate is not None:
         throttling = Throttling() if options.throttle else None
@@ -205,7 +206,7 @@ async def _one(driver: Driver, options: argparse.Namespace) -> Measurement:
 
 
 async def _search(
-    driver: Driver, outcome: Outcome, options: argparse.Namespace, console: Console
+    driver: Driver, outcome: Outcome, objective: Objective, options: Options, console: Console
 ) -> None:
     async def measure(rate: float) -> Measurement:
         return await driver.open(rate, seconds=options.duration, warmup=options.warmup)
@@ -220,7 +221,6 @@ async def _search(
             style="dim",
         )
 
-    objective = Objective(p99=options.p99 / 1000)
     outcome.found = await find_rate(
         measure, objective, start=options.rate or _START_RATE, note=note
     )

@@ -3,7 +3,7 @@
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ from foveate_client import _plugins
 from foveate_client._exceptions import FoveateError
 from foveate_client._models import Accuracy, InputSpec, Model, ModelSummary
 from foveate_client._repository import RepositoryClient
+from foveate_client.commands._options import SourceOptions, parse
 from foveate_client.commands._shared import (
     UNBROKEN,
     add_source_arguments,
@@ -28,18 +29,33 @@ CATALOGUES = "foveate.catalogues"
 """The entry point group of lists of classifiers that can be exported."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options(SourceOptions):
+    """The options of `foveate models`; `labels` holds versions by label."""
+
+    name: str | None
+    version: str
+    load: bool
+    reload: bool
+    unload: bool
+    labels: dict[str, str] | None
+    available: bool
+    graph: str | None
+    json: bool
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the subcommand and return its exit code."""
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options = parse(parser, Options, arguments)
     if options.graph is not None:
-        return _graph(parser, options)
+        return _graph(parser, options, options.graph)
     if options.available == (options.address is not None or options.repository is not None):
         parser.error("give one of --address, --repository and --available")
     if options.available and options.name:
         parser.error("--available lists every classifier and takes no NAME")
-    change = _change(options)
-    if change is not None and (options.name is None or options.address is None):
+    changes = options.load or options.reload or options.unload or options.labels is not None
+    if changes and (options.name is None or options.address is None):
         parser.error("a change of a server's models needs NAME and --address")
     if options.labels is not None and options.version:
         parser.error("--labels names the versions itself and takes no --version")
@@ -47,10 +63,13 @@ def main(arguments: Sequence[str]) -> int:
         if options.available:
             rows = _available()
             _show(options, rows, _catalogue(rows))
-            return 0
-        if change is not None:
-            with open_repository_client(options) as repository:
-                changed = change(repository)
+        elif options.name is None:
+            with open_client(options) as client:
+                models = list(client.models())
+            _show(options, [asdict(model) for model in models], _summaries(models))
+        elif changes and options.address is not None:
+            with open_repository_client(options.address, options) as repository:
+                changed = _change(repository, options.name, options)
             _show(options, asdict(changed), _summaries([changed]))
             if options.labels:
                 kept = ",".join(f"{options.name}:{x}={v}" for x, v in options.labels.items())
@@ -59,32 +78,24 @@ def main(arguments: Sequence[str]) -> int:
                     "the labels hold until the server ends; to keep them, start it with "
                     f"--version-labels {kept}",
                 )
-            return 0
-        with open_client(options) as client:
-            if options.name is None:
-                models = list(client.models())
-                _show(options, [asdict(model) for model in models], _summaries(models))
-            else:
+        else:
+            with open_client(options) as client:
                 model = client.model(options.name, options.version)
-                _show(options, asdict(model), _details(model))
+            _show(options, asdict(model), _details(model))
     except FoveateError as error:
         complain(parser, describe(error))
         return 1
     return 0
 
 
-def _change(options: argparse.Namespace) -> Callable[[RepositoryClient], ModelSummary] | None:
-    """Return the change that is asked for, if there is one."""
-    name, version = options.name, options.version
-    if options.load:
-        return lambda repository: repository.load(name, version)
-    if options.reload:
-        return lambda repository: repository.reload(name, version)
-    if options.unload:
-        return lambda repository: repository.unload(name, version)
+def _change(repository: RepositoryClient, name: str, options: Options) -> ModelSummary:
+    """Make the change that is asked for. Raises FoveateError."""
     if options.labels is not None:
-        return lambda repository: repository.set_labels(name, options.labels)
-    return None
+        return repository.set_labels(name, options.labels)
+    if options.load:
+        return repository.load(name, options.version)
+    change = repository.reload if options.reload else repository.unload
+    return change(name, options.version)
 
 
 def _labels(text: str) -> dict[str, str]:
@@ -111,8 +122,8 @@ def _available() -> list[dict[str, Any]]:
     return listing()
 
 
-def _graph(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
-    """Have a classifier drawn, and return the exit code."""
+def _graph(parser: argparse.ArgumentParser, options: Options, file: str) -> int:
+    """Have a classifier drawn into a file, and return the exit code."""
     if options.name is None or options.available or options.address or options.repository:
         parser.error("--graph draws the classifier NAME, as --available lists it, and no more")
     try:
@@ -128,10 +139,10 @@ def _graph(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     except FoveateError as error:
         complain(parser, describe(error))
         return 1
-    return draw(options.name, options.graph)
+    return draw(options.name, file)
 
 
-def _show(options: argparse.Namespace, record: object, view: Group | Table) -> None:
+def _show(options: Options, record: object, view: Group | Table) -> None:
     if options.json:
         print(json.dumps(record, ensure_ascii=False, default=_plain))
     else:

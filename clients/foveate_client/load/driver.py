@@ -4,8 +4,8 @@ In the closed loop a fixed number of callers each wait for their answer before
 they ask again: a slow server is asked less often, so that its latencies are
 those of a queue of that length. In the open loop requests are due at the times
 of a Poisson process, as from many callers who do not know of each other, and a
-latency is measured from the time the request was due: what waits behind a
-stalled server counts with all of its waiting (coordinated omission, G. Tene).
+latency is measured from the time the request was due: requests that queue behind a
+stalled server count with their whole wait (coordinated omission, G. Tene).
 """
 
 import asyncio

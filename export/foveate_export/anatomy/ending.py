@@ -102,7 +102,7 @@ class Ending:
 
     Attributes:
         scores: what makes scores of the logits.
-        said: what people are told of it.
+        said: its description for people.
         normaliser: what is taken off the end, if anything: the logits then are
             what it took.
         form: what is made of the values: nothing, log(p) or log(p / (1 - p)).
@@ -152,7 +152,7 @@ def find_ending(outputs: Array, end: End, wanted: Scores | None) -> Ending:
 
     Raises:
         UsageError: the network's end gives other scores than those wanted.
-        ExportError: what the outputs are cannot be told, or they tell nothing.
+        ExportError: the kind of the outputs cannot be determined.
     """
     if wanted == "none":
         return Ending("none", "none, as --scores says: the network's outputs as they are")

@@ -57,7 +57,7 @@ def as_logits(
     Raises:
         UsageError: its outputs are not those scores, or not as many as its labels; it
             does not take pictures of its input's size.
-        ExportError: it returns no such tensor, or its scores cannot be told.
+        ExportError: it returns no such tensor, or its scores cannot be determined.
     """
     classifier = replace(classifier, module=with_plain_weights(classifier.module))
     batches = _pixels(classifier, images)

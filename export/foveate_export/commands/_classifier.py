@@ -2,15 +2,17 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 
 from foveate_export.anatomy.ending import probes
 from foveate_export.anatomy.layers import default_layers
 from foveate_export.anatomy.logits import as_logits
-from foveate_export.commands._console import add_scores_argument, answer
-from foveate_export.commands._engines import add_target_arguments, read_target
+from foveate_export.commands._console import add_scores_argument, answer, place_of
+from foveate_export.commands._engines import TargetOptions, add_target_arguments, read_target
 from foveate_export.commands._report import print_exported, print_layers
 from foveate_export.commands._training import training_errors
 from foveate_export.default_pictures import for_classifier
@@ -18,12 +20,21 @@ from foveate_export.errors import UsageError
 from foveate_export.exporter import check_variants, check_weights, examine, export
 from foveate_export.input_files import repeated
 from foveate_export.pictures import from_folder
-from foveate_export.publish.bundle import check_name
 from foveate_export.publish.variants import FP32, VARIANTS
 from foveate_export.publish.variants.acceptance import MAX_DROP
 from foveate_export.publish.variants.calibration import open_calibration
 from foveate_export.sources import Source, load_function, load_source
-from foveate_runtime.console import DONE, Stages, coverages, names, points, positive, warn
+from foveate_runtime.bundle.manifest import Scores
+from foveate_runtime.console import (
+    DONE,
+    Stages,
+    coverages,
+    names,
+    parse,
+    points,
+    positive,
+    warn,
+)
 from foveate_runtime.evaluation.labelled import open_labelled
 from foveate_train.classifier import Classifier
 
@@ -40,9 +51,38 @@ EPILOG = (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options(TargetOptions):
+    """The options of `foveate export` of a classifier in torch; `max_drop` is in points."""
+
+    source: str | None
+    module: str | None
+    input_spec: Path | None
+    labels: Path | None
+    repository: Path | None
+    name: str | None
+    version: int | None
+    weights: str | None
+    argument: tuple[str, ...]
+    logits: str | None
+    scores: Scores | None
+    layers: tuple[str, ...] | None
+    cam_layer: str | None
+    list_layers: bool
+    variants: tuple[str, ...]
+    calibration: str | None
+    max_drop: float
+    parity_data: Path | None
+    data: str | None
+    coverage: tuple[float, ...]
+    corrupt: Literal["fail", "skip"]
+    tensorrt: bool
+    json: bool
+
+
 def main(arguments: Sequence[str]) -> int:
     """Export a classifier and return the exit code."""
-    options = _parser().parse_args(arguments)
+    options = parse(_parser(), Options, arguments)
     return answer(lambda: _run(options), PROG)
 
 
@@ -111,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--variants",
         type=names,
-        default=[FP32],
+        default=(FP32,),
         metavar="A,B",
         help=f"the precisions, the one to serve by default first: {', '.join(VARIANTS)}; "
         f"default: {FP32}",
@@ -145,7 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--coverage",
         type=coverages,
-        default=[],
+        default=(),
         metavar="A,B",
         help="how often the prediction sets are to hold the right class, with --data; default: "
         "those of 0.9, 0.95 and 0.99 that the pictures suffice for",
@@ -168,11 +208,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 @training_errors()
-def _run(options: argparse.Namespace) -> int:
-    if not options.list_layers:
-        if options.repository is None or options.name is None:
-            raise UsageError("--repository and --name say where the bundle goes")
-        check_name(options.name)
+def _run(options: Options) -> int:
+    place = None if options.list_layers else place_of(options.repository, options.name)
+    if place is not None:
         check_variants(options.variants, calibrated=options.calibration is not None)
     if options.coverage and not options.data:
         raise UsageError("--coverage needs --data, labelled pictures to calibrate on")
@@ -205,14 +243,14 @@ def _run(options: argparse.Namespace) -> int:
         classifier, ending = as_logits(
             classifier, probes(pictures, spec), options.scores, output=options.logits
         )
-    if options.list_layers:
+    if place is None:
         return _list_layers(classifier, as_json=options.json)
     # One output becomes two classes, and only then a label means its class.
     labelled = open_labelled(options.data, classifier.labels) if options.data else None
     exported = export(
         classifier,
-        repository=options.repository,
-        name=options.name,
+        repository=place[0],
+        name=place[1],
         version=options.version,
         layers=options.layers,
         cam_layer=options.cam_layer,
@@ -235,10 +273,8 @@ def _run(options: argparse.Namespace) -> int:
     return DONE
 
 
-def _load(options: argparse.Namespace) -> Source:
-    if (options.source is None) == (options.module is None):
-        raise UsageError("give a source or --module, and not both")
-    if options.module is None:
+def _load(options: Options) -> Source:
+    if options.source is not None and options.module is None:
         return load_source(
             options.source,
             options.weights,
@@ -246,6 +282,8 @@ def _load(options: argparse.Namespace) -> Source:
             input_spec=options.input_spec,
             labels=options.labels,
         )
+    if options.source is not None or options.module is None:
+        raise UsageError("give a source or --module, and not both")
     if options.weights is not None or options.argument:
         raise UsageError("--weights and --argument are for a classifier's name")
     return load_function(options.module, input_spec=options.input_spec, labels=options.labels)

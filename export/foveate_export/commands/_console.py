@@ -4,9 +4,11 @@ import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import get_args
 
 from foveate_export.errors import ExportError, UsageError
+from foveate_export.publish.bundle import check_name
 from foveate_runtime import console
 from foveate_runtime.bundle.manifest import Scores
 
@@ -26,6 +28,14 @@ def run_with_torch(module: str, arguments: Sequence[str], prog: str) -> int:
         needs = 'this needs PyTorch: pip install "foveate-export[torch]"'
         return console.say(prog, needs, console.FAILED)
     return main(arguments)
+
+
+def place_of(repository: Path | None, name: str | None) -> tuple[Path, str]:
+    """Return where the bundle goes. Raises UsageError where that is not said, or cannot be."""
+    if repository is None or name is None:
+        raise UsageError("--repository and --name say where the bundle goes")
+    check_name(name)
+    return repository, name
 
 
 def add_scores_argument(parser: argparse.ArgumentParser) -> None:

@@ -33,7 +33,7 @@ def export_differentiated(
         pictures: what is compared.
         scores: what makes scores of its outputs; None to find it.
         where: the repository, the name, the version and the layers, a named tuple.
-        stage: told of each step, to show progress.
+        stage: called for each step, to show progress.
     """
     try:
         with stage("running the file in torch"):

@@ -1,6 +1,7 @@
 """What `foveate export --tensorrt` and `foveate engines` share."""
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -9,6 +10,17 @@ from foveate_export.publish.tensorrt.target import BATCH, CLASSES, Target, choos
 from foveate_runtime.backends.tensorrt.flavour import FLAVOURS
 from foveate_runtime.backends.tensorrt.sidecar import ENGINE_SUFFIX, ENGINES_FOLDER, Range, Sidecar
 from foveate_runtime.console import names
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetOptions:
+    """What `add_target_arguments` adds: what engines are built by and for."""
+
+    flavour: str | None
+    compute_capability: tuple[str, ...]
+    batch: Range
+    classes: Range
+    timing_cache: Path | None
 
 
 def add_target_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +32,7 @@ def add_target_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--compute-capability",
         type=names,
-        default=[],
+        default=(),
         metavar="A,B",
         help="the GPUs to build for, such as 8.9,12.0; default: the one at hand",
     )
@@ -46,7 +58,7 @@ def add_target_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_target(options: argparse.Namespace) -> Target:
+def read_target(options: TargetOptions) -> Target:
     """Return what the options say; raises what `choose_target` raises."""
     return choose_target(
         options.flavour,

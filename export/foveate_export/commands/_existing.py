@@ -2,23 +2,23 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from rich.console import Console
 
-from foveate_export.commands._console import TRAINING, add_scores_argument, answer
+from foveate_export.commands._console import TRAINING, add_scores_argument, answer, place_of
 from foveate_export.commands._report import print_exported, print_layers
 from foveate_export.errors import UsageError
 from foveate_export.existing import Existing, export_existing, open_existing
 from foveate_export.input_files import read_input_spec, read_labels, repeated
 from foveate_export.pictures import Pictures, from_folder, shipped
 from foveate_export.progress import Stage
-from foveate_export.publish.bundle import Exported, check_name
+from foveate_export.publish.bundle import Exported
 from foveate_runtime.bundle.manifest import Scores
-from foveate_runtime.console import DONE, Stages, names, positive, warn
+from foveate_runtime.console import DONE, Stages, names, parse, positive, warn
 
 PROG = "foveate export"
 
@@ -32,6 +32,26 @@ EPILOG = (
     "example: foveate export net.onnx --input-spec input.json --labels labels.txt "
     "--repository models --name net"
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of `foveate export FILE.onnx`."""
+
+    source: Path
+    input_spec: Path
+    labels: Path | None
+    repository: Path | None
+    name: str | None
+    version: int | None
+    layout: Literal["nchw", "nhwc"] | None
+    bgr: bool
+    logits: str | None
+    scores: Scores | None
+    layers: tuple[str, ...] | None
+    list_layers: bool
+    parity_data: Path | None
+    json: bool
 
 
 class Where(NamedTuple):
@@ -67,7 +87,7 @@ def differentiated(
 
 def main(arguments: Sequence[str]) -> int:
     """Export an ONNX file and return the exit code."""
-    options = _parser().parse_args(arguments)
+    options = parse(_parser(), Options, arguments)
     return answer(lambda: _run(options), PROG)
 
 
@@ -120,13 +140,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: Options) -> int:
     stages = Stages(Console(stderr=True))
     spec = read_input_spec(options.input_spec)
-    if not options.list_layers:
-        if options.repository is None or options.name is None:
-            raise UsageError("--repository and --name say where the bundle goes")
-        check_name(options.name)
+    place = None if options.list_layers else place_of(options.repository, options.name)
     labels = read_labels(options.labels) if options.labels else None
     warn(PROG, repeated(labels or ()))
     with stages("reading pictures"):
@@ -141,7 +158,7 @@ def _run(options: argparse.Namespace) -> int:
             scores=options.scores,
             pictures=pictures,
         )
-    if options.list_layers:
+    if place is None:
         print_layers(source.layers, source.default_layers, source.left_out, as_json=options.json)
         return DONE
     if labels is None:
@@ -149,7 +166,7 @@ def _run(options: argparse.Namespace) -> int:
         source.assumptions["labels"] = "those that the ZipMap of the file names"
     if not labels:
         raise UsageError("--labels names the classes, which this ONNX file does not")
-    where = Where(options.repository, options.name, options.version, options.layers)
+    where = Where(*place, options.version, options.layers)
     exported = None
     if source.head is None:
         exported, why = differentiated(

@@ -3,14 +3,20 @@
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
 from foveate_export.commands._console import answer
-from foveate_export.commands._engines import add_target_arguments, engine_line, read_target
+from foveate_export.commands._engines import (
+    TargetOptions,
+    add_target_arguments,
+    engine_line,
+    read_target,
+)
 from foveate_export.publish.tensorrt.engines import add_engines
-from foveate_runtime.console import DONE, Stages, names
+from foveate_runtime.console import DONE, Stages, names, parse
 
 PROG = "foveate engines"
 
@@ -22,9 +28,18 @@ compute capabilities that are named."""
 EPILOG = "example: foveate engines models/resnet18/1 --flavour tensorrt_rtx"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options(TargetOptions):
+    """The options of `foveate engines`."""
+
+    bundle: Path
+    variants: tuple[str, ...]
+    json: bool
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run `foveate engines` and return its exit code."""
-    options = _parser().parse_args(arguments)
+    options = parse(_parser(), Options, arguments)
     return answer(lambda: _run(options), PROG)
 
 
@@ -36,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--variants",
         type=names,
-        default=[],
+        default=(),
         metavar="A,B",
         help="the precisions; default: all that TensorRT takes",
     )
@@ -45,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: Options) -> int:
     built = add_engines(
         options.bundle, options.variants, read_target(options), Stages(Console(stderr=True))
     )

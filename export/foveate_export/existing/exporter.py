@@ -24,7 +24,12 @@ from foveate_export.proof.comparison import (
     resolve_ranks,
     some_class_ids,
 )
-from foveate_export.publish.bundle import Exported, check_name, write_labels
+from foveate_export.publish.bundle import (
+    Exported,
+    check_name,
+    feature_outputs,
+    write_labels,
+)
 from foveate_runtime.backends.base import Array, BackendError, Runner
 from foveate_runtime.backends.registry import create_runner
 from foveate_runtime.bundle import golden, publishing
@@ -37,7 +42,6 @@ from foveate_runtime.bundle.manifest import (
     LABELS_FILE,
     LOGITS_OUTPUT,
     CamOutput,
-    FeatureOutput,
     GoldenEntry,
     Manifest,
     Parity,
@@ -73,7 +77,7 @@ def export_existing(
         version: the version to write; None for one above the newest.
         layers: the feature maps to offer, by the names of nodes; None for the
             last of each size.
-        stage: told of each step, to show progress.
+        stage: called for each step, to show progress.
 
     Raises:
         UsageError: the name, a layer or the number of labels cannot be.
@@ -220,16 +224,7 @@ def _draft(source: Existing, name: str, labels: Sequence[str], layers: Sequence[
         input=source.spec,
         scores=source.ending.scores,
         cams=_cam_outputs(source),
-        features=tuple(
-            FeatureOutput(
-                layer=layer.path,
-                channels=layer.channels,
-                height=layer.height,
-                width=layer.width,
-                layout=str(layer.layout),
-            )
-            for layer in layers
-        ),
+        features=feature_outputs(layers),
         variants=(VariantEntry.model_construct(name=source.precision, file=GRAPH),),
         files={},
         assumptions={

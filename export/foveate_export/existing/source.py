@@ -21,7 +21,7 @@ from foveate_runtime.bundle.manifest import InputSpec, Scores
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
 _NO_LAYERS = frozenset({"Cast", "Identity", "Reshape", "Transpose"})
-"""Operators that hand a map on, whatever the order of its axes."""
+"""Operators that return their input map, with any order of its axes."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def read_existing(
     Raises:
         UsageError: the file does not exist, or has not what the arguments say.
         ExportError: it is no ONNX file, no classifier of one picture, one that
-            ONNX Runtime does not take, or one whose scores cannot be told.
+            ONNX Runtime does not take, or one whose scores cannot be determined.
     """
     found = read(path)
     model = found.model
@@ -233,7 +233,7 @@ def _make_batch_dynamic(graph: ir.Graph, image: ir.Value) -> int | None:
 
 
 def _infer_shapes(model: ir.Model, image: ir.Value, spec: InputSpec, layout: Layout) -> None:
-    """Forget the shapes that the file notes, and infer those that follow from `spec`."""
+    """Drop the shapes that the file notes, and infer those that follow from `spec`."""
     size = (spec.height, spec.width)
     image.shape = ir.Shape(
         ["N", spec.channels, *size] if layout == "nchw" else ["N", *size, spec.channels]

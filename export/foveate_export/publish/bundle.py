@@ -6,8 +6,9 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from foveate_export.anatomy.layer import Layer
 from foveate_export.errors import ExportError, UsageError
-from foveate_runtime.bundle.manifest import Manifest, Name
+from foveate_runtime.bundle.manifest import FeatureOutput, Manifest, Name
 
 LARGEST = 1536 * 2**20
 """Bytes of weights: protobuf ends at 2 GiB, which holds the rest of the graph as well."""
@@ -56,3 +57,17 @@ def write_labels(labels: Sequence[str], path: Path) -> None:
         if "\n" in label:
             raise ExportError(f"label {label!r} holds a line break")
     path.write_text("\n".join(labels) + "\n", encoding="utf-8", newline="\n")
+
+
+def feature_outputs(layers: Sequence[Layer]) -> tuple[FeatureOutput, ...]:
+    """Return the manifest's entries of the layers whose feature maps the graph returns."""
+    return tuple(
+        FeatureOutput(
+            layer=layer.path,
+            channels=layer.channels,
+            height=layer.height,
+            width=layer.width,
+            layout=str(layer.layout),
+        )
+        for layer in layers
+    )

@@ -1,1 +1,1 @@
-"""The Open Inference Protocol (v2), as its clients speak it."""
+"""The Open Inference Protocol (v2): its messages and stubs."""

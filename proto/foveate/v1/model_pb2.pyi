@@ -39,6 +39,8 @@ class _ModelStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelState
     """In the repository and not loaded."""
     MODEL_STATE_FAILED: _ModelState.ValueType  # 5
     """Its last load failed."""
+    MODEL_STATE_ON_DEMAND: _ModelState.ValueType  # 6
+    """Not loaded; the first request for it loads it."""
 
 class ModelState(_ModelState, metaclass=_ModelStateEnumTypeWrapper):
     """Where a model's version stands."""
@@ -55,6 +57,8 @@ MODEL_STATE_UNLOADED: ModelState.ValueType  # 4
 """In the repository and not loaded."""
 MODEL_STATE_FAILED: ModelState.ValueType  # 5
 """Its last load failed."""
+MODEL_STATE_ON_DEMAND: ModelState.ValueType  # 6
+"""Not loaded; the first request for it loads it."""
 Global___ModelState: _TypeAlias = ModelState  # noqa: Y015
 
 @_typing.final

@@ -55,7 +55,7 @@ class Graphs(Generic[T]):
             return list(self._made)
 
     def clear(self) -> None:
-        """Let go of the graphs."""
+        """Release the graphs."""
         self._made.clear()
         del self.plain
 

@@ -20,7 +20,7 @@ _VNNI = {"avx512_vnni", "avx_vnni"}
 
 @cache
 def adds_exactly() -> bool:
-    """Tell whether sums of products of bytes are exact here; where nobody knows, they are."""
+    """Tell whether sums of products of bytes are exact here; where that is unknown, they are."""
     if platform.machine() not in {"x86_64", "AMD64"}:
         return True
     try:

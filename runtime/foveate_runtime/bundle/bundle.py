@@ -83,7 +83,7 @@ def read_manifest(root: Path) -> bytes:
     Raises OSError where it cannot be read, and BundleError where it is no plain
     file, or too large: it is not waited for and not read then.
     """
-    # Opening a pipe would otherwise wait for whoever writes to it.
+    # Opening a pipe would otherwise wait for its writer.
     descriptor = os.open(root / MANIFEST_FILE, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):

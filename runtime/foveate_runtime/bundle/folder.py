@@ -1,7 +1,7 @@
-"""What lies in a repository's folder, seen without opening a bundle.
+"""The models and versions in a repository's folder, found without opening a bundle.
 
-What cannot be read is told from what is not there: a mount that drops, or a
-permission that changes, must not look like the removal of a model.
+A folder that cannot be read is distinguished from one that does not exist: a mount that
+drops, or a permission that changes, must not look like the removal of a model.
 """
 
 import hashlib

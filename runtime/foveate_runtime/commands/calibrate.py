@@ -3,8 +3,10 @@
 import argparse
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -13,7 +15,7 @@ from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.bundle.manifest import Manifest
 from foveate_runtime.bundle.publishing import publish_beside, require_place
 from foveate_runtime.bundle.trust import Policy, Trust
-from foveate_runtime.console import DONE, UsageError, answer, points, positive, warn
+from foveate_runtime.console import DONE, UsageError, answer, parse, points, positive, warn
 from foveate_runtime.console import coverages as coverage_list
 from foveate_runtime.evaluation.labelled import Labelled
 from foveate_runtime.evaluation.trusted import (
@@ -31,9 +33,23 @@ version beside the old one. The pictures must be other ones than those of the tr
 EPILOG = "example: foveate calibrate models/resnet18/1 --data photos --coverage 0.9,0.95"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of `foveate calibrate`; `abstain_above` is a percentile."""
+
+    bundle: Path
+    data: str
+    coverage: tuple[float, ...]
+    abstain_above: float | None
+    abstain_set_larger_than: int | None
+    limit: int | None
+    corrupt: Literal["fail", "skip"]
+    json: bool
+
+
 def main(arguments: Sequence[str]) -> int:
     """Calibrate a bundle and return the exit code."""
-    options = _parser().parse_args(arguments)
+    options = parse(_parser(), Options, arguments)
     return answer(lambda: _run(options), PROG)
 
 
@@ -53,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--coverage",
         type=coverage_list,
-        default=[],
+        default=(),
         metavar="A,B",
         help="how often the prediction sets are to hold the right class; default: those of 0.9, "
         "0.95 and 0.99 that the pictures suffice for",
@@ -82,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: Options) -> int:
     if (options.abstain_set_larger_than or 0) < 0:
         raise UsageError(f"--abstain-set-larger-than {options.abstain_set_larger_than} is below 0")
     bundle = Bundle.open(options.bundle)

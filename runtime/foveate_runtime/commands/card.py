@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.commands._card import as_html, as_markdown
-from foveate_runtime.console import DONE, UsageError, answer
+from foveate_runtime.console import DONE, UsageError, answer, parse
 
 PROG = "foveate card"
 
@@ -26,9 +27,17 @@ class MissingError(Exception):
     """A package that a card needs; the message is the line that installs it."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of `foveate card`."""
+
+    bundle: Path
+    out: Path
+
+
 def main(arguments: Sequence[str]) -> int:
     """Write a card and return the exit code."""
-    options = _parser().parse_args(arguments)
+    options = parse(_parser(), Options, arguments)
     return answer(lambda: _run(options), PROG, failures=(MissingError,))
 
 
@@ -47,8 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(options: argparse.Namespace) -> int:
-    out: Path = options.out
+def _run(options: Options) -> int:
+    out = options.out
     if out.suffix not in SUFFIXES:
         raise UsageError(f"--out must end in {' or '.join(SUFFIXES)}, not {out.name!r}")
     bundle = Bundle.open(options.bundle)

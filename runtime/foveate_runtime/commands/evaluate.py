@@ -3,10 +3,10 @@
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -19,7 +19,7 @@ from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.bundle.folder import NoModelError, find_version
 from foveate_runtime.bundle.manifest import Faithfulness, Scores
 from foveate_runtime.bundle.publishing import publish_beside, require_place
-from foveate_runtime.console import DONE, UsageError, answer, positive, warn
+from foveate_runtime.console import DONE, UsageError, answer, parse, positive, warn
 from foveate_runtime.evaluation.accuracy import FIRST, measure_accuracy
 from foveate_runtime.evaluation.faithfulness import measure_faithfulness
 from foveate_runtime.evaluation.labelled import Labelled, open_labelled
@@ -45,9 +45,27 @@ precision and the F1 score of every label."""
 EPILOG = "example: foveate evaluate --repository models --model resnet18 --data photos"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of `foveate evaluate`."""
+
+    repository: Path
+    model: str
+    version: int | None
+    data: str
+    threshold: float | None
+    corrupt: Literal["fail", "skip"]
+    variant: str | None
+    backend: str | None
+    device: str
+    limit: int | None
+    explanations: bool
+    json: bool
+
+
 def main(arguments: Sequence[str]) -> int:
     """Measure a bundle and return the exit code."""
-    options = _parser().parse_args(arguments)
+    options = parse(_parser(), Options, arguments)
     return answer(lambda: _run(options), PROG, usage=(NoModelError,))
 
 
@@ -94,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: Options) -> int:
     bundle = Bundle.open(find_version(options.repository, options.model, options.version))
     manifest = bundle.manifest
     if options.explanations:
@@ -147,7 +165,7 @@ def _run(options: argparse.Namespace) -> int:
     return DONE
 
 
-def _open(options: argparse.Namespace, bundle: Bundle) -> tuple[Labelled, float | None]:
+def _open(options: Options, bundle: Bundle) -> tuple[Labelled, float | None]:
     """Return the pictures, and of a table the score from which on a picture has a label."""
     threshold = _threshold(options, bundle.manifest.scores)
     if threshold is not None:
@@ -248,9 +266,9 @@ def _worth_table(worth: Faithfulness) -> Table:
     return table
 
 
-def _threshold(options: argparse.Namespace, scores: Scores) -> float | None:
+def _threshold(options: Options, scores: Scores) -> float | None:
     """Return the score from which on a picture of a table has a label; None where there is none."""
-    given: float | None = options.threshold
+    given = options.threshold
     if not options.data.lower().endswith(TABLE_SUFFIX):
         if given is not None:
             raise UsageError("--threshold goes with a table of pictures and labels, FILE.csv")

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
@@ -12,6 +11,7 @@ from foveate_runtime.backends.base import BackendError
 from foveate_runtime.backends.registry import BACKENDS, create_runner
 from foveate_runtime.bundle.bundle import Bundle, BundleError
 from foveate_runtime.bundle.golden import Golden, open_golden, refusals
+from foveate_runtime.console import DONE, FAILED, parse, say
 
 PROG = "foveate verify"
 
@@ -21,7 +21,16 @@ pictures kept in it and compares every output with torch's answers, which are
 kept in it too. Needs no torch."""
 EPILOG = "example: foveate verify models/resnet18/1"
 
-DONE, FAILED = 0, 1
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of `foveate verify`."""
+
+    bundle: Path
+    variant: str | None
+    backend: str | None
+    device: str
+    json: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,14 +48,13 @@ class Check:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command; return its exit code."""
-    options = _parser().parse_args(arguments)
+    options = parse(_parser(), Options, arguments)
     try:
         checks = verify(
             Bundle.open(options.bundle), options.variant, options.backend, options.device
         )
     except (BundleError, BackendError) as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
-        return FAILED
+        return say(PROG, error, FAILED)
     if options.json:
         print(json.dumps([_as_json(check) for check in checks], indent=2))
     else:

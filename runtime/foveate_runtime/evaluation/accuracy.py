@@ -120,9 +120,9 @@ def measure_accuracy(
         runner: the variant, loaded.
         spec: how a picture becomes its input.
         labelled: the pictures; at least one.
-        advance: told how many pictures were classified, after each batch.
+        advance: called with the number of pictures of each batch.
         corrupt: as in `prepared_batches`.
-        observe: told of each batch: the pictures, their logits and their classes.
+        observe: called for each batch with the pictures, their logits and their classes.
 
     Raises:
         LabelledError: a picture cannot be decoded.

@@ -1,7 +1,7 @@
-"""How faithful maps are: what the classifier says when it sees only what a map shows.
+"""How faithful maps are: the classifier's answer to the pixels that a map marks.
 
 For every picture the class that the classifier puts first is explained, by each method of
-the bundle and by two controls that know nothing of it: noise of the maps' size, and a
+the bundle and by two controls that do not depend on it: noise of the maps' size, and a
 Gaussian in the middle, where photographers put things. All pixels go through the runner
 that serves; p(x) is the probability of the explained class for the pixels x.
 
@@ -27,12 +27,12 @@ is bright everywhere has the smallest.
 Focus (Arias-Duart et al., "Focus! Rating XAI Methods and Finding Biases", FUZZ-IEEE 2022).
 Each picture and three of other classes are shrunk into the quarters of one; the focus is the
 share of the positive part of the map of the picture's own class that lies in its quarter. A
-map that knows nothing has a quarter.
+map without information has a quarter.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,7 +121,7 @@ def revealed(picture: Picture, mean: Picture, values: Floats) -> Picture:
 
 
 def controls(number: int, height: int, width: int) -> dict[str, Floats]:
-    """Return the maps [height, width] that know nothing of photograph `number`."""
+    """Return the maps [height, width] of the controls for photograph `number`."""
     noise = np.random.default_rng(number).random((height, width), dtype=np.float32)
     rows, columns = (
         np.exp(-0.5 * (((np.arange(size) + 0.5) / size - 0.5) / CENTRE_SIGMA) ** 2)
@@ -130,93 +130,128 @@ def controls(number: int, height: int, width: int) -> dict[str, Floats]:
     return {"random": noise, "centre Gaussian": np.outer(rows, columns).astype(np.float32)}
 
 
+class Explaining(Protocol):
+    """The part of a runner (`foveate_runtime.backends.base.Runner`) that an examiner uses."""
+
+    @property
+    def outputs(self) -> Iterable[str]:
+        """The names of the graph's outputs."""
+        ...
+
+    def run(
+        self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]
+    ) -> Mapping[str, NDArray[Any]]:
+        """Run the graph on a batch and return the outputs named."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
-class _Marks:
-    """What one map did for one picture."""
+class Curves:
+    """The probabilities of the explained class of one picture, along one map.
 
-    insertion: float
-    deletion: float
-    drop: float
-    increased: bool
-    focus: float | None
+    `insertion` and `deletion` hold p_0 to p_n, float32 [n + 1]; `masked` is the probability
+    of the pixels under the map, and `whole` that of the picture.
+    """
+
+    insertion: Floats
+    deletion: Floats
+    masked: float
+    whole: float
+
+    @property
+    def drop(self) -> float:
+        """The share of the probability that the mask takes away; 0 where there was none."""
+        return max(0.0, self.whole - self.masked) / self.whole if self.whole > 0 else 0.0
+
+    @property
+    def increased(self) -> bool:
+        """Whether the mask raises the probability."""
+        return self.masked > self.whole
 
 
-class _Examiner:
-    """Marks the maps of a runner."""
+class Examiner:
+    """Examines the maps of a runner.
 
-    def __init__(self, runner: Runner, spec: InputSpec, scores: Scores) -> None:
+    Args:
+        runner: the graph, loaded.
+        spec: the graph's input, for the mean colour.
+        scores: the function from logits to probabilities.
+        steps: the number of parts in which the pixels are inserted and deleted.
+    """
+
+    def __init__(
+        self, runner: Explaining, spec: InputSpec, scores: Scores, steps: int = STEPS
+    ) -> None:
         self._runner = runner
         self._scores = scores
+        self._steps = steps
         self._mean = np.round(255 * np.asarray(spec.mean)).astype(np.uint8)
         self._methods = [name for name in runner.outputs if name.startswith(CAM_PREFIX)]
 
-    def examine(
-        self, picture: Picture, others: Sequence[Picture], target: int, number: int
-    ) -> dict[str, _Marks]:
-        """Mark every method and control on a picture, uint8 [H, W, C], of the class `target`.
+    def curves(self, picture: Picture, number: int) -> dict[str, Curves]:
+        """Examine every method and control on a picture, uint8 [H, W, C].
 
-        `others` are three pictures of other classes, or none, and `number` the picture's.
+        The class is the classifier's best one; `number` is the picture's, for the noise.
         """
         height, width = picture.shape[:2]
-        class_id, maps = self._explain(picture, -1)
-        maps |= controls(number, *next(iter(maps.values())).shape)
-        focuses = self._focuses(picture, others, target, number) if others else {}
+        class_id, maps = self._explain(picture, -1, number)
         empty, blur = np.broadcast_to(self._mean, picture.shape), blurred(picture)
         whole, nothing, start = self._probability(np.stack([picture, empty, blur]), class_id)
-        areas: dict[bytes, tuple[float, float]] = {}
-        marks = {}
+        along: dict[bytes, tuple[Floats, Floats]] = {}
+        found = {}
         for name, values in maps.items():
             order = ranking(values, height, width)
             # Methods that differ by a factor rank alike, and are not run again.
             key = order.tobytes()
-            if key not in areas:
-                inserted = self._probability(replaced(blur, picture, order, STEPS), class_id)
-                deleted = self._probability(replaced(picture, empty, order, STEPS), class_id)
-                areas[key] = (
-                    auc(np.r_[start, inserted, whole]),
-                    auc(np.r_[whole, deleted, nothing]),
-                )
-            masked = float(
-                self._probability(revealed(picture, self._mean, values)[None], class_id)[0]
-            )
-            insertion, deletion = areas[key]
-            marks[name] = _Marks(
+            if key not in along:
+                inserted = self._probability(replaced(blur, picture, order, self._steps), class_id)
+                deleted = self._probability(replaced(picture, empty, order, self._steps), class_id)
+                along[key] = np.r_[start, inserted, whole], np.r_[whole, deleted, nothing]
+            masked = revealed(picture, self._mean, values)
+            insertion, deletion = along[key]
+            found[name] = Curves(
                 insertion=insertion,
                 deletion=deletion,
-                drop=max(0.0, float(whole) - masked) / float(whole) if whole > 0 else 0.0,
-                increased=masked > whole,
-                focus=focuses.get(name),
+                masked=float(self._probability(masked[None], class_id)[0]),
+                whole=float(whole),
             )
-        return marks
+        return found
 
-    def _explain(self, picture: Picture, class_id: int) -> tuple[int, dict[str, Floats]]:
-        """Return the best class, and the raw map of a class by every method."""
+    def focuses(
+        self, picture: Picture, others: Sequence[Picture], target: int, number: int
+    ) -> dict[str, float]:
+        """Return the focus of every map that has one, among three pictures of other classes.
+
+        `target` is the class of the picture and `number` its number.
+        """
+        quarter = number % 4
+        tiles = [*others[:quarter], picture, *others[quarter:]]
+        _, maps = self._explain(mosaic(tiles, *picture.shape[:2]), target, number)
+        return {
+            name: found
+            for name, values in maps.items()
+            if (found := focus(values, quarter)) is not None
+        }
+
+    def _explain(
+        self, picture: Picture, class_id: int, number: int
+    ) -> tuple[int, dict[str, Floats]]:
+        """Return the best class, and the map of a class by every method and control."""
         inputs: dict[str, NDArray[Any]] = {
             IMAGE_INPUT: picture[None],
             CLASS_IDS_INPUT: np.array([[class_id]]),
         }
         outputs = self._runner.run(inputs, [LOGITS_OUTPUT, *self._methods])
-        maps = {name.removeprefix(CAM_PREFIX): outputs[name][0, 0] for name in self._methods}
+        maps: dict[str, Floats] = {
+            name.removeprefix(CAM_PREFIX): outputs[name][0, 0] for name in self._methods
+        }
+        maps |= controls(number, *next(iter(maps.values())).shape)
         return int(outputs[LOGITS_OUTPUT].argmax()), maps
 
     def _probability(self, pictures: Picture, class_id: int) -> Floats:
         logits = self._runner.run({IMAGE_INPUT: pictures}, [LOGITS_OUTPUT])[LOGITS_OUTPUT]
         found: Floats = score(logits, self._scores)[:, class_id]
         return found
-
-    def _focuses(
-        self, picture: Picture, others: Sequence[Picture], target: int, number: int
-    ) -> dict[str, float]:
-        quarter = number % 4
-        tiles = [*others[:quarter], picture, *others[quarter:]]
-        height, width = picture.shape[:2]
-        _, maps = self._explain(mosaic(tiles, height, width), target)
-        maps |= controls(number, *next(iter(maps.values())).shape)
-        return {
-            name: found
-            for name, values in maps.items()
-            if (found := focus(values, quarter)) is not None
-        }
 
 
 def mosaic(tiles: Sequence[Picture], height: int, width: int) -> Picture:
@@ -278,7 +313,7 @@ def measure_faithfulness(
         spec: how a picture becomes its input.
         labelled: the pictures; at least two. Their classes count for the focus alone.
         scores: what makes probabilities of the logits.
-        advance: told how many pictures were examined.
+        advance: called with the number of pictures examined.
         corrupt: as in `foveate_runtime.evaluation.accuracy.prepared_batches`.
 
     Raises:
@@ -295,20 +330,22 @@ def measure_faithfulness(
     targets = np.concatenate([classes for _, classes in batches])
     if len(pictures) < _LEAST:
         raise LabelledError(f"the maps are measured on {_LEAST} pictures at least")
-    examiner = _Examiner(runner, spec, scores)
-    marks: dict[str, list[_Marks]] = {}
+    examiner = Examiner(runner, spec, scores)
+    curves: dict[str, list[Curves]] = {}
+    focuses: dict[str, list[float]] = {}
     for number, (picture, target) in enumerate(zip(pictures, targets, strict=True)):
-        others = [pictures[other] for other in _others(targets, number)]
-        found = examiner.examine(picture, others, int(target), number)
-        for name, each in found.items():
-            marks.setdefault(name, []).append(each)
+        for name, each in examiner.curves(picture, number).items():
+            curves.setdefault(name, []).append(each)
+        if others := [pictures[other] for other in _others(targets, number)]:
+            for name, share in examiner.focuses(picture, others, int(target), number).items():
+                focuses.setdefault(name, []).append(share)
         advance(1)
     return Faithfulness(
         data=labelled.name,
         images=len(pictures),
         variant=runner.variant,
         steps=STEPS,
-        maps={name: _worth(found) for name, found in marks.items()},
+        maps={name: _worth(found, focuses.get(name, [])) for name, found in curves.items()},
     )
 
 
@@ -321,13 +358,12 @@ def _others(targets: NDArray[np.int64], number: int) -> Iterable[int]:
     return chosen
 
 
-def _worth(marks: Sequence[_Marks]) -> MapWorth:
-    focuses = [each.focus for each in marks if each.focus is not None]
+def _worth(curves: Sequence[Curves], focuses: Sequence[float]) -> MapWorth:
     return MapWorth(
-        insertion=_mean_of([each.insertion for each in marks]),
-        deletion=_mean_of([each.deletion for each in marks]),
-        average_drop=_mean_of([each.drop for each in marks]),
-        increase=sum(each.increased for each in marks) / len(marks),
+        insertion=_mean_of([auc(each.insertion) for each in curves]),
+        deletion=_mean_of([auc(each.deletion) for each in curves]),
+        average_drop=_mean_of([each.drop for each in curves]),
+        increase=sum(each.increased for each in curves) / len(curves),
         focus=_mean_of(focuses) if len(focuses) >= _LEAST else None,
     )
 

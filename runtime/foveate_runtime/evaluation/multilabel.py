@@ -145,7 +145,7 @@ def measure_labels(
         table: the pictures; at least one.
         labels: the classifier's labels, by index.
         threshold: the least score that counts as the label.
-        advance: told how many pictures were classified, after each batch.
+        advance: called with the number of pictures of each batch.
         corrupt: as in `foveate_runtime.evaluation.accuracy.prepared_batches`.
 
     Raises:

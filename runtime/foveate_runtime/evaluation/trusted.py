@@ -93,7 +93,7 @@ def calibrate_bundle(
         labelled: the pictures, of `open_calibrating`.
         coverages: of the prediction sets; none for those of `COVERAGES` that the pictures
             suffice for.
-        advance: told how many pictures were classified, after each batch.
+        advance: called with the number of pictures of each batch.
         corrupt: as in `foveate_runtime.evaluation.accuracy.prepared_batches`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Temperature scaling: the one number that makes probabilities of logits honest.
+"""Temperature scaling: one number that calibrates the probabilities.
 
 Guo et al., "On Calibration of Modern Neural Networks" (ICML 2017). The temperature T
 minimises the mean negative log-likelihood of the labels under softmax(z / T), or of one

@@ -109,7 +109,7 @@ class Lane:
         return self._thread is None or not self._thread.is_alive()
 
     def run_batch(self, batch: list[Item]) -> None:
-        """Run a batch, and hand over the result or the error of each of its items."""
+        """Run a batch, and set the result or the error of each of its items."""
         try:
             shares, run = self._run_and_split(batch)
         except Exception:

@@ -42,7 +42,7 @@ def slowest(paces: Sequence[Pace]) -> Pace:
 
 
 class PacedLane(Protocol):
-    """What the pacing knows of a lane; see `Lane`."""
+    """The view that the pacing has of a lane; see `Lane`."""
 
     @property
     def busy(self) -> bool: ...  # noqa: D102
@@ -146,7 +146,7 @@ class Pacing:
         return pictures * self.picture_seconds / len(self._lanes)
 
     def record(self, picture_seconds: float) -> None:
-        """Learn the time of a picture in one more run."""
+        """Record the time of a picture in one more run."""
         last = self.picture_seconds
         weight = _NEWEST_SHARE if last else 1.0
         self.picture_seconds = last + weight * (picture_seconds - last)

@@ -82,7 +82,7 @@ class Tuner:
         self._late = 0
 
     def record_run(self, run: BatchRun, *, waiting: int, now: float) -> None:
-        """Learn from a run that ended at `now`, a time of `time.monotonic`.
+        """Record a run that ended at `now`, a time of `time.monotonic`.
 
         `waiting` is the number of places in the queue that were then taken.
         """
@@ -99,7 +99,7 @@ class Tuner:
             self._choose()
 
     def record_timing(self, timing: Timing) -> None:
-        """Learn from the times of a request that was answered."""
+        """Record the times of a request that was answered."""
         self._other = _average(self._other, timing.total - timing.queue - timing.infer)
         self._answers += 1
         self._late += self._answers > 0 and timing.total > self._aim

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,7 +19,7 @@ from foveate_serve.engine.cache import Cache
 from foveate_serve.engine.explain import ExplanationLimits
 from foveate_serve.engine.fair import FairThreads
 from foveate_serve.engine.graph import GraphRequest, GraphResult, make_graph_plan
-from foveate_serve.engine.job import A, Answering, Chunk, Job, JobPlan
+from foveate_serve.engine.job import A, Answering, Chunk, Images, Job, JobPlan
 from foveate_serve.engine.pictures import Pictures, size_of
 from foveate_serve.engine.plan import make_plan
 from foveate_serve.engine.reuse import Cached, Deduplicated
@@ -112,6 +113,8 @@ class Engine:
             self.shed_load(request.model)
         started, model = time.perf_counter(), None
         try:
+            if self.repository.loads_on_demand:
+                await self._load_model(request, deadline)
             model = self.repository.get(request.model, request.version)
             self._observer.on_start(model.name, model.version)
             with Within(self._deadlines, deadline), model.in_use():
@@ -214,9 +217,21 @@ class Engine:
         return self._admission.admit(
             job.model.name,
             pictures=len(images),
-            size=images.nbytes if isinstance(images, np.ndarray) else sum(map(size_of, images)),
+            size=_bytes_of(images),
             retry_delay=lambda: retry_delay(batcher.backlog_seconds),
         )
+
+    async def _load_model(self, request: R, deadline: float | None) -> None:
+        """Load the model of a request where that is needed; the request counts as in flight."""
+        name, version = request.model, request.version
+        if self.repository.needs_load(name, version):
+            with self._admission.admit(
+                name,
+                pictures=len(request.images),
+                size=_bytes_of(request.images),
+                retry_delay=lambda: timedelta(seconds=1),
+            ):
+                await self.repository.obtain(name, version, deadline=deadline)
 
     def _note_failure(
         self, model: LoadedModel | None, error: BaseException, started: float
@@ -224,6 +239,10 @@ class Engine:
         self.overloaded = self.overloaded or isinstance(error, OverloadedError)
         name, version = ("", "") if model is None else (model.name, model.version)
         self._observer.on_failure(name, version, error, time.perf_counter() - started)
+
+
+def _bytes_of(images: Images) -> int:
+    return images.nbytes if isinstance(images, np.ndarray) else sum(map(size_of, images))
 
 
 async def _gather_or_cancel(calls: Sequence[Coroutine[None, None, T]]) -> list[T]:

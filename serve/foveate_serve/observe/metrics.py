@@ -252,7 +252,7 @@ class _CountedCall(AbstractContextManager[None]):
 
 
 def metrics_of_workers(folder: Path, live: Callable[[], set[int]]) -> FiguresCollector:
-    """Return the metrics of the workers that count in a folder, those that died included.
+    """Return the metrics of the workers that count in a folder, ended ones included.
 
     `live` returns the numbers of the processes that have not.
     """

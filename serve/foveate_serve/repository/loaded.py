@@ -93,6 +93,11 @@ class LoadedModel:
         """Keep the model open until the block ends."""
         return self._users
 
+    @property
+    def idle(self) -> bool:
+        """Whether no request uses the model."""
+        return not self._users.count
+
     async def close(self) -> None:
         """Wait until the model is not in use, then release its engine, unless that hangs."""
         await self._users.wait_until_none()

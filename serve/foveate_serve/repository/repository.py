@@ -5,7 +5,8 @@ import errno
 import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias, TypeVar
@@ -21,6 +22,7 @@ from foveate_serve.errors import (
     LoadingError,
     NotFoundError,
     NotReadyError,
+    OverloadedError,
     clip,
     listing,
     quote,
@@ -31,6 +33,7 @@ from foveate_serve.repository.instances import make_instances
 from foveate_serve.repository.labels import LATEST, check_labels
 from foveate_serve.repository.loaded import LoadedModel, close_all
 from foveate_serve.repository.loading import LoadEndedError, Loads, LoadTimeoutError
+from foveate_serve.repository.room import bytes_held, least_recently_used, size_of
 from foveate_serve.repository.versions import Model, ModelStatus, State, Version
 from foveate_serve.repository.warmup import batch_sizes, warm_up
 
@@ -39,6 +42,10 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _ROOT = "the repository's folder"
+
+_ROOM_SECONDS = 10.0
+"""How long a load waits until requests free the models that must be unloaded for it."""
+_ROOM_POLL_SECONDS = 0.02
 
 _Opened: TypeAlias = tuple[Bundle, list[Runner], Pace]
 
@@ -58,6 +65,9 @@ class Repository:
         labels: the labels of versions, by model.
         run_limit: seconds after which a run of an engine counts as hung; 0 is never.
         load_limit: seconds after which a load is given up; 0 is never.
+        max_bytes: of the graphs that are loaded at one time: requests load models, and
+            those used longest ago are unloaded for them. 0 loads the models of `open`
+            and keeps them.
     """
 
     def __init__(
@@ -71,6 +81,7 @@ class Repository:
         labels: Mapping[str, Mapping[str, int]] | None = None,
         run_limit: float = 0.0,
         load_limit: float = 0.0,
+        max_bytes: int = 0,
     ) -> None:
         self._root = root
         self._make_runner = make_runner
@@ -80,6 +91,9 @@ class Repository:
         self._labels = labels or {}
         self._run_limit = run_limit
         self._loads = Loads(load_limit)
+        self._max_bytes = max_bytes
+        # Whether requests load models; no property, because every request reads it.
+        self.loads_on_demand = max_bytes > 0
         self._models: dict[str, Model] = {}
         self._changes: set[asyncio.Task[object]] = set()
         self._problems: dict[str, list[str]] = {}
@@ -88,8 +102,9 @@ class Repository:
     async def open(self, *, load: bool = True) -> None:
         """Scan the folder, and `load` the newest version of each model and those with a label.
 
-        A version that cannot be loaded is logged, and its state is failed. Raises
-        OSError where the repository cannot be read.
+        With a limit of bytes they are loaded when they are first asked for. A version
+        that cannot be loaded is logged, and its state is failed. Raises OSError where
+        the repository cannot be read.
         """
         for seen in (await self._scan()).values():
             self._add_versions(seen)
@@ -104,7 +119,10 @@ class Repository:
             (model, version) for model in self._models.values() for version in model.wanted()
         ]
         for _, version in waiting:
-            self._set_state(version, State.LOADING)
+            version.on_demand = self.loads_on_demand
+            self._set_state(version, State.UNLOADED if version.on_demand else State.LOADING)
+        if self.loads_on_demand:
+            return
         for model, version in waiting:
             await self._try_load(model, version)
 
@@ -158,17 +176,44 @@ class Repository:
         NotReadyError, LoadingError, and InvalidRequestError on the field
         `field` where a name is needed.
         """
-        if not self._scanned:
-            raise LoadingError("MODELS_UNKNOWN", "the repository has not been read yet")
-        model = (self._models.get(name) or self._find(name)) if name else self._only(field)
-        wanted = model.resolve(version)
+        model, wanted = self._resolve(name, version, field)
         if wanted.loaded is not None and wanted.state is State.READY:
+            if self.loads_on_demand:
+                wanted.last_used = time.monotonic()
             return wanted.loaded
         metadata = {"model": model.name, "version": wanted.number, "state": wanted.state.value}
         message = f"version {wanted.number} of the model {model.name!r} is {wanted.state.value}"
         if wanted.state is State.LOADING:
             raise LoadingError("MODEL_LOADING", message, metadata=metadata)
         raise NotReadyError("MODEL_NOT_READY", message, metadata=metadata)
+
+    def needs_load(self, name: str, version: str, *, field: str = "model") -> bool:
+        """Return whether `obtain` would load what `name` and `version` mean; raises as `get`."""
+        return self._resolve(name, version, field)[1].status is State.ON_DEMAND
+
+    async def obtain(
+        self, name: str, version: str, *, field: str = "model", deadline: float | None = None
+    ) -> LoadedModel:
+        """Return a version that serves, after a load where it is loaded on demand.
+
+        Arguments and errors are those of `get`. A load goes on where `deadline`, a time
+        of `time.monotonic`, ends the wait for it with a TimeoutError. Raises
+        OverloadedError where requests keep every model that would have to be unloaded.
+        """
+        model, wanted = self._resolve(name, version, field)
+        if wanted.status is State.ON_DEMAND:
+
+            async def change(model: Model) -> None:
+                # Requests that came meanwhile wait for the same load.
+                if wanted.status is State.ON_DEMAND:
+                    wanted.last_used = time.monotonic()
+                    await self._load(model, wanted)
+
+            seconds = None if deadline is None else deadline - time.monotonic()
+            async with asyncio.timeout(seconds):
+                await self._run_change(model, change)
+            version = str(wanted.number)
+        return self.get(model.name, version, field=field)
 
     async def load(self, name: str, version: str) -> ModelStatus:
         """Load a version that does not serve yet.
@@ -286,9 +331,15 @@ class Repository:
                 sighting = seen.versions.get(version.number)
                 if sighting is not None and version.differs(sighting):
                     version.last_tried = sighting
-                    await self._try_load(model, version)
+                    if self.loads_on_demand and not model.loaded:
+                        version.on_demand = True
+                        self._set_state(version, State.UNLOADED)
+                    else:
+                        await self._try_load(model, version)
             if newest.state is not State.READY:
-                keep.append(model.latest())
+                # The version before it answers until the newest has proved that it loads.
+                older = [v for v in there.values() if v.status.answers and v is not newest]
+                keep += sorted(older, key=lambda v: v.number)[-1:]
         await asyncio.gather(
             *(self._unload(version) for version in model.versions.values() if version not in keep)
         )
@@ -328,8 +379,17 @@ class Repository:
             self._set_state(version, State.LOADING)
         started = time.monotonic()
         try:
-            opened = await self._loads.load(partial(self._open, model.name, version), _close_opened)
+            bundle = await self._loads.load(partial(_read, model.name, version), _drop)
+            if self.loads_on_demand:
+                version.size = size_of(bundle.manifest)
+                await self._make_room(model, version)
+            opened = await self._loads.load(partial(self._open, bundle), _close_opened)
             loaded = version.loaded = self._start(version, *opened)
+        except OverloadedError:
+            # Nothing is wrong with the version: a later request may find room for it.
+            if previous is None:
+                self._set_state(version, State.UNLOADED)
+            raise
         except Exception as error:
             version.reason = reason = _reason(error)
             if previous is None:
@@ -402,16 +462,50 @@ class Repository:
     def _policy_of(self, name: str) -> BatchPolicy:
         return self._policies.get(name, self._policy)
 
-    def _open(self, name: str, version: Version) -> _Opened:
+    async def _make_room(self, model: Model, version: Version) -> None:
+        """Unload models, those used longest ago first, until `version` fits within the limit.
+
+        Raises BundleError where it is larger than the limit, and OverloadedError where
+        requests keep the other models for `_ROOM_SECONDS`.
+        """
+        if version.size > self._max_bytes:
+            raise BundleError(
+                f"its graph has {version.size} bytes; the limit of all that are loaded at one "
+                f"time is {self._max_bytes} (max_model_bytes)"
+            )
+        # A version that is replaced counts once more: both are in memory for a while.
+        new = version.size if version.loaded is not None else 0
+        late = time.monotonic() + _ROOM_SECONDS
+        while bytes_held(self._models.values()) + new > self._max_bytes:
+            found = least_recently_used(self._models.values(), changing=model)
+            if found is not None:
+                await self._evict(*found, locked=found[0] is model)
+            elif time.monotonic() < late:
+                await asyncio.sleep(_ROOM_POLL_SECONDS)
+            else:
+                raise OverloadedError(
+                    "MODELS_IN_USE",
+                    "requests use the models that would have to be unloaded for this one; the "
+                    f"limit is {self._max_bytes} bytes",
+                    retry_delay=timedelta(seconds=1),
+                    metadata={"limit": self._max_bytes},
+                )
+
+    async def _evict(self, model: Model, version: Version, *, locked: bool) -> None:
+        """Unload a version, whose lock is held where `locked`; the next request loads it again."""
+        async with nullcontext() if locked else model.lock:
+            await self._close_version(version)
+            version.on_demand = True
+        logger.info(
+            "unloaded the model %s, version %d, to make room for another one",
+            model.name,
+            version.number,
+        )
+
+    def _open(self, bundle: Bundle) -> _Opened:
         # The threads that the engine starts inherit the nice level of this one.
         raise_niceness(ENGINE)
-        bundle = Bundle.open(version.path)
-        if (bundle.manifest.name, bundle.manifest.version) != (name, version.number):
-            raise BundleError(
-                f"{MANIFEST_FILE}: it is {bundle.manifest.name}/{bundle.manifest.version}, "
-                f"and its folder {name}/{version.number}"
-            )
-        policy = self._policy_of(name)
+        policy = self._policy_of(bundle.manifest.name)
         runners = make_instances(self._make_runner, bundle, policy.cores)
         paces = []
         try:
@@ -425,10 +519,16 @@ class Repository:
         return bundle, runners, slowest(paces)
 
     async def _unload(self, version: Version) -> None:
+        version.on_demand = False
         if version.loaded is None:
-            return
+            self._observer.on_change()
+        else:
+            await self._close_version(version)
+
+    async def _close_version(self, version: Version) -> None:
         self._set_state(version, State.UNLOADING)
-        await version.loaded.close()
+        if version.loaded is not None:
+            await version.loaded.close()
         version.loaded, version.hung = None, False
         self._set_state(version, State.UNLOADED)
 
@@ -484,6 +584,12 @@ class Repository:
             self._problems.pop(name, None)
             self._observer.on_change()
 
+    def _resolve(self, name: str, version: str, field: str) -> tuple[Model, Version]:
+        if not self._scanned:
+            raise LoadingError("MODELS_UNKNOWN", "the repository has not been read yet")
+        model = (self._models.get(name) or self._find(name)) if name else self._only(field)
+        return model, model.resolve(version)
+
     def _find(self, name: str) -> Model:
         if name not in self._models:
             raise NotFoundError(
@@ -512,6 +618,17 @@ def _require_no_label(model: Model, number: int) -> None:
             "which requests ask for it; move the label first",
             metadata={"model": model.name, "version": number},
         )
+
+
+def _read(name: str, version: Version) -> Bundle:
+    """Open and check the bundle of a version; raises BundleError."""
+    bundle = Bundle.open(version.path)
+    if (bundle.manifest.name, bundle.manifest.version) != (name, version.number):
+        raise BundleError(
+            f"{MANIFEST_FILE}: it is {bundle.manifest.name}/{bundle.manifest.version}, "
+            f"and its folder {name}/{version.number}"
+        )
+    return bundle
 
 
 def _close_opened(opened: _Opened) -> None:

@@ -21,6 +21,11 @@ class Users(AbstractContextManager[None]):
         if not self._count and self._none is not None:
             self._none.set()
 
+    @property
+    def count(self) -> int:
+        """How many blocks are active."""
+        return self._count
+
     async def wait_until_none(self) -> None:
         """Wait until no block is active."""
         while self._count:

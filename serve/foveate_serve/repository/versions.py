@@ -20,6 +20,12 @@ class State(Enum):
     UNLOADING = "unloading"
     UNLOADED = "unloaded"
     FAILED = "failed"
+    ON_DEMAND = "on_demand"
+
+    @property
+    def answers(self) -> bool:
+        """Whether a request for such a version is answered, if need be after a load."""
+        return self in {State.READY, State.ON_DEMAND}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +64,21 @@ class Version:
     problem: str = ""
     loaded: LoadedModel | None = None
     hung: bool = False
+    # Whether a request loads it.
+    on_demand: bool = False
+    # What it counts towards the limit of all models, once a load has begun.
+    size: int = 0
+    # The time of the event loop when a request last asked for it.
+    last_used: float = 0.0
     # The files that the last load by `poll` was made from.
     last_tried: Sighting | None = None
+
+    @property
+    def status(self) -> State:
+        """The state that clients see: a load by a request is no matter of theirs."""
+        if self.on_demand and self.state in {State.UNLOADED, State.LOADING, State.UNLOADING}:
+            return State.ON_DEMAND
+        return self.state
 
     def differs(self, sighting: Sighting) -> bool:
         """Return whether the files differ from those that serve, or that last failed to load."""
@@ -84,16 +103,21 @@ class Model:
             version.problem = seen.problem(number)
         return {v.problem for v in self.versions.values() if v.problem}
 
+    @property
+    def loaded(self) -> bool:
+        """Whether a version of it is in memory."""
+        return any(version.loaded is not None for version in self.versions.values())
+
     def newest(self) -> Version:
         """Return the version with the largest number."""
         return self.versions[max(self.versions)]
 
     def latest(self) -> Version:
-        """Return the newest version that is ready; where none is, the newest."""
+        """Return the newest version that answers requests; where none does, the newest."""
         # A loop, because every request that names no version comes here.
         latest: Version | None = None
         for version in self.versions.values():
-            if version.state is State.READY and (latest is None or version.number > latest.number):
+            if version.status.answers and (latest is None or version.number > latest.number):
                 latest = version
         return latest or self.newest()
 
@@ -124,12 +148,12 @@ class Model:
         return self.newest() if version in {"", LATEST} else self.find(version)
 
     def default(self) -> Version | None:
-        """Return the version for requests that name none, if it is ready."""
+        """Return the version for requests that name none, if it answers them."""
         try:
             default = self.resolve("")
         except NotFoundError:
             return None
-        return default if default.state is State.READY else None
+        return default if default.status.answers else None
 
     def status(self) -> ModelStatus:
         """Return the model's public state."""
@@ -137,7 +161,7 @@ class Model:
         return ModelStatus(
             name=self.name,
             versions=tuple(
-                VersionStatus(version=number, state=v.state, reason=v.problem or v.reason)
+                VersionStatus(version=number, state=v.status, reason=v.problem or v.reason)
                 for number, v in sorted(self.versions.items(), reverse=True)
             ),
             default_version=None if default is None else default.number,

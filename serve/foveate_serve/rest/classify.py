@@ -108,7 +108,7 @@ def _located(error: InvalidRequestError) -> InvalidRequestError:
 
 
 class _Call:
-    """A request, as what a handler may ask of its call."""
+    """A request, with the interface of a call for its handler."""
 
     def __init__(self, timeout: float | None) -> None:
         if timeout is not None and not 0 < timeout <= _MAX_SECONDS:

@@ -31,7 +31,7 @@ class BoundedConnection(H11Protocol):
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
+        """Remove the connection."""
         if self.transport is None:
             return  # it was refused
         super().connection_lost(exc)

@@ -107,7 +107,7 @@ def _told(place: tuple[Any, ...], message: str) -> tuple[str, str]:
     path = ""
     for part in place:
         if path.endswith(".data"):
-            # Every form that the elements may have would be told of otherwise.
+            # Otherwise there is an error for every form that the elements may have.
             message = (
                 "it must hold whole numbers, or texts in base64 for BYTES, in up to 4 dimensions"
             )

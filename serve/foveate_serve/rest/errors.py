@@ -35,7 +35,7 @@ STATUSES_OF_REASONS: Mapping[str, int] = {
     "IMAGE_TOO_LARGE": 413,
     "CONTENT_ENCODING_UNSUPPORTED": 415,
 }
-"""The HTTP status of the reasons that HTTP can tell apart, where their codes cannot."""
+"""The HTTP status of reasons whose codes share another status."""
 
 
 def failure(code: int, reason: str, message: str) -> StatusError:
@@ -54,7 +54,7 @@ def http_status(status: ErrorStatus) -> int:
 
 
 def error_response(status: ErrorStatus) -> JSONResponse:
-    """Return the response that tells a client of an error."""
+    """Return the response of an error."""
     body: dict[str, Any] = {
         "error": status.message,
         "code": Code.Name(status.code),

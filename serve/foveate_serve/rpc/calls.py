@@ -1,4 +1,4 @@
-"""What handlers know of their calls, and how a call ends with an error."""
+"""The calls that handlers get, and how a call ends with an error."""
 
 import asyncio
 import math
@@ -24,7 +24,7 @@ GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class Call(Protocol):
-    """What a handler may ask of its call."""
+    """The interface of a call for its handler."""
 
     def time_remaining(self) -> float | None:
         """Return the seconds until the deadline, None where there is none."""

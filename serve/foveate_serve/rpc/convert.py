@@ -64,6 +64,7 @@ _STATES: Mapping[State, model_pb2.ModelState.ValueType] = {
     State.UNLOADING: model_pb2.MODEL_STATE_UNLOADING,
     State.UNLOADED: model_pb2.MODEL_STATE_UNLOADED,
     State.FAILED: model_pb2.MODEL_STATE_FAILED,
+    State.ON_DEMAND: model_pb2.MODEL_STATE_ON_DEMAND,
 }
 
 

@@ -84,7 +84,7 @@ class ClassifierHandler:
 
     async def get_model(self, request: GetModelRequest, _: Call | None = None) -> GetModelResponse:
         """Describe one version of one model."""
-        model = self._engine.repository.get(request.name, request.version, field="name")
+        model = await self._engine.repository.obtain(request.name, request.version, field="name")
         return GetModelResponse(model=convert.from_model(model))
 
 

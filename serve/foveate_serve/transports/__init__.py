@@ -1,4 +1,4 @@
-"""What speaks gRPC on a socket: grpcio's own server, or ours.
+"""The servers of gRPC on a socket: grpcio's, or ours.
 
 `base` says what a transport does, `grpcio` and `http2` do it, and `make` takes the
 one that the settings name. Handlers, interceptors and contexts are those of

@@ -9,11 +9,11 @@ import grpc
 from foveate_serve.transports.tls import TlsFiles
 
 FLUSH_SECONDS = 1.0
-"""What the last answers get to leave the server, after all calls have ended."""
+"""The time in which the last answers are written, after all calls have ended."""
 
 
 SERVER_FAILED = "the server failed; its log says why"
-"""What a client learns of an error that nobody foresaw."""
+"""The message that a client gets for an unforeseen error."""
 
 
 _KINDS: Mapping[tuple[bool, bool], str] = {
@@ -57,11 +57,11 @@ class Services:
     def add_generic_rpc_handlers(
         self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]
     ) -> None:
-        """Answer the methods that some handlers know."""
+        """Register the handlers of services."""
         self.generic_handlers.extend(generic_rpc_handlers)
 
     def add_registered_method_handlers(self, service_name: str, method_handlers: object) -> None:
-        """Do nothing: for each method that is registered grpc.aio keeps a task at every call."""
+        """Do nothing: grpc.aio starts a task for each registered method at every call."""
 
 
 class Transport(Protocol):
@@ -74,11 +74,11 @@ class Transport(Protocol):
     def add_generic_rpc_handlers(
         self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]
     ) -> None:
-        """Answer the methods that some handlers know."""
+        """Register the handlers of services."""
         ...
 
     def add_channelz(self) -> None:
-        """Answer what can be asked of the transport's own state (grpc.channelz.v1)."""
+        """Register grpc.channelz.v1, which describes the transport's own state."""
         ...
 
     async def listen(
@@ -96,11 +96,11 @@ class Transport(Protocol):
         ...
 
     async def go_away(self) -> None:
-        """Listen no more, and have clients make their next calls elsewhere (GOAWAY)."""
+        """Stop listening, and send GOAWAY: clients make their next calls on another connection."""
         ...
 
     async def finish(self, seconds: float) -> None:
-        """Go away, and stop after the calls in flight.
+        """Send GOAWAY, and stop after the calls in flight.
 
         Calls that take longer than so many seconds end with UNAVAILABLE.
         """
@@ -112,5 +112,5 @@ class Transport(Protocol):
 
 
 def services_of(transport: Transport) -> Any:
-    """Return a transport as what generated code wants: a `grpc.aio.Server`."""
+    """Return a transport as the type that generated code takes: a `grpc.aio.Server`."""
     return transport

@@ -33,10 +33,10 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Option: TypeAlias = tuple[str, int]
 
 PING_SECONDS = 10.0
-"""How often a client may ask with a PING whether the server is there; by default that is 300."""
+"""The least seconds between two PINGs of a client; grpcio's default is 300."""
 
 _HOLD_SECONDS = 0.1
-"""Longer than most clients take between two calls, and not long for a stop."""
+"""Most clients take less between two calls. It is short beside the drain of a server."""
 
 _FEW_CALLS = 64
 _KEPT_HANDLERS = 256
@@ -58,7 +58,7 @@ class GrpcioTransport(Services):
         self._stopping: asyncio.Task[None] | None = None
 
     def add_channelz(self) -> None:
-        """Answer grpc.channelz.v1 with what grpcio knows of all of the process."""
+        """Register grpcio's own grpc.channelz.v1, which describes the whole process."""
         add_ChannelzServicer_to_server(channelz.ChannelzServicer(), services_of(self))
 
     async def listen(
@@ -75,24 +75,24 @@ class GrpcioTransport(Services):
         await self._start(f"unix:{path}", None, share_port=False)
 
     async def go_away(self) -> None:
-        """Listen no more, and have clients make their next calls elsewhere (GOAWAY).
+        """Stop listening, and send GOAWAY: clients make their next calls on another connection.
 
-        gRPC answers CANCELLED to calls that come after it has said GOAWAY, and before
-        the client has read that. Calls that come shortly before are held until then:
-        clients that wait for their answers have nothing else on its way.
+        grpcio answers CANCELLED to a call that arrives after it has sent GOAWAY. A client
+        may send such a call until it has read GOAWAY. New calls are therefore held shortly
+        before GOAWAY: a client that waits for an answer sends no other call meanwhile.
         """
         if self._server is None or self._stopping is not None:
             return
         with self._calls.held():
             await asyncio.sleep(_HOLD_SECONDS)
             self._stopping = asyncio.create_task(self._server.stop(_LONGEST_SECONDS))
-            await asyncio.sleep(0)  # in which it says GOAWAY
+            await asyncio.sleep(0)  # the task sends GOAWAY in this round of the loop
 
     async def finish(self, seconds: float) -> None:
-        """Go away, and stop after the calls in flight; see `base.Transport`."""
+        """Send GOAWAY, and stop after the calls in flight; see `base.Transport`."""
         await self.go_away()
         if await self._calls.ended_within(seconds) and self._stopping is not None:
-            # It waits besides for clients that do not answer a PING, up to 20 s for each.
+            # grpcio also waits for clients that do not answer a PING, up to 20 s for each.
             await asyncio.wait((self._stopping,), timeout=FLUSH_SECONDS)
         await self.stop()
 
@@ -100,7 +100,7 @@ class GrpcioTransport(Services):
         """Stop at once: calls in flight end with UNAVAILABLE."""
         if self._server is not None:
             await self._server.stop(None)
-            # For gRPC a call has ended before its handler has.
+            # grpcio counts a call as ended before its handler has returned.
             await self._calls.ended_within(FLUSH_SECONDS)
         if self._stopping is not None:
             await self._stopping
@@ -132,7 +132,7 @@ class GrpcioTransport(Services):
 
 
 class _Calls(grpc.aio.ServerInterceptor):
-    """Knows the calls in flight, and keeps the text of unforeseen errors from the client.
+    """Tracks the calls in flight, and hides the text of unforeseen errors from the client.
 
     `grpc.aio.Server.stop` alone does not wait for handlers (grpc/grpc#37239), and
     grpc.aio sends a client the text of what a handler or an interceptor raises.
@@ -148,7 +148,7 @@ class _Calls(grpc.aio.ServerInterceptor):
     async def intercept_service(
         self, continuation: Any, handler_call_details: grpc.HandlerCallDetails
     ) -> MethodHandler | None:
-        """Note a call, whose task this runs in, and find its handler."""
+        """Track the call, whose task runs this, and find its handler."""
         self._note()
         if self._released is not None:
             await self._released.wait()
@@ -168,7 +168,7 @@ class _Calls(grpc.aio.ServerInterceptor):
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Let no call that comes reach its handler before this is left."""
+        """Hold new calls back from their handlers until the context ends."""
         self._released = asyncio.Event()
         try:
             yield
@@ -179,7 +179,7 @@ class _Calls(grpc.aio.ServerInterceptor):
         task = asyncio.current_task()
         if task is not None:
             self._tasks.add(task)
-            # All that have ended at one time: a callback for each costs the call more.
+            # Ended tasks are removed together: a done callback costs each call more.
             if len(self._tasks) >= self._forget_at:
                 self._tasks = {task for task in self._tasks if not task.done()}
                 self._forget_at = 2 * len(self._tasks) + _FEW_CALLS
@@ -194,9 +194,9 @@ _FAILING: MethodHandler = grpc.stream_stream_rpc_method_handler(_fail)
 
 
 def _guarded(handler: MethodHandler) -> MethodHandler:
-    """Return a handler whose unforeseen errors are logged, and told without their text."""
+    """Return a handler whose unforeseen errors are logged, and sent without their text."""
     behaviour = behaviour_of(handler)
-    # gRPC reads a lone request before it calls the handler, where nothing catches an error.
+    # grpcio deserialises a single request before it calls the handler, and catches no error there.
     deserialize = handler.request_deserializer
     read: Any = None if handler.request_streaming else deserialize
 
@@ -211,7 +211,7 @@ def _guarded(handler: MethodHandler) -> MethodHandler:
 
     async def respond_stream(request: object, context: Context) -> None:
         try:
-            # gRPC would leave a generator to be closed by another task, after the call.
+            # Without this, another task closes the generator, after the call.
             async with aclosing(
                 behaviour(request if read is None else read(request), context)
             ) as responses:
@@ -232,7 +232,7 @@ def _guarded(handler: MethodHandler) -> MethodHandler:
 
 
 def _options(settings: TransportSettings) -> Iterator[Option]:
-    """Yield gRPC's own names of the settings; what is 0 is left to be without a limit."""
+    """Yield the settings by grpcio's names; a setting of 0 is left out, which means no limit."""
     yield "grpc.max_receive_message_length", settings.max_message_bytes
     yield "grpc.max_concurrent_streams", settings.max_concurrent_streams
     yield "grpc.enable_channelz", int(settings.channelz)
@@ -242,13 +242,13 @@ def _options(settings: TransportSettings) -> Iterator[Option]:
         ("grpc.max_connection_age_grace_ms", settings.max_connection_age_grace),
         ("grpc.keepalive_time_ms", settings.keepalive_time),
         ("grpc.keepalive_timeout_ms", settings.keepalive_timeout),
-        # Of its other PINGs, during which it sends none of these.
+        # grpcio sends other PINGs too; while one is unanswered, it sends no keepalive.
         ("grpc.http2.ping_timeout_ms", settings.keepalive_timeout),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", PING_SECONDS),
     ):
         if seconds:
             yield name, max(1, min(round(1000 * seconds), _LONGEST_MS))
-    # Also of clients that only keep their connection, as often as it takes.
+    # Clients without calls may send PINGs as well, and any number of them.
     yield "grpc.keepalive_permit_without_calls", 1
     yield "grpc.http2.max_pings_without_data", 0
 
@@ -258,17 +258,17 @@ _LONGEST_SECONDS = _LONGEST_MS / 1000
 
 
 def _credentials(tls: TlsFiles) -> grpc.ServerCredentials:
-    """Return the credentials that the files of TLS are at each handshake; raises SettingsError."""
+    """Return credentials that read changed TLS files at each handshake; raises SettingsError."""
     files = Renewed(tls, _certificates)
     return grpc.dynamic_ssl_server_credentials(
         files.value,
-        files.renew,  # type: ignore[arg-type] # None means no change, which the stubs forget
+        files.renew,  # type: ignore[arg-type] # None means no change; the stubs leave it out
         require_client_authentication=tls.client_ca is not None,
     )
 
 
 def _certificates(tls: TlsFiles) -> grpc.ServerCertificateConfiguration:
-    tls.context()  # gRPC says of bad files no more than that it cannot listen
+    tls.context()  # for its message: grpcio only says that it cannot listen
     return grpc.ssl_server_certificate_configuration(
         [(tls.key.read_bytes(), tls.certificate.read_bytes())],
         None if tls.client_ca is None else tls.client_ca.read_bytes(),
@@ -278,8 +278,8 @@ def _certificates(tls: TlsFiles) -> grpc.ServerCertificateConfiguration:
 async def _require_free(address: str) -> None:
     """Raise OSError where an address cannot be listened on.
 
-    gRPC would listen on some of the places that a name stands for, and say in its
-    own log, in several lines, why not on the others.
+    grpcio would listen on those addresses of a name that are free, and write several
+    lines into its own log about the others.
     """
     host, _, port = address.rpartition(":")
     places = await asyncio.get_running_loop().getaddrinfo(
@@ -296,6 +296,6 @@ async def _require_free(address: str) -> None:
             except OSError as error:
                 problems.append(error)
     for problem in problems:
-        # A family of addresses that this machine has not is left out, unless there is no other.
+        # An address family that this machine lacks is skipped, unless there is no other.
         if problem.errno == errno.EADDRINUSE or len(problems) == len(places):
             raise problem

@@ -55,7 +55,7 @@ class TlsFiles:
     def stamps(self) -> tuple[int, ...]:
         """Return what changes with the files; raises OSError."""
         files = (self.certificate, self.key, self.client_ca)
-        # A file that is missing at the start is told of by context().
+        # context() reports a file that is missing at the start.
         return tuple(
             file.stat().st_mtime_ns if file.exists() else 0 for file in files if file is not None
         )
@@ -64,8 +64,8 @@ class TlsFiles:
 class Renewed(Generic[T]):
     """What `read` makes of the files of TLS, made again once they have changed.
 
-    A renewed certificate is so shown to the next client. Files that cannot be read
-    leave the old ones in use. Raises SettingsError where they cannot be read at the
+    The next client then gets the renewed certificate. Where the files cannot be read,
+    the old value stays in use. Raises SettingsError where they cannot be read at the
     start.
     """
 
@@ -80,7 +80,7 @@ class Renewed(Generic[T]):
         try:
             if (stamps := self._files.stamps()) == self._stamps:
                 return None
-            # Files that cannot be read are read again when they change, not for every client.
+            # Unreadable files are read again after their next change, not for every client.
             self._stamps = stamps
             self.value = self._read(self._files)
         except (OSError, SettingsError):
@@ -90,7 +90,7 @@ class Renewed(Generic[T]):
 
 
 def renewed_context(tls: TlsFiles, protocol: str) -> ssl.SSLContext:
-    """Return a context that shows each client the files as they are; raises SettingsError."""
+    """Return a context that uses the current files for each client; raises SettingsError."""
     files = Renewed(tls, lambda files: files.context(protocol))
 
     def renew(

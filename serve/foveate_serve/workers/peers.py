@@ -15,7 +15,12 @@ from google.rpc.status_pb2 import Status
 from foveate.status import TRAILER, ErrorStatus, StatusError
 from foveate.v1.classifier_service_pb2 import GetModelRequest, ListModelsRequest
 from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
-from foveate.v1.model_pb2 import MODEL_STATE_READY, ModelState, ModelSummary
+from foveate.v1.model_pb2 import (
+    MODEL_STATE_ON_DEMAND,
+    MODEL_STATE_READY,
+    ModelState,
+    ModelSummary,
+)
 from foveate.v1.repository_service_pb2 import (
     LoadModelRequest,
     LoadModelResponse,
@@ -125,7 +130,7 @@ async def served_by(socket: Path) -> Served:
             (model.name, version.version)
             for model in models
             for version in model.versions
-            if version.state == MODEL_STATE_READY
+            if version.state in (MODEL_STATE_READY, MODEL_STATE_ON_DEMAND)
         ),
         labels={model.name: dict(model.version_labels) for model in models},
     )

@@ -35,7 +35,6 @@ from foveate_serve.process import (
     exit_at_once,
     run_until_signals,
 )
-from foveate_serve.repository.versions import State
 from foveate_serve.rpc.server import AddressError
 from foveate_serve.settings import Settings, SettingsError
 from foveate_serve.workers.peers import (
@@ -122,7 +121,7 @@ class Worker(Process):
             (model.name, str(version.version))
             for model in repository.models()
             for version in model.versions
-            if version.state is State.READY
+            if version.state.answers
         }
         for name, version in sorted(served.versions - ours):
             try:

@@ -16,7 +16,12 @@ import pytest
 
 from foveate.v1.classifier_service_pb2 import ClassifyRequest, ListModelsRequest
 from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
-from foveate.v1.model_pb2 import MODEL_STATE_FAILED, ModelSummary
+from foveate.v1.model_pb2 import (
+    MODEL_STATE_FAILED,
+    MODEL_STATE_ON_DEMAND,
+    MODEL_STATE_READY,
+    ModelSummary,
+)
 from foveate.v1.repository_service_pb2 import LoadModelRequest, SetVersionLabelsRequest
 from foveate.v1.repository_service_pb2_grpc import RepositoryServiceStub
 from foveate_runtime.bundle.bundle import Bundle
@@ -183,3 +188,35 @@ def test_labels_are_configured_named_by_requests_and_moved(
         with pytest.raises(grpc.RpcError) as raised:
             answers("canary")
         assert raised.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+def test_requests_load_models_within_a_limit_of_bytes(
+    start: Callable, write_bundle: Callable, picture: ClassifyRequest
+) -> None:
+    graphs = [write_bundle(name=name) / "model.onnx" for name in ("one", "two", "three")]
+    limit = 2 * max(graph.stat().st_size for graph in graphs) + 1
+    server = start("--max-model-bytes", str(limit), repository=graphs[0].parents[2])
+    with server.channel() as channel:
+        classifier = ClassifierServiceStub(channel)
+        for name in ("one", "two", "three", "one", "three"):
+            picture.model = name
+            assert classifier.Classify(picture, timeout=60).model == name
+        models = classifier.ListModels(ListModelsRequest(), timeout=60).models
+    states = {model.name: model.versions[0].state for model in models}
+    assert states == {
+        "one": MODEL_STATE_READY,
+        "three": MODEL_STATE_READY,
+        "two": MODEL_STATE_ON_DEMAND,
+    }
+
+
+def test_a_limit_of_bytes_and_explicit_loads_exclude_each_other(tmp_path: Path) -> None:
+    options = ("--repository-mode", "explicit", "--admin", "--max-model-bytes", "1000")
+    ended = subprocess.run(
+        [FOVEATE, "serve", "--repository", str(tmp_path), *options],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert "max_model_bytes" in ended.stderr

@@ -62,6 +62,18 @@ def test_one_class_by_label_or_number(draw, cat, tmp_path):
     assert np.array_equal(by_label, np.load(tmp_path / "out" / "cam-cat-bn2.npy"))
 
 
+def test_all_methods_at_all_layers(draw, tmp_path, test_digits):
+    digit = tmp_path / "digit.png"
+    Image.fromarray(test_digits[0][0, 0].numpy()).save(digit)
+    assert draw("foveate:convnet4", digit, "--layers", "all", "--methods", "all") == 0
+    found = {file.stem: np.load(file).shape for file in (tmp_path / "out").glob("*.npy")}
+    assert found == {
+        "cam-digit-layer1": (3, 5, 28, 28),
+        "cam-digit-layer2": (3, 5, 14, 14),
+        "cam-digit-layer4": (3, 5, 7, 7),
+    }
+
+
 def test_each_digit_has_a_picture(draw, tmp_path):
     assert draw("foveate:convnet4") == 0
     assert len(list((tmp_path / "out").glob("cam-?.png"))) == 10
@@ -80,7 +92,7 @@ def test_files_of_one_name_do_not_take_each_others_place(draw, tmp_path):
     ("arguments", "said"),
     [
         (("--class", "10"), "--class 10: the classes are 0 to 9"),
-        (("--methods", "gradkam"), "'gradcam', 'hirescam' or 'layercam'"),
+        (("--methods", "gradkam"), "'hirescam', 'layercam' or 'all'"),
         (("--layers", "layer"), "--layers layer: foveate:convnet4 has no layer"),
     ],
 )

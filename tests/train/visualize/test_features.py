@@ -10,6 +10,7 @@ from foveate_train.commands.visualize import main
 from foveate_train.drawing import sheet
 from foveate_train.recording import recorded
 from foveate_train.visualize import features
+from foveate_train.visualize.subject import Subject
 
 
 @pytest.fixture
@@ -86,6 +87,46 @@ def test_wrong_usage_is_one_line(draw, tmp_path, capsys):
         error = capsys.readouterr().err
         assert said in error
         assert error.count("\n") == 1
+
+
+def test_channels_of_upright_strokes_are_found(draw, tmp_path, capsys, monkeypatch):
+    module = registry.create("foveate:convnet4", weights="random:0").module
+    with torch.no_grad():
+        # Of all channels of the first layer, 5 alone answers to what stands, and 7 to what lies.
+        kernels = module.layer1[0].weight
+        kernels.zero_()
+        upright = torch.tensor([[-1.0, 2, -1]] * 3)
+        kernels[5, 0], kernels[7, 0] = upright, upright.T
+    torch.save(module.state_dict(), tmp_path / "weights.pt")
+    words = ("--layers", "layer1", "--weights", tmp_path / "weights.pt", "--strokes")
+    shown = []
+    monkeypatch.setattr(
+        features, "sheet", lambda cells, **more: shown.append(more["rows"]) or sheet(cells, **more)
+    )
+    for angle, channel in ((90, 5), (0, 7)):
+        assert draw(*words, angle) == 0
+        said = capsys.readouterr().out
+        assert said.startswith(f"layer1, channel {channel}: mean rise ")
+        assert f"for a stroke of {angle} degrees" in said
+        assert shown[-1][1] == f"layer1: {channel}"
+    assert draw(*words, 90, "--channels", 1) == 2
+    assert "--strokes finds channels, and --channels names them" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("block1_conv1", "features.1"),
+        ("block2_conv1", "features.6"),
+        ("block5_conv3", "features.29"),
+        ("block5_conv4", "block5_conv4"),
+        ("features.1", "features.1"),
+    ],
+)
+def test_layers_of_vgg_have_the_names_of_keras(name, path):
+    with torch.device("meta"):
+        classifier = registry.create("torchvision:vgg16", weights="random:0")
+    assert Subject(classifier, torch.device("cpu")).path(name) == path
 
 
 def test_a_network_of_photographs_asks_for_one(draw, capsys):

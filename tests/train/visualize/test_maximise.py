@@ -51,6 +51,29 @@ def test_each_means_has_a_row_and_its_effect(draw, tmp_path):
     assert not np.array_equal(found["jitter"], found["plain"])
 
 
+def test_waves_give_pictures_whose_waves_are_longer(draw, tmp_path):
+    words = ("--layers", "layer1.1", "--units", 3, 4, "--frequency", "--compare", "--steps", 30)
+    assert draw(*words) == 0
+    found = {
+        name: torch.from_numpy(np.load(tmp_path / "out" / f"maximise-layer1.1-{name}.npy"))
+        for name in ("plain", "frequency")
+    }
+
+    def shortest(pictures):
+        power = torch.fft.rfft2(pictures - pictures.mean((2, 3), keepdim=True)).abs().square()
+        lengths = torch.hypot(torch.fft.fftfreq(28)[:, None], torch.fft.rfftfreq(28))
+        return (power[..., lengths > 0.25].sum() / power.sum()).item()
+
+    assert shortest(found["frequency"]) < 0.8 * shortest(found["plain"])
+    classifier = registry.create("foveate:convnet4")
+    layer1 = classifier.module.layer1
+    grey = torch.full((1, 1, 28, 28), 0.5)
+    pictures = normalised(torch.cat([grey, found["frequency"]]), classifier.input)
+    with torch.no_grad():
+        sums = layer1[1](layer1[0](pictures))[:, [3, 4]].sum((2, 3))
+    assert (sums[1:].diagonal() > sums[0]).all()
+
+
 def test_the_seed_decides_the_jitter(draw, tmp_path):
     found = []
     for seed in (0, 0, 1):
@@ -67,7 +90,7 @@ def test_the_seed_decides_the_jitter(draw, tmp_path):
         (("--of", "class", "--units", "10"), "--units 10: the classes are 0 to 9"),
         (("--layers", "layer1", "--units", "32"), "--units 32: layer1 has the channels 0 to 31"),
         (("--of", "class", "--layers", "layer1"), "--layers is for --of filter and --of neuron"),
-        (("--compare",), "--compare compares nothing without --l1, --variation or --jitter"),
+        (("--compare",), "nothing without --l1, --variation, --jitter or --frequency"),
     ],
 )
 def test_wrong_usage_is_one_line(draw, capsys, arguments, said):

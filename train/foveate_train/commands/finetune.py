@@ -8,10 +8,10 @@ from typing import Annotated
 from pydantic import Field
 
 from foveate_train import checkpoint, distributed, recipe, registry
-from foveate_train.commands.options import As, Command, FitOptions
 from foveate_train.data.folder import Corrupt, Photographs, scan
 from foveate_train.fit import run_folder
 from foveate_train.head import with_new_head
+from foveate_train.options import As, Command, FitOptions
 from foveate_train.settings import Settings
 
 

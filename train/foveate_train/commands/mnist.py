@@ -8,11 +8,11 @@ from pydantic import Field
 
 from foveate_train import registry
 from foveate_train.classifier import Classifier
-from foveate_train.commands.options import Command, FitOptions
 from foveate_train.data import mnist
 from foveate_train.data.memory import InMemory
 from foveate_train.errors import ArgumentsError, SettingsError
 from foveate_train.fit import Plan
+from foveate_train.options import Command, FitOptions
 from foveate_train.settings import Settings, checked
 
 _CLASSES = 10

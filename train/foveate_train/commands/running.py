@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from foveate_train import distributed
-from foveate_train.commands.options import Command
 from foveate_train.errors import (
     ArgumentsError,
     SettingsError,
     TrainError,
     UnknownClassifierError,
 )
+from foveate_train.options import Command
 
 _FAILED, _WRONG_USAGE = 1, 2
 

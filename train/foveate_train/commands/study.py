@@ -1,8 +1,8 @@
 """`foveate train study`: repeat a study of the course, and write its page."""
 
-from foveate_train.commands.options import Command
 from foveate_train.errors import SettingsError
 from foveate_train.interruption import interruption
+from foveate_train.options import Command
 from foveate_train.settings import Settings, checked
 from foveate_train.studies import STUDIES
 from foveate_train.studies.options import StudyOptions

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from foveate_train.commands import finetune, mnist, running, study
-from foveate_train.commands.options import Command
+from foveate_train.options import Command
 
 COMMANDS: dict[str, Command[Any]] = {
     each.COMMAND.name: each.COMMAND for each in (mnist, finetune, study)

@@ -4,11 +4,22 @@ from collections.abc import Sequence
 from typing import Any
 
 from foveate_train.commands import running
-from foveate_train.commands.options import Command
-from foveate_train.visualize import cam, features, fool, maximise, receptive
+from foveate_train.options import Command
+from foveate_train.visualize import (
+    arithmetic,
+    cam,
+    dream,
+    embed,
+    features,
+    fool,
+    maximise,
+    receptive,
+    style,
+)
 
 COMMANDS: dict[str, Command[Any]] = {
-    each.COMMAND.name: each.COMMAND for each in (features, cam, maximise, receptive, fool)
+    each.COMMAND.name: each.COMMAND
+    for each in (features, cam, maximise, dream, style, embed, receptive, fool, arithmetic)
 }
 
 

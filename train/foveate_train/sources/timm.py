@@ -132,7 +132,7 @@ def _download(network: str, arguments: dict[str, Argument]) -> nn.Module:
 
 
 def reach(address: str) -> None:
-    """Raise OSError unless something answers at `address`, whatever it answers."""
+    """Raise OSError unless a server answers at `address`."""
     request = urllib.request.Request(address, method="HEAD")  # noqa: S310  the library's own address
     try:
         urllib.request.urlopen(request, timeout=_CONNECT_SECONDS).close()  # noqa: S310

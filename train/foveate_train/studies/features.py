@@ -12,6 +12,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from foveate_train.data.memory import normalise
 from foveate_train.drawing import grey, heat, saving, sheet
 from foveate_train.settings import Settings
+from foveate_train.strokes import bar
 from foveate_train.studies import network
 from foveate_train.studies.options import StudyOptions
 from foveate_train.studies.pages import markdown_row
@@ -183,17 +184,6 @@ def strength(levels: torch.Tensor, labels: torch.Tensor) -> dict[str, object]:
         "distance": round(float(first.mean() - second.mean()) / max(spread, 1e-12), 3),
         "probability": round(float(roc_auc_score(own, levels)), 4),
     }
-
-
-def bar(angle: float) -> torch.Tensor:
-    """Return a bar 16 pixels long and 3 wide, uint8 [1, 28, 28]; 0 degrees lie, 90 stand."""
-    rows, columns = torch.meshgrid(*[torch.arange(28) - 13.5] * 2, indexing="ij")
-    turned = math.radians(angle)
-    along = columns * math.cos(turned) - rows * math.sin(turned)
-    across = columns * math.sin(turned) + rows * math.cos(turned)
-    # A pixel at the border is as bright as the share of it that the bar covers.
-    ink = (8.5 - along.abs()).clamp(0, 1) * (2 - across.abs()).clamp(0, 1)
-    return (255 * ink).round().to(torch.uint8)[None]
 
 
 class _Samples(NamedTuple):

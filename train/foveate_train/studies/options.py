@@ -1,4 +1,4 @@
-"""What every study is told: where to write, and how much of it to do."""
+"""The options of every study: where to write, and how much of it to do."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 import torch
 
 from foveate_runtime.bundle.manifest import InputSpec
-from foveate_train.commands.options import As, MachineOptions
 from foveate_train.data import mnist
 from foveate_train.data.memory import InMemory
 from foveate_train.errors import SettingsError
+from foveate_train.options import As, MachineOptions
 from foveate_train.settings import Settings
 
 

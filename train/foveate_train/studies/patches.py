@@ -190,7 +190,7 @@ def _found(
 
 @contextmanager
 def _guiding(module: nn.Module) -> Iterator[None]:
-    """Let the ReLUs of a network hand back no gradient below 0 within the block."""
+    """Have the ReLUs of a network return no gradient below 0 within the block."""
     handles = []
     for each in module.modules():
         if isinstance(each, nn.ReLU | nn.ReLU6):

@@ -7,21 +7,24 @@ import torch
 from torch.nn import functional
 
 from foveate_train.activation_maps import METHODS
-from foveate_train.commands.options import As, Command
 from foveate_train.drawing import overlay, sheet
 from foveate_train.errors import SettingsError
+from foveate_train.options import As, Command
 from foveate_train.progress import tracked
 from foveate_train.recording import recorded
 from foveate_train.visualize.options import PictureOptions
 from foveate_train.visualize.subject import Picture, Subject, shortened
 
 _BEST = 5
+_ALL = "all"
+_METHODS = ("gradcam", "hirescam", "layercam")
 
 
 class CamOptions(PictureOptions):
     """Draw class activation maps: of the five best classes of a picture side by side, or of one.
 
-    A row is a method at a layer. Without --layers, it is the last that gives maps. Each map has
+    A row is a method at a layer. Without --layers, it is the last that gives maps; all are one of
+    each size of maps. Each map has
     its own colours, from 0 to its largest value: what speaks against a class stays dark.
     cam-PICTURE-LAYER.npy holds float32 [methods, classes, height, width].
 
@@ -29,11 +32,11 @@ class CamOptions(PictureOptions):
     """
 
     layers: Annotated[tuple[str, ...], As("LAYER", many=True)] = ()
-    """The paths of layers, such as layer4 or blocks.4"""
+    """The paths of layers, such as layer4 or blocks.4, or the word all"""
     methods: Annotated[
-        tuple[Literal["gradcam", "hirescam", "layercam"], ...], As("METHOD", many=True)
+        tuple[Literal["gradcam", "hirescam", "layercam", "all"], ...], As("METHOD", many=True)
     ] = ("gradcam",)
-    """gradcam, hirescam, layercam. Default: gradcam"""
+    """gradcam, hirescam, layercam, or all. Default: gradcam"""
     class_: Annotated[str | None, As("CLASS", names=("--class",))] = None
     """The number or the label of one class. Default: the five best of each picture"""
 
@@ -45,7 +48,8 @@ def run(options: CamOptions) -> int:
         TrainError: whatever stands in the way, as its subclass says.
     """
     subject = options.subject()
-    layers = list(subject.layers(options.layers) if options.layers else subject.stages()[-1:])
+    every = options.layers == (_ALL,)
+    layers = subject.layers(() if every else options.layers or subject.stages()[-1:])
     chosen = None if options.class_ is None else [subject.class_number(options.class_)]
     for picture in tracked(options.pictures(subject), "pictures"):
         _draw(options, subject, picture, layers, chosen)
@@ -108,15 +112,16 @@ def _draw(
     layers: Sequence[str],
     chosen: Sequence[int] | None,
 ) -> None:
+    methods = list(_METHODS if _ALL in options.methods else dict.fromkeys(options.methods))
     image = subject.batch([picture])
-    classes, probabilities, maps = explained(subject, image, layers, options.methods, chosen)
+    classes, probabilities, maps = explained(subject, image, layers, methods, chosen)
     (seen,) = subject.shown(image)
     rows, names, kept = [], [], {}
     for layer in layers:
-        each = torch.stack([maps[layer][method] for method in options.methods])
+        each = torch.stack([maps[layer][method] for method in methods])
         kept[layer] = each
         large = functional.interpolate(each, seen.shape[:2], mode="bilinear")
-        for method, of_classes in zip(options.methods, large, strict=True):
+        for method, of_classes in zip(methods, large, strict=True):
             rows.append([seen, *(overlay(seen, one) for one in of_classes)])
             names.append(f"{layer}\n{method}")
     labels = [shortened(subject.classifier.labels[number]) for number in classes]

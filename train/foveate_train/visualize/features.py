@@ -3,29 +3,38 @@
 from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 
-from foveate_train.commands.options import As, Command
+from foveate_train.ascent import normalised
 from foveate_train.drawing import heat, sheet
+from foveate_train.errors import SettingsError
+from foveate_train.options import As, Command
 from foveate_train.progress import tracked
 from foveate_train.recording import recorded
+from foveate_train.strokes import bar
 from foveate_train.visualize.options import PictureOptions
+from foveate_train.visualize.subject import Subject
 
 _CHANNELS = 3
+_TURN, _OFF = 15, 45
 
 
 class FeaturesOptions(PictureOptions):
     """Draw feature maps: a row for each channel of each layer, a column for each picture.
 
     Without --layers, there is one of each size of maps, and without --channels the three that
-    vary most over the pictures. features-LAYER.npy holds [pictures, channels, height, width].
+    vary most over the pictures, or with --strokes the three that answer most to strokes of one
+    direction. features-LAYER.npy holds [pictures, channels, height, width].
 
         foveate visualize features package:efficientnet_lite0 cat.jpg dog.jpg --out features
     """
 
     layers: Annotated[tuple[str, ...], As("LAYER", many=True)] = ()
-    """The paths of layers, such as layer1 or blocks.2"""
+    """The paths of layers, such as layer1 or blocks.2; of a VGG also block1_conv1 and so on"""
     channels: Annotated[tuple[int, ...], As("N", many=True)] = ()
     """Channels of every one of the layers, from 0"""
+    strokes: Annotated[float, Field(ge=0, lt=180)] | None = None
+    """Take the channels that answer to strokes of this angle, in degrees: 0 lie, 90 stand"""
     scale: Literal["own", "shared"] = "own"
     """Whether each channel has colours of its own from its least to its largest value"""
 
@@ -39,6 +48,9 @@ def run(options: FeaturesOptions) -> int:
     subject = options.subject()
     pictures = options.pictures(subject)
     layers = subject.layers(options.layers)
+    titles = {subject.path(name): name for name in options.layers}
+    if options.strokes is not None and options.channels:
+        raise SettingsError("--strokes finds channels, and --channels names them")
     for layer in layers:
         subject.check_channels(layer, options.channels)
     found: dict[str, list[torch.Tensor]] = {layer: [] for layer in layers}
@@ -48,7 +60,10 @@ def run(options: FeaturesOptions) -> int:
         for layer in layers:
             found[layer].append(seen[layer][0].cpu())
     maps = {layer: torch.stack(each) for layer, each in found.items()}
-    chosen = {layer: options.channels or _varied(each) for layer, each in maps.items()}
+    if options.strokes is None:
+        chosen = {layer: options.channels or _varied(each) for layer, each in maps.items()}
+    else:
+        chosen = {layer: _stroked(subject, layer, options.strokes) for layer in layers}
     kept = {layer: each[:, list(chosen[layer])] for layer, each in maps.items()}
     rows = [list(subject.shown(torch.stack([each.image for each in pictures])))]
     names = ["input"]
@@ -61,7 +76,7 @@ def run(options: FeaturesOptions) -> int:
             ends = (float(channel.amin()), float(channel.amax()))
             low, high = whole if options.scale == "shared" else ends
             rows.append([heat(one, low, high) for one in channel])
-            names.append(f"{layer}: {number}")
+            names.append(f"{titles.get(layer, layer)}: {number}")
     figure = sheet(
         rows,
         rows=names,
@@ -77,6 +92,32 @@ def _varied(maps: torch.Tensor) -> tuple[int, ...]:
     """Return the channels of maps [N, C, H, W] that vary most, the most varied first."""
     order = maps.transpose(0, 1).flatten(1).std(1).argsort(descending=True)
     return tuple(order[:_CHANNELS].tolist())
+
+
+def _stroked(subject: Subject, layer: str, angle: float) -> tuple[int, ...]:
+    """Return the channels that answer most to strokes of an angle, and say how much.
+
+    An answer is the mean rise of the map above that of a plain picture. Most is the gap between
+    the answer to that stroke and the largest to strokes that lie at least 45 degrees off.
+    """
+    spec = subject.classifier.input
+    turns = torch.arange(0, 180, _TURN)
+    bars = torch.stack([bar(angle + turn, spec.height, spec.width) for turn in turns.tolist()])
+    plain = torch.zeros_like(bars[:1])
+    pixels = (torch.cat([plain, bars]) / 255).expand(-1, spec.channels, -1, -1)
+    with torch.no_grad(), recorded(subject.module, [layer]) as seen:
+        subject.module(normalised(pixels.to(subject.device), spec))
+    maps = seen[layer].cpu()
+    answers = (maps[1:] - maps[0]).relu().mean((2, 3))
+    own, others = answers[0], answers[(turns >= _OFF) & (turns <= 180 - _OFF)].amax(0)
+    gaps = own - others
+    found = gaps.argsort(descending=True)[:_CHANNELS].tolist()
+    for channel in found:
+        print(
+            f"{layer}, channel {channel}: mean rise {own[channel]:.3g} for a stroke of {angle:g} "
+            f"degrees, at most {others[channel]:.3g} for one {_OFF} degrees off or more"
+        )
+    return tuple(found)
 
 
 COMMAND = Command(name="features", options=FeaturesOptions, run=run)

@@ -7,8 +7,8 @@ from pydantic import Field
 from torch.nn import functional
 
 from foveate_train.ascent import normalised
-from foveate_train.commands.options import As, Command
 from foveate_train.drawing import overlay, sheet
+from foveate_train.options import As, Command
 from foveate_train.progress import tracked
 from foveate_train.visualize.cam import explained
 from foveate_train.visualize.options import PictureOptions

@@ -7,9 +7,9 @@ import torch
 from pydantic import Field
 
 from foveate_train.ascent import Activations, ascend
-from foveate_train.commands.options import As, Command
 from foveate_train.drawing import sheet
 from foveate_train.errors import SettingsError
+from foveate_train.options import As, Command
 from foveate_train.recording import recorded
 from foveate_train.visualize.options import VisualizeOptions
 from foveate_train.visualize.subject import Subject, shortened
@@ -39,8 +39,10 @@ class MaximiseOptions(VisualizeOptions):
     """The penalty of the difference between neighbouring pixels (total variation)"""
     jitter: Annotated[int, Field(ge=0)] = 0
     """Before each step the picture is moved by up to so many pixels each way"""
+    frequency: bool = False
+    """Climb by waves, the long ones faster, instead of by pixels"""
     compare: bool = False
-    """Draw also a row without any of the three, and one with each alone"""
+    """Draw also a row without any of the four, and one with each alone"""
     steps: Annotated[int, Field(ge=1)] = 64
     """Steps of the ascent"""
     side: Annotated[int, Field(ge=8)] | None = None
@@ -85,6 +87,7 @@ class _Regularisation(TypedDict):
     penalty: float
     variation: float
     jitter: int
+    frequency: bool
 
 
 def _variants(options: MaximiseOptions) -> dict[str, _Regularisation]:
@@ -93,18 +96,27 @@ def _variants(options: MaximiseOptions) -> dict[str, _Regularisation]:
         "penalty": options.l1,
         "variation": options.variation,
         "jitter": options.jitter,
+        "frequency": options.frequency,
     }
     if not options.compare:
         return {"": whole}
-    none: _Regularisation = {"penalty": 0, "variation": 0, "jitter": 0}
+    none: _Regularisation = {
+        "penalty": 0,
+        "variation": 0,
+        "jitter": 0,
+        "frequency": False,
+    }
     alone: dict[str, _Regularisation] = {
         "l1": {**none, "penalty": options.l1},
         "variation": {**none, "variation": options.variation},
         "jitter": {**none, "jitter": options.jitter},
+        "frequency": {**none, "frequency": options.frequency},
     }
     given = {name: each for name, each in alone.items() if each != none}
     if not given:
-        raise SettingsError("--compare compares nothing without --l1, --variation or --jitter")
+        raise SettingsError(
+            "--compare compares nothing without --l1, --variation, --jitter or --frequency"
+        )
     return {"plain": none, **given, **({"all": whole} if len(given) > 1 else {})}
 
 
@@ -159,23 +171,15 @@ def _side(options: MaximiseOptions, subject: Subject) -> int | None:
     Raises:
         SettingsError: the network does not take pictures of this side.
     """
+    if options.side is not None:
+        subject.check_side(options.side)
+        return options.side
     spec = subject.classifier.input
-    least = min(spec.height, spec.width)
-    side = options.side or (_SIDE if least > _SIDE else None)
-    if side is None:
-        return None
     try:
-        with torch.no_grad():
-            subject.module(torch.zeros(1, spec.channels, side, side, device=subject.device))
-    # Which one a network raises depends on where it first notices.
-    except (RuntimeError, AssertionError, ValueError) as error:
-        if options.side is None:
-            return None
-        reason = str(error).partition("\n")[0]
-        raise SettingsError(
-            f"--side {side}: {subject.classifier.name} takes no pictures of this side ({reason})"
-        ) from error
-    return side
+        subject.check_side(_SIDE)
+    except SettingsError:
+        return None
+    return _SIDE if min(spec.height, spec.width) > _SIDE else None
 
 
 COMMAND = Command(name="maximise", options=MaximiseOptions, run=run)

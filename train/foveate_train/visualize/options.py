@@ -1,5 +1,6 @@
-"""What every kind of picture is told: of which classifier, of which pictures, and where to."""
+"""The options of every drawing: which classifier, which pictures, and which folder."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,22 +8,55 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from foveate_train.commands.options import As, MachineOptions
 from foveate_train.drawing import saving
 from foveate_train.errors import TrainError
+from foveate_train.options import As, MachineOptions
 from foveate_train.visualize.subject import Picture, Subject, digits, photograph
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class VisualizeOptions(MachineOptions):
-    """The options of every kind."""
+class OutOptions(MachineOptions):
+    """The options of whatever writes pictures."""
+
+    out: Path
+    """The folder of the pictures (.png) and of their values (.npy)"""
+
+    def keep(self, name: str, figure: "Figure", **values: torch.Tensor) -> None:
+        """Write NAME.png and NAME-VALUE.npy for each value, and print where.
+
+        Raises:
+            TrainError: the disk refuses.
+        """
+        arrays = {
+            f"{name}-{key}.npy": lambda file, value=value: np.save(
+                file, value.detach().cpu().numpy()
+            )
+            for key, value in values.items()
+        }
+        self.write({f"{name}.png": saving(figure), **arrays})
+
+    def write(self, files: Mapping[str, Callable[[Path], object]]) -> None:
+        """Have each file written by its function, and print where.
+
+        Raises:
+            TrainError: the disk refuses.
+        """
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            for name, write in files.items():
+                write(self.out / name)
+                print(self.out / name)
+        except OSError as error:
+            raise TrainError(f"{self.out}: cannot be written ({error.strerror})") from error
+
+
+class VisualizeOptions(OutOptions):
+    """The options of every kind that looks into a classifier."""
 
     model: Annotated[str, As("MODEL", names=("model",))]
     """A classifier, such as package:efficientnet_lite0, or the folder of a checkpoint"""
-    out: Path
-    """The folder of the pictures (.png) and of their values (.npy)"""
     argument: Annotated[tuple[str, ...], As("NAME=VALUE")] = ()
     """An argument of the classifier, such as pool=false; may be repeated"""
     weights: Annotated[str | None, As("FILE")] = None
@@ -40,23 +74,6 @@ class VisualizeOptions(MachineOptions):
         torch.manual_seed(self.seed)
         return Subject.of(self.model, self.weights, self.argument, device)
 
-    def keep(self, name: str, figure: "Figure", **values: torch.Tensor) -> None:
-        """Write NAME.png and NAME-VALUE.npy for each value, and print where.
-
-        Raises:
-            TrainError: the disk refuses.
-        """
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-            saving(figure)(self.out / f"{name}.png")
-            print(self.out / f"{name}.png")
-            for key, value in values.items():
-                file = self.out / f"{name}-{key}.npy"
-                np.save(file, value.detach().cpu().numpy())
-                print(file)
-        except OSError as error:
-            raise TrainError(f"{self.out}: cannot be written ({error.strerror})") from error
-
 
 class PictureOptions(VisualizeOptions):
     """The options of what looks at pictures."""
@@ -66,16 +83,16 @@ class PictureOptions(VisualizeOptions):
     data: Path | None = None
     """A folder with the IDX files of MNIST"""
 
-    def pictures(self, subject: Subject) -> list[Picture]:
-        """Return the pictures asked for.
+    def pictures(self, subject: Subject, enlarged: float = 1.0) -> list[Picture]:
+        """Return the pictures asked for, so many times as large as the network takes them.
 
         Raises:
             SettingsError: there are none, or one is too small.
             DataError: one cannot be read.
         """
         if not self.images:
-            return digits(subject, self.data)
-        found = [photograph(file, subject.classifier.input) for file in self.images]
+            return digits(subject, self.data, enlarged)
+        found = [photograph(file, subject.classifier.input, enlarged) for file in self.images]
         if len({picture.name for picture in found}) == len(found):
             return found
         # Of files of one name in several folders, none takes the place of another's.

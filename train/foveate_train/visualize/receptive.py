@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from foveate_runtime.bundle.manifest import InputSpec
-from foveate_train.commands.options import As, Command
 from foveate_train.drawing import heat, sheet
 from foveate_train.errors import SettingsError
+from foveate_train.options import As, Command
 from foveate_train.progress import tracked
 from foveate_train.recording import recorded
 from foveate_train.visualize.options import PictureOptions

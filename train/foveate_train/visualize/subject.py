@@ -1,5 +1,6 @@
 """The classifier that is looked into, and the pictures that it is shown."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -9,6 +10,8 @@ from typing import NamedTuple
 
 import torch
 from PIL import Image
+from torch import nn
+from torch.nn import functional
 
 from foveate_runtime.bundle.manifest import InputSpec
 from foveate_train import checkpoint, registry
@@ -20,6 +23,7 @@ from foveate_train.errors import DataError, SettingsError
 from foveate_train.recording import recorded
 
 _DIGITS = 10
+_KERAS = re.compile(r"block\d+_conv\d+")
 _NAMED = 8
 _TITLE = 15
 _ENLARGED = 2
@@ -135,21 +139,56 @@ class Subject:
             raise SettingsError(f"{self.classifier.name} has no layer that gives maps")
         return sorted(chosen.values(), key=list(self.maps).index)
 
-    def layers(self, names: Sequence[str]) -> list[str]:
-        """Return these layers, or the stages where there are none.
+    def layers(self, names: Sequence[str], option: str = "--layers") -> list[str]:
+        """Return these layers, which an option gives, or the stages where there are none.
 
         Raises:
             SettingsError: one is unknown, or gives no maps.
         """
-        for name in names:
+        paths = list(map(self.path, names))
+        for name in paths:
             if name not in self.maps:
                 known = list(self.maps)
                 near = get_close_matches(name, known, n=_NAMED, cutoff=0.4) or known[:_NAMED]
                 raise SettingsError(
-                    f"--layers {name}: {self.classifier.name} has no layer of this name that "
+                    f"{option} {name}: {self.classifier.name} has no layer of this name that "
                     f"gives maps; near are {', '.join(near)}"
                 )
-        return list(dict.fromkeys(names)) or self.stages()
+        return list(dict.fromkeys(paths)) or self.stages()
+
+    def path(self, name: str) -> str:
+        """Return the path of a layer that may be called as Keras calls those of VGG.
+
+        block2_conv1 is the first convolution behind the first pooling, with its ReLU.
+        """
+        if not _KERAS.fullmatch(name) or "vgg" not in self.classifier.name:
+            return name
+        block, number, called = 1, 0, ""
+        for path, module in self.module.named_modules():
+            if isinstance(module, nn.MaxPool2d):
+                block, number, called = block + 1, 0, ""
+            elif isinstance(module, nn.Conv2d):
+                number += 1
+                called = f"block{block}_conv{number}"
+            elif isinstance(module, nn.ReLU) and called == name:
+                return str(path)
+        return name
+
+    def check_side(self, side: int) -> None:
+        """See to it that the network takes square pictures of this side.
+
+        Raises:
+            SettingsError: it does not.
+        """
+        try:
+            with torch.no_grad():
+                self.module(torch.zeros(1, self.input_shape[1], side, side, device=self.device))
+        # Which one a network raises depends on where it first notices.
+        except (RuntimeError, AssertionError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            raise SettingsError(
+                f"--side {side}: {self.classifier.name} takes no pictures of this side ({reason})"
+            ) from error
 
     def class_number(self, text: str, option: str = "--class") -> int:
         """Return the class of a number or of a label, which an option gives.
@@ -186,8 +225,8 @@ def shortened(text: str) -> str:
     return text if len(text) <= _TITLE else f"{text[: _TITLE - 1]}…"
 
 
-def photograph(file: Path, spec: InputSpec) -> Picture:
-    """Read a picture.
+def photograph(file: Path, spec: InputSpec, enlarged: float = 1.0) -> Picture:
+    """Read a picture, so many times as large as the network takes it.
 
     Raises:
         SettingsError: it is too small for the network.
@@ -204,18 +243,25 @@ def photograph(file: Path, spec: InputSpec) -> Picture:
             f"{file}: its {picture.width} x {picture.height} pixels are too few for a network that "
             f"takes {spec.width} x {spec.height}; the least is half of each"
         )
-    return Picture(file.stem, preprocess(picture, spec))
+    sides = {name: round(enlarged * getattr(spec, name)) for name in ("height", "width", "resize")}
+    return Picture(file.stem, preprocess(picture, spec.changed(**sides)))
 
 
-def digits(subject: Subject, data: Path | None) -> list[Picture]:
-    """Return the first test picture of MNIST of each class.
+def takes_digits(subject: Subject) -> bool:
+    """Say whether the network takes MNIST's pictures and has their classes."""
+    spec, classes = subject.classifier.input, len(subject.classifier.labels)
+    return (spec.channels, spec.height, spec.width, classes) == (1, 28, 28, _DIGITS)
+
+
+def digits(subject: Subject, data: Path | None, enlarged: float = 1.0) -> list[Picture]:
+    """Return the first test picture of MNIST of each class, so many times as large as it is.
 
     Raises:
         SettingsError: the network does not take digits.
         DataError: MNIST cannot be had.
     """
-    spec, classes = subject.classifier.input, len(subject.classifier.labels)
-    if (spec.channels, spec.height, spec.width, classes) != (1, 28, 28, _DIGITS):
+    spec = subject.classifier.input
+    if not takes_digits(subject):
         raise SettingsError(
             f"IMAGE is missing: {subject.classifier.name} takes {spec.width} x {spec.height} "
             f"pictures of {spec.channels} channels, and MNIST's are for classifiers of digits"
@@ -223,4 +269,7 @@ def digits(subject: Subject, data: Path | None) -> list[Picture]:
     images, labels = map(torch.from_numpy, mnist.load("test", data))
     first = [int((labels == digit).nonzero()[0, 0]) for digit in range(_DIGITS)]
     chosen = normalise(images[first][:, None], spec)
+    sides = (round(enlarged * spec.height), round(enlarged * spec.width))
+    if enlarged != 1:
+        chosen = functional.interpolate(chosen, sides, mode="bicubic")
     return [Picture(str(digit), image) for digit, image in enumerate(chosen)]

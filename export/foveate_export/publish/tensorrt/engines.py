@@ -120,7 +120,7 @@ def add_engines(
         path: the bundle's folder.
         variants: the precisions; none for all that TensorRT takes.
         target: what to build for.
-        stage: told of each step, to show progress.
+        stage: called for each step, to show progress.
 
     Raises:
         UsageError: a variant that the bundle has not, or that TensorRT does not take.
@@ -173,7 +173,7 @@ def _alone_in(path: Path) -> Iterator[None]:
     """Wait until no other process publishes into the folder `path`, and keep others out."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        # The system takes the lock back when the process ends, in whatever way.
+        # The system releases the lock when the process ends, in any way.
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:

@@ -47,7 +47,7 @@ def quantise_until_accepted(
         score: measures the graph at `target` on the labelled data; None without any.
         fp32: the accuracy of `source` on that data.
         max_drop: the points of top-1 that may be lost.
-        stage: told of each step.
+        stage: called for each step.
 
     Raises:
         AccuracyError: even with a fifth of the layers in float too much is lost.

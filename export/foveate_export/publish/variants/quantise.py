@@ -123,7 +123,7 @@ def candidates(
         target: where to write; the outputs keep their names and float32.
         images: the calibration pictures, uint8 [N, H, W, C].
         scheme: how activations are quantised.
-        stage: told of each step.
+        stage: called for each step.
 
     Raises:
         ExportError: the graph has no layer that can be quantised.
@@ -263,7 +263,7 @@ class _Writer:
                 ],
                 extra_options={
                     "WeightSymmetric": True,
-                    # The logits are for people, and for whatever compares them.
+                    # People and comparisons read the logits.
                     "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"],
                     **options,
                 },

@@ -211,7 +211,7 @@ class OnnxRuntimeRunner(Runner):
     def _session(self, graph: bytes | str, options: Any) -> Any:
         session = onnxruntime.InferenceSession(graph, options, providers=self._providers)
         providers.require(session, self._providers)
-        # Kept for `set_providers`, which nobody calls: the weights once more.
+        # A second copy of the weights, kept for `set_providers`, which is never called.
         session._model_bytes = b""  # noqa: SLF001 - there is no public way
         return session
 

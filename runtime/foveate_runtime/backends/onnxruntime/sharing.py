@@ -5,8 +5,8 @@ hold them once more; ONNX Runtime's own way of sharing them
 (`PrepackedWeightsContainer`) is not in its interface for Python. But it can write
 the graph to a file as it has optimised it, where they stand in that order, and a
 session of that file takes what `SessionOptions.add_initializer` gives it in their
-place. A matrix's weights every session packs for itself, and then lets go of the
-graph's, which sharing them would keep.
+place. The weights of matrices are not shared: every session packs them for itself and
+then releases the graph's, which sharing would keep.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What OpenVINO is told about every graph that it compiles here."""
+"""The properties with which OpenVINO compiles every graph."""
 
 from typing import Any
 

@@ -61,7 +61,7 @@ class Library:
         return str(self.module.__version__)
 
     def cause(self) -> TensorRTError:
-        """Return the last error that TensorRT logged, and forget those before it."""
+        """Return the last error that TensorRT logged, and clear the log."""
         last = " ".join(self.errors[-1].split()) if self.errors else "it did not say why"
         self.errors.clear()
         return TensorRTError(last)
@@ -87,7 +87,7 @@ def _make_logger(module: Any, errors: deque[str]) -> Any:
         """Keeps errors for who can say what failed, and passes all on to Python's logging."""
 
         def __init__(self) -> None:
-            # pybind11 must be told itself; super() is not enough for it.
+            # pybind11 needs a direct call of its constructor; super() does not reach it.
             module.ILogger.__init__(self)
 
         def log(self, severity: Any, message: str) -> None:

@@ -35,7 +35,7 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Program:
-    """The nodes that lead to some outputs, and after each the tensors that nobody reads again."""
+    """The nodes that lead to some outputs, and after each the tensors that no later node reads."""
 
     steps: tuple[Step, ...]
     done_with: tuple[tuple[str, ...], ...]

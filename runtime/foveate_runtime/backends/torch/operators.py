@@ -268,7 +268,7 @@ def _max_pool(
     storage_order: int = 0,
     strides: Sequence[int] | None = None,
 ) -> Tensor:
-    del storage_order  # of the second output, which nobody asks for
+    del storage_order  # of the second output, which is not used
     x, padding = _spatial(x, pads, auto_pad, float("-inf"))
     ones = [1] * (x.ndim - 2)
     return functional.max_pool2d(

@@ -35,7 +35,11 @@ _STATES = {
     State.UNLOADING: "UNLOADING",
     State.UNLOADED: "UNAVAILABLE",
     State.FAILED: "UNAVAILABLE",
+    # Clients that wait for READY must not wait for the load that their request begins.
+    State.ON_DEMAND: "READY",
 }
+
+_REASONS = {State.UNLOADED: "unloaded", State.ON_DEMAND: "loaded by the first request for it"}
 
 
 def server_metadata() -> pb.ServerMetadataResponse:
@@ -175,13 +179,13 @@ def repository_index(models: Iterable[ModelStatus], *, ready: bool) -> pb.Reposi
             )
             for model in models
             for version in model.versions
-            if version.state is State.READY or not ready
+            if version.state.answers or not ready
         ]
     )
 
 
 def _reason(version: VersionStatus) -> str:
-    return version.reason or ("unloaded" if version.state is State.UNLOADED else "")
+    return version.reason or _REASONS.get(version.state, "")
 
 
 def _platform(model: LoadedModel) -> str:

@@ -21,7 +21,6 @@ from foveate_serve.errors import (
 )
 from foveate_serve.repository.labels import LATEST
 from foveate_serve.repository.loaded import LoadedModel
-from foveate_serve.repository.versions import State
 from foveate_serve.rpc.bounds import MAX_ID_CHARACTERS, require_short
 from foveate_serve.rpc.calls import Call, deadline_of
 from foveate_serve.rpc.errors import status_of
@@ -75,7 +74,9 @@ class InferenceHandler:
     ) -> pb.ModelReadyResponse:
         """Report whether a model takes requests. An unknown model is an error."""
         try:
-            self._model(request.name, request.version)
+            if self._repository.needs_load(request.name, request.version, field="name"):
+                return pb.ModelReadyResponse(ready=True)
+            self._repository.get(request.name, request.version, field="name")
         except (LoadingError, NotReadyError):
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=True)
@@ -90,7 +91,7 @@ class InferenceHandler:
         self, request: pb.ModelMetadataRequest, _: Call | None = None
     ) -> pb.ModelMetadataResponse:
         """Describe a model's tensors."""
-        model = self._model(request.name, request.version)
+        model = await self._model(request.name, request.version)
         versions = self._serving(model.bundle.manifest.name, "")
         return description.model_metadata(model, [version for _, version in versions])
 
@@ -98,7 +99,7 @@ class InferenceHandler:
         self, request: pb.ModelConfigRequest, _: Call | None = None
     ) -> pb.ModelConfigResponse:
         """Describe how a model runs."""
-        model = self._model(request.name, request.version)
+        model = await self._model(request.name, request.version)
         return description.model_config(model, max_images=self._max_images)
 
     async def model_statistics(
@@ -107,7 +108,7 @@ class InferenceHandler:
         """Return the statistics of the versions that serve."""
         wanted = request.version
         if request.name:
-            model = self._model(request.name, wanted)
+            model = await self._model(request.name, wanted)
             # A label or a number means one version; empty means all.
             wanted = wanted and str(model.bundle.manifest.version)
         return pb.ModelStatisticsResponse(
@@ -184,15 +185,15 @@ class InferenceHandler:
         await self._admin.unload_model(UnloadModelRequest(name=request.model_name))
         return pb.RepositoryModelUnloadResponse()
 
-    def _model(self, name: str, version: str) -> LoadedModel:
-        return self._repository.get(name, version, field="name")
+    async def _model(self, name: str, version: str) -> LoadedModel:
+        return await self._repository.obtain(name, version, field="name")
 
     def _serving(self, name: str, version: str) -> list[tuple[str, str]]:
         return [
             (model.name, str(found.version))
             for model in self._repository.models()
             for found in model.versions
-            if found.state is State.READY
+            if found.state.answers
             and name in ("", model.name)
             and version in ("", str(found.version))
         ]

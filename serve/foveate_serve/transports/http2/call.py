@@ -33,13 +33,13 @@ logger = logging.getLogger(__name__)
 Find: TypeAlias = Callable[[grpc.HandlerCallDetails], Awaitable[MethodHandler | None]]
 
 _GRACE_SECONDS = 0.005
-"""A handler that keeps the deadline itself says more of it."""
+"""The wait after a deadline: a handler that checks its deadline gives a better message."""
 
 STALL_SECONDS = 15.0
-"""Between two looks whether a message that has begun goes on: it takes of what all may send."""
+"""Between two checks of an incomplete message: its bytes count against `max_request_bytes`."""
 
 _MESSAGE_BYTES = 256
-"""What a message takes beside its bytes."""
+"""The memory of a message beside its bytes."""
 
 _HEAD = b"\x88" + headers.write([("content-type", "application/grpc")])
 """`:status` 200 is in HPACK's static table."""
@@ -62,7 +62,7 @@ class Budget:
         if self.held > self.limit:
             raise MessageError(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
-                "too many bytes of messages are on their way; "
+                "the messages that are being received have too many bytes; "
                 f"the limit is {self.limit} bytes (max_request_bytes)",
             )
 
@@ -106,7 +106,7 @@ class Call(Stream):
         self._assembler = Assembler(max_message_bytes, head.encoding)
         self._deadlines = deadlines
         self._held = 0
-        self._moved = False
+        self._progressed = False
         self._stall: Timer | None = None
         self._deferred = 0
         self._messages: deque[tuple[Message, int]] = deque()
@@ -128,15 +128,15 @@ class Call(Stream):
         connection.running += 1
         self.task = asyncio.get_running_loop().create_task(self._run())
 
-    # What the connection tells.
+    # Methods that the connection calls.
 
     def received(self, data: memoryview) -> None:
-        """Take a part of a message."""
+        """Receive a part of a message."""
         if self._problem is not None:
             return
         size = len(data)
         if self._messages:
-            # A handler that is behind is sent no more than a window.
+            # A handler that reads slowly gets one window of bytes.
             self._deferred += size
         else:
             self.connection.credit(self, size)
@@ -149,11 +149,11 @@ class Call(Stream):
             self._problem = error
             self._wake()
             return
-        self._moved = True
+        self._progressed = True
         if self._assembler.within and self._stall is None:
             self._watch()
         if messages:
-            # With the first goes what is there of the one after the last.
+            # The first is charged for the bytes of the incomplete message after the last.
             size = self._held - _MESSAGE_BYTES * (len(messages) - 1)
             self._held = 0
             for message in messages:
@@ -163,20 +163,20 @@ class Call(Stream):
             self._wake()
 
     def _watch(self) -> None:
-        """Look after a while whether the message that has begun goes on."""
-        self._moved = False
+        """Check later whether more of the incomplete message has been received."""
+        self._progressed = False
         self._stall = self._deadlines.at(time.monotonic() + STALL_SECONDS, self._check)
 
     def _check(self) -> None:
         self._stall = None
         if self._problem is not None or not self._assembler.within:
             return
-        if self._moved or self._messages:
+        if self._progressed or self._messages:
             self._watch()
             return
         self._problem = MessageError(
             grpc.StatusCode.DEADLINE_EXCEEDED,
-            f"nothing came of a message that has begun for {STALL_SECONDS:.0f} seconds",
+            f"no part of an incomplete message was received for {STALL_SECONDS:.0f} seconds",
         )
         self._wake()
 
@@ -184,21 +184,21 @@ class Call(Stream):
         self._budget.held += size
         self._held += size
 
-    def _take_no_more(self, why: MessageError) -> None:
-        """Drop what no handler has taken, and what the client goes on to send."""
+    def _refuse_more(self, why: MessageError) -> None:
+        """Discard the messages that no handler has read, and refuse those that follow."""
         self._budget.held -= self._held + sum(size for _, size in self._messages)
         self._held = 0
         self._messages.clear()
         self._problem = why
 
     def ended(self) -> None:
-        """Take the end of the messages."""
+        """Note the end of the client's messages."""
         if self._assembler.within and self._problem is None:
             self._problem = MessageError(grpc.StatusCode.INTERNAL, "the last message is cut off")
         self._wake()
 
     def lost(self) -> None:
-        """Give up: nobody waits for the answer."""
+        """Cancel the call: the client has reset it, or its connection is lost."""
         self._lost = True
         self.cancel()
 
@@ -211,7 +211,7 @@ class Call(Stream):
         """Cancel the call's handler."""
         self.task.cancel()
         if not self._begun:
-            # A task that is cancelled before its first step takes none.
+            # A task that is cancelled before its first step does not run at all.
             self._begun = True
             self._note_cancel()
             self._end()
@@ -246,7 +246,7 @@ class Call(Stream):
             else:
                 await self._handle(handler)
         except grpc.aio.AbortError:
-            pass  # abort() has noted why
+            pass  # abort() has set the status
         except MessageError as error:
             self._context.set_status(error.code, error.details)
         except asyncio.CancelledError:
@@ -271,7 +271,7 @@ class Call(Stream):
             if message is None:
                 self._context.set_status(grpc.StatusCode.INTERNAL, "the request is missing")
                 return
-            self._take_no_more(_ENOUGH)
+            self._refuse_more(_ENOUGH)
             # Any buffer will do for what deserialises.
             request = bytes(message) if deserialize is None else deserialize(cast("bytes", message))
         if handler.response_streaming and inspect.isasyncgenfunction(behaviour):
@@ -302,7 +302,7 @@ class Call(Stream):
         if self._stall is not None:
             self._stall.cancel()
         self.connection.running -= 1
-        self._take_no_more(_OVER)
+        self._refuse_more(_OVER)
         if self.closed:
             self.connection.counts.failed += not self._answered
         elif not self._answered:
@@ -327,7 +327,7 @@ class Call(Stream):
             self.connection.sender.finish(self, block)
             return
         if code == grpc.StatusCode.UNIMPLEMENTED.value[0]:
-            # A client whose compression is unknown learns of those that are not.
+            # The client learns which encodings the server takes.
             block = headers.write([("grpc-accept-encoding", ",".join(ENCODINGS))]) + block
         self.connection.sender.finish(self, _HEAD + block)
 
@@ -351,11 +351,11 @@ class Call(Stream):
             self._deferred = 0
         if not message.encoding:
             return message.body
-        # Whatever takes longer than others can be kept waiting for goes to a thread.
+        # A long decompression runs in a thread, because it would block the event loop.
         data = message.inflated_at_once(self._limit)
         return data if data is not None else await asyncio.to_thread(message.inflated, self._limit)
 
-    # What handlers ask, through their context.
+    # Methods that handlers call, through their context.
 
     async def next_request(self) -> Any:
         """Return the next request of a stream; raises StopAsyncIteration after the last."""
@@ -366,7 +366,7 @@ class Call(Stream):
         return data if self._deserialize is None else self._deserialize(data)
 
     async def send(self, message: object) -> None:
-        """Send a response, and wait until it has left."""
+        """Send a response, and wait until it is written."""
         self.begin_answer(())
         self.connection.counts.messages_sent += 1
         self.connection.sender.data(self, _framed(self._serialize(message)))
@@ -384,8 +384,8 @@ class Call(Stream):
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
     @property
-    def given_up(self) -> bool:
-        """Whether the client has given the call up, or its deadline is over."""
+    def cancelled(self) -> bool:
+        """Whether the client has cancelled the call, or its deadline has expired."""
         return self._late or self._lost
 
     @property
@@ -395,7 +395,7 @@ class Call(Stream):
 
 
 class _Requests(AsyncIterator[Any]):
-    """The requests of a stream; whoever stops waiting for one loses none."""
+    """The requests of a stream; a cancelled wait loses none of them."""
 
     def __init__(self, call: Call) -> None:
         self._call = call

@@ -1,7 +1,7 @@
 """One connection of HTTP/2, as a server sees it (RFC 9113).
 
-Knows nothing of gRPC: what its streams carry is for the `Stream` that `accept`
-makes of each.
+The module does not depend on gRPC: `accept` makes a `Stream` for each stream of the
+connection, and the `Stream` handles the bytes.
 """
 
 import asyncio
@@ -35,23 +35,23 @@ from foveate_serve.transports.http2.stream import STREAM_WINDOW, Stream
 CONNECTION_WINDOW = 16 << 20
 
 HANDSHAKE_SECONDS = 20.0
-"""What a client gets to say that it speaks HTTP/2."""
+"""The time in which a client must send its preface and its SETTINGS."""
 
 GOAWAY_SECONDS = 1.0
 """The time that a client has to answer the first GOAWAY; the second names the last stream."""
 
 MOST_WAITING = 16 << 20
-"""Bytes of answers that wait for a client's windows, above which it gets no further stream."""
+"""Bytes of unsent answers, above which the client's new streams are refused."""
 
-_KEEPALIVE = b"alive?  "
+_KEEPALIVE = b"keepaliv"
 MOST_RESETS = 1000
-"""Streams that a client may give up at one time (CVE-2023-44487)."""
+"""Streams that a client may reset at one time (CVE-2023-44487)."""
 RESETS_A_SECOND = 33.0
-"""How many it may give up beyond them, as time goes by."""
+"""How many more it may reset in each second."""
 _MOST_EMPTY = 10_000
-"""Frames that carry nothing, between two streams: padding is no reason for as many."""
-_REMEMBERED = 1024
-"""Streams whose end is remembered: frames may be on their way when one ends."""
+"""The limit of frames without content between two new streams; padding needs fewer."""
+_KEPT_ENDS = 1024
+"""The number of ended streams that are kept: their frames may arrive after the end."""
 
 _OUR_SETTINGS = {
     Setting.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
@@ -61,12 +61,12 @@ _OUR_SETTINGS = {
 
 
 class Connection(asyncio.BufferedProtocol):
-    """Takes the frames that come apart; what goes is its `sender`'s.
+    """Handles the frames that the client sends; `sender` writes the server's frames.
 
-    `accept` makes the stream of a call from its head. What is read goes through
-    `buffer`, which all connections of an event loop may share: nothing of it is
-    kept once it is read. More than `max_streams` at one time are refused, which
-    by HTTP/2 a client may try again at once.
+    `accept` makes the stream of a call from its head. The socket is read into
+    `buffer`. All connections of an event loop may share it, because its content is
+    consumed at once. More than `max_streams` streams at one time are refused with
+    REFUSED_STREAM, after which HTTP/2 lets a client try again at once.
     """
 
     def __init__(
@@ -86,15 +86,15 @@ class Connection(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self._reader = HeadReader()
         self.number = 0
-        """Among those of a server."""
+        """The number of the connection within its server."""
         self.counts = Counts()
         self.streams: dict[int, Stream] = {}
         self.running = 0
-        """How many streams are worked on, those included that the client has given up."""
+        """How many handlers run, including those of streams that the client has reset."""
         self.sender = Sender(finished=self._end)
         self.transport: asyncio.Transport = cast("asyncio.Transport", None)
-        self.heard_at = self.idle_since = self._loop.time()
-        """When bytes came last, and since when there has been no stream."""
+        self.received_at = self.idle_since = self._loop.time()
+        """When bytes were last received, and when the last stream ended, by the loop's clock."""
 
         self._frames = FrameReader(self)
         self._resettled = False
@@ -111,16 +111,16 @@ class Connection(asyncio.BufferedProtocol):
         self._goaway_ping = b""
         self._timer: asyncio.TimerHandle | None = None
 
-    # What asyncio calls.
+    # Methods that asyncio calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Say hello."""
+        """Send SETTINGS and the window of the connection, and start the handshake's timer."""
         self.transport = self.sender.transport = cast("asyncio.Transport", transport)
         sock = transport.get_extra_info("socket")
         if sock is not None:
-            # A peer that vanished without a word is noticed in the end.
+            # TCP keepalive detects a peer that disappeared without closing.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        self._timer = self._loop.call_later(HANDSHAKE_SECONDS, self._give_up)
+        self._timer = self._loop.call_later(HANDSHAKE_SECONDS, self.abort)
         self._opened(self)
         self.sender.emit(
             frames.settings({Setting.MAX_CONCURRENT_STREAMS: self._max_streams, **_OUR_SETTINGS})
@@ -128,12 +128,12 @@ class Connection(asyncio.BufferedProtocol):
         self.sender.emit(frames.window_update(0, CONNECTION_WINDOW - DEFAULT_WINDOW))
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's
-        """Return where to put what is read."""
+        """Return the buffer to read into."""
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Take what was read."""
-        self.heard_at = self._loop.time()
+        """Process the bytes that were read."""
+        self.received_at = self._loop.time()
         if self.transport.is_closing():
             return
         try:
@@ -145,15 +145,15 @@ class Connection(asyncio.BufferedProtocol):
             self._fail(error)
 
     def pause_writing(self) -> None:
-        """Pause: the client does not read as fast as it is answered."""
+        """Pause writing: the socket's buffer is full."""
         self.sender.pause()
 
     def resume_writing(self) -> None:
-        """Resume: the client has caught up."""
+        """Resume writing: the socket's buffer has room."""
         self.sender.resume(list(self.streams.values()))
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's
-        """Give up what is not answered."""
+        """Cancel the calls that are not answered."""
         if self._timer is not None:
             self._timer.cancel()
         self.sender.clear()
@@ -161,25 +161,25 @@ class Connection(asyncio.BufferedProtocol):
             self._drop(stream)
         self._closed(self)
 
-    # What streams call.
+    # Methods that streams call.
 
     def credit(self, stream: Stream, size: int) -> None:
-        """Let the client send so many bytes more on a stream."""
+        """Credit a stream with so many bytes, and send WINDOW_UPDATE when half a window is due."""
         stream.owed += size
         if stream.owed >= STREAM_WINDOW // 2 and not (stream.ended_by_client or stream.closed):
             stream.receive_window += stream.owed
             self.sender.emit(frames.window_update(stream.number, stream.owed))
             stream.owed = 0
 
-    # What a server calls.
+    # Methods that the server calls.
 
     def go_away(self) -> None:
-        """Have the client open no more streams, and close once those that are open have ended."""
+        """Send GOAWAY, and close once the open streams have ended."""
         if self._leaving or self.transport.is_closing():
             return
         self._leaving = True
-        # What it opened before it has read this is answered still (RFC 9113, section 6.8).
-        self._goaway_ping = b"go away!"
+        # Streams that it opens before it reads GOAWAY are answered (RFC 9113, section 6.8).
+        self._goaway_ping = b"goaway 1"
         self.sender.emit(frames.go_away(LARGEST_STREAM, ErrorCode.NO_ERROR))
         self.sender.emit(frames.ping(self._goaway_ping, ack=False))
         if self._timer is not None:
@@ -187,18 +187,18 @@ class Connection(asyncio.BufferedProtocol):
         self._timer = self._loop.call_later(GOAWAY_SECONDS, self._confirm_goaway)
 
     def cut_off(self) -> None:
-        """Cancel what is worked on, and close once that has been told."""
+        """Cancel the running calls, and close once their statuses are sent."""
         for stream in list(self.streams.values()):
             stream.cut_off()
-        # It may have no room for what it is told.
-        self._loop.call_later(GOAWAY_SECONDS, self._give_up)
+        # The client may not read them.
+        self._loop.call_later(GOAWAY_SECONDS, self.abort)
 
     def ping(self) -> None:
-        """Ask the client for a sign of life."""
+        """Send a keepalive PING."""
         self.sender.emit(frames.ping(_KEEPALIVE, ack=False))
 
     def close(self) -> None:
-        """Close once what was sent has left."""
+        """Close once the pending bytes are written."""
         self._name_the_last()
         self.sender.flush()
         self.transport.close()
@@ -209,13 +209,13 @@ class Connection(asyncio.BufferedProtocol):
 
     @property
     def receive_window(self) -> int:
-        """How many bytes the client may send in all."""
+        """How many bytes the client may send on all streams together."""
         return self._receive_window
 
-    # Frames that come.
+    # Frames of the client.
 
     def headers(self, number: int, block: bytes, *, ends: bool) -> None:
-        """Take a header block; see `reading.Receiver`."""
+        """Handle a header block; see `reading.Receiver`."""
         stream = self.streams.get(number)
         try:
             if stream is not None:
@@ -228,7 +228,7 @@ class Connection(asyncio.BufferedProtocol):
             self._fail_stream(number, error)
 
     def frame(self, kind: int, flags: int, number: int, payload: memoryview) -> None:
-        """Take a frame that brings neither headers nor data; see `reading.Receiver`."""
+        """Handle a frame of another kind than headers and data; see `reading.Receiver`."""
         try:
             self._frame(kind, flags, number, payload)
         except StreamError as error:
@@ -249,14 +249,16 @@ class Connection(asyncio.BufferedProtocol):
             case Kind.GOAWAY:
                 _require(number == 0, "GOAWAY belongs to the connection")
             case Kind.PUSH_PROMISE:
-                raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "a client pushes nothing")
+                raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "a client sends no PUSH_PROMISE")
             case _:
-                self.nothing()  # of an extension, to be ignored
+                self.nothing()  # frames of extensions are ignored
 
     def _on_late_headers(self, number: int, block: bytes) -> None:
         self._reader.skip(block)
         if number not in self._ended:
-            raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "a stream's number goes down")
+            raise ProtocolError(
+                ErrorCode.PROTOCOL_ERROR, "the number of a new stream is not above the last one"
+            )
         if not self._ended[number]:
             raise ProtocolError(ErrorCode.STREAM_CLOSED, "the stream has ended")
 
@@ -272,8 +274,8 @@ class Connection(asyncio.BufferedProtocol):
     def _open(self, number: int, block: bytes, *, ends: bool) -> None:
         self._last = number
         if self._leaving and not self._goaway_ping:
-            # The client has been told that this one is not answered.
-            self._remember(number, by_us=True)
+            # The second GOAWAY has named an earlier stream as the last.
+            self._keep_end(number, by_us=True)
             self._reader.read(block)
             return
         self._empty = 0
@@ -289,7 +291,7 @@ class Connection(asyncio.BufferedProtocol):
             self._end_by_client(stream)
 
     def data_begins(self, number: int, size: int, *, ends: bool) -> None:
-        """Account for a DATA frame whose bytes are about to come; see `reading.Receiver`."""
+        """Count a DATA frame against the windows; see `reading.Receiver`."""
         self._receive_window -= size
         if self._receive_window < 0:
             raise ProtocolError(ErrorCode.FLOW_CONTROL_ERROR, "the connection's window is full")
@@ -308,7 +310,7 @@ class Connection(asyncio.BufferedProtocol):
             self.nothing()
 
     def _receiver(self, number: int, size: int) -> Stream | None:
-        """Return the stream that takes so many bytes, None where they are for nobody any more."""
+        """Return the stream that receives so many bytes; None where the server has ended it."""
         stream = self.streams.get(number)
         if stream is None:
             self._require_known(number)
@@ -323,7 +325,7 @@ class Connection(asyncio.BufferedProtocol):
         return stream
 
     def data(self, data: memoryview, *, last: bool) -> None:
-        """Take bytes of the DATA frame at hand; see `reading.Receiver`."""
+        """Pass bytes of the current DATA frame to their stream; see `reading.Receiver`."""
         stream = self._data_stream
         if stream is None:
             return
@@ -333,20 +335,20 @@ class Connection(asyncio.BufferedProtocol):
             self._end_by_client(stream)
 
     def padding(self, size: int) -> None:
-        """Credit what was no data; see `reading.Receiver`."""
+        """Credit the padding of a DATA frame; see `reading.Receiver`."""
         if self._data_stream is not None:
             self.credit(self._data_stream, size)
 
     def _on_window_update(self, number: int, payload: memoryview) -> None:
         size = _number(payload) & LARGEST_WINDOW
         if number == 0:
-            _require(size > 0, "a window is not opened by nothing")
+            _require(size > 0, "the increment of a window is 0")
             self.sender.widen(size)
             return
         self._require_known(number)
         stream = self.streams.get(number)
         if size == 0:
-            raise StreamError(ErrorCode.PROTOCOL_ERROR, "a window is not opened by nothing")
+            raise StreamError(ErrorCode.PROTOCOL_ERROR, "the increment of a window is 0")
         if stream is not None:
             self.sender.widen_stream(stream, size)
 
@@ -359,12 +361,12 @@ class Connection(asyncio.BufferedProtocol):
             self._drop(stream)
 
     def _count_reset(self) -> None:
-        """Count a stream that the client gives up, which costs it less than the server."""
+        """Count a reset stream: a reset costs the server more than the client."""
         now = self._loop.time()
         self._resets = max(0.0, self._resets - RESETS_A_SECOND * (now - self._reset_at)) + 1
         self._reset_at = now
         if self._resets > MOST_RESETS:
-            raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "too many streams are given up")
+            raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "too many streams are reset")
 
     def _on_ping(self, number: int, flags: int, payload: memoryview) -> None:
         if len(payload) != 8:
@@ -389,8 +391,8 @@ class Connection(asyncio.BufferedProtocol):
                 self._timer.cancel()
         self.nothing()
         self.sender.reply(frames.SETTINGS_ACK)
-        # Not before: until then the client holds streams to its old settings. And
-        # once for all of them that are read at one time, as it looks at every stream.
+        # The new windows apply after the acknowledgement: until then the client uses its
+        # old settings. They are applied once a read, because that visits every stream.
         self._resettled = True
 
     def _set(self, name: int, value: int) -> None:
@@ -399,7 +401,7 @@ class Connection(asyncio.BufferedProtocol):
                 if value < DEFAULT_TABLE_BYTES:
                     self.sender.drop_table()
             case Setting.ENABLE_PUSH:
-                _require(value in (0, 1), "a setting is neither 0 nor 1")
+                _require(value in (0, 1), "ENABLE_PUSH is neither 0 nor 1")
             case Setting.INITIAL_WINDOW_SIZE:
                 self.sender.set_stream_window(value)
             case Setting.MAX_FRAME_SIZE:
@@ -432,53 +434,53 @@ class Connection(asyncio.BufferedProtocol):
         stream.ended()
 
     def _end(self, stream: Stream) -> None:
-        """Forget a stream that was answered in full."""
+        """Close a stream whose answer is complete."""
         if not stream.ended_by_client:
-            # What the client goes on to send would be for nobody (RFC 9113, section 8.1).
+            # The rest of the request is not needed (RFC 9113, section 8.1).
             self.sender.emit(frames.reset(stream.number, ErrorCode.NO_ERROR))
-        self._forget(stream, by_us=not stream.ended_by_client)
+        self._close_stream(stream, by_us=not stream.ended_by_client)
 
     def _drop(self, stream: Stream) -> None:
-        """Forget a stream that the client has given up."""
-        self._forget(stream, by_us=False)
+        """Close a stream that the client has reset."""
+        self._close_stream(stream, by_us=False)
         stream.lost()
 
-    def _forget(self, stream: Stream, *, by_us: bool) -> None:
+    def _close_stream(self, stream: Stream, *, by_us: bool) -> None:
         stream.closed = True
         self.sender.forget(stream)
         self.streams.pop(stream.number, None)
-        self._remember(stream.number, by_us=by_us)
+        self._keep_end(stream.number, by_us=by_us)
         if not self.streams:
             self.idle_since = self._loop.time()
             if self._leaving and not self._goaway_ping:
                 self.close()
             else:
-                # Nobody else has anything to say on this round of the loop.
+                # No other stream sends in this round of the loop.
                 self.sender.flush()
 
-    def _remember(self, number: int, *, by_us: bool) -> None:
+    def _keep_end(self, number: int, *, by_us: bool) -> None:
         self._ended[number] = by_us
-        if len(self._ended) > _REMEMBERED:
+        if len(self._ended) > _KEPT_ENDS:
             del self._ended[next(iter(self._ended))]
 
     def _fail_stream(self, number: int, error: StreamError) -> None:
         stream = self.streams.get(number)
         self.sender.reply(frames.reset(number, error.code))
         if stream is not None:
-            self._forget(stream, by_us=True)
+            self._close_stream(stream, by_us=True)
             stream.lost()
         else:
-            self._remember(number, by_us=True)
+            self._keep_end(number, by_us=True)
 
     def _fail(self, error: ProtocolError) -> None:
         self.sender.emit(frames.go_away(self._last, error.code, str(error)))
         self._goaway_ping = b""
         self.close()
-        # It may not read that, either.
-        self._loop.call_later(GOAWAY_SECONDS, self._give_up)
+        # The client may not read GOAWAY.
+        self._loop.call_later(GOAWAY_SECONDS, self.abort)
 
     def _confirm_goaway(self) -> None:
-        """Go on with leaving: the client has read GOAWAY, or had the time to."""
+        """Send the second GOAWAY: the client has read the first, or the time for that is over."""
         if not self._goaway_ping or self.transport.is_closing():
             return
         self._name_the_last()
@@ -486,15 +488,10 @@ class Connection(asyncio.BufferedProtocol):
             self.close()
 
     def _name_the_last(self) -> None:
-        """Say which stream is the last to be answered, where that has not been said."""
+        """Send the second GOAWAY, which names the last stream, unless it was sent."""
         if self._goaway_ping:
             self._goaway_ping = b""
             self.sender.emit(frames.go_away(self._last, ErrorCode.NO_ERROR))
-
-    def _give_up(self) -> None:
-        self.transport.abort()
-
-    # Frames that go.
 
 
 def _require(condition: bool, message: str) -> None:

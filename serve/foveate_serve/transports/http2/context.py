@@ -1,4 +1,4 @@
-"""What a handler knows of its call, and asks of it: grpcio's `ServicerContext`."""
+"""The context of a call that a handler gets: grpcio's `ServicerContext`."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Context(grpc.aio.ServicerContext[Any, Any]):
-    """The context of a call, with the status and the metadata that are to end it."""
+    """The context of a call, with its status and its trailing metadata."""
 
     def __init__(self, call: "Call") -> None:
         self._call = call
@@ -30,7 +30,7 @@ class Context(grpc.aio.ServicerContext[Any, Any]):
         self._code, self._details = code, details
 
     def has_ended(self) -> None:
-        """Tell those that wait for the call's end."""
+        """Call the callbacks of the call's end."""
         for callback in self._callbacks:
             callback(self)
 
@@ -44,7 +44,7 @@ class Context(grpc.aio.ServicerContext[Any, Any]):
             return grpc.aio.EOF
 
     async def write(self, message: Any) -> None:
-        """Send a response, and wait until it has left."""
+        """Send a response, and wait until it is written."""
         await self._call.send(message)
 
     async def send_initial_metadata(self, initial_metadata: Any) -> None:
@@ -52,7 +52,7 @@ class Context(grpc.aio.ServicerContext[Any, Any]):
         self._call.begin_answer(initial_metadata)
 
     def set_compression(self, compression: grpc.Compression) -> None:
-        """Refuse, unless it is none: answers are sent as they are."""
+        """Refuse every compression but none: answers are not compressed."""
         if compression != grpc.Compression.NoCompression:
             raise grpc.aio.UsageError("answers are not compressed")
 
@@ -110,14 +110,14 @@ class Context(grpc.aio.ServicerContext[Any, Any]):
         self._callbacks.append(callback)
 
     def cancelled(self) -> bool:
-        """Tell whether the client has given the call up, or its deadline is over."""
-        return self._call.given_up
+        """Tell whether the client has cancelled the call, or its deadline has expired."""
+        return self._call.cancelled
 
     def done(self) -> bool:
         """Tell whether the call has ended."""
         return self._call.over
 
-    # What is known of the call.
+    # Properties of the call.
 
     def invocation_metadata(self) -> Any:
         """Return the metadata of the call."""
@@ -138,7 +138,7 @@ class Context(grpc.aio.ServicerContext[Any, Any]):
         return None if key is None else names[key]
 
     def peer_identity_key(self) -> str | None:
-        """Return under which key of `auth_context` the client's names are."""
+        """Return the key of `auth_context` that holds the client's names."""
         names = self.auth_context()
         for key in ("x509_subject_alternative_name", "x509_common_name"):
             if names.get(key):
@@ -146,7 +146,7 @@ class Context(grpc.aio.ServicerContext[Any, Any]):
         return None
 
     def auth_context(self) -> Mapping[str, Iterable[bytes]]:
-        """Return what TLS has shown of the client."""
+        """Return the properties of the client's certificate."""
         transport = self._call.connection.transport
         if transport.get_extra_info("ssl_object") is None:
             return {}

@@ -1,4 +1,4 @@
-"""What a connection has seen: see `channelz`."""
+"""The counts of a connection, for `channelz`."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ class Counts:
     """A time of `time.time`."""
 
     def add(self, other: "Counts") -> None:
-        """Count what another has counted, too."""
+        """Add the counts of another."""
         self.started += other.started
         self.succeeded += other.succeeded
         self.failed += other.failed

@@ -43,7 +43,7 @@ _GRPC = re.compile(rb"application/grpc([+;].*)?", re.DOTALL)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Head:
-    """What a call's headers say.
+    """The contents of a call's headers.
 
     `http_status` is not 200 where they are no call of gRPC, and `timeout` is in
     seconds, None where the call has none.
@@ -133,7 +133,7 @@ def _changes_table(block: bytes) -> bool:
                     start, length = _integer(block, position, 7)
                     position = start + length
     except IndexError:
-        return True  # the decoder may have more to say of it
+        return True  # the decoder finds the error
     return False
 
 
@@ -187,7 +187,7 @@ def _to_head(fields: Iterable[tuple[bytes, bytes]]) -> Head:
 
 
 def check_trailers(fields: Iterable[tuple[bytes, bytes]]) -> None:
-    """Check the headers that end a client's stream, which say nothing; raises StreamError."""
+    """Check the trailers of a client's stream, which gRPC ignores; raises StreamError."""
     for name, value in fields:
         _require_field(name, value)
         if name.startswith(b":"):

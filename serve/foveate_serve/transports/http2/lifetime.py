@@ -1,4 +1,4 @@
-"""Ends connections that are old, idle, or of a client that is gone."""
+"""Ends connections that are old or idle, or whose client does not answer."""
 
 import asyncio
 import random
@@ -8,14 +8,14 @@ from foveate_serve.settings import TransportSettings
 from foveate_serve.transports.http2.connection import Connection
 
 JITTER = 0.1
-"""The part by which an age differs from the one that is set: or all would connect anew at once."""
+"""The largest random change of an age, as a share of it: clients do not all reconnect at once."""
 
 
 class Lifetime:
     """The timers of one connection, which run until `stop`.
 
-    None of them costs a call anything: when one is due, it looks at what the
-    connection has noted, and waits for the rest of its time.
+    A call does not touch them. When a timer is due, it compares the times that the
+    connection keeps, and waits for the rest.
     """
 
     def __init__(self, connection: Connection, settings: TransportSettings) -> None:
@@ -33,7 +33,7 @@ class Lifetime:
             timer.cancel()
 
     def _after(self, seconds: float, due: Callable[[], None]) -> None:
-        """Call a function after some seconds; 0 is never."""
+        """Call a function after some seconds; 0 means never."""
         if seconds:
             self._timers[due] = self._loop.call_later(seconds, due)
 
@@ -51,7 +51,7 @@ class Lifetime:
             self._connection.go_away()
 
     def _ask(self) -> None:
-        silent_at = self._connection.heard_at + self._settings.keepalive_time
+        silent_at = self._connection.received_at + self._settings.keepalive_time
         if self._loop.time() < silent_at:
             self._after(silent_at - self._loop.time(), self._ask)
         else:
@@ -59,7 +59,7 @@ class Lifetime:
             self._after(self._settings.keepalive_timeout, self._answered)
 
     def _answered(self) -> None:
-        if self._loop.time() - self._connection.heard_at >= self._settings.keepalive_timeout:
+        if self._loop.time() - self._connection.received_at >= self._settings.keepalive_timeout:
             self._connection.abort()
         else:
             self._ask()

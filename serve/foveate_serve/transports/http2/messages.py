@@ -10,13 +10,13 @@ PREFIX = Struct(">BI")
 
 _WINDOW_BITS: Mapping[str, int] = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 _AT_ONCE = 64 << 10
-"""Bytes that are inflated in less time than others can be kept waiting for: few may become many."""
+"""Compressed bytes that are inflated on the event loop; larger messages may block it too long."""
 ENCODINGS = ("identity", "deflate", "gzip")
-"""What a client may compress its messages with."""
+"""The encodings of a client's messages."""
 
 
 class MessageError(Exception):
-    """A message that is not taken, with the status that its call gets."""
+    """A message that is refused, with the status of its call."""
 
     def __init__(self, code: grpc.StatusCode, details: str) -> None:
         super().__init__(details)
@@ -25,7 +25,7 @@ class MessageError(Exception):
 
 
 class Assembler:
-    """Cuts what comes into messages of at most `limit` bytes, compressed with `encoding` or not."""
+    """Splits bytes into messages of at most `limit` bytes, compressed with `encoding` or not."""
 
     def __init__(self, limit: int, encoding: str) -> None:
         self._limit = limit
@@ -97,7 +97,7 @@ class Message:
         self.encoding = encoding
 
     def inflated_at_once(self, limit: int) -> bytes | None:
-        """Return the message's bytes, None where that is no matter of a moment."""
+        """Return the message's bytes, None where inflating them may block the loop."""
         few = min(limit, _AT_ONCE)
         data, ended = self._inflated(few)
         return data if ended and len(data) <= few else None

@@ -22,36 +22,36 @@ _MOST_BYTES = {
     Kind.HEADERS: _BLOCK_BYTES,
     Kind.CONTINUATION: _BLOCK_BYTES,
 }
-"""Of a frame's payload, by its kind: but for that of DATA it is held until it is all there."""
+"""The limit of a frame's payload, by its kind. Payloads other than DATA are buffered whole."""
 
 
 class Receiver(Protocol):
-    """Is told of frames; every function may raise ProtocolError."""
+    """Handles frames; every method may raise ProtocolError."""
 
     def data_begins(self, number: int, size: int, *, ends: bool) -> None:
-        """A DATA frame of so many bytes begins, padding included."""
+        """Handle the start of a DATA frame of so many bytes, padding included."""
 
     def data(self, data: memoryview, *, last: bool) -> None:
-        """Take bytes of that frame, valid until this returns."""
+        """Handle bytes of that frame, valid until this returns."""
 
     def padding(self, size: int) -> None:
-        """So much of that frame was no data."""
+        """Handle the padding of that frame, so many bytes."""
 
     def headers(self, number: int, block: bytes, *, ends: bool) -> None:
-        """Take a whole header block."""
+        """Handle a whole header block."""
 
     def frame(self, kind: int, flags: int, number: int, payload: memoryview) -> None:
-        """Take a frame of another kind, valid until this returns."""
+        """Handle a frame of another kind, valid until this returns."""
 
     def nothing(self) -> None:
-        """A frame carried nothing."""
+        """Handle a frame without content."""
 
 
 class FrameReader:
-    """Tells `receiver` of the frames in what `feed` is given, wherever that is cut.
+    """Passes the frames in the bytes of `feed` to `receiver`; the bytes may be cut anywhere.
 
-    First comes the preface, then SETTINGS: `settled` is to be set when they have
-    been taken, before which no other frame may come.
+    The preface comes first, then SETTINGS. The receiver sets `settled` when it has applied
+    them; no other frame may come before.
     """
 
     def __init__(self, receiver: Receiver) -> None:
@@ -66,20 +66,20 @@ class FrameReader:
         self._block_ends = False
 
     def feed(self, data: memoryview) -> None:
-        """Take what was read; raises ProtocolError."""
+        """Read the frames in `data`, and keep an incomplete one; raises ProtocolError."""
         if self._carry:
             self._carry += data
             if len(self._carry) < self._wanted:
                 return
             data, self._carry = memoryview(self._carry), bytearray()
         if self._preface:
-            data = self._greet(data)
+            data = self._read_preface(data)
         position = self._take(data)
         if position < len(data):
             self._carry += data[position:]
 
-    def _greet(self, data: memoryview) -> memoryview:
-        """Take as much of the preface as is there, and return the rest."""
+    def _read_preface(self, data: memoryview) -> memoryview:
+        """Check the preface as far as it is there, and return the bytes behind it."""
         size = min(len(self._preface), len(data))
         if data[:size] != self._preface[:size]:
             raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "the preface is not that of HTTP/2")
@@ -87,7 +87,7 @@ class FrameReader:
         return data[size:]
 
     def _take(self, data: memoryview) -> int:
-        """Take the frames that are there, and return where the rest begins."""
+        """Read the complete frames, and return where the rest begins."""
         position, end = 0, len(data)
         while position < end:
             if self._data_left:
@@ -160,7 +160,7 @@ class FrameReader:
 
     def _on_continuation(self, flags: int, payload: memoryview) -> None:
         if self._block is None:
-            raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "no header block is to be continued")
+            raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "CONTINUATION follows no header block")
         if not payload:
             self._receiver.nothing()
         self._block += payload

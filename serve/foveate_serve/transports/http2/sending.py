@@ -19,16 +19,16 @@ from foveate_serve.transports.http2.frames import (
 from foveate_serve.transports.http2.stream import Stream
 
 _MOST_REPLIES = 1 << 20
-"""Bytes of answers to a client's PINGs and SETTINGS that may wait for it to read them."""
+"""The limit of unsent answers to a client's PINGs and SETTINGS, in bytes."""
 _MOST_UNSENT = 1 << 20
-"""Bytes of answers that are sent at one time, however much the client's windows let."""
+"""The most bytes of answers that are written at one time, whatever the client's windows allow."""
 
 _DROP_TABLE = b"\x20"
-"""Says that our blocks use no table (RFC 7541, section 6.3), which they never do."""
+"""Sets the size of the dynamic table to 0 (RFC 7541, section 6.3); our blocks never use it."""
 
 
 class Sender:
-    """Puts frames together, and holds back what the client has no room for.
+    """Writes frames together, and holds back the bytes that exceed the client's windows.
 
     What is sent on one round of the event loop leaves in one write. `finished`
     is called with a stream whose last frame is on its way.
@@ -49,7 +49,7 @@ class Sender:
         self._flushing = False
         self._unsent = 0
         self.waiting = 0
-        """Bytes of answers that wait in the outboxes of streams."""
+        """Bytes of answers in the outboxes of streams."""
         self._replied = 0
         self._paused = False
 
@@ -61,7 +61,7 @@ class Sender:
             self.emit(self._header_frames(stream.number, block, 0))
 
     def data(self, stream: Stream, data: bytes) -> None:
-        """Send bytes, as soon as the windows let them."""
+        """Send bytes, as soon as the windows allow it."""
         if not stream.closed:
             stream.outbox.append(memoryview(data))
             self.waiting += len(data)
@@ -109,7 +109,7 @@ class Sender:
         self._finished(stream)
 
     async def drain(self, stream: Stream) -> None:
-        """Wait until what was sent on a stream has gone, or the stream is closed."""
+        """Wait until the bytes of a stream are written, or the stream is closed."""
         if (stream.outbox or self._paused) and not stream.closed:
             stream.drained = self._loop.create_future()
             await stream.drained
@@ -125,7 +125,7 @@ class Sender:
             self._loop.call_soon(self.flush)
 
     def reply(self, data: bytes) -> None:
-        """Send the answer to what costs the client nothing to ask; raises ProtocolError."""
+        """Send the answer to a cheap request such as PING; raises ProtocolError above the limit."""
         if not self._paused:
             self._replied = 0
         self._replied += len(data)
@@ -144,38 +144,38 @@ class Sender:
             self._pump_blocked()
 
     def pause(self) -> None:
-        """Pause: the client does not read as fast as it is answered."""
+        """Pause writing: the socket's buffer is full."""
         self._paused = True
 
     def resume(self, streams: Iterable[Stream]) -> None:
-        """Resume: the client has caught up."""
+        """Resume writing: the socket's buffer has room."""
         self._paused = False
         self._pump_blocked()
         for stream in streams:
             self._tell_drained(stream)
 
     def forget(self, stream: Stream) -> None:
-        """Drop what was to be sent on a stream that is closed."""
+        """Discard the unsent bytes of a stream that is closed."""
         self.waiting -= sum(map(len, stream.outbox))
         stream.outbox.clear()
         self._blocked.pop(stream.number, None)
         self._tell_drained(stream)
 
     def clear(self) -> None:
-        """Drop what has not been written."""
+        """Discard everything that is not written."""
         self._out.clear()
 
-    # What the client allows.
+    # The client's windows and settings.
 
     def widen(self, size: int) -> None:
-        """Take so many bytes more on all streams together; raises ProtocolError."""
+        """Widen the window of the connection by so many bytes; raises ProtocolError."""
         self.window += size
         if self.window > LARGEST_WINDOW:
             raise ProtocolError(ErrorCode.FLOW_CONTROL_ERROR, "the window is too large")
         self._pump_blocked()
 
     def widen_stream(self, stream: Stream, size: int) -> None:
-        """Take so many bytes more on a stream; raises StreamError."""
+        """Widen the window of a stream by so many bytes; raises StreamError."""
         stream.send_window += size
         if self._room(stream) > LARGEST_WINDOW:
             raise StreamError(ErrorCode.FLOW_CONTROL_ERROR, "the window is too large")
@@ -183,7 +183,7 @@ class Sender:
             self._pump(stream)
 
     def set_stream_window(self, size: int) -> None:
-        """Take so many bytes on a stream, those that are open included; raises ProtocolError."""
+        """Set the window of new and of open streams, in bytes; raises ProtocolError."""
         if size > LARGEST_WINDOW:
             raise ProtocolError(ErrorCode.FLOW_CONTROL_ERROR, "the window is too large")
         self.stream_window = size
@@ -193,11 +193,11 @@ class Sender:
         self._frame_bytes = min(size, FRAME_BYTES)
 
     def drop_table(self) -> None:
-        """Say before the next header block that it uses no table."""
+        """Begin the next header block with a table of size 0."""
         self._table_update = _DROP_TABLE
 
     def settled(self, streams: Iterable[Stream]) -> None:
-        """Send what new settings have room for; raises ProtocolError."""
+        """Send the bytes that the new settings allow; raises ProtocolError."""
         for stream in streams:
             if self._room(stream) > LARGEST_WINDOW:
                 raise ProtocolError(ErrorCode.FLOW_CONTROL_ERROR, "a stream's window is too large")
@@ -223,11 +223,11 @@ class Sender:
 
     @property
     def _busy(self) -> bool:
-        """Whether the client has more to read already than it should."""
+        """Whether the socket's buffer is full."""
         return self._paused or self._unsent > _MOST_UNSENT
 
     def _pump(self, stream: Stream) -> None:
-        """Send what the windows let of a stream."""
+        """Send the bytes of a stream that the windows allow."""
         while stream.outbox:
             own = self._room(stream)
             room = min(self.window, own, self._frame_bytes)
@@ -255,7 +255,7 @@ class Sender:
             self._tell_drained(stream)
 
     def _pump_blocked(self) -> None:
-        """Send what waited for the connection; the stream that was served last waits last."""
+        """Send the bytes that the connection's window held back; streams take turns."""
         while self._blocked and self.window > 0 and not self._busy:
             number = next(iter(self._blocked))
             self._pump(self._blocked.pop(number))

@@ -1,4 +1,4 @@
-"""Listens, and makes a call of every stream."""
+"""Listens, and makes a call for every stream."""
 
 import asyncio
 import socket
@@ -23,16 +23,16 @@ from foveate_serve.transports.http2.lifetime import Lifetime
 from foveate_serve.transports.tls import TlsFiles, renewed_context
 
 BUFFER_BYTES = 256 << 10
-"""What is read at one time: more than a picture has, and once for all connections."""
+"""The size of the read buffer that all connections share: above that of most pictures."""
 
 TLS_SECONDS = 20.0
-"""What a client gets for the handshake of TLS."""
+"""The time in which a client must finish the TLS handshake."""
 
 BACKLOG = 1024
 
 
 class Http2Transport(Services):
-    """A transport (see `base.Transport`) that speaks HTTP/2 on the event loop."""
+    """A transport (see `base.Transport`): HTTP/2 on the event loop."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Http2Transport(Services):
             self._find = _intercepted(interceptor, self._find)
 
     def add_channelz(self) -> None:
-        """Answer grpc.channelz.v1 with the connections and what each has carried."""
+        """Register grpc.channelz.v1, with the connections and their counts."""
         add_ChannelzServicer_to_server(ChannelzServicer(self), services_of(self))
 
     async def listen(
@@ -106,21 +106,21 @@ class Http2Transport(Services):
         self._listeners.append(await loop.create_unix_server(self._connection, str(path)))
 
     async def go_away(self) -> None:
-        """Listen no more, and have clients make their next calls elsewhere (GOAWAY)."""
+        """Stop listening, and send GOAWAY: clients make their next calls on another connection."""
         for listener in self._listeners:
             listener.close()
         for connection in list(self.connections.values()):
             connection.go_away()
 
     async def finish(self, seconds: float) -> None:
-        """Go away, and stop after the calls in flight; see `base.Transport`."""
+        """Send GOAWAY, and stop after the calls in flight; see `base.Transport`."""
         await self.go_away()
         # Each connection closes when its last call is answered.
         await self._closed_within(seconds)
         await self.stop()
 
     async def stop(self) -> None:
-        """Stop at once: calls in flight end with UNAVAILABLE; answers get a second to leave."""
+        """Stop at once: calls in flight end with UNAVAILABLE, and their statuses are written."""
         await self.go_away()
         calls = self._calls()
         for call in calls:
@@ -138,7 +138,7 @@ class Http2Transport(Services):
             await asyncio.wait_for(self._empty.wait(), seconds)
 
     async def handler(self, details: grpc.HandlerCallDetails) -> MethodHandler | None:
-        """Return what answers a call, None where nothing does."""
+        """Return the handler of a call, None where there is none."""
         for handlers in self.generic_handlers:
             found = handlers.service(details)
             if found is not None:
@@ -146,7 +146,7 @@ class Http2Transport(Services):
         return None
 
     def counts(self) -> Counts:
-        """Return what all connections have seen, those that are closed included."""
+        """Return the counts of all connections, closed ones included."""
         counts = replace(self._past)
         for connection in self.connections.values():
             counts.add(connection.counts)

@@ -1,20 +1,20 @@
-"""One stream of a connection, to be answered by a subclass."""
+"""One stream of a connection; a subclass answers it."""
 
 import asyncio
 from collections import deque
 
 STREAM_WINDOW = 1 << 20
-"""What a client may send on a stream before the server says that it was taken."""
+"""Bytes that a client may send on a stream before the server credits them."""
 
 
 class Stream:
-    """What is known of a stream, and what it is told."""
+    """The state of a stream, and the events that a subclass handles."""
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.receive_window = STREAM_WINDOW
         self.owed = 0
-        """Bytes taken that the client has not heard of."""
+        """Bytes taken that no WINDOW_UPDATE has credited."""
         self.ended_by_client = False
         self.closed = False
         self.send_window = 0
@@ -24,13 +24,13 @@ class Stream:
         self.drained: asyncio.Future[None] | None = None
 
     def received(self, data: memoryview) -> None:
-        """Take bytes of the stream, valid until this returns; they are to be credited."""
+        """Handle bytes of the stream, valid until this returns; the subclass credits them."""
 
     def ended(self) -> None:
-        """The client sends no more."""
+        """Handle the end of the client's bytes."""
 
     def cut_off(self) -> None:
-        """The server stops: end what is worked on."""
+        """Cancel the work on the stream, because the server stops."""
 
     def lost(self) -> None:
-        """The client has reset the stream, or is gone."""
+        """Handle a reset of the stream, or the loss of its connection."""

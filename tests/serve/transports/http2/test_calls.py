@@ -264,7 +264,7 @@ async def test_the_client_learns_that_it_was_late(
     served: Served, channel: grpc.aio.Channel
 ) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as raised:
-        await unary(channel, "Wait", timeout=0.1)
+        await unary(channel, "Wait", timeout=0.5)
     assert raised.value.code() == Code.DEADLINE_EXCEEDED
     await until(lambda: served.service.cancelled == 1)
     await served.has_forgotten()
@@ -691,7 +691,7 @@ async def test_a_stop_finishes_what_runs(served: Served, channel: grpc.aio.Chann
     found = unary(channel, "Wait", b"x")
     await until(lambda: served.service.entered == 1)
     stopping = asyncio.create_task(served.server.finish(LIMIT_SECONDS))
-    await asyncio.sleep(0.02)
+    await until(lambda: all(each._leaving for each in served.server.connections.values()))
     assert not stopping.done()
     served.service.gate.set()
     assert await found == b"x"

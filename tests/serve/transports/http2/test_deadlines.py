@@ -44,6 +44,13 @@ class Callback:
         self.called += 1
 
 
+async def past(deadlines: Deadlines, when: float) -> None:
+    """Wait until a deadline after `when` has come, and so everything before it."""
+    after = Callback()
+    deadlines.at(when + 0.01, after)
+    await until(lambda: after.called == 1)
+
+
 async def test_nothing_comes_early_and_all_comes(both: None, deadlines: Deadlines) -> None:
     late: list[float] = []
     loop = asyncio.get_running_loop()
@@ -93,7 +100,7 @@ async def test_what_was_cancelled_does_not_come(both: None, deadlines: Deadlines
     third.cancel()
     third.cancel()
     await until(lambda: bool(called))
-    await asyncio.sleep(0.03)
+    await past(deadlines, when)
     assert called == [2]
     first.cancel()
 
@@ -115,7 +122,7 @@ async def test_what_another_has_cancelled_does_not_come_either(
         deadlines.at(when, lambda number=number: cancel_the_others(number)) for number in range(5)
     ]
     await until(lambda: bool(called))
-    await asyncio.sleep(0.03)
+    await past(deadlines, when)
     assert len(called) == 1
 
 
@@ -155,13 +162,13 @@ async def test_a_block_that_is_in_time_leaves_nothing_behind(
     del within
     gc.collect()
     assert kept() is None
-    await asyncio.sleep(0.05)
+    await past(deadlines, in_seconds(0.02))
 
 
 async def test_a_block_that_fails_leaves_nothing_behind(both: None, deadlines: Deadlines) -> None:
     with pytest.raises(KeyError), Within(deadlines, in_seconds(0.02)):
         raise KeyError
-    await asyncio.sleep(0.05)
+    await past(deadlines, in_seconds(0.02))
 
 
 async def test_no_deadline_never_comes(deadlines: Deadlines) -> None:
@@ -175,7 +182,7 @@ async def test_a_time_that_is_over_ends_a_block_where_it_waits(deadlines: Deadli
         await asyncio.Event().wait()
     with Within(deadlines, in_seconds(-1)):
         pass  # It does not wait.
-    await asyncio.sleep(0.01)
+    await past(deadlines, in_seconds(0))
 
 
 async def test_what_fails_because_it_was_ended_says_so_itself(

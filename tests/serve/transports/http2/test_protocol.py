@@ -404,7 +404,7 @@ async def test_the_server_says_what_it_takes(client: RawClient) -> None:
         frame(99, 0xFF, 1),
         frame(Kind.GOAWAY, 0, 0, bytes(8) + b"bye"),
         ping(ack=True),
-        ping(b"go away!", ack=True),
+        ping(b"goaway 1", ack=True),
         ACK,
         priority(1, 3),
         priority(99, 0),
@@ -900,7 +900,7 @@ async def test_a_call_that_is_cancelled_before_it_begins_is_not_answered_with_ok
     # As a stop does, which may come on the same round of the event loop.
     (begun,) = fed.server._calls()
     begun.cancel()
-    await asyncio.sleep(0.01)
+    await until(begun.task.done)
     fed.close()
     (head,) = [payload for kind, _, _, payload in fed.transport.frames() if kind == Kind.HEADERS]
     assert ("grpc-status", "1") in Decoder().decode(head)

@@ -55,7 +55,7 @@ OptionsT = TypeVar("OptionsT", bound=Options)
 
 
 class MachineOptions(Options):
-    """The options of whatever computes."""
+    """The options of commands that compute."""
 
     device: str | None = None
     """cpu, cuda or cuda:N. Default: a GPU if there is one"""
@@ -85,7 +85,7 @@ class MachineOptions(Options):
 
 
 class FitOptions(MachineOptions):
-    """The options of whatever writes a checkpoint; the training's settings stand beside them."""
+    """The options of commands that write a checkpoint, beside the training's settings."""
 
     model: str
     """The classifier, such as foveate:convnet4 or package:efficientnet_lite0"""

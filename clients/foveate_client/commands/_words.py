@@ -1,0 +1,59 @@
+"""What a person is told of an answer, in sentences."""
+
+from collections.abc import Sequence
+
+from foveate_client._results import Classification, Heatmap, Trust
+
+_NAMED = 8
+"""How many classes of a prediction set a person is told by name."""
+
+SCORES = {
+    "sigmoid": "each label has a score by itself",
+    "none": "scores are logits",
+}
+"""What a person is told of scores that are not the usual ones."""
+
+
+def score(value: float, scores: str) -> str:
+    """Return a score as a person reads it; `scores` is what it is."""
+    return f"{value:{'.4g' if scores == 'none' else '.1%'}}"
+
+
+def class_name(class_id: int, labels: Sequence[str]) -> str:
+    """Return the label of a class, or its number where it has none."""
+    return labels[class_id] if class_id < len(labels) else f"class {class_id}"
+
+
+def trust_sentences(result: Classification, trust: Trust, labels: Sequence[str]) -> list[str]:
+    """Say how far an answer can be believed, but for whether the model abstains."""
+    lines = []
+    best = result.predictions[0] if result.predictions else None
+    if best is not None and best.confidence is not None:
+        lines.append(
+            f"of pictures like those of the calibration, {best.confidence:.1%} of the answers with "
+            "this score are right"
+        )
+    named = [class_name(x, labels) for x in trust.prediction_set[:_NAMED]]
+    more = len(trust.prediction_set) - len(named)
+    members = ", ".join(named) + (f" and {more} more" if more else "")
+    lines.append(f"the set for a coverage of {trust.coverage:.4g}: {members or 'no class'}")
+    lines.append(
+        f"more unusual than {trust.ood_percentile:.0f} % of the pictures of the calibration"
+    )
+    return lines
+
+
+def opponent(cam: Heatmap, labels: Sequence[str]) -> str:
+    """Name the class that a map speaks against; empty where there is none."""
+    return "" if cam.against is None else f" against {class_name(cam.against, labels)}"
+
+
+def findings(cam: Heatmap) -> str:
+    """Say what a map holds: its values, where the largest is, and how much it explains."""
+    what = "logit" if cam.against is None else "difference of the logits"
+    share = "" if cam.explained is None else f"; it explains {cam.explained:.1%} of the {what}"
+    if not cam.has_evidence:
+        return f"no positive evidence, the largest value is {cam.maximum:.3g}{share}"
+    x, y = cam.peak
+    values = f"values {cam.minimum:.3g} to {cam.maximum:.3g}"
+    return f"{values}, the largest at x {x:.0f}, y {y:.0f}{share}"

@@ -1,0 +1,42 @@
+"""Which models are unloaded so that another one fits within the limit of bytes."""
+
+from collections.abc import Iterable
+
+from foveate_runtime.bundle.manifest import Manifest
+from foveate_serve.repository.versions import Model, State, Version
+
+
+def size_of(manifest: Manifest) -> int:
+    """Return what a bundle counts towards the limit: the bytes of its largest graph.
+
+    The file of a graph is known before an engine is started; what the engine takes
+    of memory is not, and cannot be told from what requests take at the same time.
+    """
+    return max(manifest.files[variant.file].size for variant in manifest.variants)
+
+
+def bytes_held(models: Iterable[Model]) -> int:
+    """Return what the versions that are loaded, or being loaded, count together."""
+    return sum(
+        version.size
+        for model in models
+        for version in model.versions.values()
+        if version.loaded is not None or version.state is State.LOADING
+    )
+
+
+def least_recently_used(models: Iterable[Model], changing: Model) -> tuple[Model, Version] | None:
+    """Return the version that was asked for longest ago, of those that can be unloaded.
+
+    Such a version is ready, no request uses it, and no other change of its model than
+    that of the caller, of the model `changing`, is under way. None where there is no
+    such version.
+    """
+    idle = [
+        (model, version)
+        for model in models
+        if model is changing or not model.lock.locked()
+        for version in model.versions.values()
+        if version.state is State.READY and version.loaded is not None and version.loaded.idle
+    ]
+    return min(idle, key=lambda found: found[1].last_used, default=None)

@@ -1,0 +1,31 @@
+"""The gallery's page, its pictures, and the script that draws them."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "docs" / "gallery"
+
+
+@pytest.fixture(scope="module")
+def gallery():
+    spec = importlib.util.spec_from_file_location("gallery", ROOT / "scripts" / "gallery.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_is_the_scripts(gallery):
+    assert (ROOT / "docs" / "gallery.md").read_text() == gallery.page()
+
+
+def test_each_picture_is_there_and_all_are_small(gallery):
+    kept = {file.name for file in FOLDER.iterdir()}
+    assert kept == {drawing.name for drawing in gallery.DRAWINGS}
+    assert sum(file.stat().st_size for file in FOLDER.iterdir()) < 4 * 2**20
+    for file in FOLDER.iterdir():
+        with Image.open(file) as picture:
+            assert min(picture.size) > 100

@@ -1,0 +1,82 @@
+"""A page over a real server, each in a process of its own."""
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from skimage import data
+
+from ..conftest import FOVEATE, served
+from .looking import Look, looking
+
+HOSTILE = "${document.title='taken'} {{value}} <img src=x onerror=\"document.title='taken'\">"
+"""What no label does to a page."""
+
+
+@contextmanager
+def shown(address: str, *arguments: str) -> Iterator[str]:
+    """Run `foveate web` for the server at `address`; yield the page's address."""
+    command = [FOVEATE, "web", "--address", address, "--listen", "127.0.0.1:0", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            line = process.stdout.readline()
+            assert line, f"foveate web ended with {process.wait()} before it was ready"
+            yield line.split()[-1]
+        finally:
+            process.terminate()
+        assert process.wait() == 0
+
+
+@pytest.fixture(scope="session")
+def models(imagenet_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Put two models of digits beside the ImageNet classifier; `plain` has no maps."""
+    folder = tmp_path_factory.mktemp("web") / "models"
+    shutil.copytree(imagenet_repository, folder)
+    labels = folder.with_name("labels.txt")
+    labels.write_text("".join(f"{n} {HOSTILE}\n" for n in range(10)), encoding="utf-8")
+    command = [FOVEATE, "export", "--repository", folder, "--weights", "random:0"]
+    for name, more in {
+        "digits": ("foveate:convnet4", "--labels", labels),
+        "plain": ("foveate:lenet5", "--no-cams"),
+    }.items():
+        subprocess.run([*command, "--name", name, *more], check=True, stdout=subprocess.DEVNULL)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(models: Path) -> Iterator[str]:
+    with served(models) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def address(server: str) -> Iterator[str]:
+    """Return the page's address."""
+    with shown(server) as page:
+        yield page
+
+
+@pytest.fixture(scope="session")
+def _window(address: str) -> Iterator[Look]:
+    with looking(address) as window:
+        yield window
+
+
+@pytest.fixture
+def page(_window: Look) -> Look:
+    """Return a window onto the page, opened anew."""
+    _window.open()
+    _window.complaints()  # those of the test before are its own
+    return _window
+
+
+@pytest.fixture(scope="session")
+def photograph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A photograph of a cat that is not as large as the example."""
+    path = tmp_path_factory.mktemp("photograph") / "cat.jpg"
+    Image.fromarray(data.chelsea()[:, 40:]).save(path, quality=95)
+    return path

@@ -1,0 +1,1 @@
+"""The page: a client of a server, in a browser."""
