@@ -12,7 +12,7 @@ SHELL := bash
 .DELETE_ON_ERROR:
 # Without bytecode in files each process compiles torch anew, which takes longer than most tests.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help setup mnist demo gallery test test-fast containers check docs format stubs baseline bench dist fuzz faults gpu clean
+.PHONY: help setup mnist demo gallery test test-fast containers check docs format stubs manifests baseline bench dist fuzz faults gpu clean
 
 bin := $(VENV)/bin
 packages := proto clients web runtime serve bench export train umbrella
@@ -27,7 +27,7 @@ setup: $(ready) ## Install everything into VENV, and bring MNIST where it can be
 $(ready): VERSION constraints.txt pyproject.toml $(packages:%=%/pyproject.toml)
 	test -x $(bin)/uv || { $(PYTHON) -m venv $(VENV) && $(bin)/pip install --quiet --disable-pip-version-check --constraint constraints.txt uv; }
 	$(bin)/uv pip install --python $(bin)/python --constraint constraints.txt --group dev \
-	    -e proto -e clients -e web -e 'runtime[cpu,images,openvino]' -e 'serve[http]' -e 'bench[loadgen]' -e 'train[weights,transformers,graphs]' -e export
+	    -e proto -e clients -e web -e 'runtime[cpu,images,openvino,remote,signing]' -e 'serve[http]' -e 'bench[loadgen]' -e 'train[weights,transformers,graphs]' -e export
 	touch $@
 
 mnist: $(ready) ## Bring MNIST into the cache
@@ -80,6 +80,9 @@ format: $(ready) ## Format the code and mend what the linter can
 
 stubs: $(ready) ## Generate the stubs from the .proto files
 	VENV=$(VENV) scripts/generate_stubs.sh proto
+
+manifests: $(ready) ## Render what kustomize builds upon from the chart
+	$(bin)/python scripts/render_manifests.py
 
 baseline: $(ready) ## Take today's protocol as the one that must not break
 	cd proto && $(abspath $(bin))/buf build --exclude-source-info --output released.binpb

@@ -22,6 +22,7 @@ FOLDER = DOCS / "gallery"
 PHOTOGRAPHS = {
     "cat": data.chelsea,
     "coffee": data.coffee,
+    "tissue": data.immunohistochemistry,
 }
 LITE0 = "package:efficientnet_lite0"
 DIGITS = "checkpoint"
@@ -90,12 +91,45 @@ DRAWINGS = (
         "layers, and the cup in the last ones.",
     ),
     Drawing(
+        "lite0-filters.png",
+        "What filters look for, and what each means does",
+        f"maximise {LITE0} --layers blocks.2 --units 0 1 2 3 --jitter 4 --variation 0.001 "
+        "--frequency --compare --steps 32",
+        "maximise.png",
+        "Pictures that four filters of EfficientNet-Lite0 answer to most, without any means, with "
+        "each alone, and with all. Climbing by waves does most: stripes become areas of "
+        "one colour. A variation of 0.001 changes little.",
+    ),
+    Drawing(
         "digits-classes.png",
         "The ten classes with and without a penalty of ink",
-        f"maximise {DIGITS} --of class --units 0 1 2 3 4 5 6 7 8 9 --l1 0.3 --compare",
+        f"maximise {DIGITS} --of class --units 0 1 2 3 4 5 6 7 8 9 --l1 0.05 --compare",
         "maximise.png",
-        "Pictures that the classes of convnet4 answer to most. Without the penalty they are full "
-        "of ink; with it strokes are left, or nothing.",
+        "Pictures that the classes of convnet4 answer to most. With a penalty of 0.05 for ink the "
+        "strokes are left that raise the class by more than they cost.",
+    ),
+    Drawing(
+        "cat-dream.png",
+        "A dream",
+        f"dream {LITE0} cat.jpg --layers blocks.4",
+        "dream-cat.png",
+        "A photograph after gradient ascent on all activations of blocks.4, at three sizes: eyes "
+        "and muzzles grow wherever something is a little like them.",
+    ),
+    Drawing(
+        "cat-style.png",
+        "One picture in the style of another",
+        f"style {LITE0} cat.jpg tissue.jpg",
+        "style.png",
+        "A photograph of a cat with the colours and textures of stained tissue.",
+    ),
+    Drawing(
+        "digits-fool.png",
+        "Taken for another class",
+        f"fool {DIGITS} --class 8 --noise 3 --step 0.3",
+        "fool.png",
+        "Digits after one step of the fast gradient sign towards the 8, and noise that is moved "
+        "until it is called a 3, with the maps before and after.",
     ),
     Drawing(
         "digits-receptive.png",

@@ -63,14 +63,23 @@ class AsyncClient:
         )
 
     @classmethod
-    def local(cls, repository: str | os.PathLike[str], *, timeout: float = DEFAULT_TIMEOUT) -> Self:
-        """Return a client that runs the models of the folder `repository` in this process.
+    def local(
+        cls,
+        repository: str | os.PathLike[str],
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        require_signature: str | os.PathLike[str] | None = None,
+    ) -> Self:
+        """Return a client that runs the models of `repository`, a folder or a URL, in this process.
 
-        Opening it reads the models, and blocks until they are loaded. Raises
-        MissingDistributionError where foveate-serve is not installed.
+        `require_signature` is as in `Client.local`. Opening it reads the models, and blocks
+        until they are loaded. Raises MissingDistributionError where foveate-serve is not
+        installed, and CallError where the keys cannot be read.
         """
+        keys = None if require_signature is None else Path(require_signature)
         with client_errors():
-            return cls(ThreadedTransport(local_transport(Path(repository))), timeout=timeout)
+            transport = ThreadedTransport(local_transport(repository, keys))
+            return cls(transport, timeout=timeout)
 
     async def classify(
         self,

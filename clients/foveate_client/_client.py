@@ -64,13 +64,22 @@ class Client:
         )
 
     @classmethod
-    def local(cls, repository: str | os.PathLike[str], *, timeout: float = DEFAULT_TIMEOUT) -> Self:
-        """Return a client that runs the models of the folder `repository` in this process.
+    def local(
+        cls,
+        repository: str | os.PathLike[str],
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        require_signature: str | os.PathLike[str] | None = None,
+    ) -> Self:
+        """Return a client that runs the models of `repository`, a folder or a URL, in this process.
 
-        Raises MissingDistributionError where foveate-serve is not installed.
+        `require_signature` is a file of public keys (PEM, Ed25519): bundles that none of
+        them signed are refused. Raises MissingDistributionError where foveate-serve is not
+        installed, and CallError where the keys cannot be read.
         """
+        keys = None if require_signature is None else Path(require_signature)
         with client_errors():
-            return cls(local_transport(Path(repository)), timeout=timeout)
+            return cls(local_transport(repository, keys), timeout=timeout)
 
     def classify(
         self,

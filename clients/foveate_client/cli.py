@@ -31,9 +31,10 @@ class _Command(NamedTuple):
         return _version(self.requirement.partition("[")[0]) is not None
 
 
-_CLIENT, _RUNTIME, _SERVE, _EXPORT, _TRAIN, _BENCH, _WEB = (
+_CLIENT, _RUNTIME, _REMOTE, _SERVE, _EXPORT, _TRAIN, _BENCH, _WEB = (
     "foveate-client",
     "foveate-runtime[cpu]",
+    "foveate-runtime[remote]",
     "foveate-serve[cpu]",
     "foveate-export",
     "foveate-train",
@@ -47,11 +48,14 @@ _KNOWN = {
     "visualize": _Command(_TRAIN, "draw what a classifier computes"),
     "export": _Command(_EXPORT, "make a bundle of a classifier"),
     "engines": _Command(_EXPORT, "build TensorRT engines of a bundle's graphs"),
+    "triton": _Command(_EXPORT, "make a bundle a model of NVIDIA Triton"),
     "calibrate": _Command(_RUNTIME, "find how far a bundle's answers can be believed"),
     "card": _Command(_RUNTIME, "write a model card of a bundle"),
     "evaluate": _Command(_RUNTIME, "measure a bundle's accuracy on labelled pictures"),
     "serve": _Command(_SERVE, "serve a repository of bundles over gRPC"),
     "verify": _Command(_RUNTIME, "compare a bundle with the answers kept in it"),
+    "push": _Command(_REMOTE, "copy a bundle to a bucket, a hub or a registry"),
+    "pull": _Command(_REMOTE, "copy bundles out of a bucket, a hub or a registry"),
     "bench": _Command(_BENCH, "compare backends and variants"),
     "classify": _Command(_CLIENT, "classify pictures and show what was looked at"),
     "health": _Command(_CLIENT, "ask a server whether it serves"),

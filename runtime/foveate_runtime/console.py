@@ -9,11 +9,23 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from foveate_runtime.backends.base import BackendError
 from foveate_runtime.bundle.bundle import BundleError
 from foveate_runtime.bundle.publishing import PlaceError, RepositoryError
 from foveate_runtime.evaluation.labelled import LabelledError, NoPicturesError, TooFewPicturesError
+from foveate_runtime.remote.location import LocationError
+from foveate_runtime.remote.store import Progress as Transfer
+from foveate_runtime.remote.store import RemoteError
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
 
@@ -24,14 +36,42 @@ class UsageError(Exception):
     """Options that contradict each other; the message names them."""
 
 
-_USAGE: tuple[type[Exception], ...] = (UsageError, NoPicturesError, TooFewPicturesError, PlaceError)
+_USAGE: tuple[type[Exception], ...] = (
+    UsageError,
+    LocationError,
+    NoPicturesError,
+    TooFewPicturesError,
+    PlaceError,
+)
 _FAILURES: tuple[type[Exception], ...] = (
     BundleError,
     RepositoryError,
+    RemoteError,
     BackendError,
     LabelledError,
     OSError,
 )
+
+
+@contextmanager
+def transfer(console: Console) -> Iterator[Transfer]:
+    """Show how much of each bundle is copied, on a terminal; yield what takes the counts."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=total)
+            progress.update(tasks[what], completed=done, total=total)
+
+        yield show
 
 
 class Stages:

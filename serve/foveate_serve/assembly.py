@@ -1,8 +1,11 @@
 """Builds the engine of a server from its settings."""
 
+from importlib import import_module
+from pathlib import Path
+
 from foveate_runtime.backends.base import Runner
 from foveate_runtime.backends.registry import create_runner
-from foveate_runtime.bundle.bundle import Bundle
+from foveate_runtime.bundle.bundle import Bundle, CheckManifest
 from foveate_runtime.cores import ANY_CORE, count_cores, deal_cores
 from foveate_runtime.imaging.decode import ImageLimits
 from foveate_serve.batching.policy import BatchPolicy
@@ -10,13 +13,14 @@ from foveate_serve.engine.engine import Engine, Limits
 from foveate_serve.engine.explain import ExplanationLimits
 from foveate_serve.observer import Observer
 from foveate_serve.repository.repository import Repository
-from foveate_serve.settings import ModelSettings, Settings
+from foveate_serve.settings import ModelSettings, Settings, SettingsError
 
 
 def make_engine(settings: Settings, observer: Observer | None = None) -> Engine:
     """Return the engine, whose repository is still to be opened.
 
-    `observer` is notified of its events.
+    `observer` is notified of its events. Raises SettingsError where signatures are
+    required and the keys cannot be read.
     """
 
     def make_runner(bundle: Bundle) -> Runner:
@@ -31,7 +35,7 @@ def make_engine(settings: Settings, observer: Observer | None = None) -> Engine:
 
     return Engine(
         Repository(
-            settings.repository,
+            Path(settings.repository),
             make_runner,
             batch_policy(settings),
             observer,
@@ -39,6 +43,7 @@ def make_engine(settings: Settings, observer: Observer | None = None) -> Engine:
             labels=settings.version_labels,
             run_limit=settings.engine_timeout,
             load_limit=settings.load_timeout,
+            check_manifest=signature_check(settings),
             max_bytes=settings.max_model_bytes,
         ),
         Limits(
@@ -58,6 +63,28 @@ def make_engine(settings: Settings, observer: Observer | None = None) -> Engine:
         deduplicate=settings.deduplicate,
         observer=observer,
     )
+
+
+def signature_check(settings: Settings) -> CheckManifest | None:
+    """Return the check of a bundle's signature, None where none is required.
+
+    Raises SettingsError where the keys cannot be read, or cryptography is missing.
+    """
+    if settings.require_signature is None:
+        return None
+    try:
+        signing = import_module("foveate_runtime.bundle.signing")
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "cryptography":
+            raise
+        raise SettingsError(
+            'require_signature: it needs cryptography: pip install "foveate-serve[signing]"'
+        ) from error
+    try:
+        check: CheckManifest = signing.Keys.read(settings.require_signature).check
+    except signing.KeyFileError as error:
+        raise SettingsError(f"require_signature: {error}") from error
+    return check
 
 
 def batch_policy(settings: ModelSettings) -> BatchPolicy:

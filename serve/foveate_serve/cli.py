@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate_runtime.cores import count_cores
+from foveate_runtime.remote.store import RemoteError
 from foveate_serve.files import raise_open_files
 from foveate_serve.heap import bound_heap
 from foveate_serve.observe.logs import configure_logging
@@ -23,6 +24,7 @@ from foveate_serve.process import (
     exit_soon,
     run_until_signals,
 )
+from foveate_serve.repository.remote import local_folder
 from foveate_serve.rpc.server import AddressError
 from foveate_serve.settings import (
     Settings,
@@ -62,7 +64,33 @@ def main(arguments: Sequence[str]) -> int:
     logger.info("thread counts follow %d of %d cores", count_cores(), os.cpu_count())
     raise_open_files()
     bound_heap()
-    return asyncio.run(serve(settings))
+    try:
+        with local_folder(
+            settings.repository,
+            settings.version_labels,
+            # Clients may ask for any version.
+            every_version=settings.admin,
+            interval=settings.poll_interval if settings.repository_mode == "poll" else None,
+        ) as folder:
+            code = _check(settings, folder)
+            if code != DONE:
+                return code
+            return asyncio.run(serve(settings.model_copy(update={"repository": folder})))
+    except RemoteError as error:
+        return _fail(f"repository: {error}", FAILED)
+
+
+def _check(settings: Settings, folder: Path) -> int:
+    """Say what is wrong with the repository's folder, and return the exit code."""
+    try:
+        if not folder.is_dir():
+            return _fail(f"repository: there is no folder {folder}", FAILED)
+        for name in settings.models:
+            if not (folder / name).is_dir():
+                return _fail(f"models.{name}: the repository has no such model", WRONG_USAGE)
+    except OSError as error:
+        return _fail(f"repository: {error.strerror}: {error.filename}", FAILED)
+    return DONE
 
 
 async def serve(settings: Settings) -> int:
@@ -70,14 +98,6 @@ async def serve(settings: Settings) -> int:
 
     Returns the exit code.
     """
-    try:
-        if not settings.repository.is_dir():
-            return _fail(f"repository: there is no folder {settings.repository}", FAILED)
-        for name in settings.models:
-            if not (settings.repository / name).is_dir():
-                return _fail(f"models.{name}: the repository has no such model", WRONG_USAGE)
-    except OSError as error:
-        return _fail(f"repository: {error.strerror}: {error.filename}", FAILED)
     try:
         make = Process if settings.workers == 1 else Supervisor
         await run_until_signals(make(settings), _print_ready)

@@ -3,14 +3,23 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Generator, Iterable
-from contextlib import aclosing
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Coroutine,
+    Generator,
+    Iterable,
+    Iterator,
+)
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from foveate.status import StatusError
+from grpc import StatusCode
+
+from foveate.status import ErrorStatus, StatusError
 from foveate.v1.classifier_service_pb2 import (
     ClassifyRequest,
     ClassifyResponse,
@@ -21,10 +30,14 @@ from foveate.v1.classifier_service_pb2 import (
     ListModelsRequest,
     ListModelsResponse,
 )
+from foveate_runtime.remote.location import LocationError
+from foveate_runtime.remote.store import RemoteError
 from foveate_serve.assembly import make_engine
+from foveate_serve.errors import InvalidRequestError
+from foveate_serve.repository.remote import local_folder
 from foveate_serve.rpc.errors import status_of
 from foveate_serve.rpc.handlers import ClassifierHandler
-from foveate_serve.settings import Settings
+from foveate_serve.settings import Settings, SettingsError
 
 T = TypeVar("T")
 
@@ -32,19 +45,30 @@ T = TypeVar("T")
 class LocalTransport:
     """ClassifierService over the bundles of `repository`, on an event loop of its own thread.
 
-    Calls take a timeout in seconds and raise `foveate.status.StatusError`; they
-    may come from several threads. Opening raises OSError where the repository
-    cannot be read; a model that cannot be loaded is listed as failed.
+    A repository at a URL is fetched once, the newest version of each model. Calls
+    take a timeout in seconds and raise `foveate.status.StatusError`; they may come
+    from several threads. `require_signature` is a file of public keys: bundles that none
+    of them signed are refused. Opening raises OSError where the folder cannot be read, and
+    StatusError where the URL or the keys cannot; a model that cannot be loaded is listed
+    as failed.
     """
 
-    def __init__(self, repository: Path) -> None:
-        settings = Settings(repository=repository)
+    def __init__(self, repository: Path | str, require_signature: Path | None = None) -> None:
+        with _remote_errors(), local_folder(repository, {}) as folder:
+            settings = Settings(repository=folder)
+        if require_signature is not None:
+            settings = settings.model_copy(update={"require_signature": require_signature})
+        try:
+            engine = make_engine(settings)
+        except SettingsError as error:
+            bad = InvalidRequestError("KEYS_UNUSABLE", str(error), field="require_signature")
+            raise StatusError(status_of(bad)) from error
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="foveate-local", daemon=True
         )
         self._thread.start()
-        self._engine = make_engine(settings)
+        self._engine = engine
         self._window = settings.stream_window
         self._handler = ClassifierHandler(self._engine, stream_window=self._window)
         try:
@@ -115,6 +139,21 @@ class LocalTransport:
 
     def _wait(self, call: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(call, self._loop).result()
+
+
+@contextmanager
+def _remote_errors() -> Iterator[None]:
+    try:
+        yield
+    except LocationError as error:
+        raise _status_error(StatusCode.INVALID_ARGUMENT, "REPOSITORY_INVALID", error) from error
+    except RemoteError as error:
+        raise _status_error(StatusCode.UNAVAILABLE, "REPOSITORY_UNREADABLE", error) from error
+
+
+def _status_error(code: StatusCode, reason: str, error: Exception) -> StatusError:
+    number, _ = code.value
+    return StatusError(ErrorStatus(code=number, reason=reason, message=str(error)))
 
 
 class _LocalCall:

@@ -22,6 +22,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, Setting
 
 from foveate_runtime.cores import CAN_PIN, count_cores
 from foveate_runtime.imaging.decode import MAX_PIXELS
+from foveate_runtime.remote.location import Location, LocationError, is_url
 from foveate_serve.repository.labels import VersionLabels
 
 ENV_PREFIX = "FOVEATE_SERVE_"
@@ -51,6 +52,16 @@ Counts = Annotated[
     # Flags and variables give the numbers as one text.
     BeforeValidator(lambda value: value.split(",") if isinstance(value, str) else value),
 ]
+
+
+def _read_place(value: object) -> object:
+    if isinstance(value, str):
+        return str(Location.parse(value)) if is_url(value) else Path(value)
+    return value
+
+
+Place = Annotated[Path | str, BeforeValidator(_read_place)]
+"""A folder, or the URL of a repository elsewhere."""
 
 
 TransportName = Literal["grpcio", "http2"]
@@ -187,14 +198,24 @@ class Settings(ModelSettings, TransportSettings, BaseSettings):
         env_prefix=ENV_PREFIX, env_ignore_empty=True, extra="forbid", frozen=True
     )
 
-    repository: Path = Field(description="the folder that holds <model>/<version>/")
+    repository: Place = Field(
+        description="the folder that holds <model>/<version>/, or its URL: s3://, gs://, az://, "
+        "hf://, oci:// or file://, which needs the extra remote"
+    )
     repository_mode: Literal["none", "poll", "explicit"] = Field(
         default="none",
         description="what changes the models after the start: only clients, where admin is set "
-        "(none), the folder (poll), or only clients, from a start without models (explicit)",
+        "(none), the folder or the URL (poll), or only clients, from a start without models "
+        "(explicit)",
     )
     poll_interval: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
-        default=15.0, description="seconds between two scans of the folder in the mode poll"
+        default=15.0,
+        description="seconds between two looks at the folder, or the URL, in the mode poll",
+    )
+    require_signature: Path | None = Field(
+        default=None,
+        description="a file of public keys (PEM, Ed25519): bundles that none of them signed are "
+        "refused; unset loads all; it needs the extra signing",
     )
     version_labels: Annotated[VersionLabels, NoDecode] = Field(
         default_factory=dict,
@@ -441,6 +462,11 @@ def load_settings(
         # The validation error holds its input, and so would the traceback.
         if is_secret(str(first["loc"][0])):
             raise SettingsError(f"{name}: {first['msg']}") from None
+        if name == "repository" and isinstance(
+            error.errors()[0].get("ctx", {}).get("error"), LocationError
+        ):
+            # Its message names the URL, without the credentials that may be in it.
+            raise SettingsError(f"{name}: {first['msg'].removeprefix('Value error, ')}") from None
         raise SettingsError(f"{name}: {first['input']!r}: {first['msg']}") from error
 
 

@@ -1,10 +1,13 @@
 """The gallery's page, its pictures, and the script that draws them."""
 
 import importlib.util
+import shlex
 from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from foveate_train.commands import visualize
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "gallery"
@@ -29,3 +32,8 @@ def test_each_picture_is_there_and_all_are_small(gallery):
     for file in FOLDER.iterdir():
         with Image.open(file) as picture:
             assert min(picture.size) > 100
+
+
+def test_each_kind_of_picture_is_shown(gallery):
+    shown = {shlex.split(drawing.arguments)[0] for drawing in gallery.DRAWINGS}
+    assert shown == set(visualize.COMMANDS)

@@ -5,9 +5,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from benchmarks import (
     comparison,
+    determinism,
     feature_cost,
     finetuning,
     http_cost,
@@ -16,6 +18,7 @@ from benchmarks import (
     overload,
     pages,
     quantisers,
+    queueing,
     scale,
     stages,
     startup,
@@ -28,6 +31,7 @@ from benchmarks import (
 
 WRITERS = {
     "comparison": comparison,
+    "determinism": determinism,
     "feature_cost": feature_cost,
     "finetuning": finetuning,
     "http_cost": http_cost,
@@ -35,6 +39,7 @@ WRITERS = {
     "memory": memory,
     "overload": overload,
     "quantisers": quantisers,
+    "queueing": queueing,
     "scale": scale,
     "stages": stages,
     "startup": startup,
@@ -64,3 +69,34 @@ def test_a_part_is_replaced_and_the_rest_of_the_page_stays(tmp_path: Path) -> No
     assert page.read_text("utf-8") == f"before\n\n{begin}\n\nnew \\1\n\n{end}\nafter\n"
     with pytest.raises(AssertionError, match="has 0 parts of another"):
         pages.write_part(page, "another", "")
+
+
+def test_determinism_finds_what_changes_and_how_much() -> None:
+    logits = np.zeros((2, 2, 2, 5, 2, 3, 4), dtype=np.float32)
+    logits[..., 0] = 1
+    assert all(found["same_bits"] for found in determinism.compare(logits).values())
+    # The second start, in its last batch of the largest size.
+    logits[1, 0, 0, 4, 1, 2] = (1, 1.5, 0, 0)
+    found = determinism.compare(logits)
+    assert not any(change["same_bits"] for change in found.values())
+    assert found["a new start"]["logits"] == 1.5
+    assert found["all of it"]["best_changes"] == 1
+
+
+@pytest.mark.parametrize("variation", [1.0, 0.0])
+@pytest.mark.parametrize("busy", [0.3, 0.6])
+def test_the_simulation_of_one_queue_is_that_of_the_theory(variation: float, busy: float) -> None:
+    work = queueing.Work(before=0, engine=0.01, after=0, max_batch=1, variation=variation)
+    waited = queueing.simulate(work, busy / work.seconds, cores=1).mean() - work.seconds
+    # Pollaczek and Khinchine: exponential times for a variation of 1, equal ones for 0.
+    wanted = work.seconds * busy / (1 - busy) * (1 + variation**2) / 2
+    assert waited == pytest.approx(wanted, rel=0.1)
+
+
+def test_more_cores_can_be_busier() -> None:
+    work = queueing.Work(before=0.002, engine=0.01, after=0.001)
+    one, four = (
+        np.percentile(queueing.simulate(work, 0.7 * cores / work.seconds, cores), 99)
+        for cores in (1, 4)
+    )
+    assert four < one

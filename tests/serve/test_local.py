@@ -137,3 +137,30 @@ def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         LocalTransport(tmp_path / "nothing")
     assert not [t for t in threading.enumerate() if t.name.startswith("foveate-")]
+
+
+def test_a_repository_at_a_url_is_fetched(
+    tmp_path: Path, write_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOVEATE_CACHE", str(tmp_path / "cache"))
+    write_bundle()
+    with LocalTransport((tmp_path / "repository").as_uri()) as transport:
+        (model,) = transport.list_models(ListModelsRequest(), timeout=60).models
+    assert model.name == "colours"
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("s3://key:s3cret@bucket/models", "REPOSITORY_INVALID"),
+        ("file:///no/such/folder", "REPOSITORY_UNREADABLE"),
+    ],
+)
+def test_a_url_that_cannot_be_read_is_told_without_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, reason: str
+) -> None:
+    monkeypatch.setenv("FOVEATE_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(StatusError) as caught:
+        LocalTransport(url)
+    assert caught.value.status.reason == reason
+    assert "s3cret" not in caught.value.status.message

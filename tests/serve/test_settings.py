@@ -137,11 +137,21 @@ def test_the_parts_of_tls_go_together(alone: str) -> None:
     [
         (["--repository", "models", "--max-batch", "many"], 2, "max_batch: 'many': "),
         (["--repository", "no-such-folder"], 1, "there is no folder no-such-folder"),
+        (["--repository", "s3://k:pw@bucket"], 2, "repository: s3://***@bucket: a URL holds no"),
+        (["--repository", "ftp://host/models"], 2, "there is no scheme 'ftp'"),
+        (["--repository", "file:///no/such"], 1, "file:///no/such: there is no such folder"),
     ],
 )
 def test_a_bad_start_says_why(
-    capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str
+    *,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    code: int,
+    message: str,
 ) -> None:
+    monkeypatch.setenv("FOVEATE_CACHE", str(tmp_path))
     assert cli.main(arguments) == code
     output = capsys.readouterr()
     assert message in output.err

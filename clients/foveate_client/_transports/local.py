@@ -1,5 +1,6 @@
 """The transport within this process, which foveate-serve brings."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
@@ -11,13 +12,17 @@ TRANSPORTS = "foveate.transports"
 """The entry point group of transports that other distributions bring."""
 
 
-def local_transport(repository: Path) -> Transport:
+def local_transport(
+    repository: str | os.PathLike[str], require_signature: Path | None = None
+) -> Transport:
     """Return the transport that runs the models of `repository` in this process.
 
-    Raises MissingDistributionError where foveate-serve is not installed.
+    It is a folder or a URL. `require_signature` is a file of public keys of which one must
+    have signed each bundle. Raises MissingDistributionError where foveate-serve is not
+    installed.
     """
     factory = cast(
-        "Callable[[Path], Transport]",
+        "Callable[[Path | str, Path | None], Transport]",
         _plugins.load(
             TRANSPORTS,
             "local",
@@ -25,4 +30,6 @@ def local_transport(repository: Path) -> Transport:
             requirement="foveate-serve[cpu]",
         ),
     )
-    return factory(repository)
+    if isinstance(repository, str) and "://" in repository:
+        return factory(repository, require_signature)
+    return factory(Path(repository), require_signature)

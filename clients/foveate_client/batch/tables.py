@@ -28,6 +28,9 @@ TRUST = ("confidence", "prediction_set", "ood_percentile", "abstained")
 """The columns of how far an answer can be believed. `confidence` is that of the best class;
 the set is a list of classes, in CSV with spaces between them."""
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What a spreadsheet takes for the beginning of a formula."""
+
 _ROWS = 4096
 _BYTES = 32 * 2**20
 """A Parquet row group is written when it holds this much of either."""
@@ -182,7 +185,14 @@ def _write_csv(path: Path, columns: Columns, rows: Iterable[Row]) -> None:
             values = columns.scalars(row) | columns.extras(row)
             if "prediction_set" in values:
                 values["prediction_set"] = " ".join(map(str, values["prediction_set"]))
-            writer.writerow(values)
+            writer.writerow({name: _cell(value) for name, value in values.items()})
+
+
+def _cell(value: object) -> object:
+    """Return a value for CSV: a spreadsheet would run a text as a formula, but for its quote."""
+    if isinstance(value, str) and len(value) > 1 and value.startswith(_FORMULA):
+        return f"'{value}"
+    return value
 
 
 def _write_jsonl(path: Path, columns: Columns, rows: Iterable[Row]) -> None:

@@ -26,7 +26,8 @@ class SourceOptions(SecurityOptions):
     """What `add_source_arguments` adds: where the models are. `timeout` is in seconds."""
 
     address: str | None
-    repository: Path | None
+    repository: str | None
+    require_signature: Path | None
     timeout: float
 
 
@@ -46,9 +47,12 @@ def parse(
 
     What an argument collects in a list becomes a tuple.
     """
+    found = vars(parser.parse_args(arguments))
+    if found.get("require_signature") and not found["repository"]:
+        parser.error("--require-signature needs --repository: a server checks its own bundles")
     return options(
         **{
             name: tuple(value) if isinstance(value, list) else value
-            for name, value in vars(parser.parse_args(arguments)).items()
+            for name, value in found.items()
         }
     )

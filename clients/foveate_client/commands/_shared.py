@@ -28,7 +28,16 @@ def add_source_arguments(parser: argparse.ArgumentParser, *, required: bool = Tr
     source = parser.add_mutually_exclusive_group(required=required)
     source.add_argument("--address", metavar="HOST:PORT", help="the server to ask")
     source.add_argument(
-        "--repository", metavar="DIR", type=Path, help="the bundles to run in this process"
+        "--repository",
+        metavar="DIR|URL",
+        help="the bundles to run in this process: a folder, or s3://, gs://, az://, hf://, oci:// "
+        "or file://",
+    )
+    parser.add_argument(
+        "--require-signature",
+        metavar="FILE",
+        type=Path,
+        help="public keys (PEM, Ed25519), of which one must have signed what --repository holds",
     )
     parser.add_argument(
         "--timeout",
@@ -78,7 +87,11 @@ def open_client(options: SourceOptions) -> Iterator[Client]:
 
 def _client(options: SourceOptions) -> Client:
     if options.repository is not None:
-        return Client.local(options.repository, timeout=options.timeout)
+        return Client.local(
+            options.repository,
+            timeout=options.timeout,
+            require_signature=options.require_signature,
+        )
     if options.address is None:
         raise FoveateError("neither --address nor --repository is given")
     with _connection_errors():

@@ -80,7 +80,7 @@ def look(root: Path) -> dict[str, ModelSighting]:
 
 def look_at(root: Path, name: str) -> ModelSighting | None:
     """Return what lies in a model's folder, None where there is no such folder."""
-    if not _is_name(name):
+    if not is_name(name):
         return None
     folder = root / name
     try:
@@ -153,7 +153,8 @@ def _sight(path: Path) -> Sighting:
     return Sighting(path=path, digest=digest, files=frozenset(files))
 
 
-def _is_name(text: str) -> bool:
+def is_name(text: str) -> bool:
+    """Tell whether a model may have this name."""
     try:
         _NAME.validate_python(text)
     except ValidationError:

@@ -4,6 +4,7 @@ A bundle is a folder `<repository>/<model>/<version>/` that holds
 `manifest.json`, the files that it names, and nothing executable.
 """
 
+import math
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Literal, Self
@@ -14,6 +15,9 @@ from foveate_runtime.bundle.trust import Policy, Trust
 
 MANIFEST_FILE = "manifest.json"
 LABELS_FILE = "labels.txt"
+SIGNATURE_FILE = "manifest.sig"
+"""Beside the manifest, where the bundle is signed: `foveate_runtime.bundle.signing`."""
+SIGNATURE_BYTES = 64
 
 IMAGE_INPUT = "image"
 """The graph input: uint8 [N, height, width, channels]."""
@@ -21,6 +25,8 @@ CLASS_IDS_INPUT = "class_ids"
 """The graph input: int64 [N, K]; -1 means the best class, -2 the second, and so on."""
 LOGITS_OUTPUT = "logits"
 """The graph output: float32 [N, classes]."""
+MAX_INPUT_BYTES = 1 << 28
+"""The most bytes of a picture that a graph can be said to take, and of what it is cut from."""
 MOST_RANKS = 3840
 """The ranks that `class_ids` may ask for: the most that TensorRT sorts."""
 CAM_PREFIX = "cam."
@@ -84,6 +90,15 @@ class InputSpec(_Model):
             count = len(getattr(self, name))
             if count != self.channels and (count or name != "fill"):
                 raise ValueError(f"{name} has {count} values for {self.channels} channels")
+        for name, size in (
+            ("height, width and channels", self.height * self.width * self.channels),
+            ("resize", math.prod(self.frame) * self.channels),
+        ):
+            if size > MAX_INPUT_BYTES:
+                raise ValueError(
+                    f"{name} make a picture of {size:,} bytes, above the limit of "
+                    f"{MAX_INPUT_BYTES:,}"
+                )
         if fault := off_scale(self.mean, self.std, self.fill):
             raise ValueError(fault)
         if self.fill and self.fit != "pad":
@@ -350,6 +365,8 @@ class Manifest(_Model):
             parts = path.split("/")
             if path.startswith("/") or "\\" in path or any(p in ("", ".", "..") for p in parts):
                 raise ValueError(f"files: {path!r} leaves the bundle")
+            if not path.isprintable():
+                raise ValueError(f"files: {path!r} has characters that cannot be printed")
         golden = [self.golden.file] if self.golden else []
         for path in (LABELS_FILE, *(v.file for v in self.variants), *golden):
             if path not in self.files:

@@ -47,11 +47,11 @@ def staging(repository: Path, name: str) -> Iterator[Path]:
         with ExitStack() as held:
             try:
                 model.mkdir(parents=True, exist_ok=True)
-                with _locked(model):
+                with locked(model):
                     _remove_abandoned(model)
                     stage.mkdir()
                     # The folder is open, and locked, as long as this process lives.
-                    held.enter_context(_locked(stage))
+                    held.enter_context(locked(stage))
             except OSError as error:
                 raise RepositoryError(
                     f"cannot write to {repository}: {error.strerror or error}"
@@ -65,7 +65,7 @@ def staging(repository: Path, name: str) -> Iterator[Path]:
 
 
 @contextmanager
-def _locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
+def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
     """Hold a lock on a folder, which ends with the process that holds it.
 
     Raises:
@@ -82,7 +82,7 @@ def _locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
 def _remove_abandoned(model: Path) -> None:
     """Remove the folders of exports that were killed: those that no process holds."""
     for stage in model.glob(f"{_STAGE}*"):
-        with contextlib.suppress(OSError), _locked(stage, wait=False):
+        with contextlib.suppress(OSError), locked(stage, wait=False):
             shutil.rmtree(stage)
 
 
@@ -103,7 +103,7 @@ def next_version(repository: Path, name: str) -> int:
 def check_free(repository: Path, name: str, version: int) -> None:
     """Raise RepositoryError if the model has this version."""
     if (repository / name / str(version)).exists():
-        raise RepositoryError(_taken(repository, name, version))
+        raise RepositoryError(taken(repository, name, version))
 
 
 def publish(
@@ -136,16 +136,21 @@ def publish(
         (stage / MANIFEST_FILE).write_text(text, encoding="utf-8")
         Bundle.open(stage)
         target = repository / manifest.name / str(chosen)
-        try:
-            stage.rename(target)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                raise
-            # Another export took the version in the meantime.
-            if version is not None:
-                raise RepositoryError(_taken(repository, manifest.name, chosen)) from error
-        else:
+        if put_in_place(stage, target):
             return target, manifest
+        # Another export took the version in the meantime.
+        check_free(repository, manifest.name, version or 0)
+
+
+def put_in_place(stage: Path, target: Path) -> bool:
+    """Make the whole bundle in `stage` visible as `target`, unless there is a version already."""
+    try:
+        stage.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        return False
+    return True
 
 
 def require_place(bundle: Bundle) -> None:
@@ -185,7 +190,8 @@ def _share(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _taken(repository: Path, name: str, version: int) -> str:
+def taken(repository: Path, name: str, version: int) -> str:
+    """Say that a version is there already."""
     return (
         f"{name} has a version {version} in {repository}; versions are never overwritten "
         f"(the next free one is {next_version(repository, name)})"

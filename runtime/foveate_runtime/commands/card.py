@@ -61,13 +61,13 @@ def _run(options: Options) -> int:
     if out.suffix not in SUFFIXES:
         raise UsageError(f"--out must end in {' or '.join(SUFFIXES)}, not {out.name!r}")
     bundle = Bundle.open(options.bundle)
-    text = as_html(bundle) if out.suffix == ".html" else _hub_card(bundle)
+    text = as_html(bundle) if out.suffix == ".html" else hub_card(bundle)
     out.write_text(text, encoding="utf-8")
     print(out)
     return DONE
 
 
-def _hub_card(bundle: Bundle) -> str:
+def hub_card(bundle: Bundle) -> str:
     """Return the card in Markdown, with what the Hugging Face Hub reads of it in front."""
     if find_spec("huggingface_hub") is None:
         raise MissingError(

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.bundle.folder import NoModelError, find_version
 from foveate_runtime.bundle.manifest import Faithfulness, Scores
 from foveate_runtime.bundle.publishing import publish_beside, require_place
-from foveate_runtime.console import DONE, UsageError, answer, parse, positive, warn
+from foveate_runtime.console import DONE, UsageError, answer, parse, positive, transfer, warn
 from foveate_runtime.evaluation.accuracy import FIRST, measure_accuracy
 from foveate_runtime.evaluation.faithfulness import measure_faithfulness
 from foveate_runtime.evaluation.labelled import Labelled, open_labelled
@@ -30,6 +30,8 @@ from foveate_runtime.evaluation.multilabel import (
     open_table,
 )
 from foveate_runtime.evaluation.trusted import TrustTally
+from foveate_runtime.remote.location import Location, is_url
+from foveate_runtime.remote.mirror import Mirror, cache_folder
 from foveate_runtime.trust.reliability import expected_calibration_error
 
 PROG = "foveate evaluate"
@@ -49,7 +51,7 @@ EPILOG = "example: foveate evaluate --repository models --model resnet18 --data 
 class Options:
     """The options of `foveate evaluate`."""
 
-    repository: Path
+    repository: str
     model: str
     version: int | None
     data: str
@@ -72,7 +74,10 @@ def main(arguments: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=PROG, description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument(
-        "--repository", type=Path, required=True, metavar="DIR", help="the folder of models"
+        "--repository",
+        required=True,
+        metavar="DIR|URL",
+        help="the folder of models, or its URL: s3://, gs://, az://, hf://, oci:// or file://",
     )
     parser.add_argument("--model", required=True, metavar="NAME", help="the model to measure")
     parser.add_argument("--version", type=positive, metavar="N", help="default: the newest")
@@ -113,7 +118,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: Options) -> int:
-    bundle = Bundle.open(find_version(options.repository, options.model, options.version))
+    if options.explanations and is_url(options.repository):
+        raise UsageError("--explanations writes a new version, which needs a folder, and no URL")
+    bundle = Bundle.open(find_version(_folder(options), options.model, options.version))
     manifest = bundle.manifest
     if options.explanations:
         require_place(bundle)
@@ -163,6 +170,22 @@ def _run(options: Options) -> int:
     else:
         _print(result, bundle, worth)
     return DONE
+
+
+def _folder(options: Options) -> Path:
+    """Return the folder of models; of a URL that of its mirror, with the version wanted."""
+    if not is_url(options.repository):
+        return Path(options.repository)
+
+    def choose(model: str, versions: Sequence[int]) -> Iterable[int]:
+        if model != options.model:
+            return ()
+        return (options.version or max(versions),)
+
+    location = Location.parse(options.repository)
+    with transfer(Console(stderr=True)) as progress:
+        mirror = Mirror(location, cache_folder(location), choose, progress)
+        return mirror.open(partial(warn, PROG))
 
 
 def _open(options: Options, bundle: Bundle) -> tuple[Labelled, float | None]:

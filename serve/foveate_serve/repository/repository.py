@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 from foveate_runtime.backends.base import BackendError, Runner
-from foveate_runtime.bundle.bundle import Bundle, BundleError
+from foveate_runtime.bundle.bundle import Bundle, BundleError, CheckManifest
 from foveate_runtime.bundle.folder import ModelSighting, look, look_at
 from foveate_runtime.bundle.manifest import MANIFEST_FILE
 from foveate_serve.batching.pacing import Pace, slowest
@@ -65,6 +65,7 @@ class Repository:
         labels: the labels of versions, by model.
         run_limit: seconds after which a run of an engine counts as hung; 0 is never.
         load_limit: seconds after which a load is given up; 0 is never.
+        check_manifest: is asked before a bundle is loaded, such as for its signature.
         max_bytes: of the graphs that are loaded at one time: requests load models, and
             those used longest ago are unloaded for them. 0 loads the models of `open`
             and keeps them.
@@ -81,6 +82,7 @@ class Repository:
         labels: Mapping[str, Mapping[str, int]] | None = None,
         run_limit: float = 0.0,
         load_limit: float = 0.0,
+        check_manifest: CheckManifest | None = None,
         max_bytes: int = 0,
     ) -> None:
         self._root = root
@@ -91,6 +93,7 @@ class Repository:
         self._labels = labels or {}
         self._run_limit = run_limit
         self._loads = Loads(load_limit)
+        self._check_manifest = check_manifest
         self._max_bytes = max_bytes
         # Whether requests load models; no property, because every request reads it.
         self.loads_on_demand = max_bytes > 0
@@ -379,7 +382,9 @@ class Repository:
             self._set_state(version, State.LOADING)
         started = time.monotonic()
         try:
-            bundle = await self._loads.load(partial(_read, model.name, version), _drop)
+            bundle = await self._loads.load(
+                partial(_read, model.name, version, self._check_manifest), _drop
+            )
             if self.loads_on_demand:
                 version.size = size_of(bundle.manifest)
                 await self._make_room(model, version)
@@ -394,7 +399,14 @@ class Repository:
             version.reason = reason = _reason(error)
             if previous is None:
                 self._set_state(version, State.FAILED)
-            logger.exception("the model %s, version %d, failed to load", model.name, version.number)
+            logger.error(  # noqa: TRY400 - the same, but for bundles
+                "the model %s, version %d, failed to load: %s",
+                model.name,
+                version.number,
+                reason,
+                # What is wrong with a bundle is in its line.
+                exc_info=not isinstance(error, BundleError),
+            )
             raise NotReadyError(
                 "MODEL_LOAD_FAILED",
                 f"version {version.number} of the model {model.name!r} failed to load: {reason}",
@@ -620,9 +632,9 @@ def _require_no_label(model: Model, number: int) -> None:
         )
 
 
-def _read(name: str, version: Version) -> Bundle:
+def _read(name: str, version: Version, check_manifest: CheckManifest | None) -> Bundle:
     """Open and check the bundle of a version; raises BundleError."""
-    bundle = Bundle.open(version.path)
+    bundle = Bundle.open(version.path, check_manifest)
     if (bundle.manifest.name, bundle.manifest.version) != (name, version.number):
         raise BundleError(
             f"{MANIFEST_FILE}: it is {bundle.manifest.name}/{bundle.manifest.version}, "

@@ -110,6 +110,7 @@ def test_the_page_shows_neighbours_in_a_browser(tmp_path):
         ).stdout  # fmt: skip
     finally:
         server.shutdown()
+        server.server_close()
     assert asked == ["/page.html"]
     assert '<h1 id="title">a &lt;title&gt;</h1>' in shown
     assert '<p id="name">a</p>' in shown
@@ -133,6 +134,14 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 
     def log_message(self, *_):
         pass
+
+
+def test_a_folder_of_one_picture_has_no_neighbour_of_its_own():
+    near = torch.tensor([[1], [0], [0]])
+    assert embed._agreement(torch.tensor([0, 1, 2]), near) == ""
+    said = "; the nearest neighbour of 50.0% is of their own folder"
+    assert embed._agreement(torch.tensor([0, 0, 1, 1]), torch.tensor([[1], [2], [3], [0]])) == said
+    assert embed._agreement(torch.tensor([0, 0, 1]), near).startswith("; the nearest")
 
 
 def test_neighbours_are_those_of_all_pairs():

@@ -104,10 +104,9 @@ def run(options: EmbedOptions) -> int:
     count = len(found.names)
     near = nearest(found.features, min(options.neighbours, count - 1))
     points = laid_out(found.features, options.method, options.seed)
-    same = (found.labels[near[:, 0]] == found.labels).float().mean()
     print(
-        f"{count} pictures of {len(found.classes)} folders, {found.features.shape[1]} features; "
-        f"the nearest neighbour of {same:.1%} is of their own folder"
+        f"{count} pictures of {len(found.classes)} folders, {found.features.shape[1]} features"
+        f"{_agreement(found.labels, near)}"
     )
     title = f"{subject.classifier.name}, {options.folder.name}: {options.method}, {count} pictures"
     text = page(found, points, near, title)
@@ -199,6 +198,15 @@ def nearest(features: torch.Tensor, count: int) -> torch.Tensor:
     return alike.topk(count).indices
 
 
+def _agreement(labels: torch.Tensor, near: torch.Tensor) -> str:
+    """Say how often the nearest neighbour is of the same folder, where a folder has several."""
+    several = torch.bincount(labels)[labels] > 1
+    if not several.any():
+        return ""
+    same = (labels[near[:, 0]] == labels)[several].float().mean()
+    return f"; the nearest neighbour of {same:.1%} is of their own folder"
+
+
 def laid_out(
     features: torch.Tensor, method: Literal["tsne", "pca", "umap"], seed: int
 ) -> torch.Tensor:
@@ -217,7 +225,9 @@ def laid_out(
         import umap  # noqa: PLC0415  an extra
 
         near = min(15, len(features) - 1)
-        components = umap.UMAP(n_neighbors=near, random_state=state).fit_transform(components)
+        # With a seed it computes in one thread, and warns where it is not told so.
+        drawn = umap.UMAP(n_neighbors=near, random_state=state, n_jobs=1)
+        components = drawn.fit_transform(components)
     return torch.from_numpy(components).float()
 
 

@@ -43,7 +43,7 @@ class StyleOptions(VisualizeOptions):
     """What the content loss counts"""
     style_weight: Annotated[float, Field(ge=0)] = 10.0
     """What the style loss counts"""
-    variation: Annotated[float, Field(ge=0)] = 0.1
+    variation: Annotated[float, Field(ge=0)] = 3.0
     """What the mean difference between neighbouring pixels counts (total variation)"""
     start: Literal["content", "style", "noise"] = "content"
     """What the picture is at first"""

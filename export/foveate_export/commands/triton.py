@@ -1,0 +1,59 @@
+"""`foveate triton`: a bundle as a model of NVIDIA Triton."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from foveate_export.commands._console import answer
+from foveate_export.publish.triton import add_triton
+from foveate_runtime.bundle.bundle import Bundle
+from foveate_runtime.console import DONE, parse, positive
+
+PROG = "foveate triton"
+
+DESCRIPTION = """\
+Makes the repository of a bundle one that NVIDIA Triton serves as it is: adds
+config.pbtxt and the labels to the model's folder, and to the version a small graph,
+triton.onnx, that takes its weights from the bundle's file and needs the image alone. The
+class to explain is optional then, and the best one where it is not given."""
+EPILOG = "example: foveate triton models/resnet18/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of `foveate triton`."""
+
+    bundle: Path
+    variant: str | None
+    max_batch: int
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run `foveate triton` and return its exit code."""
+    options = parse(_parser(), Options, arguments)
+    return answer(lambda: _run(options), PROG)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=PROG, description=DESCRIPTION, epilog=EPILOG)
+    parser.add_argument(
+        "bundle", type=Path, metavar="BUNDLE", help="its folder, <repository>/<model>/<version>"
+    )
+    parser.add_argument("--variant", metavar="NAME", help="default: the bundle's first")
+    parser.add_argument(
+        "--max-batch",
+        type=positive,
+        default=8,
+        metavar="N",
+        help="the most pictures in a batch; default: 8",
+    )
+    return parser
+
+
+def _run(options: Options) -> int:
+    bundle = Bundle.open(options.bundle)
+    variant = options.variant or bundle.manifest.variants[0].name
+    for path in add_triton(bundle, variant, options.max_batch):
+        print(path)
+    return DONE
