@@ -1,6 +1,6 @@
 """Exports the smallest member of every family of timm and torchvision, and writes what came of it.
 
-    python -m benchmarks.coverage [--families WORD ...] [--seconds N] [--gibibytes N]
+    python -m benchmarks.coverage [--families WORD ...] [--jobs N] [--seconds N] [--gibibytes N]
 
 A family is a module of the library; some kinds of heads and tokens within one stand as
 families of their own. The smallest member by parameters is built with random weights, ten
@@ -20,8 +20,10 @@ import multiprocessing
 import resource
 import signal
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from importlib.metadata import version
 from multiprocessing.connection import Connection
@@ -46,7 +48,8 @@ from foveate_export.pictures import Pictures
 from foveate_runtime.backends.base import Array
 from foveate_runtime.backends.registry import create_runner
 from foveate_runtime.bundle.bundle import Bundle
-from foveate_runtime.bundle.manifest import FEATURES_PREFIX
+from foveate_runtime.bundle.golden import open_golden
+from foveate_runtime.bundle.manifest import CAM_PREFIX, FEATURES_PREFIX
 from foveate_train import registry
 from foveate_train.catalogue import available
 from foveate_train.classifier import Classifier
@@ -59,6 +62,8 @@ CLASSES = 10
 PICTURES = 4
 SECONDS = 240
 GIBIBYTES = 6
+
+_FORKING = threading.Lock()
 
 FIRST: Mapping[str, str] = {
     "Swin": "timm:swin_tiny_patch4_window7_224 window_size=4",
@@ -120,17 +125,18 @@ def families() -> dict[str, str]:
     return found
 
 
-def build(name: str) -> Classifier:
+def build(name: str, smaller: Mapping[str, Any] | None = None) -> Classifier:
     """Build a network at the smallest of `SIZES` that it runs at.
 
     Args:
         name: in the registry, and arguments behind it.
+        smaller: further arguments, which no command line takes, such as depths.
 
     Raises:
         ArgumentsError: it runs at none.
     """
     network, *words = name.split()
-    arguments = {**registry.parse_arguments(words), "num_classes": CLASSES}
+    arguments = {**registry.parse_arguments(words), "num_classes": CLASSES, **(smaller or {})}
     said = "it takes no size"
     for size in SIZES:
         for sized in ({"img_size": size}, {"image_size": size}, {}):
@@ -146,14 +152,28 @@ def build(name: str) -> Classifier:
             except (RuntimeError, AssertionError, ValueError, TypeError) as error:
                 said = str(error).partition("\n")[0]
                 continue
-            return replace(classifier, input=spec)
+            _draw_zeros(classifier.module)
+            return replace(classifier, input=spec, arguments={})
     raise ArgumentsError(f"it runs at no size of {SIZES[0]} to {SIZES[-1]}: {said}")
 
 
-def measure(name: str, folder: Path) -> dict[str, Any]:
-    """Export one network into `folder`; return its row, or the sentence why there is none."""
+def _draw_zeros(module: torch.nn.Module) -> None:
+    """Draw the weights of layers that start at zero: behind such a head every map is zero."""
+    generator = torch.Generator().manual_seed(0)
+    for layer in module.modules():
+        weight = getattr(layer, "weight", None)
+        if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d) and not weight.any():
+            with torch.no_grad():
+                weight.normal_(std=0.02, generator=generator)
+
+
+def measure(name: str, folder: Path, smaller: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Export one network, as `build` makes it, into `folder`.
+
+    Returns its row, or the sentence why there is none.
+    """
     try:
-        classifier = build(name)
+        classifier = build(name, smaller)
         spec = classifier.input
         row: dict[str, Any] = {"network": name, "input": [spec.height, spec.width]}
         pictures = for_classifier(classifier)
@@ -173,6 +193,7 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
     rms = {name: error for name, error in variant.parity.rms.items() if name.startswith("cam.")}
     measured = variant.tolerances.measure if variant.tolerances else "largest"
     worst = rms if measured == "rms" else variant.parity.cams
+    bundle = Bundle.open(exported.path)
     return row | {
         "head": type(anatomy.head).__name__ if anatomy.head else None,
         "methods": list(cams),
@@ -182,9 +203,21 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
         "layers": len(manifest.features),
         "measure": measured,
         "difference": max(worst.values(), default=None),
-        "misplaced": located(Bundle.open(exported.path), pictures.images),
+        "silent": silent(bundle),
+        "misplaced": located(bundle, pictures.images),
         "note": exported.note,
     }
+
+
+def silent(bundle: Bundle) -> list[str]:
+    """Return the methods whose maps are zero in torch: equal ones would say nothing."""
+    answers = open_golden(bundle)
+    outputs = answers.outputs if answers else {}
+    return [
+        cam.method
+        for cam in bundle.manifest.cams
+        if not outputs[CAM_PREFIX + cam.method].largest.any()
+    ]
 
 
 def located(bundle: Bundle, images: NDArray[np.uint8]) -> list[str]:
@@ -239,10 +272,12 @@ def in_a_process(name: str, seconds: int, gibibytes: float) -> dict[str, Any]:
     as long as a small network.
     """
     context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send, args=(name, seconds, gibibytes, sender))
-    process.start()
-    sender.close()
+    # Alone: a process that another thread forks meanwhile would hold the pipe open.
+    with _FORKING:
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_send, args=(name, seconds, gibibytes, sender))
+        process.start()
+        sender.close()
     try:
         row: dict[str, Any] = receiver.recv()
     except EOFError:
@@ -273,9 +308,10 @@ def _send(name: str, seconds: int, gibibytes: float, sender: Connection) -> None
 
 
 def main() -> None:
-    """Measure what is named or missing, one at a time, and write the results after each."""
+    """Measure what is named or missing, and write the results after each."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--families", nargs="+", metavar="WORD", default=[])
+    parser.add_argument("--jobs", type=int, default=1, help="networks at a time")
     parser.add_argument("--seconds", type=int, default=SECONDS)
     parser.add_argument("--gibibytes", type=float, default=GIBIBYTES)
     options = parser.parse_args()
@@ -284,21 +320,37 @@ def main() -> None:
     rows = json.loads(RESULTS.read_text("utf-8"))["families"] if RESULTS.exists() else {}
     named = [name for name in known if any(word in name for word in options.families)]
     wanted = named if options.families else [name for name in known if name not in rows]
-    for number, name in enumerate(wanted, 1):
-        console.print(f"{number} of {len(wanted)}: {name}", highlight=False)
-        rows[name] = in_a_process(known[name], options.seconds, options.gibibytes)
-        said = rows[name].get("refused") or rows[name].get("failed") or rows[name]["methods"]
-        console.print(f"  {said}", highlight=False)
-        report = {
-            "benchmark": "coverage",
-            "machine": machine.describe(),
-            "timm": timm.__version__,
-            "torchvision": version("torchvision"),
-            "families": {name: rows[name] for name in known if name in rows},
-            "of": len(known),
+    with ThreadPoolExecutor(options.jobs) as pool:
+        pending = {
+            pool.submit(in_a_process, known[name], options.seconds, options.gibibytes): name
+            for name in wanted
         }
-        machine.save(report, RESULTS)
-        PAGE.write_text(page(report), "utf-8")
+        try:
+            for number, done in enumerate(as_completed(pending), 1):
+                name = pending[done]
+                rows[name] = done.result()
+                said = (
+                    rows[name].get("refused") or rows[name].get("failed") or rows[name]["methods"]
+                )
+                console.print(f"{number} of {len(wanted)}: {name}: {said}", highlight=False)
+                save(rows, list(known))
+        finally:
+            # Interrupted, it starts no more; without, there are none.
+            pool.shutdown(cancel_futures=True)
+
+
+def save(rows: Mapping[str, Mapping[str, Any]], known: Sequence[str]) -> None:
+    """Write the results and the page, in the order of `known`."""
+    report = {
+        "benchmark": "coverage",
+        "machine": machine.describe(),
+        "timm": timm.__version__,
+        "torchvision": version("torchvision"),
+        "families": {name: rows[name] for name in known if name in rows},
+        "of": len(known),
+    }
+    machine.save(report, RESULTS)
+    PAGE.write_text(page(report), "utf-8")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ _INTRODUCTION = """\
 
 What `foveate export` makes of the smallest member of the families of timm {timm} and torchvision
 {torchvision}, with random weights, ten classes and a small picture: that says what the structure
-gives, and nothing about accuracy. {measured} of {of} families were tried.
+gives, and nothing about accuracy. Layers that start at zero get random weights too.
+{measured} of {of} families were tried.
 
 - {exported} export to one ONNX file that answers as torch does.
 - {grid} of these have a layer whose rows and columns follow the picture's; {maps} of these
@@ -40,8 +41,9 @@ _EXPLANATION = """\
 - *head*: how it is explained, as in [explanations](export/explanations.md#heads).
 - *methods*: C `cam.cam`, G `cam.gradcam`, H `cam.hirescam`, L `cam.layercam`, and of a class token
   `rollout`, `relevance` and `legrad`, the default first.
-- *difference*: from autograd, of the worst map, over its largest value; with *rms* the root mean
-  square over that of the values, where a maximum hands a gradient to one of several cells.
+- *difference*: from autograd, of the worst map, over its largest value before a ReLU; with *rms*
+  the root mean square over that of the values, where a maximum hands a gradient to one of
+  several cells.
 - *location*: the layers that pass, of those exported.
 """
 
@@ -71,7 +73,8 @@ def page(report: Mapping[str, Any]) -> str:
 
 
 def _equal(row: Mapping[str, Any]) -> bool:
-    return row["difference"] is not None and row["difference"] <= EQUAL
+    compared = row["difference"] is not None and not row.get("silent")
+    return compared and row["difference"] <= EQUAL
 
 
 def _cells(name: str, row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -107,6 +110,11 @@ def _remarks(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
         f"- {name}: the test of location fails in {', '.join(row['misplaced'])}"
         for name, row in rows.items()
         if row.get("misplaced")
+    ]
+    remarks += [
+        f"- {name}: the maps by {', '.join(row['silent'])} are zero, and nothing was compared"
+        for name, row in rows.items()
+        if row.get("silent")
     ]
     return ["Missing:\n\n" + "\n".join(remarks) + "\n"] if remarks else []
 

@@ -343,7 +343,9 @@ class _VariantWriter:
         class_ids = parity.some_classes(self.oracle, images) if head else None
         answers = answer(self.oracle, images, layers=self.layers, head=head, classes=class_ids)
         golden.Golden(
-            images=images, class_ids=class_ids, outputs=golden.expect(answers.outputs)
+            images=images,
+            class_ids=class_ids,
+            outputs=golden.expect(answers.outputs, answers.output_sizes),
         ).write(self.bundle.path / golden.GOLDEN_FILE)
         return GoldenEntry(
             file=golden.GOLDEN_FILE, images=len(images), data=self.pictures.description
@@ -457,6 +459,7 @@ def _draft(
         assumptions={
             **classifier.assumptions,
             "scores": ending.said,
+            **({"head": head.description} if head else {}),
             **({"cams": note} if note else {}),
         },
         metadata=dict(metadata),

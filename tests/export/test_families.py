@@ -1,6 +1,8 @@
 """The families that people ask for first get right maps, or a sentence that says why not."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,15 +12,38 @@ from numpy.typing import NDArray
 
 from foveate_export.proof.comparison import SELECTING
 
-QUICK = ("ConvNeXt V2", "ViT, mean of tokens", "Swin", "PoolFormer", "RegNet", "MobileNetV4")
-"""A network of each kind of layout and head; `python -m benchmarks.coverage` tries all."""
+ONE = (1, 1, 1, 1)
+BLOCKS = {"depth": 2, "embed_dim": 48, "num_heads": 3}
+WINDOWS = {"depths": (2, 1, 1, 1), "embed_dim": 16, "num_heads": (1, 2, 4, 4)}
+
+QUICK: Mapping[str, Mapping[str, Any]] = {
+    "Swin": WINDOWS,
+    "Swin V2": WINDOWS,
+    "ConvNeXt V2": {"depths": ONE, "dims": (16, 32, 64, 64)},
+    "ViT, mean of tokens": BLOCKS,
+    "BEiT V2": BLOCKS,
+    "RegNet": {},
+    "Mixer": {},
+    "PVT V2": {},
+}
+"""A network of each kind of layout and pooled head, and what makes it small.
+
+Class tokens are tried in tests/export/graph/test_attention.py."""
+
+ASKED = list(FIRST)[: list(FIRST).index("TinyViT") + 1]
+"""Those that are not quick are tried in full, as `python -m benchmarks.coverage` tries all."""
 
 
-@pytest.mark.parametrize("family", QUICK)
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(family, marks=[] if family in QUICK else pytest.mark.slow) for family in ASKED],
+)
 def test_a_family_has_right_maps_or_says_why_not(family: str, tmp_path: Path) -> None:
-    row = measure(FIRST[family], tmp_path)
+    row = measure(FIRST[family], tmp_path, QUICK.get(family))
     assert "refused" not in row, row
     assert row["misplaced"] == []
+    assert row["silent"] == []
+    assert row["layers"]
     if not row["methods"]:
         assert row["note"]
         assert "\n" not in row["note"]

@@ -1,6 +1,7 @@
 """Weights in the forms in which training scripts leave them."""
 
 import argparse
+import json
 import pathlib
 import pickle
 from collections import defaultdict
@@ -286,3 +287,49 @@ def test_what_timms_own_saver_writes_is_read(tmp_path):
     assert torch.equal(loaded.module.fc.bias, average.module.fc.bias)
     said = loaded.assumptions["weights"]
     assert said == "model_best.pth.tar, under state_dict_ema, the averaged weights (EMA)"
+
+
+def divided(state, folder):
+    """Write `state` into two files and their index, as Hugging Face's libraries do."""
+    keys = list(state)
+    places = {key: f"model-{1 + (i >= 3)}-of-2.safetensors" for i, key in enumerate(keys)}
+    for name in set(places.values()):
+        held = {key: state[key].contiguous() for key in keys if places[key] == name}
+        safetensors.torch.save_file(held, folder / name)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
+    return index
+
+
+def test_weights_in_several_files_are_read_by_their_index(trained, tmp_path):
+    index = divided(trained, tmp_path)
+    for given in (index, tmp_path):
+        loaded = registry.create("foveate:lenet5", weights=str(given))
+        for key, value in loaded.module.state_dict().items():
+            torch.testing.assert_close(value, trained[key])
+        assert "model.safetensors.index.json, in 2 files" in loaded.assumptions["weights"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda places: dict.fromkeys(places, "../secret.safetensors"), "no .safetensors file"),
+        (lambda places: dict.fromkeys(places, "model-1-of-2.safetensors"), "lacks"),
+        (lambda places: dict.fromkeys(places, "model-3-of-2.safetensors"), "is missing"),
+        (list, "not a table"),
+        (lambda _: {}, "not a table"),
+    ],
+)
+def test_an_index_that_does_not_fit_its_files_is_refused(trained, tmp_path, change, said):
+    index = divided(trained, tmp_path)
+    places = json.loads(index.read_text())["weight_map"]
+    index.write_text(json.dumps({"weight_map": change(places)}))
+    with pytest.raises(WeightsError, match=said):
+        read(index)
+
+
+def test_an_index_that_is_none_is_refused(tmp_path):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text("[1, 2]")
+    with pytest.raises(WeightsError, match="not an index"):
+        read(index)

@@ -6,6 +6,7 @@ unpickler reads the file, and each class and function that it does not know is
 replaced by one that keeps what it is given and does nothing.
 """
 
+import json
 import pickle
 import struct
 from collections import OrderedDict
@@ -20,6 +21,9 @@ import torch
 from foveate_train.errors import WeightsError
 
 StateDict = dict[str, torch.Tensor]
+
+INDEX = ".safetensors.index.json"
+"""How the name of an index ends, which says in which of several files each tensor is."""
 
 DAMAGED = (
     pickle.UnpicklingError,
@@ -87,10 +91,14 @@ class _KeptDict:
 def read(path: Path) -> Found:
     """Read the weights of a .safetensors or a torch file without running anything in it.
 
+    A name that ends in `INDEX` is the index of weights in several .safetensors files beside it.
+
     Raises:
         WeightsError: the file is missing or damaged, or holds no state dict.
     """
     try:
+        if path.name.endswith(INDEX):
+            return _read_shards(path)
         if path.suffix == ".safetensors":
             return Found(safetensors.torch.load_file(path))
         content = _load(path)
@@ -105,13 +113,45 @@ def read(path: Path) -> Found:
     return find(content)
 
 
+def _read_shards(index: Path) -> Found:
+    """Read the tensors that an index shares out among files of its own folder."""
+    try:
+        places = json.loads(index.read_bytes())["weight_map"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise WeightsError("not an index of safetensors files: it has no weight_map") from error
+    if not isinstance(places, dict) or not places:
+        raise WeightsError("its weight_map is not a table of files by tensor")
+    # Names and no paths: an index may come from anyone.
+    foreign = [name for name in places.values() if not _is_shard(name)]
+    if foreign:
+        raise WeightsError(f"its weight_map names {foreign[0]!r}, no .safetensors file beside it")
+    state: StateDict = {}
+    for name in dict.fromkeys(places.values()):
+        wanted = [key for key, place in places.items() if place == name]
+        try:
+            held = safetensors.torch.load_file(index.parent / name)
+        except FileNotFoundError as error:
+            raise WeightsError(f"its file {name} is missing") from error
+        except safetensors.SafetensorError as error:
+            raise WeightsError(f"{name} is not a whole safetensors file ({error})") from error
+        missing = [key for key in wanted if key not in held]
+        if missing:
+            raise WeightsError(f"{name} lacks {missing[0]}, which the index places there")
+        state |= {key: held[key] for key in wanted}
+    return Found(state, f"in {len(set(places.values()))} files")
+
+
+def _is_shard(name: object) -> bool:
+    return isinstance(name, str) and name == Path(name).name and name.endswith(".safetensors")
+
+
 def class_names(path: Path) -> tuple[str, tuple[str, ...]] | None:
     """Return the names of the classes that a training script left beside the weights.
 
     Returns:
         the key that they stand under, and the names by index; None where there are none.
     """
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" or path.name.endswith(INDEX):
         return None
     try:
         content = _load(path)

@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from foveate_train import state_dicts
 from foveate_train.errors import OtherClassesError, WeightsError
-from foveate_train.state_dicts import StateDict, fit_names, read
+from foveate_train.state_dicts import INDEX, StateDict, fit_names, read
 
 Adapt = Callable[[StateDict, nn.Module], StateDict]
 """Turns a state dict as it was read into one with the module's keys."""
@@ -182,13 +182,16 @@ def _file(path: Path) -> Path:
     """Return `path`, or the one file of weights in it if it is a folder.
 
     The libraries' hubs keep the same weights in several forms, of which
-    `model.safetensors` is taken.
+    `model.safetensors` is taken, or the index of the files that it was divided into.
     """
     if not path.is_dir():
         return path
     found = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
     if path / _OF_HUBS in found:
         return path / _OF_HUBS
+    indices = sorted(path.glob(f"*{INDEX}"))
+    if len(indices) == 1:
+        return indices[0]
     if len(found) != 1:
         held = ", ".join(file.name for file in found) or "none"
         raise WeightsError(

@@ -230,6 +230,7 @@ def _draft(source: Existing, name: str, labels: Sequence[str], layers: Sequence[
         assumptions={
             **source.assumptions,
             "scores": source.ending.said,
+            **({"head": source.head.description} if source.head else {}),
             **({"cams": source.note} if source.note else {}),
         },
         metadata={},

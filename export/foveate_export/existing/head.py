@@ -62,6 +62,11 @@ class PooledHead:
         """The maps that the graph can compute, the default first."""
         return POOLED_LINEAR if self.linear else CLASS_MAP
 
+    @property
+    def description(self) -> str:
+        """What stands between the map and the logits, in a few words."""
+        return "average pooling, one linear layer" if self.linear else "one map a class, averaged"
+
 
 def find_head(logits: ir.Value) -> PooledHead:
     """Return the head whose output is `logits`.

@@ -8,6 +8,7 @@ from onnx_ir.passes.common import (
     ClearMetadataAndDocStringPass,
     DeduplicateInitializersPass,
 )
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from foveate_export.errors import ExportError
 from foveate_export.graph.ceil_pooling import ExplicitCeilPooling
@@ -40,17 +41,20 @@ def write_onnx(graph: ExplainedClassifier, spec: InputSpec, path: Path) -> None:
     dynamic = {"image": {0: "N"}, "class_ids": {0: torch.export.Dim.DYNAMIC, 1: "K"}}
     names = graph.input_names
     try:
-        program = torch.onnx.export(
-            graph,
-            tuple(inputs[name] for name in names),
-            dynamo=True,
-            external_data=False,
-            opset_version=OPSET,
-            dynamic_shapes={name: dynamic[name] for name in names},
-            input_names=names,
-            output_names=graph.output_names,
-            verbose=False,
-        )
+        # Its other kernels leave their result in memory in an order that a view is traced for,
+        # and that what the exporter writes in their place does not have.
+        with sdpa_kernel(SDPBackend.MATH):
+            program = torch.onnx.export(
+                graph,
+                tuple(inputs[name] for name in names),
+                dynamo=True,
+                external_data=False,
+                opset_version=OPSET,
+                dynamic_shapes={name: dynamic[name] for name in names},
+                input_names=names,
+                output_names=graph.output_names,
+                verbose=False,
+            )
     except torch.onnx.OnnxExporterError as error:
         raise ExportError(f"the network cannot be written as ONNX: {_cause(error)}") from error
     if program is None:

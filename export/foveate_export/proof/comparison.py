@@ -1,7 +1,7 @@
 """Compares the outputs of two graphs that ought to be the same; needs no torch."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import numpy as np
@@ -56,12 +56,15 @@ def accepted(variant: str, *, selecting: bool) -> Tolerances:
 class Answers:
     """The outputs of a classifier, as the graph contract describes them.
 
-    `cams` is by method, `features` by layer.
+    `cams` is by method, `features` by layer. `sizes` is by method, float [N, K]: the
+    largest absolute value of each map before the ReLU that ends it, where one does. What
+    is left of a map that is negative nearly everywhere says nothing of how far it rounds.
     """
 
     logits: NDArray[np.float32]
     cams: dict[str, NDArray[np.float32]]
     features: dict[str, NDArray[np.float32]]
+    sizes: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     @property
     def outputs(self) -> dict[str, NDArray[np.float32]]:
@@ -71,6 +74,11 @@ class Answers:
             **{CAM_PREFIX + method: maps for method, maps in self.cams.items()},
             **{FEATURES_PREFIX + layer: maps for layer, maps in self.features.items()},
         }
+
+    @property
+    def output_sizes(self) -> dict[str, NDArray[np.float32]]:
+        """`sizes`, by the names of the graph's outputs."""
+        return {CAM_PREFIX + method: size for method, size in self.sizes.items()}
 
 
 class Comparison:
@@ -94,7 +102,8 @@ class Comparison:
         self._agreed += int((logits.argmax(1) == expected.logits.argmax(1)).sum())
         self._logits = max(self._logits, relative_error(logits, expected.logits, (1,)))
         for method, maps in expected.cams.items():
-            error = relative_error(got[CAM_PREFIX + method], maps, (2, 3))
+            size = expected.sizes.get(method)
+            error = relative_error(got[CAM_PREFIX + method], maps, (2, 3), size)
             self._cams[method] = max(self._cams.get(method, 0.0), error)
         for layer, maps in expected.features.items():
             error = relative_error(got[FEATURES_PREFIX + layer], maps, (1, 2, 3))
@@ -150,17 +159,20 @@ class Comparison:
         }
 
 
-def relative_error(got: Array, expected: Array, axes: tuple[int, ...]) -> float:
+def relative_error(
+    got: Array, expected: Array, axes: tuple[int, ...], sizes: Array | None = None
+) -> float:
     """Return the largest difference over the largest absolute value, of the worst map.
 
-    A map extends over `axes`. The result is infinite where the shapes differ or
+    A map extends over `axes`. `sizes` are the maps' largest absolute values where those
+    of `expected` are not; see `Answers`. The result is infinite where the shapes differ or
     a value of `got` is infinite or no number.
     """
     if got.shape != expected.shape or not np.isfinite(got).all():
         return float("inf")
     difference = np.abs(got - expected).max(axes)
-    largest = np.abs(expected)
-    scale = np.maximum(largest.max(axes), FLOOR * largest.max())
+    largest = np.abs(expected).max(axes) if sizes is None else sizes
+    scale = np.maximum(largest, FLOOR * largest.max())
     return float((difference / np.where(scale > 0, scale, 1)).max())
 
 

@@ -53,22 +53,25 @@ def answer(
     with torch.set_grad_enabled(explained is not None):
         with tapped(classifier.module, wanted) as tensors:
             logits = classifier.module(pixels)
-        cams = {}
+        cams: dict[str, Tensor] = {}
+        sizes: dict[str, Tensor] = {}
         if explained and classes is not None:
-            cams = _explain(logits, tensors, classes, explained)
+            cams, sizes = _explain(logits, tensors, classes, explained)
             if explained.held is not None:
                 with (
                     _holding(classifier.module, explained.held),
                     tapped(classifier.module, explained.taps) as again,
                 ):
                     linear = classifier.module(pixels)
-                cams["cam"] = _explain(linear, again, classes, explained)["cam"]
+                maps, largest = _explain(linear, again, classes, explained)
+                cams["cam"], sizes["cam"] = maps["cam"], largest["cam"]
             if explained.attention is not None:
                 asked = torch.from_numpy(classes)
                 cams |= maps_of_attention(classifier.module, pixels, asked, explained.attention)
     return Answers(
         logits=logits.detach().float().numpy(),
         cams={method: maps.detach().float().numpy() for method, maps in cams.items()},
+        sizes={method: size.detach().float().numpy() for method, size in sizes.items()},
         features={
             tap.path: maps.detach().float().numpy()
             for tap, maps in as_maps({tap: tensors[tap] for tap in layers}).items()
@@ -107,9 +110,11 @@ def in_float64(classifier: Classifier) -> Classifier:
 
 def _explain(
     logits: Tensor, tensors: Mapping[Tap, Tensor], classes: NDArray[np.int64], head: Head
-) -> dict[str, Tensor]:
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the maps, [N, K, h, w], and their sizes before a ReLU, [N, K], by method."""
     targets = head.without_attention.targets
     maps: dict[str, list[Tensor]] = {method: [] for method in targets}
+    sizes: dict[str, list[Tensor]] = {method: [] for method in targets}
     for column in torch.from_numpy(classes).T:
         # Pictures do not touch each other, so one sum gives each its own gradient.
         score = logits.gather(1, column[:, None]).sum()
@@ -119,5 +124,12 @@ def _explain(
         by_tap = as_maps(dict(zip(taps, gradients, strict=True)))
         for method, target in targets.items():
             activation = target.tap.layout.to_nchw(tensors[target.tap])
-            maps[method].append(METHODS[method](activation, by_tap[target.tap]))
-    return {method: torch.stack(found, 1) for method, found in maps.items()}
+            found = METHODS[method](activation, by_tap[target.tap])
+            # Of the negated activations, what a ReLU has taken away.
+            taken = METHODS[method](-activation, by_tap[target.tap])
+            maps[method].append(found)
+            sizes[method].append(torch.maximum(found.abs(), taken.abs()).amax((1, 2)))
+    return (
+        {method: torch.stack(columns, 1) for method, columns in maps.items()},
+        {method: torch.stack(columns, 1) for method, columns in sizes.items()},
+    )

@@ -43,7 +43,8 @@ Run = Callable[[Mapping[str, Array], Sequence[str]], Mapping[str, Array]]
 class Expected:
     """Some values of an output in torch.
 
-    `values` is float32 [maps, S], `largest` float32 [maps]. A class activation
+    `values` is float32 [maps, S], `largest` float32 [maps]: the largest absolute value,
+    of a map that a ReLU ends before the ReLU. A class activation
     map is one map; the logits, or a feature map, of one picture are one too.
     """
 
@@ -128,13 +129,22 @@ def fitting(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return coarse.repeat(side, axis=1).repeat(side, axis=2)[:, :height, :width]
 
 
-def expect(answers: Mapping[str, NDArray[np.float32]]) -> dict[str, Expected]:
-    """Choose the values to keep of torch's answers, given by output."""
+def expect(
+    answers: Mapping[str, NDArray[np.float32]],
+    sizes: Mapping[str, NDArray[np.float32]] | None = None,
+) -> dict[str, Expected]:
+    """Choose the values to keep of torch's answers, given by output.
+
+    `sizes` are the largest absolute values of an output's maps where the answers do not
+    show them, as behind a ReLU: float [N, K].
+    """
+    known = sizes or {}
     maps = {name: _maps(name, answer) for name, answer in answers.items()}
     count = max(1, _VALUE_BYTES // (4 * sum(len(values) for values in maps.values())))
     return {
         name: Expected(
-            values=values[:, _positions(values.shape[1], count)], largest=np.abs(values).max(1)
+            values=values[:, _positions(values.shape[1], count)],
+            largest=known[name].reshape(-1) if name in known else np.abs(values).max(1),
         )
         for name, values in maps.items()
     }

@@ -241,4 +241,5 @@ def test_the_manifest_says_what_was_assumed(export: Export) -> None:
     write("net.onnx")
     assert export("net.onnx", "--layout", "nchw")[0] == 0
     manifest = json.loads(Path("models/m/1/manifest.json").read_text(encoding="utf-8"))
-    assert manifest["assumptions"].keys() == {"scores"}
+    assert manifest["assumptions"].keys() == {"scores", "head"}
+    assert manifest["assumptions"]["head"] == "average pooling, one linear layer"

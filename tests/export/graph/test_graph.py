@@ -268,6 +268,11 @@ def test_a_gradient_holds_no_weight_twice(lenet5_export: Exported) -> None:
     assert 4 * 61706 <= held < 4 * 61706 + 4096
 
 
+def test_the_manifest_names_the_head(lite0_export: Exported, lenet5_export: Exported) -> None:
+    said = [each.manifest.assumptions["head"] for each in (lite0_export, lenet5_export)]
+    assert said == ["average pooling, one linear layer", "differentiated operator by operator"]
+
+
 class Sorted(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.sort(2).values
@@ -286,6 +291,7 @@ def test_a_head_that_cannot_be_differentiated_is_exported_without_maps_and_says_
     assert exported.note is not None
     assert exported.note.startswith("no class activation maps: this head is not supported")
     assert exported.manifest.assumptions["cams"] == exported.note
+    assert "head" not in exported.manifest.assumptions
     model = onnx.load(exported.path / "model.onnx")
     assert [node.name for node in model.graph.input] == ["image"]
     with torch.no_grad():

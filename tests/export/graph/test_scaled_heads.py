@@ -152,3 +152,27 @@ def test_a_computed_weight_is_a_plain_one(normed, digit_classifier) -> None:
 def test_a_network_of_plain_weights_stays_what_it_is() -> None:
     module = Net(nn.Linear(12, 10))
     assert with_plain_weights(module) is module
+
+
+class NormalisedTwice(nn.Module):
+    """As Swin V2 before it is trained: the last norm takes cells that are normalised already."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Sequential(nn.Conv2d(1, 12, 5, stride=3), nn.ReLU())
+        self.stages = nn.LayerNorm(12)
+        self.last = nn.Sequential(nn.LayerNorm(12))
+        self.head = nn.Linear(12, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        cells = self.stages(self.stem(x).permute(0, 2, 3, 1))
+        return self.head(self.last(cells).mean((1, 2)))
+
+
+def test_a_map_that_has_the_mean_by_chance_is_not_taken(digit_classifier) -> None:
+    classifier = digit_classifier(NormalisedTwice())
+    checked(classifier, PooledLinear)
+    head = examine(classifier).head
+    assert head is not None
+    assert {str(target.tap) for target in head.targets.values()} == {"last"}

@@ -1,5 +1,7 @@
 """Maps of transformers against autograd, written here from the tokens of the last block."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from timm.models.beit import Beit
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 from foveate_export.anatomy.pixels import normalise
 from foveate_export.default_pictures import for_classifier
-from foveate_export.exporter import examine
+from foveate_export.exporter import examine, export
 from foveate_export.graph.classifier import ExplainedClassifier
 from foveate_export.graph.heads import ClassToken, Differentiated, PooledScaled
 from foveate_export.graph.heads.pooled_linear import PooledLinear
@@ -134,3 +136,13 @@ def test_the_last_block_is_pulled_back_for_the_class_token_alone(
         forward = head.network([])(torch.randn(2, 1, 28, 28))
         head.without_attention.maps(forward, torch.tensor(CLASSES))
     assert seen == {"layer_norm": [1, 1], "gelu": [1], "scaled_dot_product_attention": [1]}
+
+
+def test_attention_with_a_bias_is_written_as_onnx(digit_classifier, tmp_path: Path) -> None:
+    # Of position, as in BEiT and MaxViT, whose heads need no trace of their own.
+    torch.manual_seed(0)
+    module = Beit(**SMALL, use_rel_pos_bias=True, use_abs_pos_emb=False, global_pool="avg")
+    classifier = digit_classifier(module)
+    pictures = for_classifier(classifier)
+    exported = export(classifier, repository=tmp_path, name="beit", pictures=pictures)
+    assert "cam" in exported.manifest.variant("fp32").parity.cams

@@ -9,12 +9,14 @@ from torch import Tensor, nn
 
 from foveate_export.anatomy.taps import Tap
 from foveate_export.errors import ParityError
-from foveate_export.exporter import export
+from foveate_export.exporter import examine, export
 from foveate_export.pictures import Pictures
 from foveate_export.proof.comparison import SELECTING, TOLERANCES, relative_error
 from foveate_export.proof.parity import measure
+from foveate_export.proof.reference import answer
 from foveate_export.publish.bundle import Exported
 from foveate_runtime.bundle.bundle import Bundle
+from foveate_runtime.bundle.golden import expect
 from foveate_runtime.commands.verify import verify
 from foveate_train.classifier import Classifier
 
@@ -161,3 +163,21 @@ def test_a_map_of_nothing_is_judged_by_the_others() -> None:
     expected = np.array([[[0.0, 0.0]], [[1000.0, 0.0]]], dtype=np.float32)
     got = np.array([[[0.1, 0.0]], [[1000.0, 0.0]]], dtype=np.float32)
     assert relative_error(got, expected, (1, 2)) == pytest.approx(0.1)
+
+
+def test_a_map_that_a_relu_ends_is_judged_by_what_it_was_before(
+    convnet4: Classifier, digits: Pictures
+) -> None:
+    head = examine(convnet4).head
+    classes = np.arange(4)[None].repeat(len(digits.images), 0)
+    answers = answer(convnet4, digits.images, head=head, classes=classes)
+    whole = np.abs(answers.cams["hirescam"]).max((2, 3))
+    # Behind one linear layer these are one map, but for the ReLU.
+    np.testing.assert_allclose(answers.sizes["gradcam"], whole, rtol=1e-4)
+    left = answers.cams["gradcam"].max((2, 3))
+    assert (left < 0.5 * whole).any()
+    off = answers.cams["gradcam"] + 1e-3 * whole[:, :, None, None]
+    sizes = answers.sizes["gradcam"]
+    assert relative_error(off, answers.cams["gradcam"], (2, 3), sizes) == pytest.approx(1e-3, 0.01)
+    kept = expect(answers.outputs, answers.output_sizes)["cam.gradcam"]
+    np.testing.assert_array_equal(kept.largest, sizes.reshape(-1))

@@ -12,7 +12,7 @@ from torch.nn import functional
 from foveate_export.anatomy.calls import Call, is_pointwise
 from foveate_export.anatomy.layout import Layout
 from foveate_export.anatomy.recording import Map, Recording
-from foveate_export.anatomy.taps import Tap
+from foveate_export.anatomy.taps import Tap, tapped
 from foveate_export.errors import UnsupportedHeadError
 from foveate_export.graph.forward import Forward, HookedNetwork
 
@@ -69,6 +69,9 @@ class Head(ABC):
 
     module: nn.Module
     """The classifier's network."""
+
+    description: str
+    """What stands between the activations and the logits, in a few words."""
 
     targets: Mapping[str, Target]
     """What the map of each method weighs; the default method comes first."""
@@ -206,6 +209,26 @@ def find_map(recording: Recording, fits: Callable[[Tensor], bool]) -> Map | None
         ),
         default=None,
     )
+
+
+def gradients(recording: Recording, taps: Sequence[Tap]) -> dict[Tap, Tensor | None]:
+    """Return the gradient of the logits, in random shares, by the tensor at each of `taps`.
+
+    Each has the layout of its tap. None where the logits do not depend on the tensor.
+    """
+    image = recording.image.clone().requires_grad_()
+    generator = torch.Generator().manual_seed(0)
+    with torch.enable_grad():
+        with tapped(recording.module, taps) as tensors:
+            logits = recording.module(image)
+        # Of random shares: the sum of all of them is constant where a softmax ends the network.
+        score = (logits * torch.randn(logits.shape, generator=generator)).sum()
+    found: dict[Tap, Tensor | None] = dict.fromkeys(taps)
+    asked = [tap for tap in taps if tensors[tap].requires_grad]
+    if score.requires_grad and asked:
+        values = torch.autograd.grad(score, [tensors[tap] for tap in asked], allow_unused=True)
+        found |= dict(zip(asked, values, strict=True))
+    return found
 
 
 def target_of(found: Map) -> Target:

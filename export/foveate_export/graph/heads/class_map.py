@@ -67,6 +67,9 @@ class ClassMap(Head):
         self.targets = {"cam": scores.target} | dict.fromkeys(
             ("gradcam", "hirescam", "layercam"), activations
         )
+        self.description = (
+            "one map a class, averaged" if scores.pooled else "the points of a map are the classes"
+        )
         self._weight = f"{convolution}.weight"
         self._pooled = scores.pooled
         self._masked = masked

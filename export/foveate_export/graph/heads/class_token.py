@@ -44,6 +44,7 @@ measured, see docs/export/faithfulness.md."""
 class ClassToken(Head):
     """The attention of a class token, and the gradients at the patch tokens."""
 
+    description = "a class token, differentiated operator by operator"
     attention: TokenAttention
 
     def __init__(

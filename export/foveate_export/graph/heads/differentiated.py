@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from foveate_export.anatomy.recording import Map, Recording
-from foveate_export.anatomy.taps import Tap, tapped
+from foveate_export.anatomy.taps import Tap
 from foveate_export.errors import UnknownLayerError, UnsupportedHeadError
 from foveate_export.graph.forward import Forward
-from foveate_export.graph.heads.base import Head, Target, find_map, target_of
+from foveate_export.graph.heads.base import Head, Target, find_map, gradients, target_of
 from foveate_export.graph.heads.pooled_linear import weigh
 from foveate_export.graph.vjp.traced import TracedForward, TracedNetwork, trace
 
@@ -37,6 +37,8 @@ which of two nearly equal cells that is may differ from engine to engine."""
 
 class Differentiated(Head):
     """Whatever lies between a layer and the logits, as far as every operator has a rule."""
+
+    description = "differentiated operator by operator"
 
     def __init__(self, module: nn.Module, traced: TracedNetwork, target: Target) -> None:
         self.module = module
@@ -151,20 +153,8 @@ def _last_maps(recording: Recording) -> list[Map]:
 
 def _without_influence(recording: Recording, taps: Sequence[Tap]) -> dict[Tap, str]:
     """Say of each of `taps` that the logits do not depend on the cells of its map that it is so."""
-    image = recording.image.clone().requires_grad_()
-    generator = torch.Generator().manual_seed(0)
-    with torch.enable_grad():
-        with tapped(recording.module, taps) as tensors:
-            logits = recording.module(image)
-        # Of random shares: the sum of all of them is constant where a softmax ends the network.
-        score = (logits * torch.randn(logits.shape, generator=generator)).sum()
-    gradients: dict[Tap, Tensor | None] = dict.fromkeys(taps)
-    asked = [tap for tap in taps if tensors[tap].requires_grad]
-    if score.requires_grad and asked:
-        found = torch.autograd.grad(score, [tensors[tap] for tap in asked], allow_unused=True)
-        gradients |= dict(zip(asked, found, strict=True))
     reasons = {}
-    for tap, gradient in gradients.items():
+    for tap, gradient in gradients(recording, taps).items():
         if gradient is None:
             reasons[tap] = f"the logits do not depend on {tap}"
         elif tap.layout.prefix and not tap.layout.to_nchw(gradient).any():

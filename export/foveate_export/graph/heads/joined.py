@@ -16,6 +16,7 @@ class Joined(Head):
         self.module = second.module
         self.targets = {**first.targets, **second.targets}
         self.held = first.held
+        self.description = f"{first.description}; from the layer chosen, {second.description}"
         self._first = first
         self._second = second
 

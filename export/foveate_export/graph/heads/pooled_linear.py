@@ -18,24 +18,35 @@ dz[c] / dA[k, i, j] = W[c, k] / (h w), which leaves of the methods of
     LayerCAM  = ReLU(sum_k ReLU(W[c, k]) A[k]) / (h w)
 """
 
-from functools import partial
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from foveate_export.anatomy.recording import Recording
+from foveate_export.anatomy.recording import Map, Recording
 from foveate_export.errors import UnsupportedHeadError
 from foveate_export.graph.forward import Forward
-from foveate_export.graph.heads.base import Head, Target, find_map, last_layer, target_of
+from foveate_export.graph.heads.base import (
+    Head,
+    Target,
+    find_map,
+    gradients,
+    last_layer,
+    target_of,
+)
 
 _POOLING_TOLERANCE = 1e-5
 """Of the largest mean. Summing 100 to 10,000 floats in another order moves their
 mean by some 1e-7; another kind of pooling moves it by far more than 1e-5."""
 
+_EVEN = 1e-3
+"""Of the largest gradient, between two cells. A normalisation of each cell moves it by tenths."""
+
 
 class PooledLinear(Head):
     """A mean over space and a linear layer, or a 1x1 convolution in its place."""
+
+    description = "average pooling, one linear layer"
 
     def __init__(self, module: nn.Module, target: Target, weight: str) -> None:
         self.module = module
@@ -53,7 +64,7 @@ class PooledLinear(Head):
                 f"the layer that returns the logits, {last.path!r}, takes a map and not its mean"
             )
         pooled = last.input.reshape(images, -1)
-        found = find_map(recording, partial(has_mean, pooled))
+        found = find_pooled(recording, pooled)
         if found is None:
             raise UnsupportedHeadError(
                 f"the input of the layer that returns the logits, {last.path!r}, "
@@ -88,6 +99,29 @@ def weigh(rows: Tensor, activations: Tensor) -> Tensor:
     """Sum the channels of [N, C, h, w] with the weights [N, K, C]: [N, K, h, w]."""
     maps = torch.matmul(rows, activations.flatten(2))
     return maps.reshape(*rows.shape[:2], *activations.shape[2:])
+
+
+def find_pooled(recording: Recording, mean: Tensor) -> Map | None:
+    """Find the map whose mean over space is `mean`, [N, C], and that counts by its mean alone.
+
+    Another map may have the same mean by chance: that before a normalisation of what
+    is normalised already, as in a Swin V2 that was not trained. Its gradient is not
+    the same at every cell.
+    """
+    fitting = [found for found in recording.maps if has_mean(mean, found.tensor)]
+    by_tap = gradients(recording, [found.tap for found in fitting]) if fitting else {}
+    pooled = {
+        id(found.tensor)
+        for found in fitting
+        if (gradient := by_tap[found.tap]) is None or _is_even(found.tap.layout.to_nchw(gradient))
+    }
+    return find_map(recording, lambda tensor: id(tensor) in pooled)
+
+
+def _is_even(gradient: Tensor) -> bool:
+    """Whether a gradient, [N, C, h, w], is the same at every cell."""
+    uneven = (gradient - gradient.mean((2, 3), keepdim=True)).abs().max()
+    return bool(uneven <= _EVEN * gradient.abs().max())
 
 
 def has_mean(mean: Tensor, tensor: Tensor) -> bool:

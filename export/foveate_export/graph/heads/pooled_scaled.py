@@ -27,7 +27,6 @@ at every cell, which Grad-CAM, HiResCAM and LayerCAM weigh the cells by. So here
 HiResCAM is another map than CAM, and does not sum to the logit.
 """
 
-from functools import partial
 from typing import Self
 
 import torch
@@ -42,13 +41,18 @@ from foveate_export.graph.heads.base import (
     Head,
     Held,
     Target,
-    find_map,
     last_calls,
     last_layer,
     same,
     target_of,
 )
-from foveate_export.graph.heads.pooled_linear import by_gradient, has_mean, weigh
+from foveate_export.graph.heads.pooled_linear import by_gradient, find_pooled, weigh
+
+_WORDS = {
+    "layer_norm": "layer norm, one linear layer",
+    "rms_norm": "RMS norm, one linear layer",
+    "cosine": "its direction compared with each class's",
+}
 
 
 class PooledScaled(Head):
@@ -60,6 +64,7 @@ class PooledScaled(Head):
         self.module = module
         self.targets = dict.fromkeys(("cam", "gradcam", "hirescam", "layercam"), target)
         self.held = held
+        self.description = f"average pooling, {_WORDS[held.kind]}"
         self._activations = target.tap
         self._linear = linear
 
@@ -132,7 +137,7 @@ def _mean_of(recording: Recording, pooled: Tensor | None) -> Map | None:
     """Find the map that `pooled` is the mean of."""
     if pooled is None or pooled.numel() == len(pooled):
         return None
-    return find_map(recording, partial(has_mean, pooled.flatten(1)))
+    return find_pooled(recording, pooled.flatten(1))
 
 
 def _normalises(call: Call) -> Held | None:
