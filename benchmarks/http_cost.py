@@ -28,6 +28,9 @@ from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
 RESULTS = Path(__file__).parent / "results" / "http_cost.json"
 PAGE = pages.DOCS / "serving" / "http.md"
 MODEL = "efficientnet_lite0"
+WAYS = ("gRPC", "HTTP")
+
+page_part = partial(rounds.page_part, ways=WAYS)
 
 Ask = Callable[[], None]
 
@@ -96,7 +99,7 @@ def main() -> None:
     """Measure and write the result."""
     options = script.parse(script.parser(__doc__ or "", out=RESULTS, page=PAGE))
     result = measure(options.repository, options.images)
-    script.finish(result, partial(rounds.page_part, ways=("gRPC", "HTTP")), options)
+    script.finish(result, page_part, options)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ PAGE = pages.DOCS / "serving" / "transport.md"
 TRANSPORTS = ("grpcio", "http2")
 AT_ONCE = 32
 
+page_part = partial(rounds.page_part, ways=TRANSPORTS)
+
 Call = Callable[[grpc.Channel], Any]
 """Begins a request, and returns its future."""
 
@@ -86,7 +88,7 @@ def main() -> None:
     """Measure and write the result."""
     options = script.parse(script.parser(__doc__ or "", out=RESULTS, page=PAGE))
     result = measure(options.repository, options.images)
-    script.finish(result, partial(rounds.page_part, ways=TRANSPORTS), options)
+    script.finish(result, page_part, options)
 
 
 if __name__ == "__main__":
