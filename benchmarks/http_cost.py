@@ -95,6 +95,10 @@ def measure(repository: Path, images: Path) -> dict[str, Any]:
         return rounds.measure("http_cost", kinds, ("HTTP", "gRPC"))
 
 
+page_part = partial(rounds.page_part, ways=("gRPC", "HTTP"))
+"""Returns the table for the page."""
+
+
 def main() -> None:
     """Measure and write the result."""
     options = script.parse(script.parser(__doc__ or "", out=RESULTS, page=PAGE))
