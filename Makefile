@@ -12,7 +12,7 @@ SHELL := bash
 .DELETE_ON_ERROR:
 # Without bytecode in files each process compiles torch anew, which takes longer than most tests.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help setup mnist demo gallery test test-fast containers check docs format stubs manifests baseline bench dist fuzz faults gpu clean
+.PHONY: help setup mnist demo gallery test test-fast containers check docs format stubs manifests baseline bench dist fuzz faults soak gpu clean
 
 bin := $(VENV)/bin
 packages := proto clients web runtime serve bench export train umbrella
@@ -51,6 +51,10 @@ fuzz: demo-output/repository/efficientnet_lite0/1/manifest.json ## Send changed 
 
 faults: demo-output/repository/efficientnet_lite0/1/manifest.json ## Break what stands around a server, into docs/reliability.md; FAULTS=--short is the short form
 	$(bin)/python -m tests.faults $(FAULTS)
+
+soak: demo-output/repository/efficientnet_lite0/1/manifest.json ## Ask a server in every way for an hour with each transport; SOAK="--minutes 2" is the short form
+	$(bin)/python -m tests.soak --planted --minutes 2 --transport grpcio
+	$(bin)/python -m tests.soak $(SOAK)
 
 gpu: $(ready) ## Compare and time every engine on this machine's GPU, or on its processor, into gpu-output/
 	$(bin)/python -m benchmarks.gpu $(GPU)

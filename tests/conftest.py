@@ -46,6 +46,8 @@ SLOW = (
     "export/test_",
     "integration",
     "runtime/backends",
+    "runtime/remote/test_hub",
+    "runtime/remote/test_registry",
     "serve/operations",
     "serve/transports/test_both",
     "train/studies",

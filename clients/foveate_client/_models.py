@@ -217,6 +217,11 @@ class Model:
             coverages=tuple(message.coverages),
         )
 
+    def _repr_html_(self) -> str:
+        from foveate_client import _notebook  # noqa: PLC0415 - a notebook's alone
+
+        return _notebook.model(self)
+
 
 def _variant(variant: proto.Variant) -> Variant:
     return Variant(

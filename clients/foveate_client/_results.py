@@ -77,6 +77,20 @@ class View:
         return self.left, self.top, self.width, self.height
 
 
+@dataclass(frozen=True, kw_only=True)
+class MapCheck:
+    """What a map is worth for one picture.
+
+    `drop` is how far the class's score fell on average when the pixels where the map is
+    highest were hidden, `random_drop` when as many were hidden anywhere; of a model
+    whose scores are "none" it is the logit. `copies` were tried.
+    """
+
+    drop: float
+    random_drop: float
+    copies: int
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Heatmap:
     """A class activation map.
@@ -86,7 +100,8 @@ class Heatmap:
     activations come from, and `view` the part of the picture that it covers.
     `against` is the class that it speaks against, None where there is none;
     `explained` the share of the logit, or of the difference of two, that it accounts
-    for, from 0 to 1, None where the method does not say.
+    for, from 0 to 1, None where the method does not say; `check` what it is worth, None
+    unless that was asked for.
     """
 
     class_id: int
@@ -99,6 +114,7 @@ class Heatmap:
     view: View
     against: int | None = None
     explained: float | None = None
+    check: MapCheck | None = None
 
     @property
     def has_evidence(self) -> bool:
@@ -150,6 +166,11 @@ class Heatmap:
         box = left * across, top * down, width * across, height * down
         return _drawing.overlay(original, self.array, box, opacity)
 
+    def _repr_png_(self) -> bytes:
+        from foveate_client import _notebook
+
+        return _notebook.png(self.picture())
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the raw values where `path` ends in .npy, and else the coloured picture."""
         if Path(path).suffix == ".npy":
@@ -183,6 +204,11 @@ class FeatureMap:
         return _drawing.contact_sheet(
             self.array, self.channels, f"{self.layer}: {count} {noun} of {height} x {width}"
         )
+
+    def _repr_png_(self) -> bytes:
+        from foveate_client import _notebook
+
+        return _notebook.png(self.contact_sheet())
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the raw values where `path` ends in .npy, and else the contact sheet."""
@@ -259,6 +285,11 @@ class Classification:
             warnings=tuple(message.warnings),
         )
 
+    def _repr_html_(self) -> str:
+        from foveate_client import _notebook
+
+        return _notebook.classification(self)
+
 
 def _trust(trust: service.Trust) -> Trust:
     return Trust(
@@ -293,7 +324,12 @@ def _heatmap(cam: explanation.Cam, view: View) -> Heatmap:
         view=view,
         against=cam.against if cam.HasField("against") else None,
         explained=cam.explained if cam.HasField("explained") else None,
+        check=_check(cam.check) if cam.HasField("check") else None,
     )
+
+
+def _check(check: explanation.MapCheck) -> MapCheck:
+    return MapCheck(drop=check.drop, random_drop=check.random_drop, copies=check.copies)
 
 
 def _feature_map(features: explanation.FeatureMap) -> FeatureMap:

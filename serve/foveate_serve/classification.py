@@ -43,15 +43,17 @@ class CamRequest:
     `method` empty takes the bundle's first. `top` explains that many of the
     best classes, before those of `class_ids`; None means one where `class_ids`
     is empty and none otherwise. `against` is a class, or below 0 a rank, whose logit
-    is taken off that of each class explained. Pictures are `width` x `height` pixels, 0
-    meaning the input's size, and `opacity` is the share of the map's colour in
-    an overlay where the map is largest.
+    is taken off that of each class explained. `check` is on how many masked copies the map
+    is tried, 0 for none. Pictures are `width` x `height` pixels, 0 meaning the input's
+    size, and `opacity` is the share of the map's colour in an overlay where the map is
+    largest.
     """
 
     method: str = ""
     class_ids: tuple[int, ...] = ()
     top: int | None = None
     against: int | None = None
+    check: int = 0
     forms: frozenset[CamForm] = frozenset({"raw"})
     width: int = 0
     height: int = 0
@@ -125,6 +127,18 @@ class Trust:
     set_method: SetMethod
 
 
+class MapCheck(NamedTuple):
+    """What became of a class when parts of the picture were hidden.
+
+    `drop` is how far its score, or its logit where there are no scores, fell on average
+    without what the map shows, `random_drop` without as much of anything.
+    """
+
+    drop: float
+    random_drop: float
+    copies: int
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cam:
     """The map of one class.
@@ -133,6 +147,7 @@ class Cam:
     width], and the encoded pictures `heatmap` and `overlay` are None unless
     asked for. `against` is the class whose logit was taken off, `explained` the share
     of the logit, or of the difference, that the map accounts for; None where there is none.
+    `check` is what the map is worth, None where that was not tried.
     """
 
     class_id: int
@@ -148,6 +163,7 @@ class Cam:
     overlay: bytes | None
     against: int | None = None
     explained: float | None = None
+    check: MapCheck | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

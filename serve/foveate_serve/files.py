@@ -16,6 +16,9 @@ logger = logging.getLogger(__name__)
 _MOST = 1 << 20
 """Where the hard limit is higher, or is none: some libraries keep a table of so many entries."""
 
+GRPC_SHARE, HTTP_SHARE = 0.625, 0.125
+"""The parts of the open files that the connections of a port may take."""
+
 _QUIET_SECONDS = 60.0
 
 
@@ -39,6 +42,17 @@ def raise_open_files() -> None:
     logger.info("at most %d files and connections can be open", soft)
 
 
+def connections_within(limit: int, *, share: float = GRPC_SHARE) -> int:
+    """Return how many connections a port may hold: `limit`, or its share of the open files.
+
+    What the ports leave is for probes, metrics, and the models that are loaded.
+    """
+    if resource is None:
+        return limit
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return limit if soft == resource.RLIM_INFINITY else max(1, min(limit, int(soft * share)))
+
+
 class OneLine:
     """An exception handler of an event loop that logs open files at their limit in one line.
 
@@ -57,6 +71,6 @@ class OneLine:
             self._quiet_until = time.monotonic() + _QUIET_SECONDS
             logger.error(
                 "connections are not taken: %s; raise the hard limit (ulimit -Hn), "
-                "or set max_connection_idle",
+                "or set max_connections and max_connection_idle",
                 error.strerror,
             )

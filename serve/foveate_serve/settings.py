@@ -163,6 +163,11 @@ class TransportSettings(BaseModel):
     max_concurrent_streams: Count = Field(
         default=1024, description="the most calls of one connection at one time; others wait"
     )
+    max_connections: Count = Field(
+        default=10_000,
+        description="the most connections of a process; fewer where its limit of open files "
+        "leaves no more",
+    )
     max_connection_idle: Seconds = Field(
         default=0.0,
         description="seconds without a call after which a connection is closed; 0 is never",

@@ -130,9 +130,9 @@ class Statistics(Observer):
         self._models.pop((model, version), None)
         self.figures.forget((model, version))
 
-    def set(self, name: str, model: str, version: str, value: float) -> None:
-        """Set a number of a version that is read, not counted."""
-        self.figures.slots(name, (model, version))[0] = value
+    def set(self, name: str, model: str, version: str, value: float, *labels: str) -> None:
+        """Set a number of a version that is read, not counted; `labels` are further ones."""
+        self.figures.slots(name, (model, version, *labels))[0] = value
 
     def on_start(self, model: str, version: str) -> None:
         """Count a request in flight."""

@@ -181,6 +181,28 @@ def test_the_map_of_a_linear_head_explains_all_of_the_logit(client: Client, pict
         assert cam.against is None
 
 
+@pytest.mark.parametrize(("check", "copies"), [(True, 16), (8, 8)])
+def test_a_map_is_tried_on_masked_copies(
+    client: Client, tmp_path: Path, check: int | bool, copies: int
+) -> None:
+    """Of a picture whose left half is green: without it the class is not green."""
+    half = flat(0, 0, 90)
+    half.paste(flat(0, 255, 0).crop((0, 0, half.width // 2, half.height)))
+    half.save(path := tmp_path / "half.png")
+    (cam,) = client.classify(path, model="colours", cam=Cam(class_ids=[GREEN], check=check)).cams
+    assert cam.check is not None
+    assert cam.check.copies == copies
+    assert cam.check.drop > cam.check.random_drop
+
+
+def test_every_model_has_a_map_by_occlusion(client: Client, picture: Path) -> None:
+    answer = client.classify(picture, model="plain", cam=Cam(method="occlusion", top=2))
+    assert [cam.array.shape for cam in answer.cams] == [(5, 5), (5, 5)]
+    assert all(cam.check is None for cam in answer.cams)
+    with pytest.raises(InvalidArgumentError, match="one map is tried at a time"):
+        client.classify(picture, model="plain", cam=Cam(top=2, check=True))
+
+
 def test_without_the_constants_no_share_is_said(client: Client, picture: Path) -> None:
     (cam,) = client.classify(picture, model="plain", cam=Cam()).cams
     assert cam.explained is None
@@ -284,3 +306,13 @@ def test_the_command_refuses_what_it_cannot_do(
     code, _, err = run(picture, "--model", "plain", "--trust")
     assert code == 1
     assert "foveate calibrate BUNDLE --data DIR" in err
+
+
+def test_the_command_says_what_a_map_is_worth(
+    run: Callable[..., tuple[int, str, str]], picture: Path
+) -> None:
+    code, out, err = run(picture, "--model", "colours", "--check", "--json")
+    assert code == 0, err
+    assert json.loads(out)["cams"][0]["check"].keys() == {"drop", "random_drop", "copies"}
+    _, told, _ = run(picture, "--model", "colours", "--check", "--no-show")
+    assert "without what it shows the score falls by" in told

@@ -99,10 +99,14 @@ class Bench:
         prefix: tuple[str, ...] = (),
         environment: Mapping[str, str] | None = None,
         repository: Path | None = None,
+        program: tuple[str, ...] | None = None,
     ) -> Iterator[Server]:
-        """Serve the repository; whatever is left of the server is killed afterwards."""
+        """Serve the repository; whatever is left of the server is killed afterwards.
+
+        `program` takes the place of `foveate serve`.
+        """
         log = self.folder / "server.log"
-        command = [*prefix, str(FOVEATE), "serve", "--repository"]
+        command = [*prefix, *(program or (str(FOVEATE), "serve")), "--repository"]
         command += [str(repository or self.repository), "--address", address, *arguments]
         with log.open("a", encoding="utf-8") as stderr:
             process = subprocess.Popen(

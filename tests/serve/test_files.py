@@ -47,3 +47,17 @@ async def test_the_limit_when_reached_is_told_in_one_line(caplog: pytest.LogCapt
     told, other = (record.getMessage() for record in caplog.records)
     assert told.startswith("connections are not taken: Too many open files; raise the hard limit")
     assert other == "something else"
+
+
+def test_connections_leave_files_for_probes_and_models() -> None:
+    program = """
+import resource
+from foveate_serve.files import HTTP_SHARE, connections_within
+resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
+print(connections_within(10_000), connections_within(10_000, share=HTTP_SHARE))
+print(connections_within(7), connections_within(7, share=HTTP_SHARE))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
+    assert done.stdout == "640 128\n7 7\n"

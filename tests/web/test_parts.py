@@ -6,15 +6,16 @@ import subprocess
 import urllib.error
 import urllib.parse
 import urllib.request
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from foveate_client import ImageError
+from foveate_client import ImageError, InputSpec, Model
 from foveate_train.data import mnist
-from foveate_web import drawing, link, pictures
-from foveate_web.asking import Choice
+from foveate_web import drawing, fragments, link, pictures
+from foveate_web.asking import Answer, Choice
 from foveate_web.pictures import Pictures
 from foveate_web.serving import MAX_BODY
 
@@ -88,6 +89,33 @@ def test_pictures_are_kept_within_their_bytes() -> None:
 def test_what_cannot_be_a_picture_is_refused(data: bytes, told: str) -> None:
     with pytest.raises(ImageError, match=re.escape(told)):
         Pictures().add(data)
+
+
+def test_a_model_without_maps_says_why() -> None:
+    model = Model(
+        name="plain",
+        version="1",
+        state="ready",
+        classifier="own",
+        active_variant="fp32",
+        backend="onnxruntime",
+        device="cpu",
+        labels=("a", "b"),
+        input=InputSpec(
+            height=8, width=8, channels=3, resize=8, interpolation="bilinear", mean=(), std=()
+        ),
+        layers=(),
+        cam_methods=(),
+        variants=(),
+        created=datetime.now(UTC),
+        parameters=1,
+        assumptions={"cams": "none: the head is <new>"},
+    )
+    answer = Answer(
+        choice=Choice(), model=model, result=None, heatmaps=(), features=None, seconds=0
+    )
+    said = fragments.maps(answer, Pictures().get("cat"))
+    assert "plain has no class activation maps: the head is &lt;new&gt;" in said
 
 
 def test_a_link_restores_what_it_was_made_of() -> None:

@@ -41,7 +41,8 @@ CREATE TABLE IF NOT EXISTS results (
     scores BLOB NOT NULL,
     vectors BLOB NOT NULL,
     cam TEXT,
-    trust TEXT
+    trust TEXT,
+    tiles BLOB
 );
 CREATE TABLE IF NOT EXISTS errors (
     name TEXT PRIMARY KEY,
@@ -83,7 +84,8 @@ class Row:
     `position` is its place in the input and `label` what its folder or record
     says that it shows. `class_ids` is int32 [k] and `scores` float32 [k], best
     first; `vectors` is float32 and flat: every embedding, then every feature
-    map. `cam` is the file of its overlay, and `trust` None unless asked for.
+    map. `cam` is the file of its overlay, and `trust` None unless asked for; `tiles`
+    are what a report shows of it, as `report.tiles.pack` makes them.
     """
 
     name: str
@@ -94,6 +96,7 @@ class Row:
     vectors: npt.NDArray[np.float32]
     cam: str | None
     trust: RowTrust | None = None
+    tiles: bytes = b""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -166,9 +169,11 @@ class Journal:
             self._require_same(json.loads(known[0]), json.loads(json.dumps(settings)))
         for statement in _SCHEMA.split(";"):
             run(statement)
-        if "trust" not in {name for _, name, *_ in run("PRAGMA table_info(results)")}:
-            # A run that an older version began.
-            run("ALTER TABLE results ADD COLUMN trust TEXT")
+        known_columns = {name for _, name, *_ in run("PRAGMA table_info(results)")}
+        for name, kind in (("trust", "TEXT"), ("tiles", "BLOB")):
+            if name not in known_columns:
+                # A run that an older version began.
+                run(f"ALTER TABLE results ADD COLUMN {name} {kind}")
         run("DELETE FROM errors WHERE transient OR ?", (self._retry_errors,))
         (before,) = run("PRAGMA user_version").fetchone()
         self._run = int(before) + 1
@@ -219,7 +224,8 @@ class Journal:
         """Note one picture's outcome, which is safe after the next commit."""
         if isinstance(outcome, Row):
             self._database.execute(
-                "INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO results (name, position, stamp, run, label, class_ids, "
+                "scores, vectors, cam, trust, tiles) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     outcome.name,
                     outcome.position,
@@ -231,6 +237,7 @@ class Journal:
                     outcome.vectors.astype("<f4").tobytes(),
                     outcome.cam,
                     None if outcome.trust is None else json.dumps(asdict(outcome.trust)),
+                    outcome.tiles or None,
                 ),
             )
         else:
@@ -261,11 +268,12 @@ class Journal:
 
     def rows(self) -> Iterator[Row]:
         """Yield the results of this run's pictures in the order of the input."""
-        for name, position, label, class_ids, scores, vectors, cam, trust in self._database.execute(
-            "SELECT name, position, label, class_ids, scores, vectors, cam, trust "
+        found = self._database.execute(
+            "SELECT name, position, label, class_ids, scores, vectors, cam, trust, tiles "
             "FROM results WHERE run = ? ORDER BY position, name",
             (self._run,),
-        ):
+        )
+        for name, position, label, class_ids, scores, vectors, cam, trust, tiles in found:
             yield Row(
                 name=name,
                 position=position,
@@ -275,6 +283,7 @@ class Journal:
                 vectors=np.frombuffer(vectors, dtype="<f4"),
                 cam=cam,
                 trust=None if trust is None else RowTrust(**json.loads(trust)),
+                tiles=tiles or b"",
             )
 
     def failures(self) -> Iterator[Failure]:

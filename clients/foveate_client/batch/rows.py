@@ -12,11 +12,12 @@ import numpy.typing as npt
 from foveate_client._exceptions import CallError, FoveateError, ImageError
 from foveate_client._models import Model
 from foveate_client._options import Cam, ClassifyOptions, TrustRequest
-from foveate_client._results import Classification
+from foveate_client._results import Classification, Heatmap
 from foveate_client.batch.journal import Failure, Row, RowTrust
 from foveate_client.batch.sources import Item
 from foveate_client.batch.stream import Task, may_pass
 from foveate_client.batch.tables import Vector
+from foveate_client.report.tiles import Map, Tile, draw, pack
 
 LAST = "last"
 """Stands for the last layer that the model lists."""
@@ -26,6 +27,9 @@ LARGEST_OVERLAY = 2048
 
 _OF_THE_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.ENOTDIR, errno.EISDIR)
 """Errors of a file system that refuses one name, and would take others."""
+
+PROBABILITIES = "probabilities"
+"""The column of every class's score."""
 
 _EVALUATED = 5
 """Classes that top-5 accuracy needs, however many are written."""
@@ -43,8 +47,10 @@ class Plan:
     `threshold`; None means any. `embeddings` and `feature_maps` are layers, of
     which LAST stands for the last; `cam_folder` is where overlays of the best
     class's map are written, None meaning none, and `cam_method` empty takes the
-    model's first. Raises PlanError where the model has too few classes, no such
-    scores, or not such a layer or method.
+    model's first; `probabilities` writes the score of every class. With `tiles` each
+    row holds what a report shows of the picture, with maps where `tile_maps` says so.
+    Raises PlanError where the model has too few classes, no such scores, or not such a
+    layer or method.
     """
 
     model: Model
@@ -55,6 +61,9 @@ class Plan:
     cam_folder: Path | None = None
     cam_method: str = ""
     trust: TrustRequest | None = None
+    probabilities: bool = False
+    tiles: bool = False
+    tile_maps: bool = False
     vectors: tuple[Vector, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -69,7 +78,7 @@ class Plan:
                 f"are ({self.model.scores})"
             )
         methods = [method.name for method in self.model.cam_methods]
-        if self.cam_folder is not None and self.cam_method and self.cam_method not in methods:
+        if self._explains and self.cam_method and self.cam_method not in methods:
             raise PlanError(
                 f"the model has no CAM method {self.cam_method!r}; it has {', '.join(methods)}"
             )
@@ -81,6 +90,12 @@ class Plan:
             *(Vector(name=f"embedding.{x}", shape=shapes[x][:1]) for x in self.embeddings),
             *(Vector(name=f"features.{x}", shape=shapes[x]) for x in self.feature_maps),
         ]
+        if self.probabilities:
+            if self.model.scores == "none":
+                raise PlanError(
+                    "--probabilities: the model's scores are its logits, and no probabilities"
+                )
+            vectors.append(Vector(name=PROBABILITIES, shape=(classes,)))
         object.__setattr__(self, "vectors", tuple(vectors))
 
     @staticmethod
@@ -109,6 +124,9 @@ class Plan:
             "--cam": None if self.cam_folder is None else str(self.cam_folder),
             "--cam-method": self.cam_method,
             "--trust": None if self.trust is None else asdict(self.trust),
+            # Null unless asked for, as in the journals of older versions.
+            "--probabilities": self.probabilities or None,
+            "--report": self.tiles or None,
             "variant": self.model.active_variant,
         }
 
@@ -119,19 +137,39 @@ class Plan:
             model=self.model.name,
             # Stated, so that a version loaded meanwhile does not mix in.
             version=self.model.version,
-            top_k=min(max(self.top_k, _EVALUATED), len(self.model.labels)),
+            top_k=len(self.model.labels) if self.probabilities else self._most_kept,
             feature_maps=list(dict.fromkeys((*self.embeddings, *self.feature_maps))),
         )
-        if self.cam_folder is not None:
+        if self._explains:
             options["cam"] = Cam(method=self.cam_method)
         if self.trust is not None:
             options["trust"] = self.trust
         return options
 
-    def outcome(self, task: Task, answer: Classification | FoveateError) -> Row | Failure:
+    @property
+    def _explains(self) -> bool:
+        return self.cam_folder is not None or self.tile_maps
+
+    @property
+    def _most_kept(self) -> int:
+        return min(max(self.top_k, _EVALUATED), len(self.model.labels))
+
+    def explanation(self, class_id: int) -> ClassifyOptions:
+        """Return the options of a call for nothing but the map of a class."""
+        return ClassifyOptions(
+            model=self.model.name,
+            version=self.model.version,
+            top_k=1,
+            cam=Cam(method=self.cam_method, class_ids=[class_id]),
+        )
+
+    def outcome(
+        self, task: Task, answer: Classification | FoveateError, right: Heatmap | None = None
+    ) -> Row | Failure:
         """Return what the journal notes of an answer, having drawn the overlay where wanted.
 
-        Raises OSError where no overlay can be written.
+        `right` is the map of the right class, where that is another one than the best, for
+        the report. Raises OSError where no overlay can be written.
         """
         if isinstance(answer, FoveateError):
             return _failure(task, answer)
@@ -139,6 +177,7 @@ class Plan:
             cam = (
                 None if self.cam_folder is None else self._draw(self.cam_folder, task.item, answer)
             )
+            tiles = self._tiles(task.item, answer, right) if self.tiles else ()
         except ImageError as error:
             return _failure(task, error)
         except ValueError:
@@ -150,7 +189,7 @@ class Plan:
         least = -inf if self.threshold is None else self.threshold
         kept = [
             prediction
-            for rank, prediction in enumerate(answer.predictions)
+            for rank, prediction in enumerate(answer.predictions[: self._most_kept])
             if rank < _EVALUATED or prediction.score >= least
         ]
         return Row(
@@ -162,6 +201,7 @@ class Plan:
             vectors=self._vectors(answer),
             cam=cam,
             trust=_trust(answer),
+            tiles=pack(tiles),
         )
 
     def _vectors(self, answer: Classification) -> npt.NDArray[np.float32]:
@@ -170,7 +210,20 @@ class Plan:
             *(maps[layer].mean(axis=(1, 2)) for layer in self.embeddings),
             *(maps[layer].ravel() for layer in self.feature_maps),
         ]
+        if self.probabilities:
+            scores = np.empty(len(self.model.labels), dtype=np.float32)
+            scores[[x.class_id for x in answer.predictions]] = [x.score for x in answer.predictions]
+            parts.append(scores)
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.float32)
+
+    @staticmethod
+    def _tiles(item: Item, answer: Classification, right: Heatmap | None) -> tuple[Tile, ...]:
+        maps = [*answer.cams, *([right] if right is not None else [])]
+        try:
+            return draw(item.image, [Map(x.class_id, x.array) for x in maps], answer.view)
+        except ImageError:
+            # The server has read it. The answer counts, and the report has no picture of it.
+            return ()
 
     @staticmethod
     def _draw(folder: Path, item: Item, answer: Classification) -> str:

@@ -2,31 +2,37 @@
 
 import json
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from foveate_client._client import Client
-from foveate_client._results import Classification
+from foveate_client._exceptions import FoveateError
+from foveate_client._results import Classification, Heatmap
 from foveate_client.batch.classes import Classes
 from foveate_client.batch.evaluation import Evaluation, Evaluator
+from foveate_client.batch.fiftyone import write_fiftyone
 from foveate_client.batch.journal import Failure, Journal, Row
-from foveate_client.batch.report import render
 from foveate_client.batch.rows import Plan
 from foveate_client.batch.sources import Passed, Source, Unreadable
-from foveate_client.batch.stream import Task, classify_tasks
+from foveate_client.batch.stream import Task, ask, classify_tasks
 from foveate_client.batch.tables import Columns, write_errors, write_results, write_text
+from foveate_client.report import tiles
+from foveate_client.report.entries import SCORES, Entry
+from foveate_client.report.page import Heading, render
+from foveate_client.report.writer import ReportWriter
 
 CLASSIFIED, FAILED, DONE_BEFORE, TWICE = "classified", "failed", "done before", "named twice"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """Where a run writes: the results, the errors, and the evaluation's report."""
+    """Where a run writes: the results, the errors, the report, and FiftyOne's folder."""
 
     results: Path
     errors: Path
     report: Path
+    fiftyone: Path | None = None
 
     @property
     def provenance(self) -> Path | None:
@@ -51,11 +57,15 @@ class Finished:
     """What the finished files hold; `evaluation` is None where no right class is known.
 
     `unmatched` are the results whose folder or record names no class, and
-    `first_unmatched` is the first such name.
+    `first_unmatched` is the first such name. `report` are the files and folders of the
+    report, none where there is none; `not_in_fiftyone` are the results without a file of
+    their own, which FiftyOne's folder leaves out.
     """
 
     results: int
     errors: int
+    report: tuple[Path, ...]
+    not_in_fiftyone: int
     evaluation: Evaluation | None
     unmatched: int
     first_unmatched: str | None
@@ -66,6 +76,7 @@ def classify_all(
     source: Source,
     journal: Journal,
     plan: Plan,
+    classes: Classes,
     *,
     in_flight: int,
     patience: float,
@@ -76,7 +87,8 @@ def classify_all(
 
     `advance` is called for each picture with what became of it: CLASSIFIED, FAILED,
     DONE_BEFORE, or TWICE where the sources name it again. `warned` counts what was
-    warned of. Raises FoveateError
+    warned of. For a report a picture that is taken for another of `classes` is asked
+    about again, for the map of the right one. Raises FoveateError
     where the source, the server or the model fails, and OSError; what was
     answered until then is in the journal.
     """
@@ -103,11 +115,28 @@ def classify_all(
             for task, answer in outcomes:
                 for warning in answer.warnings if isinstance(answer, Classification) else ():
                     warned.note(warning, task.item.name)
-                outcome = plan.outcome(task, answer)
+                right: Heatmap | None = None
+                if (missed := _missed(answer, plan, task, classes)) is not None:
+                    again = ask(client, task.item, plan.explanation(missed), patience)
+                    if isinstance(again, FoveateError):
+                        warned.note("without a map of the right class", task.item.name)
+                    else:
+                        right = again.cams[0]
+                outcome = plan.outcome(task, answer, right)
                 journal.add(outcome, task.item.stamp)
                 under_way.discard(task.item.name)
                 advance(FAILED if isinstance(outcome, Failure) else CLASSIFIED)
     journal.commit()
+
+
+def _missed(
+    answer: Classification | FoveateError, plan: Plan, task: Task, classes: Classes
+) -> int | None:
+    """Return the right class of a picture that is taken for another, for its map; else None."""
+    if not plan.tile_maps or isinstance(answer, FoveateError) or task.item.label is None:
+        return None
+    target = classes.find(task.item.label)
+    return None if target == answer.predictions[0].class_id else target
 
 
 def _failure(folder: Unreadable, position: int) -> Failure:
@@ -133,7 +162,11 @@ def finish(
     Each appears whole or not at all, and writing them again gives the same, so
     that this too may be cut off. Raises OSError and MissingDistributionError.
     """
-    evaluator = Evaluator(plan.model.scores)
+    model = plan.model
+    evaluator = Evaluator(model.scores)
+    heading = Heading(
+        model=model.name, version=model.version, labels=model.labels, scores=model.scores
+    )
     columns = Columns(
         top_k=plan.top_k,
         threshold=plan.threshold,
@@ -150,40 +183,75 @@ def finish(
         columns = replace(columns, top_k=max(1, fullest))
     results = errors = unmatched = 0
     first_unmatched: str | None = None
+    written: list[Path] = []
+    with ExitStack() as stack:
+        report = stack.enter_context(ReportWriter(outputs.report, heading)) if plan.tiles else None
 
-    def rows() -> Iterator[Row]:
-        nonlocal results, unmatched, first_unmatched
-        for row in journal.rows():
-            results += 1
-            target = columns.target(row)
-            if target is not None:
-                evaluator.add(row, target)
-            elif row.label:
-                unmatched += 1
-                first_unmatched = first_unmatched or row.label
-            yield row
+        def rows() -> Iterator[Row]:
+            nonlocal results, unmatched, first_unmatched
+            for row in journal.rows():
+                results += 1
+                target = columns.target(row)
+                if target is not None:
+                    evaluator.add(row, target)
+                elif row.label:
+                    unmatched += 1
+                    first_unmatched = first_unmatched or row.label
+                if report is not None:
+                    report.add(_entry(row, target), _tiles(row, target))
+                yield row
 
-    def failures() -> Iterator[Failure]:
-        nonlocal errors
-        for failure in journal.failures():
-            errors += 1
-            yield failure
+        def failures() -> Iterator[Failure]:
+            nonlocal errors
+            for failure in journal.failures():
+                errors += 1
+                if report is not None:
+                    report.fail(failure.name, failure.message)
+                yield failure
 
-    write_errors(outputs.errors, failures())
-    if not errors:
-        outputs.errors.unlink()
-    write_results(outputs.results, columns, rows())
-    if outputs.provenance is not None:
-        write_text(outputs.provenance, columns.provenance + "\n")
-    evaluation = evaluator.result()
-    if evaluation is not None:
-        name, version = plan.model.name, plan.model.version
-        page = render(evaluation, plan.model.labels, model=name, version=version)
-        write_text(outputs.report, page)
+        write_errors(outputs.errors, failures())
+        if not errors:
+            outputs.errors.unlink()
+        write_results(outputs.results, columns, rows())
+        if outputs.provenance is not None:
+            write_text(outputs.provenance, columns.provenance + "\n")
+        evaluation = evaluator.result()
+        if report is not None:
+            written = report.write(evaluation)
+        elif evaluation is not None:
+            write_text(outputs.report, render(heading, evaluation))
+            written = [outputs.report]
+    left_out = 0
+    if outputs.fiftyone is not None:
+        folder = outputs.fiftyone
+        left_out = write_fiftyone(folder, columns, journal.rows(), scores=model.scores)
     return Finished(
         results=results,
         errors=errors,
+        report=tuple(written),
+        not_in_fiftyone=left_out,
         evaluation=evaluation,
         unmatched=unmatched,
         first_unmatched=first_unmatched,
     )
+
+
+def _entry(row: Row, target: int | None) -> Entry:
+    return Entry(
+        name=row.name,
+        class_ids=row.class_ids[:SCORES].tolist(),
+        scores=row.scores[:SCORES].tolist(),
+        found=row.class_ids[:1].tolist(),
+        targets=None if target is None else [target],
+        surprise=float(row.scores[0]),
+        trust=row.trust,
+    )
+
+
+def _tiles(row: Row, target: int | None) -> list[tiles.Tile]:
+    """Return the tiles of a row, without a map of a class that is its right one no more.
+
+    The file of --labels may be another one when a run goes on.
+    """
+    wanted = {tiles.PICTURE, int(row.class_ids[0]), target}
+    return [tile for tile in tiles.unpack(row.tiles) if tile.class_id in wanted]

@@ -421,6 +421,15 @@ def _read_back(text: str) -> Path:
     return Path(text)
 
 
+def file_of(name: str) -> Path | None:
+    """Return the absolute path of the picture of that name; None where it has no file of its own.
+
+    Those of a shard or a table have none.
+    """
+    path = _read_back(name).absolute()
+    return path if path.is_file() else None
+
+
 def _stamp(path: Path) -> str:
     """Return the size and the time of change of a file, empty where there is none."""
     try:

@@ -129,7 +129,7 @@ def classify_tasks(
                     task = unanswered.popleft()
                     outcome = answer
                     if isinstance(answer, FoveateError) and may_pass(answer):
-                        outcome = _again(client, task.item, options, answer, Patience(patience))
+                        outcome = ask_again(client, task.item, options, answer, Patience(patience))
                     if isinstance(outcome, FoveateError) and stops_the_run(outcome):
                         stopped = outcome
                         break
@@ -145,13 +145,26 @@ def classify_tasks(
     raise stopped
 
 
-def _again(
+def ask(
+    client: Client, item: Item, options: ClassifyOptions, patience: float
+) -> Classification | FoveateError:
+    """Return what one picture is answered, asked again for up to `patience` seconds."""
+    try:
+        return client.classify(item.image, **options)
+    except FoveateError as error:
+        return ask_again(client, item, options, error, Patience(patience))
+
+
+def ask_again(
     client: Client,
     item: Item,
     options: ClassifyOptions,
     error: FoveateError,
     patience: Patience,
 ) -> Classification | FoveateError:
+    """Return what one picture is answered that had `error`, or the last error."""
+    if not may_pass(error):
+        return error
     while True:
         try:
             patience.wait(error)

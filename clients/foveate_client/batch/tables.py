@@ -38,7 +38,10 @@ _BYTES = 32 * 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Vector:
-    """A column of float32 arrays of one shape: an embedding [C] or a feature map [C, h, w]."""
+    """A column of float32 arrays of one shape.
+
+    An embedding is [C], a feature map [C, h, w], and probabilities are [classes].
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -124,13 +127,13 @@ def write_results(path: Path, columns: Columns, rows: Iterable[Row]) -> None:
     pyarrow, and OSError.
     """
     write = {".parquet": _write_parquet, ".csv": _write_csv, ".jsonl": _write_jsonl}[path.suffix]
-    with _published(path) as part:
+    with published(path) as part:
         write(part, columns, rows)
 
 
 def write_errors(path: Path, failures: Iterable[Failure]) -> None:
     """Write `failures` as JSON Lines: image, code, reason and message."""
-    with _published(path) as part, _text(part) as lines:
+    with published(path) as part, text_file(part) as lines:
         for failure in failures:
             _print(
                 lines,
@@ -145,12 +148,19 @@ def write_errors(path: Path, failures: Iterable[Failure]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path`."""
-    with _published(path) as part:
+    with published(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` to `path`."""
+    with published(path) as part:
+        part.write_bytes(content)
+
+
 @contextmanager
-def _published(path: Path) -> Iterator[Path]:
+def published(path: Path) -> Iterator[Path]:
+    """Give the place of a file that takes the name `path`, whole, at the end."""
     part = path.with_name(f".{path.name}.part")
     try:
         yield part
@@ -169,12 +179,13 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _text(path: Path) -> TextIO:
+def text_file(path: Path) -> TextIO:
+    """Open a file for text whose ends of lines stay as they are written."""
     return path.open("w", encoding="utf-8", newline="")
 
 
 def _write_csv(path: Path, columns: Columns, rows: Iterable[Row]) -> None:
-    with _text(path) as file:
+    with text_file(path) as file:
         names = ["image", "target", "target_label", "correct"]
         for rank in columns.ranks:
             names += [f"class_{rank}", f"label_{rank}", f"score_{rank}"]
@@ -196,7 +207,7 @@ def _cell(value: object) -> object:
 
 
 def _write_jsonl(path: Path, columns: Columns, rows: Iterable[Row]) -> None:
-    with _text(path) as file:
+    with text_file(path) as file:
         for row in rows:
             arrays = {name: array.tolist() for name, array in columns.arrays(row).items()}
             _print(file, columns.scalars(row) | arrays | columns.extras(row))

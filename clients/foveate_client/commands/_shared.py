@@ -209,7 +209,8 @@ def without_maps(model: Model) -> str | None:
     why = note.partition(": ")[2] or "its export does not say why"
     return (
         f"{model.name} has no class activation maps: {why}. The classes come without them; "
-        "for maps, export the model with --cam-layer, or choose another: "
+        "for maps, export the model with --cam-layer, take --cam-method occlusion, "
+        "or choose another: "
         "foveate models NAME shows a model's methods"
     )
 

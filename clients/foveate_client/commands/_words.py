@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from foveate_client._results import Classification, Heatmap, Trust
+from foveate_client._results import Classification, Heatmap, MapCheck, Trust
 
 _NAMED = 8
 """How many classes of a prediction set a person is told by name."""
@@ -52,8 +52,18 @@ def findings(cam: Heatmap) -> str:
     """Say what a map holds: its values, where the largest is, and how much it explains."""
     what = "logit" if cam.against is None else "difference of the logits"
     share = "" if cam.explained is None else f"; it explains {cam.explained:.1%} of the {what}"
+    share += _worth(cam.check)
     if not cam.has_evidence:
         return f"no positive evidence, the largest value is {cam.maximum:.3g}{share}"
     x, y = cam.peak
     values = f"values {cam.minimum:.3g} to {cam.maximum:.3g}"
     return f"{values}, the largest at x {x:.0f}, y {y:.0f}{share}"
+
+
+def _worth(check: MapCheck | None) -> str:
+    if check is None:
+        return ""
+    return (
+        f"; without what it shows the score falls by {check.drop:.3g}, "
+        f"without as much of anything by {check.random_drop:.3g}"
+    )

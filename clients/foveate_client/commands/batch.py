@@ -90,7 +90,9 @@ class Options(SourceOptions, TrustOptions):
     threshold: float | None
     embeddings: tuple[str, ...]
     feature_maps: tuple[str, ...]
+    probabilities: bool
     cam: Path | None
+    fiftyone: Path | None
     cam_method: str
     labels: Path | None
     image_column: str | None
@@ -165,10 +167,14 @@ def main(arguments: Sequence[str]) -> int:
 def _require_sense(parser: argparse.ArgumentParser, options: Options) -> None:
     if options.out.suffix not in tables.SUFFIXES:
         parser.error(f"--out must end in {', '.join(tables.SUFFIXES)}, not {options.out.name}")
-    if options.out.suffix == ".csv" and (options.embeddings or options.feature_maps):
+    arrays = options.embeddings or options.feature_maps or options.probabilities
+    if options.out.suffix == ".csv" and arrays:
         parser.error("a CSV file holds no arrays; --out takes .parquet or .jsonl for them")
-    if options.cam_method and options.cam is None:
-        parser.error("--cam-method needs --cam")
+    if options.cam_method and options.cam is None and options.report is None:
+        parser.error("--cam-method needs --cam or --report")
+    for option, path in (("--report", options.report), ("--fiftyone", options.fiftyone)):
+        if path is not None and not path.absolute().parent.is_dir():
+            parser.error(f"{option} {path}: there is no folder {path.parent}")
     require_coverage(parser, options)
     if options.sources.count(sources.STDIN) > 1:
         parser.error("standard input can be read only once")
@@ -186,6 +192,7 @@ def _outputs(options: Options) -> Outputs:
         results=out,
         errors=options.errors or out.with_name(f"{name}.errors.jsonl"),
         report=options.report or out.with_name(f"{name}.report.html"),
+        fiftyone=options.fiftyone,
     )
 
 
@@ -222,7 +229,7 @@ def _run(
     parser: argparse.ArgumentParser,
 ) -> tuple[_Summary, Plan]:
     model = client.model(options.model, options.version)
-    explains = options.cam is not None
+    explains = options.cam is not None or options.report is not None
     if explains and (told := without_maps(model)):
         complain(parser, told)
         explains = False
@@ -237,10 +244,14 @@ def _run(
         cam_folder=options.cam if explains else None,
         cam_method=options.cam_method if explains else "",
         trust=trust_request(options),
+        probabilities=options.probabilities,
+        tiles=options.report is not None,
+        tile_maps=explains and options.report is not None,
     )
     names = None
     if options.labels is not None:
         names = read_names(options.labels, model.labels, model.wordnet_ids)
+    classes = Classes(model.labels, names, model.wordnet_ids)
     passed, warned = sources.Passed(), sources.Passed()
     source = sources.Joined(
         [
@@ -295,6 +306,7 @@ def _run(
             source,
             known,
             plan,
+            classes,
             in_flight=options.in_flight,
             patience=options.patience,
             advance=advance,
@@ -304,7 +316,6 @@ def _run(
         if not len(known):
             over = f"; passed over: {passed}" if passed.counts else ""
             raise NoPicturesError(f"there is no picture in {' '.join(options.sources)}{over}")
-        classes = Classes(model.labels, names, model.wordnet_ids)
         finished = finish(known, outputs, plan, classes, provenance)
     summary = _Summary(
         finished=finished,
@@ -395,7 +406,12 @@ def _show(summary: _Summary, plan: Plan, outputs: Outputs, *, as_json: bool) -> 
         )
     if finished.evaluation is not None:
         facts |= _evaluation_facts(finished.evaluation, plan.model.labels)
-        facts["report"] = str(outputs.report)
+    if finished.report:
+        facts["report"] = " and ".join(map(str, finished.report))
+    if outputs.fiftyone is not None:
+        rest = finished.not_in_fiftyone
+        without = f"; {rest:,} images without a file of their own are left out" if rest else ""
+        facts["fiftyone"] = f"{outputs.fiftyone}{without}"
     if finished.unmatched:
         facts["labels"] = (
             f"{finished.unmatched:,} images lie under a name that is no class, "
@@ -456,8 +472,9 @@ def _record(summary: _Summary, plan: Plan, outputs: Outputs) -> dict[str, Any]:
         "files": {
             "results": str(outputs.results),
             "errors": str(outputs.errors) if finished.errors else None,
-            "report": None if evaluation is None else str(outputs.report),
+            "report": str(outputs.report) if finished.report else None,
             "provenance": None if outputs.provenance is None else str(outputs.provenance),
+            "fiftyone": None if outputs.fiftyone is None else str(outputs.fiftyone),
         },
         "evaluation": None
         if evaluation is None
@@ -517,8 +534,8 @@ def _parser() -> argparse.ArgumentParser:
         "--report",
         metavar="FILE",
         type=Path,
-        help="accuracy and calibration, where the right classes are known "
-        "(default: OUT.report.html)",
+        help="a page with every picture, its maps and filters, the worst mistakes first "
+        "(default: OUT.report.html, accuracy alone, where the right classes are known)",
     )
     parser.add_argument("--overwrite", action="store_true", help="start anew and replace OUT")
     parser.add_argument(
@@ -562,10 +579,21 @@ def _parser() -> argparse.ArgumentParser:
         help="write this layer's feature map; may be repeated",
     )
     parser.add_argument(
+        "--probabilities",
+        action="store_true",
+        help="write the score of every class, one array a picture, as Cleanlab takes them",
+    )
+    parser.add_argument(
         "--cam",
         metavar="DIR",
         type=Path,
         help="write overlays of the best class's activation map here",
+    )
+    parser.add_argument(
+        "--fiftyone",
+        metavar="DIR",
+        type=Path,
+        help="write what FiftyOne imports: the pictures, their classes and the predictions",
     )
     parser.add_argument("--cam-method", metavar="NAME", default="", help="how to explain")
     add_trust_arguments(parser)

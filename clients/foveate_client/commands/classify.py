@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from foveate_client._client import Client
 from foveate_client._exceptions import CallError, FoveateError, ImageError
 from foveate_client._images import ImageInput
 from foveate_client._models import Model
-from foveate_client._options import Cam, ClassifyOptions, Features
+from foveate_client._options import CHECK_COPIES, OCCLUSION, Cam, ClassifyOptions, Features
 from foveate_client._results import Classification, Trust
 from foveate_client.batch.stream import stops_the_run
 from foveate_client.commands._options import SourceOptions, TrustOptions, parse
@@ -55,6 +55,7 @@ class Options(SourceOptions, TrustOptions):
     classes: tuple[int, ...]
     cam_method: str
     against: str | None
+    check: bool
     feature_maps: tuple[str, ...]
     channels: tuple[int, ...]
     json: bool
@@ -100,7 +101,8 @@ def _classify(
         request = _request(options, model)
     except ValueError as error:
         parser.error(str(error))
-    if model is not None and "cam" in request and (told := without_maps(model)):
+    graph_map = "cam" in request and options.cam_method != OCCLUSION
+    if model is not None and graph_map and (told := without_maps(model)):
         complain(parser, told)
         del request["cam"]
     labels = model.labels if model is not None else ()
@@ -199,6 +201,7 @@ def _request(options: Options, model: Model | None) -> ClassifyOptions:
             class_ids=options.classes,
             top=options.cam_top,
             against=_against(options.against, model),
+            check=options.check,
         )
     if (trust := trust_request(options)) is not None:
         request["trust"] = trust
@@ -212,6 +215,7 @@ def _explains(options: Options) -> bool:
         or options.cam_top is not None
         or options.cam_method
         or options.against is not None
+        or options.check
     )
 
 
@@ -277,6 +281,7 @@ def _record(
                 "maximum": cam.maximum,
                 "explained": cam.explained,
                 "path": None if path is None else str(path),
+                **({"check": asdict(cam.check)} if cam.check else {}),
             }
             for cam, path in zip(outcome.cams, cam_paths, strict=True)
         ],
@@ -404,7 +409,15 @@ def _parser() -> argparse.ArgumentParser:
         help="explain these classes, such as 281,285; implies --cam",
     )
     parser.add_argument(
-        "--cam-method", metavar="NAME", default="", help="how to explain; implies --cam"
+        "--cam-method",
+        metavar="NAME",
+        default="",
+        help="how to explain; any model has occlusion, by 25 masked copies; implies --cam",
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help=f"try the map on {CHECK_COPIES} masked copies of the picture; implies --cam",
     )
     parser.add_argument(
         "--against",

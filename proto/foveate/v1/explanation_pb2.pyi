@@ -88,9 +88,11 @@ class CamOptions(_message.Message):
     ENCODING_FIELD_NUMBER: _builtins.int
     OPACITY_FIELD_NUMBER: _builtins.int
     AGAINST_FIELD_NUMBER: _builtins.int
+    CHECK_FIELD_NUMBER: _builtins.int
     method: _builtins.str
     """The method, one of those the model's details list, such as "cam". Empty
-    takes the first of them.
+    takes the first of them. Any model has "occlusion": how far the logit falls
+    without each of 25 parts of the picture, which takes 25 more runs.
     """
     top: _builtins.int
     """Explains as many of the best-scored classes, best first, before those of
@@ -116,6 +118,12 @@ class CamOptions(_message.Message):
     best class, -2 the second. Unset means no other class. The method must be linear
     in the logit, as "cam" and "hirescam" are, and empty takes the first that is.
     """
+    check: _builtins.int
+    """Tries the map on so many copies of the picture, from 8 to 32: half of them without
+    the pixels where the map is highest, half without as many anywhere. They run after
+    all other pictures, within the call's deadline. For one map that is not "occlusion",
+    and without `against`. 0 means that it is not tried.
+    """
     @_builtins.property
     def class_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Explains these classes, by id, in this order. At most as many as the
@@ -138,10 +146,11 @@ class CamOptions(_message.Message):
         encoding: Global___PictureEncoding.ValueType = ...,
         opacity: _builtins.float | None = ...,
         against: _builtins.int | None = ...,
+        check: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_against", b"_against", "_opacity", b"_opacity", "_top", b"_top", "against", b"against", "opacity", b"opacity", "top", b"top"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_against", b"_against", "_opacity", b"_opacity", "_top", b"_top", "against", b"against", "class_ids", b"class_ids", "encoding", b"encoding", "forms", b"forms", "height", b"height", "method", b"method", "opacity", b"opacity", "top", b"top", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_against", b"_against", "_opacity", b"_opacity", "_top", b"_top", "against", b"against", "check", b"check", "class_ids", b"class_ids", "encoding", b"encoding", "forms", b"forms", "height", b"height", "method", b"method", "opacity", b"opacity", "top", b"top", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__against: _TypeAlias = _typing.Literal["against"]  # noqa: Y015
     _WhichOneofArgType__against: _TypeAlias = _typing.Literal["_against", b"_against"]  # noqa: Y015
@@ -157,6 +166,40 @@ class CamOptions(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__top) -> _WhichOneofReturnType__top | None: ...
 
 Global___CamOptions: _TypeAlias = CamOptions  # noqa: Y015
+
+@_typing.final
+class MapCheck(_message.Message):
+    """What a map is worth for one picture: what became of the class when parts were hidden."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DROP_FIELD_NUMBER: _builtins.int
+    RANDOM_DROP_FIELD_NUMBER: _builtins.int
+    COPIES_FIELD_NUMBER: _builtins.int
+    drop: _builtins.float
+    """How far the class's score fell on average without the pixels where the map is
+    highest; where the model's scores are "none", its logit.
+    """
+    random_drop: _builtins.float
+    """How far it fell without as many pixels anywhere. A map that shows what the model
+    used has a `drop` that is clearly larger.
+    """
+    copies: _builtins.int
+    """How many copies were tried."""
+    def __init__(
+        self,
+        *,
+        drop: _builtins.float = ...,
+        random_drop: _builtins.float = ...,
+        copies: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["copies", b"copies", "drop", b"drop", "random_drop", b"random_drop"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MapCheck: _TypeAlias = MapCheck  # noqa: Y015
 
 @_typing.final
 class Cam(_message.Message):
@@ -177,6 +220,7 @@ class Cam(_message.Message):
     OVERLAY_FIELD_NUMBER: _builtins.int
     AGAINST_FIELD_NUMBER: _builtins.int
     EXPLAINED_FIELD_NUMBER: _builtins.int
+    CHECK_FIELD_NUMBER: _builtins.int
     class_id: _builtins.int
     """The class explained."""
     label: _builtins.str
@@ -209,6 +253,10 @@ class Cam(_message.Message):
     """How much of the logit, or of the difference of two, the map accounts for, from 0
     to 1. Unset where the method does not say.
     """
+    @_builtins.property
+    def check(self) -> Global___MapCheck:
+        """What the map is worth. Unset unless asked for."""
+
     def __init__(
         self,
         *,
@@ -225,10 +273,11 @@ class Cam(_message.Message):
         overlay: _builtins.bytes = ...,
         against: _builtins.int | None = ...,
         explained: _builtins.float | None = ...,
+        check: Global___MapCheck | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_against", b"_against", "_explained", b"_explained", "against", b"against", "explained", b"explained"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_against", b"_against", "_explained", b"_explained", "against", b"against", "check", b"check", "explained", b"explained"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_against", b"_against", "_explained", b"_explained", "against", b"against", "class_id", b"class_id", "explained", b"explained", "heatmap", b"heatmap", "height", b"height", "label", b"label", "layer", b"layer", "maximum", b"maximum", "method", b"method", "minimum", b"minimum", "overlay", b"overlay", "values", b"values", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_against", b"_against", "_explained", b"_explained", "against", b"against", "check", b"check", "class_id", b"class_id", "explained", b"explained", "heatmap", b"heatmap", "height", b"height", "label", b"label", "layer", b"layer", "maximum", b"maximum", "method", b"method", "minimum", b"minimum", "overlay", b"overlay", "values", b"values", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__against: _TypeAlias = _typing.Literal["against"]  # noqa: Y015
     _WhichOneofArgType__against: _TypeAlias = _typing.Literal["_against", b"_against"]  # noqa: Y015

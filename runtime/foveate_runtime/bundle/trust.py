@@ -11,6 +11,9 @@ Outlier = Literal["combined", "gen", "energy", "max_logit"]
 SetMethod = Literal["lac", "raps"]
 """How a prediction set is chosen; `trust.sets` says how."""
 
+DriftFigure = Literal["confidence", "entropy", "ood_percentile", "set_size"]
+"""What is watched of answers; `trust.drift` says what each is."""
+
 Coverage = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -39,6 +42,25 @@ class SetThresholds(_Model):
     raps: Raps | None = None
 
 
+class Histogram(_Model):
+    """How values of the calibration pictures are distributed.
+
+    `shares` are those of the bins that `edges` part: below the first, between two, above the
+    last. A value at an edge belongs to the bin below it.
+    """
+
+    edges: Annotated[tuple[float, ...], Field(min_length=1)]
+    shares: tuple[Annotated[float, Field(ge=0, le=1)], ...]
+
+    @model_validator(mode="after")
+    def _bins_fit(self) -> Self:
+        if len(self.shares) != len(self.edges) + 1:
+            raise ValueError(f"{len(self.edges)} edges part {len(self.edges) + 1} bins")
+        if list(self.edges) != sorted(set(self.edges)):
+            raise ValueError("edges must grow")
+        return self
+
+
 class Trust(_Model):
     """What labelled pictures said of a variant's logits.
 
@@ -46,7 +68,8 @@ class Trust(_Model):
     labels. `temperatures` divide the logits: one, one for each label of independent
     labels, or none where no picture was classified wrong, so that none can be found.
     `outliers` holds, by score, its 0th to 100th percentile over the pictures, and
-    `outlier` names the one that answers use.
+    `outlier` names the one that answers use. `drift` is what answers are compared with, by
+    figure (`foveate_runtime.trust.drift`); empty in bundles that know none.
     """
 
     data: str
@@ -57,6 +80,7 @@ class Trust(_Model):
     sets: Annotated[tuple[SetThresholds, ...], Field(min_length=1)]
     outlier: Outlier
     outliers: dict[Outlier, Annotated[tuple[float, ...], Field(min_length=101, max_length=101)]]
+    drift: dict[DriftFigure, Histogram] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _tables_are_there(self) -> Self:

@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from foveate_runtime.evaluation.multilabel import (
     measure_labels,
     open_table,
 )
+from foveate_runtime.evaluation.report import ReportError, fill_report, open_report
 from foveate_runtime.evaluation.trusted import TrustTally
 from foveate_runtime.remote.location import Location, is_url
 from foveate_runtime.remote.mirror import Mirror, cache_folder
@@ -62,13 +64,14 @@ class Options:
     device: str
     limit: int | None
     explanations: bool
+    report: Path | None
     json: bool
 
 
 def main(arguments: Sequence[str]) -> int:
     """Measure a bundle and return the exit code."""
     options = parse(_parser(), Options, arguments)
-    return answer(lambda: _run(options), PROG, usage=(NoModelError,))
+    return answer(lambda: _run(options), PROG, usage=(NoModelError, ReportError))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -113,6 +116,12 @@ def _parser() -> argparse.ArgumentParser:
         help="also measure what the maps are worth, beside noise and a Gaussian in the middle, and "
         "write it into a new version of the bundle",
     )
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="FILE.html",
+        help="also write a page with every picture, its maps and filters, the worst mistakes first",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser
 
@@ -126,6 +135,8 @@ def _run(options: Options) -> int:
         require_place(bundle)
         if options.data.lower().endswith(TABLE_SUFFIX):
             raise UsageError("--explanations takes pictures in one folder a class, and no table")
+    if options.report is not None and not options.report.absolute().parent.is_dir():
+        raise UsageError(f"--report {options.report}: there is no folder {options.report.parent}")
     labelled, threshold = _open(options, bundle)
     corrupt: list[str] | None = [] if options.corrupt == "skip" else None
     columns = (
@@ -135,6 +146,7 @@ def _run(options: Options) -> int:
         TimeRemainingColumn(),
     )
     with (
+        nullcontext() if options.report is None else open_report(options.report, bundle) as report,
         create_runner(
             bundle, variant=options.variant, backend=options.backend, device=options.device
         ) as runner,
@@ -150,6 +162,18 @@ def _run(options: Options) -> int:
             worth = measure_faithfulness(
                 runner, manifest.input, labelled, manifest.scores, advance, corrupt=skipped
             )
+        if report is not None:
+            progress.reset(task, total=len(labelled))
+            fill_report(
+                report,
+                runner,
+                manifest,
+                labelled,
+                threshold=threshold,
+                advance=advance,
+                skip_corrupt=corrupt is not None,
+            )
+            written = report.write(_figures(scored))
     result = {
         "model": manifest.name,
         "version": manifest.version,
@@ -165,6 +189,8 @@ def _run(options: Options) -> int:
     if worth is not None:
         path = publish_beside(bundle, manifest.model_copy(update={"faithfulness": worth}))
         result |= {"explanations": worth.model_dump(), "path": str(path)}
+    if report is not None:
+        result["report"] = [str(path) for path in written]
     if options.json:
         print(json.dumps(result))
     else:
@@ -243,11 +269,24 @@ def _print(result: dict[str, Any], bundle: Bundle, worth: Faithfulness | None) -
     )
     for line in _trust_lines(result):
         print(line)
+    if "report" in result:
+        print(f"report in {' and '.join(result['report'])}")
     if worth is not None:
         Console().print(_worth_table(worth))
         print(f"written into {result['path']}")
     if "labels" in result:
         Console().print(_table(result["labels"]))
+
+
+def _figures(scored: dict[str, Any]) -> dict[str, str]:
+    """Return what the report tells of independent labels; of classes it finds all by itself."""
+    if "labels" not in scored:
+        return {}
+    return {
+        "mean average precision": f"{scored['mean_average_precision']:.2%}",
+        "F1": f"{scored['f1']:.2%}",
+        "from a score of": f"{scored['threshold']:g}",
+    }
 
 
 def _trust_scores(tally: TrustTally) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,10 @@ class Tally:
 
 
 def prepared_batches(
-    labelled: Labelled, spec: InputSpec, corrupt: list[str] | None = None
+    labelled: Labelled,
+    spec: InputSpec,
+    corrupt: list[str] | None = None,
+    names: list[str] | None = None,
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
     """Yield up to `BATCH` pictures at a time, as the server prepares them, and their classes.
 
@@ -59,15 +63,16 @@ def prepared_batches(
     Args:
         labelled: the pictures.
         spec: how a picture becomes an input.
-        corrupt: gets what is wrong with each picture that cannot be decoded, and
-            that is left out; None where there must be none.
+        corrupt: gets what is wrong with each picture that cannot be read or decoded,
+            and that is left out; None where there must be none.
+        names: gets the names of each batch's pictures before it is yielded.
 
     Raises:
         LabelledError: a picture cannot be decoded; named, since an accuracy over
             the rest would pass for one over all. Or none can.
     """
 
-    def decode(item: tuple[str, bytes, int]) -> NDArray[np.uint8] | LabelledError:
+    def decode(item: tuple[str, bytes | Path, int]) -> NDArray[np.uint8] | LabelledError:
         try:
             return prepared(item[1], spec, item[0])
         except LabelledError as error:
@@ -78,10 +83,12 @@ def prepared_batches(
         pictures = iter(labelled)
         while batch := list(islice(pictures, BATCH)):
             images, targets = [], []
-            for (_, _, target), image in zip(batch, pool.map(decode, batch), strict=True):
+            for (name, _, target), image in zip(batch, pool.map(decode, batch), strict=True):
                 if not isinstance(image, LabelledError):
                     images.append(image)
                     targets.append(target)
+                    if names is not None:
+                        names.append(name)
                 elif corrupt is None:
                     raise LabelledError(f"{image}; --corrupt skip leaves such pictures out")
                 else:
@@ -93,13 +100,16 @@ def prepared_batches(
         raise LabelledError(f"{labelled.name}: none of its {len(labelled)} pictures can be decoded")
 
 
-def prepared(data: bytes, spec: InputSpec, name: str) -> NDArray[np.uint8]:
-    """Turn an encoded picture into uint8 [H, W, C], as the server does.
+def prepared(data: bytes | Path, spec: InputSpec, name: str) -> NDArray[np.uint8]:
+    """Turn an encoded picture, or its file, into uint8 [H, W, C], as the server does.
 
-    Raises LabelledError where it, called `name`, cannot be decoded.
+    Raises LabelledError where it, called `name`, cannot be read or decoded.
     """
     try:
-        image, _ = prepare(data, spec, ImageLimits())
+        encoded = data.read_bytes() if isinstance(data, Path) else data
+        image, _ = prepare(encoded, spec, ImageLimits())
+    except OSError as error:
+        raise LabelledError(f"{name}: {error.strerror}") from error
     except ImageError as error:
         raise LabelledError(f"{name}: {error}") from error
     return image

@@ -54,6 +54,7 @@ from foveate_runtime.bundle.scores import score
 from foveate_runtime.evaluation.accuracy import prepared_batches
 from foveate_runtime.evaluation.labelled import Labelled, LabelledError
 from foveate_runtime.imaging.heatmap import intensity
+from foveate_runtime.imaging.masking import ranking, replaced
 
 STEPS = 12
 """How many parts the pixels are inserted and deleted in."""
@@ -71,30 +72,6 @@ Picture = NDArray[np.uint8]
 def auc(curve: Floats) -> float:
     """Return the area under p_0 to p_n over the shares 0 to 1, by trapezoids."""
     return float((curve[:-1] + curve[1:]).mean() / 2)
-
-
-def ranking(values: Floats, height: int, width: int) -> NDArray[np.int64]:
-    """Return the flat indices of the pixels, int64 [height * width], the highest value first.
-
-    `values` is a raw map [h, w]; equal pixels keep the order of rows.
-    """
-    enlarged = Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR)
-    return np.argsort(-np.asarray(enlarged), axis=None, kind="stable")
-
-
-def replaced(start: Picture, end: Picture, order: NDArray[np.int64], steps: int) -> Picture:
-    """Return `start` with 1 / steps, 2 / steps, ... of its pixels those of `end`.
-
-    uint8 [steps - 1, H, W, C]: without the two ends.
-    """
-    pixels, other = start.reshape(-1, start.shape[-1]), end.reshape(-1, end.shape[-1])
-    stages = []
-    for step in range(1, steps):
-        stage = pixels.copy()
-        chosen = order[: round(len(order) * step / steps)]
-        stage[chosen] = other[chosen]
-        stages.append(stage.reshape(start.shape))
-    return np.stack(stages)
 
 
 def blurred(picture: Picture) -> Picture:

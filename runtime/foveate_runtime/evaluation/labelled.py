@@ -38,7 +38,7 @@ class TooFewPicturesError(LabelledError):
 
 
 class Labelled(Protocol):
-    """Encoded pictures with their classes."""
+    """Encoded pictures, or their files, with their classes."""
 
     @property
     def name(self) -> str:
@@ -47,8 +47,8 @@ class Labelled(Protocol):
     def __len__(self) -> int:
         """Return how many pictures there are."""
 
-    def __iter__(self) -> Iterator[tuple[str, bytes, int]]:
-        """Yield each picture's name, encoded bytes and class index."""
+    def __iter__(self) -> Iterator[tuple[str, bytes | Path, int]]:
+        """Yield each picture's name, encoded bytes or file, and class index."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,10 @@ class ImageFolder:
         """Return how many pictures there are."""
         return len(self.files)
 
-    def __iter__(self) -> Iterator[tuple[str, bytes, int]]:
-        """Read each picture when its turn comes."""
+    def __iter__(self) -> Iterator[tuple[str, Path, int]]:
+        """Yield each picture's name, file and class index."""
         for path, target in self.files:
-            yield str(path), path.read_bytes(), target
+            yield str(path), path, target
 
 
 def open_labelled(

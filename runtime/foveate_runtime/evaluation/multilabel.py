@@ -47,10 +47,10 @@ class LabelTable:
         """Return how many pictures there are."""
         return len(self.files)
 
-    def __iter__(self) -> Iterator[tuple[str, bytes, int]]:
+    def __iter__(self) -> Iterator[tuple[str, Path, int]]:
         """Read each picture when its turn comes; its number stands for its labels."""
         for number, path in enumerate(self.files):
-            yield str(path), path.read_bytes(), number
+            yield str(path), path, number
 
 
 @dataclass(frozen=True, kw_only=True)

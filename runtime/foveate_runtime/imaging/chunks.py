@@ -3,6 +3,8 @@
 import struct
 import zlib
 
+from foveate_runtime.imaging.parts import MAX_CHUNKS, TooManyPartsError
+
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 _HEAD = struct.Struct(">I4s")
@@ -23,12 +25,15 @@ def without_metadata(data: bytes, *, everything: bool) -> bytes:
 
     Nothing is inflated. Transparency and what may tell the orientation stay where
     their checksum is right, unless `everything` is to go. What is malformed stays,
-    for the decoder to refuse.
+    for the decoder to refuse. Raises TooManyPartsError.
     """
-    view, kept = memoryview(data), []
+    view, kept, chunks = memoryview(data), [], 0
     start = position = len(SIGNATURE)
     name = b""
     while name != b"IEND" and position + _HEAD.size <= len(data):
+        chunks += 1
+        if chunks > MAX_CHUNKS:
+            raise TooManyPartsError("chunks", MAX_CHUNKS)
         length, name = _HEAD.unpack_from(data, position)
         end = position + _HEAD.size + length + _CHECKSUM.size
         ancillary = name[0] & _ANCILLARY and name.isalpha()

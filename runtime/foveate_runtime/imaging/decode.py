@@ -21,6 +21,7 @@ from foveate_runtime.imaging.jpeg import (
     power_of_two_scale,
     with_end,
 )
+from foveate_runtime.imaging.parts import TooManyPartsError, require_few
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 """The only formats whose decoders untrusted bytes reach."""
@@ -167,9 +168,12 @@ def decode(
             limit=limits.max_bytes,
         )
     try:
+        require_few(data)
         if data.startswith(SIGNATURE):
             return _decode_png(data, MODES[channels], limits, shorter_side)
         return _decode_other(data, MODES[channels], limits, shorter_side)
+    except TooManyPartsError as error:
+        raise ImageError("IMAGE_UNSUPPORTED", str(error), limit=error.limit) from error
     except _REFUSED as error:
         raise _image_error(error, data, limits) from error
 

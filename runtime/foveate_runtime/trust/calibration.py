@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate_runtime.bundle.manifest import Scores
-from foveate_runtime.bundle.trust import Trust
-from foveate_runtime.trust import outliers, sets, temperature
+from foveate_runtime.bundle.trust import Policy, Trust
+from foveate_runtime.trust import drift, outliers, sets, temperature
+from foveate_runtime.trust.answer import Assessor
 from foveate_runtime.trust.shares import Logits
 
 COVERAGES = (0.9, 0.95, 0.99)
@@ -55,7 +56,7 @@ def calibrate(
     else:
         one = temperature.fit_softmax(logits, present.argmax(axis=1))
         temperatures = None if one is None else [one]
-    return Trust(
+    trust = Trust(
         data=data,
         images=len(logits),
         digest=digest,
@@ -65,3 +66,5 @@ def calibrate(
         outlier=outliers.DEFAULT,
         outliers=outliers.tables(logits, scores),
     )
+    reference = drift.make_reference(Assessor(trust, Policy(), scores), logits, scores)
+    return trust.model_copy(update={"drift": reference})

@@ -65,7 +65,8 @@ class Batcher:
         self._on_alive = on_alive
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
-        self._queue = Queue(policy.priorities)
+        # The level below those of requests is for what may wait for them all.
+        self._queue = Queue(policy.priorities + 1)
         # Held where items enter and leave the queue. Only the event loop makes and releases
         # reservations.
         self._changed = threading.Condition()
@@ -159,6 +160,23 @@ class Batcher:
                 raise self._overloaded(level)
         if deadline is not None and (self._queue.waiting or self._queue.reserved):
             self._require_time(level, deadline - time.monotonic())
+        return self._queue.reserve(level, pictures)
+
+    def reserve_last(self, pictures: int, deadline: float | None = None) -> Reservation:
+        """Reserve places behind the pictures of every request; `deadline` as in `reserve`.
+
+        A request is also refused where the pictures themselves take longer than the
+        deadline leaves. Raises OverloadedError.
+        """
+        policy = self._pacing.policy
+        level = policy.priorities
+        if pictures and self._queue.exceeds(policy, level, pictures):
+            with self._changed:
+                self._drop_expired()
+            if self._queue.exceeds(policy, level, pictures):
+                raise self._overloaded(level)
+        if pictures and deadline is not None:
+            self._require_time(level, deadline - time.monotonic(), pictures)
         return self._queue.reserve(level, pictures)
 
     async def submit(
@@ -274,13 +292,14 @@ class Batcher:
             metadata={"limit": limit},
         )
 
-    def _require_time(self, level: int, seconds: float) -> None:
-        # The request's own run does not count: its time is only known once pictures have run.
-        wait = self._pacing.drain_seconds(self._queue.ahead(level))
+    def _require_time(self, level: int, seconds: float, own: int = 0) -> None:
+        # A request's own run does not count: its time is only known once pictures have run.
+        wait = self._pacing.drain_seconds(self._queue.ahead(level) + own)
         if 0 < seconds < wait:
             raise OverloadedError(
                 "DEADLINE_TOO_SHORT",
-                f"the queue of this model takes {wait:.2g} s; the limit is the deadline, "
+                f"{'the masked copies take' if own else 'the queue of this model takes'} "
+                f"{wait:.2g} s; the limit is the deadline, "
                 f"{seconds:.2g} s away",
                 retry_delay=retry_delay(wait),
                 metadata={"limit": f"{seconds:.3f}"},

@@ -64,8 +64,9 @@ class BatchPolicy:
         return min(wanted, self.priorities) - 1
 
     def bound(self, level: int) -> int:
-        """Return the bound of one level of the queue."""
-        return self.priority_queues[level] if self.priority_queues else self.max_queue
+        """Return the bound of one level of the queue; the one below the priorities has no own."""
+        own = self.priority_queues[level : level + 1]
+        return own[0] if own else self.max_queue
 
     def size(self, waiting: int) -> int:
         """Return the size of the batch to form from `waiting` pictures."""

@@ -105,8 +105,8 @@ class Queue:
         )
 
     def full(self, policy: BatchPolicy) -> bool:
-        """Return whether one picture more exceeds a bound at every level."""
-        return all(self.exceeds(policy, level, 1) for level in range(len(self._items)))
+        """Return whether one picture more exceeds a bound at every level of requests."""
+        return all(self.exceeds(policy, level, 1) for level in range(policy.priorities))
 
     def reserve(self, level: int, pictures: int) -> Reservation:
         """Reserve places for `pictures`."""

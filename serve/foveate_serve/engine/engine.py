@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from foveate_runtime.bundle.manifest import Manifest
+from foveate_runtime.bundle.manifest import LOGITS_OUTPUT, Manifest
 from foveate_runtime.imaging.decode import ImageLimits
 from foveate_serve.batching.batcher import retry_delay
+from foveate_serve.batching.queueing import Reservation
 from foveate_serve.classification import Answer, Request, Result, Timing
 from foveate_serve.deadlines import Deadlines, Within
 from foveate_serve.engine.admission import Admission, Admitted
@@ -162,10 +163,15 @@ class Engine:
             return Chunk(pixels, view, decoded - started, batched)
 
         # The queue's bound holds before a picture costs anything.
-        with batcher.reserve(len(images), job.priority, job.deadline) as places:
+        with (
+            batcher.reserve(len(images), job.priority, job.deadline) as places,
+            batcher.reserve_last(plan.copies, job.deadline) as last,
+        ):
             if len(images) == 1:
                 size = 1
                 chunks = [await run_chunk(0)]
+                if plan.copies:
+                    await self._run_masked(job, chunks[0], last)
             else:
                 # Pixels are submitted together, files one by one as each is decoded.
                 size = batcher.chunk_size if isinstance(images, np.ndarray) else 1
@@ -180,6 +186,26 @@ class Engine:
             else plan.draw(model, chunks)
         )
         return make_answer(timing=_timing(model, chunks, started, inferred))
+
+    async def _run_masked(self, job: Job[A], chunk: Chunk, places: Reservation) -> None:
+        """Run the masked copies of a picture, after the pictures of others; note their logits."""
+        model, batcher = job.model, job.model.batcher
+        copies = await self._threads.run(model.name, lambda: job.plan.mask(model, chunk))
+        size = batcher.chunk_size
+        parts = [copies[first : first + size] for first in range(0, len(copies), size)]
+        done = await _gather_or_cancel(
+            [
+                batcher.submit(
+                    places,
+                    part,
+                    outputs=(LOGITS_OUTPUT,),
+                    class_ids=((),) * len(part),
+                    deadline=job.deadline,
+                )
+                for part in parts
+            ]
+        )
+        chunk.masked = np.concatenate([batched.outputs[LOGITS_OUTPUT] for batched in done])
 
     def shed_load(self, model: str = "") -> None:
         """Refuse a request where its queue is full, and count it as failed.
@@ -214,10 +240,11 @@ class Engine:
 
     def _admit(self, job: Job[A]) -> Admitted:
         images, batcher = job.images, job.model.batcher
+        spec = job.model.bundle.manifest.input
         return self._admission.admit(
             job.model.name,
-            pictures=len(images),
-            size=_bytes_of(images),
+            pictures=len(images) + job.plan.copies,
+            size=_bytes_of(images) + job.plan.copies * spec.height * spec.width * spec.channels,
             retry_delay=lambda: retry_delay(batcher.backlog_seconds),
         )
 

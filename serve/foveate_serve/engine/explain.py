@@ -8,7 +8,9 @@ from numpy.typing import NDArray
 from foveate_runtime.bundle.manifest import CAM_PREFIX, FEATURES_PREFIX, CamOutput, Manifest
 from foveate_runtime.imaging import heatmap
 from foveate_runtime.imaging.heatmap import Encoding
+from foveate_runtime.imaging.masking import GRID
 from foveate_serve.classification import Cam, CamForm, CamRequest, FeatureMap, FeatureMapRequest
+from foveate_serve.engine.masks import LEAST_COPIES, MOST_COPIES, OCCLUSION
 from foveate_serve.errors import InvalidRequestError, clip, listing, quote
 
 _FLOAT_BYTES = 4
@@ -29,7 +31,7 @@ class CamPlan:
 
     `class_ids` are those of the graph's input: -1 stands for the best class,
     -2 for the second, and so on. With `against`, the last of them is the class whose
-    map is taken off those of the others.
+    map is taken off those of the others. `check` is on how many copies the map is tried.
     """
 
     # Left out of the hash, as it may hold a number for every class.
@@ -37,6 +39,7 @@ class CamPlan:
     method: str
     class_ids: tuple[int, ...]
     against: bool
+    check: int
     forms: frozenset[CamForm]
     width: int
     height: int
@@ -53,6 +56,20 @@ class CamPlan:
     def draws(self) -> bool:
         """Whether the request asks for drawn maps."""
         return self.forms != {"raw"}
+
+    @property
+    def occludes(self) -> bool:
+        """Whether the map is made of masked copies, and not by the graph."""
+        return self.cam is OCCLUSION
+
+    @property
+    def copies(self) -> int:
+        """How many masked copies it takes."""
+        return GRID * GRID if self.occludes else self.check
+
+    def classes(self, best: NDArray[np.int64]) -> list[int]:
+        """Return the classes to explain, where `best` are the best ones."""
+        return [wanted if wanted >= 0 else int(best[-wanted - 1]) for wanted in self.class_ids]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,11 +94,14 @@ def plan_cam(request: CamRequest, manifest: Manifest, limits: ExplanationLimits)
     if against is not None and against in class_ids:
         raise _against_itself(against)
     cam = _method(request.method, manifest, linear=against is not None)
+    if request.check:
+        _check_check(request, top + len(request.class_ids), cam)
     return CamPlan(
         cam=cam,
         method=cam.method,
         class_ids=class_ids if against is None else (*class_ids, against),
         against=against is not None,
+        check=request.check // 2 * 2,
         forms=request.forms,
         width=request.width or manifest.input.width,
         height=request.height or manifest.input.height,
@@ -154,7 +174,7 @@ def draw(
     `logits` float32 [classes]. Raises InvalidRequestError where a class is explained
     against itself.
     """
-    class_ids = [wanted if wanted >= 0 else int(best[-wanted - 1]) for wanted in plan.class_ids]
+    class_ids = plan.classes(best)
     against = None
     if plan.against:
         against = class_ids.pop()
@@ -242,6 +262,8 @@ def select(plan: FeatureMapPlan, values: NDArray[np.float32]) -> FeatureMap:
 
 
 def _method(name: str, manifest: Manifest, *, linear: bool) -> CamOutput:
+    if name == OCCLUSION.method:
+        return OCCLUSION
     for cam in manifest.cams:
         if name == cam.method and linear and not (cam.linear or cam.positive_of):
             methods = listing(each.method for each in manifest.cams if each.linear)
@@ -254,13 +276,25 @@ def _method(name: str, manifest: Manifest, *, linear: bool) -> CamOutput:
             )
         if name == cam.method or (not name and (cam.linear or not linear)):
             return cam
-    methods = listing(cam.method for cam in manifest.cams)
+    methods = listing([*(cam.method for cam in manifest.cams), OCCLUSION.method])
     raise InvalidRequestError(
         "CAM_METHOD_NOT_FOUND",
         f"no CAM method {quote(name)}; there are {methods}",
         field="cam.method",
         metadata={"method": clip(name)},
     )
+
+
+def _check_check(request: CamRequest, classes: int, cam: CamOutput) -> None:
+    if not LEAST_COPIES <= request.check <= MOST_COPIES:
+        raise _out_of_range("CHECK", "cam.check", request.check, LEAST_COPIES, MOST_COPIES)
+    for other, why in (
+        (classes > 1, f"one map is tried at a time, and {classes} classes are explained"),
+        (request.against is not None, "a map of a difference of two logits is not tried"),
+        (cam is OCCLUSION, "a map by occlusion is a trial by itself"),
+    ):
+        if other:
+            raise InvalidRequestError("CHECK_IMPOSSIBLE", f"cam.check: {why}", field="cam.check")
 
 
 def _check_cam(

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
+from foveate_serve.log_context import CLIENT
 from foveate_serve.niceness import DECODER, raise_niceness
 
 T = TypeVar("T")
@@ -21,7 +22,8 @@ class FairThreads:
 
     Of several users with queued work, the one that has used the least of the threads'
     time is next (start-time fair queuing, Goyal et al. 1996): many or long pieces of
-    one user's work do not delay another's. A user gets no credit for idle time.
+    one user's work do not delay another's. A user gets no credit for idle time. The
+    connections whose requests wait for one user take turns.
     """
 
     def __init__(self, threads: int, *, name: str) -> None:
@@ -29,7 +31,8 @@ class FairThreads:
             threads, thread_name_prefix=name, initializer=partial(raise_niceness, DECODER)
         )
         self._free = threads + _AHEAD
-        self._waiting: defaultdict[str, deque[asyncio.Future[None]]] = defaultdict(deque)
+        # By user and connection; the connection whose turn is next comes first.
+        self._waiting: defaultdict[str, dict[str, deque[asyncio.Future[None]]]] = defaultdict(dict)
         self._used: defaultdict[str, float] = defaultdict(float)
         self._clock = 0.0
 
@@ -66,7 +69,7 @@ class FairThreads:
 
     async def _wait_for_thread(self, user: str) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting[user].append(turn)
+        self._waiting[user].setdefault(CLIENT.get()(), deque()).append(turn)
         try:
             await turn
         except asyncio.CancelledError:
@@ -78,8 +81,13 @@ class FairThreads:
         """Give a thread that has become free to the user that has used the least time."""
         while self._waiting:
             user = min(self._waiting, key=lambda user: self._used[user])
-            turn = self._waiting[user].popleft()
-            if not self._waiting[user]:
+            clients = self._waiting[user]
+            client = next(iter(clients))
+            turns = clients.pop(client)
+            turn = turns.popleft()
+            if turns:
+                clients[client] = turns
+            if not clients:
                 del self._waiting[user]
             if not turn.cancelled():
                 turn.set_result(None)

@@ -86,6 +86,8 @@ class GraphPlan(JobPlan[GraphResult]):
             name: np.concatenate([chunk.batched.outputs[name] for chunk in chunks])
             for name in self.outputs
         }
+        if model.drift is not None and LOGITS_OUTPUT in outputs:
+            model.drift.observe(outputs[LOGITS_OUTPUT][0])
         if self.trust is not None and model.assessor is not None:
             outputs |= compute(self.trust, model.assessor, outputs[LOGITS_OUTPUT])
         return partial(

@@ -29,12 +29,14 @@ class Chunk:
         view: the part of the picture that it saw, where there is one picture.
         decode_seconds: the time from the start of the request until these were pixels.
         batched: the share of the batch.
+        masked: the logits of the picture's masked copies, float32 [n, classes]; None for none.
     """
 
     pixels: NDArray[np.uint8]
     view: View
     decode_seconds: float
     batched: Batched
+    masked: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,15 +47,21 @@ class JobPlan(ABC, Generic[A]):
         outputs: the outputs of the graph that the answer needs.
         class_ids: for each picture, the classes whose maps are asked for.
         draws: whether the answer contains drawn pictures.
+        copies: how many masked copies of the picture run after it, for a request with one.
     """
 
     outputs: tuple[str, ...]
     class_ids: tuple[tuple[int, ...], ...]
     draws: bool = False
+    copies: int = 0
 
     def locate(self, error: InvalidRequestError, picture: int) -> InvalidRequestError:  # noqa: ARG002 - of a request with one
         """Return the error of one picture with the field that the request has it in."""
         return error
+
+    def mask(self, model: LoadedModel, chunk: Chunk) -> NDArray[np.uint8]:
+        """Return the masked copies of the picture, uint8 [copies, height, width, channels]."""
+        raise NotImplementedError
 
     @abstractmethod
     def draw(self, model: LoadedModel, chunks: Sequence[Chunk]) -> Callable[..., A]:

@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
 
 from foveate_runtime.bundle.manifest import LOGITS_OUTPUT, Manifest, Scores
 from foveate_serve.classification import Cam, FeatureMap, Prediction, Request, Result, Trust
-from foveate_serve.engine import explain
+from foveate_serve.engine import explain, masks
 from foveate_serve.engine.explain import CamPlan, ExplanationLimits, FeatureMapPlan
 from foveate_serve.engine.job import Chunk, JobPlan
 from foveate_serve.engine.trust import TrustPlan, assess, plan_trust
@@ -32,18 +35,35 @@ class Plan(JobPlan[Result]):
     trust: TrustPlan | None
     ranks: int
 
+    def mask(self, model: LoadedModel, chunk: Chunk) -> NDArray[np.uint8]:
+        """Return the masked copies that the map is made of, or tried on."""
+        values = None
+        if self.cam is not None and not self.cam.occludes:
+            values = chunk.batched.outputs[self.cam.output][0, 0]
+        spec = model.bundle.manifest.input
+        return masks.make_copies(chunk.pixels[0], spec, values, self.copies)
+
     def draw(self, model: LoadedModel, chunks: Sequence[Chunk]) -> Callable[..., Result]:
         """Make the answer of the scores, the maps and the feature maps."""
         (chunk,) = chunks
         batched, labels, manifest = chunk.batched, model.bundle.labels, model.bundle.manifest
         ranking, row = batched.ranking, batched.row
         best = ranking.best(row, self.ranks)
+        if model.drift is not None:
+            model.drift.observe(ranking.logits[row])
         cams: tuple[Cam, ...] = ()
         if self.cam is not None:
-            maps = batched.outputs[self.cam.output][0]
-            cams = explain.draw(
-                self.cam, maps, best, labels, chunk.pixels[0], logits=ranking.logits[row]
+            logits = ranking.logits[row]
+            maps = (
+                masks.occlude(logits, chunk.masked, self.cam.classes(best))
+                if self.cam.occludes and chunk.masked is not None
+                else batched.outputs[self.cam.output][0]
             )
+            cams = explain.draw(self.cam, maps, best, labels, chunk.pixels[0], logits=logits)
+            if self.cam.check and chunk.masked is not None:
+                (cam,) = cams
+                found = masks.judge(logits, chunk.masked, cam.class_id, self.scores)
+                cams = (replace(cam, check=found),)
         feature_maps: tuple[FeatureMap, ...] = ()
         if self.features:
             layers = [batched.outputs[wanted.output][0] for wanted in self.features]
@@ -92,7 +112,8 @@ def make_plan(request: Request, manifest: Manifest, limits: ExplanationLimits) -
         _check_threshold(request.threshold, manifest.scores)
     if request.cam is not None:
         cam = explain.plan_cam(request.cam, manifest, limits)
-        outputs, class_ids = (LOGITS_OUTPUT, cam.output), cam.class_ids
+        if not cam.occludes:
+            outputs, class_ids = (LOGITS_OUTPUT, cam.output), cam.class_ids
     if request.feature_maps:
         features = explain.plan_features(request.feature_maps, manifest, limits)
         # The layers in one order, so that pictures asking for the same share a batch.
@@ -107,8 +128,9 @@ def make_plan(request: Request, manifest: Manifest, limits: ExplanationLimits) -
         outputs=outputs,
         class_ids=(class_ids,),
         # A map's class id -1 means the best class.
-        ranks=max(top_k, -min(class_ids)) if class_ids else top_k,
+        ranks=top_k if cam is None else max(top_k, -min(cam.class_ids)),
         draws=cam is not None and cam.draws,
+        copies=0 if cam is None else cam.copies,
     )
 
 

@@ -139,6 +139,14 @@ METRICS = (
     ),
     _gauge("max_queue", "queue_limit", "The most pictures in the queue.", largest=True),
     _Metric(
+        "foveate_drift_psi",
+        "How far the last answers lie from those to the calibration pictures.",
+        "drift",
+        "gauge",
+        labels=(*_VERSION, "figure"),
+        largest=True,
+    ),
+    _Metric(
         "foveate_calls",
         "gRPC calls, by canonical code.",
         "calls",
@@ -197,6 +205,7 @@ class Metrics:
         self._statistics = statistics
         collector = FiguresCollector(lambda: [(True, statistics.figures.items())])
         self._known_versions = KnownVersions(collector)
+        self._drifting: dict[tuple[str, str], dict[str, float]] = {}
         self.registry.register(TritonNames(self._known_versions))
         ProcessCollector(registry=self.registry)
 
@@ -217,6 +226,14 @@ class Metrics:
             numbers = _numbers_of(serving[version]) if version in serving else (0.0,) * 5
             for name, value in zip(_SAMPLED, numbers, strict=True):
                 self._statistics.set(name, *version, value)
+        for version in states:
+            watch = serving[version].drift if version in serving else None
+            drift = {} if watch is None else watch.indices()
+            # A version that was unloaded has not drifted: an alert must end.
+            for figure in drift or self._drifting.pop(version, {}):
+                self._statistics.set("drift", *version, drift.get(figure, 0.0), figure)
+            if drift:
+                self._drifting[version] = drift
         for model, number in self._known_versions.update(states):
             self._statistics.forget(model, number)
 

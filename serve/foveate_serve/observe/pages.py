@@ -31,7 +31,7 @@ code { font-size: .9em }
 
 @dataclass(frozen=True, kw_only=True)
 class VersionRow:
-    """A row of the status page: one version of one model."""
+    """A row of the status page: one version of one model; `drift` is empty where it is unknown."""
 
     model: str
     version: int
@@ -40,6 +40,7 @@ class VersionRow:
     default: bool
     runner: str
     batching: str
+    drift: str = ""
 
 
 class Source(Protocol):
@@ -115,7 +116,7 @@ class Pages:
 
 def status_page(rows: Sequence[VersionRow], settings: Settings, *, ready: bool) -> str:
     """Return the status page: the models, and the settings without the secrets."""
-    models = "".join(_row(row) for row in rows) or '<tr><td colspan="6">none</td></tr>'
+    models = "".join(_row(row) for row in rows) or '<tr><td colspan="7">none</td></tr>'
     values = "".join(
         f"<tr><td><code>{escape(name)}</code></td><td>{escape(value)}</td></tr>"
         for name, value in settings.shown().items()
@@ -131,7 +132,7 @@ def status_page(rows: Sequence[VersionRow], settings: Settings, *, ready: bool) 
 <h2>Models</h2>
 <table>
 <tr><th>model</th><th>version</th><th>state</th><th>runs on</th><th>batches</th>
-<th>last failure</th></tr>
+<th>drift (PSI)</th><th>last failure</th></tr>
 {models}
 </table>
 <h2>Settings</h2>
@@ -147,7 +148,8 @@ def _row(row: VersionRow) -> str:
     return (
         f"<tr><td>{escape(row.model)}</td><td>{number}</td>"
         f'<td class="{kind}">{row.state.value}</td><td>{escape(row.runner)}</td>'
-        f"<td>{escape(row.batching)}</td><td>{escape(row.reason)}</td></tr>\n"
+        f"<td>{escape(row.batching)}</td><td>{escape(row.drift)}</td>"
+        f"<td>{escape(row.reason)}</td></tr>\n"
     )
 
 

@@ -7,6 +7,7 @@ from prometheus_client.registry import Collector
 from foveate.v1.model_pb2 import Batching
 from foveate_serve.observe.metrics import Metrics
 from foveate_serve.observe.pages import VersionRow
+from foveate_serve.repository.loaded import LoadedModel
 from foveate_serve.repository.repository import Repository
 from foveate_serve.repository.versions import State
 from foveate_serve.rpc.convert import from_policy
@@ -59,7 +60,15 @@ class ServerSource:
         return {
             "runner": f"{runner.backend}, {runner.device}, {runner.variant}",
             "batching": describe_batching(from_policy(loaded.batcher.policy)),
+            "drift": _describe_drift(loaded),
         }
+
+
+def _describe_drift(loaded: LoadedModel) -> str:
+    """Return the largest stability index and what it is of; empty where nothing is known."""
+    indices = {} if loaded.drift is None else loaded.drift.indices()
+    figure = max(indices, key=lambda name: indices[name], default="")
+    return f"{indices[figure]:.2f} ({figure.replace('_', ' ')})" if figure else ""
 
 
 def describe_batching(batching: Batching) -> str:

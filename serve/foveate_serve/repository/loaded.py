@@ -9,6 +9,7 @@ from functools import cached_property
 from foveate_runtime.backends.base import Runner
 from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.trust.answer import Assessor
+from foveate_runtime.trust.drift import DriftWatch
 from foveate_serve.batching.batcher import Batcher
 from foveate_serve.batching.pacing import Pace
 from foveate_serve.batching.policy import BatchPolicy
@@ -74,6 +75,15 @@ class LoadedModel:
         manifest = self.bundle.manifest
         trust = manifest.variant(self.runner.variant).trust
         return None if trust is None else Assessor(trust, manifest.policy, manifest.scores)
+
+    @cached_property
+    def drift(self) -> DriftWatch | None:
+        """What watches the answers of the variant that serves; None where it has no reference."""
+        manifest = self.bundle.manifest
+        trust = manifest.variant(self.runner.variant).trust
+        if trust is None or not trust.drift or self.assessor is None:
+            return None
+        return DriftWatch(self.assessor, trust.drift, manifest.scores)
 
     def _on_run_end(self, run: BatchRun) -> None:
         self._idle_trimmer.on_run()

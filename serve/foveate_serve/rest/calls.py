@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import grpc
@@ -11,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive
 
+from foveate_serve.log_context import CLIENT
 from foveate_serve.rest.bodies import Bodies
 from foveate_serve.rest.errors import client_gone, error_response
 from foveate_serve.rpc.calls import GRPC_CODES
@@ -49,6 +51,7 @@ class Calls:
         async def answer(request: Request) -> Response:
             metadata = _metadata(request)
             request_id = enter_call(metadata)
+            CLIENT.set(partial(_peer, request))
             record = CallRecord(method=method, metadata=metadata)
             with self._observed(record, request):
                 try:

@@ -22,6 +22,7 @@ from foveate.v1.explanation_pb2 import (
     PICTURE_ENCODING_PNG,
     Cam,
     CamOptions,
+    MapCheck,
 )
 from foveate_serve.errors import InvalidRequestError, clip, listing, quote
 from foveate_serve.rest.pictures import picture_of
@@ -36,6 +37,7 @@ PARAMETERS: Mapping[str, tuple[str, str]] = {
     "cam_top": ("integer", "how many of the best classes to explain"),
     "classes": ("string", "the ids of classes to explain, with commas between them"),
     "against": ("integer", "the class whose logit is taken off that of each class explained"),
+    "check": ("integer", "on how many masked copies of the picture to try the map, 8 to 32"),
     "trust": ("boolean", "whether to say how far the answer can be believed"),
     "coverage": ("number", "the coverage of the prediction set; it implies trust"),
     "timeout": ("number", "seconds within which the answer must be ready"),
@@ -57,13 +59,14 @@ _FIELDS = {
     "cam.top": "query[cam_top]",
     "cam.class_ids": "query[classes]",
     "cam.against": "query[against]",
+    "cam.check": "query[check]",
     "trust": "query[trust]",
     "trust.coverage": "query[coverage]",
     "priority": "headers[x-priority]",
 }
 """What the fields of the message are in HTTP."""
 
-_EXPLAINING = {"cam", "cam_top", "classes", "against"}
+_EXPLAINING = {"cam", "cam_top", "classes", "against", "check"}
 _INT32 = 2**31 - 1
 _MAX_SECONDS = 86_400.0
 
@@ -218,6 +221,7 @@ def _cam_options(query: _Query, overlay: str | None) -> CamOptions | None:
         top=query.integer("cam_top"),
         class_ids=query.integers("classes"),
         against=query.integer("against"),
+        check=query.integer("check") or 0,
     )
     if overlay is not None:
         best = options.top if options.HasField("top") else int(not options.class_ids)
@@ -280,4 +284,9 @@ def _cam(cam: Cam) -> dict[str, Any]:
         "minimum": cam.minimum,
         "maximum": cam.maximum,
         "explained": cam.explained if cam.HasField("explained") else None,
+        **({"check": _check(cam.check)} if cam.HasField("check") else {}),
     }
+
+
+def _check(check: MapCheck) -> dict[str, Any]:
+    return {"drop": check.drop, "random_drop": check.random_drop, "copies": check.copies}

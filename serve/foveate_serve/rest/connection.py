@@ -6,7 +6,10 @@ from collections.abc import Callable
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from foveate_serve.files import HTTP_SHARE, connections_within
+
 MAX_CONNECTIONS = 1024
+"""The most connections, of which there are fewer where the open files are few."""
 SLOW_SECONDS = 20.0
 """The time that a client has to send the head of a request, or the rest of one that is refused."""
 
@@ -24,7 +27,7 @@ class BoundedConnection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection, unless there are too many."""
-        if len(self.connections) >= MAX_CONNECTIONS:
+        if len(self.connections) >= connections_within(MAX_CONNECTIONS, share=HTTP_SHARE):
             transport.abort()
             return
         super().connection_made(transport)

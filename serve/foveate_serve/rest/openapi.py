@@ -1,7 +1,7 @@
 """The OpenAPI description of the routes."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -32,8 +32,9 @@ _ERROR = {
 }
 
 
-def _object(**properties: Any) -> dict[str, Any]:
-    return {"type": "object", "required": list(properties), "properties": properties}
+def _object(optional: Mapping[str, Any] | None = None, **required: Any) -> dict[str, Any]:
+    properties = {**required, **(optional or {})}
+    return {"type": "object", "required": list(required), "properties": properties}
 
 
 def _array(items: dict[str, Any]) -> dict[str, Any]:
@@ -59,6 +60,7 @@ _CLASSIFICATION = {
         },
         cams=_array(
             _object(
+                {"check": _object(drop=_NUMBER, random_drop=_NUMBER, copies=_INTEGER)},
                 class_id=_INTEGER,
                 label=_TEXT,
                 against={"type": ["integer", "null"]},

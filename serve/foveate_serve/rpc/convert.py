@@ -237,6 +237,7 @@ def _to_cam_request(options: explanation_pb2.CamOptions) -> CamRequest:
         class_ids=tuple(options.class_ids),
         top=options.top if options.HasField("top") else None,
         against=options.against if options.HasField("against") else None,
+        check=options.check,
         forms=forms or frozenset({"raw"}),
         width=options.width,
         height=options.height,
@@ -294,6 +295,7 @@ def _from_cam(cam: Cam) -> explanation_pb2.Cam:
         overlay=cam.overlay or b"",
         against=cam.against,
         explained=cam.explained,
+        check=None if cam.check is None else explanation_pb2.MapCheck(**cam.check._asdict()),
     )
 
 

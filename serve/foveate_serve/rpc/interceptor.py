@@ -18,7 +18,7 @@ import grpc
 
 from foveate.status import ErrorStatus
 from foveate_serve.errors import ServeError
-from foveate_serve.log_context import FIELDS, REQUEST_ID
+from foveate_serve.log_context import CLIENT, FIELDS, REQUEST_ID
 from foveate_serve.rpc.calls import (
     GRPC_CODES,
     Context,
@@ -201,6 +201,7 @@ def _unparsed(message: bytes) -> bytes:
 def _start_call(context: Context) -> _Metadata:
     """Set the request id and the priority of a call; return its metadata."""
     metadata: dict[str, Any] = dict(context.invocation_metadata() or ())
+    CLIENT.set(context.peer)
     context.set_trailing_metadata(((REQUEST_ID_KEY, enter_call(metadata)),))
     return metadata
 

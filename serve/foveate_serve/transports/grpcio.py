@@ -15,6 +15,7 @@ import grpc
 from grpc_channelz.v1.channelz import aio as channelz
 from grpc_channelz.v1.channelz_pb2_grpc import add_ChannelzServicer_to_server
 
+from foveate_serve.files import connections_within
 from foveate_serve.settings import TransportSettings
 from foveate_serve.transports.base import (
     FLUSH_SECONDS,
@@ -235,6 +236,7 @@ def _options(settings: TransportSettings) -> Iterator[Option]:
     """Yield the settings by grpcio's names; a setting of 0 is left out, which means no limit."""
     yield "grpc.max_receive_message_length", settings.max_message_bytes
     yield "grpc.max_concurrent_streams", settings.max_concurrent_streams
+    yield "grpc.max_allowed_incoming_connections", connections_within(settings.max_connections)
     yield "grpc.enable_channelz", int(settings.channelz)
     for name, seconds in (
         ("grpc.max_connection_idle_ms", settings.max_connection_idle),

@@ -1,6 +1,7 @@
 """The supervisor: starts workers that share one address, and restarts those that end."""
 
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -301,22 +302,41 @@ def short_place() -> str:
 def reserved(address: str) -> Iterator[str]:
     """Reserve a port for the workers, and yield the address with its number.
 
-    Raises AddressError where another process listens there.
+    A name may stand for several addresses, which have one port; those that this machine has
+    not are left out, unless there is no other. Raises AddressError where another process
+    listens there.
     """
     host, _, port = address.rpartition(":")
+    number, problems = int(port), []
     with ExitStack() as stack:
         try:
-            family, kind, protocol, _, place = socket.getaddrinfo(
-                host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )[0]
-            # First without SO_REUSEPORT: the port of another server must not be shared.
-            with socket.socket(family, kind, protocol) as alone:
-                alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                alone.bind(place)
-                number = alone.getsockname()[1]
-            shared = stack.enter_context(socket.socket(family, kind, protocol))
-            shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            shared.bind((place[0], number, *place[2:]))
+            places = dict.fromkeys(
+                socket.getaddrinfo(
+                    host.strip("[]"), number, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+                )
+            )
+            for family, kind, protocol, _, place in places:
+                try:
+                    number = _reserve(stack, (family, kind, protocol), place, number)
+                except OSError as error:
+                    problems.append(error)
+                    if error.errno == errno.EADDRINUSE or len(problems) == len(places):
+                        raise
         except OSError as error:
             raise AddressError(address, error) from error
         yield f"{host}:{number}"
+
+
+def _reserve(
+    stack: ExitStack, kind: tuple[int, int, int], place: tuple[Any, ...], port: int
+) -> int:
+    """Bind a socket to a port until the stack ends; return its number. Raises OSError."""
+    # First without SO_REUSEPORT: the port of another server must not be shared.
+    with socket.socket(*kind) as alone:
+        alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        alone.bind((place[0], port, *place[2:]))
+        number = int(alone.getsockname()[1])
+    shared = stack.enter_context(socket.socket(*kind))
+    shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    shared.bind((place[0], number, *place[2:]))
+    return number

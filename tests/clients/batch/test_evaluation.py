@@ -5,7 +5,7 @@ import pytest
 
 from foveate_client.batch.evaluation import BINS, WORST, Confusion, Evaluator, bin_of, direction
 from foveate_client.batch.journal import Row
-from foveate_client.batch.report import render
+from foveate_client.report.page import Heading, render
 
 
 def row(number, class_ids, scores):
@@ -95,7 +95,9 @@ def test_the_report_tells_all_and_needs_nothing_else():
     evaluator.add(row(1, [1, 0], [0.8, 0.2]), 0)
     evaluation = evaluator.result()
     assert evaluation.confusions == (Confusion(target=0, predicted=1, images=1),)
-    page = render(evaluation, ["<cat>", "dog & co"], model="pets", version="3")
+    labels = ["<cat>", "dog & co"]
+    heading = Heading(model="pets", version="3", labels=labels, scores="softmax")
+    page = render(heading, evaluation)
     assert "&lt;cat&gt;" in page
     assert "dog &amp; co" in page
     assert "<cat>" not in page
@@ -103,3 +105,4 @@ def test_the_report_tells_all_and_needs_nothing_else():
     assert "50.00%" in page
     assert page.count("<circle") == 2
     assert not re.search(r"(src|href)=", page)
+    assert "<script" not in page

@@ -12,6 +12,7 @@ import pytest_asyncio
 
 from foveate_serve.engine import fair
 from foveate_serve.engine.fair import FairThreads
+from foveate_serve.log_context import CLIENT
 
 from ...waiting import LIMIT_SECONDS
 
@@ -61,6 +62,19 @@ async def test_a_flood_does_not_hold_up_another_user(threads: FairThreads) -> No
     assert gate.order.index("lone") <= 2
 
 
+async def test_the_connections_of_a_user_take_turns(threads: FairThreads) -> None:
+    gate = Gate()
+    tasks = await flooded(threads, gate, [])
+    for client in ["flood"] * 50 + ["lone"]:
+        CLIENT.set(lambda client=client: client)
+        tasks.append(asyncio.create_task(threads.run("model", partial(gate.note, client))))
+        await asyncio.sleep(0)
+    gate.open()
+    await asyncio.gather(*tasks)
+    assert Counter(gate.order) == {"flood": 50, "lone": 1}
+    assert gate.order.index("lone") <= 2
+
+
 async def test_users_share_the_time_and_not_the_number(
     threads: FairThreads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,7 +116,7 @@ async def test_work_that_was_cancelled_while_it_waited_never_runs(threads: FairT
 async def test_a_turn_given_to_a_cancelled_call_goes_to_the_next(threads: FairThreads) -> None:
     gate = Gate()
     tasks = await flooded(threads, gate, ["a", "b"])
-    turn = threads._waiting["a"][0]
+    turn = threads._waiting["a"][""][0]
     gate.open()
     # Called before the call that has been given its turn goes on.
     turn.add_done_callback(lambda _: tasks[2].cancel())

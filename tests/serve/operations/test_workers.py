@@ -21,6 +21,7 @@ from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
 from foveate.v1.repository_service_pb2 import LoadModelRequest, UnloadModelRequest
 from foveate.v1.repository_service_pb2_grpc import RepositoryServiceStub
 from foveate_serve.process import StartError
+from foveate_serve.rpc.server import AddressError
 from foveate_serve.workers import supervisor
 
 from ...conftest import BOTH
@@ -190,3 +191,33 @@ def test_a_long_tmpdir_leaves_room_for_sockets(
     monkeypatch.setattr(supervisor, "_SHORT_PLACES", ())
     with pytest.raises(StartError, match="set TMPDIR"):
         supervisor.short_place()
+
+
+def test_every_address_of_a_name_is_reserved_and_one_that_is_missing_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kind = (socket.AF_INET, socket.SOCK_STREAM, 0, "")
+
+    def name_of(*hosts: str) -> None:
+        def find(_host: str, port: int, **_: object) -> list[object]:
+            return [(*kind, (host, port)) for host in hosts]
+
+        monkeypatch.setattr(socket, "getaddrinfo", find)
+
+    name_of("192.0.2.1", "127.0.0.1", "127.0.0.2")
+    with supervisor.reserved("both:0") as address:
+        number = int(address.rpartition(":")[2])
+        for host in ("127.0.0.1", "127.0.0.2"):
+            with socket.socket() as other, pytest.raises(OSError, match="in use"):
+                other.bind((host, number))
+    name_of("192.0.2.1")
+    with (
+        pytest.raises(AddressError, match="cannot listen on none:0"),
+        supervisor.reserved("none:0"),
+    ):
+        pass
+    with socket.create_server(("127.0.0.2", 0)) as other:
+        name_of("127.0.0.1", "127.0.0.2")
+        taken = f"both:{other.getsockname()[1]}"
+        with pytest.raises(AddressError, match="in use"), supervisor.reserved(taken):
+            pass

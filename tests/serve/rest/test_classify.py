@@ -76,6 +76,9 @@ async def test_maps_and_their_numbers(client, picture: bytes) -> None:
     assert set(cam) >= {"class_id", "explained"}
     answer = await client.post(f"{PATH}?cam_top=1&against=1", content=picture)
     assert answer.json()["cams"][0]["against"] == 1
+    assert "check" not in answer.json()["cams"][0]
+    answer = await client.post(f"{PATH}?check=8", content=picture)
+    assert answer.json()["cams"][0]["check"]["copies"] == 8
     assert (await client.post(f"{PATH}?cam=false", content=picture)).json()["cams"] == []
 
 
@@ -106,6 +109,7 @@ async def test_json_unless_a_picture_is_preferred(client, picture: bytes, accept
     [
         ("top_k=x", "query[top_k]"),
         ("top_k=1_0", "query[top_k]"),
+        ("check=7", "query[check]"),
         ("top_k=99999999999", "query[top_k]"),
         ("top_k=0", "query[top_k]"),
         ("top_k=1&top_k=2", "query[top_k]"),

@@ -353,7 +353,11 @@ class Call(Stream):
             return message.body
         # A long decompression runs in a thread, because it would block the event loop.
         data = message.inflated_at_once(self._limit)
-        return data if data is not None else await asyncio.to_thread(message.inflated, self._limit)
+        if data is not None:
+            return data
+        # One at a time of a connection: each may take max_message_bytes, for a thousandth of it.
+        async with self.connection.inflating:
+            return await asyncio.to_thread(message.inflated, self._limit)
 
     # Methods that handlers call, through their context.
 

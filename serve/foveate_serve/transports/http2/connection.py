@@ -48,6 +48,9 @@ MOST_RESETS = 1000
 """Streams that a client may reset at one time (CVE-2023-44487)."""
 RESETS_A_SECOND = 33.0
 """How many more it may reset in each second."""
+MOST_PINGS = 5000
+PINGS_A_SECOND = 100.0
+"""PINGs that a client may send at one time, and how many more in each second (CVE-2019-9512)."""
 _MOST_EMPTY = 10_000
 """The limit of frames without content between two new streams; padding needs fewer."""
 _KEPT_ENDS = 1024
@@ -58,6 +61,21 @@ _OUR_SETTINGS = {
     Setting.MAX_FRAME_SIZE: FRAME_BYTES,
     Setting.MAX_HEADER_LIST_SIZE: MAX_LIST_BYTES,
 }
+
+
+class _Bucket:
+    """A leaky bucket."""
+
+    __slots__ = ("_at", "_level")
+
+    def __init__(self) -> None:
+        self._level = self._at = 0.0
+
+    def add(self, now: float, a_second: float) -> float:
+        """Return the level with one more, after what has leaked `a_second` until `now`."""
+        self._level = max(0.0, self._level - a_second * (now - self._at)) + 1
+        self._at = now
+        return self._level
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -95,6 +113,8 @@ class Connection(asyncio.BufferedProtocol):
         self.transport: asyncio.Transport = cast("asyncio.Transport", None)
         self.received_at = self.idle_since = self._loop.time()
         """When bytes were last received, and when the last stream ended, by the loop's clock."""
+        self.inflating = asyncio.Lock()
+        """Held while a large message is inflated."""
 
         self._frames = FrameReader(self)
         self._resettled = False
@@ -103,8 +123,7 @@ class Connection(asyncio.BufferedProtocol):
         self._last = 0
         self._ended: dict[int, bool] = {}
         self._empty = 0
-        self._resets = 0.0
-        self._reset_at = 0.0
+        self._resets, self._pings = _Bucket(), _Bucket()
         self._unacknowledged = 0
         self._receive_window = CONNECTION_WINDOW
         self._leaving = False
@@ -203,6 +222,10 @@ class Connection(asyncio.BufferedProtocol):
         self.sender.flush()
         self.transport.close()
 
+    def idle_for(self) -> float:
+        """Return for how many seconds there has been no stream; 0 while there is one."""
+        return 0.0 if self.streams else self._loop.time() - self.idle_since
+
     def abort(self) -> None:
         """Close at once."""
         self.transport.abort()
@@ -278,12 +301,14 @@ class Connection(asyncio.BufferedProtocol):
             self._keep_end(number, by_us=True)
             self._reader.read(block)
             return
-        self._empty = 0
         head = self._reader.read(block)
         if max(self.running, len(self.streams)) >= self._max_streams:
+            self.nothing()
             raise StreamError(ErrorCode.REFUSED_STREAM, "the client has too many streams")
         if self.sender.waiting > MOST_WAITING:
+            self.nothing()
             raise StreamError(ErrorCode.REFUSED_STREAM, "the client does not read its answers")
+        self._empty = 0
         self.counts.started += 1
         self.counts.last_started = time.time()
         stream = self.streams[number] = self._accept(self, number, head)
@@ -361,11 +386,12 @@ class Connection(asyncio.BufferedProtocol):
             self._drop(stream)
 
     def _count_reset(self) -> None:
-        """Count a reset stream: a reset costs the server more than the client."""
-        now = self._loop.time()
-        self._resets = max(0.0, self._resets - RESETS_A_SECOND * (now - self._reset_at)) + 1
-        self._reset_at = now
-        if self._resets > MOST_RESETS:
+        """Count a stream that is reset before its answer: that costs the server more.
+
+        It makes no difference whether the client resets it, or sends what the server must
+        reset it for (CVE-2025-8671).
+        """
+        if self._resets.add(self._loop.time(), RESETS_A_SECOND) > MOST_RESETS:
             raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "too many streams are reset")
 
     def _on_ping(self, number: int, flags: int, payload: memoryview) -> None:
@@ -373,6 +399,8 @@ class Connection(asyncio.BufferedProtocol):
             raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "a PING has eight bytes")
         _require(number == 0, "PING belongs to the connection")
         if not flags & Flag.ACK:
+            if self._pings.add(self._loop.time(), PINGS_A_SECOND) > MOST_PINGS:
+                raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "too many PINGs")
             self.sender.reply(frames.ping(bytes(payload), ack=True))
         elif self._goaway_ping and payload == self._goaway_ping:
             self._confirm_goaway()
@@ -469,6 +497,7 @@ class Connection(asyncio.BufferedProtocol):
         if stream is not None:
             self._close_stream(stream, by_us=True)
             stream.lost()
+            self._count_reset()
         else:
             self._keep_end(number, by_us=True)
 

@@ -1,17 +1,19 @@
 """Listens, and makes a call for every stream."""
 
 import asyncio
+import errno
 import socket
-from collections.abc import Sequence
+import ssl
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import grpc
 from grpc_channelz.v1.channelz_pb2_grpc import add_ChannelzServicer_to_server
 
 from foveate_serve.deadlines import Deadlines
+from foveate_serve.files import connections_within
 from foveate_serve.settings import TransportSettings
 from foveate_serve.transports.base import FLUSH_SECONDS, MethodHandler, Services, services_of
 from foveate_serve.transports.http2.call import Budget, Call, Find
@@ -20,15 +22,12 @@ from foveate_serve.transports.http2.connection import Connection
 from foveate_serve.transports.http2.counts import Counts
 from foveate_serve.transports.http2.headers import Head
 from foveate_serve.transports.http2.lifetime import Lifetime
+from foveate_serve.transports.http2.listener import Listener
+from foveate_serve.transports.http2.places import Place, Places
 from foveate_serve.transports.tls import TlsFiles, renewed_context
 
 BUFFER_BYTES = 256 << 10
 """The size of the read buffer that all connections share: above that of most pictures."""
-
-TLS_SECONDS = 20.0
-"""The time in which a client must finish the TLS handshake."""
-
-BACKLOG = 1024
 
 
 class Http2Transport(Services):
@@ -43,7 +42,8 @@ class Http2Transport(Services):
         self._settings = settings
         self._budget = Budget(limit=max(settings.max_request_bytes, settings.max_message_bytes))
         self._buffer = bytearray(BUFFER_BYTES)
-        self._listeners: list[asyncio.Server] = []
+        self._places = Places(connections_within(settings.max_connections))
+        self._listeners: list[Listener] = []
         self.connections: dict[int, Connection] = {}
         self._lifetimes: dict[int, Lifetime] = {}
         self._numbers = 0
@@ -66,11 +66,7 @@ class Http2Transport(Services):
         host, _, port = address.rpartition(":")
         host, number = host.strip("[]"), int(port)
         loop = asyncio.get_running_loop()
-        options: dict[str, Any] = {
-            "ssl": None if tls is None else renewed_context(tls, "h2"),
-            "ssl_handshake_timeout": None if tls is None else TLS_SECONDS,
-            "backlog": BACKLOG,
-        }
+        context = None if tls is None else renewed_context(tls, "h2")
         if host == "::" and socket.has_dualstack_ipv6():
             # Every address, those of IPv4 as well, as with grpc.aio.
             every = socket.create_server(
@@ -79,36 +75,43 @@ class Http2Transport(Services):
                 dualstack_ipv6=True,
                 reuse_port=share_port,
             )
-            self._listeners.append(
-                await loop.create_server(self._connection, sock=every, **options)
-            )
+            self._listen_on(every, context)
             return int(every.getsockname()[1])
         # A name may stand for several addresses, which are to have one port.
         places = await loop.getaddrinfo(
             host, number, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
-        for family, _, _, _, place in places:
-            listener = await loop.create_server(
-                self._connection,
-                str(place[0]),
-                number,
-                family=family,
-                reuse_port=share_port or None,
-                **options,
-            )
-            self._listeners.append(listener)
-            number = listener.sockets[0].getsockname()[1]
+        problems: list[OSError] = []
+        addresses = dict.fromkeys((place[0], str(place[4][0])) for place in places)
+        for family, at in addresses:
+            try:
+                one = socket.create_server((at, number), family=family, reuse_port=share_port)
+            except OSError as error:
+                problems.append(error)
+                continue
+            self._listen_on(one, context)
+            number = one.getsockname()[1]
+        for problem in problems:
+            # An address that this machine has not is left out, unless there is no other.
+            if problem.errno == errno.EADDRINUSE or len(problems) == len(addresses):
+                self._close_listeners()
+                raise problem
         return number
 
     async def listen_unix(self, path: Path) -> None:
         """Listen on a socket in the file system; raises OSError."""
-        loop = asyncio.get_running_loop()
-        self._listeners.append(await loop.create_unix_server(self._connection, str(path)))
+        self._listen_on(_bound(path), None)
+
+    def _close_listeners(self) -> None:
+        for listener in self._listeners:
+            listener.close()
+
+    def _listen_on(self, bound: socket.socket, tls: ssl.SSLContext | None) -> None:
+        self._listeners.append(Listener(bound, self._placed, self._places, tls))
 
     async def go_away(self) -> None:
         """Stop listening, and send GOAWAY: clients make their next calls on another connection."""
-        for listener in self._listeners:
-            listener.close()
+        self._close_listeners()
         for connection in list(self.connections.values()):
             connection.go_away()
 
@@ -160,13 +163,21 @@ class Http2Transport(Services):
             if isinstance(stream, Call)
         ]
 
-    def _connection(self) -> Connection:
+    def _placed(self, place: Place) -> Connection:
+        place.connection = connection = self._connection(place.release)
+        return connection
+
+    def _connection(self, released: Callable[[], None] = lambda: None) -> Connection:
+        def closed(connection: Connection) -> None:
+            released()
+            self._closed(connection)
+
         return Connection(
             self._accept,
             self._buffer,
             max_streams=self._settings.max_concurrent_streams,
             opened=self._opened,
-            closed=self._closed,
+            closed=closed,
         )
 
     def _accept(self, connection: Connection, number: int, head: Head) -> Call:
@@ -193,6 +204,19 @@ class Http2Transport(Services):
         self._past.add(connection.counts)
         if not self.connections:
             self._empty.set()
+
+
+def _bound(path: Path) -> socket.socket:
+    """Return a socket at a path, instead of one that a process before has left there."""
+    if path.is_socket():
+        path.unlink()
+    one = socket.socket(socket.AF_UNIX)
+    try:
+        one.bind(str(path))
+    except OSError:
+        one.close()
+        raise
+    return one
 
 
 def _intercepted(interceptor: grpc.aio.ServerInterceptor, find: Find) -> Find:

@@ -942,6 +942,11 @@ def unknown_frames() -> Iterator[bytes]:
         yield frame(99, 0, 0) * 100
 
 
+def pings() -> Iterator[bytes]:
+    while True:
+        yield ping() * 100
+
+
 def priorities() -> Iterator[bytes]:
     while True:
         yield priority(1, 0) * 100
@@ -956,6 +961,7 @@ def priorities() -> Iterator[bytes]:
         many_headers,
         empty_data,
         unknown_frames,
+        pings,
         priorities,
     ],
 )
@@ -1198,6 +1204,36 @@ async def test_a_client_that_gives_streams_up_without_end_is_sent_away(
         assert await client.failure() == ErrorCode.ENHANCE_YOUR_CALM
     else:
         await client.has_answered()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [lambda stream: window(stream, 0), lambda stream: window(stream, 2**31 - 1)],
+    ids=["window opened by nothing", "window too large"],
+)
+async def test_a_client_that_has_its_streams_reset_is_sent_away_as_well(
+    served: Served,
+    client: RawClient,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Callable[[int], bytes],
+) -> None:
+    """CVE-2025-8671: it resets nothing, and has the server do so."""
+    monkeypatch.setattr(connection, "MOST_RESETS", 10)
+    monkeypatch.setattr(connection, "RESETS_A_SECOND", 0)
+    for stream in range(1, 23, 2):
+        client.send(opening(stream, request("Wait")), fault(stream))
+    assert await client.failure() == ErrorCode.ENHANCE_YOUR_CALM
+    await until(lambda: not served.server.connections)
+
+
+async def test_a_client_that_opens_refused_streams_without_end_is_sent_away() -> None:
+    async with serving(max_concurrent_streams=1) as served, await served.open() as client:
+        await client.settle()
+        client.send(call(1, "Wait"))
+        for stream in range(3, 20_011, 2):
+            client.send(opening(stream, end=True))
+        assert await client.failure() == ErrorCode.ENHANCE_YOUR_CALM
+        await until(lambda: not served.server.connections)
 
 
 async def test_who_does_not_read_answers_gets_no_further_stream(

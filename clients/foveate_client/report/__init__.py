@@ -1,0 +1,11 @@
+"""A report: one HTML page with every picture of a run, its maps, and what was confused.
+
+It lies in the client because the overlays are drawn here, and because the command
+`foveate` belongs to this distribution: wherever `foveate evaluate` runs, the client is
+there. foveate-runtime may not import it, and finds `PlainReport` through the entry point
+group `foveate.reports`, as it finds data sets. What passes between the two is plain data.
+"""
+
+from foveate_client.report.plain import PlainReport
+
+__all__ = ["PlainReport"]

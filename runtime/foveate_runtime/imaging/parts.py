@@ -1,0 +1,119 @@
+"""Bounds the parts of a file that Pillow takes one by one, in Python, before it decodes a pixel.
+
+A part can be four bytes long, so that a file within the limit of bytes has millions; while
+they are taken, no other thread of the process runs.
+"""
+
+import struct
+
+MAX_SEGMENTS = 1024
+"""Segments of a JPEG before its first scan: 64 MiB of metadata, where they are full."""
+
+MAX_JOINED = 64
+"""Segments of EXIF, and of Photoshop's resources: Pillow joins them, each with all before it."""
+
+MAX_FILL_BYTES = 1 << 16
+"""Bytes of a JPEG that fill the space before a marker."""
+
+MAX_CHUNKS = 1 << 14
+"""Chunks of a PNG: the smallest of common encoders' hold 8 KiB of pixels."""
+
+MAX_BLOCKS = 1 << 16
+"""Blocks of a GIF before its first picture, each of up to 255 bytes."""
+
+MAX_RLE_PIXELS = 4_000_000
+MAX_RLE_BYTES = 4 << 20
+"""The largest BMP with run-length encoding: Pillow decodes it in Python, run by run."""
+
+_LENGTH = struct.Struct(">H")
+_START, _SCAN, _FILL = b"\xff\xd8", 0xDA, 0xFF
+_ALONE = frozenset((0x00, 0x01, *range(0xD0, 0xDA)))
+"""Markers without a length (ITU-T T.81, table B.1), and the byte that makes 0xFF no marker."""
+_JOINED = {0xE1: b"Exif\0\0", 0xED: b"Photoshop 3.0\0"}
+
+_BMP = struct.Struct("<IiiHHI")
+_BMP_HEAD = 14
+_RLE = frozenset((1, 2))
+
+_GIF_HEAD = 13
+_EXTENSION, _PICTURE, _TRAILER = 0x21, 0x2C, 0x3B
+
+
+class TooManyPartsError(Exception):
+    """A file has more parts than are taken; the message says of what, `limit` how many."""
+
+    def __init__(self, what: str, limit: int) -> None:
+        super().__init__(f"the picture has more than {limit} {what}, which is the limit")
+        self.limit = limit
+
+
+def require_few(data: bytes) -> None:
+    """Raise TooManyPartsError for a JPEG, a GIF or a BMP of too many parts.
+
+    It walks no further than the limit. What is malformed is left for the decoder to refuse.
+    A PNG's are counted by `chunks`.
+    """
+    if data.startswith(_START):
+        _require_few_segments(data)
+    elif data.startswith((b"GIF87a", b"GIF89a")):
+        _require_few_blocks(data)
+    elif data.startswith(b"BM"):
+        _require_short_runs(data)
+
+
+def _require_few_segments(data: bytes) -> None:
+    segments = fill = 0
+    joined = dict.fromkeys(_JOINED, 0)
+    position = data.find(_FILL, len(_START))
+    while 0 <= position < len(data) - 1:
+        marker = data[position + 1]
+        if marker == _SCAN:
+            return
+        if marker == _FILL:
+            fill, position = fill + 1, position + 1
+            if fill > MAX_FILL_BYTES:
+                raise TooManyPartsError("fill bytes", MAX_FILL_BYTES)
+            continue
+        segments += 1
+        if segments > MAX_SEGMENTS:
+            raise TooManyPartsError("segments before its first scan", MAX_SEGMENTS)
+        end = position + 2
+        if marker not in _ALONE and end + _LENGTH.size <= len(data):
+            body = end + _LENGTH.size
+            if marker in joined and data.startswith(_JOINED[marker], body):
+                joined[marker] += 1
+                if joined[marker] > MAX_JOINED:
+                    raise TooManyPartsError("segments of one kind of metadata", MAX_JOINED)
+            end += max(_LENGTH.size, _LENGTH.unpack_from(data, end)[0])
+        position = data.find(_FILL, end)
+
+
+def _require_few_blocks(data: bytes) -> None:
+    if len(data) < _GIF_HEAD:
+        return
+    flags = data[10]
+    position = _GIF_HEAD + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
+    blocks = 0
+    while position < len(data) and data[position] not in {_PICTURE, _TRAILER}:
+        # Pillow passes over bytes that begin nothing, one by one.
+        extension = data[position] == _EXTENSION
+        position += 2 if extension else 1
+        blocks += 1
+        while extension and position < len(data) and data[position] and blocks <= MAX_BLOCKS:
+            position += 1 + data[position]
+            blocks += 1
+        position += extension
+        if blocks > MAX_BLOCKS:
+            raise TooManyPartsError("blocks before its first picture", MAX_BLOCKS)
+
+
+def _require_short_runs(data: bytes) -> None:
+    if len(data) < _BMP_HEAD + _BMP.size:
+        return
+    _, width, height, _, _, compression = _BMP.unpack_from(data, _BMP_HEAD)
+    if compression not in _RLE:
+        return
+    if abs(width * height) > MAX_RLE_PIXELS:
+        raise TooManyPartsError("pixels with run-length encoding", MAX_RLE_PIXELS)
+    if len(data) > MAX_RLE_BYTES:
+        raise TooManyPartsError("bytes with run-length encoding", MAX_RLE_BYTES)

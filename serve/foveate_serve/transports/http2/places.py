@@ -1,0 +1,98 @@
+"""Bounds the connections of a server, and shares them among the addresses of its clients."""
+
+import ipaddress
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from foveate_serve.transports.http2.connection import Connection
+
+IDLE_SECONDS = 1.0
+"""A connection without a call for so long may be closed to make room; its client opens another."""
+
+_LOOKED_AT = 64
+"""Connections that are looked at for one that is idle: a newcomer must not cost more."""
+
+_IPV6_NETWORK = 64
+"""The bits of an IPv6 address that tell clients apart: a host has all addresses below them."""
+
+
+class Place:
+    """What one connection takes of the bound, from its acceptance to `release`."""
+
+    __slots__ = ("_places", "client", "connection")
+
+    def __init__(self, places: "Places", client: str) -> None:
+        self._places = places
+        self.client = client
+        self.connection: Connection | None = None
+        """None until its handshakes are done."""
+
+    def release(self) -> None:
+        """Give the place back; a second time does nothing."""
+        self._places.forget(self)
+
+
+class Places:
+    """Places for `most` connections. Used from one event loop.
+
+    An address may hold as many as are still free: half of all, two addresses a third each
+    (dynamic thresholds, Choudhury and Hahne 1998). So there is always room for an address
+    that has none. One that holds its share loses a connection without calls for each that
+    it opens.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._count = 0
+        # By address, those that were looked at last at the end.
+        self._held: defaultdict[str, dict[Place, None]] = defaultdict(dict)
+
+    def take(self, host: str) -> Place | None:
+        """Return a place for a connection from an address; None where there is none."""
+        client = client_of(host)
+        if self._count + self._holds(client) >= self._most and not self._make_room(client):
+            return None
+        place = Place(self, client)
+        self._held[client][place] = None
+        self._count += 1
+        return place
+
+    def forget(self, place: Place) -> None:
+        """Take a place as free."""
+        held = self._held.get(place.client, {})
+        if place in held:
+            del held[place]
+            self._count -= 1
+            if not held:
+                del self._held[place.client]
+
+    def _holds(self, client: str) -> int:
+        return len(self._held.get(client, ()))
+
+    def _make_room(self, client: str) -> bool:
+        """Close a connection of the address that has no call; return whether there was one."""
+        held = self._held.get(client, {})
+        for place in list(held)[:_LOOKED_AT]:
+            connection = place.connection
+            if connection is not None and connection.idle_for() >= IDLE_SECONDS:
+                self.forget(place)
+                connection.abort()
+                return True
+            # So that the next newcomer finds others.
+            del held[place]
+            held[place] = None
+        return False
+
+
+def client_of(host: str) -> str:
+    """Return what stands for a client's address: of IPv6 the network, of IPv4 all of it."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return host
+    if address.version == 4:
+        return host
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.ip_network((int(address), _IPV6_NETWORK), strict=False))

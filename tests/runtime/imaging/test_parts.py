@@ -1,0 +1,134 @@
+"""A file of a few megabytes may have millions of parts; those that people have keep theirs."""
+
+import io
+import os
+import struct
+import zlib
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data
+
+from foveate_runtime.imaging import parts
+from foveate_runtime.imaging.decode import ImageError, ImageLimits, decode
+
+LIMITS = ImageLimits()
+IMAGENET_DIR = os.environ.get("FOVEATE_IMAGENET_DIR")
+EXIF, PHOTOSHOP, XMP = b"Exif\0\0", b"Photoshop 3.0\0", b"http://ns.adobe.com/xap/1.0/\0"
+
+
+def encoded(kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(data.chelsea()).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def segment(marker: int, body: bytes = b"") -> bytes:
+    return bytes((0xFF, marker)) + struct.pack(">H", len(body) + 2) + body
+
+
+def jpeg(before: bytes) -> bytes:
+    """A photograph with bytes after its first marker."""
+    file = encoded("JPEG")
+    return file[:2] + before + file[2:]
+
+
+def png(chunks: int) -> bytes:
+    """A photograph whose pixels lie in chunks of one byte, but for the last, after others."""
+    file = encoded("PNG")
+    empty = struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+    at = file.index(b"IDAT") - 4
+    return file[:at] + empty * chunks + file[at:]
+
+
+def gif(blocks: int) -> bytes:
+    """A picture after a comment of so many blocks."""
+    file = encoded("GIF")
+    table = 13 + (3 << (file[10] & 7) + 1)
+    return file[:table] + b"!\xfe" + b"\1x" * blocks + b"\0" + file[table:]
+
+
+def bmp(width: int, height: int, runs: bytes) -> bytes:
+    """A picture of RLE8, of 256 colours."""
+    palette = b"".join(bytes((i, i, i, 0)) for i in range(256))
+    head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(runs), 0, 0, 256, 0)
+    start = 14 + 40 + len(palette)
+    file = struct.pack("<IHHI", start + len(runs), 0, 0, start)
+    return b"BM" + file + head + palette + runs
+
+
+def run_lengths(rows: np.ndarray) -> bytes:
+    """Encode uint8 [height, width] as runs, the lowest row first."""
+    out = bytearray()
+    for row in rows[::-1]:
+        starts = [0, *(np.flatnonzero(np.diff(row)) + 1), len(row)]
+        for first, end in pairwise(starts):
+            for part in range(first, end, 255):
+                out += bytes((min(255, end - part), row[first]))
+        out += b"\0\0"
+    return bytes(out) + b"\0\1"
+
+
+MANY = {
+    "comments": jpeg(segment(0xFE) * 200_000),
+    "tables": jpeg(segment(0xDB, b"\0" + b"\1" * 64) * 20_000),
+    "markers alone": jpeg(b"\xff\x01" * 200_000),
+    "EXIF": jpeg(segment(0xE1, EXIF + bytes(90)) * 20_000),
+    "Photoshop": jpeg(segment(0xED, PHOTOSHOP + bytes(90)) * 900),
+    "fill": jpeg(b"\xff" * 4_000_000),
+    "chunks": png(200_000),
+    "blocks": gif(200_000),
+    "junk": b"GIF89a" + bytes(4_000_000),
+    "RLE": bmp(8_000_000, 1, b"\1\0\0\0\0\1"),
+    "RLE runs": bmp(1, 4_000_000, b"\1\1" * 3_000_000),
+}
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_more_parts_than_a_picture_has_are_refused(name: str) -> None:
+    file = MANY[name]
+    with pytest.raises(ImageError, match="more than") as raised:
+        decode(file, channels=3, limits=LIMITS)
+    assert raised.value.reason == "IMAGE_UNSUPPORTED"
+    assert raised.value.limit
+
+
+FEW = {
+    # Of XMP, whose extended form is as long as it likes, and of profiles.
+    "segments": jpeg(segment(0xE1, XMP + bytes(4_000)) * (parts.MAX_SEGMENTS - 20)),
+    "EXIF": jpeg(segment(0xE1, EXIF + bytes(4_000)) * parts.MAX_JOINED),
+    "fill": jpeg(b"\xff" * parts.MAX_FILL_BYTES),
+    "chunks": png(parts.MAX_CHUNKS - 20),
+    "blocks": gif(parts.MAX_BLOCKS - 20),
+}
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_as_many_as_the_limit_are_decoded(name: str) -> None:
+    found = np.asarray(decode(FEW[name], channels=3, limits=LIMITS).image).astype(int)
+    assert np.abs(found - data.chelsea()).mean() < 8
+
+
+def test_runs_within_the_limit_are_decoded() -> None:
+    rows = (data.camera() // 64 * 64).astype(np.uint8)
+    found = np.asarray(decode(bmp(*rows.shape, run_lengths(rows)), channels=1, limits=LIMITS).image)
+    np.testing.assert_array_equal(found, rows)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "GIF", "BMP"])
+def test_a_file_that_ends_anywhere_is_left_for_the_decoder(kind: str) -> None:
+    file = encoded(kind)
+    for end in (*range(900), len(file)):
+        parts.require_few(file[:end])
+
+
+@pytest.mark.skipif(IMAGENET_DIR is None, reason="FOVEATE_IMAGENET_DIR names no photographs")
+def test_photographs_have_a_twentieth_of_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "MAX_SEGMENTS", parts.MAX_SEGMENTS // 20)
+    files = [*Path(str(IMAGENET_DIR)).rglob("*.JPEG"), *Path(str(IMAGENET_DIR)).rglob("*.jpg")]
+    assert files
+    for file in files:
+        parts.require_few(file.read_bytes())

@@ -1,0 +1,1 @@
+"""Mixed traffic for an hour, after which a server must be as it was after its first minutes."""
