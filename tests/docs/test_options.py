@@ -13,6 +13,7 @@ import foveate_bench.command
 import foveate_client.commands
 import foveate_export.commands
 import foveate_runtime.commands
+import foveate_web.command
 from foveate_client.commands import health
 
 PACKAGES = (foveate_client.commands, foveate_export.commands, foveate_runtime.commands)
@@ -21,7 +22,7 @@ MODULES = [
     for package in PACKAGES
     for each in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
     if hasattr(module := import_module(each.name), "_parser")
-] + [foveate_bench.command]
+] + [foveate_bench.command, foveate_web.command]
 LISTS = (argparse._AppendAction, argparse._ExtendAction)
 
 

@@ -67,7 +67,7 @@ def _window(address: str) -> Iterator[Look]:
 def page(_window: Look) -> Look:
     """Return a window onto the page, opened anew."""
     _window.open()
-    _window.complaints()  # those of the test before are its own
+    _window.refused()  # what the test before met is its own
     return _window
 
 

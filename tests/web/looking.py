@@ -114,9 +114,10 @@ class Look:
         )
         return [x for x in asked if not x.startswith((self.address, "data:", "blob:"))]
 
-    def complaints(self) -> list[str]:
-        """Return what the console holds of requests that were refused, and of errors."""
-        return [x for x in complaints(self.driver) if "favicon" not in x]
+    def refused(self) -> list[str]:
+        """Return what the console holds of requests that the policy refused, or that failed."""
+        told = ("Content Security Policy", "Failed to load")
+        return [x for x in complaints(self.driver) if any(each in x for each in told)]
 
 
 @contextmanager

@@ -36,7 +36,7 @@ def test_an_upload_is_classified_and_each_class_has_its_map(page: Look, photogra
     download = page.find("#maps-1 a[download]")
     assert download.get_attribute("href") == third
     assert page.outside() == []
-    assert page.complaints() == []
+    assert page.refused() == []
 
 
 def test_methods_and_opponents_are_shown_and_a_link_restores_them(page: Look) -> None:

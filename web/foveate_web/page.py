@@ -22,8 +22,6 @@ _CONCURRENT, _QUEUED = 4, 64
 _UPLOADS_LIVE = 900
 """Seconds after which the file of an upload is deleted."""
 
-_HINT = "Choose a picture, draw a digit, or click on an example."
-
 _DRAWING_PREFIX = "data:image/png;base64,"
 
 _LAST: dict[str, Any] = {
@@ -202,9 +200,14 @@ class Page:
 
         def show(request: gr.Request) -> dict[Any, Any]:
             name, choices = link.read(dict(request.query_params))
+            if not name:
+                # A picture that is chosen before this answer has come must not be lost.
+                both = self._both(left, right, name, choices, suit=False)
+                shown = {part: both[part] for part in (left.model, right.model) if part in both}
+                return shown or both
             told, preview = "", None
             try:
-                preview = drawing.preview(self._pictures.get(name).data) if name else None
+                preview = drawing.preview(self._pictures.get(name).data)
             except ImageError as error:
                 name, told = "", fragments.complaint(error)
             return {
@@ -286,7 +289,7 @@ class Page:
         if into.optional and not choice.model:
             return into.tell("", visible=False)
         if not name:
-            return into.tell(fragments.notice(_HINT))
+            return into.tell(fragments.notice(panel.HINT))
         try:
             picture = self._pictures.get(name)
             return into.show(ask(self._client, picture, choice), picture)

@@ -14,6 +14,9 @@ from foveate_web.pictures import Picture
 CHOOSE = (resources.files("foveate_web") / "choose.js").read_text(encoding="utf-8")
 """Has the buttons of an element raise the event `choose`, with their value."""
 
+HINT = "Choose a picture, draw a digit, or click on an example."
+"""What stands in the place of an answer before there is a picture."""
+
 _NONE = -1
 """The choice of no class, in a list of classes."""
 
@@ -112,7 +115,7 @@ def slider(value: int, count: int) -> dict[str, Any]:
 def lay_out(model: gr.Dropdown, number: int, *, optional: bool) -> Panel:
     """Lay out a panel; `number` ends the names of its elements in the page."""
     with gr.Column(min_width=300, visible=not optional) as column:
-        timings = gr.HTML(elem_id=f"timings-{number}")
+        timings = gr.HTML(fragments.notice(HINT), elem_id=f"timings-{number}")
         with gr.Row():
             with gr.Column(min_width=260):
                 classes = gr.HTML(js_on_load=CHOOSE, elem_id=f"classes-{number}")

@@ -1,11 +1,12 @@
-"""`foveate sign`: vouch for a bundle, so that servers can refuse all others."""
+"""`foveate sign`: sign a bundle, so that servers can refuse all others."""
 
 import argparse
-import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from foveate_runtime.bundle.bundle import BundleError
+from foveate_runtime.console import DONE, FAILED, WRONG_USAGE, parse, say
 
 PROG = "foveate sign"
 
@@ -17,12 +18,18 @@ Ed25519 key. The signature is the file manifest.sig beside it. `foveate serve
 `openssl pkey -in key.pem -pubout -out keys.pem`."""
 EPILOG = "example: foveate sign models/resnet18/1 --key key.pem"
 
-DONE, FAILED, WRONG_USAGE = 0, 1, 2
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of `foveate sign`."""
+
+    bundle: Path
+    key: Path
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command; return its exit code."""
-    options = _parser().parse_args(arguments)
+    options = parse(_parser(), Options, arguments)
     try:
         # An extra: the server needs it only where signatures are required.
         from foveate_runtime.bundle import signing  # noqa: PLC0415
@@ -30,23 +37,18 @@ def main(arguments: Sequence[str]) -> int:
         if (error.name or "").partition(".")[0] != "cryptography":
             raise
         line = 'it needs cryptography: pip install "foveate-runtime[signing]"'
-        return _fail(line, FAILED)
+        return say(PROG, line, FAILED)
     try:
         key = signing.read_private_key(options.key)
     except signing.KeyFileError as error:
-        return _fail(f"--key {error}", WRONG_USAGE)
+        return say(PROG, f"--key {error}", WRONG_USAGE)
     try:
         print(signing.sign(options.bundle, key))
     except BundleError as error:
-        return _fail(str(error), FAILED)
+        return say(PROG, error, FAILED)
     except OSError as error:
-        return _fail(f"the signature cannot be written: {error.strerror}", FAILED)
+        return say(PROG, f"the signature cannot be written: {error.strerror}", FAILED)
     return DONE
-
-
-def _fail(message: str, code: int) -> int:
-    print(f"{PROG}: {message}", file=sys.stderr)
-    return code
 
 
 def _parser() -> argparse.ArgumentParser:

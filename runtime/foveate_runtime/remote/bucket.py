@@ -12,9 +12,16 @@ from obstore import exceptions
 from obstore.store import LocalStore, ObjectStore, from_url
 
 from foveate_runtime.bundle.bundle import Bundle, read_manifest
-from foveate_runtime.bundle.manifest import MANIFEST_FILE
+from foveate_runtime.bundle.manifest import MANIFEST_FILE, SIGNATURE_FILE
 from foveate_runtime.remote.location import Location
-from foveate_runtime.remote.store import Entry, Progress, RemoteError, UnreachableError, reason
+from foveate_runtime.remote.store import (
+    Entry,
+    Progress,
+    RemoteError,
+    UnreachableError,
+    names_of,
+    reason,
+)
 
 _CHUNK = 8 << 20
 _PART_SECONDS = timedelta(seconds=60)
@@ -87,19 +94,22 @@ class BucketStore:
         text = read_manifest(bundle.path)
         with self._errors():
             self._store(make=True)
-            if self._is_there(target, text, url):
-                return url
-            total = sum(entry.size for entry in manifest.files.values())
+            there = self._is_there(target, text, url)
+            # A version may be signed after it was pushed.
+            names = [n for n in names_of(bundle)[:-1] if not there or n == SIGNATURE_FILE]
+            sizes = {name: (bundle.path / name).stat().st_size for name in names}
             done = 0
-            for name, entry in manifest.files.items():
+            for name, size in sizes.items():
                 obstore.put(
                     self._store(),
                     f"{folder}/{name}",
                     bundle.path / name,
-                    use_multipart=entry.size > _SINGLE_PUT,
+                    use_multipart=size > _SINGLE_PUT,
                 )
-                done += entry.size
-                progress(folder, done, total)
+                done += size
+                progress(folder, done, sum(sizes.values()))
+            if there:
+                return url
             try:
                 obstore.put(self._store(), target, text, mode="create", use_multipart=False)
             except exceptions.AlreadyExistsError:

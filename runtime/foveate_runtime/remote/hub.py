@@ -19,9 +19,16 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from foveate_runtime.bundle.bundle import Bundle
-from foveate_runtime.bundle.manifest import MANIFEST_FILE
+from foveate_runtime.bundle.manifest import SIGNATURE_FILE
 from foveate_runtime.remote.location import Location, LocationError
-from foveate_runtime.remote.store import Entry, Progress, RemoteError, UnreachableError, reason
+from foveate_runtime.remote.store import (
+    Entry,
+    Progress,
+    RemoteError,
+    UnreachableError,
+    names_of,
+    reason,
+)
 
 _CHUNK = 8 << 20
 _SECONDS = 30.0
@@ -96,7 +103,7 @@ class HubStore:
         progress(named, 0, total)
         with TemporaryDirectory(dir=self._scratch, prefix="hub-") as made, self._errors():
             folder = Path(made)
-            for name in (*manifest.files, MANIFEST_FILE):
+            for name in names_of(bundle):
                 place = folder / name
                 place.parent.mkdir(parents=True, exist_ok=True)
                 place.symlink_to(bundle.path / name)
@@ -112,7 +119,7 @@ class HubStore:
                 revision=self._branch,
                 commit_message=f"{manifest.name}, version {manifest.version}",
                 # What an earlier version had and this one has not goes with it.
-                delete_patterns=["model*", "engines/*"],
+                delete_patterns=["model*", "engines/*", SIGNATURE_FILE],
             )
         progress(named, total, total)
         return str(self._location)

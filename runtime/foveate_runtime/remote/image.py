@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from foveate_runtime.bundle.bundle import Bundle
-from foveate_runtime.bundle.manifest import MANIFEST_FILE
+from foveate_runtime.remote.store import names_of
 
 MEDIA_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 MEDIA_CONFIG = "application/vnd.oci.image.config.v1+json"
@@ -105,7 +105,7 @@ def write_layer(bundle: Bundle, card: str, path: Path) -> Layer:
     manifest = bundle.manifest
     created = int(manifest.created.timestamp())
     version = f"models/{manifest.name}/{manifest.version}"
-    names = [*manifest.files, MANIFEST_FILE]
+    names = names_of(bundle)
     parents = {
         parent.as_posix()
         for name in names

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from foveate_runtime.bundle.bundle import Bundle
+from foveate_runtime.bundle.manifest import MANIFEST_FILE, SIGNATURE_FILE
 from foveate_runtime.remote.location import BUCKETS, HUB, Location, redacted
 
 MAX_FILES = 200_000
@@ -62,6 +63,12 @@ class Store(Protocol):
         `card` is its model card, in Markdown.
         """
         ...
+
+
+def names_of(bundle: Bundle) -> list[str]:
+    """Return the files of a bundle that a push copies, the manifest last, which makes a version."""
+    signature = [SIGNATURE_FILE] if (bundle.path / SIGNATURE_FILE).is_file() else []
+    return [*bundle.manifest.files, *signature, MANIFEST_FILE]
 
 
 def open_store(location: Location, scratch: Path, *, base: str = "") -> Store:

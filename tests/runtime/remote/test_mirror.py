@@ -8,8 +8,12 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from foveate_runtime.bundle.bundle import Bundle
+from foveate_runtime.bundle import signing
+from foveate_runtime.bundle.bundle import Bundle, BundleError
+from foveate_runtime.commands import pull, push
 from foveate_runtime.remote import fetching
 from foveate_runtime.remote import mirror as mirroring
 from foveate_runtime.remote.location import Location
@@ -254,3 +258,21 @@ def test_following_brings_what_is_new_and_tells_a_problem_once(
         wait_until((folder / "colours/2").exists)
     assert len(told) == 1
     assert versions(folder) == ["1", "2"]
+
+
+def test_a_signature_goes_with_its_bundle_also_when_it_was_made_after_the_push(
+    tmp_path: Path, bundles: Path
+) -> None:
+    key = Ed25519PrivateKey.generate()
+    keys = tmp_path / "keys.pem"
+    keys.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    url = (tmp_path / "shelf").as_uri()
+    for number in (1, 2):
+        assert push.main([str(bundles / f"colours/{number}"), url]) == 0
+    signing.sign(bundles / "colours/2", key)
+    assert push.main([str(bundles / "colours/2"), url]) == 0
+    assert pull.main([url, "--repository", str(tmp_path / "pulled")]) == 0
+    check = signing.Keys.read(keys).check
+    Bundle.open(tmp_path / "pulled/colours/2", check_manifest=check)
+    with pytest.raises(BundleError, match="not signed"):
+        Bundle.open(tmp_path / "shelf/colours/1", check_manifest=check)
