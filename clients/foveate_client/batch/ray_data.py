@@ -10,9 +10,10 @@ import logging
 import os
 import pickle
 import socket
+import sys
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -128,25 +129,27 @@ def ray_answers(job: Job, *, address: str | None, workers: int | None) -> Iterat
     this machine. None for `workers` means one for each node. Raises RayError.
     """
     module = ray()
-    try:
-        module.init(
-            address=address,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    except (OSError, RuntimeError, ValueError, module.exceptions.RayError) as error:
-        place = "Ray cannot be started" if address is None else f"no Ray cluster at {address}"
-        raise RayError(f"{place}: {_in_a_line(error)}") from error
-    try:
-        context = module.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        if module.available_resources().get("CPU", 0) < 1:
-            raise RayError("the Ray cluster has no free CPU for a worker")
-        nodes = sum(x["Alive"] and x["Resources"].get("CPU", 0) >= 1 for x in module.nodes())
-        yield partial(_answers, module, job, workers or nodes)
-    finally:
-        module.shutdown()
+    # Ray prints what becomes of its workers on stdout, which is the summary's.
+    with redirect_stdout(sys.stderr):
+        try:
+            module.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        except (OSError, RuntimeError, ValueError, module.exceptions.RayError) as error:
+            place = "Ray cannot be started" if address is None else f"no Ray cluster at {address}"
+            raise RayError(f"{place}: {_in_a_line(error)}") from error
+        try:
+            context = module.data.DataContext.get_current()
+            context.enable_progress_bars = False
+            logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+            if module.available_resources().get("CPU", 0) < 1:
+                raise RayError("the Ray cluster has no free CPU for a worker")
+            nodes = sum(x["Alive"] and x["Resources"].get("CPU", 0) >= 1 for x in module.nodes())
+            yield partial(_answers, module, job, workers or max(nodes, 1))
+        finally:
+            module.shutdown()
 
 
 def _answers(

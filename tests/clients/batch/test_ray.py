@@ -130,9 +130,8 @@ def test_a_killed_worker_and_a_killed_driver_leave_the_table_of_a_run_without_ra
     assert not out.exists()
 
     process = start(out)
+    wait_until(lambda: workers(process) or process.poll() is not None, limit=START_SECONDS)
     in_the_midst(process, out)
-    wait_until(lambda: len(workers(process)) == 2 or process.poll() is not None)
-    assert process.poll() is None, "it ended before its second worker began"
     os.kill(workers(process)[0], signal.SIGKILL)
     told, errors = process.communicate(timeout=300)
     assert process.returncode == 1, errors
@@ -188,6 +187,7 @@ def test_a_picture_that_ends_its_worker_each_time_ends_the_run(foveate, tmp_path
         timeout=START_SECONDS,
     )
     assert found.stdout.startswith("Ray failed: ")
+    assert len(found.stdout.splitlines()) == 1
 
 
 @needs_ray
