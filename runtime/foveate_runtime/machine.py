@@ -18,6 +18,20 @@ def processor_name() -> str:
     return platform.processor()
 
 
+def processor_identity() -> str:
+    """Return the processor's name with its family, model and stepping, where they are told.
+
+    Virtual machines on different processors often have the same name.
+    """
+    numbers = {}
+    if _PROCESSORS.exists():
+        for line in _PROCESSORS.read_text(encoding="ascii", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() in {"cpu family", "model", "stepping"}:
+                numbers.setdefault(name.strip(), value.strip())
+    return ", ".join([processor_name(), *(f"{name} {value}" for name, value in numbers.items())])
+
+
 def gpu_names() -> tuple[str, ...]:
     """Return the names and drivers of NVIDIA's GPUs; none where their tool is not installed."""
     tool = shutil.which("nvidia-smi")

@@ -24,7 +24,6 @@ def make_engine(settings: Settings, observer: Observer | None = None) -> Engine:
     `observer` is notified of its events. Raises SettingsError where signatures are
     required and the keys cannot be read.
     """
-
     recommendations = Recommendations(Path(settings.repository))
 
     def make_runner(bundle: Bundle) -> Runner:

@@ -20,7 +20,7 @@ from foveate_runtime.backends.registry import engine_version
 from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.bundle.manifest import Name, Positive
 from foveate_runtime.cores import count_cores
-from foveate_runtime.machine import gpu_names, processor_name
+from foveate_runtime.machine import gpu_names, processor_identity
 
 RECOMMENDED_FILE = "recommended.toml"
 
@@ -31,6 +31,9 @@ _HEAD = """\
 # The backend and the variant that were the fastest of each model on one machine.
 # Written by `foveate bench --recommend`, read by `foveate serve`.
 """
+
+Text = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
+"""A text that may stand in a line of a log."""
 
 
 class RecommendedError(Exception):
@@ -48,14 +51,14 @@ class Recommended(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     variant: Name
-    backend: str
-    device: str
+    backend: Text
+    device: Text
     version: Positive
     digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    engine: str
-    processor: str
+    engine: Text
+    processor: Text
     cores: Positive
-    gpus: tuple[str, ...] = ()
+    gpus: tuple[Text, ...] = ()
 
     @classmethod
     def here(cls, bundle: Bundle, *, variant: str, backend: str, device: str) -> Self:
@@ -70,7 +73,7 @@ class Recommended(BaseModel):
             version=bundle.manifest.version,
             digest=bundle.digest,
             engine=engine_version(backend),
-            processor=processor_name(),
+            processor=processor_identity(),
             cores=count_cores(),
             gpus=() if device == "cpu" else gpu_names(),
         )
@@ -120,7 +123,7 @@ def read_recommended(repository: Path) -> dict[str, Recommended]:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise RecommendedError(f"{RECOMMENDED_FILE}: {where}: {first['msg']}") from error
+        raise RecommendedError(f"{RECOMMENDED_FILE}: {where!r}: {first['msg']}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RecommendedError(f"{RECOMMENDED_FILE}: no TOML ({error})") from error
 
