@@ -119,7 +119,6 @@ def _run(options: Options) -> int:
     if options.loadgen:
         loadgen.require()
     if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
         _check_writable(options.out, "--out")
     if options.recommend:
         _check_writable(options.repository, "--repository")
@@ -254,8 +253,9 @@ def _choice(options: Options) -> Choice:
 
 
 def _check_writable(folder: Path, option: str) -> None:
-    """Raise PlanError where nothing can be written into the `folder` of an option."""
+    """Raise PlanError where nothing can be written into the `folder` of an option; it is made if it is missing."""
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:

@@ -119,9 +119,9 @@ def measure(
     one after the other, since loading would disturb loading, and run each batch
     size once; where they are to be `checked`, those whose outputs are not the bundle's
     golden answers within its tolerances are left out; then labelled pictures are
-    classified; then every case has a turn in each round, in an order that changes from round to round; then, if they are
-    to be `profiled`, the operators of each configuration are timed on its
-    smallest batch. What an engine refuses is noted, and the others go on.
+    classified; then every case has a turn in each round, in an order that changes from
+    round to round; then, if they are to be `profiled`, the operators of each
+    configuration are timed on its smallest batch. What an engine refuses is noted, and the others go on.
 
     Raises LabelledError where a labelled picture cannot be decoded.
     """

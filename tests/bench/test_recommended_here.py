@@ -65,6 +65,11 @@ def test_a_server_takes_what_was_measured_here_and_nothing_else(
     assert "loaded the model colours, version 1, on onnxruntime" in log
     assert RECOMMENDED_FILE not in log
 
+    rewrite(repository, 'variant = "fp32"', 'variant = "fp8"')
+    log = started(repository)
+    assert "cannot be loaded: no variant 'fp8'; the bundle has fp32; measure again with" in log
+    assert "loaded the model colours, version 1, on onnxruntime" in log
+
     rewrite(repository, entry["engine"], "0.1")
     log = started(repository)
     assert "loaded the model colours, version 1, on onnxruntime" in log
