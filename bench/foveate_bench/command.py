@@ -50,7 +50,7 @@ DESCRIPTION = """\
 Measures every backend that is installed, every variant of the models named and
 every batch size, with and without class activation maps and feature maps, and
 writes a report: results.json, README.md, report.html and charts. With --recommend
-it finds out in seconds what foveate serve should run on this machine."""
+it finds out in a short run what foveate serve should run on this machine."""
 
 INTERRUPTED = 130
 
@@ -253,7 +253,7 @@ def _choice(options: Options) -> Choice:
 
 
 def _check_writable(folder: Path, option: str) -> None:
-    """Raise PlanError where nothing can be written into the `folder` of an option; it is made if it is missing."""
+    """Raise PlanError where nothing can be written into an option's `folder`, made if missing."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -297,7 +297,7 @@ _FULL = _Defaults(
     batch=(1, 2, 4, 8, 16, 32), outputs=OUTPUT_KINDS, rounds=5, seconds=0.5, roofline=True
 )
 _SHORT = _Defaults(batch=(1, 8), outputs=("logits",), rounds=5, seconds=0.1, roofline=False)
-"""Of --recommend: some ten seconds a model."""
+"""Of --recommend: a few seconds of turns a model."""
 
 _SLOW_TO_BUILD = ("torch_compile",)
 """The backends that --recommend leaves out: they would compile for minutes at every start."""
@@ -427,7 +427,7 @@ def _parser(defaults: _Defaults = _FULL) -> argparse.ArgumentParser:
     parser.add_argument(
         "--recommend",
         action="store_true",
-        help="measure each model for some ten seconds, for the most pictures a second unless "
+        help="measure each model in a short run, for the most pictures a second unless "
         f"--objective says another goal, and write into the repository's {RECOMMENDED_FILE} which "
         "backend and variant foveate serve takes on this machine",
     )

@@ -121,7 +121,8 @@ def measure(
     golden answers within its tolerances are left out; then labelled pictures are
     classified; then every case has a turn in each round, in an order that changes from
     round to round; then, if they are to be `profiled`, the operators of each
-    configuration are timed on its smallest batch. What an engine refuses is noted, and the others go on.
+    configuration are timed on its smallest batch. What an engine refuses is noted, and
+    the others go on.
 
     Raises LabelledError where a labelled picture cannot be decoded.
     """
