@@ -24,7 +24,13 @@ from foveate_serve.engine.job import A, Answering, Chunk, Images, Job, JobPlan
 from foveate_serve.engine.pictures import Pictures, size_of
 from foveate_serve.engine.plan import make_plan
 from foveate_serve.engine.reuse import Cached, Deduplicated
-from foveate_serve.errors import DeadlineError, InvalidRequestError, OverloadedError
+from foveate_serve.errors import (
+    DeadlineError,
+    InvalidRequestError,
+    LoadingError,
+    NotReadyError,
+    OverloadedError,
+)
 from foveate_serve.observer import Observer
 from foveate_serve.repository.loaded import LoadedModel
 from foveate_serve.repository.repository import Repository
@@ -264,7 +270,13 @@ class Engine:
         self, model: LoadedModel | None, error: BaseException, started: float
     ) -> None:
         self.overloaded = self.overloaded or isinstance(error, OverloadedError)
-        name, version = ("", "") if model is None else (model.name, model.version)
+        name = version = ""
+        if model is not None:
+            name, version = model.name, model.version
+        elif isinstance(error, NotReadyError | LoadingError):
+            # The version is known and not loaded; names that callers make up are not counted.
+            name, version = error.metadata.get("model", ""), error.metadata.get("version", "")
+            self._observer.on_start(name, version)
         self._observer.on_failure(name, version, error, time.perf_counter() - started)
 
 

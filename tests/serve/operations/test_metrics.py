@@ -104,6 +104,21 @@ def test_the_numbers_are_those_of_the_requests_made(server, picture: ClassifyReq
     assert not [labels for _, labels in samples if ("model", "<script>") in labels]
 
 
+def test_requests_for_an_unloaded_version_carry_its_name(
+    start: Callable, write_bundle: Callable, picture: ClassifyRequest
+) -> None:
+    write_bundle(version=1)
+    repository = write_bundle(version=2).parents[1]
+    server = start("--metrics-address", "127.0.0.1:0", repository=repository)
+    unloaded = ClassifyRequest(model="colours", version="1", raw=picture.raw)
+    with server.channel() as channel, pytest.raises(grpc.RpcError):
+        ClassifierServiceStub(channel).Classify(unloaded, timeout=60)
+    samples = server.metrics()
+    code = {"code": "FAILED_PRECONDITION"}
+    assert value(samples, "foveate_requests_total", **COLOURS, **code) == 1
+    assert value(samples, "foveate_requests_in_flight", **COLOURS) == 0
+
+
 def test_the_pictures_of_a_stream_count_one_by_one(server, picture: ClassifyRequest) -> None:
     bad = ClassifyRequest(model="colours", encoded=b"no picture")
     requests = [ClassifyStreamRequest(request=request) for request in (picture, bad, picture)]
