@@ -23,7 +23,7 @@ def processor_identity() -> str:
 
     Virtual machines on different processors often have the same name.
     """
-    numbers = {}
+    numbers: dict[str, str] = {}
     if _PROCESSORS.exists():
         for line in _PROCESSORS.read_text(encoding="ascii", errors="replace").splitlines():
             name, _, value = line.partition(":")
