@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 
 from foveate_bench import loadgen, roofline
@@ -151,10 +151,8 @@ def _known_accuracies(plan: ModelPlan) -> Iterator[Accuracy]:
     reference = scores.get(REFERENCE)
     if plan.labelled is not None or reference is None:
         return
-    for variant, backend, device in dict.fromkeys(
-        (c.variant, c.backend, c.device) for c in plan.configurations
-    ):
-        own = scores[variant]
+    engines = dict.fromkeys((c.backend, c.device) for c in plan.configurations)
+    for (backend, device), (variant, own) in product(engines, scores.items()):
         if own is not None and (own.data, own.images) == (reference.data, reference.images):
             yield Accuracy(
                 model=manifest.name,

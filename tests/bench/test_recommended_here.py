@@ -123,12 +123,15 @@ def test_the_accuracy_that_the_export_measured_decides_without_pictures(
     full = document["variants"][0] | {"accuracy": scored}
     document["variants"] = [full, full | {"name": "fp16", "accuracy": scored | {"top1": 0.7}}]
     manifest.write_text(json.dumps(document), encoding="utf-8")
-    more = ["--backend", "onnxruntime", "--json"]
-    assert recommend(repository, *more) == command.DONE
-    report = Report.model_validate_json(capsys.readouterr().out)
-    assert report.recommendation is not None
-    assert report.recommendation.choices[0].case.variant == "fp32"
-    assert {(a.variant, a.top1) for a in report.accuracies} == {("fp32", 0.9), ("fp16", 0.7)}
+    more = ["--backend", "onnxruntime", "--variant", "fp16"]
+    assert recommend(repository, *more) == command.FAILED
+    assert "no variant is known to lose at most 1 point of top-1" in capsys.readouterr().err
+    assert recommend(repository, *more, "--max-drop", "20") == command.DONE
+    assert "its top-1 is 20.00 points below fp32's" in capsys.readouterr().out
+    # Of other pictures the two say nothing of each other.
+    document["variants"][1]["accuracy"] |= {"top1": 0.9, "images": 99}
+    manifest.write_text(json.dumps(document), encoding="utf-8")
+    assert recommend(repository, *more) == command.FAILED
 
 
 @pytest.mark.parametrize(
