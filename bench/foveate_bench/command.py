@@ -174,7 +174,8 @@ def _keep(plan: Plan, report: Report, repository: Path) -> int:
     recommendation = report.recommendation
     choices = () if recommendation is None else recommendation.choices
     for refusal in () if recommendation is None else recommendation.refusals:
-        print(f"{PROG}: {refusal.what}: {refusal.reason}; {refusal.remedy}", file=sys.stderr)
+        remedy = f"; {refusal.remedy}" if refusal.remedy else ""
+        print(f"{PROG}: {refusal.what}: {refusal.reason}{remedy}", file=sys.stderr)
     bundles = {model.bundle.manifest.name: model.bundle for model in plan.models}
     entries = {
         case.model: Recommended.here(

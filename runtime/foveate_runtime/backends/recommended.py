@@ -91,7 +91,7 @@ class Recommended(BaseModel):
         for name, measured, now in (
             ("processor", self.processor, here.processor),
             ("number of cores", self.cores, here.cores),
-            ("GPUs", ", ".join(self.gpus), ", ".join(here.gpus)),
+            ("list of GPUs", ", ".join(self.gpus), ", ".join(here.gpus)),
             (f"version of {self.backend}", self.engine, here.engine),
         ):
             if measured != now:

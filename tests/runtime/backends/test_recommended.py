@@ -34,7 +34,7 @@ def test_what_was_measured_here_counts(colours: Bundle, entry: Recommended) -> N
         ({"processor": "an abacus"}, "the processor was an abacus and is "),
         ({"cores": 4096}, "the number of cores was 4096 and is "),
         ({"engine": "0.1"}, "the version of onnxruntime was 0.1 and is "),
-        ({"gpus": ("a GPU",)}, "the GPUs was a GPU and is "),
+        ({"gpus": ("a GPU",)}, "the list of GPUs was a GPU and is "),
         ({"backend": "abacus"}, "no backend 'abacus'"),
     ],
 )
