@@ -15,15 +15,29 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from foveate_bench import loadgen, machine
+from foveate_bench.document import Report
 from foveate_bench.files import PAGE_FILE, write_files
 from foveate_bench.loadgen import LoadGenError, Scenario
 from foveate_bench.measuring import Rounds
-from foveate_bench.plan import ALL, Choice, ChoiceError, PlanError, make_plan
+from foveate_bench.plan import (
+    ALL,
+    Choice,
+    ChoiceError,
+    Plan,
+    PlanError,
+    every_model,
+    make_plan,
+)
 from foveate_bench.recommend import PROFILE_FILE, Objective
 from foveate_bench.report import verdicts
 from foveate_bench.results import OUTPUT_KINDS, OutputKind
 from foveate_bench.run import Task, run
 from foveate_runtime.backends.base import BackendError
+from foveate_runtime.backends.recommended import (
+    RECOMMENDED_FILE,
+    Recommended,
+    write_recommended,
+)
 from foveate_runtime.backends.registry import BACKENDS
 from foveate_runtime.bundle.bundle import BundleError
 from foveate_runtime.console import DONE, FAILED, WRONG_USAGE, parse, positive, say
@@ -35,7 +49,8 @@ PROG = "foveate bench"
 DESCRIPTION = """\
 Measures every backend that is installed, every variant of the models named and
 every batch size, with and without class activation maps and feature maps, and
-writes a report: results.json, README.md, report.html and charts."""
+writes a report: results.json, README.md, report.html and charts. With --recommend
+it finds out in a short run what foveate serve should run on this machine."""
 
 INTERRUPTED = 130
 
@@ -68,16 +83,19 @@ class Options:
     profile: bool
     objective: Objective | None
     max_drop: float
+    recommend: bool
     loadgen: tuple[Scenario, ...]
     loadgen_seconds: float
     loadgen_latency: float
-    out: Path
+    out: Path | None
     json: bool
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command; return its exit code."""
     options = parse(_parser(), Options, arguments)
+    if options.recommend:
+        options = parse(_parser(_SHORT), Options, arguments)
     with _terminated_as_interrupted():
         try:
             return _run(options)
@@ -95,24 +113,80 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(options: Options) -> int:
+    _check_usage(options)
     here = machine.describe()
     plan = make_plan(_choice(options), here)
     if options.loadgen:
         loadgen.require()
-    _check_writable(options.out)
+    if options.out is not None:
+        _check_writable(options.out, "--out")
+    if options.recommend:
+        _check_writable(options.repository, "--repository")
     _warn_if_busy(here.cores)
     with _Watching() as watcher:
         report = run(plan, here, _task(options), watcher)
-    write_files(report, options.out)
-    if options.json:
-        print(report.model_dump_json(indent=2))
-    else:
-        print("\n".join([*verdicts(report), f"the report is {options.out / PAGE_FILE}"]))
+    if options.out is not None:
+        write_files(report, options.out)
+    _print(report, options)
     if not report.complete:
-        print(f"{PROG}: stopped; what was measured is in {options.out}", file=sys.stderr)
+        where = "" if options.out is None else f"; what was measured is in {options.out}"
+        nothing = "; nothing is recommended" if options.recommend else ""
+        print(f"{PROG}: stopped{nothing}{where}", file=sys.stderr)
         return INTERRUPTED
+    if options.recommend:
+        return _keep(plan, report, options.repository)
     if not report.measurements:
         return say(PROG, PlanError("nothing could be measured; the report says why"), FAILED)
+    return DONE
+
+
+def _check_usage(options: Options) -> None:
+    if options.recommend:
+        if len(_distinct(options.device)) > 1:
+            raise ChoiceError("--recommend is for one --device, that of foveate serve")
+        if options.loadgen and options.out is None:
+            raise ChoiceError("--loadgen needs --out, for its files")
+    elif options.out is None:
+        raise ChoiceError("--out must be given, or --recommend")
+    elif not options.model:
+        raise ChoiceError("--model must be given, or --recommend")
+
+
+def _print(report: Report, options: Options) -> None:
+    if options.json:
+        print(report.model_dump_json(indent=2))
+        return
+    if not (options.recommend and options.out is None):
+        print("\n".join(verdicts(report)))
+    elif report.recommendation is not None and report.complete:
+        for choice in report.recommendation.choices:
+            print(f"recommended: {choice.why}")
+    if options.out is not None:
+        print(f"the report is {options.out / PAGE_FILE}")
+
+
+def _keep(plan: Plan, report: Report, repository: Path) -> int:
+    """Write what is recommended beside the models, say what is not, and return the exit code."""
+    known = set(plan.refusals)
+    for refusal in report.refusals:
+        if refusal not in known:
+            print(f"{PROG}: not measured: {refusal.what}: {refusal.reason}", file=sys.stderr)
+    recommendation = report.recommendation
+    choices = () if recommendation is None else recommendation.choices
+    for refusal in () if recommendation is None else recommendation.refusals:
+        remedy = f"; {refusal.remedy}" if refusal.remedy else ""
+        print(f"{PROG}: {refusal.what}: {refusal.reason}{remedy}", file=sys.stderr)
+    bundles = {model.bundle.manifest.name: model.bundle for model in plan.models}
+    entries = {
+        case.model: Recommended.here(
+            bundles[case.model], variant=case.variant, backend=case.backend, device=case.device
+        )
+        for case in (choice.case for choice in choices)
+    }
+    path = write_recommended(repository, entries, bundles)
+    if not entries:
+        return say(PROG, PlanError("nothing can be recommended"), FAILED)
+    print(f"{PROG}: foveate serve takes it from {path}", file=sys.stderr)
     return DONE
 
 
@@ -122,7 +196,9 @@ def _task(options: Options) -> Task:
         rounds=Rounds(count=options.rounds, seconds=options.seconds),
         roofline=options.roofline,
         profiled=options.profile,
-        objective=options.objective,
+        checked=options.recommend,
+        objective=options.objective
+        or (Objective(kind="throughput") if options.recommend else None),
         max_drop=options.max_drop,
         scenarios=options.loadgen,
         rules=loadgen.Rules(
@@ -159,27 +235,32 @@ class _Watching:
 
 
 def _choice(options: Options) -> Choice:
+    models, devices = _distinct(options.model), _distinct(options.device)
+    if options.recommend:
+        models = models or every_model(options.repository)
+        devices = devices or ("cpu",)
     return Choice(
         repository=options.repository,
-        models=_distinct(options.model),
+        models=models,
         backends=_distinct(options.backend),
         variants=_distinct(options.variant),
         batches=options.batch,
         threads=options.threads,
-        devices=_distinct(options.device),
+        devices=devices,
         outputs=options.outputs,
+        without=_SLOW_TO_BUILD if options.recommend else (),
         data=dict(options.data),
     )
 
 
-def _check_writable(folder: Path) -> None:
-    """Raise PlanError where nothing can be written into `folder`; it is made if it is missing."""
+def _check_writable(folder: Path, option: str) -> None:
+    """Raise PlanError where nothing can be written into an option's `folder`, made if missing."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise PlanError(f"--out {folder}: cannot be written ({error.strerror})") from error
+        raise PlanError(f"{option} {folder}: cannot be written ({error.strerror})") from error
 
 
 def _warn_if_busy(cores: int) -> None:
@@ -202,7 +283,28 @@ def _terminated_as_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def _parser() -> argparse.ArgumentParser:
+@dataclass(frozen=True, kw_only=True)
+class _Defaults:
+    """How much is measured where no option says it."""
+
+    batch: tuple[int, ...]
+    outputs: tuple[OutputKind, ...]
+    rounds: int
+    seconds: float
+    roofline: bool
+
+
+_FULL = _Defaults(
+    batch=(1, 2, 4, 8, 16, 32), outputs=OUTPUT_KINDS, rounds=5, seconds=0.5, roofline=True
+)
+_SHORT = _Defaults(batch=(1, 8), outputs=("logits",), rounds=5, seconds=0.1, roofline=False)
+"""Of --recommend: a few seconds of turns a model."""
+
+_SLOW_TO_BUILD = ("torch_compile",)
+"""The backends that --recommend leaves out: they would compile for minutes at every start."""
+
+
+def _parser(defaults: _Defaults = _FULL) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROG,
         description=DESCRIPTION,
@@ -217,9 +319,10 @@ def _parser() -> argparse.ArgumentParser:
         type=_names,
         nargs="+",
         action="extend",
-        required=True,
+        default=[],
         metavar="NAME",
-        help="the models; of each the newest version is measured",
+        help="the models; of each the newest version is measured; with --recommend the default "
+        "are all of them",
     )
     parser.add_argument(
         "--backend",
@@ -242,9 +345,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--batch",
         type=_counts(LARGEST_BATCH),
-        default=(1, 2, 4, 8, 16, 32),
+        default=defaults.batch,
         metavar="N,...",
-        help="default: 1,2,4,8,16,32",
+        help="default: 1,2,4,8,16,32; with --recommend 1,8",
     )
     parser.add_argument(
         "--threads",
@@ -260,15 +363,17 @@ def _parser() -> argparse.ArgumentParser:
         action="extend",
         default=[],
         metavar="NAME",
-        help="such as cpu or cuda:0; default: cpu and, where there is a GPU, cuda:0",
+        help="such as cpu or cuda:0; default: cpu and, where there is a GPU, cuda:0; with "
+        "--recommend cpu",
     )
     parser.add_argument(
         "--outputs",
         type=_kinds,
-        default=OUTPUT_KINDS,
+        default=defaults.outputs,
         metavar="KIND,...",
         help="logits: predictions alone; cam: and the maps of the five best classes; "
-        "features: and the feature map of the last layer; default: all three",
+        "features: and the feature map of the last layer; default: all three; with --recommend "
+        "logits",
     )
     parser.add_argument(
         "--data",
@@ -283,22 +388,23 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--rounds",
         type=positive,
-        default=5,
+        default=defaults.rounds,
         metavar="N",
         help="turns of every case (default: %(default)s)",
     )
     parser.add_argument(
         "--seconds",
         type=_not_negative,
-        default=0.5,
+        default=defaults.seconds,
         metavar="S",
-        help="the time of a turn, and at least one run (default: %(default)g)",
+        help="the time of a turn, and at least one run (default: 0.5; with --recommend 0.1)",
     )
     parser.add_argument(
         "--roofline",
         action=argparse.BooleanOptionalAction,
-        default=True,
-        help="measure the machine's peaks, and how far each case is from them (default: yes)",
+        default=defaults.roofline,
+        help="measure the machine's peaks, and how far each case is from them (default: yes; with "
+        "--recommend no)",
     )
     parser.add_argument(
         "--profile",
@@ -318,6 +424,13 @@ def _parser() -> argparse.ArgumentParser:
         default=1.0,
         metavar="POINTS",
         help="points of top-1 that a recommendation may lose against fp32 (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--recommend",
+        action="store_true",
+        help="measure each model in a short run, for the most pictures a second unless "
+        f"--objective says another goal, and write into the repository's {RECOMMENDED_FILE} which "
+        "backend and variant foveate serve takes on this machine",
     )
     parser.add_argument(
         "--loadgen",
@@ -342,7 +455,10 @@ def _parser() -> argparse.ArgumentParser:
         help="within which Server must answer 99 of 100 (default: %(default)g)",
     )
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="where the report is written"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="where the report is written; --recommend alone writes none",
     )
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     return parser

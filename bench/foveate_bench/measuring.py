@@ -21,6 +21,7 @@ from foveate_bench.results import (
 )
 from foveate_bench.worker import First, Turn, Worker, WorkerError
 from foveate_runtime.backends.base import BackendError
+from foveate_runtime.bundle.golden import open_golden, refusals
 from foveate_runtime.evaluation.accuracy import Tally, prepared_batches
 
 
@@ -104,21 +105,31 @@ class Measured:
 
 
 def measure(
-    plan: ModelPlan, rounds: Rounds, measured: Measured, watcher: Watcher, *, profiled: bool = False
+    plan: ModelPlan,
+    rounds: Rounds,
+    measured: Measured,
+    watcher: Watcher,
+    *,
+    profiled: bool = False,
+    checked: bool = False,
 ) -> None:
     """Measure the cases of one model into `measured`.
 
     Every configuration has a process for each kind of outputs. They are started
     one after the other, since loading would disturb loading, and run each batch
-    size once; then labelled pictures are classified; then every case has a turn
-    in each round, in an order that changes from round to round; then, if they are
-    to be `profiled`, the operators of each configuration are timed on its
-    smallest batch. What an engine refuses is noted, and the others go on.
+    size once; where they are to be `checked`, those whose outputs are not the bundle's
+    golden answers within its tolerances are left out; then labelled pictures are
+    classified; then every case has a turn in each round, in an order that changes from
+    round to round; then, if they are to be `profiled`, the operators of each
+    configuration are timed on its smallest batch. What an engine refuses is noted, and
+    the others go on.
 
     Raises LabelledError where a labelled picture cannot be decoded.
     """
     with ExitStack() as stack:
         workers = _start(plan, measured, watcher, stack)
+        if checked:
+            workers = _right(plan, workers, measured)
         _score(plan, workers, measured, watcher)
         _time(plan, workers, rounds, measured, watcher)
         if profiled:
@@ -145,6 +156,27 @@ def _start(plan: ModelPlan, measured: Measured, watcher: Watcher, stack: ExitSta
                 workers.append(worker)
             watcher.advance(1)
     return workers
+
+
+def _right(plan: ModelPlan, workers: Sequence[Worker], measured: Measured) -> list[Worker]:
+    """Return the workers whose engines give the golden answers; all where there are none."""
+    golden = open_golden(plan.bundle)
+    if golden is None:
+        return list(workers)
+    right = []
+    for worker in workers:
+        tolerances = plan.bundle.manifest.variant(worker.configuration.variant).tolerances
+        try:
+            errors = {} if tolerances is None else worker.errors(golden, tolerances.measure)
+        except (BackendError, WorkerError) as error:
+            measured.drop(worker, error)
+            continue
+        wrong = [] if tolerances is None else list(refusals(errors, tolerances))
+        if wrong:
+            measured.drop(worker, BackendError(f"{', '.join(wrong)}: not the golden answers"))
+        else:
+            right.append(worker)
+    return right
 
 
 def _score(

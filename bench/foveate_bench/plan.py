@@ -40,8 +40,9 @@ class ChoiceError(PlanError):
 class Choice:
     """What a user wants measured; an empty tuple stands for everything that there is.
 
-    `data` holds labelled folders by model; that of the name "" is for the models
-    without one of their own.
+    `without` are backends that are measured only where they are named. `data` holds
+    labelled folders by model; that of the name "" is for the models without one of
+    their own.
     """
 
     repository: Path
@@ -52,6 +53,7 @@ class Choice:
     threads: tuple[int, ...] = ()
     devices: tuple[str, ...] = ()
     outputs: tuple[OutputKind, ...] = OUTPUT_KINDS
+    without: tuple[str, ...] = ()
     data: dict[str, Path] = field(default_factory=dict)
 
 
@@ -107,7 +109,7 @@ def make_plan(choice: Choice, machine: Machine) -> Plan:
             pictures does not fit its model.
     """
     devices = choice.devices or (("cpu", "cuda:0") if machine.gpus else ("cpu",))
-    pairs, refusals = _pairs(choice.backends, devices)
+    pairs, refusals = _pairs(choice.backends, devices, choice.without)
     models = []
     for name in choice.models:
         bundle = Bundle.open(_newest(choice.repository, name))
@@ -151,11 +153,12 @@ def _has(manifest: Manifest, kind: OutputKind) -> bool:
 
 
 def _pairs(
-    backends: Sequence[str], devices: Sequence[str]
+    backends: Sequence[str], devices: Sequence[str], without: Sequence[str]
 ) -> tuple[list[tuple[str, str]], list[Refusal]]:
     """Return the backends with the devices that they run on, and what is left out."""
     named = [name for name in backends if name != ALL]
-    chosen = named if named and ALL not in backends else list(BACKENDS)
+    every = [name for name in BACKENDS if name in named or name not in without]
+    chosen = named if named and ALL not in backends else every
     pairs, refusals = [], []
     for name in dict.fromkeys(chosen):
         try:
@@ -175,6 +178,16 @@ def _pairs(
             raise ChoiceError(f"the backend {name!r}: {reason}")
         refusals.append(Refusal(what=name, reason=reason, remedy="a machine with such a device"))
     return pairs, refusals
+
+
+def every_model(repository: Path) -> tuple[str, ...]:
+    """Return the models of a repository that have a version; raises ChoiceError for none."""
+    if not repository.is_dir():
+        raise ChoiceError(f"{repository}: no such folder")
+    found = tuple(n for n in model_names(repository) if version_paths(repository, n))
+    if not found:
+        raise ChoiceError(f"{repository} holds no model")
+    return found
 
 
 def _newest(repository: Path, name: str) -> Path:

@@ -1,9 +1,10 @@
 """A whole run: measures a plan and puts what came of it into one document."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import chain, product
 from pathlib import Path
 
 from foveate_bench import loadgen, roofline
@@ -12,7 +13,7 @@ from foveate_bench.loadgen import LoadGenError, LoadGenResult, Rules, Scenario
 from foveate_bench.machine import Machine
 from foveate_bench.measuring import Measured, Rounds, Watcher, measure
 from foveate_bench.plan import ModelPlan, Plan
-from foveate_bench.recommend import Objective, Recommendation, recommend
+from foveate_bench.recommend import REFERENCE, Objective, Recommendation, recommend
 from foveate_bench.results import Accuracy, Case, Measurement, Refusal, find_ties
 from foveate_bench.roofline import Roofline
 
@@ -21,15 +22,17 @@ from foveate_bench.roofline import Roofline
 class Task:
     """What is done with a plan.
 
-    `out` is the report's folder, which LoadGen writes its files into. Without
+    `out` is the report's folder, which LoadGen writes its files into and needs. Without
     an `objective` nothing is recommended, and without `scenarios` LoadGen is not
-    started.
+    started. With `checked` only engines that give the bundle's golden answers are
+    measured, and accuracies that are not measured are those of the manifest.
     """
 
-    out: Path
+    out: Path | None
     rounds: Rounds
     roofline: bool = True
     profiled: bool = False
+    checked: bool = False
     objective: Objective | None = None
     max_drop: float = 1.0
     scenarios: tuple[Scenario, ...] = ()
@@ -47,10 +50,19 @@ def run(plan: Plan, machine: Machine, task: Task, watcher: Watcher) -> Report:
     complete = True
     try:
         for model in plan.models:
-            measure(model, task.rounds, measured, watcher, profiled=task.profiled)
+            measure(
+                model,
+                task.rounds,
+                measured,
+                watcher,
+                profiled=task.profiled,
+                checked=task.checked,
+            )
     except KeyboardInterrupt:
         complete = False
     measurements = measured.measurements()
+    if task.checked:
+        measured.accuracies += chain.from_iterable(map(_known_accuracies, plan.models))
     recommendation = _recommend(task, measurements, measured.accuracies)
     extras = _Extras()
     if complete:
@@ -103,12 +115,14 @@ class _Extras:
             self.roofline, refusals = roofline.run(measurements, bundles)
             self.refusals += refusals
             watcher.advance(1)
+        if task.out is None:
+            return
         for model in plan.models if task.scenarios else ():
             chosen = _chosen(model, measurements, recommendation)
             if chosen is not None:
-                self._ask(model, chosen, task, watcher)
+                self._ask(model, chosen, task, task.out, watcher)
 
-    def _ask(self, model: ModelPlan, case: Case, task: Task, watcher: Watcher) -> None:
+    def _ask(self, model: ModelPlan, case: Case, task: Task, out: Path, watcher: Watcher) -> None:
         watcher.begin(f"{case.model}: LoadGen", 2 * len(task.scenarios))
         configuration = case.configuration
         try:
@@ -118,13 +132,36 @@ class _Extras:
                 model.images,
                 scenarios=task.scenarios,
                 rules=task.rules.model_copy(update={"max_batch": case.batch}),
-                out=task.out,
+                out=out,
             ):
                 self.loadgen.append(result)
                 watcher.advance(1)
         except LoadGenError as error:
             what = f"LoadGen with {configuration}"
             self.refusals.append(Refusal(what=what, reason=str(error)))
+
+
+def _known_accuracies(plan: ModelPlan) -> Iterator[Accuracy]:
+    """Yield what the export measured, where fp32 and the variant had the same pictures.
+
+    It holds for every engine that gives the golden answers.
+    """
+    manifest = plan.bundle.manifest
+    scores = {entry.name: entry.accuracy for entry in manifest.variants}
+    reference = scores.get(REFERENCE)
+    if plan.labelled is not None or reference is None:
+        return
+    engines = dict.fromkeys((c.backend, c.device) for c in plan.configurations)
+    for (backend, device), (variant, own) in product(engines, scores.items()):
+        if own is not None and (own.data, own.images) == (reference.data, reference.images):
+            yield Accuracy(
+                model=manifest.name,
+                version=manifest.version,
+                variant=variant,
+                backend=backend,
+                device=device,
+                **own.model_dump(),
+            )
 
 
 def _recommend(

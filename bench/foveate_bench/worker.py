@@ -23,7 +23,8 @@ from foveate_bench.plan import output_names
 from foveate_bench.results import Case, Configuration, OutputKind
 from foveate_runtime.backends.base import Array, BackendError, Runner
 from foveate_runtime.backends.registry import load_backend
-from foveate_runtime.bundle.bundle import Bundle
+from foveate_runtime.bundle.bundle import Bundle, BundleError
+from foveate_runtime.bundle.golden import Golden
 from foveate_runtime.bundle.manifest import CLASS_IDS_INPUT, IMAGE_INPUT, LOGITS_OUTPUT
 
 EXPLAINED = 5
@@ -103,6 +104,10 @@ class Worker:
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Classify uint8 [N, H, W, C]; returns float32 [N, classes]."""
         return self._ask(_Session.logits, images)
+
+    def errors(self, golden: Golden, measure: str) -> dict[str, float]:
+        """Return how far each output lies from the golden answers, as `Golden.errors` does."""
+        return self._ask(_Session.errors, golden, measure)
 
     def close(self) -> None:
         """End the process and wait for it; one that is busy for longer is stopped."""
@@ -189,6 +194,12 @@ class _Session:
 
     def logits(self, images: NDArray[np.uint8]) -> Array:
         return self._opened.run({IMAGE_INPUT: images}, [LOGITS_OUTPUT])[LOGITS_OUTPUT]
+
+    def errors(self, golden: Golden, measure: str) -> dict[str, float]:
+        try:
+            return golden.errors(self._opened.run, measure)
+        except BundleError as error:
+            raise BackendError(str(error)) from error
 
     @property
     def _opened(self) -> Runner:

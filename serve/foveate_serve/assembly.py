@@ -1,9 +1,10 @@
 """Builds the engine of a server from its settings."""
 
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
-from foveate_runtime.backends.base import Runner
+from foveate_runtime.backends.base import BackendError, Runner
 from foveate_runtime.backends.registry import create_runner
 from foveate_runtime.bundle.bundle import Bundle, CheckManifest
 from foveate_runtime.cores import ANY_CORE, count_cores, deal_cores
@@ -12,6 +13,7 @@ from foveate_serve.batching.policy import BatchPolicy
 from foveate_serve.engine.engine import Engine, Limits
 from foveate_serve.engine.explain import ExplanationLimits
 from foveate_serve.observer import Observer
+from foveate_serve.repository.recommended import Recommendations
 from foveate_serve.repository.repository import Repository
 from foveate_serve.settings import ModelSettings, Settings, SettingsError
 
@@ -22,16 +24,19 @@ def make_engine(settings: Settings, observer: Observer | None = None) -> Engine:
     `observer` is notified of its events. Raises SettingsError where signatures are
     required and the keys cannot be read.
     """
+    recommendations = Recommendations(Path(settings.repository))
 
     def make_runner(bundle: Bundle) -> Runner:
         own = settings.of(bundle.manifest.name)
-        return create_runner(
-            bundle,
-            variant=own.variant,
-            backend=own.backend,
-            device=own.device,
-            threads=engine_threads(own),
-        )
+        make = partial(create_runner, bundle, device=own.device, threads=engine_threads(own))
+        if own.variant is None and own.backend is None:
+            found = recommendations.find(bundle, own.device)
+            if found is not None:
+                try:
+                    return make(variant=found.variant, backend=found.backend)
+                except BackendError as error:
+                    recommendations.refused(bundle, error)
+        return make(variant=own.variant, backend=own.backend)
 
     return Engine(
         Repository(

@@ -78,11 +78,13 @@ class EngineSettings(BaseModel):
 
     variant: str | None = Field(
         default=None,
-        description="the precision to load; unset takes each bundle's first that is fast here",
+        description="the precision to load; unset takes what `foveate bench --recommend` measured "
+        "here, or else each bundle's first that is fast here",
     )
     backend: str | None = Field(
         default=None,
-        description="the engine to use; unset takes the fastest installed one for the variant",
+        description="the engine to use; unset takes what `foveate bench --recommend` measured "
+        "here, or else the fastest installed one for the variant",
     )
     device: str = Field(default="cpu", description="the device to run on")
     engine_threads: int = Field(

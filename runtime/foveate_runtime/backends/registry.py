@@ -134,6 +134,19 @@ def require_backend(name: str) -> None:
             )
 
 
+def engine_version(name: str) -> str:
+    """Return the version of a backend's engine, whose package is imported.
+
+    Raises BackendError where there is no such backend, or its engine is missing.
+    """
+    require_backend(name)
+    package = BACKENDS[name].packages[0]
+    try:
+        return str(import_module(package).__version__)
+    except ImportError as error:
+        raise BackendError(f"the package {package} cannot be imported ({error})") from error
+
+
 def bare_engines() -> Iterator[tuple[str, BareEngine]]:
     """Yield the installed backends that run graphs without a bundle, by name."""
     for name, backend in BACKENDS.items():
