@@ -37,6 +37,8 @@ starts its workers anew for the next ones: what the driver holds is bounded."""
 _BLOCK = 4
 """Times `in_flight` are a block: what a worker is given at once, and answers again if it dies."""
 
+_CONNECT_SECONDS = 10.0
+
 RETRIES = 3
 """Deaths of workers after which a block ends the run: one of its pictures may be the cause."""
 
@@ -132,6 +134,8 @@ def ray_answers(job: Job, *, address: str | None, workers: int | None) -> Iterat
     # Ray prints what becomes of its workers on stdout, which is the summary's.
     with redirect_stdout(sys.stderr):
         try:
+            if address is not None:
+                _require_open(address)
             module.init(
                 address=address,
                 log_to_driver=False,
@@ -150,6 +154,13 @@ def ray_answers(job: Job, *, address: str | None, workers: int | None) -> Iterat
             yield partial(_answers, module, job, workers or max(nodes, 1))
         finally:
             module.shutdown()
+
+
+def _require_open(address: str) -> None:
+    """Raise OSError or ValueError where nothing listens: Ray waits for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
 
 
 def _answers(
