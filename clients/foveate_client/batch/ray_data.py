@@ -190,15 +190,16 @@ def _answers(
             )
         del blocks
         try:
-            for row in dataset.iter_rows():
-                found = pickle.loads(row["answer"])  # noqa: S301 - our own workers'
-                if isinstance(found, FoveateError):
-                    raise found
-                task, _ = found
-                # A block that was answered again after a worker's death counts once.
-                if task.position in left:
-                    left.remove(task.position)
-                    yield found
+            with closing(iter(dataset.iter_rows())) as rows:
+                for row in rows:
+                    found = pickle.loads(row["answer"])  # noqa: S301 - our own workers'
+                    if isinstance(found, FoveateError):
+                        raise found
+                    task, _ = found
+                    # A block that was answered again after a worker's death counts once.
+                    if task.position in left:
+                        left.remove(task.position)
+                        yield found
         except (module.exceptions.RayError, module.data.exceptions.SystemException) as error:
             raise RayError(f"Ray failed: {_in_a_line(error)}") from error
         if left:
