@@ -18,9 +18,11 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-def wait_until(condition: Callable[[], bool], told: Callable[[], str] = str) -> None:
+def wait_until(
+    condition: Callable[[], bool], told: Callable[[], str] = str, limit: float = LIMIT_SECONDS
+) -> None:
     """Wait until `condition` holds; where it does not come to that, fail with what is `told`."""
-    give_up = time.monotonic() + LIMIT_SECONDS
+    give_up = time.monotonic() + limit
     while not condition():
         assert time.monotonic() < give_up, told()
         time.sleep(PAUSE_SECONDS)

@@ -15,7 +15,7 @@ from foveate_client.batch.fiftyone import write_fiftyone
 from foveate_client.batch.journal import Failure, Journal, Row
 from foveate_client.batch.rows import Plan
 from foveate_client.batch.sources import Passed, Source, Unreadable
-from foveate_client.batch.stream import Task, ask, classify_tasks
+from foveate_client.batch.stream import Answers, Task, ask
 from foveate_client.batch.tables import Columns, write_errors, write_results, write_text
 from foveate_client.report import tiles
 from foveate_client.report.entries import SCORES, Entry
@@ -78,17 +78,17 @@ def classify_all(
     plan: Plan,
     classes: Classes,
     *,
-    in_flight: int,
+    answers: Answers,
     patience: float,
     advance: Callable[[str], object],
     warned: Passed,
 ) -> None:
-    """Classify what the journal does not know yet.
+    """Classify what the journal does not know yet, by `answers`.
 
     `advance` is called for each picture with what became of it: CLASSIFIED, FAILED,
     DONE_BEFORE, or TWICE where the sources name it again. `warned` counts what was
     warned of. For a report a picture that is taken for another of `classes` is asked
-    about again, for the map of the right one. Raises FoveateError
+    about again, from `client`, for the map of the right one. Raises FoveateError
     where the source, the server or the model fails, and OSError; what was
     answered until then is in the journal.
     """
@@ -107,25 +107,21 @@ def classify_all(
                 under_way.add(found.name)
                 yield Task(position, found)
 
-    with closing(tasks()) as given:
-        outcomes = classify_tasks(
-            client, given, plan.options, in_flight=in_flight, patience=patience
-        )
-        with closing(outcomes):
-            for task, answer in outcomes:
-                for warning in answer.warnings if isinstance(answer, Classification) else ():
-                    warned.note(warning, task.item.name)
-                right: Heatmap | None = None
-                if (missed := _missed(answer, plan, task, classes)) is not None:
-                    again = ask(client, task.item, plan.explanation(missed), patience)
-                    if isinstance(again, FoveateError):
-                        warned.note("without a map of the right class", task.item.name)
-                    else:
-                        right = again.cams[0]
-                outcome = plan.outcome(task, answer, right)
-                journal.add(outcome, task.item.stamp)
-                under_way.discard(task.item.name)
-                advance(FAILED if isinstance(outcome, Failure) else CLASSIFIED)
+    with closing(tasks()) as given, closing(answers(given)) as answered:
+        for task, answer in answered:
+            for warning in answer.warnings if isinstance(answer, Classification) else ():
+                warned.note(warning, task.item.name)
+            right: Heatmap | None = None
+            if (missed := _missed(answer, plan, task, classes)) is not None:
+                again = ask(client, task.item, plan.explanation(missed), patience)
+                if isinstance(again, FoveateError):
+                    warned.note("without a map of the right class", task.item.name)
+                else:
+                    right = again.cams[0]
+            outcome = plan.outcome(task, answer, right)
+            journal.add(outcome, task.item.stamp)
+            under_way.discard(task.item.name)
+            advance(FAILED if isinstance(outcome, Failure) else CLASSIFIED)
     journal.commit()
 
 

@@ -2,10 +2,10 @@
 
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from foveate_client._client import Client
 from foveate_client._exceptions import (
@@ -68,6 +68,13 @@ class Task(NamedTuple):
     item: Item
 
 
+Answered: TypeAlias = tuple[Task, Classification | FoveateError]
+"""A task with its result or its error."""
+
+Answers: TypeAlias = Callable[[Iterable[Task]], Generator[Answered, None, None]]
+"""What answers tasks, in any order, reading them lazily."""
+
+
 class Patience:
     """Waits between attempts, twice as long each time, until `seconds` have passed in vain."""
 
@@ -101,7 +108,7 @@ def classify_tasks(
     *,
     in_flight: int,
     patience: float,
-) -> Generator[tuple[Task, Classification | FoveateError], None, None]:
+) -> Generator[Answered, None, None]:
     """Yield each task with its result or its error, in their order, at most `in_flight` ahead.
 
     A stream that breaks is opened anew with what it had not answered, and a

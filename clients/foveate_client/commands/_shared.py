@@ -4,8 +4,9 @@ import argparse
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from foveate_client._client import DEFAULT_TIMEOUT, Client
@@ -75,7 +76,7 @@ def add_security_arguments(parser: argparse.ArgumentParser) -> None:
 @contextmanager
 def open_client(options: SourceOptions) -> Iterator[Client]:
     """Give the client of the source that was chosen. Raises FoveateError."""
-    with _client(options) as client:
+    with client_maker(options)() as client:
         try:
             yield client
         except KeyboardInterrupt:
@@ -85,9 +86,14 @@ def open_client(options: SourceOptions) -> Iterator[Client]:
             raise
 
 
-def _client(options: SourceOptions) -> Client:
+def client_maker(options: SourceOptions) -> Callable[[], Client]:
+    """Return what makes a client of the source that was chosen, also in another process.
+
+    Raises FoveateError, as making one does.
+    """
     if options.repository is not None:
-        return Client.local(
+        return partial(
+            Client.local,
             options.repository,
             timeout=options.timeout,
             require_signature=options.require_signature,
@@ -95,7 +101,13 @@ def _client(options: SourceOptions) -> Client:
     if options.address is None:
         raise FoveateError("neither --address nor --repository is given")
     with _connection_errors():
-        return Client(options.address, timeout=options.timeout, **connection_options(options))
+        connection = connection_options(options)
+    return partial(_connect, options.address, options.timeout, connection)
+
+
+def _connect(address: str, timeout: float, connection: ConnectionOptions) -> Client:
+    with _connection_errors():
+        return Client(address, timeout=timeout, **connection)
 
 
 def open_repository_client(address: str, options: SourceOptions) -> RepositoryClient:

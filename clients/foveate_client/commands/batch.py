@@ -8,11 +8,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import (
@@ -30,7 +31,7 @@ from rich.text import Text
 
 from foveate_client._client import Client
 from foveate_client._exceptions import CallError, FoveateError
-from foveate_client.batch import arrow, journal, sources, tables
+from foveate_client.batch import arrow, journal, ray_data, sources, tables
 from foveate_client.batch.classes import Classes, read_names
 from foveate_client.batch.evaluation import TOP, Evaluation, direction
 from foveate_client.batch.rows import LAST, Plan
@@ -44,12 +45,14 @@ from foveate_client.batch.run import (
     classify_all,
     finish,
 )
+from foveate_client.batch.stream import Answers, classify_tasks
 from foveate_client.commands._numbers import positive, seconds_or_none
 from foveate_client.commands._options import SourceOptions, TrustOptions, parse
 from foveate_client.commands._shared import (
     UNBROKEN,
     add_source_arguments,
     add_trust_arguments,
+    client_maker,
     complain,
     describe,
     made_folder,
@@ -100,6 +103,9 @@ class Options(SourceOptions, TrustOptions):
     ordered: bool
     in_flight: int
     patience: float
+    engine: Literal["here", "ray"]
+    ray_address: str | None
+    ray_workers: int | None
     json: bool
 
 
@@ -131,6 +137,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if outputs.results.suffix == ".parquet":
             arrow.pyarrow()
+        if options.engine == "ray":
+            ray_data.ray()
         _require_free(outputs, overwrite=options.overwrite, retry_errors=options.retry_errors)
         resumed = outputs.journal.exists()
         with open_client(options) as client, made_folder(outputs.results.parent):
@@ -176,6 +184,14 @@ def _require_sense(parser: argparse.ArgumentParser, options: Options) -> None:
         if path is not None and not path.absolute().parent.is_dir():
             parser.error(f"{option} {path}: there is no folder {path.parent}")
     require_coverage(parser, options)
+    for option, given in (
+        ("--ray-address", options.ray_address),
+        ("--ray-workers", options.ray_workers),
+    ):
+        if given is not None and options.engine != "ray":
+            parser.error(f"{option} needs --engine ray")
+    if "://" in (options.ray_address or ""):
+        parser.error(f"--ray-address takes HOST:PORT, not {options.ray_address}")
     if options.sources.count(sources.STDIN) > 1:
         parser.error("standard input can be read only once")
     if options.cam is not None:
@@ -300,19 +316,21 @@ def _run(
 
         if console.is_terminal:
             _count_meanwhile(source, progress, shown)
-        started = time.monotonic()
-        classify_all(
-            client,
-            source,
-            known,
-            plan,
-            classes,
-            in_flight=options.in_flight,
-            patience=options.patience,
-            advance=advance,
-            warned=warned,
-        )
-        seconds = time.monotonic() - started
+        with ExitStack() as stack:
+            answers = _answers(client, options, plan, stack)
+            started = time.monotonic()
+            classify_all(
+                client,
+                source,
+                known,
+                plan,
+                classes,
+                answers=answers,
+                patience=options.patience,
+                advance=advance,
+                warned=warned,
+            )
+            seconds = time.monotonic() - started
         if not len(known):
             over = f"; passed over: {passed}" if passed.counts else ""
             raise NoPicturesError(f"there is no picture in {' '.join(options.sources)}{over}")
@@ -325,6 +343,28 @@ def _run(
         warned=warned,
     )
     return summary, plan
+
+
+def _answers(client: Client, options: Options, plan: Plan, stack: ExitStack) -> Answers:
+    """Return what answers the pictures: the client, or workers of Ray with one each."""
+    if options.engine == "here":
+        return partial(
+            classify_tasks,
+            client,
+            options=plan.options,
+            in_flight=options.in_flight,
+            patience=options.patience,
+        )
+    job = ray_data.Job(
+        connect=client_maker(options),
+        folder=Path.cwd(),
+        identity=ray_data.identity(plan.model),
+        options=plan.options,
+        in_flight=options.in_flight,
+        patience=options.patience,
+    )
+    workers = ray_data.ray_answers(job, address=options.ray_address, workers=options.ray_workers)
+    return stack.enter_context(workers)
 
 
 class Told:
@@ -619,7 +659,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         type=positive,
         default=IN_FLIGHT,
-        help="pictures held at once (default: %(default)s)",
+        help="pictures held at once, by each worker of Ray (default: %(default)s)",
     )
     parser.add_argument(
         "--patience",
@@ -627,6 +667,24 @@ def _parser() -> argparse.ArgumentParser:
         type=seconds_or_none,
         default=PATIENCE,
         help="how long to try again when the server is away or full (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=["here", "ray"],
+        default="here",
+        help="what does the work: this process, or workers of Ray Data, on several machines; "
+        "each has the client that --repository or --address makes (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--ray-address",
+        metavar="HOST:PORT",
+        help="the Ray cluster (default: RAY_ADDRESS, a cluster that runs here, or a new one here)",
+    )
+    parser.add_argument(
+        "--ray-workers",
+        metavar="N",
+        type=positive,
+        help="how many workers Ray starts (default: one for each of its nodes)",
     )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     return parser
