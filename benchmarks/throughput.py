@@ -28,6 +28,7 @@ import argparse
 import asyncio
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -252,7 +253,7 @@ def running(options: argparse.Namespace) -> Iterator[Bench]:
         (bundle,) = (options.repository / MODEL).glob("[0-9]*")
         (digit_bundle,) = (options.repository / DIGITS).glob("[0-9]*")
         photographs = open_folder(options.images, Bundle.open(bundle).labels)
-        pictures = [data for _, data, _ in photographs]
+        pictures = [path.read_bytes() for _, path, _ in photographs]
         several, large = folder / "several", folder / "large"
         copy(photographs, several)
         large.mkdir()
@@ -304,8 +305,8 @@ def copy(photographs: ImageFolder, folder: Path) -> None:
     for number in range(COPIES):
         target = folder / str(number)
         target.mkdir(parents=True)
-        for index, (_, data, _) in enumerate(photographs):
-            (target / f"{index:05}.jpg").write_bytes(data)
+        for index, (_, path, _) in enumerate(photographs):
+            shutil.copy(path, target / f"{index:05}.jpg")
 
 
 def digit_requests(bundle: Path, model: str) -> list[ClassifyRequest]:

@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks import machine, pages
+from benchmarks.request_cost import read_pictures
 from benchmarks.script import finish, parse, parser
 from foveate_runtime.backends.base import Runner
 from foveate_runtime.backends.registry import create_runner
@@ -278,7 +279,7 @@ def main() -> None:
         labelled = open_labelled("mnist", digits.labels)
         found = collect({"fp32": runner}, digits.manifest.input, labelled, 10)
         logits = found.logits["fp32"]
-        photographs = [data for _, data, _ in open_labelled(str(chosen.images), photos.labels)]
+        photographs = read_pictures(chosen.images)
         kinds = {
             "letters": drawn(letters),
             "shapes": drawn(shapes(28, "L")),

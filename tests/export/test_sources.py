@@ -61,7 +61,7 @@ def test_a_file_of_weights_with_labels_and_an_input_of_ones_own(
     said = bundle.manifest.assumptions
     assert said["weights"] == "best.pth, under model, the prefix 'module.' taken off"
     assert said["classes"] == "5, as classifier.1.weight has in the file"
-    assert said.keys() == {"weights", "classes", "scores"}
+    assert said.keys() == {"weights", "classes", "scores", "head"}
     out = capsys.readouterr().out
     assert all(out.count(f"\n{name}: {text}\n") == 1 for name, text in said.items())
 

@@ -236,7 +236,7 @@ class ConvolutionalHead(nn.Module):
         self.classifier = nn.Conv2d(6, 4, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled = functional.relu(self.stem(x)).mean((2, 3), keepdim=True)
+        pooled = self.stem(x).mean((2, 3), keepdim=True)
         return self.classifier(pooled).flatten(1)
 
 

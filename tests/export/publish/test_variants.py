@@ -26,9 +26,8 @@ from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.bundle.golden import open_golden, refusals
 from foveate_runtime.bundle.manifest import Accuracy
 from foveate_runtime.commands import evaluate, verify
+from foveate_runtime.evaluation.accuracy import prepared
 from foveate_runtime.evaluation.labelled import Labelled, open_labelled
-from foveate_runtime.imaging.decode import ImageLimits
-from foveate_runtime.imaging.transform import prepare
 from foveate_train.classifier import Classifier
 from foveate_train.data import mnist
 
@@ -52,7 +51,7 @@ def test_int8_recognises_what_fp32_does(
     lite0_bundle: Bundle, labelled_photographs: Labelled
 ) -> None:
     spec = lite0_bundle.manifest.input
-    images = np.stack([prepare(p, spec, ImageLimits())[0] for _, p, _ in labelled_photographs])
+    images = np.stack([prepared(p, spec, name) for name, p, _ in labelled_photographs])
     targets = np.array([target for _, _, target in labelled_photographs])
     best = {}
     for variant, backend in (
