@@ -171,8 +171,8 @@ def photographs(
     """Return labelled photographs: FOVEATE_IMAGENET_DIR where it is set, else scikit-image's."""
     if folder := os.environ.get("FOVEATE_IMAGENET_DIR"):
         return [
-            Photograph(name, encoded, frozenset({target}))
-            for name, encoded, target in open_labelled(folder, labels)
+            Photograph(name, path.read_bytes(), frozenset({target}))
+            for name, path, target in open_labelled(folder, labels)
         ]
     right = {
         "chelsea": ("tabby", "tiger cat", "Egyptian cat"),

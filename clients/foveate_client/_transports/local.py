@@ -22,7 +22,7 @@ def local_transport(
     installed.
     """
     factory = cast(
-        "Callable[[Path | str, Path | None], Transport]",
+        "Callable[..., Transport]",
         _plugins.load(
             TRANSPORTS,
             "local",
@@ -30,6 +30,6 @@ def local_transport(
             requirement="foveate-serve[cpu]",
         ),
     )
-    if isinstance(repository, str) and "://" in repository:
-        return factory(repository, require_signature)
-    return factory(Path(repository), require_signature)
+    place = repository if isinstance(repository, str) and "://" in repository else Path(repository)
+    # A transport of another distribution may know no signatures.
+    return factory(place) if require_signature is None else factory(place, require_signature)
