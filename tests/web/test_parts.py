@@ -143,7 +143,7 @@ def test_a_body_is_bounded_and_the_headers_keep_the_browser_here() -> None:
     with shown("127.0.0.1:9") as address:
         with urllib.request.urlopen(address, timeout=60) as answer:  # noqa: S310 - our own server
             assert "default-src 'self'" in answer.headers["content-security-policy"]
-            assert b"fonts.googleapis" not in answer.read()
+            assert b"fonts.g" not in answer.read()
         request = urllib.request.Request(  # noqa: S310
             f"{address}gradio_api/upload",
             data=b"x" * 16,
@@ -151,7 +151,8 @@ def test_a_body_is_bounded_and_the_headers_keep_the_browser_here() -> None:
         )
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(request, timeout=60)  # noqa: S310
-        assert refused.value.code == 413
+        with refused.value as answer:
+            assert answer.code == 413
 
 
 @pytest.mark.parametrize(
