@@ -373,6 +373,10 @@ class Repository:
     async def _try_load(self, model: Model, version: Version) -> None:
         try:
             await self._load(model, version)
+        except OverloadedError as error:
+            # The next poll tries again.
+            version.last_tried = None
+            logger.warning("the model %s, version %d: %s", model.name, version.number, error)
         except NotReadyError as error:
             logger.error("%s", error)  # noqa: TRY400 - the cause is logged where it was found
 
@@ -489,7 +493,7 @@ class Repository:
         new = version.size if version.loaded is not None else 0
         late = time.monotonic() + _ROOM_SECONDS
         while bytes_held(self._models.values()) + new > self._max_bytes:
-            found = least_recently_used(self._models.values(), changing=model)
+            found = least_recently_used(self._models.values(), model, version)
             if found is not None:
                 await self._evict(*found, locked=found[0] is model)
             elif time.monotonic() < late:
@@ -531,11 +535,11 @@ class Repository:
         return bundle, runners, slowest(paces)
 
     async def _unload(self, version: Version) -> None:
-        version.on_demand = False
-        if version.loaded is None:
-            self._observer.on_change()
-        else:
+        on_demand, version.on_demand = version.on_demand, False
+        if version.loaded is not None:
             await self._close_version(version)
+        elif on_demand:
+            self._observer.on_change()
 
     async def _close_version(self, version: Version) -> None:
         self._set_state(version, State.UNLOADING)

@@ -25,18 +25,23 @@ def bytes_held(models: Iterable[Model]) -> int:
     )
 
 
-def least_recently_used(models: Iterable[Model], changing: Model) -> tuple[Model, Version] | None:
+def least_recently_used(
+    models: Iterable[Model], changing: Model, loading: Version
+) -> tuple[Model, Version] | None:
     """Return the version that was asked for longest ago, of those that can be unloaded.
 
     Such a version is ready, no request uses it, and no other change of its model than
-    that of the caller, of the model `changing`, is under way. None where there is no
-    such version.
+    that of the caller, of the model `changing`, is under way. `loading`, which the caller
+    loads anew, serves until that has succeeded. None where there is no such version.
     """
     idle = [
         (model, version)
         for model in models
         if model is changing or not model.lock.locked()
         for version in model.versions.values()
-        if version.state is State.READY and version.loaded is not None and version.loaded.idle
+        if version is not loading
+        and version.state is State.READY
+        and version.loaded is not None
+        and version.loaded.idle
     ]
     return min(idle, key=lambda found: found[1].last_used, default=None)

@@ -68,7 +68,7 @@ class Version:
     on_demand: bool = False
     # What it counts towards the limit of all models, once a load has begun.
     size: int = 0
-    # The time of the event loop when a request last asked for it.
+    # The time of `time.monotonic` when a request last asked for it.
     last_used: float = 0.0
     # The files that the last load by `poll` was made from.
     last_tried: Sighting | None = None

@@ -119,6 +119,34 @@ async def test_a_graph_above_the_limit_is_refused(tmp_path: Path, write_bundle: 
     await repository.close()
 
 
+async def test_what_is_read_again_serves_where_there_is_no_room_for_it_twice(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_ROOM_SECONDS", 0.05)
+    await repository.open()
+    one, two = await repository.obtain("one", ""), await repository.obtain("two", "")
+    with two.in_use(), pytest.raises(OverloadedError, match="requests use the models"):
+        await repository.reload("one", "")
+    assert repository.get("one", "") is one
+    reloaded = await repository.reload("one", "")
+    assert [version.state for version in reloaded.versions] == [State.READY]
+    assert loaded(repository) == {"one"}
+
+
+async def test_a_new_version_for_which_there_is_no_room_is_tried_again_by_the_next_poll(
+    repository: Repository, write_bundle: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_ROOM_SECONDS", 0.05)
+    await repository.open()
+    one, two = await repository.obtain("one", ""), await repository.obtain("two", "")
+    write_bundle(name="one", version=2)
+    with one.in_use(), two.in_use():
+        await repository.poll()
+        assert repository.get("one", "") is one
+    await repository.poll()
+    assert repository.get("one", "").version == "2"
+
+
 async def test_the_version_before_answers_until_the_newest_has_loaded(
     repository: Repository, write_bundle: Write
 ) -> None:
