@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 from rich.console import Console
@@ -125,6 +126,13 @@ def answer(
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def add_bundle_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the bundle that a command takes, as the field `bundle`."""
+    parser.add_argument(
+        "bundle", type=Path, metavar="BUNDLE", help="its folder, <repository>/<model>/<version>"
+    )
 
 
 def parse(

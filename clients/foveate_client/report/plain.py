@@ -57,7 +57,6 @@ class PlainReport:
         Raises:
             OSError: the report's folder cannot be written.
         """
-        known = None if trust is None else RowTrust(**trust)
         row = Row(
             name=name,
             position=self._count,
@@ -66,21 +65,20 @@ class PlainReport:
             scores=scores[:TOP].astype(np.float32),
             vectors=np.empty(0, dtype=np.float32),
             cam=None,
-            trust=known,
+            trust=_trust(trust),
         )
         self._count += 1
         self._evaluator.add(row, target)
-        best = int(class_ids[0])
-        self._take(
+        self.add_labelled(
             name,
             image,
-            class_ids,
-            scores,
-            found=[best],
+            class_ids=class_ids,
+            scores=scores,
+            found=[int(class_ids[0])],
             targets=[target],
             surprise=float(scores[0]),
             maps=maps,
-            trust=known,
+            trust=trust,
         )
 
     def add_labelled(
@@ -101,31 +99,6 @@ class PlainReport:
         `surprise` is how far the worst score lies on the wrong side of the threshold. The
         rest is as in `add`.
         """
-        self._take(
-            name,
-            image,
-            class_ids,
-            scores,
-            found=found,
-            targets=targets,
-            surprise=surprise,
-            maps=maps,
-            trust=None if trust is None else RowTrust(**trust),
-        )
-
-    def _take(
-        self,
-        name: str,
-        image: npt.NDArray[np.uint8],
-        class_ids: npt.NDArray[np.int64],
-        scores: npt.NDArray[np.floating[Any]],
-        *,
-        found: Sequence[int],
-        targets: Sequence[int],
-        surprise: float,
-        maps: Mapping[int, npt.NDArray[np.float32]],
-        trust: RowTrust | None,
-    ) -> None:
         entry = Entry(
             name=name,
             class_ids=class_ids[:TOP].tolist(),
@@ -133,7 +106,7 @@ class PlainReport:
             found=found,
             targets=targets,
             surprise=surprise,
-            trust=trust,
+            trust=_trust(trust),
         )
         layers = [Map(class_id, array) for class_id, array in maps.items()]
         self._writer.add(entry, draw(Prepared(image), layers))
@@ -159,3 +132,7 @@ class PlainReport:
         trace: TracebackType | None,
     ) -> None:
         self._writer.close()
+
+
+def _trust(fields: Mapping[str, Any] | None) -> RowTrust | None:
+    return None if fields is None else RowTrust(**fields)

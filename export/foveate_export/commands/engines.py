@@ -16,7 +16,7 @@ from foveate_export.commands._engines import (
     read_target,
 )
 from foveate_export.publish.tensorrt.engines import add_engines
-from foveate_runtime.console import DONE, Stages, names, parse
+from foveate_runtime.console import DONE, Stages, add_bundle_argument, names, parse
 
 PROG = "foveate engines"
 
@@ -45,9 +45,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=PROG, description=DESCRIPTION, epilog=EPILOG)
-    parser.add_argument(
-        "bundle", type=Path, metavar="BUNDLE", help="its folder, <repository>/<model>/<version>"
-    )
+    add_bundle_argument(parser)
     parser.add_argument(
         "--variants",
         type=names,

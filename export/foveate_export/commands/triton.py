@@ -8,7 +8,7 @@ from pathlib import Path
 from foveate_export.commands._console import answer
 from foveate_export.publish.triton import add_triton
 from foveate_runtime.bundle.bundle import Bundle
-from foveate_runtime.console import DONE, parse, positive
+from foveate_runtime.console import DONE, add_bundle_argument, parse, positive
 
 PROG = "foveate triton"
 
@@ -37,9 +37,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=PROG, description=DESCRIPTION, epilog=EPILOG)
-    parser.add_argument(
-        "bundle", type=Path, metavar="BUNDLE", help="its folder, <repository>/<model>/<version>"
-    )
+    add_bundle_argument(parser)
     parser.add_argument("--variant", metavar="NAME", help="default: the bundle's first")
     parser.add_argument(
         "--max-batch",

@@ -15,7 +15,16 @@ from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.bundle.manifest import Manifest
 from foveate_runtime.bundle.publishing import publish_beside, require_place
 from foveate_runtime.bundle.trust import Policy, Trust
-from foveate_runtime.console import DONE, UsageError, answer, parse, points, positive, warn
+from foveate_runtime.console import (
+    DONE,
+    UsageError,
+    add_bundle_argument,
+    answer,
+    parse,
+    points,
+    positive,
+    warn,
+)
 from foveate_runtime.console import coverages as coverage_list
 from foveate_runtime.evaluation.labelled import Labelled
 from foveate_runtime.evaluation.trusted import (
@@ -55,9 +64,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=PROG, description=DESCRIPTION, epilog=EPILOG)
-    parser.add_argument(
-        "bundle", type=Path, metavar="BUNDLE", help="its folder, <repository>/<model>/<version>"
-    )
+    add_bundle_argument(parser)
     parser.add_argument(
         "--data",
         required=True,

@@ -10,7 +10,7 @@ from typing import Any
 
 from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.commands._card import as_html, as_markdown
-from foveate_runtime.console import DONE, UsageError, answer, parse
+from foveate_runtime.console import DONE, UsageError, add_bundle_argument, answer, parse
 
 PROG = "foveate card"
 
@@ -43,9 +43,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=PROG, description=DESCRIPTION, epilog=EPILOG)
-    parser.add_argument(
-        "bundle", type=Path, metavar="BUNDLE", help="its folder, <repository>/<model>/<version>"
-    )
+    add_bundle_argument(parser)
     parser.add_argument(
         "--out",
         type=Path,

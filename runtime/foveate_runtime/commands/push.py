@@ -10,7 +10,7 @@ from rich.console import Console
 
 from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.commands.card import MissingError, hub_card
-from foveate_runtime.console import DONE, UsageError, answer, parse, transfer
+from foveate_runtime.console import DONE, UsageError, add_bundle_argument, answer, parse, transfer
 from foveate_runtime.remote.location import HUB, REGISTRY, Location
 from foveate_runtime.remote.store import open_store
 
@@ -40,9 +40,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=PROG, description=DESCRIPTION, epilog=EPILOG)
-    parser.add_argument(
-        "bundle", type=Path, metavar="BUNDLE", help="its folder, <repository>/<model>/<version>"
-    )
+    add_bundle_argument(parser)
     parser.add_argument(
         "url",
         metavar="URL",
