@@ -154,10 +154,7 @@ class Batcher:
         policy = self._pacing.policy
         level = policy.level(priority)
         if self._queue.exceeds(policy, level, pictures):
-            with self._changed:
-                self._drop_expired()
-            if self._queue.exceeds(policy, level, pictures):
-                raise self._overloaded(level)
+            self._find_room(policy, level, pictures)
         if deadline is not None and (self._queue.waiting or self._queue.reserved):
             self._require_time(level, deadline - time.monotonic())
         return self._queue.reserve(level, pictures)
@@ -170,14 +167,18 @@ class Batcher:
         """
         policy = self._pacing.policy
         level = policy.priorities
-        if pictures and self._queue.exceeds(policy, level, pictures):
-            with self._changed:
-                self._drop_expired()
-            if self._queue.exceeds(policy, level, pictures):
-                raise self._overloaded(level)
-        if pictures and deadline is not None:
+        if self._queue.exceeds(policy, level, pictures):
+            self._find_room(policy, level, pictures)
+        if deadline is not None:
             self._require_time(level, deadline - time.monotonic(), pictures)
         return self._queue.reserve(level, pictures)
+
+    def _find_room(self, policy: BatchPolicy, level: int, pictures: int) -> None:
+        """Drop what has expired; raises OverloadedError where there is no room even then."""
+        with self._changed:
+            self._drop_expired()
+        if self._queue.exceeds(policy, level, pictures):
+            raise self._overloaded(level)
 
     async def submit(
         self,

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -37,6 +38,9 @@ from foveate_serve.repository.repository import Repository
 
 T = TypeVar("T")
 R = TypeVar("R", Request, GraphRequest)
+
+_NO_PLACES = nullcontext()
+"""The places of a request without masked copies."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,12 +175,12 @@ class Engine:
         # The queue's bound holds before a picture costs anything.
         with (
             batcher.reserve(len(images), job.priority, job.deadline) as places,
-            batcher.reserve_last(plan.copies, job.deadline) as last,
+            batcher.reserve_last(plan.copies, job.deadline) if plan.copies else _NO_PLACES as last,
         ):
             if len(images) == 1:
                 size = 1
                 chunks = [await run_chunk(0)]
-                if plan.copies:
+                if last is not None:
                     await self._run_masked(job, chunks[0], last)
             else:
                 # Pixels are submitted together, files one by one as each is decoded.
