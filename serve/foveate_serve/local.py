@@ -115,9 +115,10 @@ class LocalTransport:
         if self._loop.is_closed():
             return
         self._wait(self._engine.close())
+        # In its own thread: the caller's may run a loop already, as a notebook's does.
+        self._wait(self._loop.shutdown_default_executor())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
-        self._loop.run_until_complete(self._loop.shutdown_default_executor())
         self._loop.close()
 
     def __enter__(self) -> Self:

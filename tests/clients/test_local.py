@@ -27,6 +27,11 @@ def test_classify_list_and_describe(imagenet_repository, coffee, chelsea):
     assert [type(x) for x in many] == [Classification, ImageError, Classification]
 
 
+async def test_the_blocking_client_where_a_loop_runs_as_in_a_notebook(imagenet_repository, coffee):
+    with Client.local(imagenet_repository) as client:
+        assert client.classify(coffee).predictions[0].label == "espresso"
+
+
 async def test_the_same_under_asyncio(imagenet_repository, coffee, chelsea):
     async with AsyncClient.local(imagenet_repository) as client:
         assert (await client.classify(coffee)).predictions[0].label == "espresso"

@@ -46,12 +46,15 @@ def read_varint(message: memoryview, at: int) -> tuple[int, int]:
     """Return the number that begins at `at`, and where it ends; raises ValueError."""
     value = shift = 0
     # Without a limit a long run of bytes would make a number that takes minutes to shift.
-    for byte in message[at : at + _LONGEST_VARINT]:
+    number = message[at : at + _LONGEST_VARINT]
+    for byte in number:
         value |= (byte & 127) << shift
         at += 1
         if byte < 128:
             return value, at
         shift += 7
+    if len(number) < _LONGEST_VARINT:
+        raise ValueError("a field ends behind its message")
     raise ValueError("a number has no end")
 
 

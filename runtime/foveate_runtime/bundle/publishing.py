@@ -59,8 +59,9 @@ def staging(repository: Path, name: str) -> Iterator[Path]:
             yield stage
     finally:
         shutil.rmtree(stage, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            for folder in made:
+        for folder in made:
+            # One that could not be made is no reason to keep those above it.
+            with contextlib.suppress(OSError):
                 folder.rmdir()
 
 

@@ -187,7 +187,7 @@ def error_of() -> Callable[[grpc.RpcError], ErrorStatus]:
     return read
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def picture() -> ClassifyRequest:
     return red()
 
