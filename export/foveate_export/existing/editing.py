@@ -91,6 +91,7 @@ class _Nodes:
     def __init__(self, graph: ir.Graph) -> None:
         self.tape = tape.Tape()
         self._graph = graph
+        self._outputs: set[ir.Value] = set()
 
     def normalised(self, image: ir.Value, source: Existing) -> ir.Value:
         """Turn uint8 [N, H, W, C] into what the file takes."""
@@ -158,9 +159,14 @@ class _Nodes:
 
     def output(self, name: str, value: ir.Value) -> ir.Value:
         """Give a value the name of an output."""
-        # An Identity where it is float32 already, as a value has one name.
-        float32 = value.dtype in (None, ir.DataType.FLOAT)
-        named = self._op("Identity", value) if float32 else self._float(value)
+        named = value
+        if value.dtype not in (None, ir.DataType.FLOAT):
+            named = self._float(value)
+        elif value.producer() is None or value in self._outputs:
+            # A value has one name. Where it may, it gets that of the output: of an Identity before
+            # a Pad, ONNX Runtime 1.31 makes a graph that it cannot load (Pad_Fusion).
+            named = self._op("Identity", value)
+        self._outputs.add(named)
         named.name = name
         named.dtype = ir.DataType.FLOAT
         return named

@@ -60,7 +60,7 @@ class OneByOne:
         # By identity: the graph is edited later, and its values get other names.
         self._values = list(dict.fromkeys(values or ()))
         self._names = [str(value.name) for value in self._values] or [file.output]
-        model = file.runnable if values is None else _serialised(file.model, self._values)
+        model = file.runnable if values is None else serialised(file.model, self._values)
         self._session = open_session(model, file.path)
 
     def run(self, images: NDArray[np.uint8]) -> list[Array]:
@@ -100,7 +100,7 @@ class OneByOne:
         return pixels
 
 
-def _serialised(model: ir.Model, values: Sequence[ir.Value]) -> bytes:
+def serialised(model: ir.Model, values: Sequence[ir.Value]) -> bytes:
     """Return a model with these values as its only outputs."""
     outputs = model.graph.outputs
     kept = list(outputs)

@@ -5,17 +5,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
-from onnx_ir.passes import common
-from onnxscript.optimizer import fold_constants
 
 from foveate_export.anatomy.ending import End, Ending, find_ending, for_labels, probes
 from foveate_export.anatomy.layer import Layer
 from foveate_export.errors import ExportError, UnsupportedHeadError, UsageError
 from foveate_export.existing.end import behind, find_normaliser, is_plain, operator
 from foveate_export.existing.file import File, Layout, OneByOne
-from foveate_export.existing.head import PooledHead, constant, find_head, two_sided
+from foveate_export.existing.head import PooledHead, find_head, two_sided
 from foveate_export.existing.reading import read
 from foveate_export.existing.session import open_session
+from foveate_export.existing.shapes import infer_shapes, make_batch_dynamic
 from foveate_export.pictures import Pictures, noise
 from foveate_runtime.bundle.manifest import InputSpec, Scores
 
@@ -136,8 +135,8 @@ def read_existing(
         assumptions["logits"] = f"{name!r}, of the outputs {others}"
     open_session(found.runnable, path)
     place = [str(value.name) for value in graph.outputs].index(name)
-    batch = _make_batch_dynamic(graph, image)
-    _infer_shapes(model, image, spec, layout)
+    batch = make_batch_dynamic(graph, image)
+    infer_shapes(model, image, spec, layout)
     file = File(path, found.runnable, model, spec, layout, bgr, batch, str(image.name), name)
     value, ending = _find_ending(file, graph.outputs[place], scores, pictures or noise(spec))
     maps = _maps(graph)
@@ -172,7 +171,10 @@ def _only_input(graph: ir.Graph) -> ir.Value:
             f"the input {image.name} is {image.dtype}; float32 is expected, normalised pixels"
         )
     if image.shape is None or len(image.shape) != 4:
-        raise ExportError(f"the input {image.name} is {image.shape}; four axes are expected")
+        raise ExportError(
+            f"the input {image.name} is {image.shape}; pictures have four axes: where these are "
+            "their pixels, put a Reshape before them and export again"
+        )
     return image
 
 
@@ -201,49 +203,6 @@ def _output(graph: ir.Graph, name: str | None) -> str:
         what = "--logits chooses one" if name is None else f"{name} is none of them"
         raise UsageError(f"the graph has the outputs {', '.join(outputs)}; {what}")
     return name
-
-
-def _make_batch_dynamic(graph: ir.Graph, image: ir.Value) -> int | None:
-    """Take the number of pictures out of the graph; return what it was, None for any number.
-
-    Shapes that were written down for that number keep their first axis instead.
-    Whether that was all is seen when the graph runs with another number.
-    """
-    batch = image.shape[0] if image.shape is not None else None
-    if not isinstance(batch, int):
-        return None
-    pictured = {image}
-    for node in graph:
-        # Weights have no axis of pictures, and some converters reshape them here.
-        if not pictured.intersection(node.inputs):
-            continue
-        pictured.update(node.outputs)
-        shape = constant(node.inputs[1]) if node.op_type == "Reshape" else None
-        if shape is None or shape.ndim != 1 or not len(shape) or shape[0] != batch:
-            continue
-        if 0 in shape[1:] and "allowzero" in node.attributes:
-            continue
-        # The axis is kept by a 0, which this attribute would take for its size.
-        node.attributes.pop("allowzero", None)
-        kept = ir.tensor([0, *(int(size) for size in shape[1:])], ir.DataType.INT64)
-        value = ir.Value(name=f"{node.name or node.outputs[0].name}.any_batch", const_value=kept)
-        graph.register_initializer(value)
-        node.replace_input_with(1, value)
-    return batch
-
-
-def _infer_shapes(model: ir.Model, image: ir.Value, spec: InputSpec, layout: Layout) -> None:
-    """Drop the shapes that the file notes, and infer those that follow from `spec`."""
-    size = (spec.height, spec.width)
-    image.shape = ir.Shape(
-        ["N", spec.channels, *size] if layout == "nchw" else ["N", *size, spec.channels]
-    )
-    for node in model.graph:
-        for value in node.outputs:
-            value.shape = None
-    # Exporters leave arithmetic on sizes behind, such as that of padding.
-    fold_constants(model, onnx_shape_inference=True)
-    common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
 
 
 def _find_ending(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -310,6 +311,73 @@ def test_maps_with_their_channels_last_come_out_channels_first(
     attended = next(iter(source.left_out.keys() & set(attention)))
     with pytest.raises(UsageError, match=r"no feature map \(no rows and columns"):
         exported(open_existing(file, SPEC), tmp_path / "other", photographs, layers=[attended])
+
+
+def computed_shape(path: Path) -> Path:
+    """The pictures' number is read off the map, and joined with what else a Reshape needs."""
+    generator = np.random.default_rng(0)
+    return graph_file(
+        path,
+        [
+            helper.make_node("Conv", ["x", "kernel"], ["maps"], strides=[4, 4], name="conv"),
+            helper.make_node("Relu", ["maps"], ["active"], name="relu"),
+            helper.make_node("GlobalAveragePool", ["active"], ["pooled"]),
+            helper.make_node("Shape", ["pooled"], ["shape"]),
+            helper.make_node("Slice", ["shape", "zero", "one"], ["number"]),
+            helper.make_node("Concat", ["number", "rest"], ["wanted"], axis=0),
+            helper.make_node("Reshape", ["pooled", "wanted"], ["vector"]),
+            helper.make_node("MatMul", ["vector", "weight"], ["hidden"]),
+            helper.make_node("Add", ["hidden", "bias"], ["y"]),
+        ],
+        {
+            "kernel": generator.normal(size=(6, 3, 5, 5)).astype(np.float32),
+            "weight": generator.normal(size=(6, 5)).astype(np.float32),
+            "bias": generator.normal(size=5).astype(np.float32),
+            "zero": np.array([0]),
+            "one": np.array([1]),
+            "rest": np.array([-1]),
+        },
+        inputs=[("x", ["n", 3, 32, 40])],
+        outputs=[("y", ["n", "classes"])],
+    )
+
+
+def test_a_shape_that_the_graph_computes_is_measured(tmp_path: Path, photographs: Pictures) -> None:
+    file = computed_shape(tmp_path / "computed.onnx")
+    done = exported(open_existing(file, SPEC), tmp_path / "models", photographs)
+    assert [cam.method for cam in done.manifest.cams] == POOLED_LINEAR
+    pixels = ((photographs.images / 255 - SPEC.mean) / SPEC.std).transpose(0, 3, 1, 2)
+    session = onnxruntime.InferenceSession(str(file))
+    (expected,) = session.run(None, {"x": pixels.astype(np.float32)})
+    with create_runner(Bundle.open(done.path), backend="onnxruntime") as runner:
+        got = runner.run({"image": photographs.images}, ["logits"])["logits"]
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_layer_before_a_padding_is_offered(tmp_path: Path, photographs: Pictures) -> None:
+    generator = np.random.default_rng(0)
+    file = graph_file(
+        tmp_path / "padded.onnx",
+        [
+            helper.make_node("Conv", ["x", "first"], ["maps"], strides=[2, 2], name="conv"),
+            helper.make_node("Relu", ["maps"], ["active"], name="relu"),
+            helper.make_node("Pad", ["active", "edges"], ["padded"], name="pad"),
+            helper.make_node("Conv", ["padded", "second"], ["last"], strides=[2, 2], name="conv2"),
+            helper.make_node("ReduceMean", ["last"], ["means"], axes=[2, 3], keepdims=0),
+            helper.make_node("MatMul", ["means", "weight"], ["y"]),
+        ],
+        {
+            "first": generator.normal(size=(6, 3, 3, 3)).astype(np.float32),
+            "second": generator.normal(size=(6, 6, 3, 3)).astype(np.float32),
+            "edges": np.array([0, 0, 0, 0, 0, 0, 1, 1]),
+            "weight": generator.normal(size=(6, 5)).astype(np.float32),
+        },
+        inputs=[("x", ["n", 3, 32, 40])],
+    )
+    done = exported(
+        open_existing(file, SPEC), tmp_path / "models", photographs, layers=["relu", "conv2"]
+    )
+    assert [feature.layer for feature in done.manifest.features] == ["relu", "conv2"]
 
 
 def simple(path: Path, operator: str = "Relu", domain: str = "", **options) -> Path:
