@@ -9,8 +9,6 @@ import jupytext
 import nbformat
 import pytest
 
-pytestmark = pytest.mark.slow
-
 DOCS = Path(__file__).parents[2] / "docs"
 ORDER = ("train", "layers", "cam", "export", "serve", "trust")
 LIMIT_SECONDS = 1800
