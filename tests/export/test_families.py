@@ -40,7 +40,7 @@ SMALLER: Mapping[str, Mapping[str, Any]] = {
 }
 """What makes a network small: one block of a kind has the operators of all.
 
-`python -m benchmarks.coverage` measures them in full, and found the same heads."""
+`python -m benchmarks.coverage` measures them in full."""
 
 IN_FULL = json.loads(RESULTS.read_text("utf-8"))["families"]
 
@@ -54,9 +54,10 @@ def test_a_family_has_right_maps_or_says_why_not(family: str, tmp_path: Path) ->
     assert row["misplaced"] == []
     assert row["silent"] == []
     assert row["layers"]
-    assert [row[key] for key in ("head", "methods")] == [
-        IN_FULL[family][key] for key in ("head", "methods")
-    ]
+    if family in SMALLER:
+        # A smaller network stands for the whole one where it is explained in the same way.
+        in_full = IN_FULL[family]
+        assert (row["head"], row["methods"]) == (in_full["head"], in_full["methods"])
     if not row["methods"]:
         assert row["note"]
         assert "\n" not in row["note"]
