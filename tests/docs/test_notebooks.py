@@ -9,8 +9,6 @@ import jupytext
 import nbformat
 import pytest
 
-pytestmark = pytest.mark.slow
-
 DOCS = Path(__file__).parents[2] / "docs"
 ORDER = ("train", "layers", "cam", "export", "serve", "trust")
 LIMIT_SECONDS = 1800
@@ -23,10 +21,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give the kernels the commands, two threads, and folders of their own."""
+    """Give the kernels the commands, and folders of their own."""
     scripts = Path(sys.executable).parent
     monkeypatch.setenv("PATH", f"{scripts}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
     monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
 

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 from skimage import data
 
@@ -29,7 +28,6 @@ def write_pictures(folder: Path) -> None:
                 crop.save(folder / part / name / f"{number:02}.png")
 
 
-@pytest.mark.slow
 def test_the_session_runs(tmp_path: Path) -> None:
     write_pictures(tmp_path)
     text = PAGE.read_text(encoding="utf-8")

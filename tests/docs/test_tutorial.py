@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet
-import pytest
 
 from ..conftest import FOVEATE, served
 
@@ -47,7 +46,6 @@ def run(language: str, block: str, folder: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
 def test_the_tutorial_runs_in_its_order(tmp_path: Path) -> None:
     every = list(blocks())
     place = every.index(("sh", SERVE))

@@ -1,6 +1,7 @@
 """Bundles of real classifiers, exported once and compared by many tests."""
 
 import os
+import pickle
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ from foveate_train import registry
 from foveate_train.classifier import Classifier
 from foveate_train.networks.digits import DIGITS, MNIST_INPUT
 
+from ..once import made_once
+
 IMAGENET_DIR = os.environ.get("FOVEATE_IMAGENET_DIR")
 """A folder of photographs, one folder a class; adds to those of scikit-image."""
 
@@ -36,11 +39,6 @@ COMPARED = 8
 """How many photographs the export itself compares; the tests compare the others."""
 
 SHIPPED = Path(skimage.__file__).parent / "data"
-
-
-@pytest.fixture(scope="session", autouse=True)
-def two_threads() -> None:
-    torch.set_num_threads(2)
 
 
 @pytest.fixture(scope="session")
@@ -88,26 +86,35 @@ def lite0_export(
     photographs: Pictures,
     labelled_photographs: Labelled,
     calibration: Calibration,
-    repository: Path,
     *,
     imagenet_repository: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Exported:
-    """EfficientNet-Lite0 in three precisions.
+    """EfficientNet-Lite0 in three precisions, which all processes of a run share.
 
     Its graph is the one that is in `imagenet_repository`, as writing one takes the longest.
     """
     written = imagenet_repository / "efficientnet_lite0" / "1" / "model.onnx"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exporter, "write_onnx", lambda graph, spec, path: shutil.copy(written, path))
-        return export(
-            lite0,
-            repository=repository,
-            name="lite0",
-            pictures=Pictures(photographs.images[:COMPARED], photographs.description),
-            variants=["fp32", "fp16", "int8"],
-            labelled=labelled_photographs,
-            calibration=calibration,
-        )
+
+    def make(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                exporter, "write_onnx", lambda graph, spec, path: shutil.copy(written, path)
+            )
+            exported = export(
+                lite0,
+                repository=folder / "models",
+                name="lite0",
+                pictures=Pictures(photographs.images[:COMPARED], photographs.description),
+                variants=["fp32", "fp16", "int8"],
+                labelled=labelled_photographs,
+                calibration=calibration,
+            )
+        (folder / "note").write_bytes(pickle.dumps((exported.manifest, exported.note)))
+
+    folder = made_once(tmp_path_factory, "lite0", make)
+    manifest, note = pickle.loads((folder / "note").read_bytes())  # noqa: S301 - our own
+    return Exported(folder / "models" / "lite0" / "1", manifest, note)
 
 
 @pytest.fixture(scope="session")

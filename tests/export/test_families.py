@@ -1,5 +1,6 @@
 """The families that people ask for first get right maps, or a sentence that says why not."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,43 +8,56 @@ from typing import Any
 import numpy as np
 import pytest
 from benchmarks.coverage import FIRST, families, measure, misplaced
-from benchmarks.coverage_page import EQUAL
+from benchmarks.coverage_page import EQUAL, RESULTS
 from numpy.typing import NDArray
 
 from foveate_export.proof.comparison import SELECTING
 
 ONE = (1, 1, 1, 1)
+WIDTHS = (16, 32, 64, 64)
+HEADS = (1, 2, 4, 4)
 BLOCKS = {"depth": 2, "embed_dim": 48, "num_heads": 3}
-WINDOWS = {"depths": (2, 1, 1, 1), "embed_dim": 16, "num_heads": (1, 2, 4, 4)}
+WINDOWS = {"depths": (2, 1, 1, 1), "embed_dim": 16, "num_heads": HEADS}
 
-QUICK: Mapping[str, Mapping[str, Any]] = {
+SMALLER: Mapping[str, Mapping[str, Any]] = {
     "Swin": WINDOWS,
     "Swin V2": WINDOWS,
-    "ConvNeXt V2": {"depths": ONE, "dims": (16, 32, 64, 64)},
+    "ConvNeXt": {"depths": ONE, "dims": WIDTHS},
+    "ConvNeXt V2": {"depths": ONE, "dims": WIDTHS},
+    "ViT, class token": BLOCKS,
     "ViT, mean of tokens": BLOCKS,
+    "DeiT III": BLOCKS,
     "BEiT V2": BLOCKS,
-    "RegNet": {},
-    "Mixer": {},
-    "PVT V2": {},
+    "EVA-02": BLOCKS,
+    "MaxViT": {"depths": ONE},
+    "EfficientViT": {"depths": (1, 1, 1, 1, 1)},
+    "EfficientFormer": {"depths": (1, 1, 1, 2), "embed_dims": WIDTHS},
+    "FastViT": {"layers": ONE, "embed_dims": WIDTHS},
+    "NFNet": {"depths": ONE, "channels": (256, 256, 256, 256), "num_features": 256},
+    "XCiT": {"depth": 2},
+    "DaViT": {"depths": ONE, "embed_dims": WIDTHS, "num_heads": HEADS},
+    "TinyViT": {"depths": ONE, "embed_dims": WIDTHS, "num_heads": HEADS},
 }
-"""A network of each kind of layout and pooled head, and what makes it small.
+"""What makes a network small: one block of a kind has the operators of all.
 
-Class tokens are tried in tests/export/graph/test_attention.py."""
+`python -m benchmarks.coverage` measures them in full."""
+
+IN_FULL = json.loads(RESULTS.read_text("utf-8"))["families"]
 
 ASKED = list(FIRST)[: list(FIRST).index("TinyViT") + 1]
-"""Those that are not quick are tried in full, as `python -m benchmarks.coverage` tries all."""
 
 
-@pytest.mark.parametrize(
-    "family",
-    [pytest.param(family, marks=[] if family in QUICK else pytest.mark.slow) for family in ASKED],
-)
+@pytest.mark.parametrize("family", ASKED)
 def test_a_family_has_right_maps_or_says_why_not(family: str, tmp_path: Path) -> None:
-    row = measure(FIRST[family], tmp_path, QUICK.get(family))
+    row = measure(FIRST[family], tmp_path, SMALLER.get(family))
     assert "refused" not in row, row
     assert row["misplaced"] == []
     assert row["silent"] == []
     assert row["layers"]
+    if family in SMALLER:
+        # A smaller network stands for the whole one where it is explained in the same way.
+        in_full = IN_FULL[family]
+        assert (row["head"], row["methods"]) == (in_full["head"], in_full["methods"])
     if not row["methods"]:
         assert row["note"]
         assert "\n" not in row["note"]

@@ -6,8 +6,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import grpc
@@ -26,6 +27,7 @@ from foveate.v1.repository_service_pb2_grpc import RepositoryServiceStub
 from foveate_runtime.evaluation.labelled import open_labelled
 
 from ..conftest import FOVEATE, TRANSPORTS
+from ..once import made_once
 
 
 @dataclass(frozen=True)
@@ -100,11 +102,13 @@ def running(repository: Path, log: Path, *arguments: str) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def digits_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Export LeNet-5 alone, whose head is no pooling and a linear layer; it is soon loaded."""
-    folder = tmp_path_factory.mktemp("digits")
-    command = [FOVEATE, "export", "foveate:lenet5", "--weights", "random:0"]
-    command += ["--repository", folder, "--name", "lenet5"]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return folder
+
+    def make(folder: Path) -> None:
+        command = [FOVEATE, "export", "foveate:lenet5", "--weights", "random:0"]
+        command += ["--repository", folder, "--name", "lenet5"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+    return made_once(tmp_path_factory, "digits", make)
 
 
 @pytest.fixture(scope="session")
@@ -130,15 +134,28 @@ def own_digits(digits_repository: Path, tmp_path: Path) -> Path:
     return shutil.copytree(digits_repository, tmp_path / "models")
 
 
-@pytest.fixture(scope="session", params=TRANSPORTS)
-def server(
-    request: pytest.FixtureRequest, repository: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Server]:
-    """Start the server that tests share, with each transport; it must outlive all of them."""
-    log = tmp_path_factory.mktemp("server") / "log"
-    with running(repository, log, "--transport", request.param) as server:
+@pytest.fixture(scope="session")
+def server_of(
+    repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], Server]]:
+    """Return a function that gives a transport's server, started once, which outlives all tests."""
+    servers: list[Server] = []
+    with ExitStack() as stack:
+
+        @cache
+        def server(transport: str) -> Server:
+            log = tmp_path_factory.mktemp("server") / "log"
+            servers.append(stack.enter_context(running(repository, log, "--transport", transport)))
+            return servers[-1]
+
         yield server
-        assert server.process.poll() is None
+        assert [server.process.poll() for server in servers] == [None] * len(servers)
+
+
+@pytest.fixture(scope="session", params=TRANSPORTS)
+def server(request: pytest.FixtureRequest, server_of: Callable[[str], Server]) -> Server:
+    """Return the server that tests share, with each transport."""
+    return server_of(request.param)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from tests.conftest import FOVEATE, served
 
+from foveate_client.commands import classify
 from foveate_runtime.backends.registry import create_runner
 from foveate_runtime.bundle.bundle import Bundle
 from foveate_train.data import mnist
@@ -28,7 +29,7 @@ def vit_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_command_line_draws_them_in_its_process_and_from_a_server(
-    vit_repository: Path, tmp_path: Path
+    vit_repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     digits, _ = mnist.load("test")
     picture = tmp_path / "digit.png"
@@ -45,15 +46,10 @@ def test_the_command_line_draws_them_in_its_process_and_from_a_server(
         for place in (["--repository", vit_repository], ["--address", address]):
             for method in ("rollout", "relevance", "legrad"):
                 out = tmp_path / "out"
-                done = subprocess.run(
-                    [
-                        *(FOVEATE, "classify", picture, *place, "--model", "vit", "--json"),
-                        *("--cam-top", "2", "--cam-method", method, "--out", out),
-                    ],
-                    check=True,
-                    stdout=subprocess.PIPE,
-                )
-                cams = json.loads(done.stdout)["cams"]
+                arguments = [picture, *place, "--model", "vit", "--json"]
+                arguments += ["--cam-top", "2", "--cam-method", method, "--out", out]
+                assert classify.main([str(argument) for argument in arguments]) == 0
+                cams = json.loads(capsys.readouterr().out)["cams"]
                 assert [cam["method"] for cam in cams] == [method] * 2
                 assert all(Path(cam["path"]).is_file() for cam in cams)
                 for k, cam in enumerate(cams):

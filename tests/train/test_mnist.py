@@ -5,6 +5,7 @@ import http.server
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ def files():
     """The contents of the four real files, by name."""
     mnist.load("test")
     folder = mnist.cache_folder()
-    return {name: (folder / name).read_bytes() for name in mnist.FILES}
+    return MappingProxyType({name: (folder / name).read_bytes() for name in mnist.FILES})
 
 
 @pytest.fixture

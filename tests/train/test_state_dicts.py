@@ -18,7 +18,7 @@ from foveate_train.errors import WeightsError
 from foveate_train.state_dicts import class_names, find, read
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def trained():
     return registry.create("foveate:lenet5", weights="random:3").module.state_dict()
 

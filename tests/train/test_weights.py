@@ -13,7 +13,7 @@ from foveate_train.errors import DataError, WeightsError
 from foveate_train.sources.package import rename_by_position
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def lenet():
     return registry.create("foveate:lenet5", weights="random:3").module
 

@@ -11,6 +11,7 @@ from PIL import Image
 from skimage import data
 
 from ..conftest import FOVEATE, served
+from ..once import made_once
 from .looking import Look, looking
 
 HOSTILE = "${document.title='taken'} {{value}} <img src=x onerror=\"document.title='taken'\">"
@@ -34,14 +35,16 @@ def shown(address: str, *arguments: str) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def models(imagenet_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Put a model of digits beside the ImageNet classifier."""
-    folder = tmp_path_factory.mktemp("web") / "models"
-    shutil.copytree(imagenet_repository, folder)
-    labels = folder.with_name("labels.txt")
-    labels.write_text("".join(f"{n} {HOSTILE}\n" for n in range(10)), encoding="utf-8")
-    command = [FOVEATE, "export", "foveate:convnet4", "--weights", "random:0"]
-    command += ["--repository", folder, "--name", "digits", "--labels", labels]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return folder
+
+    def make(folder: Path) -> None:
+        models, labels = folder / "models", folder / "labels.txt"
+        shutil.copytree(imagenet_repository, models)
+        labels.write_text("".join(f"{n} {HOSTILE}\n" for n in range(10)), encoding="utf-8")
+        command = [FOVEATE, "export", "foveate:convnet4", "--weights", "random:0"]
+        command += ["--repository", models, "--name", "digits", "--labels", labels]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+    return made_once(tmp_path_factory, "web", make) / "models"
 
 
 @pytest.fixture(scope="session")

@@ -60,7 +60,7 @@ async def test_the_open_loop_sends_at_its_rate_however_slow_the_answers(served):
 async def test_the_open_loop_counts_what_waits_behind_a_stall(served):
     async def stalled(run):
         waiting = asyncio.create_task(run)
-        await asyncio.sleep(0.4)
+        await asyncio.sleep(0.4)  # within the measurement
         served.service.stall(0.6)
         return await waiting
 
@@ -86,7 +86,7 @@ async def test_the_open_loop_counts_what_waits_behind_a_stall(served):
 
 async def test_the_generators_own_lateness_counts_and_is_told(served):
     async def block():
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.2)  # within the measurement
         time.sleep(0.3)  # noqa: ASYNC251 - the event loop is what is to be late
 
     async with served.driver() as driver:

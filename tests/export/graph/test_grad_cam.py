@@ -27,7 +27,6 @@ import json, sys
 import numpy as np, torch, torchvision
 from pytorch_grad_cam import GradCAM, HiResCAM, LayerCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-torch.set_num_threads(2)
 name, layer, folder, classes = sys.argv[1], sys.argv[2], sys.argv[3], json.loads(sys.argv[4])
 model = getattr(torchvision.models, name)()
 model.load_state_dict(torch.load(f"{folder}/{name}.pth"))

@@ -63,7 +63,7 @@ async def steady(count: Callable[[], int]) -> int:
     last = -1
     while last != count():
         last = count()
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.1)  # what goes on would count within it
     return last
 
 
@@ -638,7 +638,7 @@ async def test_answers_that_are_not_read_do_not_pile_up() -> None:
         client.stop_reading()
         for stream in range(1, 201, 2):
             client.send(call(stream, "Make", b"2000000"))
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(0.001)  # the server reads and answers meanwhile
         own = served.connection
         waiting = sum(len(part) for stream in own.streams.values() for part in stream.outbox)
         assert waiting + own.transport.get_write_buffer_size() < 50_000_000

@@ -173,7 +173,7 @@ async def test_a_block_that_fails_leaves_nothing_behind(both: None, deadlines: D
 
 async def test_no_deadline_never_comes(deadlines: Deadlines) -> None:
     with Within(deadlines, None):
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)  # long enough for a deadline of no seconds
     assert not deadlines._ticks
 
 

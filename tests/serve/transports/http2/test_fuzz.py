@@ -58,7 +58,7 @@ async def survives(parts: list[bytes], *, pauses: bool, whole: bool) -> None:
                 with suppress(EOFError):
                     await bad.has_answered()
             else:
-                await asyncio.sleep(0.001)
+                await asyncio.sleep(0.001)  # no whole frame is there to be answered
         async with await served.open() as good:
             good.send(call(1, "Echo", b"x"))
             assert (await good.answer(1)).body == message(b"x")

@@ -1000,7 +1000,7 @@ async def flooded(served: Served, client: RawClient, part: bytes) -> Connection:
         client.send(part)
         sent += len(part)
         assert sent < 200_000_000
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(0.001)  # the server reads meanwhile
     return connection
 
 
@@ -1041,9 +1041,8 @@ async def test_a_client_may_ping_while_it_reads_a_large_answer(served: Served, s
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         client.send(call(1, "Make", b"3000000"))
         await until(lambda: served.server.counts().messages_sent == 1)
-        await asyncio.sleep(0.01)
         client.send(ping(b"measured"), settings())
-        await asyncio.sleep(0.01)
+        await until(lambda: served.connection._pings._level > 0)
         client.go_on_reading()
         assert len((await client.answer(1)).body) == 3_000_005
         await client.has_answered()
@@ -1063,7 +1062,7 @@ async def test_who_has_said_hello_may_stay(served: Served, monkeypatch: pytest.M
     monkeypatch.setattr(connection, "HANDSHAKE_SECONDS", 0.05)
     async with await served.open() as client:
         await client.settle()
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.1)  # longer than a greeting may take
         client.send(call(1, "Echo", b"x"))
         assert (await client.answer(1)).body == message(b"x")
 
