@@ -27,7 +27,7 @@ PROG = "foveate calibrate"
 
 DESCRIPTION = """\
 Classifies labelled pictures with every variant of a bundle, and finds how far its
-answers can be believed: the temperature that makes its scores honest, the thresholds
+answers can be believed: the temperature that calibrates its scores, the thresholds
 of prediction sets, and how unlike the pictures another one is. The result is a new
 version beside the old one. The pictures must be other ones than those of the training."""
 EPILOG = "example: foveate calibrate models/resnet18/1 --data photos --coverage 0.9,0.95"

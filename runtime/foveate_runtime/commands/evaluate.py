@@ -274,7 +274,7 @@ def _trust_scores(tally: TrustTally) -> dict[str, Any]:
 
 
 def _trust_lines(scored: dict[str, Any]) -> list[str]:
-    """Say in words what is known of the scores' honesty and of the sets."""
+    """Say in words how well the scores are calibrated, and what the sets hold."""
     if "ece" not in scored:
         return []
     after = scored["ece_calibrated"]
