@@ -1,4 +1,4 @@
-"""Whether a picture's answer has the same bits whatever batch it rides in.
+"""Whether a picture's answer has the same bits whatever batch it is in.
 
     python -m benchmarks.determinism [--repository DIR] [--out FILE] [--page FILE]
 

@@ -5,11 +5,12 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -40,9 +41,10 @@ from foveate_runtime.backends.recommended import (
 )
 from foveate_runtime.backends.registry import BACKENDS
 from foveate_runtime.bundle.bundle import BundleError
-from foveate_runtime.console import DONE, FAILED, WRONG_USAGE, parse, positive, say
+from foveate_runtime.console import DONE, FAILED, WRONG_USAGE, positive, say
 from foveate_runtime.cores import count_cores
 from foveate_runtime.evaluation.labelled import LabelledError, NoPicturesError
+from foveate_runtime.options import option, parse, parser_of
 
 PROG = "foveate bench"
 
@@ -60,6 +62,87 @@ _BUSY = 0.3
 """The load a core from which on others are taken to be at work."""
 
 
+def _names(text: str) -> tuple[str, ...]:
+    found = tuple(name.strip() for name in text.split(","))
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"{text!r}: a name is missing between the commas")
+    return found
+
+
+def _kinds(text: str) -> tuple[OutputKind, ...]:
+    wanted = _names(text)
+    for name in wanted:
+        if name not in OUTPUT_KINDS:
+            raise argparse.ArgumentTypeError(
+                f"{name!r} is none of the outputs {', '.join(OUTPUT_KINDS)}"
+            )
+    return tuple(kind for kind in OUTPUT_KINDS if kind in wanted)
+
+
+def _counts(limit: int) -> Callable[[str], tuple[int, ...]]:
+    """Return what reads a list of whole numbers of 1 to `limit`."""
+
+    def read(text: str) -> tuple[int, ...]:
+        found = []
+        for part in text.split(","):
+            number = int(part) if part.strip().isdecimal() else 0
+            if not 1 <= number <= limit:
+                raise argparse.ArgumentTypeError(
+                    f"{part.strip()!r} in {text!r} is no whole number of 1 to {limit}"
+                )
+            found.append(number)
+        return tuple(sorted(set(found)))
+
+    return read
+
+
+def _not_negative(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is below 0, or no number")
+    return number
+
+
+def _objective(text: str) -> Objective:
+    try:
+        return Objective.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _scenarios(text: str) -> tuple[Scenario, ...]:
+    if text == ALL:
+        return tuple(Scenario)
+    known = {scenario.value: scenario for scenario in Scenario}
+    for name in _names(text):
+        if name not in known:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}, {ALL}")
+    return tuple(known[name] for name in _names(text))
+
+
+def _data(text: str) -> tuple[str, Path]:
+    model, separator, folder = text.partition("=")
+    return (model, Path(folder)) if separator else ("", Path(text))
+
+
+_SEVERAL: Mapping[str, Any] = {
+    "type": _names,
+    "nargs": "+",
+    "action": "extend",
+    "default": [],
+    "metavar": "NAME",
+}
+"""An option that takes names with commas or spaces between them."""
+
+_SHORT: Mapping[str, object] = {
+    "batch": (1, 8),
+    "outputs": ("logits",),
+    "seconds": 0.1,
+    "roofline": False,
+}
+"""The defaults of --recommend that differ: a few seconds of turns a model."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """The options of `foveate bench`.
@@ -68,34 +151,118 @@ class Options:
     `max_drop` is in points of top-1.
     """
 
-    repository: Path
-    model: tuple[tuple[str, ...], ...]
-    backend: tuple[tuple[str, ...], ...]
-    variant: tuple[tuple[str, ...], ...]
-    batch: tuple[int, ...]
-    threads: tuple[int, ...]
-    device: tuple[tuple[str, ...], ...]
-    outputs: tuple[OutputKind, ...]
-    data: tuple[tuple[str, Path], ...]
-    rounds: int
-    seconds: float
-    roofline: bool
-    profile: bool
-    objective: Objective | None
-    max_drop: float
-    recommend: bool
-    loadgen: tuple[Scenario, ...]
-    loadgen_seconds: float
-    loadgen_latency: float
-    out: Path | None
-    json: bool
+    repository: Path = option("the folder of models", metavar="DIR")
+    model: tuple[tuple[str, ...], ...] = option(
+        "the models; of each the newest version is measured; with --recommend the default "
+        "are all of them",
+        **_SEVERAL,
+    )
+    backend: tuple[tuple[str, ...], ...] = option(
+        f"of {', '.join(BACKENDS)}; {ALL}, the default, are those that can run here",
+        **_SEVERAL,
+    )
+    variant: tuple[tuple[str, ...], ...] = option(
+        "default: all of each model",
+        **_SEVERAL,
+    )
+    batch: tuple[int, ...] = option(
+        "default: 1,2,4,8,16,32; with --recommend 1,8",
+        type=_counts(LARGEST_BATCH),
+        default=(1, 2, 4, 8, 16, 32),
+        metavar="N,...",
+    )
+    threads: tuple[int, ...] = option(
+        "the threads of one run on a processor; default: as many as there are cores",
+        type=_counts(count_cores()),
+        metavar="N,...",
+    )
+    device: tuple[tuple[str, ...], ...] = option(
+        "such as cpu or cuda:0; default: cpu and, where there is a GPU, cuda:0; with "
+        "--recommend cpu",
+        **_SEVERAL,
+    )
+    outputs: tuple[OutputKind, ...] = option(
+        "logits: predictions alone; cam: and the maps of the five best classes; "
+        "features: and the feature map of the last layer; default: all three; with --recommend "
+        "logits",
+        type=_kinds,
+        default=OUTPUT_KINDS,
+        metavar="KIND,...",
+    )
+    data: tuple[tuple[str, Path], ...] = option(
+        "labelled pictures, to measure the accuracy and to time on: a folder with one folder "
+        "a class, called as the label, by its WordNet id or by its index; "
+        "default: the pictures kept in the bundle, and no accuracy",
+        type=_data,
+        action="append",
+        default=[],
+        metavar="[MODEL=]DIR",
+    )
+    rounds: int = option(
+        "turns of every case (default: %(default)s)",
+        type=positive,
+        default=5,
+        metavar="N",
+    )
+    seconds: float = option(
+        "the time of a turn, and at least one run (default: 0.5; with --recommend 0.1)",
+        type=_not_negative,
+        default=0.5,
+        metavar="S",
+    )
+    roofline: bool = option(
+        "measure the machine's peaks, and how far each case is from them (default: yes; with "
+        "--recommend no)",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+    )
+    profile: bool = option("time the operators of each engine, on its smallest batch")
+    objective: Objective | None = option(
+        "p99=MILLISECONDS, throughput or memory: recommend what serves it best, and write "
+        f"{PROFILE_FILE} for foveate serve --profile",
+        type=_objective,
+        metavar="GOAL",
+    )
+    max_drop: float = option(
+        "points of top-1 that a recommendation may lose against fp32 (default: %(default)g)",
+        type=_not_negative,
+        default=1.0,
+        metavar="POINTS",
+    )
+    recommend: bool = option(
+        "measure each model in a short run, for the most pictures a second unless "
+        f"--objective says another goal, and write into the repository's {RECOMMENDED_FILE} which "
+        "backend and variant foveate serve takes on this machine"
+    )
+    loadgen: tuple[Scenario, ...] = option(
+        "have MLPerf's LoadGen ask what is recommended, or else the fastest of each model, "
+        f"in the process and over gRPC: {', '.join(s.value for s in Scenario)}, or {ALL}",
+        type=_scenarios,
+        metavar="SCENARIO,...",
+    )
+    loadgen_seconds: float = option(
+        "the least time of a scenario (default: %(default)g)",
+        type=_not_negative,
+        default=10.0,
+        metavar="S",
+    )
+    loadgen_latency: float = option(
+        "within which Server must answer 99 of 100 (default: %(default)g)",
+        type=_not_negative,
+        default=100.0,
+        metavar="MS",
+    )
+    out: Path | None = option(
+        "where the report is written; --recommend alone writes none", metavar="DIR"
+    )
+    json: bool = option("print the results as JSON")
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command; return its exit code."""
     options = parse(_parser(), Options, arguments)
     if options.recommend:
-        options = parse(_parser(_SHORT), Options, arguments)
+        options = parse(_parser(short=True), Options, arguments)
     with _terminated_as_interrupted():
         try:
             return _run(options)
@@ -283,249 +450,22 @@ def _terminated_as_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Defaults:
-    """How much is measured where no option says it."""
-
-    batch: tuple[int, ...]
-    outputs: tuple[OutputKind, ...]
-    rounds: int
-    seconds: float
-    roofline: bool
-
-
-_FULL = _Defaults(
-    batch=(1, 2, 4, 8, 16, 32), outputs=OUTPUT_KINDS, rounds=5, seconds=0.5, roofline=True
-)
-_SHORT = _Defaults(batch=(1, 8), outputs=("logits",), rounds=5, seconds=0.1, roofline=False)
-"""Of --recommend: a few seconds of turns a model."""
-
 _SLOW_TO_BUILD = ("torch_compile",)
 """The backends that --recommend leaves out: they would compile for minutes at every start."""
 
 
-def _parser(defaults: _Defaults = _FULL) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser(*, short: bool = False) -> argparse.ArgumentParser:
+    parser = parser_of(
+        Options,
         prog=PROG,
         description=DESCRIPTION,
         epilog="Names may have commas or spaces between them. "
         "example: foveate bench --repository models --model resnet18 --batch 1,8 --out bench",
     )
-    parser.add_argument(
-        "--repository", type=Path, required=True, metavar="DIR", help="the folder of models"
-    )
-    parser.add_argument(
-        "--model",
-        type=_names,
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME",
-        help="the models; of each the newest version is measured; with --recommend the default "
-        "are all of them",
-    )
-    parser.add_argument(
-        "--backend",
-        type=_names,
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME",
-        help=f"of {', '.join(BACKENDS)}; {ALL}, the default, are those that can run here",
-    )
-    parser.add_argument(
-        "--variant",
-        type=_names,
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME",
-        help="default: all of each model",
-    )
-    parser.add_argument(
-        "--batch",
-        type=_counts(LARGEST_BATCH),
-        default=defaults.batch,
-        metavar="N,...",
-        help="default: 1,2,4,8,16,32; with --recommend 1,8",
-    )
-    parser.add_argument(
-        "--threads",
-        type=_counts(count_cores()),
-        default=(),
-        metavar="N,...",
-        help="the threads of one run on a processor; default: as many as there are cores",
-    )
-    parser.add_argument(
-        "--device",
-        type=_names,
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME",
-        help="such as cpu or cuda:0; default: cpu and, where there is a GPU, cuda:0; with "
-        "--recommend cpu",
-    )
-    parser.add_argument(
-        "--outputs",
-        type=_kinds,
-        default=defaults.outputs,
-        metavar="KIND,...",
-        help="logits: predictions alone; cam: and the maps of the five best classes; "
-        "features: and the feature map of the last layer; default: all three; with --recommend "
-        "logits",
-    )
-    parser.add_argument(
-        "--data",
-        type=_data,
-        action="append",
-        default=[],
-        metavar="[MODEL=]DIR",
-        help="labelled pictures, to measure the accuracy and to time on: a folder with one folder "
-        "a class, called as the label, by its WordNet id or by its index; "
-        "default: the pictures kept in the bundle, and no accuracy",
-    )
-    parser.add_argument(
-        "--rounds",
-        type=positive,
-        default=defaults.rounds,
-        metavar="N",
-        help="turns of every case (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--seconds",
-        type=_not_negative,
-        default=defaults.seconds,
-        metavar="S",
-        help="the time of a turn, and at least one run (default: 0.5; with --recommend 0.1)",
-    )
-    parser.add_argument(
-        "--roofline",
-        action=argparse.BooleanOptionalAction,
-        default=defaults.roofline,
-        help="measure the machine's peaks, and how far each case is from them (default: yes; with "
-        "--recommend no)",
-    )
-    parser.add_argument(
-        "--profile",
-        action="store_true",
-        help="time the operators of each engine, on its smallest batch",
-    )
-    parser.add_argument(
-        "--objective",
-        type=_objective,
-        metavar="GOAL",
-        help="p99=MILLISECONDS, throughput or memory: recommend what serves it best, and write "
-        f"{PROFILE_FILE} for foveate serve --profile",
-    )
-    parser.add_argument(
-        "--max-drop",
-        type=_not_negative,
-        default=1.0,
-        metavar="POINTS",
-        help="points of top-1 that a recommendation may lose against fp32 (default: %(default)g)",
-    )
-    parser.add_argument(
-        "--recommend",
-        action="store_true",
-        help="measure each model in a short run, for the most pictures a second unless "
-        f"--objective says another goal, and write into the repository's {RECOMMENDED_FILE} which "
-        "backend and variant foveate serve takes on this machine",
-    )
-    parser.add_argument(
-        "--loadgen",
-        type=_scenarios,
-        default=(),
-        metavar="SCENARIO,...",
-        help="have MLPerf's LoadGen ask what is recommended, or else the fastest of each model, "
-        f"in the process and over gRPC: {', '.join(s.value for s in Scenario)}, or {ALL}",
-    )
-    parser.add_argument(
-        "--loadgen-seconds",
-        type=_not_negative,
-        default=10.0,
-        metavar="S",
-        help="the least time of a scenario (default: %(default)g)",
-    )
-    parser.add_argument(
-        "--loadgen-latency",
-        type=_not_negative,
-        default=100.0,
-        metavar="MS",
-        help="within which Server must answer 99 of 100 (default: %(default)g)",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="where the report is written; --recommend alone writes none",
-    )
-    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    if short:
+        parser.set_defaults(**_SHORT)
     return parser
-
-
-def _names(text: str) -> tuple[str, ...]:
-    found = tuple(name.strip() for name in text.split(","))
-    if not all(found):
-        raise argparse.ArgumentTypeError(f"{text!r}: a name is missing between the commas")
-    return found
 
 
 def _distinct(lists: Iterable[Sequence[str]]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(chain.from_iterable(lists)))
-
-
-def _kinds(text: str) -> tuple[OutputKind, ...]:
-    wanted = _names(text)
-    for name in wanted:
-        if name not in OUTPUT_KINDS:
-            raise argparse.ArgumentTypeError(
-                f"{name!r} is none of the outputs {', '.join(OUTPUT_KINDS)}"
-            )
-    return tuple(kind for kind in OUTPUT_KINDS if kind in wanted)
-
-
-def _counts(limit: int) -> Callable[[str], tuple[int, ...]]:
-    """Return what reads a list of whole numbers of 1 to `limit`."""
-
-    def read(text: str) -> tuple[int, ...]:
-        found = []
-        for part in text.split(","):
-            number = int(part) if part.strip().isdecimal() else 0
-            if not 1 <= number <= limit:
-                raise argparse.ArgumentTypeError(
-                    f"{part.strip()!r} in {text!r} is no whole number of 1 to {limit}"
-                )
-            found.append(number)
-        return tuple(sorted(set(found)))
-
-    return read
-
-
-def _not_negative(text: str) -> float:
-    number = float(text)
-    if not 0 <= number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is below 0, or no number")
-    return number
-
-
-def _objective(text: str) -> Objective:
-    try:
-        return Objective.parse(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _scenarios(text: str) -> tuple[Scenario, ...]:
-    if text == ALL:
-        return tuple(Scenario)
-    known = {scenario.value: scenario for scenario in Scenario}
-    for name in _names(text):
-        if name not in known:
-            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}, {ALL}")
-    return tuple(known[name] for name in _names(text))
-
-
-def _data(text: str) -> tuple[str, Path]:
-    model, separator, folder = text.partition("=")
-    return (model, Path(folder)) if separator else ("", Path(text))

@@ -4,10 +4,8 @@ import argparse
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -29,8 +27,6 @@ from foveate_runtime.remote.store import Progress as Transfer
 from foveate_runtime.remote.store import RemoteError
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
-
-OptionsT = TypeVar("OptionsT")
 
 
 class UsageError(Exception):
@@ -126,28 +122,6 @@ def answer(
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def add_bundle_argument(parser: argparse.ArgumentParser) -> None:
-    """Add the bundle that a command takes, as the field `bundle`."""
-    parser.add_argument(
-        "bundle", type=Path, metavar="BUNDLE", help="its folder, <repository>/<model>/<version>"
-    )
-
-
-def parse(
-    parser: argparse.ArgumentParser, options: type[OptionsT], arguments: Sequence[str]
-) -> OptionsT:
-    """Parse the arguments into `options`, a dataclass with a field for each of the parser's.
-
-    What an argument collects in a list becomes a tuple.
-    """
-    return options(
-        **{
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in vars(parser.parse_args(arguments)).items()
-        }
-    )
 
 
 def warn(prog: str, text: str) -> None:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from foveate_client import Client, FoveateError
 from foveate_client.commands._numbers import seconds
-from foveate_client.commands._options import SecurityOptions, parse
-from foveate_client.commands._shared import add_security_arguments, connection_options
+from foveate_client.commands._options import SecurityOptions, option, parse, parser_of
+from foveate_client.commands._shared import connection_options
 
 _PROGRAM = "foveate web"
 _FAILED = 1
@@ -18,13 +18,33 @@ _TIMEOUT = 10.0
 _LISTEN = "127.0.0.1:7860"
 
 
+def _host_and_port(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no HOST:PORT with a port from 0 to 65535, such as {_LISTEN}"
+        )
+    return host.strip("[]"), int(port)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options(SecurityOptions):
     """The options of `foveate web`; `listen` is a host and a port, `timeout` in seconds."""
 
-    address: str
-    listen: tuple[str, int]
-    timeout: float
+    address: str = option("the server to ask", metavar="HOST:PORT")
+    listen: tuple[str, int] = option(
+        "where the page is; port 0 takes a free one. Who reaches it may ask the server "
+        "(default: %(default)s)",
+        metavar="HOST:PORT",
+        type=_host_and_port,
+        default=_LISTEN,
+    )
+    timeout: float = option(
+        "the longest wait for an answer (default: %(default)g)",
+        metavar="SECONDS",
+        type=seconds,
+        default=_TIMEOUT,
+    )
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -62,36 +82,10 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    return parser_of(
+        Options,
         prog=_PROGRAM,
         description="Show what the classifiers of a server see in a picture, as a page. One line "
         "says where the page is.",
         epilog=f"example: {_PROGRAM} --address localhost:50051",
     )
-    parser.add_argument("--address", metavar="HOST:PORT", required=True, help="the server to ask")
-    parser.add_argument(
-        "--listen",
-        metavar="HOST:PORT",
-        type=_host_and_port,
-        default=_LISTEN,
-        help="where the page is; port 0 takes a free one. Who reaches it may ask the server "
-        "(default: %(default)s)",
-    )
-    parser.add_argument(
-        "--timeout",
-        metavar="SECONDS",
-        type=seconds,
-        default=_TIMEOUT,
-        help="the longest wait for an answer (default: %(default)g)",
-    )
-    add_security_arguments(parser)
-    return parser
-
-
-def _host_and_port(text: str) -> tuple[str, int]:
-    host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no HOST:PORT with a port from 0 to 65535, such as {_LISTEN}"
-        )
-    return host.strip("[]"), int(port)

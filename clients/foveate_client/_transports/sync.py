@@ -65,7 +65,7 @@ class GrpcTransport:
         try:
             with closing(_Watchdog(self._stall_timeout, call.cancel)) as watchdog:
                 while True:
-                    with status_errors(self._stall_timeout, lambda: watchdog.barked), watchdog:
+                    with status_errors(self._stall_timeout, lambda: watchdog.expired), watchdog:
                         response = next(call, None)
                     if response is None:
                         return
@@ -89,16 +89,16 @@ class GrpcTransport:
 
 
 class _Watchdog:
-    """Calls `bark` when a `with` block takes longer than `timeout` seconds.
+    """Calls `on_expiry` when a `with` block takes longer than `timeout` seconds.
 
     One thread watches any number of blocks. It wakes once a timeout, because a
     block that starts while it sleeps cannot be late before it wakes.
     """
 
-    def __init__(self, timeout: float, bark: Callable[[], object]) -> None:
-        self.barked = False
+    def __init__(self, timeout: float, on_expiry: Callable[[], object]) -> None:
+        self.expired = False
         self._timeout = timeout
-        self._bark = bark
+        self._on_expiry = on_expiry
         self._deadline = float("inf")
         self._stopped = threading.Event()
         threading.Thread(target=self._watch, name="foveate-watchdog", daemon=True).start()
@@ -118,7 +118,7 @@ class _Watchdog:
         while not self._stopped.wait(wait):
             left = self._deadline - time.monotonic()
             if left <= 0:
-                self.barked = True
-                self._bark()
+                self.expired = True
+                self._on_expiry()
                 return
             wait = min(left, self._timeout)

@@ -11,7 +11,8 @@ from rich.text import Text
 
 from foveate_client._connection import Credentials
 from foveate_client._transports.channel import PLAINTEXT
-from foveate_client.commands._options import SecurityOptions
+from foveate_client.commands._numbers import above_zero, not_negative, positive, share
+from foveate_client.commands._options import OptionGroup, SecurityOptions, argument, option
 from foveate_client.load.recorder import PERCENTILES, Latencies, Measurement
 from foveate_client.load.search import Step
 
@@ -20,7 +21,11 @@ _LATE_SHARE = 0.1
 """The generator's own delay that is worth a word, as a share of the median latency."""
 
 
+FOVEATE, OIP = "foveate", "oip"
 Protocol = Literal["foveate", "oip"]
+
+
+_LOOP = OptionGroup(exclusive=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,31 +36,88 @@ class Options(SecurityOptions):
     `timeout` are in seconds.
     """
 
-    images: tuple[Path, ...]
-    address: str
-    model: str
-    version: str
-    concurrency: int
-    rate: float | None
-    find_rate: bool
-    throttle: bool
-    p99: float | None
-    duration: float
-    warmup: float
-    connections: int
-    timeout: float
-    cam_share: float
-    feature_map_share: float
-    feature_map_layer: str
-    protocol: Protocol
-    output: str
-    compare: str | None
-    compare_protocol: Protocol | None
-    compare_model: str | None
-    rounds: int
-    seed: int
-    plot: Path | None
-    json: bool
+    images: tuple[Path, ...] = argument(
+        "what to send: pictures, or folders, lists, shards and tables of them", metavar="IMAGE"
+    )
+    address: str = option("the server", metavar="HOST:PORT")
+    model: str = option("the model to ask", metavar="NAME", default="")
+    version: str = option(
+        "its version (default: the default one, as it changes)", metavar="V", default=""
+    )
+    concurrency: int = option(
+        "closed loop: keep this many requests going (default: %(default)s)",
+        group=_LOOP,
+        metavar="N",
+        type=positive,
+        default=1,
+    )
+    rate: float | None = option(
+        "open loop: requests a second, arriving as a Poisson process; with --find-rate, "
+        "the first rate tried",
+        group=_LOOP,
+        metavar="R",
+        type=above_zero,
+    )
+    find_rate: bool = option("find the highest rate of the open loop that keeps --p99")
+    throttle: bool = option(
+        "hold requests back from a server that refuses, as a client with Throttling does"
+    )
+    p99: float | None = option(
+        "the objective: 99 %% are answered within", metavar="MS", type=above_zero
+    )
+    duration: float = option(
+        "how long to measure, for each rate and round (default: %(default)g)",
+        metavar="SECONDS",
+        type=above_zero,
+        default=10.0,
+    )
+    warmup: float = option(
+        "how long to send before that (default: %(default)g)",
+        metavar="SECONDS",
+        type=not_negative,
+        default=2.0,
+    )
+    connections: int = option(
+        "connections, used in turn (default: %(default)s)", metavar="N", type=positive, default=1
+    )
+    timeout: float = option(
+        "the deadline of each request (default: %(default)g)",
+        metavar="SECONDS",
+        type=above_zero,
+        default=30.0,
+    )
+    cam_share: float = option(
+        "the share of requests, from 0 to 1, that ask for an activation map",
+        metavar="SHARE",
+        type=share,
+        default=0.0,
+    )
+    feature_map_share: float = option(
+        "the share of requests, from 0 to 1, that ask for a feature map",
+        metavar="SHARE",
+        type=share,
+        default=0.0,
+    )
+    feature_map_layer: str = option("its layer (default: the last)", metavar="LAYER", default="")
+    protocol: Protocol = option(
+        "oip is the Open Inference Protocol of other servers (default: %(default)s)",
+        default=FOVEATE,
+    )
+    output: str = option("oip: the output to ask for (default: first)", metavar="NAME", default="")
+    compare: str | None = option(
+        "drive this server as well, in turn; in the clear and without a token", metavar="HOST:PORT"
+    )
+    compare_protocol: Protocol | None = option("its protocol (default: the same)")
+    compare_model: str | None = option("its model (default: the same)", metavar="NAME")
+    rounds: int = option(
+        "with --compare, how often each is measured (default: %(default)s)",
+        metavar="N",
+        type=positive,
+        default=3,
+    )
+    seed: int = option("of the arrivals and the mix", metavar="N", default=0)
+    plot: Path | None = option("draw the latencies: .png, .svg or .pdf", metavar="FILE")
+    json: bool = option("print JSON")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,9 +195,9 @@ def _add_latencies(table: Table, prefix: str, found: Sequence[Latencies | None])
     present = [None if x is None or not len(x) else x for x in found]
     shares = [None if x is None else x.percentiles(_SHOWN) for x in present]
     _add_row(table, f"{prefix}mean", [None if x is None else x.mean for x in present], as_ms)
-    for share in _SHOWN:
-        values = [None if x is None else x[share] for x in shares]
-        _add_row(table, f"{prefix}p{share:g}", values, as_ms)
+    for percent in _SHOWN:
+        values = [None if x is None else x[percent] for x in shares]
+        _add_row(table, f"{prefix}p{percent:g}", values, as_ms)
     _add_row(table, f"{prefix}largest", [None if x is None else x.maximum for x in present], as_ms)
 
 

@@ -9,68 +9,21 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from foveate_client._client import DEFAULT_TIMEOUT, Client
+from foveate_client._client import Client
 from foveate_client._connection import ConnectionOptions, Credentials
 from foveate_client._exceptions import CallError, FoveateError
 from foveate_client._models import Model
 from foveate_client._options import TrustRequest
 from foveate_client._repository import RepositoryClient
-from foveate_client.commands._numbers import seconds
-from foveate_client.commands._options import SecurityOptions, SourceOptions, TrustOptions
+from foveate_client.commands._options import (
+    TOKEN_VARIABLE,
+    SecurityOptions,
+    SourceOptions,
+    TrustOptions,
+)
 
 UNBROKEN = 1000
 """The width of what goes into a pipe: what reads one wants whole lines."""
-
-TOKEN_VARIABLE = "FOVEATE_TOKEN"  # noqa: S105 - its name, not its value
-
-
-def add_source_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """Add the choice between a server and a repository, the credentials, and a call's deadline."""
-    source = parser.add_mutually_exclusive_group(required=required)
-    source.add_argument("--address", metavar="HOST:PORT", help="the server to ask")
-    source.add_argument(
-        "--repository",
-        metavar="DIR|URL",
-        help="the bundles to run in this process: a folder, or s3://, gs://, az://, hf://, oci:// "
-        "or file://",
-    )
-    parser.add_argument(
-        "--require-signature",
-        metavar="FILE",
-        type=Path,
-        help="public keys (PEM, Ed25519), of which one must have signed what --repository holds",
-    )
-    parser.add_argument(
-        "--timeout",
-        metavar="SECONDS",
-        type=seconds,
-        default=DEFAULT_TIMEOUT,
-        help="the longest wait for an answer (default: %(default)g)",
-    )
-    add_security_arguments(parser)
-
-
-def add_security_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what `connection_options` reads."""
-    security = parser.add_argument_group(
-        "security",
-        f"A token is read from --token-file or the variable {TOKEN_VARIABLE}, and sent over TLS, "
-        "or in the clear to this machine alone.",
-    )
-    security.add_argument("--tls", action="store_true", help="encrypt the connection")
-    for flag, metavar, help_text in (
-        ("--ca", "PEM", "the authorities to trust, instead of the usual ones; implies --tls"),
-        ("--cert", "PEM", "the certificate to show; implies --tls"),
-        ("--key", "PEM", "the key of --cert"),
-        ("--token-file", "FILE", "the file that holds the token to send with every call"),
-    ):
-        security.add_argument(flag, metavar=metavar, type=Path, help=help_text)
-    security.add_argument(
-        "--server-name",
-        metavar="NAME",
-        default="",
-        help="the name to look for in the server's certificate (default: the host's)",
-    )
 
 
 @contextmanager
@@ -148,29 +101,6 @@ def connection_options(options: SecurityOptions) -> ConnectionOptions:
             tls=tls,
         )
     }
-
-
-def add_trust_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that ask how far an answer can be believed."""
-    parser.add_argument(
-        "--trust",
-        action="store_true",
-        help="say how far the answer can be believed, of a model that was calibrated",
-    )
-    parser.add_argument(
-        "--coverage",
-        metavar="SHARE",
-        type=float,
-        help="how often the prediction set is to hold the right class, such as 0.9; implies "
-        "--trust; default: the lowest of the calibration",
-    )
-    parser.add_argument(
-        "--set-method",
-        choices=["lac", "raps"],
-        default="lac",
-        help="how the prediction set is chosen: lac, the smallest sets; raps, the best classes, "
-        "and at least one; default: lac",
-    )
 
 
 def require_coverage(parser: argparse.ArgumentParser, options: TrustOptions) -> None:

@@ -47,11 +47,16 @@ from foveate_client.batch.run import (
 )
 from foveate_client.batch.stream import Answers, classify_tasks
 from foveate_client.commands._numbers import positive, seconds_or_none
-from foveate_client.commands._options import SourceOptions, TrustOptions, parse
+from foveate_client.commands._options import (
+    SourceOptions,
+    TrustOptions,
+    argument,
+    option,
+    parse,
+    parser_of,
+)
 from foveate_client.commands._shared import (
     UNBROKEN,
-    add_source_arguments,
-    add_trust_arguments,
     client_maker,
     complain,
     describe,
@@ -77,36 +82,90 @@ class NoPicturesError(FoveateError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(SourceOptions, TrustOptions):
+class Options(TrustOptions, SourceOptions):
     """The options of `foveate batch`; `patience` is in seconds."""
 
-    sources: tuple[str, ...]
-    out: Path
-    errors: Path | None
-    report: Path | None
-    overwrite: bool
-    retry_errors: bool
-    hidden: bool
-    model: str
-    version: str
-    top_k: int | None
-    threshold: float | None
-    embeddings: tuple[str, ...]
-    feature_maps: tuple[str, ...]
-    probabilities: bool
-    cam: Path | None
-    fiftyone: Path | None
-    cam_method: str
-    labels: Path | None
-    image_column: str | None
-    label_column: str | None
-    ordered: bool
-    in_flight: int
-    patience: float
-    engine: Literal["here", "ray"]
-    ray_address: str | None
-    ray_workers: int | None
-    json: bool
+    sources: tuple[str, ...] = argument(
+        "a folder, read with all below it; a picture; a list of paths (.txt, or - for "
+        "standard input); a webdataset shard (.tar); a table with the files' bytes (.parquet)",
+        metavar="SOURCE",
+    )
+    out: Path = option("the table to write: .parquet, .csv or .jsonl", metavar="FILE")
+    errors: Path | None = option(
+        "the pictures without a result (default: OUT.errors.jsonl)", metavar="FILE"
+    )
+    report: Path | None = option(
+        "a page with every picture, its maps and filters, the worst mistakes first "
+        "(default: OUT.report.html, accuracy alone, where the right classes are known)",
+        metavar="FILE",
+    )
+    overwrite: bool = option("start anew and replace OUT")
+    retry_errors: bool = option("try the failures of a finished table again")
+    hidden: bool = option(
+        "read hidden files of folders and shards as well: those that begin with a dot, and __MACOSX"
+    )
+    model: str = option("needed where there are several", metavar="NAME", default="")
+    version: str = option("the model's version", metavar="V", default="")
+    top_k: int | None = option(
+        "how many classes to write (default: 5, or all that reach --threshold)", metavar="K"
+    )
+    threshold: float | None = option(
+        "write only classes whose score is at least this", metavar="SCORE"
+    )
+    embeddings: tuple[str, ...] = option(
+        "write the mean over this layer's cells, one value a channel; "
+        f"{LAST!r} is the last layer; may be repeated",
+        metavar="LAYER",
+    )
+    feature_maps: tuple[str, ...] = option(
+        "write this layer's feature map; may be repeated", metavar="LAYER"
+    )
+    probabilities: bool = option(
+        "write the score of every class, one array a picture, as Cleanlab takes them"
+    )
+    cam: Path | None = option(
+        "write overlays of the best class's activation map here", metavar="DIR"
+    )
+    fiftyone: Path | None = option(
+        "write what FiftyOne imports: the pictures, their classes and the predictions",
+        metavar="DIR",
+    )
+    cam_method: str = option("how to explain", metavar="NAME", default="")
+    labels: Path | None = option(
+        "the class of each folder's name, as CSV: folder,class (an id or a label)", metavar="FILE"
+    )
+    image_column: str | None = option("the pictures' column of .parquet sources", metavar="NAME")
+    label_column: str | None = option(
+        "the classes' column of .parquet sources (default: label)", metavar="NAME"
+    )
+    ordered: bool = option("read folders, and write the table, by name")
+    in_flight: int = option(
+        "pictures held at once, by each worker of Ray (default: %(default)s)",
+        metavar="N",
+        type=positive,
+        default=IN_FLIGHT,
+    )
+    patience: float = option(
+        "how long to try again when the server is away or full (default: %(default)g)",
+        metavar="SECONDS",
+        type=seconds_or_none,
+        default=PATIENCE,
+    )
+    engine: Literal["here", "ray"] = option(
+        "what does the work: this process, or workers of Ray Data, on several machines; "
+        "each has the client that --repository or --address makes (default: %(default)s)",
+        default="here",
+    )
+    ray_address: str | None = option(
+        "the Ray cluster (default: RAY_ADDRESS, a cluster that runs here, or a new one here)",
+        metavar="HOST:PORT",
+    )
+    ray_workers: int | None = option(
+        "how many workers Ray starts (default: one for each of its nodes)",
+        metavar="N",
+        type=positive,
+    )
+    json: bool = option("print the summary as JSON")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,16 +239,16 @@ def _require_sense(parser: argparse.ArgumentParser, options: Options) -> None:
         parser.error("a CSV file holds no arrays; --out takes .parquet or .jsonl for them")
     if options.cam_method and options.cam is None and options.report is None:
         parser.error("--cam-method needs --cam or --report")
-    for option, path in (("--report", options.report), ("--fiftyone", options.fiftyone)):
+    for flag, path in (("--report", options.report), ("--fiftyone", options.fiftyone)):
         if path is not None and not path.absolute().parent.is_dir():
-            parser.error(f"{option} {path}: there is no folder {path.parent}")
+            parser.error(f"{flag} {path}: there is no folder {path.parent}")
     require_coverage(parser, options)
-    for option, given in (
+    for flag, given in (
         ("--ray-address", options.ray_address),
         ("--ray-workers", options.ray_workers),
     ):
         if given is not None and options.engine != "ray":
-            parser.error(f"{option} needs --engine ray")
+            parser.error(f"{flag} needs --engine ray")
     if "://" in (options.ray_address or ""):
         parser.error(f"--ray-address takes HOST:PORT, not {options.ray_address}")
     if options.sources.count(sources.STDIN) > 1:
@@ -543,148 +602,10 @@ def _record(summary: _Summary, plan: Plan, outputs: Outputs) -> dict[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    return parser_of(
+        Options,
         prog="foveate batch",
         description="Classify any number of pictures into a table. A run that was cut off, even "
         "by kill -9, goes on where it was when the same command is given again.",
         epilog="example: foveate batch photos --repository models --out photos.parquet",
     )
-    parser.add_argument(
-        "sources",
-        nargs="+",
-        metavar="SOURCE",
-        help="a folder, read with all below it; a picture; a list of paths (.txt, or - for "
-        "standard input); a webdataset shard (.tar); a table with the files' bytes (.parquet)",
-    )
-    add_source_arguments(parser)
-    parser.add_argument(
-        "--out",
-        metavar="FILE",
-        type=Path,
-        required=True,
-        help="the table to write: .parquet, .csv or .jsonl",
-    )
-    parser.add_argument(
-        "--errors",
-        metavar="FILE",
-        type=Path,
-        help="the pictures without a result (default: OUT.errors.jsonl)",
-    )
-    parser.add_argument(
-        "--report",
-        metavar="FILE",
-        type=Path,
-        help="a page with every picture, its maps and filters, the worst mistakes first "
-        "(default: OUT.report.html, accuracy alone, where the right classes are known)",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="start anew and replace OUT")
-    parser.add_argument(
-        "--retry-errors", action="store_true", help="try the failures of a finished table again"
-    )
-    parser.add_argument(
-        "--hidden",
-        action="store_true",
-        help="read hidden files of folders and shards as well: those that begin with a dot, and "
-        "__MACOSX",
-    )
-    parser.add_argument(
-        "--model", metavar="NAME", default="", help="needed where there are several"
-    )
-    parser.add_argument("--version", metavar="V", default="", help="the model's version")
-    parser.add_argument(
-        "--top-k",
-        metavar="K",
-        type=int,
-        help="how many classes to write (default: 5, or all that reach --threshold)",
-    )
-    parser.add_argument(
-        "--threshold",
-        metavar="SCORE",
-        type=float,
-        help="write only classes whose score is at least this",
-    )
-    parser.add_argument(
-        "--embeddings",
-        metavar="LAYER",
-        action="append",
-        default=[],
-        help="write the mean over this layer's cells, one value a channel; "
-        f"{LAST!r} is the last layer; may be repeated",
-    )
-    parser.add_argument(
-        "--feature-maps",
-        metavar="LAYER",
-        action="append",
-        default=[],
-        help="write this layer's feature map; may be repeated",
-    )
-    parser.add_argument(
-        "--probabilities",
-        action="store_true",
-        help="write the score of every class, one array a picture, as Cleanlab takes them",
-    )
-    parser.add_argument(
-        "--cam",
-        metavar="DIR",
-        type=Path,
-        help="write overlays of the best class's activation map here",
-    )
-    parser.add_argument(
-        "--fiftyone",
-        metavar="DIR",
-        type=Path,
-        help="write what FiftyOne imports: the pictures, their classes and the predictions",
-    )
-    parser.add_argument("--cam-method", metavar="NAME", default="", help="how to explain")
-    add_trust_arguments(parser)
-    parser.add_argument(
-        "--labels",
-        metavar="FILE",
-        type=Path,
-        help="the class of each folder's name, as CSV: folder,class (an id or a label)",
-    )
-    parser.add_argument(
-        "--image-column", metavar="NAME", help="the pictures' column of .parquet sources"
-    )
-    parser.add_argument(
-        "--label-column",
-        metavar="NAME",
-        help="the classes' column of .parquet sources (default: label)",
-    )
-    parser.add_argument(
-        "--ordered", action="store_true", help="read folders, and write the table, by name"
-    )
-    parser.add_argument(
-        "--in-flight",
-        metavar="N",
-        type=positive,
-        default=IN_FLIGHT,
-        help="pictures held at once, by each worker of Ray (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--patience",
-        metavar="SECONDS",
-        type=seconds_or_none,
-        default=PATIENCE,
-        help="how long to try again when the server is away or full (default: %(default)g)",
-    )
-    parser.add_argument(
-        "--engine",
-        choices=["here", "ray"],
-        default="here",
-        help="what does the work: this process, or workers of Ray Data, on several machines; "
-        "each has the client that --repository or --address makes (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--ray-address",
-        metavar="HOST:PORT",
-        help="the Ray cluster (default: RAY_ADDRESS, a cluster that runs here, or a new one here)",
-    )
-    parser.add_argument(
-        "--ray-workers",
-        metavar="N",
-        type=positive,
-        help="how many workers Ray starts (default: one for each of its nodes)",
-    )
-    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
-    return parser

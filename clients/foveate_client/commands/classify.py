@@ -22,11 +22,16 @@ from foveate_client._models import Model
 from foveate_client._options import CHECK_COPIES, OCCLUSION, Cam, ClassifyOptions, Features
 from foveate_client._results import Classification, Trust
 from foveate_client.batch.stream import stops_the_run
-from foveate_client.commands._options import SourceOptions, TrustOptions, parse
+from foveate_client.commands._options import (
+    SourceOptions,
+    TrustOptions,
+    argument,
+    option,
+    parse,
+    parser_of,
+)
 from foveate_client.commands._pictures import PictureWriter, Written, drawn
 from foveate_client.commands._shared import (
-    add_source_arguments,
-    add_trust_arguments,
     complain,
     describe,
     open_client,
@@ -41,26 +46,56 @@ STDIN = "-"
 BAR_WIDTH = 32
 
 
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
 @dataclass(frozen=True, kw_only=True)
-class Options(SourceOptions, TrustOptions):
+class Options(TrustOptions, SourceOptions):
     """The options of `foveate classify`."""
 
-    images: tuple[str, ...]
-    model: str
-    version: str
-    top_k: int | None
-    threshold: float | None
-    cam: bool
-    cam_top: int | None
-    classes: tuple[int, ...]
-    cam_method: str
-    against: str | None
-    check: bool
-    feature_maps: tuple[str, ...]
-    channels: tuple[int, ...]
-    json: bool
-    out: Path | None
-    show: bool
+    images: tuple[str, ...] = argument("a picture's file; - reads standard input", metavar="IMAGE")
+    model: str = option("needed where there are several", metavar="NAME", default="")
+    version: str = option("the model's version", metavar="V", default="")
+    top_k: int | None = option(
+        "how many classes (default: 5, or all that reach --threshold)", metavar="K"
+    )
+    threshold: float | None = option(
+        "only classes whose score is at least this, such as 0.5 where a picture may have "
+        "several labels",
+        metavar="SCORE",
+    )
+    cam: bool = option("explain the best class by a class activation map")
+    cam_top: int | None = option("explain the N best classes; implies --cam", metavar="N")
+    classes: tuple[int, ...] = option(
+        "explain these classes, such as 281,285; implies --cam", metavar="IDS", type=_numbers
+    )
+    cam_method: str = option(
+        "how to explain; any model has occlusion, by 25 masked copies; implies --cam",
+        metavar="NAME",
+        default="",
+    )
+    check: bool = option(
+        f"try the map on {CHECK_COPIES} masked copies of the picture; implies --cam"
+    )
+    against: str | None = option(
+        "explain what speaks for a class and not for this one: a label, a class id, or a "
+        "rank such as #2; implies --cam",
+        metavar="CLASS",
+    )
+    feature_maps: tuple[str, ...] = option(
+        "return the feature map of this layer; may be repeated", metavar="LAYER"
+    )
+    channels: tuple[int, ...] = option(
+        "the channels of the feature maps, such as 0,17 (default: all)",
+        metavar="NUMBERS",
+        type=_numbers,
+    )
+    json: bool = option("print one JSON object a line")
+    out: Path | None = option("write the explanations as pictures and .npy files", metavar="DIR")
+    show: bool = option(
+        "do not show the explanations in the terminal", "--no-show", action="store_false"
+    )
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -369,89 +404,9 @@ def _explanations(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    return parser_of(
+        Options,
         prog="foveate classify",
         description="Classify pictures, and show what the classifier looked at.",
         epilog="example: foveate classify cat.jpg --address localhost:50051 --cam",
     )
-    parser.add_argument(
-        "images", nargs="+", metavar="IMAGE", help="a picture's file; - reads standard input"
-    )
-    add_source_arguments(parser)
-    parser.add_argument(
-        "--model", metavar="NAME", default="", help="needed where there are several"
-    )
-    parser.add_argument("--version", metavar="V", default="", help="the model's version")
-    parser.add_argument(
-        "--top-k",
-        metavar="K",
-        type=int,
-        help="how many classes (default: 5, or all that reach --threshold)",
-    )
-    parser.add_argument(
-        "--threshold",
-        metavar="SCORE",
-        type=float,
-        help="only classes whose score is at least this, such as 0.5 where a picture may have "
-        "several labels",
-    )
-    parser.add_argument(
-        "--cam", action="store_true", help="explain the best class by a class activation map"
-    )
-    parser.add_argument(
-        "--cam-top", metavar="N", type=int, help="explain the N best classes; implies --cam"
-    )
-    parser.add_argument(
-        "--classes",
-        metavar="IDS",
-        type=_numbers,
-        default=(),
-        help="explain these classes, such as 281,285; implies --cam",
-    )
-    parser.add_argument(
-        "--cam-method",
-        metavar="NAME",
-        default="",
-        help="how to explain; any model has occlusion, by 25 masked copies; implies --cam",
-    )
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        help=f"try the map on {CHECK_COPIES} masked copies of the picture; implies --cam",
-    )
-    parser.add_argument(
-        "--against",
-        metavar="CLASS",
-        help="explain what speaks for a class and not for this one: a label, a class id, or a "
-        "rank such as #2; implies --cam",
-    )
-    add_trust_arguments(parser)
-    parser.add_argument(
-        "--feature-maps",
-        metavar="LAYER",
-        action="append",
-        default=[],
-        help="return the feature map of this layer; may be repeated",
-    )
-    parser.add_argument(
-        "--channels",
-        metavar="NUMBERS",
-        type=_numbers,
-        default=(),
-        help="the channels of the feature maps, such as 0,17 (default: all)",
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object a line")
-    parser.add_argument(
-        "--out", metavar="DIR", type=Path, help="write the explanations as pictures and .npy files"
-    )
-    parser.add_argument(
-        "--no-show",
-        dest="show",
-        action="store_false",
-        help="do not show the explanations in the terminal",
-    )
-    return parser
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))

@@ -13,9 +13,8 @@ from foveate_client._connection import Retries
 from foveate_client._transports.channel import NO_PROXY, PLAINTEXT, Caller
 from foveate_client._transports.status import details_of
 from foveate_client.commands._numbers import seconds
-from foveate_client.commands._options import SecurityOptions, parse
+from foveate_client.commands._options import SecurityOptions, argument, option, parse, parser_of
 from foveate_client.commands._shared import (
-    add_security_arguments,
     complain,
     connection_options,
 )
@@ -28,9 +27,13 @@ _SERVING = HealthCheckResponse.SERVING
 class Options(SecurityOptions):
     """The options of `foveate health`; `wait` is in seconds."""
 
-    service: str
-    address: str
-    wait: float | None
+    service: str = argument(
+        "foveate.v1.ClassifierService/MODEL asks for one model (default: the server)",
+        default="",
+        metavar="SERVICE",
+    )
+    address: str = option("the server to ask", metavar="HOST:PORT")
+    wait: float | None = option("wait this long for it to serve", metavar="SECONDS", type=seconds)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -83,21 +86,9 @@ def _ask(channel: grpc.Channel, options: Options) -> HealthCheckResponse:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    return parser_of(
+        Options,
         prog="foveate health",
         description="Ask a server whether it serves; the exit code is 0 if it does, else 1.",
         epilog="example: foveate health --address localhost:50051",
     )
-    parser.add_argument(
-        "service",
-        nargs="?",
-        default="",
-        metavar="SERVICE",
-        help="foveate.v1.ClassifierService/MODEL asks for one model (default: the server)",
-    )
-    parser.add_argument("--address", metavar="HOST:PORT", required=True, help="the server to ask")
-    parser.add_argument(
-        "--wait", metavar="SECONDS", type=seconds, help="wait this long for it to serve"
-    )
-    add_security_arguments(parser)
-    return parser

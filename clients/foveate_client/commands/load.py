@@ -5,7 +5,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 
 import grpc.aio
 from rich.console import Console
@@ -15,6 +14,7 @@ from foveate_client._throttle import Throttling
 from foveate_client._transports.channel import PLAINTEXT
 from foveate_client.batch.sources import Passed
 from foveate_client.commands._load_report import (
+    OIP,
     Options,
     Outcome,
     Target,
@@ -24,10 +24,8 @@ from foveate_client.commands._load_report import (
     table_of,
     warn,
 )
-from foveate_client.commands._numbers import above_zero, not_negative, positive, share
-from foveate_client.commands._options import parse
+from foveate_client.commands._options import parse, parser_of
 from foveate_client.commands._shared import (
-    add_security_arguments,
     complain,
     connection_options,
     describe,
@@ -42,8 +40,6 @@ from foveate_client.load.workload import (
     oip_workload,
     read_pictures,
 )
-
-FOVEATE, OIP = "foveate", "oip"
 
 _START_RATE = 10.0
 _READY_SECONDS = 10.0
@@ -229,130 +225,9 @@ async def _search(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    return parser_of(
+        Options,
         prog="foveate load",
         description="Put a server under load and measure its latencies and its throughput.",
         epilog="example: foveate load photos --address localhost:50051 --concurrency 32",
     )
-    parser.add_argument(
-        "images",
-        nargs="+",
-        metavar="IMAGE",
-        type=Path,
-        help="what to send: pictures, or folders, lists, shards and tables of them",
-    )
-    parser.add_argument("--address", metavar="HOST:PORT", required=True, help="the server")
-    parser.add_argument("--model", metavar="NAME", default="", help="the model to ask")
-    parser.add_argument(
-        "--version",
-        metavar="V",
-        default="",
-        help="its version (default: the default one, as it changes)",
-    )
-    loop = parser.add_mutually_exclusive_group()
-    loop.add_argument(
-        "--concurrency",
-        metavar="N",
-        type=positive,
-        default=1,
-        help="closed loop: keep this many requests going (default: %(default)s)",
-    )
-    loop.add_argument(
-        "--rate",
-        metavar="R",
-        type=above_zero,
-        help="open loop: requests a second, arriving as a Poisson process; with --find-rate, "
-        "the first rate tried",
-    )
-    parser.add_argument(
-        "--find-rate",
-        action="store_true",
-        help="find the highest rate of the open loop that keeps --p99",
-    )
-    parser.add_argument(
-        "--throttle",
-        action="store_true",
-        help="hold requests back from a server that refuses, as a client with Throttling does",
-    )
-    parser.add_argument(
-        "--p99", metavar="MS", type=above_zero, help="the objective: 99 %% are answered within"
-    )
-    parser.add_argument(
-        "--duration",
-        metavar="SECONDS",
-        type=above_zero,
-        default=10.0,
-        help="how long to measure, for each rate and round (default: %(default)g)",
-    )
-    parser.add_argument(
-        "--warmup",
-        metavar="SECONDS",
-        type=not_negative,
-        default=2.0,
-        help="how long to send before that (default: %(default)g)",
-    )
-    parser.add_argument(
-        "--connections",
-        metavar="N",
-        type=positive,
-        default=1,
-        help="connections, used in turn (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--timeout",
-        metavar="SECONDS",
-        type=above_zero,
-        default=30.0,
-        help="the deadline of each request (default: %(default)g)",
-    )
-    parser.add_argument(
-        "--cam-share",
-        metavar="SHARE",
-        type=share,
-        default=0.0,
-        help="the share of requests, from 0 to 1, that ask for an activation map",
-    )
-    parser.add_argument(
-        "--feature-map-share",
-        metavar="SHARE",
-        type=share,
-        default=0.0,
-        help="the share of requests, from 0 to 1, that ask for a feature map",
-    )
-    parser.add_argument(
-        "--feature-map-layer", metavar="LAYER", default="", help="its layer (default: the last)"
-    )
-    parser.add_argument(
-        "--protocol",
-        choices=(FOVEATE, OIP),
-        default=FOVEATE,
-        help="oip is the Open Inference Protocol of other servers (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--output", metavar="NAME", default="", help="oip: the output to ask for (default: first)"
-    )
-    parser.add_argument(
-        "--compare",
-        metavar="HOST:PORT",
-        help="drive this server as well, in turn; in the clear and without a token",
-    )
-    parser.add_argument(
-        "--compare-protocol", choices=(FOVEATE, OIP), help="its protocol (default: the same)"
-    )
-    parser.add_argument("--compare-model", metavar="NAME", help="its model (default: the same)")
-    parser.add_argument(
-        "--rounds",
-        metavar="N",
-        type=positive,
-        default=3,
-        help="with --compare, how often each is measured (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--seed", metavar="N", type=int, default=0, help="of the arrivals and the mix"
-    )
-    parser.add_argument(
-        "--plot", metavar="FILE", type=Path, help="draw the latencies: .png, .svg or .pdf"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    add_security_arguments(parser)
-    return parser

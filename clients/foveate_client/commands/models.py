@@ -15,10 +15,17 @@ from foveate_client import _plugins
 from foveate_client._exceptions import FoveateError
 from foveate_client._models import Accuracy, InputSpec, Model, ModelSummary
 from foveate_client._repository import RepositoryClient
-from foveate_client.commands._options import SourceOptions, parse
+from foveate_client.commands._options import (
+    SOURCE,
+    OptionGroup,
+    SourceOptions,
+    argument,
+    option,
+    parse,
+    parser_of,
+)
 from foveate_client.commands._shared import (
     UNBROKEN,
-    add_source_arguments,
     complain,
     describe,
     open_client,
@@ -29,19 +36,48 @@ CATALOGUES = "foveate.catalogues"
 """The entry point group of lists of classifiers that can be exported."""
 
 
+_CHANGES = OptionGroup(
+    "changes",
+    "A server takes them where it was started with --admin. A load that takes longer than "
+    "--timeout goes on. Without --version the newest is loaded, the one that serves by "
+    "default is read anew, and every one is unloaded.",
+    exclusive=True,
+)
+
+
+def _labels(text: str) -> dict[str, str]:
+    """Read LABEL=VERSION,...; the type of an argument."""
+    labels = {}
+    for part in filter(None, text.split(",")):
+        label, equals, version = part.partition("=")
+        if not (label and equals and version):
+            raise argparse.ArgumentTypeError(f"must be LABEL=VERSION,..., not {text!r}")
+        labels[label] = version
+    return labels
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options(SourceOptions):
     """The options of `foveate models`; `labels` holds versions by label."""
 
-    name: str | None
-    version: str
-    load: bool
-    reload: bool
-    unload: bool
-    labels: dict[str, str] | None
-    available: bool
-    graph: str | None
-    json: bool
+    name: str | None = argument("describe or change this model", metavar="NAME")
+    version: str = option("the version that is meant, or its label", metavar="V", default="")
+    load: bool = option("load NAME, and wait until it serves", group=_CHANGES)
+    reload: bool = option("read what serves anew; --load brings a newer version", group=_CHANGES)
+    unload: bool = option("stop serving NAME, after its work", group=_CHANGES)
+    labels: dict[str, str] | None = option(
+        'the labels of NAME from now on; "" for none',
+        group=_CHANGES,
+        metavar="LABEL=VERSION,...",
+        type=_labels,
+    )
+    available: bool = option("list the classifiers that can be exported")
+    graph: str | None = option(
+        "draw the classifier NAME, such as foveate:lenet5, into a file .svg, .png or .pdf: "
+        "its blocks, shapes and parameters",
+        metavar="FILE",
+    )
+    json: bool = option("print JSON")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -96,17 +132,6 @@ def _change(repository: RepositoryClient, name: str, options: Options) -> ModelS
         return repository.load(name, options.version)
     change = repository.reload if options.reload else repository.unload
     return change(name, options.version)
-
-
-def _labels(text: str) -> dict[str, str]:
-    """Read LABEL=VERSION,...; the type of an argument."""
-    labels = {}
-    for part in filter(None, text.split(",")):
-        label, equals, version = part.partition("=")
-        if not (label and equals and version):
-            raise argparse.ArgumentTypeError(f"must be LABEL=VERSION,..., not {text!r}")
-        labels[label] = version
-    return labels
 
 
 def _available() -> list[dict[str, Any]]:
@@ -273,42 +298,11 @@ def _columns(*names: str) -> Table:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    return parser_of(
+        Options,
+        optional=SOURCE,
         prog="foveate models",
         description="List the models of a server or a repository, describe one, or change "
         "which ones a server serves.",
         epilog="example: foveate models resnet18 --repository models",
     )
-    parser.add_argument("name", nargs="?", metavar="NAME", help="describe or change this model")
-    add_source_arguments(parser, required=False)
-    parser.add_argument(
-        "--version", metavar="V", default="", help="the version that is meant, or its label"
-    )
-    changes = parser.add_argument_group(
-        "changes",
-        "A server takes them where it was started with --admin. A load that takes longer than "
-        "--timeout goes on. Without --version the newest is loaded, the one that serves by "
-        "default is read anew, and every one is unloaded.",
-    ).add_mutually_exclusive_group()
-    changes.add_argument("--load", action="store_true", help="load NAME, and wait until it serves")
-    changes.add_argument(
-        "--reload", action="store_true", help="read what serves anew; --load brings a newer version"
-    )
-    changes.add_argument("--unload", action="store_true", help="stop serving NAME, after its work")
-    changes.add_argument(
-        "--labels",
-        metavar="LABEL=VERSION,...",
-        type=_labels,
-        help='the labels of NAME from now on; "" for none',
-    )
-    parser.add_argument(
-        "--available", action="store_true", help="list the classifiers that can be exported"
-    )
-    parser.add_argument(
-        "--graph",
-        metavar="FILE",
-        help="draw the classifier NAME, such as foveate:lenet5, into a file .svg, .png or .pdf: "
-        "its blocks, shapes and parameters",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    return parser

@@ -11,8 +11,8 @@ from rich.console import Console
 from foveate_export.anatomy.ending import probes
 from foveate_export.anatomy.layers import default_layers
 from foveate_export.anatomy.logits import as_logits
-from foveate_export.commands._console import add_scores_argument, answer, place_of
-from foveate_export.commands._engines import TargetOptions, add_target_arguments, read_target
+from foveate_export.commands._console import ScoresOptions, answer, place_of
+from foveate_export.commands._engines import TargetOptions, read_target
 from foveate_export.commands._report import print_exported, print_layers
 from foveate_export.commands._training import training_errors
 from foveate_export.default_pictures import for_classifier
@@ -24,18 +24,9 @@ from foveate_export.publish.variants import FP32, VARIANTS
 from foveate_export.publish.variants.acceptance import MAX_DROP
 from foveate_export.publish.variants.calibration import open_calibration
 from foveate_export.sources import Source, load_function, load_source
-from foveate_runtime.bundle.manifest import Scores
-from foveate_runtime.console import (
-    DONE,
-    Stages,
-    coverages,
-    names,
-    parse,
-    points,
-    positive,
-    warn,
-)
+from foveate_runtime.console import DONE, Stages, coverages, names, points, positive, warn
 from foveate_runtime.evaluation.labelled import open_labelled
+from foveate_runtime.options import argument, option, parse, parser_of
 from foveate_train.classifier import Classifier
 
 PROG = "foveate export"
@@ -52,32 +43,87 @@ EPILOG = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(TargetOptions):
+class Options(ScoresOptions, TargetOptions):
     """The options of `foveate export` of a classifier in torch; `max_drop` is in points."""
 
-    source: str | None
-    module: str | None
-    input_spec: Path | None
-    labels: Path | None
-    repository: Path | None
-    name: str | None
-    version: int | None
-    weights: str | None
-    argument: tuple[str, ...]
-    logits: str | None
-    scores: Scores | None
-    layers: tuple[str, ...] | None
-    cam_layer: str | None
-    list_layers: bool
-    variants: tuple[str, ...]
-    calibration: str | None
-    max_drop: float
-    parity_data: Path | None
-    data: str | None
-    coverage: tuple[float, ...]
-    corrupt: Literal["fail", "skip"]
-    tensorrt: bool
-    json: bool
+    source: str | None = argument(
+        "a checkpoint folder, a classifier's name such as timm:resnet18, or a folder or name "
+        "of Hugging Face such as hf-hub:timm/resnet18.a1_in1k"
+    )
+    module: str | None = option(
+        "in place of a source: a function that returns the network, or a Classifier",
+        metavar="PACKAGE.MODULE:FUNCTION",
+    )
+    input_spec: Path | None = option(
+        "how a picture becomes the network's input, as JSON; default: as its library says",
+        metavar="FILE",
+    )
+    labels: Path | None = option(
+        "the labels, one a line; default: those of the library", metavar="FILE"
+    )
+    repository: Path | None = option("the folder of models", metavar="DIR")
+    name: str | None = option("the model's name in the repository")
+    version: int | None = option("default: one above the newest", type=positive, metavar="N")
+    weights: str | None = option(
+        "the weights, for a classifier's name: a file as training scripts leave it, or a "
+        "folder that holds one",
+        metavar="FILE|random:SEED",
+    )
+    argument: tuple[str, ...] = option(
+        "an argument of the classifier; may be repeated", metavar="NAME=VALUE"
+    )
+    logits: str | None = option(
+        "which of several tensors that the network returns holds the logits", metavar="NAME"
+    )
+    layers: tuple[str, ...] | None = option(
+        "the feature maps; default: the stage ends", type=names, metavar="A,B"
+    )
+    cam_layer: str | None = option(
+        "the layer whose activations Grad-CAM, HiResCAM and LayerCAM weigh; default: the last",
+        metavar="LAYER",
+    )
+    list_layers: bool = option("list the layers that --layers and --cam-layer may name")
+    variants: tuple[str, ...] = option(
+        f"the precisions, the one to serve by default first: {', '.join(VARIANTS)}; "
+        f"default: {FP32}",
+        type=names,
+        default=(FP32,),
+        metavar="A,B",
+    )
+    calibration: str | None = option(
+        "pictures that int8 measures its ranges on: a folder, or MNIST's training digits",
+        metavar="DIR|mnist",
+    )
+    max_drop: float = option(
+        "how much less than fp32 a variant may recognise of --data, in points of top-1; "
+        f"default: {MAX_DROP:g}",
+        type=points,
+        default=MAX_DROP,
+        metavar="POINTS",
+    )
+    parity_data: Path | None = option(
+        "pictures to compare the graph with torch on; default: MNIST's test digits or "
+        "scikit-image's photographs",
+        metavar="DIR",
+    )
+    data: str | None = option(
+        "labelled pictures, one folder a class; their accuracy goes into the manifest, and "
+        "how far the answers can be believed, for which the training must not have seen them",
+        metavar="DIR|mnist",
+    )
+    coverage: tuple[float, ...] = option(
+        "how often the prediction sets are to hold the right class, with --data; default: "
+        "those of 0.9, 0.95 and 0.99 that the pictures suffice for",
+        type=coverages,
+        metavar="A,B",
+    )
+    corrupt: Literal["fail", "skip"] = option(
+        "pictures of these folders that cannot be decoded: end the export, or leave them "
+        "out and count them; default: fail",
+        default="fail",
+    )
+    tensorrt: bool = option("also build TensorRT engines of the variants that it takes")
+    json: bool = option("print the result as JSON")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -87,124 +133,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=PROG, description=DESCRIPTION, epilog=EPILOG)
-    parser.add_argument(
-        "source",
-        nargs="?",
-        help="a checkpoint folder, a classifier's name such as timm:resnet18, or a folder or name "
-        "of Hugging Face such as hf-hub:timm/resnet18.a1_in1k",
-    )
-    parser.add_argument(
-        "--module",
-        metavar="PACKAGE.MODULE:FUNCTION",
-        help="in place of a source: a function that returns the network, or a Classifier",
-    )
-    parser.add_argument(
-        "--input-spec",
-        type=Path,
-        metavar="FILE",
-        help="how a picture becomes the network's input, as JSON; default: as its library says",
-    )
-    parser.add_argument(
-        "--labels",
-        type=Path,
-        metavar="FILE",
-        help="the labels, one a line; default: those of the library",
-    )
-    parser.add_argument("--repository", type=Path, metavar="DIR", help="the folder of models")
-    parser.add_argument("--name", help="the model's name in the repository")
-    parser.add_argument(
-        "--version", type=positive, metavar="N", help="default: one above the newest"
-    )
-    parser.add_argument(
-        "--weights",
-        metavar="FILE|random:SEED",
-        help="the weights, for a classifier's name: a file as training scripts leave it, or a "
-        "folder that holds one",
-    )
-    parser.add_argument(
-        "--argument",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="an argument of the classifier; may be repeated",
-    )
-    parser.add_argument(
-        "--logits",
-        metavar="NAME",
-        help="which of several tensors that the network returns holds the logits",
-    )
-    add_scores_argument(parser)
-    parser.add_argument(
-        "--layers", type=names, metavar="A,B", help="the feature maps; default: the stage ends"
-    )
-    parser.add_argument(
-        "--cam-layer",
-        metavar="LAYER",
-        help="the layer whose activations Grad-CAM, HiResCAM and LayerCAM weigh; default: the last",
-    )
-    parser.add_argument(
-        "--list-layers",
-        action="store_true",
-        help="list the layers that --layers and --cam-layer may name",
-    )
-    parser.add_argument(
-        "--variants",
-        type=names,
-        default=(FP32,),
-        metavar="A,B",
-        help=f"the precisions, the one to serve by default first: {', '.join(VARIANTS)}; "
-        f"default: {FP32}",
-    )
-    parser.add_argument(
-        "--calibration",
-        metavar="DIR|mnist",
-        help="pictures that int8 measures its ranges on: a folder, or MNIST's training digits",
-    )
-    parser.add_argument(
-        "--max-drop",
-        type=points,
-        default=MAX_DROP,
-        metavar="POINTS",
-        help="how much less than fp32 a variant may recognise of --data, in points of top-1; "
-        f"default: {MAX_DROP:g}",
-    )
-    parser.add_argument(
-        "--parity-data",
-        type=Path,
-        metavar="DIR",
-        help="pictures to compare the graph with torch on; default: MNIST's test digits or "
-        "scikit-image's photographs",
-    )
-    parser.add_argument(
-        "--data",
-        metavar="DIR|mnist",
-        help="labelled pictures, one folder a class; their accuracy goes into the manifest, and "
-        "how far the answers can be believed, for which the training must not have seen them",
-    )
-    parser.add_argument(
-        "--coverage",
-        type=coverages,
-        default=(),
-        metavar="A,B",
-        help="how often the prediction sets are to hold the right class, with --data; default: "
-        "those of 0.9, 0.95 and 0.99 that the pictures suffice for",
-    )
-    parser.add_argument(
-        "--corrupt",
-        choices=["fail", "skip"],
-        default="fail",
-        help="pictures of these folders that cannot be decoded: end the export, or leave them "
-        "out and count them; default: fail",
-    )
-    parser.add_argument(
-        "--tensorrt",
-        action="store_true",
-        help="also build TensorRT engines of the variants that it takes",
-    )
-    add_target_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    return parser
+    return parser_of(Options, prog=PROG, description=DESCRIPTION, epilog=EPILOG)
 
 
 @training_errors()

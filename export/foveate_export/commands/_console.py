@@ -1,16 +1,16 @@
 """How the subcommands of this distribution end."""
 
-import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import get_args
 
 from foveate_export.errors import ExportError, UsageError
 from foveate_export.publish.bundle import check_name
 from foveate_runtime import console
 from foveate_runtime.bundle.manifest import Scores
+from foveate_runtime.options import option
 
 TRAINING = ("foveate_train", "torch", "torchvision", "timm")
 """What the extra `torch` brings."""
@@ -38,12 +38,12 @@ def place_of(repository: Path | None, name: str | None) -> tuple[Path, str]:
     return repository, name
 
 
-def add_scores_argument(parser: argparse.ArgumentParser) -> None:
-    """Add the option that says what makes scores of a network's logits."""
-    parser.add_argument(
-        "--scores",
-        choices=get_args(Scores),
-        help="what makes scores of the logits: softmax, for classes that exclude each other; "
+@dataclass(frozen=True, kw_only=True)
+class ScoresOptions:
+    """What makes scores of a network's logits."""
+
+    scores: Scores | None = option(
+        "what makes scores of the logits: softmax, for classes that exclude each other; "
         "sigmoid, for labels of which a picture may have several; none, to serve the outputs as "
-        "they are; default: what the network's end and its outputs say",
+        "they are; default: what the network's end and its outputs say"
     )

@@ -10,51 +10,50 @@ from foveate_export.publish.tensorrt.target import BATCH, CLASSES, Target, choos
 from foveate_runtime.backends.tensorrt.flavour import FLAVOURS
 from foveate_runtime.backends.tensorrt.sidecar import ENGINE_SUFFIX, ENGINES_FOLDER, Range, Sidecar
 from foveate_runtime.console import names
+from foveate_runtime.options import option
+
+
+def _range(text: str) -> Range:
+    try:
+        minimum, optimum, maximum = (int(part) for part in text.split(","))
+        return Range(minimum=minimum, optimum=optimum, maximum=maximum)
+    except (ValueError, ValidationError) as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: three whole numbers from 1 that do not fall, such as {BATCH}"
+        ) from error
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetOptions:
-    """What `add_target_arguments` adds: what engines are built by and for."""
+    """What engines are built by and for."""
 
-    flavour: str | None
-    compute_capability: tuple[str, ...]
-    batch: Range
-    classes: Range
-    timing_cache: Path | None
-
-
-def add_target_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say what engines are built by and for."""
-    group = parser.add_argument_group("engines")
-    group.add_argument(
-        "--flavour", choices=list(FLAVOURS), help="the library; default: the first installed"
+    flavour: str | None = option(
+        "the library; default: the first installed", group="engines", choices=list(FLAVOURS)
     )
-    group.add_argument(
-        "--compute-capability",
+    compute_capability: tuple[str, ...] = option(
+        "the GPUs to build for, such as 8.9,12.0; default: the one at hand",
+        group="engines",
         type=names,
-        default=(),
         metavar="A,B",
-        help="the GPUs to build for, such as 8.9,12.0; default: the one at hand",
     )
-    group.add_argument(
-        "--batch",
+    batch: Range = option(
+        f"how many pictures at once; default: {BATCH}",
+        group="engines",
         type=_range,
         default=BATCH,
         metavar="MIN,OPT,MAX",
-        help=f"how many pictures at once; default: {BATCH}",
     )
-    group.add_argument(
-        "--classes",
+    classes: Range = option(
+        f"how many classes explained at once; default: {CLASSES}",
+        group="engines",
         type=_range,
         default=CLASSES,
         metavar="MIN,OPT,MAX",
-        help=f"how many classes explained at once; default: {CLASSES}",
     )
-    group.add_argument(
-        "--timing-cache",
-        type=Path,
+    timing_cache: Path | None = option(
+        "keeps what TensorRT measured, for the next build on this GPU",
+        group="engines",
         metavar="FILE",
-        help="keeps what TensorRT measured, for the next build on this GPU",
     )
 
 
@@ -76,13 +75,3 @@ def engine_line(sidecar: Sidecar) -> str:
         f"batch {sidecar.batch.minimum} to {sidecar.batch.maximum}, "
         f"{sidecar.flavour} {sidecar.version}"
     )
-
-
-def _range(text: str) -> Range:
-    try:
-        minimum, optimum, maximum = (int(part) for part in text.split(","))
-        return Range(minimum=minimum, optimum=optimum, maximum=maximum)
-    except (ValueError, ValidationError) as error:
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: three whole numbers from 1 that do not fall, such as {BATCH}"
-        ) from error

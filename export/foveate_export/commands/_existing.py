@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 from rich.console import Console
 
-from foveate_export.commands._console import TRAINING, add_scores_argument, answer, place_of
+from foveate_export.commands._console import TRAINING, ScoresOptions, answer, place_of
 from foveate_export.commands._report import print_exported, print_layers
 from foveate_export.errors import UsageError
 from foveate_export.existing import Existing, export_existing, open_existing
@@ -18,7 +18,8 @@ from foveate_export.pictures import Pictures, from_folder, shipped
 from foveate_export.progress import Stage
 from foveate_export.publish.bundle import Exported
 from foveate_runtime.bundle.manifest import Scores
-from foveate_runtime.console import DONE, Stages, names, parse, positive, warn
+from foveate_runtime.console import DONE, Stages, names, positive, warn
+from foveate_runtime.options import argument, option, parse, parser_of
 
 PROG = "foveate export"
 
@@ -35,23 +36,33 @@ EPILOG = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(ScoresOptions):
     """The options of `foveate export FILE.onnx`."""
 
-    source: Path
-    input_spec: Path
-    labels: Path | None
-    repository: Path | None
-    name: str | None
-    version: int | None
-    layout: Literal["nchw", "nhwc"] | None
-    bgr: bool
-    logits: str | None
-    scores: Scores | None
-    layers: tuple[str, ...] | None
-    list_layers: bool
-    parity_data: Path | None
-    json: bool
+    source: Path = argument("the classifier, an ONNX file", metavar="FILE.onnx")
+    input_spec: Path = option("how a picture becomes the network's input, as JSON", metavar="FILE")
+    labels: Path | None = option("the labels, one a line", metavar="FILE")
+    repository: Path | None = option("the folder of models", metavar="DIR")
+    name: str | None = option("the model's name in the repository")
+    version: int | None = option("default: one above the newest", type=positive, metavar="N")
+    layout: Literal["nchw", "nhwc"] | None = option(
+        "the axes of the file's input; default: those that the input specification fits"
+    )
+    bgr: bool = option("the file takes blue, green, red and not red, green, blue")
+    logits: str | None = option(
+        "the output to classify by; default: the only one", metavar="OUTPUT"
+    )
+    layers: tuple[str, ...] | None = option(
+        "the nodes to return feature maps of; default: the last one of each size",
+        type=names,
+        metavar="A,B",
+    )
+    list_layers: bool = option("list the nodes that --layers may name")
+    parity_data: Path | None = option(
+        "pictures to compare the graph with the file on; default: scikit-image's photographs",
+        metavar="DIR",
+    )
+    json: bool = option("print the result as JSON")
 
 
 class Where(NamedTuple):
@@ -92,52 +103,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=PROG, description=DESCRIPTION, epilog=EPILOG)
-    parser.add_argument("source", type=Path, metavar="FILE.onnx")
-    parser.add_argument(
-        "--input-spec",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="how a picture becomes the network's input, as JSON",
-    )
-    parser.add_argument("--labels", type=Path, metavar="FILE", help="the labels, one a line")
-    parser.add_argument("--repository", type=Path, metavar="DIR", help="the folder of models")
-    parser.add_argument("--name", help="the model's name in the repository")
-    parser.add_argument(
-        "--version", type=positive, metavar="N", help="default: one above the newest"
-    )
-    parser.add_argument(
-        "--layout",
-        choices=["nchw", "nhwc"],
-        help="the axes of the file's input; default: those that the input specification fits",
-    )
-    parser.add_argument(
-        "--bgr",
-        action="store_true",
-        help="the file takes blue, green, red and not red, green, blue",
-    )
-    parser.add_argument(
-        "--logits", metavar="OUTPUT", help="the output to classify by; default: the only one"
-    )
-    add_scores_argument(parser)
-    parser.add_argument(
-        "--layers",
-        type=names,
-        metavar="A,B",
-        help="the nodes to return feature maps of; default: the last one of each size",
-    )
-    parser.add_argument(
-        "--list-layers", action="store_true", help="list the nodes that --layers may name"
-    )
-    parser.add_argument(
-        "--parity-data",
-        type=Path,
-        metavar="DIR",
-        help="pictures to compare the graph with the file on; default: scikit-image's photographs",
-    )
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    return parser
+    return parser_of(Options, prog=PROG, description=DESCRIPTION, epilog=EPILOG)
 
 
 def _run(options: Options) -> int:

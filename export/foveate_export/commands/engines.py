@@ -4,19 +4,18 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 
 from foveate_export.commands._console import answer
 from foveate_export.commands._engines import (
     TargetOptions,
-    add_target_arguments,
     engine_line,
     read_target,
 )
 from foveate_export.publish.tensorrt.engines import add_engines
-from foveate_runtime.console import DONE, Stages, add_bundle_argument, names, parse
+from foveate_runtime.console import DONE, Stages, names
+from foveate_runtime.options import BundleOptions, option, parse, parser_of
 
 PROG = "foveate engines"
 
@@ -29,12 +28,13 @@ EPILOG = "example: foveate engines models/resnet18/1 --flavour tensorrt_rtx"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(TargetOptions):
+class Options(BundleOptions, TargetOptions):
     """The options of `foveate engines`."""
 
-    bundle: Path
-    variants: tuple[str, ...]
-    json: bool
+    variants: tuple[str, ...] = option(
+        "the precisions; default: all that TensorRT takes", type=names, metavar="A,B"
+    )
+    json: bool = option("print the result as JSON")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -44,18 +44,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=PROG, description=DESCRIPTION, epilog=EPILOG)
-    add_bundle_argument(parser)
-    parser.add_argument(
-        "--variants",
-        type=names,
-        default=(),
-        metavar="A,B",
-        help="the precisions; default: all that TensorRT takes",
-    )
-    add_target_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    return parser
+    return parser_of(Options, prog=PROG, description=DESCRIPTION, epilog=EPILOG)
 
 
 def _run(options: Options) -> int:

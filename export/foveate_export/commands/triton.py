@@ -3,12 +3,12 @@
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from foveate_export.commands._console import answer
 from foveate_export.publish.triton import add_triton
 from foveate_runtime.bundle.bundle import Bundle
-from foveate_runtime.console import DONE, add_bundle_argument, parse, positive
+from foveate_runtime.console import DONE, positive
+from foveate_runtime.options import BundleOptions, option, parse, parser_of
 
 PROG = "foveate triton"
 
@@ -21,12 +21,13 @@ EPILOG = "example: foveate triton models/resnet18/1"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(BundleOptions):
     """The options of `foveate triton`."""
 
-    bundle: Path
-    variant: str | None
-    max_batch: int
+    variant: str | None = option("default: the bundle's first", metavar="NAME")
+    max_batch: int = option(
+        "the most pictures in a batch; default: 8", type=positive, default=8, metavar="N"
+    )
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -36,17 +37,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=PROG, description=DESCRIPTION, epilog=EPILOG)
-    add_bundle_argument(parser)
-    parser.add_argument("--variant", metavar="NAME", help="default: the bundle's first")
-    parser.add_argument(
-        "--max-batch",
-        type=positive,
-        default=8,
-        metavar="N",
-        help="the most pictures in a batch; default: 8",
-    )
-    return parser
+    return parser_of(Options, prog=PROG, description=DESCRIPTION, epilog=EPILOG)
 
 
 def _run(options: Options) -> int:

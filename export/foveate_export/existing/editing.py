@@ -13,6 +13,7 @@ from onnx_ir.passes import common
 from foveate_export.anatomy.ending import SIDES, TINY
 from foveate_export.anatomy.layer import Layer
 from foveate_export.anatomy.layout import NHWC, Layout
+from foveate_export.anatomy.pooled import by_gradient
 from foveate_export.existing.head import Linear, PooledHead
 from foveate_export.existing.source import Existing
 from foveate_runtime.bundle.manifest import (
@@ -142,16 +143,19 @@ class _Nodes:
             index = self._op("Expand", self._op("Unsqueeze", classes, self._shape(2)), count)
             return {"cam": self._square(self._op("GatherElements", flat, index, axis=1), head)}
         rows = self._rows(head.linear, classes)
-        cam = self._square(self._op("MatMul", rows, flat), head)
-        cells = self._floats(np.array([head.height * head.width]))
-        mean = self._op("Div", cam, cells)
-        positive = self._square(self._op("MatMul", self._op("Relu", rows), flat), head)
-        return {
-            "cam": cam,
-            "gradcam": self._op("Relu", mean),
-            "hirescam": mean,
-            "layercam": self._op("Div", self._op("Relu", positive), cells),
-        }
+        cells = self._floats([head.height * head.width])
+
+        def weigh(rows: ir.Value) -> ir.Value:
+            return self._square(self._op("MatMul", rows, flat), head)
+
+        def relu(value: ir.Value) -> ir.Value:
+            return self._op("Relu", value)
+
+        def per_cell(maps: ir.Value) -> ir.Value:
+            return self._op("Div", maps, cells)
+
+        cam = weigh(rows)
+        return {"cam": cam, **by_gradient(rows, cam, weigh, relu, per_cell)}
 
     def channels_first(self, value: ir.Value, layout: Layout) -> ir.Value:
         """Return a map as [N, C, h, w]."""

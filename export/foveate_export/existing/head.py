@@ -13,11 +13,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from foveate_export.anatomy import pooled
 from foveate_export.anatomy.ending import SIDES
 from foveate_export.errors import UnsupportedHeadError
-
-POOLED_LINEAR = ("cam", "gradcam", "hirescam", "layercam")
-CLASS_MAP = ("cam",)
 
 KEEPING_ORDER = frozenset({"Identity", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Dropout"})
 """Operators that change at most the shape of a vector for each picture."""
@@ -60,12 +58,12 @@ class PooledHead:
     @property
     def methods(self) -> tuple[str, ...]:
         """The maps that the graph can compute, the default first."""
-        return POOLED_LINEAR if self.linear else CLASS_MAP
+        return pooled.METHODS if self.linear else ("cam",)
 
     @property
     def description(self) -> str:
         """What stands between the map and the logits, in a few words."""
-        return "average pooling, one linear layer" if self.linear else "one map a class, averaged"
+        return pooled.DESCRIPTION if self.linear else "one map a class, averaged"
 
 
 def find_head(logits: ir.Value) -> PooledHead:
@@ -75,20 +73,20 @@ def find_head(logits: ir.Value) -> PooledHead:
         UnsupportedHeadError: the graph does not end in this way; says where it differs.
     """
     value = _skip(logits)
-    pooled, linear = value, None
+    mean, linear = value, None
     if not _is_pooling(value):
         linear, below = _find_linear(value)
-        pooled = _skip(below)
-        if not _is_pooling(pooled):
+        mean = _skip(below)
+        if not _is_pooling(mean):
             raise UnsupportedHeadError(
-                f"before the last linear layer stands {described(pooled)}, which is no average "
+                f"before the last linear layer stands {described(mean)}, which is no average "
                 "over a whole map"
             )
-    producer = pooled.producer()
+    producer = mean.producer()
     activations = producer.inputs[0] if producer else None
     shape = _shape(activations)
     if activations is None or shape is None:
-        raise UnsupportedHeadError(f"the size of the map before {described(pooled)} is not known")
+        raise UnsupportedHeadError(f"the size of the map before {described(mean)} is not known")
     channels_last = _axes(producer) == (1, 2) if producer else False
     cells = shape[:2] if channels_last else shape[1:]
     channels = shape[2] if channels_last else shape[0]

@@ -111,7 +111,7 @@ class Network(nn.Module):
             name = module_name(step.name)
             while name in self._modules:
                 name += "_"
-            self.add_module(name, _Node(step, weights))
+            self.add_module(name, _linear(step, weights) or _Node(step, weights))
             self._calls.append((name, step))
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -172,6 +172,9 @@ class _Node(nn.Module):
                     self.register_buffer(kept, value)
                 self.places.append(kept)
         self._call = _plainer(step, self)
+        if step.operator == "LayerNormalization":
+            # As modules of torch call it: heads behind a norm are found by it.
+            self.eps = float(_options(step).get("epsilon", 1e-5))
 
     def forward(self, *given: Any) -> Any:
         rest = iter(given)
@@ -193,9 +196,32 @@ class _Fixed:
     value: object
 
 
+def _options(step: Step) -> Mapping[str, Any]:
+    return step.call.keywords if isinstance(step.call, partial) else {}
+
+
+def _linear(step: Step, weights: Mapping[str, Tensor]) -> nn.Linear | None:
+    """Return a node as a linear layer, by which heads are found; None where it is none."""
+    options, constants = _options(step), [weights.get(name) for name in step.reads[1:]]
+    if step.operator != "Gemm" or step.reads[0] in weights or any(c is None for c in constants):
+        return None
+    weight, bias = (*constants, None)[:2]
+    plain = all(options.get(name, 1) == 1 for name in ("alpha", "beta"))
+    if weight is None or not plain or options.get("transA"):
+        return None
+    rows = weight if options.get("transB") else weight.T.contiguous()
+    if bias is not None and bias.shape != rows.shape[:1]:
+        return None
+    layer = nn.Linear(rows.shape[1], rows.shape[0], bias=bias is not None, device="meta")
+    layer.weight = nn.Parameter(rows, requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias, requires_grad=False)
+    return layer
+
+
 def _plainer(step: Step, node: _Node) -> Callable[..., Any]:
     """Return a node's call by the function of torch that a head is made of, where one does it."""
-    options: Mapping[str, Any] = step.call.keywords if isinstance(step.call, partial) else {}
+    options = _options(step)
     weight = getattr(node, "weight", None)
     constant = isinstance(weight, Tensor) and weight.ndim == 2
     if step.operator == "MatMul" and constant:

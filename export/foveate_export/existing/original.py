@@ -60,8 +60,9 @@ class Original:
 def explain(head: PooledHead, activations: Array, classes: NDArray[np.int64]) -> dict[str, Array]:
     """Return the maps of `classes`, int64 [N, K], by method: float32 [N, K, h, w].
 
-    They follow `foveate_export.graph.heads.pooled_linear`, with the gradient W[c] / (h w),
-    and `foveate_export.graph.heads.class_map`.
+    They follow `foveate_export.anatomy.pooled`, with the gradient W[c] / (h w), and
+    `foveate_export.graph.heads.class_map`, and call neither: the graph that was made by
+    them is compared with these.
     """
     maps = activations.transpose(0, 3, 1, 2) if head.channels_last else activations
     if head.linear is None:

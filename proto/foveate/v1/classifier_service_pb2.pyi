@@ -315,7 +315,7 @@ class Timing(_message.Message):
     VARIANT_FIELD_NUMBER: _builtins.int
     CACHED_FIELD_NUMBER: _builtins.int
     batch_size: _builtins.int
-    """How many pictures rode in the batch."""
+    """How many pictures were in the batch."""
     backend: _builtins.str
     """The backend that ran it."""
     device: _builtins.str

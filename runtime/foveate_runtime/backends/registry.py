@@ -17,7 +17,7 @@ from foveate_runtime.cores import affine_cores, count_cores
 
 @dataclass(frozen=True, kw_only=True)
 class Backend:
-    """Where a backend lives: its runner, the packages it needs, and the extra that brings them.
+    """Where a backend is: its runner, the packages it needs, and the extra that brings them.
 
     The first package is the engine's own. `devices` are the kinds it runs on, and
     `quickest` the variants for which it is preferred to those before it. `bare`

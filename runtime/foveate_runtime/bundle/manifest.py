@@ -306,7 +306,7 @@ class MapWorth(_Model):
 
 
 class Faithfulness(_Model):
-    """What the maps are worth, by method, beside controls that know nothing of a picture."""
+    """What the maps are worth, by method, beside controls that do not depend on the picture."""
 
     data: str
     images: Positive

@@ -5,7 +5,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
@@ -15,45 +14,56 @@ from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.bundle.manifest import Manifest
 from foveate_runtime.bundle.publishing import publish_beside, require_place
 from foveate_runtime.bundle.trust import Policy, Trust
-from foveate_runtime.console import (
-    DONE,
-    UsageError,
-    add_bundle_argument,
-    answer,
-    parse,
-    points,
-    positive,
-    warn,
-)
+from foveate_runtime.console import DONE, UsageError, answer, points, positive, warn
 from foveate_runtime.console import coverages as coverage_list
 from foveate_runtime.evaluation.labelled import Labelled
 from foveate_runtime.evaluation.trusted import (
     calibrate_bundle,
     open_calibrating,
 )
+from foveate_runtime.options import BundleOptions, option, parse, parser_of
 
 PROG = "foveate calibrate"
 
 DESCRIPTION = """\
 Classifies labelled pictures with every variant of a bundle, and finds how far its
-answers can be believed: the temperature that makes its scores honest, the thresholds
+answers can be believed: the temperature that calibrates its scores, the thresholds
 of prediction sets, and how unlike the pictures another one is. The result is a new
 version beside the old one. The pictures must be other ones than those of the training."""
 EPILOG = "example: foveate calibrate models/resnet18/1 --data photos --coverage 0.9,0.95"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(BundleOptions):
     """The options of `foveate calibrate`; `abstain_above` is a percentile."""
 
-    bundle: Path
-    data: str
-    coverage: tuple[float, ...]
-    abstain_above: float | None
-    abstain_set_larger_than: int | None
-    limit: int | None
-    corrupt: Literal["fail", "skip"]
-    json: bool
+    data: str = option(
+        "a folder with one folder a class, called as the label, by its WordNet id or by its "
+        "index; a table of pictures and the labels of each, for independent labels; or MNIST's "
+        "test set",
+        metavar="DIR|FILE.csv|mnist",
+    )
+    coverage: tuple[float, ...] = option(
+        "how often the prediction sets are to hold the right class; default: those of 0.9, "
+        "0.95 and 0.99 that the pictures suffice for",
+        type=coverage_list,
+        metavar="A,B",
+    )
+    abstain_above: float | None = option(
+        "the model abstains from pictures more unlike than this percentage of these",
+        type=points,
+        metavar="PERCENTILE",
+    )
+    abstain_set_larger_than: int | None = option(
+        "the model abstains where the prediction set has more classes", metavar="N"
+    )
+    limit: int | None = option("take this many pictures", type=positive, metavar="N")
+    corrupt: Literal["fail", "skip"] = option(
+        "pictures that cannot be decoded: end this, or leave them out and count them; "
+        "default: fail",
+        default="fail",
+    )
+    json: bool = option("print the result as JSON")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -63,46 +73,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=PROG, description=DESCRIPTION, epilog=EPILOG)
-    add_bundle_argument(parser)
-    parser.add_argument(
-        "--data",
-        required=True,
-        metavar="DIR|FILE.csv|mnist",
-        help="a folder with one folder a class, called as the label, by its WordNet id or by its "
-        "index; a table of pictures and the labels of each, for independent labels; or MNIST's "
-        "test set",
-    )
-    parser.add_argument(
-        "--coverage",
-        type=coverage_list,
-        default=(),
-        metavar="A,B",
-        help="how often the prediction sets are to hold the right class; default: those of 0.9, "
-        "0.95 and 0.99 that the pictures suffice for",
-    )
-    parser.add_argument(
-        "--abstain-above",
-        type=points,
-        metavar="PERCENTILE",
-        help="the model abstains from pictures more unlike than this percentage of these",
-    )
-    parser.add_argument(
-        "--abstain-set-larger-than",
-        type=int,
-        metavar="N",
-        help="the model abstains where the prediction set has more classes",
-    )
-    parser.add_argument("--limit", type=positive, metavar="N", help="take this many pictures")
-    parser.add_argument(
-        "--corrupt",
-        choices=["fail", "skip"],
-        default="fail",
-        help="pictures that cannot be decoded: end this, or leave them out and count them; "
-        "default: fail",
-    )
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    return parser
+    return parser_of(Options, prog=PROG, description=DESCRIPTION, epilog=EPILOG)
 
 
 def _run(options: Options) -> int:

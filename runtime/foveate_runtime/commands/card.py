@@ -10,7 +10,8 @@ from typing import Any
 
 from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.commands._card import as_html, as_markdown
-from foveate_runtime.console import DONE, UsageError, add_bundle_argument, answer, parse
+from foveate_runtime.console import DONE, UsageError, answer
+from foveate_runtime.options import BundleOptions, option, parse, parser_of
 
 PROG = "foveate card"
 
@@ -28,11 +29,12 @@ class MissingError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(BundleOptions):
     """The options of `foveate card`."""
 
-    bundle: Path
-    out: Path
+    out: Path = option(
+        f"the card: {' or '.join(SUFFIXES)}; Markdown needs huggingface_hub", metavar="FILE"
+    )
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -42,16 +44,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=PROG, description=DESCRIPTION, epilog=EPILOG)
-    add_bundle_argument(parser)
-    parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help=f"the card: {' or '.join(SUFFIXES)}; Markdown needs huggingface_hub",
-    )
-    return parser
+    return parser_of(Options, prog=PROG, description=DESCRIPTION, epilog=EPILOG)
 
 
 def _run(options: Options) -> int:

@@ -20,7 +20,7 @@ from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.bundle.folder import NoModelError, find_version
 from foveate_runtime.bundle.manifest import Faithfulness, Scores
 from foveate_runtime.bundle.publishing import publish_beside, require_place
-from foveate_runtime.console import DONE, UsageError, answer, parse, positive, transfer, warn
+from foveate_runtime.console import DONE, UsageError, answer, positive, transfer, warn
 from foveate_runtime.evaluation.accuracy import FIRST, measure_accuracy
 from foveate_runtime.evaluation.faithfulness import measure_faithfulness
 from foveate_runtime.evaluation.labelled import Labelled, open_labelled
@@ -32,6 +32,7 @@ from foveate_runtime.evaluation.multilabel import (
 )
 from foveate_runtime.evaluation.report import ReportError, fill_report, open_report
 from foveate_runtime.evaluation.trusted import TrustTally
+from foveate_runtime.options import option, parse, parser_of
 from foveate_runtime.remote.location import Location, is_url
 from foveate_runtime.remote.mirror import Mirror, cache_folder
 from foveate_runtime.trust.reliability import expected_calibration_error
@@ -53,19 +54,38 @@ EPILOG = "example: foveate evaluate --repository models --model resnet18 --data 
 class Options:
     """The options of `foveate evaluate`."""
 
-    repository: str
-    model: str
-    version: int | None
-    data: str
-    threshold: float | None
-    corrupt: Literal["fail", "skip"]
-    variant: str | None
-    backend: str | None
-    device: str
-    limit: int | None
-    explanations: bool
-    report: Path | None
-    json: bool
+    repository: str = option(
+        "the folder of models, or its URL: s3://, gs://, az://, hf://, oci:// or file://",
+        metavar="DIR|URL",
+    )
+    model: str = option("the model to measure", metavar="NAME")
+    version: int | None = option("default: the newest", type=positive, metavar="N")
+    data: str = option(
+        "a folder with one folder a class, called as the label, by its WordNet id or by "
+        "its index; a table of pictures and the labels of each; or MNIST's test set",
+        metavar="DIR|FILE.csv|mnist",
+    )
+    threshold: float | None = option(
+        "with a table: the score from which on a picture has a label; default: 0.5", metavar="SCORE"
+    )
+    corrupt: Literal["fail", "skip"] = option(
+        "pictures that cannot be decoded: end this, or leave them out and count them; "
+        "default: skip",
+        default="skip",
+    )
+    variant: str | None = option("default: the bundle's first")
+    backend: str | None = option("default: the first installed", choices=list(BACKENDS))
+    device: str = option("what the backend runs on, such as cuda:0; default: cpu", default="cpu")
+    limit: int | None = option("take this many pictures", type=positive, metavar="N")
+    explanations: bool = option(
+        "also measure what the maps are worth, beside noise and a Gaussian in the middle, and "
+        "write it into a new version of the bundle"
+    )
+    report: Path | None = option(
+        "also write a page with every picture, its maps and filters, the worst mistakes first",
+        metavar="FILE.html",
+    )
+    json: bool = option("print the result as JSON")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -75,55 +95,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=PROG, description=DESCRIPTION, epilog=EPILOG)
-    parser.add_argument(
-        "--repository",
-        required=True,
-        metavar="DIR|URL",
-        help="the folder of models, or its URL: s3://, gs://, az://, hf://, oci:// or file://",
-    )
-    parser.add_argument("--model", required=True, metavar="NAME", help="the model to measure")
-    parser.add_argument("--version", type=positive, metavar="N", help="default: the newest")
-    parser.add_argument(
-        "--data",
-        required=True,
-        metavar="DIR|FILE.csv|mnist",
-        help="a folder with one folder a class, called as the label, by its WordNet id or by "
-        "its index; a table of pictures and the labels of each; or MNIST's test set",
-    )
-    parser.add_argument(
-        "--threshold",
-        type=float,
-        metavar="SCORE",
-        help="with a table: the score from which on a picture has a label; default: 0.5",
-    )
-    parser.add_argument(
-        "--corrupt",
-        choices=["fail", "skip"],
-        default="skip",
-        help="pictures that cannot be decoded: end this, or leave them out and count them; "
-        "default: skip",
-    )
-    parser.add_argument("--variant", help="default: the bundle's first")
-    parser.add_argument("--backend", choices=list(BACKENDS), help="default: the first installed")
-    parser.add_argument(
-        "--device", default="cpu", help="what the backend runs on, such as cuda:0; default: cpu"
-    )
-    parser.add_argument("--limit", type=positive, metavar="N", help="take this many pictures")
-    parser.add_argument(
-        "--explanations",
-        action="store_true",
-        help="also measure what the maps are worth, beside noise and a Gaussian in the middle, and "
-        "write it into a new version of the bundle",
-    )
-    parser.add_argument(
-        "--report",
-        type=Path,
-        metavar="FILE.html",
-        help="also write a page with every picture, its maps and filters, the worst mistakes first",
-    )
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    return parser
+    return parser_of(Options, prog=PROG, description=DESCRIPTION, epilog=EPILOG)
 
 
 def _run(options: Options) -> int:
@@ -302,7 +274,7 @@ def _trust_scores(tally: TrustTally) -> dict[str, Any]:
 
 
 def _trust_lines(scored: dict[str, Any]) -> list[str]:
-    """Say in words what is known of the scores' honesty and of the sets."""
+    """Say in words how well the scores are calibrated, and what the sets hold."""
     if "ece" not in scored:
         return []
     after = scored["ece_calibrated"]

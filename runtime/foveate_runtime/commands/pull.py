@@ -11,7 +11,8 @@ from rich.console import Console
 from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.bundle.folder import NoModelError
 from foveate_runtime.bundle.publishing import put_in_place, staging, taken
-from foveate_runtime.console import DONE, answer, parse, positive, transfer
+from foveate_runtime.console import DONE, answer, positive, transfer
+from foveate_runtime.options import argument, option, parse, parser_of
 from foveate_runtime.remote.fetching import Fetched, Remote, bounded, fetch, read_manifest, remotes
 from foveate_runtime.remote.location import Location
 from foveate_runtime.remote.store import Progress, RemoteError, Store, open_store
@@ -30,10 +31,14 @@ EPILOG = "example: foveate pull s3://bucket/models --repository models"
 class Options:
     """The options of `foveate pull`."""
 
-    url: str
-    repository: Path
-    model: str | None
-    version: int | None
+    url: str = argument(
+        "s3://BUCKET/PATH, gs://BUCKET/PATH, az://CONTAINER/PATH, file:///PATH, "
+        "hf://OWNER/NAME or oci://HOST/NAME:TAG; credentials come from the environment",
+        metavar="URL",
+    )
+    repository: Path = option("the folder of models", metavar="DIR")
+    model: str | None = option("default: every model", metavar="NAME")
+    version: int | None = option("default: the newest", type=positive, metavar="N")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -43,19 +48,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=PROG, description=DESCRIPTION, epilog=EPILOG)
-    parser.add_argument(
-        "url",
-        metavar="URL",
-        help="s3://BUCKET/PATH, gs://BUCKET/PATH, az://CONTAINER/PATH, file:///PATH, "
-        "hf://OWNER/NAME or oci://HOST/NAME:TAG; credentials come from the environment",
-    )
-    parser.add_argument(
-        "--repository", type=Path, required=True, metavar="DIR", help="the folder of models"
-    )
-    parser.add_argument("--model", metavar="NAME", help="default: every model")
-    parser.add_argument("--version", type=positive, metavar="N", help="default: the newest")
-    return parser
+    return parser_of(Options, prog=PROG, description=DESCRIPTION, epilog=EPILOG)
 
 
 def _run(options: Options) -> int:

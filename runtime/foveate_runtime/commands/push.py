@@ -10,7 +10,8 @@ from rich.console import Console
 
 from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.commands.card import MissingError, hub_card
-from foveate_runtime.console import DONE, UsageError, add_bundle_argument, answer, parse, transfer
+from foveate_runtime.console import DONE, UsageError, answer, transfer
+from foveate_runtime.options import BundleOptions, argument, option, parse, parser_of
 from foveate_runtime.remote.location import HUB, REGISTRY, Location
 from foveate_runtime.remote.store import open_store
 
@@ -24,12 +25,20 @@ EPILOG = "example: foveate push models/resnet18/1 s3://bucket/models"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(BundleOptions):
     """The options of `foveate push`."""
 
-    bundle: Path
-    url: str
-    base: str
+    url: str = argument(
+        "s3://BUCKET/PATH, gs://BUCKET/PATH, az://CONTAINER/PATH, file:///PATH, "
+        "hf://OWNER/NAME or oci://HOST/NAME:TAG; credentials come from the environment",
+        metavar="URL",
+    )
+    base: str = option(
+        "with oci://: the image to build on, HOST/NAME:TAG; KServe's modelcars need one with "
+        "a shell, such as busybox",
+        metavar="IMAGE",
+        default="",
+    )
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -39,22 +48,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=PROG, description=DESCRIPTION, epilog=EPILOG)
-    add_bundle_argument(parser)
-    parser.add_argument(
-        "url",
-        metavar="URL",
-        help="s3://BUCKET/PATH, gs://BUCKET/PATH, az://CONTAINER/PATH, file:///PATH, "
-        "hf://OWNER/NAME or oci://HOST/NAME:TAG; credentials come from the environment",
-    )
-    parser.add_argument(
-        "--base",
-        metavar="IMAGE",
-        default="",
-        help="with oci://: the image to build on, HOST/NAME:TAG; KServe's modelcars need one with "
-        "a shell, such as busybox",
-    )
-    return parser
+    return parser_of(Options, prog=PROG, description=DESCRIPTION, epilog=EPILOG)
 
 
 def _run(options: Options) -> int:

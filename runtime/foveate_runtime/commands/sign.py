@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from foveate_runtime.bundle.bundle import BundleError
-from foveate_runtime.console import DONE, FAILED, WRONG_USAGE, parse, say
+from foveate_runtime.console import DONE, FAILED, WRONG_USAGE, say
+from foveate_runtime.options import BundleOptions, option, parse, parser_of
 
 PROG = "foveate sign"
 
@@ -20,11 +21,10 @@ EPILOG = "example: foveate sign models/resnet18/1 --key key.pem"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(BundleOptions):
     """The options of `foveate sign`."""
 
-    bundle: Path
-    key: Path
+    key: Path = option("the private key (PEM)", metavar="FILE")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -52,11 +52,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=PROG, description=DESCRIPTION, epilog=EPILOG)
-    parser.add_argument(
-        "bundle", type=Path, help="the bundle's folder, <repository>/<model>/<version>"
-    )
-    parser.add_argument(
-        "--key", type=Path, required=True, metavar="FILE", help="the private key (PEM)"
-    )
-    return parser
+    return parser_of(Options, prog=PROG, description=DESCRIPTION, epilog=EPILOG)

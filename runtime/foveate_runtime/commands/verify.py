@@ -5,13 +5,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
-from pathlib import Path
 
 from foveate_runtime.backends.base import BackendError
 from foveate_runtime.backends.registry import BACKENDS, create_runner
 from foveate_runtime.bundle.bundle import Bundle, BundleError
 from foveate_runtime.bundle.golden import Golden, open_golden, refusals
-from foveate_runtime.console import DONE, FAILED, parse, say
+from foveate_runtime.console import DONE, FAILED, say
+from foveate_runtime.options import BundleOptions, option, parse, parser_of
 
 PROG = "foveate verify"
 
@@ -23,14 +23,13 @@ EPILOG = "example: foveate verify models/resnet18/1"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(BundleOptions):
     """The options of `foveate verify`."""
 
-    bundle: Path
-    variant: str | None
-    backend: str | None
-    device: str
-    json: bool
+    variant: str | None = option("default: all")
+    backend: str | None = option("default: the first installed", choices=list(BACKENDS))
+    device: str = option("such as cuda:0; default: cpu", default="cpu")
+    json: bool = option("print every comparison as JSON")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,12 +114,4 @@ def _line(check: Check) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=PROG, description=DESCRIPTION, epilog=EPILOG)
-    parser.add_argument(
-        "bundle", type=Path, help="the bundle's folder, <repository>/<model>/<version>"
-    )
-    parser.add_argument("--variant", help="default: all")
-    parser.add_argument("--backend", choices=list(BACKENDS), help="default: the first installed")
-    parser.add_argument("--device", default="cpu", help="such as cuda:0; default: cpu")
-    parser.add_argument("--json", action="store_true", help="print every comparison as JSON")
-    return parser
+    return parser_of(Options, prog=PROG, description=DESCRIPTION, epilog=EPILOG)

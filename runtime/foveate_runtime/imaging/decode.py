@@ -16,7 +16,7 @@ from foveate_runtime.imaging.chunks import SIGNATURE, without_metadata
 from foveate_runtime.imaging.jpeg import (
     MAX_SCANS,
     count_scans,
-    decode_rgb,
+    decode_jpeg,
     is_cut_off,
     power_of_two_scale,
     with_end,
@@ -214,20 +214,25 @@ def _decode(data: bytes, mode: str, limits: ImageLimits, shorter_side: int | Non
                 limit=limits.max_pixels,
             )
         scale, warnings = 1, []
+        stored: Image.Image = image
         pixels: Image.Image | NDArray[np.uint8] | None = None
         if isinstance(image, JpegImageFile):
             _require_few_scans(data, width * height, limits)
             if shorter_side is not None:
                 scale = power_of_two_scale(min(width, height), shorter_side)
-            if image.mode == mode == "RGB":
-                pixels = decode_rgb(data, width, height, scale)
-            if pixels is None and is_cut_off(data):
-                raise OSError("a scan ends before its last pixel")
-            if pixels is None and scale > 1:
-                image.draft(None, (width // scale, height // scale))
+            decoded = decode_jpeg(data, image.mode, width, height, scale)
+            if decoded is None:
+                if is_cut_off(data):
+                    raise OSError("a scan ends before its last pixel")
+                if scale > 1:
+                    image.draft(None, (width // scale, height // scale))
+            elif image.mode == mode == "RGB":
+                pixels = decoded
+            else:
+                stored = Image.fromarray(decoded)
         if pixels is None:
-            pixels = _convert(image, mode)
-            if mode == "L" and _has_colours(image):
+            pixels = _convert(stored, mode)
+            if mode == "L" and _has_colours(stored):
                 warnings.append(COLOUR_AS_GREY)
         orientation = _orientation(image)
         if orientation is None:

@@ -41,7 +41,7 @@ def intensity(values: NDArray[np.float32], width: int, height: int) -> NDArray[n
 
     `values` is float32 [h, w]. Its positive part is divided by its maximum and
     enlarged bilinearly to uint8 [height, width]. Returns None where no value
-    is positive: nothing speaks for the class, and no scale would be honest.
+    is positive: nothing speaks for the class, and any scale would mislead.
     """
     maximum = values.max()
     if not maximum > 0:

@@ -4,6 +4,7 @@ Pillow uses the same library and decodes to the same pixels, row by row and with
 fourth byte a pixel, which takes half as long again.
 """
 
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -45,24 +46,31 @@ def power_of_two_scale(length: int, least: int) -> int:
     return scale
 
 
-def decode_rgb(data: bytes, width: int, height: int, scale: int) -> NDArray[np.uint8] | None:
-    """Decode a colour JPEG of `width` x `height` pixels at 1/`scale` of its size.
+COLOURS = MappingProxyType({"RGB": "RGB", "L": "GRAY"})
+"""By Pillow's name of a JPEG's mode, simplejpeg's."""
 
-    Returns uint8 [ceil(height / scale), ceil(width / scale), 3], or None where
-    simplejpeg is missing or finds anything unusual in the file: Pillow is the
-    one that says what is wrong with it.
+
+def decode_jpeg(
+    data: bytes, mode: str, width: int, height: int, scale: int
+) -> NDArray[np.uint8] | None:
+    """Decode a JPEG of `width` x `height` pixels at 1/`scale` of its size, in its own `mode`.
+
+    Returns uint8 [ceil(height / scale), ceil(width / scale), 3], without the last axis
+    for a grey one, or None where its mode is none of `COLOURS`, and where simplejpeg is
+    missing or finds anything unusual in the file: Pillow is the one that says what is
+    wrong with it.
     """
-    if simplejpeg is None:
+    if simplejpeg is None or mode not in COLOURS:
         return None
     options: dict[str, Any] = {}
     if scale > 1:
         # The smallest size that is no smaller than this one is this one.
         options = {"min_height": -(-height // scale), "min_width": -(-width // scale)}
     try:
-        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", **options)
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, COLOURS[mode], **options)
     except ValueError:
         return None
-    return pixels
+    return pixels if mode == "RGB" else pixels[..., 0]
 
 
 def is_cut_off(data: bytes) -> bool:

@@ -35,7 +35,7 @@ def calibrate(
     """Return what labelled pictures say of the logits.
 
     The prediction sets rest on the logits as they are, so that the temperature, which is
-    found on the same pictures, does not touch what they promise.
+    found on the same pictures, does not change their coverage.
 
     Args:
         logits: float [N, classes], all finite.

@@ -65,7 +65,7 @@ class Batcher:
         self._on_alive = on_alive
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
-        # The level below those of requests is for what may wait for them all.
+        # The lowest level is for masked copies: they run after the pictures of all requests.
         self._queue = Queue(policy.priorities + 1)
         # Held where items enter and leave the queue. Only the event loop makes and releases
         # reservations.

@@ -42,7 +42,7 @@ def slowest(paces: Sequence[Pace]) -> Pace:
 
 
 class PacedLane(Protocol):
-    """The view that the pacing has of a lane; see `Lane`."""
+    """What the pacing reads of a lane; see `Lane`."""
 
     @property
     def busy(self) -> bool: ...  # noqa: D102

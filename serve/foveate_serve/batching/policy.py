@@ -64,7 +64,7 @@ class BatchPolicy:
         return min(wanted, self.priorities) - 1
 
     def bound(self, level: int) -> int:
-        """Return the bound of one level of the queue; the one below the priorities has no own."""
+        """Return the bound of one level of the queue; below the priorities it is `max_queue`."""
         own = self.priority_queues[level : level + 1]
         return own[0] if own else self.max_queue
 

@@ -65,8 +65,7 @@ class Item:
 class Queue:
     """Items by level, 0 the highest, and the places reserved for pictures not yet decoded.
 
-    It has no lock of its own: the caller sees to it that one thread at a time puts
-    items in or takes them out.
+    It has no lock: the caller lets one thread at a time put items in or take them out.
 
     Attributes:
         waiting: how many pictures are in the queue.

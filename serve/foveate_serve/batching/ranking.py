@@ -19,8 +19,8 @@ _NO_LOGITS = np.empty((0, 0), dtype=np.float32)
 class Ranking:
     """The ranking of the pictures of a batch.
 
-    The first use computes the result for the whole batch where it can, so that a
-    small picture does not pay for a dozen calls of numpy by itself. `outputs` are
+    The first use computes the result for the whole batch where it can: the pictures of
+    a batch share a dozen calls of numpy. `outputs` are
     the batch's; `logits` are those among them, float32 [n, classes], which every
     method needs.
     """

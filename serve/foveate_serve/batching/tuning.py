@@ -20,7 +20,7 @@ _RUNS = 8
 """The runs after which the policy is chosen again: few, as runs of too large a size are long."""
 
 _AIM = 0.8
-"""The share of the objective that the server may use: it does not see the network."""
+"""The share of the objective that the server may use: the rest is left for the network."""
 
 _ANSWERS = 100
 """The answers after which the margin is set again."""
@@ -52,7 +52,7 @@ class Tuner:
     - An idle lane waits for a batch to fill where larger batches have the higher
       throughput and pictures arrive together.
 
-    The latencies show what this model leaves out. Where more than one of 100 answers
+    The choice is corrected by the latencies. Where more than one of 100 answers
     took longer than the aim, the share of it that pictures may spend in the queue is
     cut. Where none did, the share grows (additive increase, multiplicative decrease,
     as in Clipper, Crankshaw et al. 2017).

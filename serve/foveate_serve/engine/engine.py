@@ -124,9 +124,11 @@ class Engine:
             self.shed_load(request.model)
         started, model = time.perf_counter(), None
         try:
-            if self.repository.loads_on_demand:
-                await self._load_model(request, deadline)
-            model = self.repository.get(request.model, request.version)
+            model = (
+                await self._obtain(request, deadline)
+                if self.repository.loads_on_demand
+                else self.repository.get(request.model, request.version)
+            )
             self._observer.on_start(model.name, model.version)
             with Within(self._deadlines, deadline), model.in_use():
                 job = Job(
@@ -258,17 +260,20 @@ class Engine:
             retry_delay=lambda: retry_delay(batcher.backlog_seconds),
         )
 
-    async def _load_model(self, request: R, deadline: float | None) -> None:
-        """Load the model of a request where that is needed; the request counts as in flight."""
-        name, version = request.model, request.version
-        if self.repository.needs_load(name, version):
-            with self._admission.admit(
-                name,
+    async def _obtain(self, request: R, deadline: float | None) -> LoadedModel:
+        """Return the model of a request, which counts as in flight while it waits for a load."""
+
+        def admit() -> Admitted:
+            return self._admission.admit(
+                request.model,
                 pictures=len(request.images),
                 size=_bytes_of(request.images),
                 retry_delay=lambda: timedelta(seconds=1),
-            ):
-                await self.repository.obtain(name, version, deadline=deadline)
+            )
+
+        return await self.repository.obtain(
+            request.model, request.version, deadline=deadline, waiting=admit
+        )
 
     def _note_failure(
         self, model: LoadedModel | None, error: BaseException, started: float

@@ -87,7 +87,7 @@ class GraphPlan(JobPlan[GraphResult]):
             for name in self.outputs
         }
         if model.drift is not None and LOGITS_OUTPUT in outputs:
-            model.drift.observe(outputs[LOGITS_OUTPUT][0])
+            model.drift.observe(outputs[LOGITS_OUTPUT])
         if self.trust is not None and model.assessor is not None:
             outputs |= compute(self.trust, model.assessor, outputs[LOGITS_OUTPUT])
         return partial(

@@ -9,7 +9,7 @@ from foveate_runtime.imaging.masking import GRID, hidden_by_cell, hidden_by_map
 from foveate_serve.classification import MapCheck
 
 OCCLUSION = CamOutput(method="occlusion", layer="image", height=GRID, width=GRID)
-"""The map that every classifier has: no graph needs to give it."""
+"""The map that every classifier has: it needs no output of the graph."""
 
 LEAST_COPIES, MOST_COPIES = 8, 32
 """The copies on which a map can be tried: fewer say too little."""
@@ -20,7 +20,7 @@ def make_copies(
 ) -> NDArray[np.uint8]:
     """Return copies of a picture, uint8 [height, width, channels], with parts in the mean colour.
 
-    They are those that try a map [h, w], or where that is None those of the occlusion.
+    They try the map `values`, [h, w]; where it is None, they are those of the occlusion.
     """
     empty = np.broadcast_to(np.array(spec.border, np.uint8), picture.shape)
     if values is None:

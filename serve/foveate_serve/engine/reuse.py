@@ -68,7 +68,8 @@ class Deduplicated:
 
     async def _start(self, job: Job[A]) -> A:
         with job.model.in_use():
-            # Without a deadline: each caller waits until its own, and the last to leave cancels.
+            # Without a deadline: each caller waits until its own deadline, and the run is cancelled
+            # when no caller waits any more.
             return await self._answer(replace(job, deadline=None))
 
 

@@ -1,4 +1,4 @@
-"""How far an answer can be believed: checks a request for it, and says it."""
+"""Checks whether an answer can say how far it can be believed, and says it."""
 
 from dataclasses import dataclass
 

@@ -5,7 +5,7 @@ import errno
 import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -179,7 +179,10 @@ class Repository:
         NotReadyError, LoadingError, and InvalidRequestError on the field
         `field` where a name is needed.
         """
-        model, wanted = self._resolve(name, version, field)
+        return self._serving(*self._resolve(name, version, field))
+
+    def _serving(self, model: Model, wanted: Version) -> LoadedModel:
+        """Return a version where it serves; raises as `get`."""
         if wanted.loaded is not None and wanted.state is State.READY:
             if self.loads_on_demand:
                 wanted.last_used = time.monotonic()
@@ -195,13 +198,20 @@ class Repository:
         return self._resolve(name, version, field)[1].status is State.ON_DEMAND
 
     async def obtain(
-        self, name: str, version: str, *, field: str = "model", deadline: float | None = None
+        self,
+        name: str,
+        version: str,
+        *,
+        field: str = "model",
+        deadline: float | None = None,
+        waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> LoadedModel:
         """Return a version that serves, after a load where it is loaded on demand.
 
         Arguments and errors are those of `get`. A load goes on where `deadline`, a time
-        of `time.monotonic`, ends the wait for it with a TimeoutError. Raises
-        OverloadedError where requests keep every model that would have to be unloaded.
+        of `time.monotonic`, ends the wait for it with a TimeoutError. The wait for a load
+        is within `waiting()`. Raises OverloadedError where requests keep every model that
+        would have to be unloaded.
         """
         model, wanted = self._resolve(name, version, field)
         if wanted.status is State.ON_DEMAND:
@@ -213,10 +223,10 @@ class Repository:
                     await self._load(model, wanted)
 
             seconds = None if deadline is None else deadline - time.monotonic()
-            async with asyncio.timeout(seconds):
-                await self._run_change(model, change)
-            version = str(wanted.number)
-        return self.get(model.name, version, field=field)
+            with waiting():
+                async with asyncio.timeout(seconds):
+                    await self._run_change(model, change)
+        return self._serving(model, wanted)
 
     async def load(self, name: str, version: str) -> ModelStatus:
         """Load a version that does not serve yet.

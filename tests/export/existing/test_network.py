@@ -57,6 +57,8 @@ class Network(nn.Module):
         self.head = nn.Sequential(
             nn.Flatten(), nn.Linear(flat, 20), nn.Hardswish(), nn.Linear(20, 5)
         )
+        if kind == "normalised":  # as in ConvNeXt
+            self.head = nn.Sequential(nn.Flatten(), nn.LayerNorm(12, 1e-3), nn.Linear(12, 5))
 
     def forward(self, pixels: Tensor) -> Tensor:
         maps = self.gate(self.last(self.first(pixels)))
@@ -137,6 +139,8 @@ def export(path: str, *options: str) -> int:
         ("gated", True, False),
         ("softmax", False, False),
         ("hidden", False, True),
+        ("normalised", False, False),
+        ("normalised", True, False),
     ],
 )
 def test_the_maps_are_those_of_the_network_behind_the_file(
@@ -153,7 +157,9 @@ def test_the_maps_are_those_of_the_network_behind_the_file(
     assert export("net.onnx", *options) == 0, capsys.readouterr().err
     assert json.loads(capsys.readouterr().out)["note"] is None
     bundle = Bundle.open(folder / "models" / "m" / "1")
-    assert {cam.method for cam in bundle.manifest.cams} == {"gradcam", "hirescam", "layercam"}
+    closed = ["cam"] if kind == "normalised" else []
+    methods = [cam.method for cam in bundle.manifest.cams]
+    assert methods == [*closed, "gradcam", "hirescam", "layercam"]
     assert bundle.manifest.assumptions["network"].startswith("run in torch; its outputs differ")
     layers = [feature.layer for feature in bundle.manifest.features]
     assert layers == ["/last/last_1/Relu"] if kind == "flattened" else layers

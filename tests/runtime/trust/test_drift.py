@@ -36,7 +36,7 @@ def calibrated(scores: Scores = "softmax") -> Trust:
 def watch(trust: Trust, logits: NDArray[np.float32], scores: Scores = "softmax") -> DriftWatch:
     watching = DriftWatch(Assessor(trust, Policy(), scores), trust.drift, scores)
     for each in logits:
-        watching.observe(each)
+        watching.observe(each[np.newaxis])
     return watching
 
 
@@ -62,16 +62,27 @@ def test_the_last_answers_count_and_too_few_say_nothing() -> None:
     trust = calibrated()
     watching = watch(trust, logits_of(drift.LEAST - 1, 6.0))
     assert watching.indices() == {}
-    watching.observe(logits_of(1, 6.0)[0])
+    watching.observe(logits_of(1, 6.0))
     assert watching.indices()["entropy"] > 0.2
-    for each in logits_of(drift.WINDOW, seed=4):
-        watching.observe(each)
+    watching.observe(logits_of(drift.WINDOW, seed=4))
     assert max(watching.indices().values()) < 0.1
 
 
 def test_not_every_answer_of_a_burst_is_looked_at() -> None:
     watching = watch(calibrated(), logits_of(2 * drift.LEAST))
     assert len(watching._bins) < drift.LEAST / 2
+
+
+def test_of_many_answers_at_once_those_of_a_second_are_looked_at_over_all_of_them() -> None:
+    # The second half is surer, so that a look at the first half alone would not show it.
+    logits = np.concatenate([logits_of(500), logits_of(500, 30.0)])
+    trust = calibrated()
+    watching = watch(trust, logits[:0])
+    watching.observe(logits)
+    assert len(watching._bins) == drift.SAMPLES_A_SECOND
+    sure = measure(Assessor(trust, Policy(), "softmax"), logits[-1:], "softmax")["entropy"]
+    last = np.searchsorted(trust.drift["entropy"].edges, sure)[0]
+    assert [bins[list(trust.drift).index("entropy")] for bins in watching._bins][-1] == last
 
 
 def test_the_index_is_that_by_hand() -> None:

@@ -63,8 +63,9 @@ async def test_pictures_that_are_other_than_before_raise_the_index(
     same = indices_of(metrics, repository, "colours")
     assert same.keys() == FIGURES
     assert max(same.values()) < 0.2
-    black = np.zeros((1, *size), np.uint8)
-    for _ in range(drift.WINDOW):
+    # Of a request with several pictures each counts.
+    black = np.zeros((8, *size), np.uint8)
+    for _ in range(drift.WINDOW // len(black)):
         await engine.infer(GraphRequest(images=black, model="colours"))
     assert max(indices_of(metrics, repository, "colours").values()) > 1
     # The version before it was not calibrated, and has nothing to be compared with.

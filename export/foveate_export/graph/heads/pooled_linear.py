@@ -10,19 +10,17 @@ Discriminative Localization" (CVPR 2016), takes the mean off:
     CAM[c, i, j] = sum_k W[c, k] A[k, i, j]
 
 so that mean(CAM[c]) + b[c] = z[c]. The gradient is the same at every cell,
-dz[c] / dA[k, i, j] = W[c, k] / (h w), which leaves of the methods of
-`foveate_export.proof.reference`
-
-    Grad-CAM  = ReLU(CAM) / (h w)
-    HiResCAM  = CAM / (h w)
-    LayerCAM  = ReLU(sum_k ReLU(W[c, k]) A[k]) / (h w)
+dz[c] / dA[k, i, j] = W[c, k] / (h w); `foveate_export.anatomy.pooled` has the maps
+that follow.
 """
 
+from functools import partial
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from foveate_export.anatomy import pooled
 from foveate_export.anatomy.recording import Map, Recording
 from foveate_export.errors import UnsupportedHeadError
 from foveate_export.graph.forward import Forward
@@ -46,11 +44,11 @@ _EVEN = 1e-3
 class PooledLinear(Head):
     """A mean over space and a linear layer, or a 1x1 convolution in its place."""
 
-    description = "average pooling, one linear layer"
+    description = pooled.DESCRIPTION
 
     def __init__(self, module: nn.Module, target: Target, weight: str) -> None:
         self.module = module
-        self.targets = dict.fromkeys(("cam", "gradcam", "hirescam", "layercam"), target)
+        self.targets = dict.fromkeys(pooled.METHODS, target)
         self._activations = target.tap
         self._weight = weight
 
@@ -63,8 +61,7 @@ class PooledLinear(Head):
             raise UnsupportedHeadError(
                 f"the layer that returns the logits, {last.path!r}, takes a map and not its mean"
             )
-        pooled = last.input.reshape(images, -1)
-        found = find_pooled(recording, pooled)
+        found = find_pooled(recording, last.input.reshape(images, -1))
         if found is None:
             raise UnsupportedHeadError(
                 f"the input of the layer that returns the logits, {last.path!r}, "
@@ -87,12 +84,8 @@ def by_gradient(rows: Tensor, activations: Tensor) -> dict[str, Tensor]:
         activations: [N, C, h, w].
     """
     cells = activations.shape[2] * activations.shape[3]
-    mean = weigh(rows, activations) / cells
-    return {
-        "gradcam": mean.relu(),
-        "hirescam": mean,
-        "layercam": weigh(rows.relu(), activations).relu() / cells,
-    }
+    weigh_by = partial(weigh, activations=activations)
+    return pooled.by_gradient(rows, weigh_by(rows), weigh_by, torch.relu, lambda maps: maps / cells)
 
 
 def weigh(rows: Tensor, activations: Tensor) -> Tensor:
@@ -110,12 +103,12 @@ def find_pooled(recording: Recording, mean: Tensor) -> Map | None:
     """
     fitting = [found for found in recording.maps if has_mean(mean, found.tensor)]
     by_tap = gradients(recording, [found.tap for found in fitting]) if fitting else {}
-    pooled = {
+    even = {
         id(found.tensor)
         for found in fitting
         if (gradient := by_tap[found.tap]) is None or _is_even(found.tap.layout.to_nchw(gradient))
     }
-    return find_map(recording, lambda tensor: id(tensor) in pooled)
+    return find_map(recording, lambda tensor: id(tensor) in even)
 
 
 def _is_even(gradient: Tensor) -> bool:

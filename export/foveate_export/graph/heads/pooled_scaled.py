@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from foveate_export.anatomy.calls import Call
+from foveate_export.anatomy.pooled import METHODS
 from foveate_export.anatomy.recording import Map, Recording
 from foveate_export.errors import UnsupportedHeadError
 from foveate_export.graph.forward import Forward
@@ -62,7 +63,7 @@ class PooledScaled(Head):
 
     def __init__(self, module: nn.Module, target: Target, held: Held, linear: str) -> None:
         self.module = module
-        self.targets = dict.fromkeys(("cam", "gradcam", "hirescam", "layercam"), target)
+        self.targets = dict.fromkeys(METHODS, target)
         self.held = held
         self.description = f"average pooling, {_WORDS[held.kind]}"
         self._activations = target.tap

@@ -36,7 +36,8 @@ _GRACE_SECONDS = 0.005
 """The wait after a deadline: a handler that checks its deadline gives a better message."""
 
 STALL_SECONDS = 15.0
-"""Between two checks of an incomplete message: its bytes count against `max_request_bytes`."""
+"""The seconds between two checks whether an incomplete message has grown: its bytes count
+against `max_request_bytes`."""
 
 _MESSAGE_BYTES = 256
 """The memory of a message beside its bytes."""
@@ -46,13 +47,13 @@ _HEAD = b"\x88" + headers.write([("content-type", "application/grpc")])
 _OK = headers.write([("grpc-status", "0")])
 _OVER = MessageError(grpc.StatusCode.CANCELLED, "the call has ended")
 _ENOUGH = MessageError(grpc.StatusCode.INTERNAL, "the method takes one message")
-# Percent-encoded in grpc-message is what is no printable ASCII, and the percent sign.
+# grpc-message encodes the percent sign, and all but printable ASCII, by percent signs.
 _PRINTABLE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 
 
 @dataclass(kw_only=True, slots=True)
 class Budget:
-    """The bytes of messages that no handler has taken yet, in all calls together."""
+    """The bytes of the messages, of all calls together, that no handler has read yet."""
 
     limit: int
     held: int = 0
@@ -136,7 +137,7 @@ class Call(Stream):
             return
         size = len(data)
         if self._messages:
-            # A handler that reads slowly gets one window of bytes.
+            # Of a handler that reads slowly, at most one window of bytes is held.
             self._deferred += size
         else:
             self.connection.credit(self, size)
@@ -272,7 +273,7 @@ class Call(Stream):
                 self._context.set_status(grpc.StatusCode.INTERNAL, "the request is missing")
                 return
             self._refuse_more(_ENOUGH)
-            # Any buffer will do for what deserialises.
+            # What deserialises takes any buffer.
             request = bytes(message) if deserialize is None else deserialize(cast("bytes", message))
         if handler.response_streaming and inspect.isasyncgenfunction(behaviour):
             async with aclosing(behaviour(request, self._context)) as responses:

@@ -1,6 +1,6 @@
 """grpc.channelz.v1: the server and its connections, as they are (gRFC A14).
 
-It has one server and no channels: what the process asks of others is not shown.
+It has one server and no channels: calls that the process itself makes are not shown.
 """
 
 import ipaddress

@@ -41,7 +41,7 @@ GOAWAY_SECONDS = 1.0
 """The time that a client has to answer the first GOAWAY; the second names the last stream."""
 
 MOST_WAITING = 16 << 20
-"""Bytes of unsent answers, above which the client's new streams are refused."""
+"""The unsent bytes of answers above which new streams of the client are refused."""
 
 _KEEPALIVE = b"keepaliv"
 MOST_RESETS = 1000
@@ -52,9 +52,9 @@ MOST_PINGS = 5000
 PINGS_A_SECOND = 100.0
 """PINGs that a client may send at one time, and how many more in each second (CVE-2019-9512)."""
 _MOST_EMPTY = 10_000
-"""The limit of frames without content between two new streams; padding needs fewer."""
+"""The most frames without content between two new streams. Padding does not need so many."""
 _KEPT_ENDS = 1024
-"""The number of ended streams that are kept: their frames may arrive after the end."""
+"""The most ended streams whose numbers are kept: their frames may arrive after the end."""
 
 _OUR_SETTINGS = {
     Setting.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
@@ -183,7 +183,7 @@ class Connection(asyncio.BufferedProtocol):
     # Methods that streams call.
 
     def credit(self, stream: Stream, size: int) -> None:
-        """Credit a stream with so many bytes, and send WINDOW_UPDATE when half a window is due."""
+        """Allow the client `size` more bytes; half a window of them makes one WINDOW_UPDATE."""
         stream.owed += size
         if stream.owed >= STREAM_WINDOW // 2 and not (stream.ended_by_client or stream.closed):
             stream.receive_window += stream.owed
@@ -386,10 +386,10 @@ class Connection(asyncio.BufferedProtocol):
             self._drop(stream)
 
     def _count_reset(self) -> None:
-        """Count a stream that is reset before its answer: that costs the server more.
+        """Count a stream that is reset before its answer: the server has worked for nothing.
 
-        It makes no difference whether the client resets it, or sends what the server must
-        reset it for (CVE-2025-8671).
+        A client may reset it, or break the protocol so that the server must reset it
+        (CVE-2025-8671). Both count.
         """
         if self._resets.add(self._loop.time(), RESETS_A_SECOND) > MOST_RESETS:
             raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "too many streams are reset")

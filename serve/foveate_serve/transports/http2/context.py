@@ -106,7 +106,7 @@ class Context(grpc.aio.ServicerContext[Any, Any]):
         return self._details
 
     def add_done_callback(self, callback: Callable[[Any], None]) -> None:
-        """Have a function called when the call has ended."""
+        """Call a function when the call has ended."""
         self._callbacks.append(callback)
 
     def cancelled(self) -> bool:

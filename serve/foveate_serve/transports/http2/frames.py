@@ -10,7 +10,7 @@ LARGEST_STREAM = 2**31 - 1
 DEFAULT_WINDOW = 65_535
 DEFAULT_FRAME_BYTES = 16_384
 FRAME_BYTES = 1 << 20
-"""The largest frame of DATA that is sent or taken: one for most pictures."""
+"""The largest frame of DATA that is sent or accepted: most pictures fit into one."""
 LARGEST_FRAME_BYTES = 2**24 - 1
 DEFAULT_TABLE_BYTES = 4096
 
@@ -20,7 +20,7 @@ PAIR = Struct(">II")
 _HEADER = Struct(">HBBBI")
 
 
-# Plain numbers, as those of an enum take several times as long to look at.
+# Plain numbers: to compare with a member of an enum takes several times as long.
 
 
 class Kind:
@@ -95,7 +95,7 @@ class StreamError(Exception):
 
 
 def head(kind: int, flags: int, stream: int, size: int) -> bytes:
-    """Return the nine bytes before a payload of so many."""
+    """Return the nine bytes before a payload of `size` bytes."""
     return _HEADER.pack(size >> 8, size & 0xFF, kind, flags, stream)
 
 
@@ -106,7 +106,7 @@ def settings(values: dict[Setting, int]) -> bytes:
 
 
 def window_update(stream: int, size: int) -> bytes:
-    """Return a frame that lets the peer send so many bytes more."""
+    """Return a frame that lets the peer send `size` more bytes."""
     return head(Kind.WINDOW_UPDATE, 0, stream, 4) + NUMBER.pack(size)
 
 

@@ -18,13 +18,13 @@ logging.getLogger("hpack").setLevel(logging.WARNING)
 Metadata: TypeAlias = tuple[tuple[str, str | bytes], ...]
 
 MAX_LIST_BYTES = 32 << 10
-"""Of a call's headers, counted as in RFC 9113, section 6.5.2."""
+"""The limit of a call's headers, counted as in RFC 9113, section 6.5.2."""
 
 _KEPT_BLOCKS = 64
 _KEPT_BYTES = 2 * MAX_LIST_BYTES
-"""Of the headers in these blocks, which may be many times as long as the blocks."""
+"""The limit of the headers in these blocks: they may be many times as long as the blocks."""
 _MOST_JOINED = 64
-"""Values of binary metadata that are joined by commas, in the headers of one call."""
+"""The most values of binary metadata, joined by commas, in the headers of one call."""
 _NAME = re.compile(rb":?[!#$%&'*+\-.^_`|~0-9a-z]+")
 _METADATA_KEY = re.compile(r"[0-9a-z_.-]+")
 _METADATA_VALUE = re.compile(r"[ -~]*")
@@ -59,9 +59,9 @@ class Head:
 class HeadReader:
     """Reads the header blocks of one connection, in their order.
 
-    A client's calls look alike, and after the first few their blocks add nothing
-    to the connection's table any more: as long as no other block does, the same
-    bytes mean the same.
+    The calls of a client have similar headers, and after the first few their blocks do
+    not change the connection's table. While it does not change, equal blocks hold equal
+    headers. Such a block is decoded once.
     """
 
     def __init__(self) -> None:
@@ -170,7 +170,7 @@ def _to_head(fields: Iterable[tuple[bytes, bytes]]) -> Head:
             known[name] = value
         else:
             if name.endswith(b"-bin"):
-                # A byte may stand for a header of the table, whose values are decoded each.
+                # One byte may stand for a header in the table, and each of its values is decoded.
                 joined += value.count(b",")
                 if joined > _MOST_JOINED:
                     raise _malformed("binary metadata has too many values")

@@ -14,8 +14,8 @@ JITTER = 0.1
 class Lifetime:
     """The timers of one connection, which run until `stop`.
 
-    A call does not touch them. When a timer is due, it compares the times that the
-    connection keeps, and waits for the rest.
+    Calls do not set them anew. A timer that is due reads the times that the connection
+    keeps, and waits for what is left.
     """
 
     def __init__(self, connection: Connection, settings: TransportSettings) -> None:

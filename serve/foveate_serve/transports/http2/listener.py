@@ -12,13 +12,13 @@ from foveate_serve.transports.http2.places import Place, Places
 BACKLOG = 1024
 
 TLS_SECONDS = 20.0
-"""What a client gets for the handshake of TLS."""
+"""The time in which a client must finish the handshake of TLS."""
 
 _AT_ONCE = 64
-"""Connections that are accepted in one round of the event loop, so that others have their turn."""
+"""The most connections that are accepted in one round of the event loop."""
 
 _PAUSE_SECONDS = 0.1
-"""After which a connection is accepted again, once the process had no file for one."""
+"""The time for which no connection is accepted after the process had no file for one."""
 
 _FULL = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 

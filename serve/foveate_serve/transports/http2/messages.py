@@ -10,7 +10,7 @@ PREFIX = Struct(">BI")
 
 _WINDOW_BITS: Mapping[str, int] = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 _AT_ONCE = 64 << 10
-"""Compressed bytes that are inflated on the event loop; larger messages may block it too long."""
+"""The most bytes that a message is inflated to on the event loop: more would block it too long."""
 ENCODINGS = ("identity", "deflate", "gzip")
 """The encodings of a client's messages."""
 
@@ -114,7 +114,7 @@ class Message:
         return data
 
     def _inflated(self, limit: int) -> tuple[bytes, bool]:
-        """Return as many bytes, or one more, and whether the message ends there."""
+        """Return at most `limit` + 1 of the bytes, and whether the message ends there."""
         inflate = zlib.decompressobj(_WINDOW_BITS[self.encoding])
         try:
             return inflate.decompress(self.body, limit + 1), inflate.eof
@@ -125,7 +125,7 @@ class Message:
 
 
 def too_large(size: int | None, limit: int) -> MessageError:
-    """Return the error of a message of so many bytes, or of an unknown number after inflating."""
+    """Return the error of a message of `size` bytes; None is more than `limit` after inflating."""
     # In the words of gRPC's own servers, by which clients tell this from an overload.
     found = f"more than {limit}" if size is None else str(size)
     return MessageError(

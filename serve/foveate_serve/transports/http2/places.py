@@ -8,10 +8,10 @@ if TYPE_CHECKING:
     from foveate_serve.transports.http2.connection import Connection
 
 IDLE_SECONDS = 1.0
-"""A connection without a call for so long may be closed to make room; its client opens another."""
+"""The seconds without a call after which a connection may be closed to make room."""
 
 _LOOKED_AT = 64
-"""Connections that are looked at for one that is idle: a newcomer must not cost more."""
+"""The most connections among which an idle one is searched: a new one must not cost more."""
 
 _IPV6_NETWORK = 64
 """The bits of an IPv6 address that tell clients apart: a host has all addresses below them."""
@@ -59,7 +59,7 @@ class Places:
         return place
 
     def forget(self, place: Place) -> None:
-        """Take a place as free."""
+        """Free a place; where it is free already, do nothing."""
         held = self._held.get(place.client, {})
         if place in held:
             del held[place]
@@ -79,7 +79,7 @@ class Places:
                 self.forget(place)
                 connection.abort()
                 return True
-            # So that the next newcomer finds others.
+            # The next search begins with the others.
             del held[place]
             held[place] = None
         return False

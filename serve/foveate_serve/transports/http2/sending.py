@@ -21,7 +21,7 @@ from foveate_serve.transports.http2.stream import Stream
 _MOST_REPLIES = 1 << 20
 """The limit of unsent answers to a client's PINGs and SETTINGS, in bytes."""
 _MOST_UNSENT = 1 << 20
-"""The most bytes of answers that are written at one time, whatever the client's windows allow."""
+"""The most bytes that are written at one time, however large the client's windows are."""
 
 _DROP_TABLE = b"\x20"
 """Sets the size of the dynamic table to 0 (RFC 7541, section 6.3); our blocks never use it."""
@@ -30,8 +30,8 @@ _DROP_TABLE = b"\x20"
 class Sender:
     """Writes frames together, and holds back the bytes that exceed the client's windows.
 
-    What is sent on one round of the event loop leaves in one write. `finished`
-    is called with a stream whose last frame is on its way.
+    All frames of one round of the event loop are written at once. `finished` is called
+    with a stream after its last frame.
     """
 
     def __init__(self, finished: Callable[[Stream], None]) -> None:
@@ -74,7 +74,7 @@ class Sender:
             self._pump(stream)
 
     def answer(self, stream: Stream, head: bytes, data: bytes, trailers: bytes) -> None:
-        """Send header block, bytes and the block that ends the stream, all at one time."""
+        """Send a header block, bytes, and the block that ends the stream."""
         size, number = len(data), stream.number
         if stream.closed:
             return

@@ -77,7 +77,7 @@ class Http2Transport(Services):
             )
             self._listen_on(every, context)
             return int(every.getsockname()[1])
-        # A name may stand for several addresses, which are to have one port.
+        # A name may stand for several addresses: all of them get one port.
         places = await loop.getaddrinfo(
             host, number, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
@@ -92,7 +92,7 @@ class Http2Transport(Services):
             self._listen_on(one, context)
             number = one.getsockname()[1]
         for problem in problems:
-            # An address that this machine has not is left out, unless there is no other.
+            # An address that is not this machine's is left out, unless there is no other.
             if problem.errno == errno.EADDRINUSE or len(problems) == len(addresses):
                 self._close_listeners()
                 raise problem

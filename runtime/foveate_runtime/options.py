@@ -1,0 +1,103 @@
+"""Options of subcommands: frozen dataclasses whose fields say what the command line takes.
+
+`foveate_client.commands._options` has the same for the client, as neither distribution
+needs the other.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+OptionsT = TypeVar("OptionsT")
+
+
+def option(text: str, *, group: str | None = None, **more: Any) -> Any:
+    """Return a field that is the option of its name.
+
+    Args:
+        text: the help.
+        group: the title that it stands below in the help.
+        more: what `argparse.ArgumentParser.add_argument` takes, as far as the field's type
+            does not say it: of a bool that it takes no value, of a tuple that it may be
+            repeated, of a Literal its choices, of None that it may be missing.
+    """
+    return field(metadata={"positional": False, "group": group, "more": {"help": text, **more}})
+
+
+def argument(text: str, **more: Any) -> Any:
+    """Return a field that is an argument by position; it takes what `option` takes."""
+    return field(metadata={"positional": True, "group": None, "more": {"help": text, **more}})
+
+
+def parser_of(
+    options: type[OptionsT], *, prog: str, description: str, epilog: str
+) -> argparse.ArgumentParser:
+    """Return the parser of a dataclass whose fields are made by `option` and `argument`.
+
+    Args:
+        options: the dataclass.
+        prog: the command, as typed.
+        description: what it does, above the options in the help.
+        epilog: an example, below them.
+    """
+    parser = argparse.ArgumentParser(prog=prog, description=description, epilog=epilog)
+    places: dict[str | None, argparse._ActionsContainer] = {None: parser}
+    hints = get_type_hints(options)
+    for each in fields(options):  # type: ignore[arg-type]  # a dataclass, by its contract
+        positional, group = each.metadata["positional"], each.metadata["group"]
+        if group not in places:
+            places[group] = parser.add_argument_group(group)
+        flag = each.name if positional else f"--{each.name.replace('_', '-')}"
+        found = _settings(hints[each.name], each.metadata["more"], positional=positional)
+        places[group].add_argument(flag, **found)
+    return parser
+
+
+def _settings(hint: Any, more: Mapping[str, Any], *, positional: bool) -> dict[str, Any]:
+    """Return what `add_argument` takes for a field of this type, beside or instead of `more`."""
+    kinds = get_args(hint)
+    optional = NoneType in kinds
+    kind = next(each for each in kinds if each is not NoneType) if optional else hint
+    if kind is bool:
+        return {"action": "store_true", **more}
+    found: dict[str, Any] = {}
+    several = get_origin(kind) is tuple
+    if get_origin(kind) is Literal:
+        found["choices"] = get_args(kind)
+    elif not several and kind is not str:
+        found["type"] = kind
+    if several and "type" not in more:
+        found["type"] = get_args(kind)[0]
+        found.update({"nargs": "+"} if positional else {"action": "append", "default": []})
+    elif several and not optional:
+        found["default"] = ()
+    elif positional and (optional or "default" in more):
+        found["nargs"] = "?"
+    elif not (positional or optional or "default" in more):
+        found["required"] = True
+    return {**found, **more}
+
+
+def parse(
+    parser: argparse.ArgumentParser, options: type[OptionsT], arguments: Sequence[str]
+) -> OptionsT:
+    """Parse the arguments into `options`, whose parser `parser_of` made.
+
+    What an argument collects in a list becomes a tuple.
+    """
+    return options(
+        **{
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in vars(parser.parse_args(arguments)).items()
+        }
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleOptions:
+    """The bundle that a command takes."""
+
+    bundle: Path = argument("its folder, <repository>/<model>/<version>", metavar="BUNDLE")
