@@ -68,6 +68,7 @@ class Options(TargetOptions):
     scores: Scores | None
     layers: tuple[str, ...] | None
     cam_layer: str | None
+    no_cams: bool
     list_layers: bool
     variants: tuple[str, ...]
     calibration: str | None
@@ -144,6 +145,9 @@ def _parser() -> argparse.ArgumentParser:
         help="the layer whose activations Grad-CAM, HiResCAM and LayerCAM weigh; default: the last",
     )
     parser.add_argument(
+        "--no-cams", action="store_true", help="leave class activation maps out of the graph"
+    )
+    parser.add_argument(
         "--list-layers",
         action="store_true",
         help="list the layers that --layers and --cam-layer may name",
@@ -212,6 +216,8 @@ def _run(options: Options) -> int:
     place = None if options.list_layers else place_of(options.repository, options.name)
     if place is not None:
         check_variants(options.variants, calibrated=options.calibration is not None)
+    if options.no_cams and options.cam_layer is not None:
+        raise UsageError("--cam-layer chooses the maps that --no-cams leaves out")
     if options.coverage and not options.data:
         raise UsageError("--coverage needs --data, labelled pictures to calibrate on")
     if not options.tensorrt and (
@@ -254,6 +260,7 @@ def _run(options: Options) -> int:
         version=options.version,
         layers=options.layers,
         cam_layer=options.cam_layer,
+        cams=not options.no_cams,
         pictures=pictures,
         ending=ending,
         variants=options.variants,

@@ -16,7 +16,7 @@ from foveate_export.existing import Existing, export_existing, open_existing
 from foveate_export.input_files import read_input_spec, read_labels, repeated
 from foveate_export.pictures import Pictures, from_folder, shipped
 from foveate_export.progress import Stage
-from foveate_export.publish.bundle import Exported
+from foveate_export.publish.bundle import NO_CAMS, Exported
 from foveate_runtime.bundle.manifest import Scores
 from foveate_runtime.console import DONE, Stages, names, parse, positive, warn
 
@@ -49,6 +49,7 @@ class Options:
     logits: str | None
     scores: Scores | None
     layers: tuple[str, ...] | None
+    no_cams: bool
     list_layers: bool
     parity_data: Path | None
     json: bool
@@ -128,6 +129,9 @@ def _parser() -> argparse.ArgumentParser:
         help="the nodes to return feature maps of; default: the last one of each size",
     )
     parser.add_argument(
+        "--no-cams", action="store_true", help="leave class activation maps out of the graph"
+    )
+    parser.add_argument(
         "--list-layers", action="store_true", help="list the nodes that --layers may name"
     )
     parser.add_argument(
@@ -168,7 +172,9 @@ def _run(options: Options) -> int:
         raise UsageError("--labels names the classes, which this ONNX file does not")
     where = Where(*place, options.version, options.layers)
     exported = None
-    if source.head is None:
+    if options.no_cams:
+        source = replace(source, head=None, note=NO_CAMS)
+    elif source.head is None:
         exported, why = differentiated(
             source, labels, pictures, scores=options.scores, where=where, stage=stages
         )

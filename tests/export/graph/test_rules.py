@@ -312,6 +312,25 @@ def test_an_operator_without_a_rule_is_taken_apart(name: str, decomposed) -> Non
     check(*decomposed[name])
 
 
+def test_a_network_of_known_operators_is_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds = []
+    run_decompositions = torch.export.ExportedProgram.run_decompositions
+
+    def counted(program, table):
+        rounds.append(table)
+        return run_decompositions(program, table)
+
+    monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", counted)
+    # The number of pictures, on the way to a view, is no operator for a gradient to pass.
+    layer = Layer(lambda _, x: x.relu().view(x.shape[0], -1))
+    module = nn.Sequential(nn.Identity(), layer, nn.Linear(CHANNELS * HEIGHT * WIDTH, 3)).eval()
+    start = [Tap("0")]
+    traced = trace(module, random(PICTURES, CHANNELS, HEIGHT, WIDTH), start, start)
+    sizes = [node for node in traced._graph.graph.nodes if "sym_size" in operator_name(node)]
+    assert sizes
+    assert rounds == [{}]
+
+
 def test_every_rule_is_tried(gradients) -> None:
     graph = gradients["relu"][0].func.__self__.graph
     tried = {operator_name(node) for node in graph.nodes if node.op == "call_function"}
