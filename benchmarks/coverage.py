@@ -9,7 +9,8 @@ torch and its autograd through ONNX Runtime, and examined by a test of location 
 one corner of photographs is painted over, and in every exported layer's map the corner that
 changes most has to be that one. Each family is a process of its own with limits of
 processor time and memory. Families that the results have are passed over, so that an
-interrupted run goes on where it stopped; those that are named, by a part of their name, are
+interrupted run goes on where it stopped, and the networks of the fewest operations come
+first; those that are named, by a part of their name, are
 done again. The page alone is written by `python -m benchmarks.coverage_page`.
 """
 
@@ -102,7 +103,10 @@ FIRST: Mapping[str, str] = {
 
 
 def families() -> dict[str, str]:
-    """Return a network, with arguments, of every family: those of `FIRST` first."""
+    """Return a network, with arguments, of every family: those of `FIRST` first.
+
+    A module whose smallest network stands in `FIRST` is no family again.
+    """
     sizes = {row["name"].partition(".")[0]: row["parameters"] for row in available()}
 
     def smallest(source: str, networks: Sequence[str]) -> str | None:
@@ -112,7 +116,7 @@ def families() -> dict[str, str]:
     found = dict(FIRST)
     for module in timm.list_modules():
         network = smallest("timm", timm.list_models(module=module))
-        if network:
+        if network and network not in FIRST.values():
             found[f"timm {module}"] = network
     builders: dict[str, list[str]] = {}
     for network in models.list_models(module=models):
@@ -123,6 +127,11 @@ def families() -> dict[str, str]:
         if network:
             found[f"torchvision {module}"] = network
     return found
+
+
+def operations() -> dict[str, int]:
+    """Return what one picture costs each network that a library has, by its name."""
+    return {row["name"].partition(".")[0]: row["operations"] for row in available()}
 
 
 def build(name: str, smaller: Mapping[str, Any] | None = None) -> Classifier:
@@ -320,6 +329,8 @@ def main() -> None:
     rows = json.loads(RESULTS.read_text("utf-8"))["families"] if RESULTS.exists() else {}
     named = [name for name in known if any(word in name for word in options.families)]
     wanted = named if options.families else [name for name in known if name not in rows]
+    costs = operations()
+    wanted.sort(key=lambda name: costs.get(known[name].partition(" ")[0], 0))
     with ThreadPoolExecutor(options.jobs) as pool:
         pending = {
             pool.submit(in_a_process, known[name], options.seconds, options.gibibytes): name

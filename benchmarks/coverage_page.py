@@ -104,7 +104,7 @@ def _remarks(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
         f"- {name}{text.format(row[key])}"
         for key, text in kinds
         for name, row in rows.items()
-        if row.get(key)
+        if row.get(key) and not row.get("methods")
     ]
     remarks += [
         f"- {name}: the test of location fails in {', '.join(row['misplaced'])}"
@@ -116,7 +116,16 @@ def _remarks(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
         for name, row in rows.items()
         if row.get("silent")
     ]
-    return ["Missing:\n\n" + "\n".join(remarks) + "\n"] if remarks else []
+    without: dict[str, list[str]] = {}
+    for name, row in rows.items():
+        if row.get("note") and row["methods"]:
+            without.setdefault(row["note"], []).append(name)
+    notes = [f"- {note}: {'; '.join(names)}" for note, names in without.items()]
+    return [
+        f"{heading}:\n\n" + "\n".join(lines) + "\n"
+        for heading, lines in (("Missing", remarks), ("Said at the export", notes))
+        if lines
+    ]
 
 
 def main() -> None:

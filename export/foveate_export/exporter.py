@@ -35,6 +35,7 @@ from foveate_export.proof.comparison import accepted
 from foveate_export.proof.reference import answer
 from foveate_export.publish import bundle
 from foveate_export.publish.bundle import (
+    NO_CAMS,
     Exported,
     check_name,
     feature_outputs,
@@ -90,13 +91,14 @@ class Anatomy:
     left_out: Mapping[str, str]
 
 
-def examine(classifier: Classifier, cam_layer: str | None = None) -> Anatomy:
+def examine(classifier: Classifier, cam_layer: str | None = None, *, cams: bool = True) -> Anatomy:
     """Run the classifier on noise and find its head and its layers.
 
     Args:
         classifier: what to look into.
         cam_layer: the layer whose activations the maps are to weigh; None for
             the last one, and for no maps where the head has none there.
+        cams: whether to look for a head at all.
 
     Raises:
         UnknownLayerError: no layer is called `cam_layer`.
@@ -114,6 +116,8 @@ def examine(classifier: Classifier, cam_layer: str | None = None) -> Anatomy:
         raise ExportError(
             f"{classifier.name} returns {shape} for 2 pictures and {len(classifier.labels)} labels"
         )
+    if not cams:
+        return Anatomy(None, NO_CAMS, feature_layers(recording), recording.left_out)
     try:
         head: Head | None = _checked(classifier, find_head(recording, cam_layer))
         note = head.note if head else None
@@ -165,6 +169,7 @@ def export(
     version: int | None = None,
     layers: Sequence[str] | None = None,
     cam_layer: str | None = None,
+    cams: bool = True,
     variants: Sequence[str] = (FP32,),
     calibration: Calibration | None = None,
     labelled: Labelled | None = None,
@@ -189,6 +194,7 @@ def export(
         layers: the feature maps to offer; None for the stage ends.
         cam_layer: the layer whose activations Grad-CAM and its kin weigh; None
             for the last one.
+        cams: whether the graph returns class activation maps, where it can.
         variants: the precisions to write, the one to serve by default first.
         calibration: the pictures that int8 is calibrated on.
         labelled: pictures to measure the accuracy on, and to calibrate on.
@@ -224,7 +230,7 @@ def export(
         require_probabilities(ending.scores, table=False)
         check_enough(len(labelled), coverages, ending.scores)
     with stage("finding the head and the layers"):
-        anatomy = anatomy or examine(classifier, cam_layer)
+        anatomy = anatomy or examine(classifier, cam_layer, cams=cams)
         chosen = select_layers(layers, classifier.module, anatomy.layers, anatomy.left_out)
     taps = taps_of(chosen)
     with publishing.staging(repository, name) as folder:

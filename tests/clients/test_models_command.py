@@ -93,6 +93,24 @@ def test_what_was_assumed_is_shown(server, run, monkeypatch):
     assert described["assumptions"] == {"scores": "sigmoid, taken off the end of the network"}
 
 
+def test_a_model_without_maps_shows_why_and_no_empty_table(server, run):
+    _, out, _ = run("pets")
+    assert "cam method" in out
+    del server.service.model.cam_methods[:]
+    server.service.model.assumptions["cams"] = "no class activation maps: sort has no rule"
+    _, out, _ = run("pets")
+    assert "no class activation maps: sort has no rule" in out
+    assert "cam method" not in out
+
+
+def test_a_repository_that_is_not_there_is_named(capsys, tmp_path):
+    pytest.importorskip("foveate_serve")
+    missing = tmp_path / "models"
+    assert command.main(["pets", "--repository", str(missing)]) == 1
+    said = capsys.readouterr()
+    assert said.err == f"foveate models: cannot read {missing}: No such file or directory\n"
+
+
 @pytest.mark.parametrize(
     ("fields", "told"),
     [

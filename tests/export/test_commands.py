@@ -7,6 +7,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
+import onnx
 import pytest
 import skimage
 from numpy.typing import NDArray
@@ -153,6 +154,19 @@ def test_what_is_no_layer_is_counted_and_named(
     ) in capsys.readouterr().err
 
 
+def test_maps_can_be_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = ["--repository", str(tmp_path), "--name", "bare"]
+    network = ["foveate:lenet5", "--weights", "random:0"]
+    assert export_command.main([*network, "--no-cams", *where, "--json"]) == 0
+    bundle = Bundle.open(Path(json.loads(capsys.readouterr().out)["path"]))
+    assert bundle.manifest.cams == ()
+    assert bundle.manifest.features
+    assert bundle.manifest.assumptions["cams"].endswith("exported with --no-cams")
+    graph = onnx.load(bundle.path / "model.onnx").graph
+    assert not [value.name for value in graph.output if value.name.startswith("cam.")]
+    assert [value.name for value in graph.input] == ["image"]
+
+
 @pytest.fixture
 def empty_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Go to a folder that holds nothing but an empty checkpoint's folder."""
@@ -176,6 +190,7 @@ WHERE = ["--repository", "models", "--name", "digits"]
         ),
         (["foveate:convnet4", *WHERE, "--layers", "layer9"], 2, "'layer9' gives no feature map"),
         (["foveate:convnet4", *WHERE, "--cam-layer", "fc"], 2, "'fc' gives no feature map"),
+        (["foveate:convnet4", *WHERE, "--no-cams", "--cam-layer", "layer4"], 2, "--no-cams leaves"),
         (["foveate:convnet9", *WHERE], 2, "foveate:convnet4"),
         (["foveate:convnet4", *WHERE, "--argument", "poole=1"], 2, "'poole'"),
         (["foveate:convnet4", "--repository", "m", "--name", "a/b"], 2, "name 'a/b'"),

@@ -28,11 +28,15 @@ def test_what_is_missing_is_said() -> None:
         "third": {"network": "timm:none", "refused": "too large"},
         "fourth": {"network": "timm:none", "failed": "too slow"},
         "fifth": row | {"silent": ["cam"]},
+        "sixth": row | {"note": "no rollout"},
+        "seventh": row | {"note": "no rollout"},
     }
     text = page(report)
     assert "- first: the test of location fails in stem" in text
     assert "- second: no maps" in text
     assert "- fifth: the maps by cam are zero, and nothing was compared" in text
-    assert "- The maps of 1 lie within" in text
+    assert "- no rollout: sixth; seventh\n" in text
+    assert "sixth: no rollout" not in text
+    assert "- The maps of 3 lie within" in text
     assert "- third is not exported: too large" in text
     assert "- fourth was not measured: too slow" in text

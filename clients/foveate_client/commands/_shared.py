@@ -45,17 +45,17 @@ def client_maker(options: SourceOptions) -> Callable[[], Client]:
     Raises FoveateError, as making one does.
     """
     if options.repository is not None:
-        return partial(
-            Client.local,
-            options.repository,
-            timeout=options.timeout,
-            require_signature=options.require_signature,
-        )
+        return partial(_open, options.repository, options.timeout, options.require_signature)
     if options.address is None:
         raise FoveateError("neither --address nor --repository is given")
     with _connection_errors():
         connection = connection_options(options)
     return partial(_connect, options.address, options.timeout, connection)
+
+
+def _open(repository: str, timeout: float, keys: Path | None) -> Client:
+    with _connection_errors():
+        return Client.local(repository, timeout=timeout, require_signature=keys)
 
 
 def _connect(address: str, timeout: float, connection: ConnectionOptions) -> Client:
@@ -150,10 +150,9 @@ def without_maps(model: Model) -> str | None:
     note = model.assumptions.get("cams", "")
     why = note.partition(": ")[2] or "its export does not say why"
     return (
-        f"{model.name} has no class activation maps: {why}. The classes come without them; "
-        "for maps, export the model with --cam-layer, take --cam-method occlusion, "
-        "or choose another: "
-        "foveate models NAME shows a model's methods"
+        f"{model.name} has no class activation maps: {why}. The classes come without them. "
+        "For maps, take --cam-method occlusion, export the model again (--cam-layer names "
+        "another layer), or choose another model: foveate models NAME shows its methods"
     )
 
 

@@ -232,6 +232,7 @@ def _details(model: Model) -> Group:
             f"{method.height} x {method.width}",
             method.layout,
         )
+    tables = [variants, cams] if model.cam_methods else [variants]
     layers = _columns("layer", "feature map", "layout")
     for layer in model.layers:
         layers.add_row(
@@ -240,7 +241,7 @@ def _details(model: Model) -> Group:
             layer.layout,
         )
     gap = Text()
-    return Group(facts, gap, variants, gap, cams, gap, layers)
+    return Group(facts, *(part for table in (*tables, layers) for part in (gap, table)))
 
 
 def _fit(spec: InputSpec) -> str:

@@ -82,6 +82,7 @@ class Options(ScoresOptions, TargetOptions):
         "the layer whose activations Grad-CAM, HiResCAM and LayerCAM weigh; default: the last",
         metavar="LAYER",
     )
+    no_cams: bool = option("leave class activation maps out of the graph")
     list_layers: bool = option("list the layers that --layers and --cam-layer may name")
     variants: tuple[str, ...] = option(
         f"the precisions, the one to serve by default first: {', '.join(VARIANTS)}; "
@@ -141,6 +142,8 @@ def _run(options: Options) -> int:
     place = None if options.list_layers else place_of(options.repository, options.name)
     if place is not None:
         check_variants(options.variants, calibrated=options.calibration is not None)
+    if options.no_cams and options.cam_layer is not None:
+        raise UsageError("--cam-layer chooses the maps that --no-cams leaves out")
     if options.coverage and not options.data:
         raise UsageError("--coverage needs --data, labelled pictures to calibrate on")
     if not options.tensorrt and (
@@ -183,6 +186,7 @@ def _run(options: Options) -> int:
         version=options.version,
         layers=options.layers,
         cam_layer=options.cam_layer,
+        cams=not options.no_cams,
         pictures=pictures,
         ending=ending,
         variants=options.variants,

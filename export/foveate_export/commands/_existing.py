@@ -16,7 +16,7 @@ from foveate_export.existing import Existing, export_existing, open_existing
 from foveate_export.input_files import read_input_spec, read_labels, repeated
 from foveate_export.pictures import Pictures, from_folder, shipped
 from foveate_export.progress import Stage
-from foveate_export.publish.bundle import Exported
+from foveate_export.publish.bundle import NO_CAMS, Exported
 from foveate_runtime.bundle.manifest import Scores
 from foveate_runtime.console import DONE, Stages, names, positive, warn
 from foveate_runtime.options import argument, option, parse, parser_of
@@ -57,6 +57,7 @@ class Options(ScoresOptions):
         type=names,
         metavar="A,B",
     )
+    no_cams: bool = option("leave class activation maps out of the graph")
     list_layers: bool = option("list the nodes that --layers may name")
     parity_data: Path | None = option(
         "pictures to compare the graph with the file on; default: scikit-image's photographs",
@@ -134,7 +135,9 @@ def _run(options: Options) -> int:
         raise UsageError("--labels names the classes, which this ONNX file does not")
     where = Where(*place, options.version, options.layers)
     exported = None
-    if source.head is None:
+    if options.no_cams:
+        source = replace(source, head=None, note=NO_CAMS)
+    elif source.head is None:
         exported, why = differentiated(
             source, labels, pictures, scores=options.scores, where=where, stage=stages
         )

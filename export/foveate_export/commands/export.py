@@ -10,7 +10,7 @@ from pathlib import Path
 from foveate_export.commands._console import run_with_torch
 from foveate_export.commands._existing import main as export_file
 
-FLAGS = ("--bgr", "--help", "--json", "--list-layers", "--tensorrt")
+FLAGS = ("--bgr", "--help", "--json", "--list-layers", "--no-cams", "--tensorrt")
 """The options of both parsers that take no value."""
 
 

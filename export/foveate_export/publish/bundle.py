@@ -13,6 +13,9 @@ from foveate_runtime.bundle.manifest import FeatureOutput, Manifest, Name
 LARGEST = 1536 * 2**20
 """Bytes of weights: protobuf ends at 2 GiB, which holds the rest of the graph as well."""
 
+NO_CAMS = "no class activation maps: the model was exported with --no-cams"
+"""What a bundle says of maps that were not asked for."""
+
 
 @dataclass(frozen=True)
 class Exported:

@@ -482,7 +482,13 @@ def test_the_command_needs_no_torch(tmp_path: Path, capsys: pytest.CaptureFixtur
 
     listing = [str(tmp_path / "keras.onnx"), "--input-spec", str(tmp_path / "input.json")]
     assert export_command.main([*listing, "--list-layers", "--json"]) == 0
+    bare = ["--labels", str(tmp_path / "labels.txt"), "--name", "bare", "--no-cams"]
     layers = {layer["layer"]: layer for layer in json.loads(capsys.readouterr().out)}
+    assert export_command.main([*listing, *bare, "--repository", str(tmp_path / "models")]) == 0
+    assert "cams: no class activation maps: the model was exported" in capsys.readouterr().out
+    manifest = Bundle.open(tmp_path / "models" / "bare" / "1").manifest
+    assert manifest.cams == ()
+    assert manifest.features
     assert layers["relu"] == {
         "layer": "relu", "type": "Relu", "channels": 6, "height": 7, "width": 9, "layout": "nchw",
         "default": True,

@@ -173,6 +173,19 @@ CASES = {
     "conv2d": nn.Conv2d(CHANNELS, 4, 3, stride=(2, 3), padding=(1, 0)),
     "conv2d same": nn.Conv2d(CHANNELS, CHANNELS, (4, 3), padding="same", groups=3, dilation=(1, 2)),
     "conv2d valid": nn.Conv2d(CHANNELS, 4, (2, 3), padding="valid"),
+    "conv_transpose1d": lambda x: functional.conv_transpose1d(
+        x.flatten(2), random(CHANNELS, 2, 3), stride=2, padding=1, groups=2
+    ),
+    "conv_transpose2d": nn.ConvTranspose2d(CHANNELS, 4, 3, (2, 3), (1, 0), (1, 2), 2),
+    "conv_transpose2d dilated": nn.ConvTranspose2d(CHANNELS, 4, 2, 1, 0, 2, dilation=3),
+    "upsample_nearest2d": nn.Upsample(scale_factor=2),
+    "upsample_nearest2d by a size": nn.Upsample((9, 12)),
+    "upsample_nearest2d to fewer": lambda x: functional.interpolate(x, (4, 3)),
+    "upsample_nearest2d by a fraction": nn.Upsample(scale_factor=(1.7, 0.6)),
+    "upsample_bilinear2d": nn.Upsample(scale_factor=2, mode="bilinear"),
+    "upsample_bilinear2d by a size": nn.Upsample((9, 3), mode="bilinear"),
+    "upsample_bilinear2d by a fraction": nn.Upsample(scale_factor=(1.7, 0.6), mode="bilinear"),
+    "upsample_bilinear2d of corners": nn.Upsample((9, 1), mode="bilinear", align_corners=True),
     "avg_pool2d": nn.AvgPool2d(3, 2, 1),
     "avg_pool2d ceil": nn.AvgPool2d(2, 2, ceil_mode=True),
     "avg_pool2d ceil with padding": nn.AvgPool2d(3, 3, 1, ceil_mode=True),
@@ -310,6 +323,25 @@ def test_a_rule_equals_autograd(name: str, gradients) -> None:
 def test_an_operator_without_a_rule_is_taken_apart(name: str, decomposed) -> None:
     assert name not in RULES
     check(*decomposed[name])
+
+
+def test_a_network_of_known_operators_is_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds = []
+    run_decompositions = torch.export.ExportedProgram.run_decompositions
+
+    def counted(program, table):
+        rounds.append(table)
+        return run_decompositions(program, table)
+
+    monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", counted)
+    # The number of pictures, on the way to a view, is no operator for a gradient to pass.
+    layer = Layer(lambda _, x: x.relu().view(x.shape[0], -1))
+    module = nn.Sequential(nn.Identity(), layer, nn.Linear(CHANNELS * HEIGHT * WIDTH, 3)).eval()
+    start = [Tap("0")]
+    traced = trace(module, random(PICTURES, CHANNELS, HEIGHT, WIDTH), start, start)
+    sizes = [node for node in traced._graph.graph.nodes if "sym_size" in operator_name(node)]
+    assert sizes
+    assert rounds == [{}]
 
 
 def test_every_rule_is_tried(gradients) -> None:

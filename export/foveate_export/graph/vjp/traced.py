@@ -370,7 +370,9 @@ def _decomposed(program: ExportedProgram, start: Collection[str]) -> ExportedPro
             if reached.isdisjoint(node.all_input_nodes):
                 continue
             reached.add(node)
-            if operator_name(node) not in RULES and node.target in known:
+            # No gradient passes a size, and each round traces the whole network again.
+            passed = _has_gradient(node.meta.get("val"))
+            if passed and operator_name(node) not in RULES and node.target in known:
                 table[node.target] = known[node.target]
         if not table:
             break

@@ -118,6 +118,25 @@ def _conv(operation: Operation, cotangent: Tensor) -> Cotangents:
     return {"input": pulled.reshape(*cotangent.shape[:2], *pulled.shape[1:])}
 
 
+@rule("conv_transpose1d", "conv_transpose2d")
+def _conv_transpose(operation: Operation, cotangent: Tensor) -> Cotangents:
+    x, weight = operation["input"], operation["weight"]
+    axes = weight.ndim - 2
+    convolve: Any = functional.conv1d if axes == 1 else functional.conv2d
+    pulled = convolve(
+        cotangent.flatten(0, 1),
+        weight,
+        stride=_each_axis(operation["stride"], axes),
+        padding=_each_axis(operation["padding"], axes),
+        dilation=_each_axis(operation["dilation"], axes),
+        groups=operation["groups"],
+    )
+    # More padding at the end of the output than a stride is no cell of the input's.
+    for axis in range(2, pulled.ndim):
+        pulled = padded(pulled, axis, 0, x.shape[axis] - pulled.shape[axis])
+    return {"input": pulled.reshape(*cotangent.shape[:2], *pulled.shape[1:])}
+
+
 def _each_axis(value: Any, axes: int) -> list[int]:
     values = list(value) if isinstance(value, Sequence) else [value]
     return values if len(values) == axes else values * axes

@@ -1,8 +1,9 @@
-"""Pooling over windows of rows and columns."""
+"""Pooling over windows of rows and columns, and resizing."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -46,20 +47,62 @@ def _average(
     """Pull back through an average over windows, which treats rows and columns apart.
 
     Of each row and each column of windows `shares` holds the first cell, the
-    end and the divisor. With P [cells, windows] the share of every cell in every
-    window, y = P_rows^T x P_columns.
+    end and the divisor.
     """
     rows, columns = (
-        torch.tensor(
-            [
-                [1 / count if start <= cell < end else 0.0 for start, end, count in windows]
-                for cell in range(cells)
-            ],
-            dtype=cotangent.dtype,
-        )
+        [
+            [1 / count if start <= cell < end else 0.0 for start, end, count in windows]
+            for cell in range(cells)
+        ]
         for windows, cells in zip(shares, size, strict=True)
     )
-    return rows @ cotangent @ columns.T
+    return _by_axis(cotangent, rows, columns)
+
+
+def _by_axis(
+    cotangent: Tensor, rows: Sequence[Sequence[float]], columns: Sequence[Sequence[float]]
+) -> Tensor:
+    """Pull back through y = P_rows^T x P_columns, with P [cells of x, cells of y] by axis."""
+    left, right = (torch.tensor(axis, dtype=cotangent.dtype) for axis in (rows, columns))
+    return left @ cotangent @ right.T
+
+
+@rule("upsample_nearest2d", "upsample_bilinear2d")
+def _upsample(operation: Operation, cotangent: Tensor) -> Cotangents:
+    name = "input" if "input" in operation.arguments else "self"
+    sizes = _size(operation[name]), _size(operation.output)
+    factors = operation.arguments.get("scale_factors") or [
+        operation.arguments.get(f"scales_{axis}") for axis in "hw"
+    ]
+    linear = operation.name == "upsample_bilinear2d"
+    aligned = linear and operation["align_corners"]
+    rows, columns = (
+        _shares(cells, resized, factor, linear=linear, aligned=aligned)
+        for cells, resized, factor in zip(*sizes, factors, strict=True)
+    )
+    return {name: _by_axis(cotangent, rows, columns)}
+
+
+def _shares(
+    cells: int, resized: int, factor: float | None, *, linear: bool, aligned: bool
+) -> list[list[float]]:
+    """Return what each of `cells` gives to each of `resized` along one axis, as PyTorch does."""
+    # In float32, as there: at a border between two cells that decides.
+    step = np.float32(1 / factor if factor else cells / resized)
+    if aligned:
+        step = np.float32((cells - 1) / (resized - 1) if resized > 1 else 0)
+    shares = [[0.0] * resized for _ in range(cells)]
+    for place in range(resized):
+        if not linear:
+            shares[min(int(np.float32(place) * step), cells - 1)][place] = 1.0
+            continue
+        middle = np.float32(0 if aligned else 0.5)
+        source = max(float((np.float32(place) + middle) * step - middle), 0.0)
+        first = min(int(source), cells - 1)
+        further = min(source - first, 1.0)
+        shares[first][place] += 1 - further
+        shares[min(first + 1, cells - 1)][place] += further
+    return shares
 
 
 @rule("max_pool2d")
