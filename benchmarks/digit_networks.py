@@ -53,7 +53,8 @@ def main() -> int:
                 ["mnist", "--model", f"foveate:{name}", "--out", out, *plan, *threads]
             )
         if not code and not (chosen.repository / name).exists():
-            code = export.main([out, "--repository", str(chosen.repository), "--name", name])
+            place = ["--repository", str(chosen.repository), "--name", name]
+            code = export.main([out, *place, "--variants", "fp32,int8", "--calibration", "mnist"])
         if code:
             return code
     return 0

@@ -11,7 +11,16 @@ Outlier = Literal["combined", "gen", "energy", "max_logit"]
 SetMethod = Literal["lac", "raps"]
 """How a prediction set is chosen; `trust.sets` says how."""
 
-DriftFigure = Literal["confidence", "entropy", "ood_percentile", "set_size"]
+DriftFigure = Literal[
+    "confidence",
+    "entropy",
+    "ood_percentile",
+    "set_size",
+    "map_entropy",
+    "map_peak_row",
+    "map_peak_column",
+    "map_border",
+]
 """What is watched of answers; `trust.drift` says what each is."""
 
 Coverage = Annotated[float, Field(gt=0, lt=1)]

@@ -188,7 +188,7 @@ class _Batch:
         classes: NDArray[np.int64],
     ) -> "_Batch":
         """Have a runner explain the classes."""
-        inputs = {IMAGE_INPUT: images, CLASS_IDS_INPUT: classes}
+        inputs: dict[str, NDArray[Any]] = {IMAGE_INPUT: images, CLASS_IDS_INPUT: classes}
         return cls(images, classes, runner.run(inputs, methods))
 
 
