@@ -54,7 +54,9 @@ def main() -> int:
             )
         if not code and not (chosen.repository / name).exists():
             place = ["--repository", str(chosen.repository), "--name", name]
-            code = export.main([out, *place, "--variants", "fp32,int8", "--calibration", "mnist"])
+            code = export.main(
+                [out, *place, "--variants", "fp32,int8", "--calibration", "mnist", "--no-cams"]
+            )
         if code:
             return code
     return 0

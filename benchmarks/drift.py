@@ -114,6 +114,22 @@ CHANGES: Mapping[str, Change] = {
 }
 
 
+def of_maps(maps: NDArray[np.float32]) -> dict[str, Doubles]:
+    """Return the figures of maps [N, h, w], float64 [N] each."""
+    positive = np.maximum(maps, 0).astype(np.float64)
+    total = positive.sum((1, 2), keepdims=True)
+    part = positive / np.where(total > 0, total, 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        entropy = -np.nan_to_num(part * np.log(part)).sum((1, 2))
+    row, column = np.divmod(maps.reshape(len(maps), -1).argmax(axis=1), maps.shape[2])
+    return {
+        "map_entropy": entropy,
+        "map_peak_row": row.astype(np.float64),
+        "map_peak_column": column.astype(np.float64),
+        "map_border": part.sum((1, 2)) - part[:, 1:-1, 1:-1].sum((1, 2)),
+    }
+
+
 def answers(runner: Runner, pictures: Pictures) -> tuple[Any, Any]:
     """Return logits [N, classes], and the maps [N, h, w] of the best classes."""
     method = next(name for name in runner.outputs if name.startswith(CAM_PREFIX))
@@ -150,7 +166,7 @@ class Watch:
         }
 
     def _figures(self, logits: Any, maps: Any) -> dict[str, Doubles]:
-        return {**drift.measure(self._assessor, logits, "softmax"), **drift.measure_maps(maps)}
+        return {**drift.measure(self._assessor, logits, "softmax"), **of_maps(maps)}
 
     def bins(self, logits: Any, maps: Any) -> Bins:
         """Return whether each figure of every answer lies in each bin, [N, bins] by figure."""

@@ -416,11 +416,6 @@ class Manifest(_Model):
         return self
 
     @property
-    def default_map(self) -> str | None:
-        """The graph's output that explains where no method is asked for; None without maps."""
-        return CAM_PREFIX + self.cams[0].method if self.cams else None
-
-    @property
     def ranks(self) -> int:
         """How many of the best classes can be explained by rank."""
         return min(self.classes, MOST_RANKS)

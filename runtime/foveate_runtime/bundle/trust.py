@@ -11,16 +11,7 @@ Outlier = Literal["combined", "gen", "energy", "max_logit"]
 SetMethod = Literal["lac", "raps"]
 """How a prediction set is chosen; `trust.sets` says how."""
 
-DriftFigure = Literal[
-    "confidence",
-    "entropy",
-    "ood_percentile",
-    "set_size",
-    "map_entropy",
-    "map_peak_row",
-    "map_peak_column",
-    "map_border",
-]
+DriftFigure = Literal["confidence", "entropy", "ood_percentile", "set_size"]
 """What is watched of answers; `trust.drift` says what each is."""
 
 Coverage = Annotated[float, Field(gt=0, lt=1)]

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate_runtime.backends.base import Runner, with_classes
+from foveate_runtime.backends.base import Runner
 from foveate_runtime.backends.registry import create_runner
 from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.bundle.manifest import (
@@ -20,7 +20,7 @@ from foveate_runtime.bundle.manifest import (
     Manifest,
     Scores,
 )
-from foveate_runtime.bundle.trust import DriftFigure, SetMethod
+from foveate_runtime.bundle.trust import SetMethod
 from foveate_runtime.evaluation.accuracy import prepared_batches
 from foveate_runtime.evaluation.completeness import IMAGES, with_completeness
 from foveate_runtime.evaluation.labelled import (
@@ -32,10 +32,9 @@ from foveate_runtime.evaluation.labelled import (
 from foveate_runtime.evaluation.multilabel import TABLE_SUFFIX, LabelTable, open_table
 from foveate_runtime.trust.answer import Assessor
 from foveate_runtime.trust.calibration import COVERAGES, calibrate, supported
-from foveate_runtime.trust.drift import measure_maps
 from foveate_runtime.trust.reliability import Bin, reliability
 from foveate_runtime.trust.sets import needed
-from foveate_runtime.trust.shares import Doubles, softmax
+from foveate_runtime.trust.shares import softmax
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,15 +42,13 @@ class Collected:
     """Logits, float32 [N, classes] by variant, and the labels, bool of that shape.
 
     `digest` is `sha256:<hex>` of the pictures as the classifier gets them, and of their
-    labels. `images` are the first of them, uint8 [n, H, W, C]. `maps` are the figures of the
-    default map of each picture's best class, by variant; empty where there are no maps.
+    labels. `images` are the first of them, uint8 [n, H, W, C].
     """
 
     logits: Mapping[str, NDArray[np.float32]]
     present: NDArray[np.bool_]
     digest: str
     images: NDArray[np.uint8]
-    maps: Mapping[str, Mapping[DriftFigure, Doubles]]
 
 
 def open_calibrating(data: str, bundle: Bundle, limit: int | None = None) -> Labelled:
@@ -112,13 +109,7 @@ def calibrate_bundle(
             for entry in manifest.variants
         }
         found = collect(
-            runners,
-            manifest.input,
-            labelled,
-            manifest.classes,
-            default_map=manifest.default_map,
-            advance=advance,
-            corrupt=corrupt,
+            runners, manifest.input, labelled, manifest.classes, advance=advance, corrupt=corrupt
         )
     # Corrupt pictures do not count.
     check_enough(len(found.present), coverages, manifest.scores)
@@ -135,7 +126,6 @@ def calibrate_bundle(
             coverages=chosen,
             data=labelled.name,
             digest=found.digest,
-            maps=found.maps[entry.name],
         )
         variants.append(entry.model_copy(update={"trust": trust}))
     if not any(cam.completeness for cam in manifest.cams):
@@ -168,27 +158,17 @@ def collect(
     labelled: Labelled,
     classes: int,
     *,
-    default_map: str | None = None,
     advance: Callable[[int], object] = lambda _: None,
     corrupt: list[str] | None = None,
 ) -> Collected:
-    """Run every variant on the pictures, each of which is decoded once.
-
-    `default_map` is the output whose figures are collected as well.
-    """
+    """Run every variant on the pictures, each of which is decoded once."""
     logits: dict[str, list[NDArray[Any]]] = {name: [] for name in runners}
-    maps: dict[str, list[Mapping[DriftFigure, Doubles]]] = {name: [] for name in runners}
-    wanted = [LOGITS_OUTPUT] if default_map is None else [LOGITS_OUTPUT, default_map]
     present = []
     digest = _Digest()
     firsts: list[NDArray[np.uint8]] = []
     for images, targets in prepared_batches(labelled, spec, corrupt):
         for name, runner in runners.items():
-            inputs = {IMAGE_INPUT: images}
-            found = runner.run(inputs if default_map is None else with_classes(inputs), wanted)
-            logits[name].append(found[LOGITS_OUTPUT])
-            if default_map is not None:
-                maps[name].append(measure_maps(found[default_map][:, 0]))
+            logits[name].append(runner.run({IMAGE_INPUT: images}, [LOGITS_OUTPUT])[LOGITS_OUTPUT])
         rows = (
             labelled.present[targets]
             if isinstance(labelled, LabelTable)
@@ -203,13 +183,7 @@ def collect(
         present=np.concatenate(present),
         digest=str(digest),
         images=np.stack(firsts),
-        maps={name: _joined(parts) for name, parts in maps.items()},
     )
-
-
-def _joined(parts: Sequence[Mapping[DriftFigure, Doubles]]) -> dict[DriftFigure, Doubles]:
-    names = parts[0] if parts else ()
-    return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
 
 def check_enough(images: int, coverages: Sequence[float], scores: Scores) -> None:

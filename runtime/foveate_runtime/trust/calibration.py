@@ -1,17 +1,16 @@
 """Finds out what the logits of a variant are worth, from labelled pictures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foveate_runtime.bundle.manifest import Scores
-from foveate_runtime.bundle.trust import DriftFigure, Policy, Trust
+from foveate_runtime.bundle.trust import Policy, Trust
 from foveate_runtime.trust import drift, outliers, sets, temperature
 from foveate_runtime.trust.answer import Assessor
-from foveate_runtime.trust.shares import Doubles, Logits
+from foveate_runtime.trust.shares import Logits
 
 COVERAGES = (0.9, 0.95, 0.99)
 """Those that are calibrated where none are asked for and the pictures suffice."""
@@ -32,7 +31,6 @@ def calibrate(
     coverages: Sequence[float],
     data: str,
     digest: str,
-    maps: Mapping[DriftFigure, Doubles] = MappingProxyType({}),
 ) -> Trust:
     """Return what labelled pictures say of the logits.
 
@@ -46,7 +44,6 @@ def calibrate(
         coverages: of the prediction sets, each above 0 and below 1.
         data: what the pictures are called.
         digest: `sha256:<hex>` of the pictures.
-        maps: the figures of the pictures' maps, of `drift.measure_maps`; none without maps.
 
     Raises:
         foveate_runtime.trust.sets.TooFewError: too few pictures for a coverage.
@@ -69,5 +66,5 @@ def calibrate(
         outlier=outliers.DEFAULT,
         outliers=outliers.tables(logits, scores),
     )
-    figures = drift.measure(Assessor(trust, Policy(), scores), logits, scores)
-    return trust.model_copy(update={"drift": drift.make_reference({**figures, **maps})})
+    reference = drift.make_reference(Assessor(trust, Policy(), scores), logits, scores)
+    return trust.model_copy(update={"drift": reference})

@@ -11,7 +11,7 @@ from foveate_runtime.backends.base import graph_outputs
 from foveate_runtime.bundle.manifest import CAM_PREFIX, FEATURES_PREFIX, LOGITS_OUTPUT, Manifest
 from foveate_serve.classification import ANSWER_BYTES, Answer, TrustRequest
 from foveate_serve.engine.explain import ExplanationLimits
-from foveate_serve.engine.job import BEST_CLASS, Chunk, JobPlan
+from foveate_serve.engine.job import Chunk, JobPlan
 from foveate_serve.engine.pictures import require_size
 from foveate_serve.engine.trust import (
     TRUST_PREFIX,
@@ -22,6 +22,9 @@ from foveate_serve.engine.trust import (
 )
 from foveate_serve.errors import InvalidRequestError, clip, listing, quote
 from foveate_serve.repository.loaded import LoadedModel
+
+BEST_CLASS = -1
+"""The class id by which the graph means the best class of a picture."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -84,8 +87,7 @@ class GraphPlan(JobPlan[GraphResult]):
             for name in self.outputs
         }
         if model.drift is not None and LOGITS_OUTPUT in outputs:
-            first = self.best_map(model.bundle.manifest, chunks[0])
-            model.drift.observe(outputs[LOGITS_OUTPUT][0], first)
+            model.drift.observe(outputs[LOGITS_OUTPUT][0])
         if self.trust is not None and model.assessor is not None:
             outputs |= compute(self.trust, model.assessor, outputs[LOGITS_OUTPUT])
         return partial(

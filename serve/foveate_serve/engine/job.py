@@ -8,7 +8,6 @@ from typing import Generic, Protocol, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate_runtime.bundle.manifest import Manifest
 from foveate_runtime.imaging.transform import View
 from foveate_serve.batching.lane import Batched
 from foveate_serve.classification import Answer, RawImage
@@ -16,9 +15,6 @@ from foveate_serve.errors import InvalidRequestError
 from foveate_serve.repository.loaded import LoadedModel
 
 A = TypeVar("A", bound=Answer)
-
-BEST_CLASS = -1
-"""The class id by which the graph means the best class of a picture."""
 
 Images: TypeAlias = Sequence[bytes | RawImage] | NDArray[np.uint8]
 """The pictures of a request, or the pixels of all, uint8 [n, height, width, channels]."""
@@ -62,14 +58,6 @@ class JobPlan(ABC, Generic[A]):
     def locate(self, error: InvalidRequestError, picture: int) -> InvalidRequestError:  # noqa: ARG002 - of a request with one
         """Return the error of one picture with the field that the request has it in."""
         return error
-
-    def best_map(self, manifest: Manifest, chunk: Chunk) -> NDArray[np.float32] | None:
-        """Return the default map of the first picture's best class, [h, w], if it was computed."""
-        output, class_ids = manifest.default_map, self.class_ids[0]
-        if output not in self.outputs or BEST_CLASS not in class_ids:
-            return None
-        found: NDArray[np.float32] = chunk.batched.outputs[output][0, class_ids.index(BEST_CLASS)]
-        return found
 
     def mask(self, model: LoadedModel, chunk: Chunk) -> NDArray[np.uint8]:
         """Return the masked copies of the picture, uint8 [copies, height, width, channels]."""

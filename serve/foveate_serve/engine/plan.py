@@ -50,7 +50,7 @@ class Plan(JobPlan[Result]):
         ranking, row = batched.ranking, batched.row
         best = ranking.best(row, self.ranks)
         if model.drift is not None:
-            model.drift.observe(ranking.logits[row], self.best_map(manifest, chunk))
+            model.drift.observe(ranking.logits[row])
         cams: tuple[Cam, ...] = ()
         if self.cam is not None:
             logits = ranking.logits[row]
