@@ -54,9 +54,7 @@ def main() -> int:
             )
         if not code and not (chosen.repository / name).exists():
             place = ["--repository", str(chosen.repository), "--name", name]
-            code = export.main(
-                [out, *place, "--variants", "fp32,int8", "--calibration", "mnist", "--no-cams"]
-            )
+            code = export.main([out, *place, "--variants", "fp32,int8", "--calibration", "mnist"])
         if code:
             return code
     return 0

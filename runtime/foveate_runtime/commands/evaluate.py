@@ -114,8 +114,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--explanations",
         action="store_true",
-        help="also measure what the maps are worth, beside noise and a Gaussian in the middle, and "
-        "write it into a new version of the bundle",
+        help="also measure what the maps are worth, beside noise, a Gaussian in the middle, and "
+        "random weights, and write it into a new version of the bundle",
     )
     parser.add_argument(
         "--report",
