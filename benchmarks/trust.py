@@ -1,9 +1,11 @@
 """What trust is worth: coverage, calibration, int8, and scores of unusual pictures.
 
-    python -m benchmarks.trust [--repository DIR] [--fitted DIR] [--images DIR]
+    python -m benchmarks.trust --networks DIR (--fitted DIR | --keep) [--repository DIR]
 
-The repository holds `mnist`, a classifier of digits, and `efficientnet_lite0` with the
-variants fp32 and int8. `--fitted` are labelled photographs to calibrate on, `--images` others.
+The repository holds `mnist`, a convolutional classifier of digits, and `efficientnet_lite0` with
+the variants fp32 and int8; `--networks` holds checkpoints of a ConvNeXt and a vision transformer
+for digits, by `benchmarks.digit_networks`, which run in torch. `--fitted` are labelled photographs
+to calibrate on, `--images` others.
 
 Coverage: MNIST's 10,000 test digits are split a hundred times at random, into 1,000 that
 calibrate and 9,000 that test. The share covered has the distribution of a binomial share of
@@ -15,6 +17,7 @@ training and others, all drawn here or from scikit-image.
 """
 
 import io
+import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -29,6 +32,7 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks import machine, pages
+from benchmarks.digit_networks import NETWORKS, Trained
 from benchmarks.request_cost import read_pictures
 from benchmarks.script import finish, parse, parser
 from foveate_runtime.backends.base import Runner
@@ -45,6 +49,7 @@ from foveate_runtime.trust import outliers, sets, shares
 from foveate_runtime.trust.answer import Assessor
 from foveate_runtime.trust.calibration import calibrate
 from foveate_runtime.trust.reliability import expected_calibration_error, reliability
+from foveate_train.networks.digits import DIGITS as LABELS
 
 RESULTS = Path(__file__).parent / "results" / "trust.json"
 PAGE = Path(__file__).parents[1] / "docs" / "trust.md"
@@ -53,6 +58,7 @@ COVERAGES = (0.9, 0.95, 0.99)
 SKETCHES = 200
 """How many pictures of each kind are drawn."""
 DIGITS = 2000
+
 
 Logits = NDArray[Any]
 Bools = NDArray[np.bool_]
@@ -184,12 +190,6 @@ def outlier_table(
     }
 
 
-def shuffled(logits: Logits) -> tuple[Logits, Logits]:
-    """Return some rows to fit a table on, and `DIGITS` others."""
-    order = np.random.default_rng(0).permutation(len(logits))
-    return logits[order[:CALIBRATING]], logits[order[CALIBRATING : CALIBRATING + DIGITS]]
-
-
 def letters(random: np.random.Generator) -> Image.Image:
     """Draw a letter that looks like no digit, white on black, as MNIST's digits are."""
     picture = Image.new("L", (28, 28))
@@ -266,41 +266,53 @@ def opened(repository: Path, name: str) -> Bundle:
     return Bundle.open(find_version(repository, name))
 
 
-def main() -> None:
-    """Measure, and write the results."""
-    options = parser(__doc__, out=RESULTS, page=PAGE)
-    options.add_argument("--fitted", type=Path, required=True, help="photographs to calibrate on")
-    chosen = parse(options)
-    console = Console(stderr=True)
-    digits, photos = (opened(chosen.repository, name) for name in ("mnist", "efficientnet_lite0"))
-    spec, side = photos.manifest.input, photos.manifest.input.height
+def of_networks(digits: Bundle, networks: Mapping[str, Any], photographs: list[bytes]) -> Any:
+    """Return the tables of outliers of networks of digits, and the share of digits got right.
 
-    with create_runner(digits, variant="fp32", backend="onnxruntime") as runner:
-        labelled = open_labelled("mnist", digits.labels)
-        found = collect({"fp32": runner}, digits.manifest.input, labelled, 10)
-        logits = found.logits["fp32"]
-        photographs = read_pictures(chosen.images)
+    Each sees the same 3,000 test digits, drawn at random: the first half of them are easier.
+    """
+    spec, table, right = digits.manifest.input, {}, {}
+    labelled = list(open_labelled("mnist", digits.labels))
+    order = np.random.default_rng(0).permutation(len(labelled))[: CALIBRATING + DIGITS]
+    targets = np.array([labelled[each][2] for each in order])
+    for name, network in networks.items():
         kinds = {
+            "digits": (labelled[each][1] for each in order),
             "letters": drawn(letters),
             "shapes": drawn(shapes(28, "L")),
             "noise": drawn(noise(28, 1)),
             "photographs, shrunken": iter(photographs),
         }
-        outside = {
-            kind: logits_of(runner, digits.manifest.input, files)
-            for kind, files in track(kinds.items(), "digits", console=console)
+        found = {
+            kind: logits_of(network, spec, files)
+            for kind, files in track(kinds.items(), name, console=Console(stderr=True))
         }
-    table = {"mnist": outlier_table(*shuffled(logits), outside)}
-    covering = coverage(logits, found.present)
+        known = found.pop("digits")
+        table[name] = outlier_table(known[:CALIBRATING], known[CALIBRATING:], found)
+        right[name] = round(float((known.argmax(1) == targets).mean()), 4)
+    return {"digits_right": right, "outliers": table}
 
+
+def of_digits(digits: Bundle, photographs: list[bytes]) -> dict[str, Any]:
+    """Return what the repository's network of digits is worth: coverage, and its outliers."""
+    with create_runner(digits, variant="fp32", backend="onnxruntime") as runner:
+        labelled = open_labelled("mnist", digits.labels)
+        found = collect({"fp32": runner}, digits.manifest.input, labelled, len(digits.labels))
+        tables = of_networks(digits, {"mnist": runner}, photographs)
+    return {"coverage": coverage(found.logits["fp32"], found.present), **tables}
+
+
+def of_photographs(photos: Bundle, fitted: Path, images: Path) -> dict[str, Any]:
+    """Return what the network of photographs is worth: calibration, and its table of outliers."""
+    spec, side = photos.manifest.input, photos.manifest.input.height
     both = {}
     names = [entry.name for entry in photos.manifest.variants]
     runners = {n: create_runner(photos, variant=n, backend="onnxruntime") for n in names}
-    for told, folder in {"fitted": chosen.fitted, "tested": chosen.images}.items():
+    for told, folder in {"fitted": fitted, "tested": images}.items():
         data = open_labelled(str(folder), photos.labels)
         each = collect(runners, spec, data, photos.manifest.classes)
         both[told] = {"logits": each.logits, "present": each.present, "digest": each.digest}
-    test_digits = [data for _, data, _ in open_labelled("mnist", digits.labels, SKETCHES)]
+    test_digits = [data for _, data, _ in open_labelled("mnist", LABELS, SKETCHES)]
     kinds = {
         "digits": iter(test_digits),
         "noise": drawn(noise(side, 3)),
@@ -313,25 +325,60 @@ def main() -> None:
     }
     outside = {
         kind: logits_of(runners["fp32"], spec, files)
-        for kind, files in track(kinds.items(), "photographs", console=console)
+        for kind, files in track(kinds.items(), "photographs", console=Console(stderr=True))
     }
-    fitted, tested = (both[told]["logits"]["fp32"] for told in ("fitted", "tested"))
-    table["efficientnet_lite0"] = outlier_table(fitted, tested, outside)
-    for each_runner in runners.values():
-        each_runner.close()
+    for runner in runners.values():
+        runner.close()
+    known, tested = (both[told]["logits"]["fp32"] for told in ("fitted", "tested"))
+    return {
+        "calibration": calibration(both["fitted"], both["tested"]),
+        "photographs": {told: len(each["present"]) for told, each in both.items()},
+        "outliers": {"efficientnet_lite0": outlier_table(known, tested, outside)},
+    }
+
+
+def kept(results: Path) -> dict[str, Any]:
+    """Return what an earlier run has found of the repository's networks."""
+    found = json.loads(results.read_text(encoding="utf-8"))
+    table = {name: found["outliers"][name] for name in ("mnist", "efficientnet_lite0")}
+    names = ("coverage", "calibration", "photographs")
+    before = {"kept_from": found.get("kept_from", found["machine"])}
+    return {**{name: found[name] for name in names}, **before, "outliers": table}
+
+
+def main() -> None:
+    """Measure, and write the results."""
+    options = parser(__doc__, out=RESULTS, page=PAGE)
+    options.add_argument("--networks", type=Path, required=True, help="of digit_networks")
+    options.add_argument("--fitted", type=Path, help="photographs to calibrate on")
+    options.add_argument(
+        "--keep",
+        action="store_true",
+        help="measure those of --networks alone; what --out has of the repository's stays",
+    )
+    chosen = parse(options)
+    if not chosen.keep and chosen.fitted is None:
+        options.error("--fitted DIR is needed without --keep")
+    digits, photographs = opened(chosen.repository, "mnist"), read_pictures(chosen.images)
+    if chosen.keep:
+        found = kept(chosen.out)
+    else:
+        photos = opened(chosen.repository, "efficientnet_lite0")
+        one, two = (
+            of_digits(digits, photographs),
+            of_photographs(photos, chosen.fitted, chosen.images),
+        )
+        found = one | two | {"outliers": one["outliers"] | two["outliers"]}
+    networks = {name: Trained(chosen.networks / name) for name in NETWORKS}
+    others = of_networks(digits, networks, photographs)
+    right = found.get("digits_right", {}) | others["digits_right"]
+    table = found["outliers"] | others["outliers"]
     worst = {
         name: min(row[name] for rows in table.values() for row in rows.values())
         for name in next(iter(table["mnist"].values()))
     }
-    result = {
-        "benchmark": "trust",
-        "coverage": covering,
-        "calibration": calibration(both["fitted"], both["tested"]),
-        "photographs": {told: len(each["present"]) for told, each in both.items()},
-        "outliers": table,
-        "worst": worst,
-        "machine": machine.describe(),
-    }
+    result = {"benchmark": "trust", **found, "digits_right": right}
+    result |= {"outliers": table, "worst": worst, "machine": machine.describe()}
     finish(result, page_part, chosen)
 
 
@@ -387,7 +434,9 @@ def page_part(result: Mapping[str, Any]) -> str:
     )
     others = (
         "How well each score tells pictures of the training's kind from others (area under the ROC "
-        "curve; 0.5 is chance, below it the others look more usual):"
+        "curve; 0.5 is chance, below it the others look more usual). Of MNIST's test digits "
+        + ", ".join(f"`{name}` has {share:.1%}" for name, share in result["digits_right"].items())
+        + " right:"
     )
     return "\n\n".join([digits, covering, photographs, judged_on, others, unusual])
 

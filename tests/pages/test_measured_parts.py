@@ -10,6 +10,7 @@ import pytest
 from benchmarks import (
     comparison,
     determinism,
+    drift,
     feature_cost,
     finetuning,
     http_cost,
@@ -32,6 +33,7 @@ from benchmarks import (
 WRITERS = {
     "comparison": comparison,
     "determinism": determinism,
+    "drift": drift,
     "feature_cost": feature_cost,
     "finetuning": finetuning,
     "http_cost": http_cost,

@@ -305,14 +305,37 @@ class MapWorth(_Model):
     focus: Mean | None = None
 
 
+class Randomisation(_Model):
+    """How like their own the maps stay when the last layers have random weights.
+
+    `layers` are the numbers of these layers, step by step, `of` how many there are. `maps` has,
+    by method, the mean rank correlation at each step, None where maps have no order.
+    """
+
+    of: Positive
+    layers: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    maps: dict[str, tuple[Mean | None, ...]]
+
+    @model_validator(mode="after")
+    def _steps_fit(self) -> Self:
+        for name, means in self.maps.items():
+            if len(means) != len(self.layers):
+                raise ValueError(f"{name} has {len(means)} means for {len(self.layers)} steps")
+        return self
+
+
 class Faithfulness(_Model):
-    """What the maps are worth, by method, beside controls that do not depend on the picture."""
+    """What the maps are worth, by method, beside controls that do not depend on it.
+
+    `randomisation` is None where the variant is quantised or has no weights in float32.
+    """
 
     data: str
     images: Positive
     variant: Name
     steps: Positive
     maps: dict[str, MapWorth]
+    randomisation: Randomisation | None = None
 
 
 class GoldenEntry(_Model):

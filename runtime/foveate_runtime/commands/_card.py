@@ -68,7 +68,9 @@ _NO_TRUST = "The bundle was not calibrated: foveate calibrate BUNDLE --data DIR 
 _WORTH = (
     "Insertion: more is better. Deletion and average drop: less is better. Focus: the share of the "
     "map in the right quarter of a mosaic, a quarter by chance. A map that does not beat the "
-    "Gaussian in the middle, which has not seen the picture, has shown nothing."
+    "Gaussian in the middle, which has not seen the picture, has shown nothing. Like its own: "
+    "the rank correlation of a map with that of the same network whose last layers have random "
+    "weights; a map that stays as it was does not depend on what the network has learned."
 )
 
 
@@ -230,6 +232,15 @@ def _worth(manifest: Manifest) -> Iterator[Fact]:
                 told = measure.replace("_", " ")
                 yield Fact(f"{name}: {told}", value, _at(f"{place}/{measure}/mean"))
         yield Fact(f"{name}: increase", f"{worth.increase:.1%}", _at(f"{place}/increase"))
+    if (random := found.randomisation) is not None:
+        for name, means in random.maps.items():
+            for step, mean in enumerate(means):
+                if mean is not None:
+                    yield Fact(
+                        f"{name}: like its own, {random.layers[step]} of {random.of} layers random",
+                        f"{mean.mean:.3f} ± {mean.error:.3f}",
+                        _at(f"/faithfulness/randomisation/maps/{_key(name)}/{step}/mean"),
+                    )
 
 
 def _notes(manifest: Manifest) -> Iterator[Fact]:

@@ -18,7 +18,7 @@ from foveate_runtime.backends.base import Runner
 from foveate_runtime.backends.registry import BACKENDS, create_runner
 from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.bundle.folder import NoModelError, find_version
-from foveate_runtime.bundle.manifest import Faithfulness, Scores
+from foveate_runtime.bundle.manifest import Faithfulness, Mean, Randomisation, Scores
 from foveate_runtime.bundle.publishing import publish_beside, require_place
 from foveate_runtime.console import DONE, UsageError, answer, positive, transfer, warn
 from foveate_runtime.evaluation.accuracy import FIRST, measure_accuracy
@@ -30,6 +30,7 @@ from foveate_runtime.evaluation.multilabel import (
     measure_labels,
     open_table,
 )
+from foveate_runtime.evaluation.randomisation import measure_randomisation
 from foveate_runtime.evaluation.report import ReportError, fill_report, open_report
 from foveate_runtime.evaluation.trusted import TrustTally
 from foveate_runtime.options import option, parse, parser_of
@@ -78,8 +79,8 @@ class Options:
     device: str = option("what the backend runs on, such as cuda:0; default: cpu", default="cpu")
     limit: int | None = option("take this many pictures", type=positive, metavar="N")
     explanations: bool = option(
-        "also measure what the maps are worth, beside noise and a Gaussian in the middle, and "
-        "write it into a new version of the bundle"
+        "also measure what the maps are worth, beside noise, a Gaussian in the middle, and "
+        "random weights, and write it into a new version of the bundle"
     )
     report: Path | None = option(
         "also write a page with every picture, its maps and filters, the worst mistakes first",
@@ -134,6 +135,9 @@ def _run(options: Options) -> int:
             worth = measure_faithfulness(
                 runner, manifest.input, labelled, manifest.scores, advance, corrupt=skipped
             )
+            progress.reset(task, total=len(labelled))
+            alike = measure_randomisation(bundle, runner, labelled, advance, corrupt=skipped)
+            worth = worth.model_copy(update={"randomisation": alike})
         if report is not None:
             progress.reset(task, total=len(labelled))
             fill_report(
@@ -245,6 +249,10 @@ def _print(result: dict[str, Any], bundle: Bundle, worth: Faithfulness | None) -
         print(f"report in {' and '.join(result['report'])}")
     if worth is not None:
         Console().print(_worth_table(worth))
+        if worth.randomisation is None:
+            print("no random weights were tried, as these are not in float32")
+        else:
+            Console().print(_randomisation_table(worth.randomisation))
         print(f"written into {result['path']}")
     if "labels" in result:
         Console().print(_table(result["labels"]))
@@ -294,10 +302,25 @@ def _worth_table(worth: Faithfulness) -> Table:
         table.add_column(heading, justify="right")
     for name, found in worth.maps.items():
         means = (found.insertion, found.deletion, found.average_drop)
-        cells = [f"{each.mean:.3f} ± {each.error:.3f}" for each in means]
-        focus = "" if found.focus is None else f"{found.focus.mean:.3f} ± {found.focus.error:.3f}"
-        table.add_row(name, *cells, f"{found.increase:.1%}", focus)
+        table.add_row(
+            name, *map(_mean_cell, means), f"{found.increase:.1%}", _mean_cell(found.focus)
+        )
     return table
+
+
+def _randomisation_table(found: Randomisation) -> Table:
+    table = Table(box=None, title="like its own map, with random weights in the last layers")
+    table.add_column("map", no_wrap=True)
+    for number in found.layers:
+        table.add_column(f"{number} of {found.of}", justify="right")
+    for name, means in found.maps.items():
+        table.add_row(name, *map(_mean_cell, means))
+    return table
+
+
+def _mean_cell(found: Mean | None) -> str:
+    """Return a mean, so short that a table of them fits a terminal of 80 columns."""
+    return "" if found is None else f"{found.mean:.2f} ± {found.error:.2f}"
 
 
 def _threshold(options: Options, scores: Scores) -> float | None:

@@ -57,21 +57,28 @@ def make_reference(
     assessor: Assessor, logits: Logits, scores: Scores
 ) -> dict[DriftFigure, Histogram]:
     """Return the histograms of the figures of the calibration pictures' logits [N, classes]."""
-    return {name: _histogram(values) for name, values in measure(assessor, logits, scores).items()}
+    return {name: histogram(values) for name, values in measure(assessor, logits, scores).items()}
 
 
-def _histogram(values: Doubles) -> Histogram:
-    edges = np.unique(np.quantile(values, np.arange(1, 10) / 10))
+def histogram(values: Doubles) -> Histogram:
+    """Return how values [N] are distributed, in bins by their deciles.
+
+    What lies below or above all of them has a bin of its own, which is empty here: of a figure
+    that was always the same, as the size of the sets may be, any other value is a change.
+    """
+    inner = np.quantile(values, np.arange(1, 10) / 10)
+    edges = np.unique([np.nextafter(values.min(), -np.inf), *inner, values.max()])
     counts = np.bincount(np.searchsorted(edges, values), minlength=len(edges) + 1)
     return Histogram(edges=tuple(edges.tolist()), shares=tuple((counts / counts.sum()).tolist()))
 
 
-def stability_index(reference: NDArray[np.float64], counts: NDArray[np.int64]) -> float:
-    """Return the PSI of counts against the shares of a reference, both [bins]."""
-    total = counts.sum()
-    expected = (reference * total + _HALF) / (total + _HALF * len(counts))
-    actual = (counts + _HALF) / (total + _HALF * len(counts))
-    return float(((actual - expected) * np.log(actual / expected)).sum())
+def stability_index(reference: Doubles, counts: NDArray[np.int64]) -> Doubles:
+    """Return the PSI, [...], of counts [..., bins] against the shares of a reference [bins]."""
+    total = counts.sum(axis=-1, keepdims=True)
+    whole = total + _HALF * len(reference)
+    expected, actual = (reference * total + _HALF) / whole, (counts + _HALF) / whole
+    found: Doubles = ((actual - expected) * np.log(actual / expected)).sum(axis=-1)
+    return found
 
 
 class DriftWatch:
@@ -120,6 +127,8 @@ class DriftWatch:
         if len(seen) < LEAST:
             return {}
         return {
-            name: stability_index(reference, np.bincount(seen[:, at], minlength=len(reference)))
+            name: float(
+                stability_index(reference, np.bincount(seen[:, at], minlength=len(reference)))
+            )
             for at, (name, reference) in enumerate(self._shares.items())
         }

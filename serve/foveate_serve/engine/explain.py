@@ -244,9 +244,10 @@ def _explained(
 
 
 def _against_itself(class_id: int) -> InvalidRequestError:
+    told = f"class {class_id}" if class_id >= 0 else f"class of rank {-class_id}"
     return InvalidRequestError(
         "AGAINST_ITSELF",
-        f"the class {class_id} is explained against itself; against must be another class",
+        f"the {told} is explained against itself; against must be another class",
         field="cam.against",
         metadata={"class_id": class_id},
     )

@@ -1,10 +1,11 @@
-"""Prints what MAPIE, netcal and pytorch-ood say of the arrays in a file, as JSON.
+"""Prints what MAPIE, netcal, pytorch-ood and Quantus say of the arrays in a file, as JSON.
 
 Run by test_oracles in an environment of its own.
 """
 
 import json
 import sys
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from mapie.conformity_scores.sets.raps import RAPSConformityScore
 from netcal.metrics import ECE
 from netcal.scaling import TemperatureScaling
 from pytorch_ood.detector import GEN, EnergyBased, MaxLogit
+from quantus import Focus
+from quantus.functions.similarity_func import correlation_spearman
+from quantus.helpers.utils import calculate_auc
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 
@@ -59,6 +63,12 @@ scaling = TemperatureScaling()
 scaling.fit(probabilities, targets)
 scaled = scaling.transform(probabilities)
 
+maps = arrays["maps"]
+quarters = np.eye(4)[np.arange(len(maps)) % 4]
+focus = Focus(disable_warnings=True, display_progressbar=False)
+# Quantus knows it by the name that it had before NumPy 2.
+setattr(np, "trapz", np.trapezoid)  # noqa: B010 - mypy knows no such name
+
 tensor = torch.from_numpy(logits)
 print(
     json.dumps(
@@ -70,6 +80,13 @@ print(
             "ece": float(ECE(15).measure(probabilities, targets)),
             "gen": GEN.score(tensor, gamma=0.1, M=100).tolist(),
             "energy": EnergyBased.score(tensor, t=1.0).tolist(),
+            "focus": focus.evaluate_batch(a_batch=maps[:, None], c_batch=quarters).tolist(),
+            "spearman": [
+                float(correlation_spearman(one.ravel(), two.ravel())) for one, two in pairwise(maps)
+            ],
+            "auc": [
+                float(calculate_auc(curve, dx=1 / (len(curve) - 1))) for curve in probabilities
+            ],
             "max_logit": MaxLogit.score(tensor).tolist(),
         }
     )

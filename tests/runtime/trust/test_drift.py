@@ -108,3 +108,15 @@ def test_a_histogram_that_is_none_is_refused(
 ) -> None:
     with pytest.raises(ValidationError):
         Histogram(edges=edges, shares=shares)
+
+
+def test_a_value_that_the_reference_never_had_is_a_change() -> None:
+    # Every prediction set of the calibration had one class; now some are empty, or have two.
+    reference = drift.histogram(np.ones(500))
+    shares = np.array(reference.shares)
+    for other in (0.0, 2.0):
+        now = np.searchsorted(reference.edges, np.array([1.0] * 900 + [other] * 100))
+        counts = np.bincount(now, minlength=len(shares))
+        assert stability_index(shares, counts) > 0.2
+    same = np.bincount(np.searchsorted(reference.edges, np.ones(1000)), minlength=len(shares))
+    assert stability_index(shares, same) == 0

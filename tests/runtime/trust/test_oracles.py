@@ -1,9 +1,10 @@
-"""The figures are those of MAPIE, netcal and pytorch-ood on the same arrays."""
+"""The figures are those of MAPIE, netcal, pytorch-ood and Quantus on the same arrays."""
 
 import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 from foveate_runtime.bundle.trust import SetThresholds
+from foveate_runtime.evaluation.faithfulness import auc, focus
+from foveate_runtime.evaluation.randomisation import rank_correlation
 from foveate_runtime.trust import outliers, sets, shares, temperature
 from foveate_runtime.trust.reliability import expected_calibration_error, reliability
 
@@ -31,6 +34,12 @@ def arrays() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     return logits, targets
 
 
+def maps() -> NDArray[np.float32]:
+    """Return maps [N, h, w], of which some cells are equal."""
+    drawn = np.random.default_rng(4).normal(0, 1, (12, 6, 6))
+    return np.maximum(drawn, -0.5).astype(np.float32)
+
+
 @pytest.fixture(scope="module")
 def oracle(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("oracle")
@@ -45,7 +54,7 @@ def oracle(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         [
             *(UV, "pip", "install", "--quiet", "--python", python),
             *("--constraint", ROOT / "constraints.txt"),
-            *("mapie", "netcal", "pytorch-ood"),
+            *("mapie", "netcal", "pytorch-ood", "quantus"),
         ],
         check=True,
         env=environment,
@@ -56,6 +65,7 @@ def oracle(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         logits=logits,
         targets=targets,
         probabilities=shares.softmax(logits),
+        maps=maps(),
         coverage=COVERAGE,
         weight=WEIGHT,
         free=FREE,
@@ -101,3 +111,14 @@ def test_the_outlier_scores_are_those_of_pytorch_ood(oracle: dict[str, Any]) -> 
     for name in ("energy", "max_logit"):
         score = outliers.OUTLIERS[name](logits, "softmax")
         assert score == pytest.approx(np.array(oracle[name]), abs=CLOSE)
+
+
+def test_what_maps_are_worth_is_as_quantus_finds_it(oracle: dict[str, Any]) -> None:
+    drawn = maps()
+    found = [focus(each, number % 4) for number, each in enumerate(drawn)]
+    assert found == pytest.approx(oracle["focus"], abs=CLOSE)
+    alike = [rank_correlation(*pair) for pair in pairwise(drawn)]
+    assert alike == pytest.approx(oracle["spearman"], abs=CLOSE)
+    logits, _ = arrays()
+    curves = shares.softmax(logits).astype(np.float32)
+    assert [auc(curve) for curve in curves] == pytest.approx(oracle["auc"], abs=CLOSE)

@@ -16,7 +16,8 @@ copied as they are, and of the schema (onnx.proto) only these fields matter:
     TensorProto     1 dims, 2 data_type, 8 name, 9 raw_data
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from itertools import count
 from mmap import ACCESS_READ, MADV_DONTNEED, mmap
 from pathlib import Path
 
@@ -24,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate_runtime.bundle.onnx_file import subgraphs
-from foveate_runtime.bundle.protobuf import BYTES, fields, read_varint, strings
+from foveate_runtime.bundle.protobuf import BYTES, Field, fields, read_varint, strings
 
 _GRAPH, _FUNCTIONS = 7, 25
 _NODE, _INITIALIZER, _INPUT, _OUTPUT = 1, 5, 11, 12
@@ -62,15 +63,8 @@ class OnnxFile:
 
     def prune(self, outputs: Collection[str]) -> bytes:
         """Return the file with the nodes and inputs alone that `outputs` are computed from."""
-        wanted = set(outputs)
-        nodes = [field for field in self._graph if field.number == _NODE]
-        needed = set()
-        # A node comes after those that it reads.
-        for index in range(len(nodes) - 1, -1, -1):
-            if wanted.intersection(strings(nodes[index].value, _WRITES)):
-                needed.add(index)
-                wanted.update(_reads(nodes[index].value))
-        numbers = iter(range(len(nodes)))
+        needed, wanted = self._leading_to(outputs)
+        numbers = count()
         graph = b"".join(
             field.whole
             for field in self._graph
@@ -78,12 +72,23 @@ class OnnxFile:
             and (field.number != _INPUT or _name(field.value) in wanted)
             and (field.number != _OUTPUT or _name(field.value) in outputs)
         )
-        head = _varint(_GRAPH << 3 | BYTES) + _varint(len(graph))
-        others = [field.whole for field in self._model if field.number != _GRAPH]
-        pruned = b"".join([*others, head, graph])
+        pruned = self._with_graph(graph)
         # What was read would stay resident, as large as the weights; it can be read again.
         self._map.madvise(MADV_DONTNEED)
         return pruned
+
+    def reads(self, outputs: Collection[str]) -> list[list[str]]:
+        """Return what each node reads that leads to `outputs`, in the order of the graph."""
+        needed, _ = self._leading_to(outputs)
+        return [list(_reads(node)) for at, node in enumerate(self._parts(_NODE)) if at in needed]
+
+    def exchanged(self, values: Mapping[str, NDArray[np.float32]]) -> bytes:
+        """Return the file with other numbers in some of what `arrays` yields, of the same shape."""
+        graph = b"".join(
+            _filled(field, values) if field.number == _INITIALIZER else field.whole
+            for field in self._graph
+        )
+        return self._with_graph(graph)
 
     @property
     def straight(self) -> bool:
@@ -102,8 +107,43 @@ class OnnxFile:
                     numbers = np.frombuffer(parts[_RAW_DATA], dtype="<f4")
                     yield str(parts[_TENSOR_NAME], "utf-8"), numbers.reshape(_dims(field.value))
 
+    def _leading_to(self, outputs: Collection[str]) -> tuple[set[int], set[str]]:
+        """Return the nodes that lead to `outputs`, by number, and all that they read and write."""
+        wanted = set(outputs)
+        nodes = list(self._parts(_NODE))
+        needed = set()
+        # A node comes after those that it reads.
+        for index in range(len(nodes) - 1, -1, -1):
+            if wanted.intersection(strings(nodes[index], _WRITES)):
+                needed.add(index)
+                wanted.update(_reads(nodes[index]))
+        return needed, wanted
+
+    def _with_graph(self, graph: bytes) -> bytes:
+        """Return the file with another graph."""
+        others = [field.whole for field in self._model if field.number != _GRAPH]
+        return b"".join([*others, _delimited(_GRAPH, graph)])
+
     def _parts(self, number: int) -> Iterator[memoryview]:
         return (field.value for field in self._graph if field.number == number)
+
+
+def _filled(field: Field, values: Mapping[str, NDArray[np.float32]]) -> bytes:
+    """Return an initializer, with other numbers where there are some of its name."""
+    name = "".join(strings(field.value, _TENSOR_NAME))
+    if name not in values:
+        return bytes(field.whole)
+    numbers = values[name].astype("<f4").tobytes()
+    parts = [
+        _delimited(_RAW_DATA, numbers) if part.number == _RAW_DATA else part.whole
+        for part in fields(field.value)
+    ]
+    return _delimited(_INITIALIZER, b"".join(parts))
+
+
+def _delimited(number: int, content: bytes) -> bytes:
+    """Return a field that holds bytes."""
+    return _varint(number << 3 | BYTES) + _varint(len(content)) + content
 
 
 def _varint(value: int) -> bytes:
