@@ -28,6 +28,8 @@ def chromium(
         "--disable-gpu",
         f"--window-size={width},{height}",
         "--hide-scrollbars",
+        "--use-fake-ui-for-media-stream",  # a camera that shows a moving pattern
+        "--use-fake-device-for-media-stream",
         *(["--force-dark-mode"] if dark else []),
     ):
         options.add_argument(flag)

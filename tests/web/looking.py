@@ -61,6 +61,18 @@ class Look:
         self.find(selector)
         self.until(clicked, f"{selector} cannot be clicked on")
 
+    def press(self, selector: str, text: str) -> None:
+        """Click on what has this text."""
+
+        def clicked() -> bool:
+            next(x for x in self.all(selector) if x.text == text).click()
+            return True
+
+        self.until(
+            lambda: any(x.text == text for x in self.all(selector)) and clicked(),
+            f"no {selector} says {text!r}",
+        )
+
     def choose(self, name: str, text: str) -> None:
         """Choose from a list."""
         self.click(f"#{name} input")

@@ -39,6 +39,33 @@ def test_an_upload_is_classified_and_each_class_has_its_map(page: Look, photogra
     assert page.refused() == []
 
 
+def test_a_picture_is_taken_from_the_camera(page: Look) -> None:
+    page.click('#picture button[aria-label="Capture from camera"]')
+    page.press("#picture button", "Click to Access Webcam")
+    page.click('#picture button[aria-label="capture photo"]')
+    page.wait_for("#timings-1", "efficientnet_lite0, version 1")
+    page.find("#maps-1 figure")
+
+
+def test_a_picture_is_pasted(page: Look, photograph: Path) -> None:
+    page.driver.execute_cdp_cmd(
+        "Browser.grantPermissions",
+        {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]},
+    )
+    copied = io.BytesIO()
+    Image.open(photograph).save(copied, "PNG")
+    copy = """
+        const [encoded, done] = arguments;
+        const bytes = Uint8Array.from(atob(encoded), (each) => each.charCodeAt(0));
+        const item = new ClipboardItem({"image/png": new Blob([bytes], {type: "image/png"})});
+        navigator.clipboard.write([item]).then(() => done("copied"), (error) => done(`${error}`));
+    """
+    encoded = base64.b64encode(copied.getvalue()).decode()
+    assert page.driver.execute_async_script(copy, encoded) == "copied"
+    page.click('#picture button[aria-label="Paste from clipboard"]')
+    page.wait_for("#classes-1", "Egyptian cat")
+
+
 def test_methods_and_opponents_are_shown_and_a_link_restores_them(page: Look) -> None:
     page.click("#examples button[data-value=coffee]")
     page.wait_for("#classes-1", "espresso")

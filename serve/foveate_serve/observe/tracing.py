@@ -30,6 +30,9 @@ _SERVER_FAULTS = frozenset(
 )
 """The codes that mark a server's span as failed, by OpenTelemetry's conventions for gRPC."""
 
+_FIRST_SERVER_FAULT = 500
+"""The least status that marks a server's span as failed, by those for HTTP."""
+
 
 class Tracing(Observer):
     """Makes the spans, and exports them through `provider`."""
@@ -44,24 +47,36 @@ class Tracing(Observer):
         """Put a call in a span of its own, within the trace that its metadata names."""
         carrier = {key: value for key, value in call.metadata.items() if isinstance(value, str)}
         service, _, method = call.method.strip("/").rpartition("/")
+        http = call.http
+        attributes = (
+            {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method}
+            if http is None
+            else {
+                "http.request.method": http.verb,
+                "http.route": http.route,
+                "url.scheme": http.scheme,
+            }
+        )
         span = self._tracer.start_span(
-            f"{service}/{method}",
+            f"{service}/{method}" if http is None else f"{http.verb} {http.route}",
             context=propagate.extract(carrier),
             kind=SpanKind.SERVER,
-            attributes={
-                "rpc.system": "grpc",
-                "rpc.service": service,
-                "rpc.method": method,
-                "foveate.request_id": REQUEST_ID.get(),
-            },
+            attributes={**attributes, "foveate.request_id": REQUEST_ID.get()},
         )
         # Not detached: the context belongs to the call's task and ends with it.
         context.attach(trace.set_span_in_context(span))
         try:
             yield
         finally:
-            span.set_attribute("rpc.grpc.status_code", call.code.value[0])
-            if call.code.name in _SERVER_FAULTS:
+            if http is None:
+                span.set_attribute("rpc.grpc.status_code", call.code.value[0])
+                failed = call.code.name in _SERVER_FAULTS
+            else:
+                # A request that its client has left has no status.
+                if http.status:
+                    span.set_attribute("http.response.status_code", http.status)
+                failed = http.status >= _FIRST_SERVER_FAULT
+            if failed:
                 span.set_status(Status(StatusCode.ERROR, call.code.name))
             span.end()
 

@@ -17,7 +17,13 @@ from foveate_serve.rest.bodies import Bodies
 from foveate_serve.rest.errors import client_gone, error_response
 from foveate_serve.rpc.calls import GRPC_CODES
 from foveate_serve.rpc.errors import status_of
-from foveate_serve.rpc.interceptor import REQUEST_ID_KEY, CallRecord, enter_call, log_call
+from foveate_serve.rpc.interceptor import (
+    REQUEST_ID_KEY,
+    CallRecord,
+    HttpExchange,
+    enter_call,
+    log_call,
+)
 from foveate_serve.rpc.overload import MODEL_KEY
 from foveate_serve.rpc.server import Services
 
@@ -52,7 +58,10 @@ class Calls:
             metadata = _metadata(request)
             request_id = enter_call(metadata)
             CLIENT.set(partial(_peer, request))
-            record = CallRecord(method=method, metadata=metadata)
+            http = HttpExchange(
+                verb=request.method, route=_route(request), scheme=request.url.scheme
+            )
+            record = CallRecord(method=method, metadata=metadata, http=http)
             with self._observed(record, request):
                 try:
                     response = await self._respond(record, request, respond, takes_body)
@@ -60,6 +69,7 @@ class Calls:
                     status = status_of(error)
                     record.code = GRPC_CODES[status.code]
                     response = error_response(status)
+                http.status = response.status_code
             response.headers[REQUEST_ID_KEY] = request_id
             return response
 
@@ -98,6 +108,11 @@ def _metadata(request: Request) -> Mapping[str, str]:
     if model := request.path_params.get("model"):
         metadata[MODEL_KEY] = model
     return metadata
+
+
+def _route(request: Request) -> str:
+    """Return the pattern of the path, such as "/v2/models/{model}"."""
+    return str(getattr(request.scope.get("route"), "path", ""))
 
 
 def _peer(request: Request) -> str:

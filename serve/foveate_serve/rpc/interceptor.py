@@ -48,15 +48,26 @@ _Metadata: TypeAlias = Mapping[str, str | bytes]
 
 
 @dataclass(kw_only=True)
+class HttpExchange:
+    """What HTTP adds to a call: `status` is set when it ends."""
+
+    verb: str
+    route: str
+    scheme: str
+    status: int = 0
+
+
+@dataclass(kw_only=True)
 class CallRecord:
     """One call: `method` is such as "/package.Service/Method", or UNKNOWN.
 
-    `code` is set when it ends.
+    `code` is set when it ends. `http` is what a request over HTTP adds.
     """
 
     method: str
     metadata: Mapping[str, str | bytes]
     code: grpc.StatusCode = grpc.StatusCode.OK
+    http: HttpExchange | None = None
 
 
 CallObserver = Callable[[CallRecord], AbstractContextManager[None]]

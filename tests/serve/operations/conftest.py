@@ -88,6 +88,13 @@ def red(model: str = "colours") -> ClassifyRequest:
     return ClassifyRequest(model=model, raw=raw)
 
 
+def http_address(server) -> str:
+    """Return HOST:PORT of HTTP, which the log names."""
+    found = re.search(r"HTTP on https?://([0-9.:]+)", server.log.read_text(encoding="utf-8"))
+    assert found
+    return found[1]
+
+
 @contextmanager
 def running(
     repository: Path, log: Path, *arguments: object, env: dict[str, str] | None = None

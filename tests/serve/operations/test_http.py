@@ -23,16 +23,10 @@ from PIL import Image
 
 from ...conftest import FOVEATE
 from ...waiting import wait_until
+from .conftest import http_address
 
 UV = Path(sys.executable).with_name("uv")
 PATH = "/v1/models/colours:classify"
-
-
-def http_address(server) -> str:
-    """Return HOST:PORT of HTTP, which the log names."""
-    found = re.search(r"HTTP on https?://([0-9.:]+)", server.log.read_text(encoding="utf-8"))
-    assert found
-    return found[1]
 
 
 def host_and_port(server) -> tuple[str, int]:

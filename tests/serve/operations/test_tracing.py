@@ -2,6 +2,8 @@
 
 import os
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from queue import Queue
@@ -22,6 +24,8 @@ from foveate.v1.classifier_service_pb2 import ClassifyRequest
 from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
 from foveate_serve.process import load_tracing
 from foveate_serve.settings import SettingsError
+
+from .conftest import http_address
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = "00f067aa0ba902b7"
@@ -109,6 +113,28 @@ def test_a_call_is_told_from_the_caller_to_its_batch(
     assert [(span.name, span.status.message) for span in failed] == [
         ("classify", "IMAGE_UNSUPPORTED")
     ]
+
+
+def test_a_request_over_http_is_named_by_its_route(start: Callable, collector) -> None:
+    collected, environment = collector
+    server = start("--tracing", "--http-address", "127.0.0.1:0", env=environment)
+    url = f"http://{http_address(server)}/v1/models/colours:classify"
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(urllib.request.Request(url, data=b"no picture"), timeout=60)
+    refused.value.close()
+    assert server.stop() == 0
+    (span,) = (span for span in collected.spans() if span.kind == Span.SPAN_KIND_SERVER)
+    assert span.name == "POST /v1/models/{model}:classify"
+    attributes = {a.key: a.value.string_value or a.value.int_value for a in span.attributes}
+    del attributes["foveate.request_id"]
+    assert attributes == {
+        "http.request.method": "POST",
+        "http.route": "/v1/models/{model}:classify",
+        "url.scheme": "http",
+        "http.response.status_code": refused.value.code,
+    }
+    # A client's fault is none of the server's span.
+    assert span.status.code == Status.STATUS_CODE_UNSET
 
 
 def test_without_opentelemetry_the_message_says_what_to_install(
