@@ -74,6 +74,7 @@ def _normalisation():
 
 def _residual():
     whole, few = _read("residual-full"), _read("residual")
+    digits = f"{few.training_images:,} digits"
     parts = [_mean(whole, variant, 5) for variant in ("shortcut", "plain")]
     parts += [_mean(few, variant, 2) for variant in ("shortcut", "plain")]
     assert {len(few.accuracies(variant, 2)) for variant in ("shortcut", "plain")} == {3}
@@ -82,7 +83,7 @@ def _residual():
         "no figures; the network without shortcuts fails or lags",
         (
             f"all digits, one seed, after 5 epochs: {parts[0]:.2f} % with shortcuts and "
-            f"{parts[1]:.2f} % without; {few.training_images:,} digits, three seeds, after 2 epochs: "
+            f"{parts[1]:.2f} % without; {digits}, three seeds, after 2 epochs: "
             f"{parts[2]:.2f} and {parts[3]:.2f} %"
         ),
     )

@@ -205,7 +205,7 @@ def test_a_small_network_foretells_moves_far_better_than_chance(tmp_path, capsys
     assert values[:, 4 + 11 + 1 :].abs().max() == 0
     # Records of a folder go the same way; there nothing is known of the player.
     again = [*study, "--games", str(out / "games"), "--out", str(tmp_path / "again")]
-    assert main([*again, "--subset", "601"]) == 1
+    assert main([*again, "--subset", "601"]) == 2
     assert "--subset 601 is not within 2 and 600" in capsys.readouterr().err
     assert main([*again, "--subset", "100"]) == 0
     read_again = json.loads((tmp_path / "again" / "results.json").read_text())
