@@ -306,7 +306,7 @@ def test_response_normalisation_is_the_formula_of_alexnet():
     assert torch.allclose(normalised[0], maps[0] / (2 + 1e-4 * total) ** 0.75, rtol=1e-4)
 
 
-@pytest.mark.parametrize("filters", [128, 192, 256, 384])
+@pytest.mark.parametrize("filters", [32, 128, 192, 256, 384])
 def test_go_policy_has_a_logit_for_each_point(filters):
     classifier = registry.create("foveate:go_policy", filters=filters)
     expected = 48 * filters * 25 + filters + 11 * (filters * filters * 9 + filters) + filters + 361

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from foveate_train import registry
 from foveate_train.counting import depth
+from foveate_train.recording import recorded
 from foveate_train.studies.classifiers import PUBLISHED, as_keras_counts, counted, mobilenet
 
 
@@ -45,3 +47,11 @@ def test_the_last_depthwise_convolution_of_mobilenet_has_stride_1():
     }
     last = [row for row in table if row["layer"] == "Conv dw"][-1]
     assert (last["stride"], last["input"], last["output"]) == (1, [1024, 7, 7], [1024, 7, 7])
+
+
+def test_vgg16_without_its_head_gives_7_by_7_by_512():
+    with torch.device("meta"):
+        module = registry.create("torchvision:vgg16", weights="random:0").module
+        with recorded(module, ["features"]) as seen:
+            module(torch.zeros(1, 3, 224, 224))
+    assert seen["features"].shape == (1, 512, 7, 7)

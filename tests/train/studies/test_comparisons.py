@@ -71,7 +71,7 @@ def test_the_page_says_what_the_files_hold(normalisation):
     for row in _rows(normalisation):
         assert f"| {row['test_accuracy']} | {float(row['published']):.2f} |" in page
     assert "--epochs 2 --batch-size 8 --learning-rate 0.1 --subset 960 --seeds 0" in page
-    assert "So far" not in page
+    assert "epochs were run" not in page
     for name in ("curves.png", "gradients.png"):
         assert (normalisation / name).read_bytes().startswith(b"\x89PNG")
 
@@ -126,7 +126,7 @@ def test_an_interrupted_study_goes_on_to_the_same_end(tmp_path, monkeypatch, cap
     with monkeypatch.context() as patch:
         patch.setattr(report, "write", interrupting)
         assert _study("normalisation", tmp_path / "parts", *small) == 1
-    assert "So far 1 of 4 epochs are done" in (tmp_path / "parts" / "README.md").read_text()
+    assert "1 of these 4 epochs were run" in (tmp_path / "parts" / "README.md").read_text()
     assert _study("normalisation", tmp_path / "parts", *small) == 0
     whole, parts = (
         [{**row, "seconds": None} for row in _rows(tmp_path / name)] for name in ("whole", "parts")

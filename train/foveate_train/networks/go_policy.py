@@ -42,6 +42,11 @@ class GoPolicy(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.points = nn.Conv2d(filters, 1, 1, bias=False)
         self.bias = nn.Parameter(torch.zeros(len(_POINTS)))
+        for layer in self.layers:
+            # Nothing is normalised: by PyTorch's own initialisation the signal would fade
+            # over thirteen layers (He et al., Delving deep into rectifiers, 2015).
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
 
     def forward(self, planes: torch.Tensor) -> torch.Tensor:
         """Return the logits of a batch of positions."""
@@ -49,6 +54,6 @@ class GoPolicy(nn.Module):
 
 
 @register("go_policy")
-def go_policy(*, filters: Literal[128, 192, 256, 384] = 192) -> Blueprint:
-    """Build the policy network with one of the published numbers of filters."""
+def go_policy(*, filters: Literal[32, 128, 192, 256, 384] = 192) -> Blueprint:
+    """Build the policy network with one of the published numbers of filters, or with 32."""
     return Blueprint(GoPolicy(filters), _INPUT, _POINTS)

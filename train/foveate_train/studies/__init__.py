@@ -9,10 +9,12 @@ from foveate_train.studies import (
     classifiers,
     features,
     filters,
+    go,
     normalisation,
     patches,
     residual,
     runner,
+    speech,
 )
 from foveate_train.studies.options import StudyOptions
 
@@ -22,6 +24,8 @@ STUDIES: Mapping[str, Callable[[StudyOptions, Event], bool]] = {
     features.NAME: features.run,
     filters.NAME: filters.run,
     patches.NAME: patches.run,
+    go.NAME: go.run,
+    speech.NAME: speech.run,
     arithmetic.NAME: arithmetic.run,
     classifiers.NAME: classifiers.run,
 }

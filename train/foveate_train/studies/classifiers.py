@@ -45,12 +45,13 @@ class Keras(NamedTuple):
     depth: int | None = None
 
 
-# The first seven as the course shows them, the others as of Keras 2.3.
+# The first seven as the course shows them, with the depths of that table; the others as of
+# Keras 2.3.
 PUBLISHED = (
     Keras("Xception", "timm:legacy_xception.tf_in1k", 88, 0.790, 0.945, 22_910_480, 126),
     Keras("VGG16", "torchvision:vgg16", 528, 0.715, 0.901, 138_357_544, 23),
     Keras("VGG19", "torchvision:vgg19", 549, 0.727, 0.910, 143_667_240, 26),
-    Keras("ResNet50", "torchvision:resnet50", 99, 0.759, 0.929, 25_636_712),
+    Keras("ResNet50", "torchvision:resnet50", 99, 0.759, 0.929, 25_636_712, 168),
     Keras("InceptionV3", "timm:inception_v3.tv_in1k", 92, 0.788, 0.944, 23_851_784, 159),
     Keras(
         "InceptionResNetV2",

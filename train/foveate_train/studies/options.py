@@ -14,7 +14,7 @@ from foveate_train.settings import Settings
 
 
 class StudyOptions(MachineOptions):
-    """Repeat a study of the course on MNIST, and write its page.
+    """Repeat a study of the course, most of them on MNIST, and write its page.
 
     After Ctrl-C the same command goes on from there.
 
@@ -27,9 +27,11 @@ class StudyOptions(MachineOptions):
             "classifiers",
             "features",
             "filters",
+            "go",
             "normalisation",
             "patches",
             "residual",
+            "speech",
         ],
         As(names=("study",)),
     ]
@@ -37,7 +39,7 @@ class StudyOptions(MachineOptions):
     out: Path | None = None
     """The folder of results, page and pictures. Default: studies/NAME"""
     subset: int | None = None
-    """The first N training pictures. Default: all"""
+    """The first N training pictures, positions or words. Default: all"""
     seeds: Annotated[tuple[int, ...], As("N", names=("--seeds", "--seed"), many=True)] = (0,)
     """Each is a run of its own. Default: 0"""
     data: Path | None = None
@@ -45,6 +47,8 @@ class StudyOptions(MachineOptions):
 
     photographs: Path | None = None
     """patches: a folder of photographs, for EfficientNet-Lite0. Default: digits alone"""
+    games: Path | None = None
+    """go: a folder of game records, .sgf. Default: games of a simple player"""
 
     @property
     def folder(self) -> Path:
@@ -66,9 +70,18 @@ class StudyOptions(MachineOptions):
             DataError: the files cannot be had.
         """
         images, labels = map(torch.from_numpy, mnist.load("train", self.data))
-        if self.subset is not None and not 2 <= self.subset <= len(images):
-            raise SettingsError(f"--subset {self.subset} is not within 2 and {len(images)}")
+        self.of(len(images))
         training = InMemory(images[: self.subset, None], labels[: self.subset], spec, shift=shift)
         images, labels = map(torch.from_numpy, mnist.load("test", self.data))
         tested = None if self.subset is None else max(self.subset // 6, 200)
         return training, InMemory(images[:tested, None], labels[:tested], spec)
+
+    def of(self, count: int) -> int:
+        """Return how many of so many training pictures are to be taken.
+
+        Raises:
+            SettingsError: the subset is larger.
+        """
+        if self.subset is not None and not 2 <= self.subset <= count:
+            raise SettingsError(f"--subset {self.subset} is not within 2 and {count}")
+        return self.subset or count

@@ -74,7 +74,9 @@ def page(study: Comparison, results: Results) -> str:
         seeds=f"{'seed' if one else 'seeds'} {', '.join(map(str, seeds))}",
         precision=results.precision,
         noted=", ".join(f"{name} {settings[name]}" for name in _NOTED),
-        so_far="" if done == wanted else f" So far {done} of {wanted} epochs are done.",
+        so_far=""
+        if done == wanted
+        else f" {done} of these {wanted} epochs were run; a dash stands for one that was not.",
         spread="" if one else "; the mean over the seeds, with the least and the most",
         published="; beside it the published one" if _is_published(study) else "",
         dashed=", and the published one dashed" if _is_published(study) else "",
