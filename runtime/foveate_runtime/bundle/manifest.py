@@ -325,7 +325,7 @@ class Randomisation(_Model):
 
 
 class Faithfulness(_Model):
-    """What the maps are worth, by method, beside controls that do not depend on it.
+    """What the maps are worth, by method, beside controls that do not depend on the picture.
 
     `randomisation` is None where the variant is quantised or has no weights in float32.
     """
