@@ -5,6 +5,7 @@ import errno
 import inspect
 import logging
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from functools import lru_cache
@@ -38,6 +39,8 @@ PING_SECONDS = 10.0
 
 _HOLD_SECONDS = 0.1
 """Most clients take less between two calls. It is short beside the drain of a server."""
+
+_LINGER_SECONDS = 3.0
 
 _FEW_CALLS = 64
 _KEPT_HANDLERS = 256
@@ -92,9 +95,12 @@ class GrpcioTransport(Services):
     async def finish(self, seconds: float) -> None:
         """Send GOAWAY, and stop after the calls in flight; see `base.Transport`."""
         await self.go_away()
+        until = time.monotonic() + seconds
         if await self._calls.ended_within(seconds) and self._stopping is not None:
-            # grpcio also waits for clients that do not answer a PING, up to 20 s for each.
-            await asyncio.wait((self._stopping,), timeout=FLUSH_SECONDS)
+            # grpcio also waits for clients that do not answer a PING, up to 20 s for each. A
+            # client that is slow to answer one may not have read its last answers either.
+            left = min(until - time.monotonic(), _LINGER_SECONDS)
+            await asyncio.wait((self._stopping,), timeout=max(left, FLUSH_SECONDS))
         await self.stop()
 
     async def stop(self) -> None:

@@ -570,7 +570,7 @@ async def test_a_client_that_vanishes_leaves_nothing_behind(served: Served, meth
     client.vanish()
     await until(lambda: not served.server.connections)
     await until(lambda: not served.held)
-    assert served.service.cancelled == served.service.entered
+    await until(lambda: served.service.cancelled == served.service.entered)
     assert not [task for task in asyncio.all_tasks() if "Call._run" in repr(task)]
 
 
