@@ -10,11 +10,12 @@ asked for the logits of picture files over the Open Inference Protocol, and Fove
 for the five best classes over its own. Two classifiers are compared: that of the
 photographs, and LeNet-5 on digits, whose run costs next to nothing. For the
 photographs a second Foveate has a bundle that is exported first with its int8
-variant at the head, which it serves as it chooses by itself. The servers' rounds
-alternate. Compared are requests a second and the CPU-seconds of each server's whole
-process tree; the load comes from this machine too. Before the clock starts, every
-server must agree with Foveate on the best class of the pictures. The tables go into
-docs/client/load.md as well.
+variant at the head, which it serves as it chooses by itself. For the digits, which
+one Python process cannot answer on two cores, a second Foveate has a worker a core
+as the others have. The servers' rounds alternate. Compared are requests a second
+and the CPU-seconds of each server's whole process tree; the load comes from this
+machine too. Before the clock starts, every server must agree with Foveate on the
+best class of the pictures. The tables go into docs/client/load.md as well.
 """
 
 import argparse
@@ -50,23 +51,34 @@ from foveate_client.load.workload import oip_workload
 RESULTS = Path(__file__).parent / "results" / "comparison.json"
 PAGE = pages.DOCS / "client" / "load.md"
 RIVALS = {"triton": triton, "mlserver": mlserver}
-OURS = {"foveate": "Foveate", "chosen": "Foveate, int8 as it chooses"}
+OURS = {
+    "foveate": "Foveate",
+    "chosen": "Foveate, int8 as it chooses",
+    "workers": "Foveate, a worker a core",
+}
 NAMES = {**OURS, "triton": "Triton's core", "mlserver": "MLServer"}
 AGREEMENT = 0.97
 """At least, of the best classes with Foveate's: pixels may differ in the last digit."""
 DIGITS = 1000
+CONNECTIONS = 8
+"""Workers share a port, and a connection stays with one of them."""
 KEYS = ("requests_per_second", "cpu_ms_per_request", "p99_ms")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A classifier and its pictures; `chosen` is the repository of its int8 variant."""
+    """A classifier and its pictures.
+
+    `chosen` is the repository of its int8 variant, `workers` whether a second Foveate has a
+    worker a core.
+    """
 
     about: str
     bundle: Path
     images: Path
     pictures: list[bytes]
     chosen: Path | None = None
+    workers: bool = False
 
     @property
     def model(self) -> str:
@@ -108,10 +120,11 @@ def load(
 ) -> dict[str, float]:
     """Run `foveate load` once; return requests a second, CPU-ms a request and the p99 in ms."""
     foveate = Path(sys.executable).with_name("foveate")
-    command = [
+    command: list[str | Path] = [
         *(foveate, "load", subject.images, "--address", server.address, "--protocol", protocol),
         *("--model", subject.model, "--concurrency", str(options.concurrency), "--json"),
         *("--duration", str(options.duration), "--warmup", "0"),
+        *("--connections", str(CONNECTIONS)),
     ]
     start = server.cpu_seconds()
     run = subprocess.run(command, check=True, stdout=subprocess.PIPE)
@@ -145,12 +158,14 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
                 bundle=export_lenet(Path(folder) / "lenet"),
                 images=digits,
                 pictures=write_digits(digits, DIGITS),
+                workers=True,
             ),
         ]
         compared = [compare(subject, options) for subject in subjects]
     return {
         "benchmark": "comparison",
         "concurrency": options.concurrency,
+        "connections": CONNECTIONS,
         "serve": options.serve,
         "rounds": options.rounds,
         "subjects": compared,
@@ -163,11 +178,15 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
 def compare(subject: Subject, options: argparse.Namespace) -> dict[str, object]:
     """Alternate the servers; return their figures and how Foveate's compare with the others'."""
     cores = len(os.sched_getaffinity(0))
+    repository = subject.bundle.parents[1]
     with ExitStack() as stack:
-        ours = stack.enter_context(serving(subject.bundle.parents[1], *options.serve))
+        ours = stack.enter_context(serving(repository, *options.serve))
         targets = {"foveate": (ours, "foveate")}
         if subject.chosen is not None:
             targets["chosen"] = (stack.enter_context(serving(subject.chosen)), "foveate")
+        if subject.workers:
+            server = stack.enter_context(serving(repository, "--workers", str(cores)))
+            targets["workers"] = (server, "foveate")
         for name, start in RIVALS.items():
             if (python := getattr(options, name)) is not None:
                 targets[name] = (stack.enter_context(start(python, subject.bundle, cores)), "oip")
@@ -210,7 +229,8 @@ def compare(subject: Subject, options: argparse.Namespace) -> dict[str, object]:
 def page_part(result: Mapping[str, Any]) -> str:
     """Return what the page says of a result: medians, and the range of the rounds."""
     about = (
-        f"{result['concurrency']} requests at once, {result['rounds']} rounds, on "
+        f"{result['concurrency']} requests at once over {result['connections']} connections, "
+        f"{result['rounds']} rounds, on "
         f"{result['machine']['cores']} cores of an {result['machine']['processor']}; the load "
         f"average before was {result['load_average_before']:.1f}, where 0 is a machine that does "
         "nothing else. Medians, and the range of the rounds; ratios are taken round by round."

@@ -170,6 +170,8 @@ def known(work: Work) -> list[dict[str, Any]]:
 def asked_now(work: Work, repository: Path, images: Path, seconds: float) -> list[dict[str, Any]]:
     """Compare with a server that is asked at three loads."""
     found = []
+    # Counted before this process takes the generator's half.
+    cores = len(halves()[0])
     with serving_apart(repository) as server:
         callers = ("--concurrency", str(CALLERS))
         capacity = load(server, MODEL, images, seconds, *callers)["goodput"]
@@ -177,7 +179,7 @@ def asked_now(work: Work, repository: Path, images: Path, seconds: float) -> lis
             rate = share * capacity
             step = load(server, MODEL, images, seconds, "--rate", str(rate))
             step |= {"load": share, "offered": round(rate, 1)}
-            found.append(compare(work, step, len(halves()[0]), capacity))
+            found.append(compare(work, step, cores, capacity))
     return found
 
 
