@@ -20,9 +20,13 @@ class Look:
         self.address = address
 
     def open(self, query: str = "") -> None:
-        """Open the page, and wait until it is there."""
+        """Open the page, and wait until it has answered the query of its address."""
         self.driver.get(self.address + query)
         self.find("#examples button")
+        self.until(
+            lambda: any(x.get_attribute("value") for x in self.all("#link textarea, #link input")),
+            "the page gives no link to itself",
+        )
 
     def until(self, condition: Callable[[], Any], told: str) -> Any:
         """Wait until `condition` answers something true, and return it."""

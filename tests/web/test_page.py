@@ -42,6 +42,8 @@ def test_an_upload_is_classified_and_each_class_has_its_map(page: Look, photogra
 def test_a_picture_is_taken_from_the_camera(page: Look) -> None:
     page.click('#picture button[aria-label="Capture from camera"]')
     page.press("#picture button", "Click to Access Webcam")
+    ready = "return document.querySelector('#picture video')?.readyState"
+    page.until(lambda: page.driver.execute_script(ready) == 4, "the camera shows nothing")
     page.click('#picture button[aria-label="capture photo"]')
     page.wait_for("#timings-1", "efficientnet_lite0, version 1")
     page.find("#maps-1 figure")

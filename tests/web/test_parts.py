@@ -2,6 +2,7 @@
 
 import io
 import re
+import socket
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -39,6 +40,15 @@ def test_a_digit_drawn_large_and_aside_becomes_that_of_mnist() -> None:
         likeness.append(np.corrcoef(found.ravel(), digit.ravel())[0, 1])
     # A digit that lies a pixel aside is like its own to 0.8.
     assert np.median(likeness) > 0.95
+
+
+def test_what_the_page_writes_is_sent_at_once() -> None:
+    with (
+        command._listen("127.0.0.1", 0) as listening,
+        socket.create_connection(listening.getsockname()),
+        listening.accept()[0] as accepted,
+    ):
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 @pytest.mark.parametrize(

@@ -26,18 +26,21 @@ def read(request: Any, *, runs: int) -> list[OperatorTime]:
     ]
 
 
-def subtract(after: Sequence[OperatorTime], before: Sequence[OperatorTime]) -> list[OperatorTime]:
-    """Return what nodes took after `before` was read, from what they took in all."""
-    earlier = {node.name: node for node in before}
+def subtract(
+    after: Sequence[OperatorTime], before: Sequence[OperatorTime], *, warm_up: int
+) -> list[OperatorTime]:
+    """Return what nodes took in all runs of `after` less those of `before`, `warm_up` of them.
+
+    A node of about a microsecond may stand in one of the two alone.
+    """
+    earlier = {node.name: node.seconds for node in before}
     return [
         OperatorTime(
             name=node.name,
             operator=node.operator,
-            calls=node.calls - (earlier[node.name].calls if node.name in earlier else 0),
+            calls=node.calls - warm_up,
             # The means are of whole microseconds.
-            seconds=max(
-                0.0, node.seconds - (earlier[node.name].seconds if node.name in earlier else 0.0)
-            ),
+            seconds=max(0.0, node.seconds - earlier.get(node.name, 0.0)),
         )
         for node in after
     ]

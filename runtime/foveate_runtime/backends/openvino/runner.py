@@ -92,7 +92,8 @@ class OpenVinoRunner(Runner):
             run(runs)
         except RuntimeError as error:
             raise BackendError("OpenVINO failed to run the graph") from error
-        return profiling.subtract(profiling.read(request, runs=warm_up + runs), before)
+        after = profiling.read(request, runs=warm_up + runs)
+        return profiling.subtract(after, before, warm_up=warm_up)
 
     def close(self) -> None:
         """Release the compiled models and their memory."""

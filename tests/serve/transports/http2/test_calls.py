@@ -77,6 +77,11 @@ async def asked(served: Served, handler: Callable[[Any, Context], Awaitable[Any]
 # The four kinds of call.
 
 
+async def test_what_is_written_is_sent_at_once(served: Served, client: RawClient) -> None:
+    sock = served.connection.transport.get_extra_info("socket")
+    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 async def test_a_request_is_answered(channel: grpc.aio.Channel) -> None:
     for body in (b"", b"x", bytes(range(256))):
         assert await unary(channel, "Echo", body) == body
