@@ -46,7 +46,10 @@ def quiet_in(home: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "torch"])
+@pytest.mark.parametrize(
+    "backend",
+    ["onnxruntime", "openvino", "torch", pytest.param("torch_compile", marks=pytest.mark.slow)],
+)
 def test_every_process_ends_and_no_engine_leaves_a_trace(
     start: Callable, tmp_path: Path, backend: str, workers: int
 ) -> None:
