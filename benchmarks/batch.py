@@ -7,9 +7,10 @@ resizing on as many threads as the server takes, up to 32 pictures ahead, and
 ONNX Runtime on batches of eight with as many threads, in the process of the
 loop. Against it stand `foveate batch --repository`, the same within a process,
 and `foveate batch --address`, over gRPC to a server on this machine; and
-`foveate batch --repository --cam`, which draws an overlay of each. Compared are pictures a second, without the start of the processes: each reports the
-time from its first picture to its last. The rounds of the four alternate, so
-that a drifting machine does not favour one.
+`foveate batch --repository --cam`, which draws an overlay of each. Compared are
+pictures a second, without the start of the processes: each reports the time from
+its first picture to its last. The rounds of the four alternate, so that a
+drifting machine does not favour one.
 """
 
 import argparse
