@@ -47,6 +47,10 @@ class Choice:
     layer: int = 0
     channel: int = 0
 
+    def anew(self) -> "Choice":
+        """Return the same methods of the same model, with nothing else chosen."""
+        return Choice(model=self.model, methods=self.methods)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Answer:
