@@ -28,7 +28,7 @@ _TRIED = 8
 """How many models are looked at for one that a picture suits: each may be loaded for it."""
 
 _BEST = 5
-"""How many classes are shown."""
+"""How many classes are shown, of a model that has so many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ def ask(client: Client, picture: Picture, choice: Choice) -> Answer:
     options = ClassifyOptions(
         model=model.name,
         version=model.version,
-        top_k=_BEST,
+        top_k=min(_BEST, len(model.labels)),
         trust=bool(model.coverages),
         timing=True,
         feature_maps=_features(wanted, model),
