@@ -5,6 +5,7 @@ the replicas, picks one for each call, and changes their number.
 """
 
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Mapping
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 import grpc
@@ -89,14 +90,17 @@ class Classifier:
         return await _answer(classify(), grpc_context, ClassifyResponse())
 
     async def ClassifyStream(  # noqa: N802
-        self,
-        requests: AsyncIterable[bytes],
-        grpc_context: Any,  # noqa: ARG002 - an error belongs to its picture
+        self, requests: AsyncIterable[bytes], grpc_context: Any
     ) -> AsyncIterator[ClassifyStreamResponse]:
-        """Classify pictures as they arrive."""
+        """Classify pictures as they arrive; the error of a picture is in its response."""
         parsed = (_CLASSIFY_STREAM(request) async for request in requests)
-        async for response in self._handler.classify_stream(parsed):
-            yield response
+        try:
+            async with aclosing(self._handler.classify_stream(parsed)) as responses:
+                async for response in responses:
+                    yield response
+        except Exception as error:
+            _set_status(grpc_context, error)
+            raise
 
     async def ListModels(self, request: bytes, grpc_context: Any) -> ListModelsResponse:  # noqa: N802
         """List the models."""
@@ -127,13 +131,17 @@ async def _answer(call: Awaitable[M], context: Any, empty: M) -> M:
     try:
         return await call
     except Exception as error:  # noqa: BLE001 - unexpected ones are logged
-        # Of an exception Ray's proxy passes the code and the text on, and no details. gRPC sends
-        # no message where a code says that the call failed.
-        status = status_of(error)
-        context.set_code(GRPC_CODES[status.code])
-        context.set_details(status.message)
-        context.set_trailing_metadata(list(trailers_of(status)))
+        # Of an exception Ray's proxy passes the code and the message on, and no details. gRPC
+        # sends no response where a code says that the call failed.
+        _set_status(context, error)
         return empty
+
+
+def _set_status(context: Any, error: Exception) -> None:
+    status = status_of(error)
+    context.set_code(GRPC_CODES[status.code])
+    context.set_details(status.message)
+    context.set_trailing_metadata(list(trailers_of(status)))
 
 
 _CLASSIFY = bounded(ClassifyRequest)

@@ -11,12 +11,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
 import numpy as np
 import psutil
 import pytest
 import yaml
 
 from foveate_client import Cam, Classification, Client, FoveateError, InvalidArgumentError
+from foveate_serve.rpc.errors import MALFORMED
 
 from ..ray_environment import ray_environment, without_ray
 from ..waiting import wait_until
@@ -134,6 +136,18 @@ def test_errors_keep_their_reasons(client):
     with pytest.raises(FoveateError) as caught:
         client.classify(PHOTOGRAPHS[0], model="none")
     assert caught.value.reason == "MODEL_NOT_FOUND"
+
+
+def test_bytes_that_are_no_message_are_refused(cluster):
+    with grpc.insecure_channel(cluster.address) as channel:
+        service = "/foveate.v1.ClassifierService"
+        unary = channel.unary_unary(f"{service}/Classify")
+        stream = channel.stream_stream(f"{service}/ClassifyStream")
+        for call in (lambda: unary(b"\xff"), lambda: list(stream(iter([b"\xff"])))):
+            with pytest.raises(grpc.RpcError) as caught:
+                call()
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert caught.value.details() == MALFORMED.message
 
 
 def test_a_stream_keeps_its_order_and_an_error_its_place(client):
