@@ -208,15 +208,17 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     console = Console(stderr=True)
-    sets: dict[str, list[dict[str, Any]]] = {}
-    if options.out.exists():
-        sets = json.loads(options.out.read_text(encoding="utf-8"))["sets"]
+    before = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {}
+    sets: dict[str, list[dict[str, Any]]] = before.get("sets", {})
+    machines = [*before.get("earlier_machines", []), *filter(None, [before.get("machine")])]
+    described = machine.describe()
     result = {
         "benchmark": "finetuning",
         "network": NETWORK,
         "settings": {"ten epochs": TEN_EPOCHS, "from scratch": FROM_SCRATCH},
         "sets": sets,
-        "machine": machine.describe(),
+        "machine": described,
+        "earlier_machines": [each for each in machines if each != described],
     }
     for seed, name, way in product(range(options.seeds), options.sets, options.ways):
         runs = sets.setdefault(name, [])
