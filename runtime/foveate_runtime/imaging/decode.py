@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-from foveate_runtime.imaging.chunks import SIGNATURE, without_metadata
+from foveate_runtime.imaging.chunks import SIGNATURE, has_end, without_metadata
 from foveate_runtime.imaging.jpeg import (
     MAX_SCANS,
     count_scans,
@@ -186,14 +186,16 @@ def decode(
 def _decode_png(data: bytes, mode: str, limits: ImageLimits, shorter_side: int | None) -> Decoded:
     """Decode a PNG, whose metadata Pillow would inflate, and refuse the picture for."""
     used = without_metadata(data, everything=False)
+    warnings: tuple[str, ...] = () if has_end(data) else (MISSING_END,)
     try:
-        return _decode(used, mode, limits, shorter_side)
+        decoded = _decode(used, mode, limits, shorter_side)
     except _REFUSED:
         bare = without_metadata(used, everything=True)
         if len(bare) == len(used):
             raise
-    decoded = _decode(bare, mode, limits, shorter_side)
-    return replace(decoded, warnings=(*decoded.warnings, DAMAGED_METADATA))
+        decoded = _decode(bare, mode, limits, shorter_side)
+        warnings = (DAMAGED_METADATA, *warnings)
+    return replace(decoded, warnings=(*decoded.warnings, *warnings)) if warnings else decoded
 
 
 def _decode_other(data: bytes, mode: str, limits: ImageLimits, shorter_side: int | None) -> Decoded:

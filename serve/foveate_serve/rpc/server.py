@@ -98,12 +98,13 @@ class Server:
     ) -> None:
         self._settings = settings
         self._stopping = asyncio.Event()
-        self._health = HealthHandler(
+        self.health = HealthHandler(
             engine.repository.models,
             changes,
             services=[service.full_name for service in (CLASSIFIER, REPOSITORY, OPEN_INFERENCE)],
             model_service=CLASSIFIER.full_name,
             hung=lambda: engine.repository.hung,
+            has_served=lambda: engine.repository.has_served,
         )
         self.services = Services(
             classifier=ClassifierHandler(engine, stream_window=settings.stream_window),
@@ -128,7 +129,7 @@ class Server:
             CLASSIFIER: self.services.classifier,
             REPOSITORY: repository,
             OPEN_INFERENCE: self.services.inference,
-            HEALTH: self._health,
+            HEALTH: self.health,
         }
         described = [*handlers, REFLECTION]
         if settings.channelz:
@@ -159,15 +160,15 @@ class Server:
     @property
     def is_ready(self) -> bool:
         """Whether the server reports SERVING."""
-        return self._health.ready
+        return self.health.ready
 
     def ready(self) -> None:
         """Report SERVING."""
-        self._health.ready = True
+        self.health.ready = True
 
     async def drain(self) -> None:
         """Report NOT_SERVING, serve on for `shutdown_delay`, then finish what is in flight."""
-        self._health.ready = False
+        self.health.ready = False
         await asyncio.sleep(self._settings.shutdown_delay)
         # GOAWAY first: a client whose stream ends would otherwise open the next one here.
         await self._transport.go_away()
@@ -182,4 +183,4 @@ class Server:
     def _end_streams(self) -> None:
         """End the streams and watches, which would otherwise last as long as their clients."""
         self._stopping.set()
-        self._health.end_watches()
+        self.health.end_watches()
