@@ -25,6 +25,9 @@ from foveate_serve.rpc.interceptor import CallRecord
 
 _BATCHES_KEPT = 256
 
+_BAGGAGE = "baggage"
+"""The key of what callers hand on: nothing here reads it, and each bad entry would be logged."""
+
 _SERVER_FAULTS = frozenset(
     {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
 )
@@ -45,7 +48,11 @@ class Tracing(Observer):
     @contextmanager
     def call(self, call: CallRecord) -> Iterator[None]:
         """Put a call in a span of its own, within the trace that its metadata names."""
-        carrier = {key: value for key, value in call.metadata.items() if isinstance(value, str)}
+        carrier = {
+            key: value
+            for key, value in call.metadata.items()
+            if isinstance(value, str) and key != _BAGGAGE
+        }
         service, _, method = call.method.strip("/").rpartition("/")
         http = call.http
         attributes = (

@@ -10,6 +10,7 @@ from queue import Queue
 
 import grpc
 import pytest
+from opentelemetry import propagate, trace
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
@@ -19,10 +20,13 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
     add_TraceServiceServicer_to_server,
 )
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+from opentelemetry.sdk.trace import TracerProvider
 
 from foveate.v1.classifier_service_pb2 import ClassifyRequest
 from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
+from foveate_serve.observe.tracing import Tracing
 from foveate_serve.process import load_tracing
+from foveate_serve.rpc.interceptor import CallRecord
 from foveate_serve.settings import SettingsError
 
 from .conftest import http_address
@@ -135,6 +139,18 @@ def test_a_request_over_http_is_named_by_its_route(start: Callable, collector) -
     }
     # A client's fault is none of the server's span.
     assert span.status.code == Status.STATUS_CODE_UNSET
+
+
+async def test_baggage_that_is_bad_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    metadata = dict(SAMPLED) | {"baggage": ",".join(["no=;; entry"] * 150)}
+    propagate.extract(metadata)
+    assert len(caplog.records) > 100
+    caplog.clear()
+    tracing = Tracing(TracerProvider())
+    with tracing.call(CallRecord(method="/grpc.health.v1.Health/Check", metadata=metadata)):
+        context = trace.get_current_span().get_span_context()
+    assert not caplog.records
+    assert f"{context.trace_id:032x}" == TRACE
 
 
 def test_without_opentelemetry_the_message_says_what_to_install(
