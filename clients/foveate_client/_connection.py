@@ -21,6 +21,8 @@ Compression: TypeAlias = Literal["deflate", "gzip"]
 _HIGHEST_ATTEMPTS = 5
 # A pause that gRPC rounds down to no millisecond at all is one that never ends.
 _SHORTEST_PAUSE = 0.01
+_LARGEST_PORT = 65535
+_PORT = re.compile(r":([0-9]+)(?=,|$)")
 _URL = re.compile(r"(?P<scheme>https?|grpcs?)://(?P<rest>[^/]*)", re.IGNORECASE)
 
 
@@ -75,7 +77,7 @@ class Credentials:
         return not (alone and is_on_this_machine(target))
 
     def check(self, target: str) -> None:
-        """Raise ValueError where `target` is a URL, or the token would reach it in the clear."""
+        """Raise ValueError where `target` is none, or the token would reach it in the clear."""
         _check_form(target)
         if self.token is None or self.encrypts(target):
             return
@@ -130,7 +132,12 @@ class ClientOptions(ConnectionOptions, total=False):
 
 
 def _check_form(target: str) -> None:
-    """Raise ValueError where a target is a URL, as web addresses are, and name the right form."""
+    """Raise ValueError where a target is a URL or no address, and name the right form."""
+    if target != target.strip() or not target:
+        raise ValueError(f"the address is {target!r}; write HOST:PORT, without white space")
+    if not target.startswith("unix") and any(int(x) > _LARGEST_PORT for x in _PORT.findall(target)):
+        # gRPC would take what is left of the number in sixteen bits, another server's port.
+        raise ValueError(f"the address is {target}; the limit of a port is {_LARGEST_PORT}")
     found = _URL.match(target)
     if found is not None:
         tls = " with TLS (--tls, Credentials())" if found["scheme"].lower()[-1] == "s" else ""

@@ -213,7 +213,13 @@ def _read(path: Path) -> bytes:
             size = os.fstat(file.fileno()).st_size
             if size > MAX_FILE_BYTES:
                 raise ImageError(f"{path} has {size} bytes; the limit is {MAX_FILE_BYTES} bytes")
-            return file.read()
+            if size:
+                return file.read()
+            # A pipe or a device has no size, and may have no end.
+            data = file.read(MAX_FILE_BYTES + 1)
+            if len(data) > MAX_FILE_BYTES:
+                raise ImageError(f"{path} has no end within {MAX_FILE_BYTES} bytes, the limit")
+            return data
     except OSError as error:
         raise ImageError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:

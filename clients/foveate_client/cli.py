@@ -79,6 +79,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader has closed the pipe; the interpreter's flush at exit must not fail on it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        # What a command's own messages do not name, as a library that finds no folder for
+        # temporary files when it is imported.
+        place = "" if error.filename is None else f": {error.filename}"
+        print(f"foveate {arguments[0]}: {error.strerror or error}{place}", file=sys.stderr)
+        return 1
     return code
 
 

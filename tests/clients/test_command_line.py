@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from importlib.metadata import EntryPoint, EntryPoints, PackageNotFoundError
+from pathlib import Path
 
 import pytest
 
@@ -93,6 +94,16 @@ def test_ctrl_c_leaves_no_traceback(installed, capsys):
     installed(classify=interrupted)
     assert cli.main(["classify"]) == 130
     assert capsys.readouterr().err == "foveate: interrupted\n"
+
+
+def test_what_the_system_refuses_is_told_in_a_line(installed, capsys):
+    def refused(arguments):
+        Path(arguments[0]).write_text("x", encoding="utf-8")
+
+    installed(export=refused)
+    assert cli.main(["export", "/nowhere/at/all"]) == 1
+    told = "foveate export: No such file or directory: /nowhere/at/all\n"
+    assert capsys.readouterr().err == told
 
 
 def test_the_program_stands_a_reader_that_leaves():

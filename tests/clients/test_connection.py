@@ -217,6 +217,23 @@ def test_the_address_of_a_web_page_is_refused_with_the_right_form(scheme, capsys
         assert len(told.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        # Whose port gRPC would take for 34463.
+        ("127.0.0.1:99999", "the limit of a port is 65535"),
+        ("[::1]:65536", "the limit of a port is 65535"),
+        ("ipv4:127.0.0.1:70000,127.0.0.1:1", "the limit of a port is 65535"),
+        (" 127.0.0.1:50051", "without white space"),
+        ("127.0.0.1:50051\n", "without white space"),
+        ("", "write HOST:PORT"),
+    ],
+)
+def test_what_is_no_address_is_refused(address, told):
+    with pytest.raises(ValueError, match=told):
+        Client(address)
+
+
 @contextmanager
 def answering(status: int):
     """An HTTP/2 proxy that answers every request itself, with a status and no word of gRPC."""

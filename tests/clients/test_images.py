@@ -41,6 +41,12 @@ def test_a_file_above_what_any_message_may_have_is_not_read(tmp_path):
         image_field(huge)
 
 
+def test_what_has_no_end_is_not_read_for_ever(monkeypatch):
+    monkeypatch.setattr("foveate_client._images.MAX_FILE_BYTES", 1000)
+    with pytest.raises(ImageError, match="/dev/zero has no end within 1000 bytes, the limit"):
+        image_field("/dev/zero")
+
+
 def test_a_name_that_no_file_can_have_is_an_error_of_the_picture():
     with pytest.raises(ImageError, match=r"cannot read 'a\\x00b.jpg'"):
         image_field("a\0b.jpg")

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from selenium.webdriver.common.keys import Keys
 
+from ..clients.test_trust import calibrated_repository
 from ..conftest import served
 from .conftest import HOSTILE, shown
 from .looking import Look, looking
@@ -146,6 +147,23 @@ def test_what_is_no_picture_is_refused_in_words(page: Look, tmp_path: Path) -> N
 def test_a_link_to_a_picture_that_is_gone_says_so(page: Look) -> None:
     page.open("?picture=0123456789abcdef0123456789abcdef&class=7&layer=99999")
     page.wait_for("#message [role=alert]", "choose it again")
+
+
+def test_a_calibrated_model_says_how_far_it_is_to_be_believed(tmp_path: Path) -> None:
+    with (
+        served(calibrated_repository(tmp_path)) as server,
+        shown(server) as address,
+        looking(address) as page,
+    ):
+        page.open()
+        page.click("#examples button[data-value=coffee]")
+        page.wait_for("#trust-1", "The set for a coverage of 0.9: red, green.")
+        page.wait_for("#trust-1", "of the answers with this score are right.")
+        page.wait_for("#classes-1 button:first-of-type", "confidence 74.2%")
+        assert not page.all("#trust-1 .warning")
+        page.click("#examples button[data-value=seven]")
+        page.wait_for("#trust-1 .warning", "This picture is unusual: 100 % of the pictures")
+        page.wait_for("#trust-1 .warning", "The model abstains")
 
 
 def test_a_server_that_is_gone_is_told_in_words(imagenet_repository: Path) -> None:

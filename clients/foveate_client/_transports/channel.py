@@ -49,7 +49,7 @@ class Caller:
     ) -> tuple[grpc.ChannelCredentials | None, list[tuple[str, Any]]]:
         """Return the credentials and options of a channel to `address`.
 
-        Raises ValueError where it is a URL, or a token would travel in the clear.
+        Raises ValueError where it is no address, or a token would travel in the clear.
         """
         self._credentials.check(address)
         options = _channel_options(retries)

@@ -76,7 +76,7 @@ def read_names(
                     raise LabelsFileError(
                         f"{path}, line {number}: {folder!r} stands for another class above"
                     )
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise LabelsFileError(f"{path}: cannot be read as a CSV file") from error
     return names
 

@@ -129,7 +129,8 @@ class Journal:
 
     With `retry_errors` what failed before is tried again. Raises JournalError
     where the file is in use, is none of ours, or belongs to a run with other
-    settings: the message names the first that differs.
+    settings: the message names the first that differs. Raises OSError where it
+    cannot be made.
     """
 
     def __init__(
@@ -139,6 +140,8 @@ class Journal:
         self._retry_errors = retry_errors
         self._uncommitted = 0
         self._committed = time.monotonic()
+        # SQLite does not say why it cannot make a file; the system does.
+        path.open("ab").close()
         self._database = sqlite3.connect(path, timeout=0, isolation_level=None)
         try:
             self._open(settings)

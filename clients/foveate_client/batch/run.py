@@ -135,13 +135,13 @@ def _missed(
     return None if target == answer.predictions[0].class_id else target
 
 
-def _failure(folder: Unreadable, position: int) -> Failure:
+def _failure(found: Unreadable, position: int) -> Failure:
     return Failure(
-        name=folder.name,
+        name=found.name,
         position=position,
-        code=folder.code,
-        reason="FOLDER_UNREADABLE",
-        message=folder.message,
+        code=found.code,
+        reason=found.reason,
+        message=found.message,
         transient=True,
     )
 

@@ -5,18 +5,20 @@ Every source is read lazily, so that memory does not grow with the number of pic
 
 import errno
 import os
+import stat
 import sys
 import tarfile
 import zlib
-from codecs import BOM_UTF8
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
+from io import TextIOWrapper
+from itertools import chain, groupby
 from operator import attrgetter
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Any, BinaryIO, Protocol, TypeAlias, cast
 from urllib.parse import unquote_to_bytes
 
 from foveate_client._exceptions import FoveateError
@@ -28,8 +30,10 @@ SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 STDIN = "-"
 
 _CLASS_EXTENSION = "cls"
+_UTF16 = {BOM_UTF16_LE: "utf-16-le", BOM_UTF16_BE: "utf-16-be"}
 _FILE_URL = "file:///"
 _NO_SUFFIX = "without a suffix"
+_NOT_PLAIN = "that are no plain files"
 
 _CODES = {
     errno.EACCES: "PERMISSION_DENIED",
@@ -62,11 +66,12 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """A folder in a source that cannot be read, with the name of a canonical code."""
+    """A folder, or what is no file, in a source, with the name of a canonical code."""
 
     name: str
     code: str
     message: str
+    reason: str = "FOLDER_UNREADABLE"
 
 
 Found: TypeAlias = Item | Unreadable
@@ -168,7 +173,7 @@ class Folder:
     def items(self) -> Iterator[Found]:
         """Yield the pictures, and folders that cannot be read."""
         for found in self._walk(self._passed, ordered=self._ordered):
-            yield found if isinstance(found, Unreadable) else _file(Path(found))
+            yield found if isinstance(found, Unreadable) else _item(Path(found))
 
     def count(self) -> int:
         """Return how many there are."""
@@ -216,10 +221,10 @@ class Folder:
         suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - a path takes as long as the rest
         if suffix not in PICTURE_SUFFIXES:
             return suffix or _NO_SUFFIX
-        # What is no file may never end. A link that leads nowhere has an error of its own.
-        if entry.is_file() or not Path(entry.path).exists():
+        # Told by the folder itself, where it is no link: a stat may go over a network.
+        if entry.is_file(follow_symlinks=False) or not _may_never_end(Path(entry.path)):
             return ""
-        return "that are no plain files"
+        return _NOT_PLAIN
 
 
 class Files:
@@ -240,14 +245,16 @@ class Files:
 class Listing:
     """A text file of paths, one a line, relative to the working directory; None is stdin.
 
-    Lines of white space are passed over, and `file:///...` is read as `Item` writes it.
+    A byte-order mark may say that it is UTF-16, as Windows writes it; else names are bytes
+    as the file system has them. Lines of white space are passed over, and `file:///...` is
+    read as `Item` writes it.
     """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
 
     def items(self) -> Iterator[Found]:
-        """Yield the pictures."""
+        """Yield the pictures, and what is no file."""
         for line in self._lines():
             yield _file(_read_back(line))
 
@@ -256,14 +263,17 @@ class Listing:
         return None if self._path is None else _length(self._lines())
 
     def _lines(self) -> Iterator[str]:
-        if self._path is None:
-            yield from _stripped(sys.stdin.buffer)
-            return
+        name = self._path or "standard input"
         try:
+            if self._path is None:
+                yield from _stripped(sys.stdin.buffer)
+                return
             with self._path.open("rb") as lines:
                 yield from _stripped(lines)
         except OSError as error:
-            raise SourceError(f"cannot read {self._path}: {error.strerror}") from error
+            raise SourceError(f"cannot read {name}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise SourceError(f"{name} begins as UTF-16 and is none: {error.reason}") from error
 
 
 class Shard:
@@ -325,7 +335,7 @@ class Shard:
         self, tar: tarfile.TarFile, passed: Passed
     ) -> Iterator[tuple[str, Iterator[tarfile.TarInfo]]]:
         def read() -> Iterator[tarfile.TarInfo]:
-            for member in _members(tar):
+            for member in _members(tar, passed):
                 parts = PurePosixPath(member.name).parts
                 if not self._hidden and any(map(is_hidden, set(parts) - {".", ".."})):
                     passed.note("hidden", member.name)
@@ -344,7 +354,9 @@ class Shard:
         try:
             yield
         except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-            raise SourceError(f"{self._path}: the tar file cannot be read: {error}") from error
+            # Lines after the first tell what each kind of compression had against it.
+            reason = str(error).partition("\n")[0].rstrip(":")
+            raise SourceError(f"{self._path}: the tar file cannot be read: {reason}") from error
 
 
 class Table:
@@ -401,8 +413,28 @@ class Joined:
         return total
 
 
-def _file(path: Path) -> Item:
+def _file(path: Path) -> Found:
+    """Return the picture that a user names by its path."""
+    if not _may_never_end(path):
+        return _item(path)
+    message = _text(f"cannot read {path}: it is no plain file")
+    return Unreadable(_written(path), "INVALID_ARGUMENT", message, "IMAGE_UNREADABLE")
+
+
+def _item(path: Path) -> Item:
     return Item(_written(path), path, _text(path.parent.name), _stamp(path))
+
+
+def _may_never_end(path: Path) -> bool:
+    """Tell whether a path is of a pipe, a device or a socket, whose bytes may never come or end.
+
+    A folder is none, and what cannot be looked at has an error of its own.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def _written(path: Path) -> str:
@@ -460,10 +492,12 @@ def _cut_last(name: str) -> tuple[str, str]:
     return f"{folder}{slash}{stem if dot else file}", extension.lower() if dot else ""
 
 
-def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+def _members(tar: tarfile.TarFile, passed: Passed) -> Iterator[tarfile.TarInfo]:
     while (member := tar.next()) is not None:
         if member.isfile():
             yield member
+        elif not member.isdir():
+            passed.note(_NOT_PLAIN, member.name)
         # tarfile keeps every member, and has no public way to remove one.
         cast("Any", tar).members.clear()
 
@@ -473,8 +507,17 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return b"" if content is None else content.read()
 
 
-def _stripped(lines: Iterable[bytes]) -> Iterator[str]:
-    for number, line in enumerate(lines):
+def _stripped(lines: BinaryIO) -> Iterator[str]:
+    mark = lines.read(2)
+    if mark in _UTF16:
+        text = TextIOWrapper(lines, _UTF16[mark])
+        try:
+            yield from filter(str.strip, (line.rstrip("\n") for line in text))
+        finally:
+            text.detach()
+        return
+    # The mark may be of more than one line where there is none.
+    for number, line in enumerate(chain((mark + lines.readline()).split(b"\n"), lines)):
         path = (line if number else line.removeprefix(BOM_UTF8)).rstrip(b"\r\n")
         if path.strip():
             yield os.fsdecode(path)

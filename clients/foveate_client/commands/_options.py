@@ -127,17 +127,19 @@ def parse(
 ) -> OptionsT:
     """Parse the arguments into `options`, whose parser `parser_of` made.
 
-    What an argument collects in a list becomes a tuple.
+    What an argument collects in a list becomes a tuple. A ValueError of the dataclass, for
+    options that do not go together, is wrong usage.
     """
     found = vars(parser.parse_args(arguments))
-    if found.get("require_signature") and not found["repository"]:
-        parser.error("--require-signature needs --repository: a server checks its own bundles")
-    return options(
-        **{
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in found.items()
-        }
-    )
+    try:
+        return options(
+            **{
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in found.items()
+            }
+        )
+    except ValueError as error:
+        parser.error(str(error))
 
 
 SECURITY = OptionGroup(
@@ -194,6 +196,12 @@ class SourceOptions(SecurityOptions):
         type=seconds,
         default=DEFAULT_TIMEOUT,
     )
+
+    def __post_init__(self) -> None:
+        if self.require_signature is not None and self.repository is None:
+            raise ValueError(
+                "--require-signature needs --repository: a server checks its own bundles"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

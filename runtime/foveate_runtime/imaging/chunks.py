@@ -7,6 +7,8 @@ from foveate_runtime.imaging.parts import MAX_CHUNKS, TooManyPartsError
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
+_END = b"\0\0\0\0IEND\xaeB`\x82"
+
 _HEAD = struct.Struct(">I4s")
 _CHECKSUM = struct.Struct(">I")
 _ANCILLARY = 0x20
@@ -43,6 +45,11 @@ def without_metadata(data: bytes, *, everything: bool) -> bytes:
             start = end
         position = end
     return b"".join((SIGNATURE, *kept, view[start:]))
+
+
+def has_end(data: bytes) -> bool:
+    """Tell whether a PNG file holds the chunk that ends it."""
+    return data.rfind(_END) >= 0
 
 
 def _is_used(view: memoryview, position: int, end: int, name: bytes) -> bool:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-from foveate_runtime.imaging.chunks import SIGNATURE, without_metadata
+from foveate_runtime.imaging.chunks import SIGNATURE, has_end, without_metadata
 from foveate_runtime.imaging.jpeg import (
     MAX_SCANS,
     count_scans,
@@ -21,7 +21,12 @@ from foveate_runtime.imaging.jpeg import (
     power_of_two_scale,
     with_end,
 )
-from foveate_runtime.imaging.parts import TooManyPartsError, require_few
+from foveate_runtime.imaging.parts import (
+    MAX_WEBP_PIXELS,
+    TooManyPartsError,
+    require_apart,
+    require_few,
+)
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 """The only formats whose decoders untrusted bytes reach."""
@@ -181,14 +186,16 @@ def decode(
 def _decode_png(data: bytes, mode: str, limits: ImageLimits, shorter_side: int | None) -> Decoded:
     """Decode a PNG, whose metadata Pillow would inflate, and refuse the picture for."""
     used = without_metadata(data, everything=False)
+    warnings: tuple[str, ...] = () if has_end(data) else (MISSING_END,)
     try:
-        return _decode(used, mode, limits, shorter_side)
+        decoded = _decode(used, mode, limits, shorter_side)
     except _REFUSED:
         bare = without_metadata(used, everything=True)
         if len(bare) == len(used):
             raise
-    decoded = _decode(bare, mode, limits, shorter_side)
-    return replace(decoded, warnings=(*decoded.warnings, DAMAGED_METADATA))
+        decoded = _decode(bare, mode, limits, shorter_side)
+        warnings = (DAMAGED_METADATA, *warnings)
+    return replace(decoded, warnings=(*decoded.warnings, *warnings)) if warnings else decoded
 
 
 def _decode_other(data: bytes, mode: str, limits: ImageLimits, shorter_side: int | None) -> Decoded:
@@ -196,6 +203,8 @@ def _decode_other(data: bytes, mode: str, limits: ImageLimits, shorter_side: int
     try:
         return _decode(data, mode, limits, shorter_side)
     except _REFUSED:
+        # What cannot be opened, or is too large, is not decoded to look for its end.
+        _open(data, limits).close()
         ended = with_end(data)
         if ended is None:
             raise
@@ -203,21 +212,32 @@ def _decode_other(data: bytes, mode: str, limits: ImageLimits, shorter_side: int
     return replace(decoded, warnings=(*decoded.warnings, MISSING_END))
 
 
+def _open(data: bytes, limits: ImageLimits) -> Image.Image:
+    """Read the header of a picture, and refuse what is beyond the limits."""
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    width, height = image.size
+    limit, kind = limits.max_pixels, "picture"
+    if image.format == "WEBP" and limit > MAX_WEBP_PIXELS:
+        limit, kind = MAX_WEBP_PIXELS, "WebP"
+    if width * height > limit:
+        raise ImageError(
+            "IMAGE_TOO_LARGE",
+            f"the {kind} has {width} x {height} = {width * height} pixels; "
+            f"the limit is {limit} pixels",
+            limit=limit,
+        )
+    if isinstance(image, JpegImageFile):
+        _require_few_scans(data, width * height, limits)
+    return image
+
+
 def _decode(data: bytes, mode: str, limits: ImageLimits, shorter_side: int | None) -> Decoded:
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    with _open(data, limits) as image:
         width, height = image.size
-        if width * height > limits.max_pixels:
-            raise ImageError(
-                "IMAGE_TOO_LARGE",
-                f"the picture has {width} x {height} = {width * height} pixels; "
-                f"the limit is {limits.max_pixels} pixels",
-                limit=limits.max_pixels,
-            )
         scale, warnings = 1, []
         stored: Image.Image = image
         pixels: Image.Image | NDArray[np.uint8] | None = None
         if isinstance(image, JpegImageFile):
-            _require_few_scans(data, width * height, limits)
             if shorter_side is not None:
                 scale = power_of_two_scale(min(width, height), shorter_side)
             decoded = decode_jpeg(data, image.mode, width, height, scale)
@@ -270,12 +290,20 @@ def _has_colours(image: Image.Image) -> bool:
 def _orientation(image: Image.Image) -> Orientation | None:
     """Return what the metadata of a picture says, once its pixels are decoded: a PNG's may follow.
 
-    None where it is malformed and says nothing.
+    None where it is malformed and says nothing. Raises TooManyPartsError.
     """
     try:
+        require_apart(_exif(image))
         return _ORIENTATIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1), UPRIGHT)
     except _REFUSED:
         return None
+
+
+def _exif(image: Image.Image) -> bytes:
+    """Return the EXIF of a picture as Pillow will read it; raises ValueError."""
+    exif = image.info.get("exif", b"")
+    text = image.info.get("Raw profile type exif")
+    return bytes.fromhex("".join(text.split("\n")[3:])) if text and not exif else exif
 
 
 def _convert(image: Image.Image, mode: str) -> Image.Image:

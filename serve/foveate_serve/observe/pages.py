@@ -46,9 +46,8 @@ class VersionRow:
 class Source(Protocol):
     """The source of the pages' content."""
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether requests are served."""
+    async def is_ready(self) -> bool:
+        """Return whether requests are served."""
         ...
 
     @property
@@ -78,7 +77,7 @@ class Pages:
         if path == "/healthz":
             return self._health()
         if path == "/readyz":
-            return self._readiness()
+            return await self._readiness()
         if path not in {"/", "/metrics"}:
             return Response(body=b"Not Found\n", status=HTTPStatus.NOT_FOUND)
         if self._access is not None:
@@ -93,8 +92,8 @@ class Pages:
             return Response(body=b"ok\n")
         return Response(body=b"an engine hangs\n", status=HTTPStatus.SERVICE_UNAVAILABLE)
 
-    def _readiness(self) -> Response:
-        if self._source.is_ready:
+    async def _readiness(self) -> Response:
+        if await self._source.is_ready():
             return Response(body=b"ready\n")
         return Response(body=b"not ready\n", status=HTTPStatus.SERVICE_UNAVAILABLE)
 
@@ -106,7 +105,8 @@ class Pages:
         return Response(body=body, content_type=content_type)
 
     async def _status(self) -> Response:
-        html = status_page(await self._source.rows(), self._settings, ready=self._source.is_ready)
+        rows, ready = await self._source.rows(), await self._source.is_ready()
+        html = status_page(rows, self._settings, ready=ready)
         return Response(
             body=html.encode(),
             content_type="text/html; charset=utf-8",

@@ -22,9 +22,8 @@ class ServerSource:
         self._metrics = metrics
         self._server = server
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether requests are served."""
+    async def is_ready(self) -> bool:
+        """Return whether requests are served."""
         return self._server.is_ready
 
     @property

@@ -101,6 +101,8 @@ class Repository:
         self._changes: set[asyncio.Task[object]] = set()
         self._problems: dict[str, list[str]] = {}
         self._scanned = False
+        self.has_served = False
+        """Whether a version has served, or could be loaded for a request."""
 
     async def open(self, *, load: bool = True) -> None:
         """Scan the folder, and `load` the newest version of each model and those with a label.
@@ -483,6 +485,7 @@ class Repository:
 
     def _set_state(self, version: Version, state: State) -> None:
         version.state = state
+        self.has_served = self.has_served or version.status.answers
         self._observer.on_change()
 
     def _policy_of(self, name: str) -> BatchPolicy:

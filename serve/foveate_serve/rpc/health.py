@@ -22,7 +22,7 @@ class HealthHandler:
 
     A model is called `<model_service>/<model>`. A model serves while `ready` is set and
     its default version is ready. The server and its services serve while `ready` is set
-    and a model serves, or none has served yet.
+    and a model serves, or none has served yet, as `has_served` tells.
     `changes` wakes the watches.
     """
 
@@ -34,14 +34,15 @@ class HealthHandler:
         services: Sequence[str],
         model_service: str,
         hung: Callable[[], bool],
+        has_served: Callable[[], bool],
     ) -> None:
         self._models = models
         self._changes = changes
         self._names = (OVERALL, *services)
         self._model_service = model_service
         self._hung = hung
-        self._ready = self._has_served = False
-        self._ended = False
+        self._has_served = has_served
+        self._ready = self._ended = False
 
     @property
     def ready(self) -> bool:
@@ -49,8 +50,7 @@ class HealthHandler:
         if not self._ready or self._hung():
             return False
         serves = any(model.default_version is not None for model in self._models())
-        self._has_served = self._has_served or serves
-        return serves or not self._has_served
+        return serves or not self._has_served()
 
     @ready.setter
     def ready(self, ready: bool) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ import grpc
 from google.protobuf.message import Message
 from google.rpc.code_pb2 import Code
 from google.rpc.status_pb2 import Status
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from foveate.status import TRAILER, ErrorStatus, StatusError
 from foveate.v1.classifier_service_pb2 import GetModelRequest, ListModelsRequest
@@ -40,9 +42,10 @@ from foveate_serve.repository.versions import State
 from foveate_serve.rpc.calls import Call
 from foveate_serve.rpc.convert import MAX_PAGE_SIZE
 from foveate_serve.rpc.handlers import ClassifierHandler, RepositoryHandler
+from foveate_serve.rpc.health import HealthHandler
 from foveate_serve.rpc.interceptor import CallInterceptor
 from foveate_serve.rpc.methods import method_handlers
-from foveate_serve.rpc.server import CLASSIFIER, REPOSITORY
+from foveate_serve.rpc.server import CLASSIFIER, HEALTH, REPOSITORY
 from foveate_serve.settings import TransportName, TransportSettings
 from foveate_serve.transports.make import make_transport
 
@@ -50,6 +53,9 @@ logger = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 10.0
 """The timeout of a peer for listing its models."""
+
+_PROBE_SECONDS = 1.0
+"""How long whoever asks for readiness waits, as Kubernetes does by default."""
 
 FIGURES = "figures"
 """The folder, in the supervisor's, in which the workers count."""
@@ -136,6 +142,16 @@ async def served_by(socket: Path) -> Served:
     )
 
 
+async def serves(socket: Path) -> bool:
+    """Return whether one worker reports SERVING, False where it does not answer a probe in time."""
+    with suppress(grpc.aio.AioRpcError):
+        async with connected(socket) as channel:
+            ask = HealthStub(channel).Check  # type: ignore[attr-defined]  # the types lack it
+            answer = await ask(HealthCheckRequest(), timeout=_PROBE_SECONDS)
+            return bool(answer.status == HealthCheckResponse.SERVING)
+    return False
+
+
 async def versions_of(socket: Path) -> list[tuple[str, str]]:
     """Return the models and versions that one worker knows; raises AioRpcError."""
     async with connected(socket) as channel:
@@ -155,15 +171,22 @@ async def _models(channel: grpc.aio.Channel) -> list[ModelSummary]:
 
 
 class PeerServer:
-    """Serves a worker's peers: lists its models, and changes them in this worker only."""
+    """Serves a worker's peers: its health, its models, and their changes in this worker only."""
 
-    def __init__(self, engine: Engine, socket: Path, *, transport: TransportName) -> None:
+    def __init__(
+        self, engine: Engine, socket: Path, *, health: HealthHandler, transport: TransportName
+    ) -> None:
         self._socket = socket
         self._server = make_transport(TransportSettings(transport=transport), (CallInterceptor(),))
         models = ClassifierHandler(engine, stream_window=1)
         repository = RepositoryHandler(engine.repository, enabled=True)
         self._server.add_generic_rpc_handlers(
-            (method_handlers(CLASSIFIER, models), method_handlers(REPOSITORY, repository))
+            method_handlers(service, handler)
+            for service, handler in (
+                (CLASSIFIER, models),
+                (REPOSITORY, repository),
+                (HEALTH, health),
+            )
         )
 
     async def start(self) -> None:

@@ -30,7 +30,7 @@ from foveate_serve.process import Ready, StartError, load_http, serve_pages
 from foveate_serve.rpc.server import AddressError
 from foveate_serve.settings import Settings
 from foveate_serve.transports.tls import tls_files
-from foveate_serve.workers.peers import FIGURES, Peers, rows_of, versions_of
+from foveate_serve.workers.peers import FIGURES, Peers, rows_of, serves, versions_of
 from foveate_serve.workers.worker import FAILED, Assignment
 
 logger = logging.getLogger(__name__)
@@ -238,10 +238,11 @@ class SupervisorSource:
         )
         self._registry.register(TritonNames(self._known_versions))
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether requests are served."""
-        return self._supervisor.is_ready
+    async def is_ready(self) -> bool:
+        """Return whether a worker reports SERVING."""
+        if not self._supervisor.is_ready:
+            return False
+        return any(await asyncio.gather(*map(serves, self._peers.all())))
 
     @property
     def is_hung(self) -> bool:

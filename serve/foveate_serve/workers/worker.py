@@ -69,7 +69,10 @@ class Worker(Process):
         self._index = index
         super().__init__(settings, Figures(folder / FIGURES))
         self._peer_server = PeerServer(
-            self._engine, self._peers.socket(index), transport=settings.transport
+            self._engine,
+            self._peers.socket(index),
+            health=self._server.health,
+            transport=settings.transport,
         )
 
     def _repository_handler(self) -> SharedRepositoryHandler:

@@ -76,3 +76,10 @@ def test_a_file_with_a_mistake_names_the_line(tmp_path, text, message):
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(LabelsFileError, match=r"missing\.csv: cannot be read"):
         read_names(tmp_path / "missing.csv", LABELS)
+
+
+def test_a_file_that_is_no_csv_is_named(tmp_path):
+    file = tmp_path / "labels.csv"
+    file.write_text('"' + 200_000 * "x", encoding="utf-8")
+    with pytest.raises(LabelsFileError, match=r"labels\.csv: cannot be read as a CSV file"):
+        read_names(file, LABELS)

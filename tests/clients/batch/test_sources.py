@@ -108,6 +108,32 @@ def test_a_folder_that_cannot_be_read_is_told_of_and_the_others_are_read(
 
 
 @pytest.mark.parametrize("ordered", [True, False])
+def test_a_link_that_cannot_be_followed_costs_no_other_picture(tmp_path, coffee, ordered):
+    links = {"loop.png": "loop.png", "long.png": "x" * 300, "nowhere.png": "/nowhere/at/all"}
+    for name, target in links.items():
+        (tmp_path / name).symlink_to(target)
+    (tmp_path / "a.png").write_bytes(coffee.read_bytes())
+    (tmp_path / "b.png").symlink_to("a.png")
+    names = {Path(item.name).name for item in items(tmp_path, ordered=ordered)}
+    assert names == {"a.png", "b.png", *links}
+
+
+def test_what_a_list_names_is_not_waited_for_where_it_is_no_file(tmp_path, coffee):
+    os.mkfifo(tmp_path / "pipe.png")
+    names = [str(coffee), str(tmp_path / "pipe.png"), "/dev/zero"]
+    (tmp_path / "list.txt").write_text("\n".join(names), encoding="utf-8")
+    picture, pipe, device = items(tmp_path / "list.txt")
+    assert picture.image == coffee
+    for found, name in ((pipe, names[1]), (device, names[2])):
+        assert found == Unreadable(
+            name,
+            "INVALID_ARGUMENT",
+            f"cannot read {name}: it is no plain file",
+            "IMAGE_UNREADABLE",
+        )
+
+
+@pytest.mark.parametrize("ordered", [True, False])
 def test_a_tree_may_be_deeper_than_a_stack(tmp_path, coffee, monkeypatch, ordered):
     monkeypatch.chdir(tmp_path)
     for _ in range(1500):
@@ -180,6 +206,24 @@ def test_a_list_may_come_from_any_editor(tmp_path, coffee, chelsea):
     paths = tmp_path / "pictures.txt"
     paths.write_bytes(f"\ufeff{coffee}\r\n\r\n{chelsea}\r\n".encode())
     assert [item.image for item in items(paths)] == [coffee, chelsea]
+    paths.write_bytes(f"\n\n{coffee}\n{chelsea}".encode())
+    assert [item.image for item in items(paths)] == [coffee, chelsea]
+
+
+@pytest.mark.parametrize("order", ["le", "be"])
+def test_a_list_may_be_utf_16_as_windows_writes_it(tmp_path, coffee, monkeypatch, order):
+    picture = tmp_path / "caf\xe9 \u2028.png"
+    picture.write_bytes(coffee.read_bytes())
+    data = f"\ufeff{coffee}\r\n  \r\n{picture}\r\n".encode(f"utf-16-{order}")
+    paths = tmp_path / "pictures.txt"
+    paths.write_bytes(data)
+    assert [item.image for item in items(paths)] == [coffee, picture]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+    found = open_source("-", ordered=True).items()
+    assert [item.image for item in found] == [coffee, picture]
+    paths.write_bytes(data + b"x")
+    with pytest.raises(SourceError, match=r"pictures\.txt begins as UTF-16 and is none"):
+        list(open_source(str(paths), ordered=True).items())
 
 
 def test_a_name_that_is_no_utf8_is_written_so_that_it_can_be_opened(tmp_path, coffee):
@@ -260,6 +304,30 @@ def test_what_is_hidden_in_a_shard_is_passed_over(tmp_path, coffee):
     assert [item.name for item in items(shard, passed=passed)] == [f"{shard}#./a.png"]
     assert passed.counts == {"hidden": 3}
     assert len(items(shard, hidden=True)) == 4
+
+
+def test_links_in_a_shard_are_passed_over_and_counted(tmp_path, coffee):
+    shard = tmp_path / "links.tar"
+    with tarfile.open(shard, "w") as tar:
+        add(tar, "cats/a.png", coffee.read_bytes())
+        for name, kind in (
+            *(("cats", tarfile.DIRTYPE), ("cats/b.png", tarfile.LNKTYPE)),
+            *(("cats/c.png", tarfile.SYMTYPE), ("cats/d.png", tarfile.FIFOTYPE)),
+        ):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "cats/a.png"
+            tar.addfile(member)
+    passed = Passed()
+    assert [item.name for item in items(shard, passed=passed)] == [f"{shard}#cats/a.png"]
+    assert passed.counts == {"that are no plain files": 3}
+    assert passed.first == {"that are no plain files": "cats/b.png"}
+
+
+def test_a_shard_of_no_bytes_is_told_in_a_line(tmp_path):
+    (tmp_path / "empty.tar").touch()
+    with pytest.raises(SourceError) as caught:
+        list(open_source(str(tmp_path / "empty.tar"), ordered=True).items())
+    assert str(caught.value).endswith("cannot be read: file could not be opened successfully")
 
 
 def test_a_compressed_shard_that_is_damaged_says_so(tmp_path):

@@ -92,3 +92,24 @@ def test_channelz_answers_on_request(start: Callable) -> None:
     with start("--channelz").channel() as channel:
         (found,) = ChannelzStub(channel).GetServers(GetServersRequest(), timeout=60).server
         assert found.data.calls_started >= 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_readiness_and_health_agree_about_a_model_that_is_out(
+    start: Callable, write_bundle: Callable, tmp_path: Path, workers: int
+) -> None:
+    write_bundle()
+    server = start(
+        *("--admin", "--metrics-address", "127.0.0.1:0", "--workers", workers),
+        repository=tmp_path / "repository",
+    )
+    # Nobody asks for either while the model serves.
+    with server.channel() as channel:
+        repository = RepositoryServiceStub(channel)
+        repository.UnloadModel(UnloadModelRequest(name="colours"), timeout=60)
+        assert HealthStub(channel).Check(HealthCheckRequest(), timeout=60).status == NOT_SERVING
+        assert server.get("/readyz")[0] == 503
+        assert "not ready" in server.get("/")[1]
+        repository.LoadModel(LoadModelRequest(name="colours"), timeout=60)
+        assert HealthStub(channel).Check(HealthCheckRequest(), timeout=60).status == SERVING
+        assert server.get("/readyz")[0] == 200
