@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from benchmarks import (
     drift,
     feature_cost,
     finetuning,
+    fronts,
     http_cost,
     int8_networks,
     memory,
@@ -36,6 +38,7 @@ WRITERS = {
     "drift": drift,
     "feature_cost": feature_cost,
     "finetuning": finetuning,
+    "fronts": fronts,
     "http_cost": http_cost,
     "int8_networks": int8_networks,
     "memory": memory,
@@ -102,3 +105,21 @@ def test_more_cores_can_be_busier() -> None:
         for cores in (1, 4)
     )
     assert four < one
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_processes_before_a_gpu_are_bound_by_what_is_scarce(
+    monkeypatch: pytest.MonkeyPatch, shared: bool
+) -> None:
+    monkeypatch.setattr(fronts, "PICTURES", 12_000)
+    gpu = replace(fronts.GPUS[0], launch=0.1, picture=0.001, change=0.0)
+
+    def rate(processes: int, *, loop: float, decode: float, gpu: fronts.Gpu = gpu) -> float:
+        host = fronts.Host(loop=loop, decode=decode, hand_over=0.0, take_over=0.0)
+        return fronts.Simulation(host, gpu, processes, shared=shared).run()["pictures_a_second"]
+
+    assert rate(1, loop=2, decode=1) == pytest.approx(1000 / 2, rel=0.03)
+    assert rate(4, loop=2, decode=1) == pytest.approx(4000 / 2, rel=0.03)
+    assert rate(16, loop=2, decode=2) == pytest.approx(1000 * fronts.CORES / 4, rel=0.05)
+    slow = replace(gpu, launch=0.0, picture=2.0)
+    assert rate(4, loop=1, decode=1, gpu=slow) == pytest.approx(1000 / 2, rel=0.03)

@@ -198,6 +198,8 @@ def _decode_other(data: bytes, mode: str, limits: ImageLimits, shorter_side: int
     try:
         return _decode(data, mode, limits, shorter_side)
     except _REFUSED:
+        # What cannot be opened, or is too large, is not decoded to look for its end.
+        _open(data, limits).close()
         ended = with_end(data)
         if ended is None:
             raise
@@ -205,21 +207,29 @@ def _decode_other(data: bytes, mode: str, limits: ImageLimits, shorter_side: int
     return replace(decoded, warnings=(*decoded.warnings, MISSING_END))
 
 
+def _open(data: bytes, limits: ImageLimits) -> Image.Image:
+    """Read the header of a picture, and refuse what is beyond the limits."""
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    width, height = image.size
+    if width * height > limits.max_pixels:
+        raise ImageError(
+            "IMAGE_TOO_LARGE",
+            f"the picture has {width} x {height} = {width * height} pixels; "
+            f"the limit is {limits.max_pixels} pixels",
+            limit=limits.max_pixels,
+        )
+    if isinstance(image, JpegImageFile):
+        _require_few_scans(data, width * height, limits)
+    return image
+
+
 def _decode(data: bytes, mode: str, limits: ImageLimits, shorter_side: int | None) -> Decoded:
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    with _open(data, limits) as image:
         width, height = image.size
-        if width * height > limits.max_pixels:
-            raise ImageError(
-                "IMAGE_TOO_LARGE",
-                f"the picture has {width} x {height} = {width * height} pixels; "
-                f"the limit is {limits.max_pixels} pixels",
-                limit=limits.max_pixels,
-            )
         scale, warnings = 1, []
         stored: Image.Image = image
         pixels: Image.Image | NDArray[np.uint8] | None = None
         if isinstance(image, JpegImageFile):
-            _require_few_scans(data, width * height, limits)
             if shorter_side is not None:
                 scale = power_of_two_scale(min(width, height), shorter_side)
             decoded = decode_jpeg(data, image.mode, width, height, scale)

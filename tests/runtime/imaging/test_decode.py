@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 from skimage import data
 
+from foveate_runtime.imaging import jpeg
 from foveate_runtime.imaging.decode import (
     COLOUR_AS_GREY,
     DAMAGED_METADATA,
@@ -337,6 +338,21 @@ def test_a_png_may_lack_its_end_chunk(cat: Image.Image, metadata: bytes) -> None
         decoded = decode(cut, channels=3, limits=LIMITS)
         assert decoded.warnings == (MISSING_END,)
         assert np.array_equal(np.asarray(decoded.image), pixels(whole))
+
+
+@pytest.mark.parametrize("side", [20_000, 65_000])
+def test_a_large_jpeg_that_lacks_its_end_is_refused_undecoded(
+    cat: Image.Image, side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = encoded(cat, "JPEG", progressive=True)
+    place = whole.index(b"\xff\xc2") + 5
+    large = whole[:place] + 2 * side.to_bytes(2, "big") + whole[place + 4 : -2]
+    decoded: list[bytes] = []
+    monkeypatch.setattr(jpeg.simplejpeg, "decode_jpeg", lambda data, *_, **__: decoded.append(data))
+    with pytest.raises(ImageError) as raised:
+        decode(large, channels=3, limits=LIMITS)
+    assert raised.value.reason == "IMAGE_TOO_LARGE"
+    assert not decoded
 
 
 @pytest.mark.parametrize("kind", ["RGB", "L"])
