@@ -215,15 +215,17 @@ class Page:
         """
         left, right = self._panels
         one, two = choices
+        asked = {self._link: link.query(name, choices)}
         try:
             names = models_offered(self._client)
             if not names:
-                return {**left.tell(fragments.notice("The server has no model that is ready."))}
+                told = fragments.notice("The server has no model that is ready.")
+                return {**asked, **left.tell(told), **right.tell("", visible=False)}
             first = one.model if one.model in names else names[0]
             if suit and name:
                 first = suited(self._client, names, first, self._pictures.get(name))
         except FoveateError as error:
-            return {**left.tell(self._failure(error)), **right.tell("", visible=False)}
+            return {**asked, **left.tell(self._failure(error)), **right.tell("", visible=False)}
         second = two.model if two.model in names else ""
         return {
             **left.offer(names, first),
