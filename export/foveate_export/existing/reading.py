@@ -147,7 +147,10 @@ def _with_float32_input(proto: onnx.ModelProto) -> str:
 
     Converters to float16 change the input as well unless they are told not to.
     """
-    kinds = {onnx.TensorProto.FLOAT16: "float16", onnx.TensorProto.DOUBLE: "float64"}
+    kinds: dict[int, str] = {
+        onnx.TensorProto.FLOAT16: "float16",
+        onnx.TensorProto.DOUBLE: "float64",
+    }
     weights = {tensor.name for tensor in proto.graph.initializer}
     for value in proto.graph.input:
         kind = value.type.tensor_type.elem_type
