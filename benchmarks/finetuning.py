@@ -1,19 +1,26 @@
 """Fine-tuning from few pictures: its defaults against a linear probe, and against other training.
 
-python -m benchmarks.finetuning [--sets NAME ...] [--seeds N] [--threads N] [--out FILE]
+python -m benchmarks.finetuning [--sets NAME ...] [--ways NAME ...] [--seeds N] [--threads N]
+                                [--out FILE]
 
 EfficientNet-Lite0 with its published weights learns the classes of each set, and is judged by
 pictures that no training saw. `fine-tuned` is `foveate train finetune` with its defaults: a
 fifth of the pictures is held out to choose by. `start` is the same network before the first
 step. `linear probe` is scikit-learn's logistic regression, as it comes, on the pooled features
 of all the pictures. `ten epochs` is a fixed recipe: the head alone for two epochs, then all
-layers. What is given is the mean over the classes of what each got right.
+layers. `from scratch` is the same network with random weights, trained for thirty epochs. What is
+given is the mean over the classes of what each got right.
+
+What the results file holds already is not measured again, so the command can be interrupted.
 """
 
 import argparse
+import json
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -46,7 +53,14 @@ TEN_EPOCHS = {
     "schedule": "cosine",
     "label_smoothing": 0.1,
 }
-WAYS = ("fine-tuned", "start", "linear probe", "ten epochs")
+FROM_SCRATCH = {
+    "epochs": 30,
+    "batch_size": 16,
+    "learning_rate": 2e-3,
+    "schedule": "cosine",
+    "label_smoothing": 0.1,
+}
+COLUMNS = ("fine-tuned", "start", "linear probe", "ten epochs", "from scratch")
 
 
 def _new(classes: Sequence[str], seed: int, weights: str | None = None) -> Any:
@@ -87,8 +101,11 @@ def fine_tuned(training: Photographs, judged: Photographs, seed: int, out: Path)
     }
 
 
-def linear_probe(training: Photographs, judged: Photographs) -> float:
+def linear_probe(
+    training: Photographs, judged: Photographs, seed: int, out: Path
+) -> dict[str, Any]:
     """Return what a logistic regression on the pooled features gets right, a mean over classes."""
+    del seed, out  # It draws nothing and leaves no checkpoint.
     classifier = registry.create(NETWORK)
     module = classifier.module.eval()
     head = module.get_submodule(next(reversed(dict(module.named_modules()))))
@@ -104,10 +121,12 @@ def linear_probe(training: Photographs, judged: Photographs) -> float:
 
     fitted = LogisticRegression(max_iter=5000).fit(features(training), training.labels.numpy())
     right = fitted.predict(features(judged)) == judged.labels.numpy()
-    return mean(right[judged.labels.numpy() == label].mean() for label in range(len(judged.counts)))
+    labels = range(len(judged.counts))
+    shares = [float(right[judged.labels.numpy() == label].mean()) for label in labels]
+    return {"linear probe": mean(shares)}
 
 
-def ten_epochs(training: Photographs, judged: Photographs, seed: int, out: Path) -> float:
+def ten_epochs(training: Photographs, judged: Photographs, seed: int, out: Path) -> dict[str, Any]:
     """Train ten epochs, the best of which is kept; return the mean over classes."""
     classifier, head = _new(training.classes, seed)
     settings = Settings(seed=seed, **TEN_EPOCHS)
@@ -117,62 +136,102 @@ def ten_epochs(training: Photographs, judged: Photographs, seed: int, out: Path)
     )
     plan = Plan(classifier, data, watched, "accuracy", selects=True, backbone=Backbone(head))
     fit(plan, settings, out, device=CPU)
-    return _judge(checkpoint.load(out).classifier, judged)
+    return {"ten epochs": _judge(checkpoint.load(out).classifier, judged)}
 
 
-def measure(name: str, seed: int) -> dict[str, Any]:
-    """Return what each way gets right on one set, drawn from one seed."""
+def from_scratch(
+    training: Photographs, judged: Photographs, seed: int, out: Path
+) -> dict[str, Any]:
+    """Train random weights on all the pictures; return the mean over classes."""
+    classifier = registry.create(
+        NETWORK, weights=f"random:{seed}", num_classes=len(training.classes)
+    )
+    classifier = replace(classifier, labels=training.classes, input=registry.create(NETWORK).input)
+    settings = Settings(seed=seed, **FROM_SCRATCH)
+    data, watched = (
+        FolderData(part, classifier.input, settings, workers=0)
+        for part in (training, training.sample(1, seed))
+    )
+    fit(Plan(classifier, data, watched, "accuracy", selects=False), settings, out, device=CPU)
+    return {"from scratch": _judge(checkpoint.load(out).classifier, judged)}
+
+
+Way = Callable[[Photographs, Photographs, int, Path], dict[str, Any]]
+WAYS: Mapping[str, Way] = {
+    "fine-tuned": fine_tuned,
+    "linear probe": linear_probe,
+    "ten epochs": ten_epochs,
+    "from scratch": from_scratch,
+}
+
+
+def measure(name: str, way: str, run: dict[str, Any]) -> None:
+    """Add to a run what one way gets right on one set, drawn from the run's seed."""
+    seed = run["seed"]
     with tempfile.TemporaryDirectory() as folder:
-        parts = [
+        training, judged = (
             scan(write(draw(np.random.default_rng(seed)), Path(folder) / kind), "fail")
             for kind, draw in (("training", SETS[name].training), ("judged", SETS[name].judged))
-        ]
-        training, judged = parts
-        return {
-            "seed": seed,
-            "training": sum(training.counts),
-            "judged": sum(judged.counts),
-            **fine_tuned(training, judged, seed, Path(folder) / "tuned"),
-            "linear probe": linear_probe(training, judged),
-            "ten epochs": ten_epochs(training, judged, seed, Path(folder) / "ten"),
-        }
+        )
+        run |= {"training": sum(training.counts), "judged": sum(judged.counts)}
+        run |= WAYS[way](training, judged, seed, Path(folder) / "trained")
+
+
+def _share(runs: Sequence[Mapping[str, Any]], column: str) -> str:
+    """Return the mean and the range of a share over the seeds that have it, or a dash."""
+    shares = [run[column] for run in runs if column in run]
+    if len(shares) < 2:
+        return f"{shares[0]:.1%}" if shares else "-"
+    return f"{mean(shares):.1%} ({min(shares):.0%} to {max(shares):.0%})"
 
 
 def page_part(result: Mapping[str, Any]) -> str:
-    """Return the table for the page: means over the seeds."""
+    """Return the table for the page: means and ranges over the seeds; a dash where none ran."""
     rows = []
-    for name, runs in result["sets"].items():
-        shares = [f"{mean(run[way] for run in runs):.1%}" for way in WAYS]
-        seconds = f"{mean(run['cpu_seconds'] for run in runs):.0f}"
-        rows.append([SETS[name].title, str(runs[0]["judged"]), str(len(runs)), *shares, seconds])
-    return pages.table(["trained on", "judged by", "seeds", *WAYS, "CPU-seconds"], rows)
+    for name in SETS:
+        if runs := result["sets"].get(name):
+            shares = [_share(runs, column) for column in COLUMNS]
+            seconds = [run["cpu_seconds"] for run in runs if "cpu_seconds" in run]
+            spent = f"{mean(seconds):.0f}" if seconds else "-"
+            rows.append([SETS[name].title, str(runs[0]["judged"]), str(len(runs)), *shares, spent])
+    return pages.table(["trained on", "judged by", "seeds", *COLUMNS, "CPU-seconds"], rows)
 
 
 def main() -> None:
     """Parse the command line, measure each set with each seed, and write what was found."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     console = Console(stderr=True)
-    sets: dict[str, list[dict[str, Any]]] = {}
+    before = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {}
+    sets: dict[str, list[dict[str, Any]]] = before.get("sets", {})
+    machines = [*before.get("earlier_machines", []), *filter(None, [before.get("machine")])]
+    described = machine.describe()
     result = {
         "benchmark": "finetuning",
         "network": NETWORK,
-        "settings": {"ten epochs": TEN_EPOCHS},
+        "settings": {"ten epochs": TEN_EPOCHS, "from scratch": FROM_SCRATCH},
         "sets": sets,
-        "machine": machine.describe(),
+        "machine": described,
+        "earlier_machines": [each for each in machines if each != described],
     }
-    for seed in range(options.seeds):
-        for name in options.sets:
-            sets.setdefault(name, []).append(measure(name, seed))
-            console.print(name, seed, sets[name][-1])
-            machine.save(result, options.out)
-    if options.out == RESULTS:
-        pages.write_part(PAGE, "finetuning", page_part(result))
+    for seed, name, way in product(range(options.seeds), options.sets, options.ways):
+        runs = sets.setdefault(name, [])
+        run = next((run for run in runs if run["seed"] == seed), {"seed": seed})
+        if way in run:
+            continue
+        measure(name, way, run)
+        if run not in runs:
+            runs.append(run)
+        console.print(name, seed, way, run[way])
+        machine.save(result, options.out)
+        if options.out == RESULTS:
+            pages.write_part(PAGE, "finetuning", page_part(result))
     console.print(f"written to {options.out}")
 
 

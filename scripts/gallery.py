@@ -217,8 +217,7 @@ def _keep(source: Path, target: Path) -> None:
     with Image.open(source) as opened:
         picture = opened.convert("RGB")
     picture.thumbnail((_WIDEST, 4 * _WIDEST), Image.Resampling.LANCZOS)
-    dithered = picture.quantize(palette=picture.quantize(256))
-    dithered.save(target, optimize=True)
+    picture.quantize(256).save(target, optimize=True)
 
 
 if __name__ == "__main__":

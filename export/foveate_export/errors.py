@@ -50,6 +50,10 @@ class ParityError(ExportError):
     """A graph that does not answer as torch does."""
 
 
+class RoundingError(ParityError):
+    """A graph answers otherwise where torch's own float32 is as far from float64."""
+
+
 class AccuracyError(ExportError):
     """A variant whose accuracy is too far below that of fp32."""
 

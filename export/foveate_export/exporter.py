@@ -370,7 +370,7 @@ class _VariantWriter:
                     tolerances=self._tolerances(variant),
                 )
             except ParityError as error:
-                raise ParityError(f"{variant}: {error}") from error
+                raise type(error)(f"{variant}: {error}") from error
         return figures
 
     def _tolerances(self, variant: str) -> Tolerances:

@@ -61,6 +61,11 @@ def load_source(
             raise UsageError(
                 f"{source} is a checkpoint and brings its weights, arguments, input and labels"
             )
+        if not (folder / checkpoint.RECORD_FILE).is_file():
+            raise UsageError(
+                f"{source} holds neither {checkpoint.RECORD_FILE} nor {huggingface.CONFIG}: "
+                f"weights do not say their network: foveate export NAME --weights {source}"
+            )
         return _load_checkpoint(folder)
     if folder.suffix.lower() in SUFFIXES or folder.is_file():
         raise UsageError(_no_source(folder))

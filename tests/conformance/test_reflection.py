@@ -5,6 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import grpc
+import pytest
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from skimage import data_dir
 
 from foveate_client import Cam, Client
@@ -71,3 +74,13 @@ def test_a_generic_client_classifies_by_reflection(imagenet_server):
     assert found["labels"] == [x.label for x in expected.predictions]
     assert found["values"] == expected.cams[0].array.astype("<f4").tobytes().hex()
     assert found["streamed"] == [[str(k), "response"] for k in range(3)]
+
+
+def test_a_symbol_is_not_repeated_at_any_length(imagenet_server):
+    request = reflection_pb2.ServerReflectionRequest(file_containing_symbol="x" * (1 << 20))
+    with grpc.insecure_channel(imagenet_server) as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        with pytest.raises(grpc.RpcError) as raised:
+            next(stub.ServerReflectionInfo(iter([request]), timeout=60))
+    assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "the limit" in raised.value.details()

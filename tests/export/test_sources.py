@@ -91,6 +91,7 @@ def test_what_the_library_gives_a_file_of_weights_is_said(folder: Path) -> None:
     [
         ("best.pth", "foveate export NAME --weights best.pth"),
         ("none.ckpt", "none.ckpt: no such file"),
+        (".", "holds neither checkpoint.json nor config.json: weights do not say their network"),
         ("net.h5", "net.h5 is no ONNX file by its name"),
     ],
 )

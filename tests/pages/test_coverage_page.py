@@ -30,6 +30,7 @@ def test_what_is_missing_is_said() -> None:
         "fifth": row | {"silent": ["cam"]},
         "sixth": row | {"note": "no rollout"},
         "seventh": row | {"note": "no rollout"},
+        "eighth": row | {"settled": True},
     }
     text = page(report)
     assert "- first: the test of location fails in stem" in text
@@ -37,6 +38,7 @@ def test_what_is_missing_is_said() -> None:
     assert "- fifth: the maps by cam are zero, and nothing was compared" in text
     assert "- no rollout: sixth; seventh\n" in text
     assert "sixth: no rollout" not in text
-    assert "- The maps of 3 lie within" in text
+    assert "- The maps of 4 lie within" in text
+    assert "float64 than is accepted: eighth\n" in text
     assert "- third is not exported: too large" in text
     assert "- fourth was not measured: too slow" in text

@@ -87,6 +87,7 @@ def test_a_folder_of_transformers(transformers_folder):
             ("squash", 224, 224),
         ),
         ("ViT", {"do_normalize": False}, ("squash", 224, 224)),
+        ("ViT", {"do_normalize": False, "do_rescale": False}, ("squash", 224, 224)),
     ],
 )
 def test_the_input_is_what_the_image_processor_does(kind, options, expected):
@@ -105,6 +106,19 @@ def test_an_image_processor_like_no_specification_is_refused():
     with pytest.raises(
         ArgumentsError, match=r"CLIPImageProcessor gives .* sizes; --input-spec says"
     ):
+        huggingface.input_of(processor, "x")
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "said"),
+    [
+        ("CLIP", {"do_resize": False}, "no input specification does what its CLIPImageProcessor"),
+        ("ViT", {"resample": 4}, r"its ViTImageProcessor takes no picture .*; --input-spec says"),
+    ],
+)
+def test_an_image_processor_without_a_resizing_of_ours_is_refused(kind, options, said):
+    processor = getattr(transformers, f"{kind}ImageProcessor")(**options)
+    with pytest.raises(ArgumentsError, match=said):
         huggingface.input_of(processor, "x")
 
 

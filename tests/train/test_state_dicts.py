@@ -190,7 +190,8 @@ def test_a_torchscript_archive_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"epoch": 3, "optimizer": {}}, "its keys are epoch, optimizer"),
+        ({"epoch": 3, "optimizer": {}}, r"its keys are epoch, optimizer; save that of the network"),
+        ({"state": {}, "param_groups": [{"lr": 1}]}, "its keys are state, param_groups; save that"),
         ([1, 2], "holds no state dict: list"),
         ({}, "it is empty"),
         (SimpleNamespace(), "SimpleNamespace"),
@@ -289,31 +290,36 @@ def test_what_timms_own_saver_writes_is_read(tmp_path):
     assert said == "model_best.pth.tar, under state_dict_ema, the averaged weights (EMA)"
 
 
-def divided(state, folder):
+def divided(state, folder, form="model{}.safetensors"):
     """Write `state` into two files and their index, as Hugging Face's libraries do."""
     keys = list(state)
-    places = {key: f"model-{1 + (i >= 3)}-of-2.safetensors" for i, key in enumerate(keys)}
+    places = {key: form.format(f"-{1 + (i >= 3)}-of-2") for i, key in enumerate(keys)}
+    save = safetensors.torch.save_file if form.endswith(".safetensors") else torch.save
     for name in set(places.values()):
         held = {key: state[key].contiguous() for key in keys if places[key] == name}
-        safetensors.torch.save_file(held, folder / name)
-    index = folder / "model.safetensors.index.json"
+        save(held, folder / name)
+    index = folder / f"{form.format('')}.index.json"
     index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
     return index
 
 
-def test_weights_in_several_files_are_read_by_their_index(trained, tmp_path):
-    index = divided(trained, tmp_path)
+@pytest.mark.parametrize("form", ["model{}.safetensors", "pytorch_model{}.bin"])
+def test_weights_in_several_files_are_read_by_their_index(form, trained, tmp_path):
+    index = divided(trained, tmp_path, form)
     for given in (index, tmp_path):
         loaded = registry.create("foveate:lenet5", weights=str(given))
         for key, value in loaded.module.state_dict().items():
             torch.testing.assert_close(value, trained[key])
-        assert "model.safetensors.index.json, in 2 files" in loaded.assumptions["weights"]
+        assert f"{index.name}, in 2 files" in loaded.assumptions["weights"]
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda places: dict.fromkeys(places, "../secret.safetensors"), "no .safetensors file"),
+        (
+            lambda places: dict.fromkeys(places, "../secret.safetensors"),
+            "no file of weights beside it",
+        ),
         (lambda places: dict.fromkeys(places, "model-1-of-2.safetensors"), "lacks"),
         (lambda places: dict.fromkeys(places, "model-3-of-2.safetensors"), "is missing"),
         (list, "not a table"),
@@ -333,3 +339,38 @@ def test_an_index_that_is_none_is_refused(tmp_path):
     index.write_text("[1, 2]")
     with pytest.raises(WeightsError, match="not an index"):
         read(index)
+
+
+def test_an_adapter_is_named_and_not_compared_with_a_network(tmp_path):
+    names = ("lora_A", "lora_B")
+    state = {f"base_model.model.fc.{name}.weight": torch.ones(4, 4) for name in names}
+    safetensors.torch.save_file(state, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(WeightsError, match=r"an adapter \(base_model.*merge it into the network"):
+        read(tmp_path / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("renamed", "said"),
+    [
+        ("fc.1.", "the training script changed that layer; --module takes the network"),
+        ("classifier.", "the training script changed that layer; --module takes the network"),
+        (None, "it has no fc, so it is no trained classifier"),
+    ],
+)
+def test_a_head_of_another_form_says_what_to_do(renamed, said, tmp_path):
+    state = timm.create_model("test_resnet", num_classes=5).state_dict()
+    for key in ("fc.weight", "fc.bias"):
+        value = state.pop(key)
+        if renamed:
+            state[key.replace("fc.", renamed)] = value
+    torch.save(state, tmp_path / "best.pth")
+    with pytest.raises(WeightsError, match=said):
+        registry.create("timm:test_resnet", weights=str(tmp_path / "best.pth"))
+
+
+def test_values_that_are_not_finite_are_named_where_the_classes_differ_too(tmp_path):
+    state = timm.create_model("test_resnet", num_classes=5).state_dict()
+    state["fc.bias"][0] = float("nan")
+    torch.save(state, tmp_path / "best.pth")
+    with pytest.raises(WeightsError, match=r"not finite .*: fc\.bias"):
+        registry.create("timm:test_resnet", weights=str(tmp_path / "best.pth"))

@@ -23,10 +23,7 @@ class Look:
         """Open the page, and wait until it has answered the query of its address."""
         self.driver.get(self.address + query)
         self.find("#examples button")
-        self.until(
-            lambda: any(x.get_attribute("value") for x in self.all("#link textarea, #link input")),
-            "the page gives no link to itself",
-        )
+        self.until(lambda: self.find("#model input").get_attribute("value"), "no model is offered")
 
     def until(self, condition: Callable[[], Any], told: str) -> Any:
         """Wait until `condition` answers something true, and return it."""

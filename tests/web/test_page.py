@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from selenium.webdriver.common.keys import Keys
 
+from ..clients.test_trust import calibrated_repository
 from ..conftest import served
 from .conftest import HOSTILE, shown
 from .looking import Look, looking
@@ -148,6 +149,23 @@ def test_a_link_to_a_picture_that_is_gone_says_so(page: Look) -> None:
     page.wait_for("#message [role=alert]", "choose it again")
 
 
+def test_a_calibrated_model_says_how_far_it_is_to_be_believed(tmp_path: Path) -> None:
+    with (
+        served(calibrated_repository(tmp_path)) as server,
+        shown(server) as address,
+        looking(address) as page,
+    ):
+        page.open()
+        page.click("#examples button[data-value=coffee]")
+        page.wait_for("#trust-1", "The set for a coverage of 0.9: red, green.")
+        page.wait_for("#trust-1", "of the answers with this score are right.")
+        page.wait_for("#classes-1 button:first-of-type", "confidence 74.2%")
+        assert not page.all("#trust-1 .warning")
+        page.click("#examples button[data-value=seven]")
+        page.wait_for("#trust-1 .warning", "This picture is unusual: 100 % of the pictures")
+        page.wait_for("#trust-1 .warning", "The model abstains")
+
+
 def test_a_server_that_is_gone_is_told_in_words(imagenet_repository: Path) -> None:
     with (
         served(imagenet_repository) as server,
@@ -161,6 +179,7 @@ def test_a_server_that_is_gone_is_told_in_words(imagenet_repository: Path) -> No
         page.click("#examples button[data-value=cat]")
         page.wait_for("#timings-1 [role=alert]", f"The server at {server}")
         assert not page.all("#maps-1 figure")
+        page.query("picture=cat")  # which shows the answer when the server is there again
 
 
 def _stop(server: str) -> None:

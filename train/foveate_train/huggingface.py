@@ -33,8 +33,11 @@ _FILES = ("*.json", "*.safetensors", "pytorch_model.bin")
 _FILTERS = ("nearest", "lanczos", "bilinear", "bicubic")
 """The interpolations by their numbers in Pillow, which image processors keep."""
 
-_PICTURE = (300, 400)
-"""Rows and columns of the picture that a processor is tried on: like no input."""
+_PICTURES = ((300, 400), (640, 480))
+"""Rows and columns of the pictures that a processor is tried on: like no input.
+
+Of one size alone a processor that does not resize looks like one that does.
+"""
 
 _ALIKE = 0.01
 """The mean difference, on the scale from 0 to 1, of a picture that two ways resize and crop."""
@@ -165,11 +168,9 @@ def input_of(processor: Any, name: str) -> InputSpec:
     """
     kind = type(processor).__name__
     mean, std = _normalisation(processor, name)
-    slopes = [np.linspace(0, 255, size) for size in _PICTURE]
-    down, across = np.meshgrid(*slopes, indexing="ij")
-    picture = Image.fromarray(np.stack([across, down, (across + down) / 2], 2).astype(np.uint8))
-    wanted = _processed(processor, picture)
-    channels, height, width = wanted.shape
+    pictures = [_sloped(*size) for size in _PICTURES]
+    wanted = [_processed(processor, picture, name) for picture in pictures]
+    channels, height, width = wanted[0].shape
     scale = np.asarray(std)[:, None, None]
     closest: tuple[float, InputSpec] | None = None
     for changes in _fits(processor, height, width):
@@ -179,8 +180,11 @@ def input_of(processor: Any, name: str) -> InputSpec:
             )
         except ValidationError as error:
             raise ArgumentsError(f"{name}: the input of its {kind}: {faults(error)}") from error
-        got = preprocess(picture, spec).numpy()
-        apart = float(np.abs((got - wanted) * scale).mean())
+        got = [preprocess(picture, spec).numpy() for picture in pictures]
+        apart = max(
+            float(np.abs((mine - its) * scale).mean())
+            for mine, its in zip(got, wanted, strict=True)
+        )
         if closest is None or apart < closest[0]:
             closest = apart, spec
     if closest is None or closest[0] > _ALIKE:
@@ -193,9 +197,10 @@ def input_of(processor: Any, name: str) -> InputSpec:
 
 def _normalisation(processor: Any, name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation, by colour in the order red, green, blue."""
-    height, width = _PICTURE
-    black = _processed(processor, Image.new("RGB", (width, height), "black"))
-    white = _processed(processor, Image.new("RGB", (height, width), "white"))
+    black, white = (
+        _processed(processor, Image.new("RGB", (width, height), colour), name)
+        for (height, width), colour in zip(_PICTURES, ("black", "white"), strict=True)
+    )
     if black.shape != white.shape:
         raise ArgumentsError(
             f"{name}: its {type(processor).__name__} gives pictures of several sizes; "
@@ -204,7 +209,15 @@ def _normalisation(processor: Any, name: str) -> tuple[tuple[float, ...], tuple[
     # Of the centre: some pad what they crop.
     low, high = (each[:, each.shape[1] // 2, each.shape[2] // 2] for each in (black, white))
     mean, std = -low / (high - low), 1 / (high - low)
-    return tuple(round(float(x), 6) for x in mean), tuple(round(float(x), 6) for x in std)
+    # To as many digits as float32 has; adding 0 makes 0 of -0.
+    return tuple(float(f"{x:.6g}") + 0 for x in mean), tuple(float(f"{x:.6g}") for x in std)
+
+
+def _sloped(height: int, width: int) -> Image.Image:
+    """Return a picture whose colours change steadily along its sides."""
+    slopes = [np.linspace(0, 255, size) for size in (height, width)]
+    down, across = np.meshgrid(*slopes, indexing="ij")
+    return Image.fromarray(np.stack([across, down, (across + down) / 2], 2).astype(np.uint8))
 
 
 def _fits(processor: Any, height: int, width: int) -> Iterator[dict[str, Any]]:
@@ -225,9 +238,18 @@ def _swaps_colours(processor: Any) -> bool:
     return bool(getattr(processor, "do_flip_channel_order", False))
 
 
-def _processed(processor: Any, picture: Image.Image) -> "np.ndarray[Any, np.dtype[np.float64]]":
+def _processed(
+    processor: Any, picture: Image.Image, name: str
+) -> "np.ndarray[Any, np.dtype[np.float64]]":
     """Return what a processor makes of a picture, [C, H, W], in the order red, green, blue."""
-    found = processor(picture, return_tensors="pt")["pixel_values"]
+    try:
+        found = processor(picture, return_tensors="pt")["pixel_values"]
+    except Exception as error:
+        # Processors of any kind fail in many ways, which share no class.
+        raise ArgumentsError(
+            f"{name}: its {type(processor).__name__} takes no picture ({_first_line(error)}); "
+            "--input-spec says the input"
+        ) from error
     pixels = np.asarray(found[0], dtype=np.float64)
     return pixels[::-1] if _swaps_colours(processor) else pixels
 

@@ -22,8 +22,8 @@ from foveate_train.errors import WeightsError
 
 StateDict = dict[str, torch.Tensor]
 
-INDEX = ".safetensors.index.json"
-"""How the name of an index ends, which says in which of several files each tensor is."""
+INDICES = (".safetensors.index.json", ".bin.index.json")
+"""How the names of an index end, which says in which of several files each tensor is."""
 
 DAMAGED = (
     pickle.UnpicklingError,
@@ -91,16 +91,16 @@ class _KeptDict:
 def read(path: Path) -> Found:
     """Read the weights of a .safetensors or a torch file without running anything in it.
 
-    A name that ends in `INDEX` is the index of weights in several .safetensors files beside it.
+    A name that ends in one of `INDICES` is the index of weights in several files beside it.
 
     Raises:
         WeightsError: the file is missing or damaged, or holds no state dict.
     """
     try:
-        if path.name.endswith(INDEX):
+        if path.name.endswith(INDICES):
             return _read_shards(path)
         if path.suffix == ".safetensors":
-            return Found(safetensors.torch.load_file(path))
+            return _whole(Found(safetensors.torch.load_file(path)))
         content = _load(path)
     except FileNotFoundError as error:
         raise WeightsError("there is no such file") from error
@@ -110,7 +110,18 @@ def read(path: Path) -> Found:
         raise WeightsError(_refusal(str(error))) from error
     except OSError as error:
         raise WeightsError(error.strerror or str(error)) from error
-    return find(content)
+    return _whole(find(content))
+
+
+def _whole(found: Found) -> Found:
+    """Return what was found; raise WeightsError where it is an adapter of other weights."""
+    added = next((key for key in found.state if "lora_" in key), None)
+    if added is not None:
+        raise WeightsError(
+            f"holds an adapter ({added}) and not the network: merge it into the network "
+            "(merge_and_unload of peft) and save that"
+        )
+    return found
 
 
 def _read_shards(index: Path) -> Found:
@@ -118,22 +129,22 @@ def _read_shards(index: Path) -> Found:
     try:
         places = json.loads(index.read_bytes())["weight_map"]
     except (ValueError, LookupError, TypeError) as error:
-        raise WeightsError("not an index of safetensors files: it has no weight_map") from error
+        raise WeightsError("not an index of files of weights: it has no weight_map") from error
     if not isinstance(places, dict) or not places:
         raise WeightsError("its weight_map is not a table of files by tensor")
     # Names and no paths: an index may come from anyone.
     foreign = [name for name in places.values() if not _is_shard(name)]
     if foreign:
-        raise WeightsError(f"its weight_map names {foreign[0]!r}, no .safetensors file beside it")
+        raise WeightsError(f"its weight_map names {foreign[0]!r}, no file of weights beside it")
     state: StateDict = {}
     for name in dict.fromkeys(places.values()):
         wanted = [key for key, place in places.items() if place == name]
+        if not (index.parent / name).is_file():
+            raise WeightsError(f"its file {name} is missing")
         try:
-            held = safetensors.torch.load_file(index.parent / name)
-        except FileNotFoundError as error:
-            raise WeightsError(f"its file {name} is missing") from error
-        except safetensors.SafetensorError as error:
-            raise WeightsError(f"{name} is not a whole safetensors file ({error})") from error
+            held = read(index.parent / name).state
+        except WeightsError as error:
+            raise WeightsError(f"its file {name}: {error}") from error
         missing = [key for key in wanted if key not in held]
         if missing:
             raise WeightsError(f"{name} lacks {missing[0]}, which the index places there")
@@ -142,7 +153,11 @@ def _read_shards(index: Path) -> Found:
 
 
 def _is_shard(name: object) -> bool:
-    return isinstance(name, str) and name == Path(name).name and name.endswith(".safetensors")
+    return (
+        isinstance(name, str)
+        and name == Path(name).name
+        and name.endswith((".safetensors", ".bin"))
+    )
 
 
 def class_names(path: Path) -> tuple[str, tuple[str, ...]] | None:
@@ -151,7 +166,7 @@ def class_names(path: Path) -> tuple[str, tuple[str, ...]] | None:
     Returns:
         the key that they stand under, and the names by index; None where there are none.
     """
-    if path.suffix == ".safetensors" or path.name.endswith(INDEX):
+    if path.suffix == ".safetensors" or path.name.endswith(INDICES):
         return None
     try:
         content = _load(path)
@@ -229,7 +244,10 @@ def find(content: object) -> Found:
     """
     keys, state = _search(content, _DEPTH)
     if state is None:
-        raise WeightsError(f"holds no state dict: {_described(content)}")
+        raise WeightsError(
+            f"holds no state dict: {_described(content)}; save that of the network, as "
+            'torch.save(network.state_dict(), "FILE") does'
+        )
     averaged = [key for key in keys if key in AVERAGED]
     said = f"under {'.'.join(keys)}" if keys else ""
     if averaged:

@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from foveate_train import state_dicts
 from foveate_train.errors import OtherClassesError, WeightsError
-from foveate_train.state_dicts import INDEX, StateDict, fit_names, read
+from foveate_train.state_dicts import INDICES, StateDict, fit_names, read
 
 Adapt = Callable[[StateDict, nn.Module], StateDict]
 """Turns a state dict as it was read into one with the module's keys."""
@@ -98,8 +98,9 @@ def load(module: nn.Module, weights: str, adapt: Adapt = as_is) -> str:
     try:
         found = fit_names(read(path), module.state_dict())
         state = adapt(found.state, module)
-        check_fit(module, state)
+        # Another number of classes is tried next, which would hide what is not finite.
         check_finite(state)
+        check_fit(module, state)
     except WeightsError as error:
         error.args = (f"weights {path}: {error}",)
         raise
@@ -155,9 +156,19 @@ def check_fit(module: nn.Module, state: StateDict) -> None:
     found = [f"{len(keys)} {what}: {_some(keys)}" for what, keys in differences.items() if keys]
     if not found:
         return
-    message = "does not fit the network; " + "; ".join(found)
+    message = "does not fit the network; " + "; ".join(found) + _advice(differences)
     classes = None if len(found) > 1 else _other_classes(state, wanted)
     raise WeightsError(message) if classes is None else OtherClassesError(message, *classes)
+
+
+def _advice(differences: Mapping[str, Sequence[str]]) -> str:
+    """Say what to do where one layer alone, such as the head, is missing or another one."""
+    missing = {key.rpartition(".")[0] for key in differences["missing"]}
+    if len(missing) != 1 or differences["of another shape"]:
+        return ""
+    if not differences["unexpected"]:
+        return f": it has no {missing.pop()}, so it is no trained classifier; train its head first"
+    return ": the training script changed that layer; --module takes the network that it built"
 
 
 def _other_classes(state: StateDict, wanted: Mapping[str, torch.Tensor]) -> tuple[int, str] | None:
@@ -189,7 +200,7 @@ def _file(path: Path) -> Path:
     found = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
     if path / _OF_HUBS in found:
         return path / _OF_HUBS
-    indices = sorted(path.glob(f"*{INDEX}"))
+    indices = sorted(file for file in path.iterdir() if file.name.endswith(INDICES))
     if len(indices) == 1:
         return indices[0]
     if len(found) != 1:

@@ -28,7 +28,7 @@ _TRIED = 8
 """How many models are looked at for one that a picture suits: each may be loaded for it."""
 
 _BEST = 5
-"""How many classes are shown."""
+"""How many classes are shown, of a model that has so many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,10 @@ class Choice:
     methods: tuple[str, ...] = ()
     layer: int = 0
     channel: int = 0
+
+    def anew(self) -> "Choice":
+        """Return the same methods of the same model, with nothing else chosen."""
+        return Choice(model=self.model, methods=self.methods)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -102,7 +106,7 @@ def ask(client: Client, picture: Picture, choice: Choice) -> Answer:
     options = ClassifyOptions(
         model=model.name,
         version=model.version,
-        top_k=_BEST,
+        top_k=min(_BEST, len(model.labels)),
         trust=bool(model.coverages),
         timing=True,
         feature_maps=_features(wanted, model),

@@ -1,6 +1,6 @@
 """Links that restore a view: what is chosen, as the query of the page's address."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from urllib.parse import urlencode
 
 from foveate_web.asking import Choice
@@ -9,7 +9,7 @@ _LONGEST = 256
 """Characters of a value; what is longer is not read."""
 
 
-def query(picture: str, choices: tuple[Choice, Choice]) -> str:
+def query(picture: str, choices: Sequence[Choice]) -> str:
     """Return the query for a picture's name and what is chosen of the two models."""
     if not picture:
         return "?"

@@ -2,7 +2,7 @@
 
 import base64
 import binascii
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -13,7 +13,6 @@ import gradio as gr
 from foveate_client import Client, FoveateError, ImageError
 from foveate_web import drawing, fragments, link, panel
 from foveate_web.asking import Choice, ask, ask_features, models_offered, suited
-from foveate_web.panel import Panel
 from foveate_web.pictures import MAX_BYTES, Pictures
 
 _CONCURRENT, _QUEUED = 4, 64
@@ -47,6 +46,9 @@ _CANVAS = """\
 
 _SHOW_LINK = "query => { history.replaceState(null, '', query); return location.href; }"
 
+_Changes = dict[Any, Any]
+"""New values of parts of the page."""
+
 
 class Page:
     """Answers what is chosen on the page, by asking `client`, whose server is at `address`.
@@ -68,18 +70,20 @@ class Page:
             analytics_enabled=False,
             delete_cache=(_UPLOADS_LIVE // 3, _UPLOADS_LIVE),
         ) as blocks:
-            self._lay_out(blocks)
+            canvas, examples = self._lay_out()
+            self._listen(blocks, canvas, examples)
         blocks.queue(max_size=_QUEUED, default_concurrency_limit=_CONCURRENT)
         return blocks
 
-    def _lay_out(self, blocks: gr.Blocks) -> None:
-        picture = gr.State("")
+    def _lay_out(self) -> tuple[gr.HTML, gr.HTML]:
+        """Lay out the page; return what is drawn on and what the examples stand in."""
+        self._picture = gr.State("")
         gr.HTML("<h1>Where did it look?</h1>")
         with gr.Row():
             with gr.Column(min_width=300, scale=1):
                 with gr.Tabs():
                     with gr.Tab("Picture"):
-                        upload = gr.Image(
+                        self._upload = gr.Image(
                             label="Drop, paste, choose, or take a picture",
                             sources=["upload", "clipboard", "webcam"],
                             type="filepath",
@@ -95,12 +99,12 @@ class Page:
                     js_on_load=panel.CHOOSE,
                     elem_id="examples",
                 )
-                message = gr.HTML(elem_id="message")
+                self._message = gr.HTML(elem_id="message")
                 model = gr.Dropdown([], label="Model", elem_id="model")
                 other = gr.Dropdown(
                     [("none", "")], value="", label="Compare with", elem_id="other-model"
                 )
-                address = gr.Textbox(
+                self._link = gr.Textbox(
                     label="Link to this view",
                     interactive=False,
                     max_lines=1,
@@ -108,193 +112,193 @@ class Page:
                     elem_id="link",
                 )
             with gr.Column(min_width=300, scale=3), gr.Row():
-                left = panel.lay_out(model, 1, optional=False)
-                right = panel.lay_out(other, 2, optional=True)
-        controls = [picture, *left.inputs, *right.inputs]
-        view = [left.model, right.model, *left.answers, *right.answers]
-
-        def linked(event: Any) -> None:
-            # What a gr.State holds does not reach the browser; a text does.
-            event.then(_query, controls, address, **_QUIET).then(
-                None, address, address, js=_SHOW_LINK, **_QUIET
-            )
-
-        fresh = self._fresh(left, right)
-        for event in (
-            upload.input(self._uploaded, upload, [picture, message], **_LAST),
-            canvas.drawn(self._drawn, None, [picture, message], **_LAST),
-            examples.choose(self._example, None, [picture, message, upload], **_LAST),
-        ):
-            linked(event.then(fresh, controls, view, **_LAST))
-        for each in (left, right):
-            shown = [picture, *each.inputs]
-            for event in (
-                each.model.input(self._switched(each), shown, each.answers, **_LAST),
-                each.against.input(self._chosen(each), shown, each.answers, **_LAST),
-                each.methods.input(self._chosen(each), shown, each.answers, **_LAST),
-                each.classes.choose(_clicked, None, each.class_id, **_QUIET).then(
-                    self._chosen(each), shown, each.answers, **_LAST
-                ),
-            ):
-                linked(event)
-            for slider in (each.layer, each.channel):
-                linked(
-                    slider.input(self._moved(each), shown, [each.channel, each.features], **_QUIET)
+                self._panels = (
+                    panel.lay_out(model, 1, optional=False),
+                    panel.lay_out(other, 2, optional=True),
                 )
-        linked(
-            blocks.load(
-                self._restored(upload, picture, message, left, right),
-                None,
-                [upload, picture, message, *view],
-                **_QUIET,
-            )
-        )
+        return canvas, examples
 
-    def _uploaded(self, payload: Mapping[str, Any] | None) -> tuple[str, str]:
+    def _listen(self, blocks: gr.Blocks, canvas: gr.HTML, examples: gr.HTML) -> None:
+        """Have one event answer each choice.
+
+        Of a chain of events Gradio's client may lose one: it is sent while the stream of the
+        one before it ends.
+        """
+        choices = [part for each in self._panels for part in each.inputs]
+        answers = [part for each in self._panels for part in (each.model, *each.answers)]
+        new = [self._picture, self._message, self._link, *answers]
+        self._upload.input(self._uploaded, [self._upload, *choices], new, **_LAST)
+        canvas.drawn(self._drawn, choices, new, **_LAST)
+        examples.choose(self._example, choices, [self._upload, *new], **_LAST)
+        blocks.load(self._restored, None, [self._upload, *new], **_QUIET)
+        for index, each in enumerate(self._panels):
+            chosen = [self._picture, *choices]
+            shown = [self._link, *each.answers]
+            each.model.input(self._switched(index), chosen, shown, **_LAST)
+            each.classes.choose(self._clicked(index), chosen, shown, **_LAST)
+            for part in (each.against, each.methods):
+                part.input(self._chosen(index), chosen, shown, **_LAST)
+            for slider in (each.layer, each.channel):
+                moved = [self._link, each.channel, each.features]
+                slider.input(self._moved(index), chosen, moved, **_QUIET)
+        # These two run in the browser alone.
+        self._link.change(None, self._link, self._link, js=_SHOW_LINK, **_QUIET)
+        blocks.load(None, None, self._link, js="() => location.href", **_QUIET)
+
+    def _uploaded(self, payload: Mapping[str, Any] | None, *values: Any) -> _Changes:
         """Take the file that Gradio has kept of an upload; without one the picture is gone."""
         if payload is None:
-            return "", ""
+            return self._fresh("", values)
         path = Path(str(payload.get("path", ""))).resolve()
         # Only what was uploaded is read, whatever a caller names.
         if not path.is_relative_to(self._uploads.resolve()) or not path.is_file():
             raise gr.Error("the upload is not there")
         with path.open("rb") as file:
-            return self._taken(file.read(MAX_BYTES + 1))
+            return self._taken(file.read(MAX_BYTES + 1), values)
 
-    def _drawn(self, event: gr.EventData) -> tuple[str, str]:
+    def _drawn(self, event: gr.EventData, *values: Any) -> _Changes:
         """Take a drawn digit."""
         try:
             encoded = str(event.picture).removeprefix(_DRAWING_PREFIX)
-            return self._taken(drawing.digit(base64.b64decode(encoded, validate=True)))
+            digit = drawing.digit(base64.b64decode(encoded, validate=True))
         except (binascii.Error, ImageError) as error:
-            return "", fragments.complaint(ImageError(str(error)))
+            return self._fresh("", values, ImageError(str(error)))
+        return self._taken(digit, values)
 
-    def _taken(self, data: bytes) -> tuple[str, str]:
+    def _taken(self, data: bytes, values: Sequence[Any]) -> _Changes:
         try:
-            return self._pictures.add(data).name, ""
+            name = self._pictures.add(data).name
         except ImageError as error:
-            return "", fragments.complaint(error)
+            return self._fresh("", values, error)
+        return self._fresh(name, values)
 
-    def _example(self, event: gr.EventData) -> tuple[str, str, Any]:
+    def _example(self, event: gr.EventData, *values: Any) -> _Changes:
         """Take an example."""
         picture = self._pictures.get(str(event.value))
-        return picture.name, "", drawing.preview(picture.data)
+        return {self._upload: drawing.preview(picture.data), **self._fresh(picture.name, values)}
 
-    def _fresh(self, left: Panel, right: Panel) -> Callable[..., dict[Any, Any]]:
-        """Return what shows a new picture: nothing of the last one stays chosen but the models."""
+    def _fresh(self, name: str, values: Sequence[Any], wrong: ImageError | None = None) -> _Changes:
+        """Return what shows a new picture, or what is wrong with it.
 
-        def show(name: str, *values: Any) -> dict[Any, Any]:
-            one, two = (panel.read(part) for part in _halves(values))
-            choices = (
-                Choice(model=one.model, methods=one.methods),
-                Choice(model=two.model, methods=two.methods),
-            )
-            return self._both(left, right, name, choices, suit=True)
+        Nothing of the last one stays chosen but the models and methods.
+        """
+        return {
+            self._picture: name,
+            self._message: "" if wrong is None else fragments.complaint(wrong),
+            **self._both(name, [choice.anew() for choice in _choices(values)], suit=True),
+        }
 
-        return show
-
-    def _restored(
-        self, upload: Any, picture: Any, message: Any, left: Panel, right: Panel
-    ) -> Callable[[gr.Request], dict[Any, Any]]:
+    def _restored(self, request: gr.Request) -> _Changes:
         """Return what shows the view that a link names."""
+        name, choices = link.read(dict(request.query_params))
+        if not name:
+            # A picture that is chosen before this answer has come must not be lost.
+            both = self._both(name, list(choices), suit=False)
+            shown = {each.model: both[each.model] for each in self._panels if each.model in both}
+            return shown or both
+        told, preview = "", None
+        try:
+            preview = drawing.preview(self._pictures.get(name).data)
+        except ImageError as error:
+            name, told = "", fragments.complaint(error)
+        return {
+            self._upload: preview,
+            self._picture: name,
+            self._message: told,
+            **self._both(name, list(choices), suit=False),
+        }
 
-        def show(request: gr.Request) -> dict[Any, Any]:
-            name, choices = link.read(dict(request.query_params))
-            if not name:
-                # A picture that is chosen before this answer has come must not be lost.
-                both = self._both(left, right, name, choices, suit=False)
-                shown = {part: both[part] for part in (left.model, right.model) if part in both}
-                return shown or both
-            told, preview = "", None
-            try:
-                preview = drawing.preview(self._pictures.get(name).data)
-            except ImageError as error:
-                name, told = "", fragments.complaint(error)
-            return {
-                upload: preview,
-                picture: name,
-                message: told,
-                **self._both(left, right, name, choices, suit=False),
-            }
-
-        return show
-
-    def _both(
-        self,
-        left: Panel,
-        right: Panel,
-        name: str,
-        choices: tuple[Choice, Choice],
-        *,
-        suit: bool,
-    ) -> dict[Any, Any]:
+    def _both(self, name: str, choices: list[Choice], *, suit: bool) -> _Changes:
         """Return the state of the panels, and of the lists of models.
 
         With `suit`, the first model is replaced by one that suits the picture.
         """
+        left, right = self._panels
         one, two = choices
+        asked = {self._link: link.query(name, choices)}
         try:
             names = models_offered(self._client)
             if not names:
-                return {**left.tell(fragments.notice("The server has no model that is ready."))}
+                told = fragments.notice("The server has no model that is ready.")
+                return {**asked, **left.tell(told), **right.tell("", visible=False)}
             first = one.model if one.model in names else names[0]
             if suit and name:
                 first = suited(self._client, names, first, self._pictures.get(name))
         except FoveateError as error:
-            return {**left.tell(self._failure(error)), **right.tell("", visible=False)}
+            return {**asked, **left.tell(self._failure(error)), **right.tell("", visible=False)}
         second = two.model if two.model in names else ""
         return {
             **left.offer(names, first),
             **right.offer(names, second),
-            **self._answered(left, name, replace(one, model=first)),
-            **self._answered(right, name, replace(two, model=second)),
+            **self._shown(name, [replace(one, model=first), replace(two, model=second)], 0, 1),
         }
 
-    def _switched(self, into: Panel) -> Callable[..., dict[Any, Any]]:
+    def _switched(self, index: int) -> Callable[..., _Changes]:
         """Return what shows another model's answer, by the same methods where it has them."""
 
-        def show(name: str, *values: Any) -> dict[Any, Any]:
-            choice = panel.read(values)
-            return self._answered(into, name, Choice(model=choice.model, methods=choice.methods))
+        def show(name: str, *values: Any) -> _Changes:
+            choices = _choices(values)
+            choices[index] = choices[index].anew()
+            return self._shown(name, choices, index)
 
         return show
 
-    def _chosen(self, into: Panel) -> Callable[..., dict[Any, Any]]:
+    def _clicked(self, index: int) -> Callable[..., _Changes]:
+        """Return what shows where the class is seen whose button was clicked."""
+
+        def show(event: gr.EventData, name: str, *values: Any) -> _Changes:
+            choices = _choices(values)
+            choices[index] = replace(choices[index], class_id=_class_id(str(event.value)))
+            return self._shown(name, choices, index)
+
+        return show
+
+    def _chosen(self, index: int) -> Callable[..., _Changes]:
         """Return what shows the answer to everything that is chosen."""
 
-        def show(name: str, *values: Any) -> dict[Any, Any]:
-            return self._answered(into, name, panel.read(values))
+        def show(name: str, *values: Any) -> _Changes:
+            return self._shown(name, _choices(values), index)
 
         return show
 
-    def _moved(self, into: Panel) -> Callable[..., dict[Any, Any]]:
+    def _moved(self, index: int) -> Callable[..., _Changes]:
         """Return what shows another channel."""
 
-        def show(name: str, *values: Any) -> dict[Any, Any]:
-            choice = panel.read(values)
+        def show(name: str, *values: Any) -> _Changes:
+            into, choices = self._panels[index], _choices(values)
             try:
                 picture = self._pictures.get(name)
-                layer, features = ask_features(self._client, picture, choice)
+                layer, features = ask_features(self._client, picture, choices[index])
             except FoveateError as error:
                 return {into.features: self._failure(error)}
+            channel = features.channels[0]
+            choices[index] = replace(choices[index], channel=channel)
             return {
-                into.channel: panel.slider(features.channels[0], layer.channels),
-                into.features: fragments.features(picture, choice.model, features),
+                self._link: link.query(name, choices),
+                into.channel: panel.slider(channel, layer.channels),
+                into.features: fragments.features(picture, choices[index].model, features),
             }
 
         return show
 
-    def _answered(self, into: Panel, name: str, choice: Choice) -> dict[Any, Any]:
-        """Return the state of a panel: the answer, or why there is none."""
-        if into.optional and not choice.model:
-            return into.tell("", visible=False)
-        if not name:
-            return into.tell(fragments.notice(panel.HINT))
-        try:
-            picture = self._pictures.get(name)
-            return into.show(ask(self._client, picture, choice), picture)
-        except FoveateError as error:
-            return into.tell(self._failure(error))
+    def _shown(self, name: str, choices: list[Choice], *indices: int) -> _Changes:
+        """Return the state of these panels, each an answer or why there is none, and the link."""
+        changes: _Changes = {}
+        for index in indices:
+            into, choice = self._panels[index], choices[index]
+            if into.optional and not choice.model:
+                changes |= into.tell("", visible=False)
+            elif not name:
+                changes |= into.tell(fragments.notice(panel.HINT))
+            else:
+                try:
+                    picture = self._pictures.get(name)
+                    answer = ask(self._client, picture, choice)
+                    changes |= into.show(answer, picture)
+                    choices[index] = answer.choice
+                except FoveateError as error:
+                    changes |= into.tell(self._failure(error))
+        return {self._link: link.query(name, choices), **changes}
 
     def _failure(self, error: FoveateError) -> str:
         if isinstance(error, ImageError):
@@ -302,18 +306,12 @@ class Page:
         return fragments.failure(error, self._address)
 
 
-def _clicked(event: gr.EventData) -> int | None:
-    """Return the class whose button was clicked."""
-    value = str(event.value)
-    return int(value) if value.isascii() and value.isdigit() and len(value) < 10 else None
-
-
-def _query(name: str, *values: Any) -> str:
-    """Return the query of the link to what is shown."""
-    one, two = _halves(values)
-    return link.query(name, (panel.read(one), panel.read(two)))
-
-
-def _halves(values: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+def _choices(values: Sequence[Any]) -> list[Choice]:
+    """Return what the controls of both panels choose."""
     middle = len(values) // 2
-    return values[:middle], values[middle:]
+    return [panel.read(part) for part in (values[:middle], values[middle:])]
+
+
+def _class_id(text: str) -> int | None:
+    """Return the class of a button that was clicked."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None

@@ -151,8 +151,9 @@ def without_maps(model: Model) -> str | None:
     why = note.partition(": ")[2] or "its export does not say why"
     return (
         f"{model.name} has no class activation maps: {why}. The classes come without them. "
-        "For maps, take --cam-method occlusion, export the model again (--cam-layer names "
-        "another layer), or choose another model: foveate models NAME shows its methods"
+        "For maps, take --cam-method occlusion, export the model again (of a PyTorch network, "
+        "--cam-layer names another layer), or choose another model: foveate models NAME shows "
+        "its methods"
     )
 
 

@@ -1,5 +1,6 @@
 """Runs a network and notes every call of a module within it."""
 
+import itertools
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -36,12 +37,17 @@ _WINDOWS = frozenset(
 
 @dataclass(frozen=True)
 class Call:
-    """One call of one module within a forward pass, in the order of return."""
+    """One call of one module within a forward pass.
+
+    `began` and `ended` count the begins and ends of calls before its own.
+    """
 
     path: str
     module: nn.Module
     input: Tensor | None
     output: Tensor | None
+    began: int = 0
+    ended: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,9 +85,11 @@ def run(module: nn.Module, image: Tensor) -> Pass:
     """
     calls: list[Call] = []
     operators = _Operators(module)
+    times, began = itertools.count(), list[int]()
 
     def begin(path: str) -> Any:
         def hook(child: nn.Module, inputs: tuple[Any, ...]) -> None:
+            began.append(next(times))
             operators.enter(path, child, inputs)
 
         return hook
@@ -89,7 +97,8 @@ def run(module: nn.Module, image: Tensor) -> Pass:
     def end(path: str) -> Any:
         def hook(child: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             operators.leave()
-            calls.append(Call(path, child, _tensor(inputs[0] if inputs else None), _tensor(output)))
+            given = _tensor(inputs[0] if inputs else None)
+            calls.append(Call(path, child, given, _tensor(output), began.pop(), next(times)))
 
         return hook
 

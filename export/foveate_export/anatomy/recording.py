@@ -43,8 +43,9 @@ class Recording:
         image: what it took.
         logits: what it returned.
         calls: every call of a module, in the order of return.
-        maps: every map that a call took or returned, in the same order. Of a module
-            that runs several times the last call counts, as it does for a tap.
+        maps: every map that a call took or returned, in the order in which they were
+            seen: what a module takes, before what is computed in it. Of a module that
+            runs several times the last call counts, as it does for a tap.
         left_out: the modules that return several axes and are no layers, with the
             reason.
     """
@@ -72,14 +73,16 @@ def record(module: nn.Module, image: Tensor) -> Recording:
 
 def _tensors(passed: Pass) -> dict[Tap, Tensor]:
     """Return what the last call of every module took and returned, where it has several axes."""
-    last = {call.path: call for call in passed.calls}
-    return {
-        tap: tensor
-        for call in passed.calls
-        if call is last[call.path]
-        for tap, tensor in ((Tap(call.path, "input"), call.input), (Tap(call.path), call.output))
+    seen = {
+        time: (tap, tensor)
+        for call in {call.path: call for call in passed.calls}.values()
+        for time, tap, tensor in (
+            (call.began, Tap(call.path, "input"), call.input),
+            (call.ended, Tap(call.path), call.output),
+        )
         if tensor is not None and _has_axes(tensor)
     }
+    return dict(seen[time] for time in sorted(seen))
 
 
 def _has_axes(tensor: Tensor) -> bool:

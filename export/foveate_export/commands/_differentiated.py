@@ -43,7 +43,7 @@ def export_differentiated(
     except ExportError as error:
         return None, f"in torch, {error}"
     if anatomy.head is None:
-        return None, f"in torch, {anatomy.note}"
+        return None, f"in torch, {(anatomy.note or '').partition(': ')[2]}"
     if where.layers is not None:
         where = where._replace(layers=[module_name(layer) for layer in where.layers])
     try:

@@ -54,7 +54,7 @@ def find_normaliser(output: ir.Value) -> tuple[Normaliser, ir.Value] | None:
     if node is not None and logarithm and node.inputs[0] is not None:
         value = _last(node.inputs[0])
     for kind, taken in (
-        ("softmax", _taken(value, "Softmax") or _written_softmax(value)),
+        ("softmax", _softmax(value)),
         ("sigmoid", _taken(value, "Sigmoid") or _written_sigmoid(value)),
         ("log_softmax", _taken(value, "LogSoftmax")),
     ):
@@ -93,6 +93,14 @@ def _last(value: ir.Value) -> ir.Value:
 def _taken(value: ir.Value, operator: str) -> ir.Value | None:
     node = value.producer()
     return node.inputs[0] if node is not None and node.op_type == operator else None
+
+
+def _softmax(value: ir.Value) -> ir.Value | None:
+    """Return x where `value` is the softmax of x, in one operator or several."""
+    logarithm = _taken(value, "Exp")
+    if logarithm is not None:
+        return _taken(_last(logarithm), "LogSoftmax")
+    return _taken(value, "Softmax") or _written_softmax(value)
 
 
 def _written_softmax(value: ir.Value) -> ir.Value | None:

@@ -104,8 +104,6 @@ def serialised(model: ir.Model, values: Sequence[ir.Value]) -> bytes:
     """Return a model with these values as its only outputs."""
     outputs = model.graph.outputs
     kept = list(outputs)
-    for value in values:
-        value.dtype = value.dtype or ir.DataType.FLOAT
     outputs[:] = values
     try:
         serialised: bytes = ir.to_proto(model).SerializeToString()

@@ -30,7 +30,8 @@ _BATCH = 4
 
 _SIZES = frozenset(
     {"Reshape", "Expand", "Slice", "Squeeze", "Unsqueeze", "Pad", "Tile", "Split", "TopK"}
-    | {"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2", "ConstantOfShape"}
+    | {"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2", "ReduceLogSumExp"}
+    | {"ConstantOfShape"}
 )
 """Operators whose constants of whole numbers are sizes and axes, which a trace takes as numbers."""
 

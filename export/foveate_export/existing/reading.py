@@ -25,14 +25,16 @@ class Read:
 
     Attributes:
         model: its graph, of `MIN_OPSET` or later, without functions of its own.
-        runnable: what ONNX Runtime runs as the file: its path, or its bytes where an
-            output that is no tensor was made one.
+        runnable: what ONNX Runtime runs as the file: its path, or its bytes where its input
+            or an output was changed.
         labels: those that the file names; empty where it names none.
+        said: what was changed, for people; empty where nothing was.
     """
 
     model: ir.Model
     runnable: str | bytes
     labels: tuple[str, ...]
+    said: str = ""
 
 
 def read(path: Path) -> Read:
@@ -41,12 +43,15 @@ def read(path: Path) -> Read:
     Raises:
         UsageError: it does not exist.
         ExportError: it is no ONNX file, too old to convert, larger than a bundle
-            holds, or quantised by the pictures that it gets.
+            holds, quantised by the pictures that it gets, or ends in a softmax that is
+            quantised.
     """
     proto = _load(path)
     _refuse_dynamic(proto, path)
+    _refuse_quantised_scores(proto, path)
     labels = _without_zipmap(proto)
-    runnable = proto.SerializeToString() if labels else str(path)
+    said = ", ".join(filter(None, (_with_float32_input(proto), _with_whole_scores(proto))))
+    runnable = proto.SerializeToString() if labels or said else str(path)
     try:
         proto = _checked(proto)
     except (*_INVALID, ValueError) as error:
@@ -59,7 +64,7 @@ def read(path: Path) -> Read:
         common.RemoveInitializersFromInputsPass(),
     ):
         tidy(model)
-    return Read(model, runnable, labels)
+    return Read(model, runnable, labels, said)
 
 
 def _load(path: Path) -> onnx.ModelProto:
@@ -125,6 +130,61 @@ def _refuse_dynamic(proto: onnx.ModelProto, path: Path) -> None:
             "picture's answer depends on those beside it: export the file from before that, or "
             "one with fixed ranges (static quantisation)"
         )
+
+
+def _refuse_quantised_scores(proto: onnx.ModelProto, path: Path) -> None:
+    for node in proto.graph.node:
+        if node.op_type in ("QLinearSoftmax", "QLinearSigmoid"):
+            raise ExportError(
+                f"{path} has a quantised {node.op_type.removeprefix('QLinear').lower()} "
+                f"({node.op_type}), whose scores are rounded to 256 levels: quantise the file "
+                "again without its last operator (nodes_to_exclude) or with QuantFormat.QDQ"
+            )
+
+
+def _with_float32_input(proto: onnx.ModelProto) -> str:
+    """Make an input of float16 or float64 one of float32, which is cast; say so.
+
+    Converters to float16 change the input as well unless they are told not to.
+    """
+    kinds: dict[int, str] = {
+        onnx.TensorProto.FLOAT16: "float16",
+        onnx.TensorProto.DOUBLE: "float64",
+    }
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    for value in proto.graph.input:
+        kind = value.type.tensor_type.elem_type
+        if value.name in weights or kind not in kinds:
+            continue
+        taken = f"{value.name}_float32"
+        proto.graph.node.insert(0, onnx.helper.make_node("Cast", [taken], [value.name], to=kind))
+        said = f"{value.name} is {kinds[kind]} in the file; float32 is taken and cast"
+        value.name = taken
+        value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+        return said
+    return ""
+
+
+def _with_whole_scores(proto: onnx.ModelProto) -> str:
+    """Take off what rounds the scores of a softmax or a sigmoid at the end; say so.
+
+    Quantisers that write QuantizeLinear and DequantizeLinear put a pair of them behind it.
+    """
+    made = {name: node for node in proto.graph.node for name in node.output}
+    outputs = {value.name for value in proto.graph.output}
+    for name in outputs:
+        last = made.get(name)
+        rounds = made.get(last.input[0]) if last and last.op_type == "DequantizeLinear" else None
+        if last is None or rounds is None or rounds.op_type != "QuantizeLinear":
+            continue
+        scores = made.get(rounds.input[0])
+        if scores is not None and scores.op_type in ("Softmax", "Sigmoid"):
+            last.op_type = "Identity"
+            last.domain = ""
+            del last.attribute[:]
+            last.input[:] = [scores.output[0]]
+            return f"the scores {scores.output[0]} as they are before they are rounded to 8 bits"
+    return ""
 
 
 def _without_zipmap(proto: onnx.ModelProto) -> tuple[str, ...]:

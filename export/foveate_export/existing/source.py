@@ -19,6 +19,9 @@ from foveate_export.pictures import Pictures, noise
 from foveate_runtime.bundle.manifest import InputSpec, Scores
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
+_ROUNDING = ("QuantizeLinear", "QLinear", "QGemm")
+"""How the names of operators begin whose results have 256 levels."""
+
 _NO_LAYERS = frozenset({"Cast", "Identity", "Reshape", "Transpose"})
 """Operators that return their input map, with any order of its axes."""
 
@@ -56,7 +59,10 @@ class Existing(File):
 
     @property
     def precision(self) -> str:
-        """What its numbers are inside: `fp16` where some are float16, or `fp32`."""
+        """What its numbers are inside: `int8` or `fp16` where some are, or `fp32`."""
+        # Where rounding decides between two levels, engines may take either.
+        if any(node.op_type.startswith(_ROUNDING) for node in self.model.graph):
+            return "int8"
         values = [self.logits, *self.values.values()]
         return "fp16" if any(v.dtype is ir.DataType.FLOAT16 for v in values) else "fp32"
 
@@ -123,7 +129,7 @@ def read_existing(
     model = found.model
     graph = model.graph
     image = _only_input(graph)
-    assumptions = {}
+    assumptions = {"file": found.said} if found.said else {}
     if layout is None:
         layout = _layout(image, spec, layout)
         assumptions["layout"] = f"{layout}, as the input {image.name} {image.shape} fits"
@@ -168,7 +174,8 @@ def _only_input(graph: ir.Graph) -> ir.Value:
     (image,) = graph.inputs
     if image.dtype is not ir.DataType.FLOAT:
         raise ExportError(
-            f"the input {image.name} is {image.dtype}; float32 is expected, normalised pixels"
+            f"the input {image.name} is {image.dtype}; float32 is expected: put a Cast from it in "
+            "front (onnx.compose), or export the file again with an input of floating-point numbers"
         )
     if image.shape is None or len(image.shape) != 4:
         raise ExportError(

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate_export.anatomy.taps import Tap
-from foveate_export.errors import ParityError
+from foveate_export.errors import ParityError, RoundingError
 from foveate_export.graph.heads import Head
 from foveate_export.pictures import Pictures
 from foveate_export.proof.comparison import Comparison, resolve_ranks, some_class_ids
@@ -90,6 +90,7 @@ def settle(
 
     Raises:
         ParityError: an output differs by more than `tolerances` from either.
+        RoundingError: one does, and torch's float32 differs from float64 as well.
     """
     compare = partial(
         measure, head=head, layers=layers, pictures=pictures, run=run, tolerances=tolerances
@@ -105,6 +106,27 @@ def settle(
         except RuntimeError:
             # Tensors made in float32 within the network do not follow its parameters.
             raise refusal from None
+        except ParityError as still:
+            try:
+                compare(exact, run=_in_torch(classifier, head, layers))
+            except ParityError:
+                raise RoundingError(
+                    f"{still}. Torch in float32 is as far from float64: the network magnifies "
+                    "rounding, as one with random weights may. --no-cams leaves the maps out"
+                ) from None
+            raise
+
+
+def _in_torch(classifier: Classifier, head: Head | None, layers: Sequence[Tap]) -> Run:
+    """Return what answers as the graph does, in torch."""
+
+    def run(inputs: Mapping[str, Array], _: Sequence[str]) -> Mapping[str, Array]:
+        images, classes = inputs[IMAGE_INPUT], None
+        if head:
+            classes = resolve_ranks(inputs[CLASS_IDS_INPUT], answer(classifier, images).logits)
+        return answer(classifier, images, layers=layers, head=head, classes=classes).outputs
+
+    return run
 
 
 def some_classes(classifier: Classifier, images: NDArray[np.uint8]) -> NDArray[np.int64]:

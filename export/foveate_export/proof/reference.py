@@ -91,7 +91,8 @@ def _holding(module: nn.Module, held: Held) -> Iterator[None]:
         sums = squares.sum(1) if held.kind == "cosine" else squares.mean(1) + held.eps
         size = sums.sqrt().reshape(-1, *[1] * (output.ndim - 1))
         bias = None if held.kind == "cosine" else getattr(layer, "bias", None)
-        shift: Any = 0 if bias is None else bias.reshape(1, -1, *[1] * (output.ndim - 2))
+        # One value a channel, on whichever axis the channels of the vector are.
+        shift: Any = 0 if bias is None else bias.reshape(output.shape[1:])
         # The quotient is 1; multiplied with the size, what was divided by it is linear again.
         held_constant: Tensor = (output - shift) * (size / size.detach()) + shift
         return held_constant

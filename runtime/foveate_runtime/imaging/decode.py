@@ -21,7 +21,12 @@ from foveate_runtime.imaging.jpeg import (
     power_of_two_scale,
     with_end,
 )
-from foveate_runtime.imaging.parts import TooManyPartsError, require_few
+from foveate_runtime.imaging.parts import (
+    MAX_WEBP_PIXELS,
+    TooManyPartsError,
+    require_apart,
+    require_few,
+)
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 """The only formats whose decoders untrusted bytes reach."""
@@ -211,12 +216,15 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
     """Read the header of a picture, and refuse what is beyond the limits."""
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     width, height = image.size
-    if width * height > limits.max_pixels:
+    limit, kind = limits.max_pixels, "picture"
+    if image.format == "WEBP" and limit > MAX_WEBP_PIXELS:
+        limit, kind = MAX_WEBP_PIXELS, "WebP"
+    if width * height > limit:
         raise ImageError(
             "IMAGE_TOO_LARGE",
-            f"the picture has {width} x {height} = {width * height} pixels; "
-            f"the limit is {limits.max_pixels} pixels",
-            limit=limits.max_pixels,
+            f"the {kind} has {width} x {height} = {width * height} pixels; "
+            f"the limit is {limit} pixels",
+            limit=limit,
         )
     if isinstance(image, JpegImageFile):
         _require_few_scans(data, width * height, limits)
@@ -282,12 +290,20 @@ def _has_colours(image: Image.Image) -> bool:
 def _orientation(image: Image.Image) -> Orientation | None:
     """Return what the metadata of a picture says, once its pixels are decoded: a PNG's may follow.
 
-    None where it is malformed and says nothing.
+    None where it is malformed and says nothing. Raises TooManyPartsError.
     """
     try:
+        require_apart(_exif(image))
         return _ORIENTATIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1), UPRIGHT)
     except _REFUSED:
         return None
+
+
+def _exif(image: Image.Image) -> bytes:
+    """Return the EXIF of a picture as Pillow will read it; raises ValueError."""
+    exif = image.info.get("exif", b"")
+    text = image.info.get("Raw profile type exif")
+    return bytes.fromhex("".join(text.split("\n")[3:])) if text and not exif else exif
 
 
 def _convert(image: Image.Image, mode: str) -> Image.Image:

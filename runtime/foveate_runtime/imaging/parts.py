@@ -25,11 +25,39 @@ MAX_RLE_PIXELS = 4_000_000
 MAX_RLE_BYTES = 4 << 20
 """The largest BMP with run-length encoding: Pillow decodes it in Python, run by run."""
 
+MAX_PREFIXES = 2
+"""Prefixes of EXIF: Pillow takes them off one by one, each time with a copy of the rest."""
+
+MAX_WEBP_PIXELS = 1 << 24
+"""Pixels of a WebP: Pillow holds four pictures of that size, and lets no other thread run."""
+
 _LENGTH = struct.Struct(">H")
 _START, _SCAN, _FILL = b"\xff\xd8", 0xDA, 0xFF
 _ALONE = frozenset((0x00, 0x01, *range(0xD0, 0xDA)))
 """Markers without a length (ITU-T T.81, table B.1), and the byte that makes 0xFF no marker."""
-_JOINED = {0xE1: b"Exif\0\0", 0xED: b"Photoshop 3.0\0"}
+_EXIF, _PICTURES = b"Exif\0\0", b"MPF\0"
+_JOINED = {0xE1: _EXIF, 0xED: b"Photoshop 3.0\0"}
+_APP2 = 0xE2
+
+_TAG_BYTES = {
+    1: 1,
+    2: 1,
+    3: 2,
+    4: 4,
+    5: 8,
+    6: 1,
+    7: 1,
+    8: 2,
+    9: 4,
+    10: 8,
+    11: 4,
+    12: 8,
+    13: 4,
+    16: 8,
+}
+"""Bytes of a value, by its type (TIFF 6.0, section 2; 13 and 16 are of its supplements)."""
+_TAG_INSIDE = 4
+"""Values of so many bytes are in the tag itself."""
 
 _BMP = struct.Struct("<IiiHHI")
 _BMP_HEAD = 14
@@ -61,14 +89,45 @@ def require_few(data: bytes) -> None:
         _require_short_runs(data)
 
 
+def require_apart(tags: bytes) -> None:
+    """Raise TooManyPartsError where the tags of EXIF have more bytes than the EXIF: they overlap.
+
+    Pillow copies the bytes of each, so that a few megabytes could become hundreds of gigabytes.
+    What is malformed is left for it to refuse.
+    """
+    start = 0
+    while tags.startswith(_EXIF, start):
+        start += len(_EXIF)
+        if start > MAX_PREFIXES * len(_EXIF):
+            raise TooManyPartsError("prefixes of EXIF", MAX_PREFIXES)
+    order = ">" if tags.startswith(b"MM", start) else "<"
+    entry, left = struct.Struct(f"{order}HHI4x"), len(tags) - start
+    try:
+        position = start + struct.unpack_from(f"{order}I", tags, start + 4)[0]
+        (count,) = struct.unpack_from(f"{order}H", tags, position)
+        position += 2
+        for _ in range(count):
+            _, kind, values = entry.unpack_from(tags, position)
+            position += entry.size
+            size = values * _TAG_BYTES.get(kind, 0)
+            # Where a value goes beyond the end, Pillow reads no further.
+            if _TAG_INSIDE < size <= len(tags):
+                left -= size
+                if left < 0:
+                    raise TooManyPartsError("bytes in the tags of its EXIF", len(tags) - start)
+    except struct.error:
+        return
+
+
 def _require_few_segments(data: bytes) -> None:
     segments = fill = 0
+    exif = bytearray()
     joined = dict.fromkeys(_JOINED, 0)
     position = data.find(_FILL, len(_START))
     while 0 <= position < len(data) - 1:
         marker = data[position + 1]
         if marker == _SCAN:
-            return
+            break
         if marker == _FILL:
             fill, position = fill + 1, position + 1
             if fill > MAX_FILL_BYTES:
@@ -85,7 +144,13 @@ def _require_few_segments(data: bytes) -> None:
                 if joined[marker] > MAX_JOINED:
                     raise TooManyPartsError("segments of one kind of metadata", MAX_JOINED)
             end += max(_LENGTH.size, _LENGTH.unpack_from(data, end)[0])
+            if data.startswith(_EXIF, body):
+                exif += data[body + (len(_EXIF) if exif else 0) : end]
+            elif marker == _APP2 and data.startswith(_PICTURES, body):
+                require_apart(data[body + len(_PICTURES) : end])
         position = data.find(_FILL, end)
+    if exif:
+        require_apart(bytes(exif))
 
 
 def _require_few_blocks(data: bytes) -> None:

@@ -27,10 +27,11 @@ def make_app(settings: Settings, services: Services) -> Starlette:
         (OpenInference(services.inference), (*OPEN_INFERENCE, *HIDDEN)),
         (Classify(services.classifier), CLASSIFY),
     )
-    description = describe((*OPEN_INFERENCE, *CLASSIFY))
+    # Written once: whoever reaches the port may ask for it, without a token.
+    description = JSONResponse(describe((*OPEN_INFERENCE, *CLASSIFY))).body
 
     async def openapi(_request: Request) -> Response:
-        return JSONResponse(description)
+        return Response(description, media_type=JSONResponse.media_type)
 
     routes = [Route("/openapi.json", openapi, methods=["GET"])]
     for handler, operations in handlers:

@@ -1,10 +1,11 @@
 """The JSON documents that clients send, and how they are read."""
 
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 from pydantic import (
     BaseModel,
     ConfigDict,
+    FailFast,
     Field,
     JsonValue,
     StrictBool,
@@ -20,15 +21,34 @@ from foveate_serve.settings import first_error
 MAX_JSON_BYTES = 8 << 20
 """The largest JSON document: it is read on the event loop. Binary data does not count."""
 
+MAX_MEMBERS = 4096
+MAX_LISTS = 1 << 17
+MAX_ELEMENTS = 1 << 21
+"""The most members of objects, lists and elements of a document, counted before it is read.
+
+Each becomes a Python object of fifty bytes or more, while nobody else is answered."""
+
 Parameter = StrictBool | StrictInt | StrictFloat | StrictStr
 
-Numbers = (
-    list[StrictInt]
-    | list[list[StrictInt]]
-    | list[list[list[StrictInt]]]
-    | list[list[list[list[StrictInt]]]]
-)
-Texts = list[StrictStr] | list[list[StrictStr]]
+
+class FirstFault(FailFast):
+    """Ends the reading of a list at its first wrong element, and can stand in a union.
+
+    Otherwise each wrong element would be an error of each form that the list may have.
+    """
+
+    def __hash__(self) -> int:
+        """Return the same for all."""
+        return hash(FirstFault)
+
+
+Whole: TypeAlias = Annotated[list[StrictInt], FirstFault()]
+Whole2: TypeAlias = Annotated[list[Whole], FirstFault()]
+Whole3: TypeAlias = Annotated[list[Whole2], FirstFault()]
+Whole4: TypeAlias = Annotated[list[Whole3], FirstFault()]
+Text: TypeAlias = Annotated[list[StrictStr], FirstFault()]
+Texts: TypeAlias = Text | Annotated[list[Text], FirstFault()]
+Numbers: TypeAlias = Whole | Whole2 | Whole3 | Whole4
 
 D = TypeVar("D", bound="Document")
 
@@ -43,7 +63,7 @@ class InferInput(Document):
     """An input tensor: its elements follow as binary data, or are in `data`, flat or nested."""
 
     name: str
-    shape: list[StrictInt]
+    shape: Whole
     datatype: str
     parameters: dict[str, Parameter] = {}
     data: Numbers | Texts | None = Field(
@@ -65,8 +85,8 @@ class InferDocument(Document):
 
     id: str = ""
     parameters: dict[str, Parameter] = {}
-    inputs: list[InferInput]
-    outputs: list[InferOutput] = []
+    inputs: Annotated[list[InferInput], FirstFault()]
+    outputs: Annotated[list[InferOutput], FirstFault()] = []
 
 
 class IndexDocument(Document):
@@ -91,6 +111,7 @@ def read_document(kind: type[D], body: bytes) -> D:
             field="body",
             metadata={"limit": MAX_JSON_BYTES},
         )
+    _require_few(body)
     try:
         return kind.model_validate_json(body or b"{}")
     except ValidationError as error:
@@ -100,6 +121,22 @@ def read_document(kind: type[D], body: bytes) -> D:
         else:
             name, message = _told(first["loc"], first["msg"])
         raise InvalidRequestError("BODY_MALFORMED", message, field=name) from None
+
+
+def _require_few(body: bytes) -> None:
+    """Count what a document may hold at most, by its marks, those within texts among them."""
+    for what, count, limit in (
+        ("members of objects", body.count(b":"), MAX_MEMBERS),
+        ("lists and objects", body.count(b"[") + body.count(b"{"), MAX_LISTS),
+        ("elements", body.count(b",") + 1, MAX_ELEMENTS),
+    ):
+        if count > limit:
+            raise InvalidRequestError(
+                "BODY_TOO_LARGE",
+                f"the JSON has {count} {what}; the limit is {limit}; send tensors as binary data",
+                field="body",
+                metadata={"limit": limit},
+            )
 
 
 def _told(place: tuple[Any, ...], message: str) -> tuple[str, str]:

@@ -9,17 +9,23 @@ from typing import Self
 from uvicorn import Config
 from uvicorn.server import ServerState
 
+from foveate_serve.files import HTTP_SHARE, connections_within
 from foveate_serve.rest.app import make_app
 from foveate_serve.rest.connection import BoundedConnection
 from foveate_serve.rpc.server import AddressError, Services
 from foveate_serve.settings import Settings
 from foveate_serve.transports.base import FLUSH_SECONDS
+from foveate_serve.transports.listener import Listener, bind
+from foveate_serve.transports.places import Place, Places
 from foveate_serve.transports.tls import renewed_context, tls_files
 
 logger = logging.getLogger(__name__)
 
 KEEP_ALIVE_SECONDS = 75
 """How long a connection without a request is kept: longer than the pools of most clients do."""
+
+MAX_CONNECTIONS = 2048
+"""The most connections, half of them of one address; fewer where the open files are few."""
 
 MAX_HEAD_BYTES = 32 << 10
 """The largest head of a request: its line and all of its headers."""
@@ -50,7 +56,9 @@ class RestServer(AbstractAsyncContextManager["RestServer"]):
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         )
-        self._server: asyncio.Server | None = None
+        self._places = Places(connections_within(MAX_CONNECTIONS, share=HTTP_SHARE))
+        self._listeners: list[Listener] = []
+        self.port = 0
         self._empty = asyncio.Event()
 
     async def __aenter__(self) -> Self:
@@ -59,20 +67,16 @@ class RestServer(AbstractAsyncContextManager["RestServer"]):
         for name in ("uvicorn.error", "python_multipart.multipart"):
             logging.getLogger(name).setLevel(logging.ERROR)
         address, tls = self._settings.http_address or "", tls_files(self._settings)
-        host, _, port = address.rpartition(":")
+        context = None if tls is None else renewed_context(tls, "http/1.1")
         try:
-            self._server = await asyncio.get_running_loop().create_server(
-                self._connection,
-                host.strip("[]"),
-                int(port),
-                ssl=None if tls is None else renewed_context(tls, "http/1.1"),
-                # Only workers share a port: a second server on it must fail.
-                reuse_port=self._settings.workers > 1 or None,
-            )
+            # Only workers share a port: a second server on it must fail.
+            bound = await bind(address, share_port=self._settings.workers > 1)
         except OSError as error:
             raise AddressError(address, error) from error
-        number = self._server.sockets[0].getsockname()[1]
-        logger.info("HTTP on http%s://%s:%d", "" if tls is None else "s", host, number)
+        self._listeners = [Listener(one, self._placed, self._places, context) for one in bound]
+        self.port = bound[0].getsockname()[1]
+        host = address.rpartition(":")[0]
+        logger.info("HTTP on http%s://%s:%d", "" if tls is None else "s", host, self.port)
         return self
 
     async def __aexit__(
@@ -82,6 +86,8 @@ class RestServer(AbstractAsyncContextManager["RestServer"]):
         trace: TracebackType | None,
     ) -> None:
         self.abort()
+        # The sockets of aborted connections are closed in the next round of the event loop.
+        await asyncio.sleep(0)
 
     async def drain(self) -> None:
         """Serve on for `shutdown_delay`, then finish the requests in flight."""
@@ -106,13 +112,11 @@ class RestServer(AbstractAsyncContextManager["RestServer"]):
             task.cancel()
 
     def _close(self) -> None:
-        if self._server is not None:
-            self._server.close()
+        for listener in self._listeners:
+            listener.close()
 
-    def _connection(self) -> asyncio.Protocol:
-        made = BoundedConnection(self._config, self._state, {})
-        made.on_lost = self._on_lost
-        return made
+    def _placed(self, place: Place) -> BoundedConnection:
+        return BoundedConnection(self._config, self._state, place, self._on_lost)
 
     def _on_lost(self) -> None:
         if not self._state.connections:

@@ -6,6 +6,7 @@ are walked here field by field (protobuf's encoding guide, "Message Structure"),
 than the limit.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias, TypeVar
 
@@ -23,7 +24,9 @@ MAX_ID_CHARACTERS = 1024
 
 _PICTURE = 1 << 31
 _NUMBERS = 5 << 20
-"""The bytes of a million unsigned numbers, each up to five: see `tensors.MAX_CONTENTS`."""
+"""The bytes of a million unsigned numbers, each up to five: see `tensors.MAX_CONTENTS`.
+
+They count together where they come in parts, as each byte may be a number of four."""
 
 _CLASSIFY: Mapping[str, int] = {"encoded": _PICTURE, "raw.data": _PICTURE}
 _BULK: Mapping[str, Mapping[str, int]] = {
@@ -91,6 +94,7 @@ class _Walk:
         self._data = data
         self._name = name
         self._left = MAX_FIELD_BYTES
+        self._bulk: defaultdict[int, int] = defaultdict(int)
 
     def through(self, position: int, end: int, bulk: _Tree) -> None:
         """Walk the fields from one position to another; `bulk` are those with pictures in them."""
@@ -113,7 +117,8 @@ class _Walk:
                     self.through(position, position + size, inside)
                     begun += size
                 elif inside is not None:
-                    if size > inside:
+                    self._bulk[inside] += size
+                    if self._bulk[inside] > inside:
                         raise self._too_large(inside)
                     begun += size
                 position += size

@@ -10,9 +10,8 @@ from typing import Any
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_channelz.v1 import channelz_pb2
 from grpc_health.v1 import health_pb2
-from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION
+from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.reflection import aio as reflection
-from grpc_reflection.v1alpha.reflection_pb2_grpc import add_ServerReflectionServicer_to_server
 
 from foveate.inference import open_inference_pb2
 from foveate.v1 import classifier_service_pb2, repository_service_pb2
@@ -29,7 +28,6 @@ from foveate_serve.rpc.overload import OverloadGate
 from foveate_serve.rpc.security import AccessGate
 from foveate_serve.settings import Settings
 from foveate_serve.statistics import Statistics
-from foveate_serve.transports.base import services_of
 from foveate_serve.transports.make import make_transport
 from foveate_serve.transports.tls import tls_files
 
@@ -39,6 +37,7 @@ CLASSIFIER = classifier_service_pb2.DESCRIPTOR.services_by_name["ClassifierServi
 REPOSITORY = repository_service_pb2.DESCRIPTOR.services_by_name["RepositoryService"]
 OPEN_INFERENCE = open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 HEALTH: Any = health_pb2.DESCRIPTOR.services_by_name["Health"]
+REFLECTION: Any = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
 CHANNELZ = channelz_pb2.DESCRIPTOR.services_by_name["Channelz"]
 
 
@@ -60,6 +59,14 @@ class Services:
     inference: InferenceHandler
     gates: Sequence[Gate]
     observers: Sequence[CallObserver]
+
+
+class _Reflection:
+    """grpc.reflection.v1alpha of services, as a handler whose requests are bounded and end."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        servicer: Any = reflection.ReflectionServicer(names)
+        self.server_reflection_info = servicer.ServerReflectionInfo
 
 
 class Server:
@@ -124,16 +131,14 @@ class Server:
             OPEN_INFERENCE: self.services.inference,
             HEALTH: self.health,
         }
+        described = [*handlers, REFLECTION]
+        if settings.channelz:
+            self._transport.add_channelz()
+            described.append(CHANNELZ)
+        handlers[REFLECTION] = _Reflection([service.full_name for service in described])
         self._transport.add_generic_rpc_handlers(
             method_handlers(service, handler, stopping=self._stopping)
             for service, handler in handlers.items()
-        )
-        names = [*(service.full_name for service in handlers), REFLECTION]
-        if settings.channelz:
-            self._transport.add_channelz()
-            names.append(CHANNELZ.full_name)
-        add_ServerReflectionServicer_to_server(  # type: ignore[no-untyped-call]
-            reflection.ReflectionServicer(names), services_of(self._transport)
         )
 
     async def start(self) -> str:

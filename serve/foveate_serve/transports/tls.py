@@ -2,6 +2,7 @@
 
 import logging
 import ssl
+from asyncio.sslproto import SSLProtocol
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Generic, TypeVar
 from foveate_serve.settings import Settings, SettingsError
 
 logger = logging.getLogger(__name__)
+
+# asyncio gives each connection a buffer of this size before its handshake: 256 KiB by itself.
+SSLProtocol.max_size = 16 << 10
 
 T = TypeVar("T")
 

@@ -146,7 +146,7 @@ async def serves(socket: Path) -> bool:
     """Return whether one worker reports SERVING, False where it does not answer a probe in time."""
     with suppress(grpc.aio.AioRpcError):
         async with connected(socket) as channel:
-            ask = HealthStub(channel).Check  # type: ignore[attr-defined]
+            ask = HealthStub(channel).Check  # type: ignore[attr-defined]  # the types lack it
             answer = await ask(HealthCheckRequest(), timeout=_PROBE_SECONDS)
             return bool(answer.status == HealthCheckResponse.SERVING)
     return False

@@ -5,7 +5,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -13,10 +12,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from ...ray_environment import ray_environment, without_ray
 from ...waiting import wait_until
 
-ROOT = Path(__file__).parents[3]
-UV = Path(sys.executable).with_name("uv")
 COPIES = 40
 """Of the sixty crops: 2,400 pictures, in blocks of four."""
 START_SECONDS = 240.0
@@ -28,16 +26,7 @@ needs_ray = pytest.mark.network
 @pytest.fixture(scope="module")
 def foveate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the command of an environment with Ray."""
-    folder = tmp_path_factory.mktemp("ray") / "venv"
-    environment = {k: v for k, v in os.environ.items() if k != "VIRTUAL_ENV"}
-    parts = ("proto", "clients[ray]", "runtime[cpu,images]", "serve")
-    install = [x for part in parts for x in ("--editable", ROOT / part)]
-    for command in (
-        ("venv", "--python", sys.executable, folder),
-        ("pip", "install", "--python", folder / "bin/python", "-c", "constraints.txt", *install),
-    ):
-        subprocess.run([UV, *command, "--quiet"], check=True, env=environment, cwd=ROOT)
-    return folder / "bin/foveate"
+    return ray_environment(tmp_path_factory) / "foveate"
 
 
 @pytest.fixture
@@ -55,7 +44,6 @@ def start(
 ) -> Iterator[Callable[[Path], subprocess.Popen]]:
     """Start a run in two workers of Ray."""
     started: list[subprocess.Popen] = []
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
 
     def start(out: Path) -> subprocess.Popen:
         command = [foveate, "batch", pictures.name, "--ordered", "--embeddings", "last"]
@@ -66,7 +54,7 @@ def start(
                     *("--out", out, "--engine", "ray", "--ray-workers", "2", "--in-flight", "1"),
                 ],
                 cwd=tmp_path,
-                env=environment,
+                env=without_ray(),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -176,12 +164,11 @@ except RayError as error:
 
 @needs_ray
 def test_a_picture_that_ends_its_worker_each_time_ends_the_run(foveate, tmp_path):
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     found = subprocess.run(
         [foveate.with_name("python"), "-c", FATAL],
         check=True,
         cwd=tmp_path,
-        env=environment,
+        env=without_ray(),
         stdout=subprocess.PIPE,
         text=True,
         timeout=START_SECONDS,

@@ -131,6 +131,8 @@ SOFTMAXES = {
     "last axis": ([node("Softmax", "z", "y", axis=-1)], {}),
     "log-softmax": ([node("LogSoftmax", "z", "y", axis=1)], {}),
     "logarithm": ([SOFTMAX, node("Log", "s", "y")], {}),
+    "exponential": (
+        [node("LogSoftmax", "z", "l", axis=1), node("Exp", "l", "y")], {}),
     "identity": ([SOFTMAX, node("Identity", "s", "y")], {}),
     "identities": ([SOFTMAX, node("Identity", "s", "t"), node("Identity", "t", "y")], {}),
     "dropout": ([SOFTMAX, node("Dropout", "s", "y")], {}),

@@ -11,6 +11,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
+from torchvision.ops import Permute
 
 from foveate_export.commands import _differentiated, _existing
 from foveate_export.commands import export as export_command
@@ -59,6 +60,12 @@ class Network(nn.Module):
         )
         if kind == "normalised":  # as in ConvNeXt
             self.head = nn.Sequential(nn.Flatten(), nn.LayerNorm(12, 1e-3), nn.Linear(12, 5))
+        if kind == "normalised last":  # as timm's ConvNeXt: the norm takes [N, 1, 1, C]
+            self.head = nn.Sequential(
+                Permute([0, 2, 3, 1]), nn.LayerNorm(12, 1e-3), Permute([0, 3, 1, 2]),
+                nn.Flatten(), nn.Linear(12, 5),
+            )  # fmt: skip
+            nn.init.uniform_(self.head[1].bias)
 
     def forward(self, pixels: Tensor) -> Tensor:
         maps = self.gate(self.last(self.first(pixels)))
@@ -141,6 +148,7 @@ def export(path: str, *options: str) -> int:
         ("hidden", False, True),
         ("normalised", False, False),
         ("normalised", True, False),
+        ("normalised last", False, False),
     ],
 )
 def test_the_maps_are_those_of_the_network_behind_the_file(
@@ -157,7 +165,7 @@ def test_the_maps_are_those_of_the_network_behind_the_file(
     assert export("net.onnx", *options) == 0, capsys.readouterr().err
     assert json.loads(capsys.readouterr().out)["note"] is None
     bundle = Bundle.open(folder / "models" / "m" / "1")
-    closed = ["cam"] if kind == "normalised" else []
+    closed = ["cam"] if kind.startswith("normalised") else []
     methods = [cam.method for cam in bundle.manifest.cams]
     assert methods == [*closed, "gradcam", "hirescam", "layercam"]
     assert bundle.manifest.assumptions["network"].startswith("run in torch; its outputs differ")

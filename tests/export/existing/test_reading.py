@@ -10,7 +10,13 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from onnxruntime.quantization import quantize_dynamic
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantFormat,
+    quantize_dynamic,
+    quantize_static,
+)
+from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from foveate_export.commands import export as export_command
 from foveate_export.errors import ExportError
@@ -19,6 +25,7 @@ from foveate_export.publish import bundle
 from foveate_runtime.backends.registry import create_runner
 from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.bundle.manifest import InputSpec
+from foveate_runtime.bundle.scores import score
 
 SPEC = InputSpec(
     height=32,
@@ -243,3 +250,159 @@ def test_the_manifest_says_what_was_assumed(export: Export) -> None:
     manifest = json.loads(Path("models/m/1/manifest.json").read_text(encoding="utf-8"))
     assert manifest["assumptions"].keys() == {"scores", "head"}
     assert manifest["assumptions"]["head"] == "average pooling, one linear layer"
+
+
+SOFTMAX = [*BODY[:-1], node("Gemm", "f fc bias", "z"), node("Softmax", "z", "y", axis=1)]
+
+
+class Ranges(CalibrationDataReader):
+    """The pictures on which a quantiser measures ranges, one after another."""
+
+    def __init__(self) -> None:
+        pixels = ((IMAGES / 255 - 0.5) / 0.25).transpose(0, 3, 1, 2).astype(np.float32)
+        self._rest = iter([{"x": each[None]} for each in pixels])
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self._rest, None)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_file_that_onnxruntimes_converter_made_float16(kept: bool, export: Export) -> None:
+    write("whole.onnx", SOFTMAX)
+    onnx.save(convert_float_to_float16(onnx.load("whole.onnx"), keep_io_types=kept), "net.onnx")
+    code, last = export("net.onnx")
+    assert code == 0, last
+    scores = score(logits_of(IMAGES), opened().manifest.scores)
+    assert np.allclose(scores, expected("whole.onnx", IMAGES, "y"), atol=2e-3)
+    said = opened().manifest.assumptions.get("file")
+    assert said == (None if kept else "x is float16 in the file; float32 is taken and cast")
+
+
+def test_an_input_of_doubles_is_cast_and_one_of_whole_numbers_refused(export: Export) -> None:
+    write("whole.onnx")
+    for kind, code in ((TensorProto.DOUBLE, 0), (TensorProto.INT64, 1)):
+        model = onnx.load("whole.onnx")
+        model.graph.input[0].name = "raw"
+        model.graph.input[0].type.tensor_type.elem_type = kind
+        model.graph.node.insert(0, node("Cast", "raw", "x", to=TensorProto.FLOAT))
+        onnx.save(model, "net.onnx")
+        done, last = export("net.onnx")
+        assert done == code, last
+    assert "the input raw is INT64; float32 is expected: put a Cast from it in front" in last
+    assert np.allclose(logits_of(IMAGES), expected("whole.onnx", IMAGES, "y"), atol=1e-4)
+
+
+@pytest.mark.parametrize("form", [QuantFormat.QDQ, QuantFormat.QOperator])
+@pytest.mark.parametrize("end", ["softmax", "logits"])
+def test_a_file_that_onnxruntime_quantised(form: QuantFormat, end: str, export: Export) -> None:
+    write("whole.onnx", SOFTMAX if end == "softmax" else BODY)
+    quantize_static("whole.onnx", "net.onnx", Ranges(), quant_format=form)
+    code, last = export("net.onnx")
+    if end == "softmax" and form is QuantFormat.QOperator:
+        assert code == 1
+        assert "a quantised softmax (QLinearSoftmax)" in last
+        assert "quantise the file again without its last operator (nodes_to_exclude)" in last
+        return
+    assert code == 0, last
+    got, wanted = logits_of(IMAGES), expected("net.onnx", IMAGES, "y")
+    if end == "softmax":
+        # What stands behind the softmax rounds its scores to 256 levels.
+        assert opened().manifest.assumptions["file"].startswith("the scores y_QuantizeLinear_Input")
+        assert np.allclose(score(got, opened().manifest.scores), wanted, atol=1 / 50)
+    else:
+        assert np.corrcoef(got.ravel(), wanted.ravel())[0, 1] > 0.999
+    assert [variant.name for variant in opened().manifest.variants] == ["int8"]
+
+
+def azure(path: str, names: list[str]) -> None:
+    """Write what Azure Custom Vision exports: levels, blue first, and a label and a map."""
+    kind = helper.make_map_type_proto(
+        TensorProto.STRING, helper.make_tensor_type_proto(TensorProto.FLOAT, [])
+    )
+    nodes = [
+        node("Transpose", "data", "x", perm=[0, 1, 2, 3]),
+        *SOFTMAX,
+        node("ArgMax", "y", "best", axis=1, keepdims=0),
+        helper.make_node(
+            "ArrayFeatureExtractor", ["names", "best"], ["label"], domain="ai.onnx.ml"
+        ),
+        node("Reshape", "label any", "classLabel"),
+        helper.make_node("ZipMap", ["y"], ["loss"], domain="ai.onnx.ml", classlabels_strings=names),
+    ]
+    outputs = [
+        helper.make_tensor_value_info("classLabel", TensorProto.STRING, ["n"]),
+        helper.make_value_info("loss", helper.make_sequence_type_proto(kind)),
+    ]
+    write(path, nodes, outputs, any=np.array([-1]), w=WEIGHTS)
+    model = onnx.load(path)
+    model.graph.input[0].name = "data"
+    words = [name.encode() for name in names]
+    model.graph.initializer.append(
+        helper.make_tensor("names", TensorProto.STRING, [len(names)], words)
+    )
+    onnx.save(model, path)
+
+
+# So small that levels from 0 to 255 give scores between 0 and 1.
+WEIGHTS = (np.random.default_rng(2).normal(size=(8, 3, 3, 3)) / 500).astype("float32")
+
+
+def test_a_file_of_azure_custom_vision_gives_its_own_scores_and_labels(export: Export) -> None:
+    names = ["apple, red", "banana", "Negative", "cherry", "dätes"]
+    azure("custom.onnx", names)
+    levels = SPEC.model_copy(update={"mean": (0.0,) * 3, "std": (1 / 255,) * 3})
+    Path("input.json").write_text(levels.model_dump_json(), encoding="utf-8")
+    assert export("custom.onnx", "--bgr", labels=False)[0] == 0
+    bundle = opened()
+    assert bundle.labels == tuple(names)
+    assert {cam.method for cam in bundle.manifest.cams} >= {"cam", "gradcam"}
+    session = onnxruntime.InferenceSession("custom.onnx")
+    blue_first = IMAGES[..., ::-1].transpose(0, 3, 1, 2).astype(np.float32)
+    maps = [session.run(["loss"], {"data": each[None]})[0][0] for each in blue_first]
+    wanted = [[scores[name] for name in names] for scores in maps]
+    got = score(logits_of(IMAGES), bundle.manifest.scores)
+    np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-5)
+    assert np.ptp(got, axis=0).max() > 1e-3
+
+
+LABEL_FILES = {
+    "names.json": '["a", "b, c", "d", "e", "f"]',
+    "config.json": '{"id2label": {"0": "a", "1": "b, c", "2": "d", "4": "f", "3": "e"}}',
+    "index.json": '{"f": 4, "b, c": 1, "a": 0, "d": 2, "e": 3}',
+    "coins.txt": "1 euro\n2 euro\n3 euro\na, b\n5\n",
+}
+
+
+@pytest.mark.parametrize("name", LABEL_FILES)
+def test_labels_of_json_are_read_and_lines_are_left_alone(name: str, export: Export) -> None:
+    write("net.onnx")
+    Path(name).write_text(LABEL_FILES[name], encoding="utf-8")
+    assert export("net.onnx", "--labels", name, labels=False)[0] == 0
+    expected_labels = ("a", "b, c", "d", "e", "f")
+    lines = ("1 euro", "2 euro", "3 euro", "a, b", "5")
+    assert opened().labels == (lines if name == "coins.txt" else expected_labels)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("l.csv", "0,a\n1,b\n2,c\n3,d\n4,e\n", "numbers stand before the labels, as in '4,e'"),
+        ("l.csv", "id,label\n0,a\n1,b\n2,c\n3,d\n4,e\n", "leave out the numbers and a heading"),
+        ("l.txt", "1 a\n2 b\n3 c\n4 d\n5 e\n", "numbers stand before the labels, as in '5 e'"),
+        ("l.txt", "0: a\n1: b\n2: c\n3: d\n4: e\n", "numbers stand before the labels"),
+        ("l.json", '{"1": "a", "2": "b"}', "its classes are not numbered from 0 to 1 as the outp"),
+        ("l.json", '{"a": 0, "b": 0}', "its classes are not numbered from 0 to 1"),
+        ("l.json", '{"a": [1]}', "its classes are not numbered from 0 to 0"),
+        ("l.json", '["a", 3]', "is neither a list of labels nor a table"),
+        ("l.json", "[]", "is neither a list of labels nor a table"),
+        ("l.json", "a\nb\n", "l.json: no JSON"),
+    ],
+)
+def test_label_files_that_say_something_else_are_refused(
+    name: str, text: str, message: str, export: Export
+) -> None:
+    write("net.onnx")
+    Path(name).write_text(text, encoding="utf-8")
+    code, last = export("net.onnx", "--labels", name, labels=False)
+    assert code == 2
+    assert message in last

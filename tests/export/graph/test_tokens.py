@@ -9,6 +9,7 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torchvision.models import VisionTransformer as TorchvisionViT
 
 from foveate_export.anatomy.pixels import normalise
 from foveate_export.default_pictures import for_classifier
@@ -48,6 +49,17 @@ class ByHand(nn.Module):
         return self.head(self.norm2(tokens)[:, 0])
 
 
+class Grey(nn.Module):
+    """torchvision's transformer, whose encoder adds positions to what it takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = TorchvisionViT(28, 7, 2, 3, 24, 48, num_classes=10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x.expand(-1, 3, -1, -1))
+
+
 def oracle(module: nn.Module, layer: str, prefix: int, pixels: Tensor) -> dict[str, Tensor]:
     """Grad-CAM and its kin on the patch tokens that `layer` returns, class by class."""
     kept: list[Tensor] = []
@@ -77,6 +89,7 @@ def oracle(module: nn.Module, layer: str, prefix: int, pixels: Tensor) -> dict[s
     [
         (ByHand, "norm1", 1, ClassToken),
         (lambda: VisionTransformer(**SMALL), "blocks.1.norm1", 1, ClassToken),
+        (Grey, "network.encoder.layers.encoder_layer_1.ln_1", 1, ClassToken),
         (lambda: VisionTransformer(**SMALL, reg_tokens=3, qk_norm=True, init_values=0.5),
          "blocks.1.norm1", 4, ClassToken),
         (lambda: VisionTransformerDistilled(**SMALL), "blocks.1.norm1", 2, ClassToken),

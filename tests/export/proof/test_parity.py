@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate_export.anatomy.taps import Tap
-from foveate_export.errors import ParityError
+from foveate_export.errors import ParityError, RoundingError
 from foveate_export.exporter import examine, export
 from foveate_export.pictures import Pictures
 from foveate_export.proof.comparison import SELECTING, TOLERANCES, relative_error
@@ -99,6 +99,32 @@ def test_torch_is_not_believed_beyond_its_own_rounding(
     # The golden answers are float64's as well.
     checks = verify(Bundle.open(exported.path), "fp32", "onnxruntime")
     assert max(check.error for check in checks) < 1e-5
+
+
+class RoundsEverywhere(nn.Module):
+    """Loses bits of float32, and more of them in the exported graph than in torch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = 16384 if torch.compiler.is_exporting() else 8192
+        return (x + size) - size
+
+
+def test_a_network_that_magnifies_rounding_is_named_as_such(
+    tmp_path: Path, digits: Pictures, digit_classifier
+) -> None:
+    torch.manual_seed(0)
+    network = OtherWhenExported()
+    network.first.append(RoundsEverywhere())
+    with pytest.raises(
+        RoundingError, match=r"Torch in float32 is as far from float64: the network"
+    ):
+        export(digit_classifier(network), repository=tmp_path, name="loud", pictures=digits)
+    with pytest.raises(ParityError) as caught:
+        export(
+            tampered(digit_classifier, layer=1.01),
+            repository=tmp_path, name="wrong", pictures=digits,
+        )  # fmt: skip
+    assert "float64" not in str(caught.value)
 
 
 def test_maps_before_a_maximum_are_judged_by_their_power(

@@ -72,7 +72,47 @@ def run_lengths(rows: np.ndarray) -> bytes:
     return bytes(out) + b"\0\1"
 
 
+def tags(count: int, size: int, *, order: str = "<", apart: bool = False) -> bytes:
+    """EXIF of an orientation and so many tags of `size` bytes, which all lie at one place."""
+    kinds = [(0x112, 3, 1, 6 if order == "<" else 6 << 16)]
+    start = 8 + 2 + 12 * (count + 1) + 4
+    kinds += [(0x8000 + i, 7, size, start + i * size * apart) for i in range(count)]
+    head = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}IH", 8, len(kinds))
+    entries = b"".join(struct.pack(f"{order}HHII", *kind) for kind in kinds)
+    return head + entries + bytes(4) + bytes(size * (count if apart else 1))
+
+
+def in_jpeg(exif: bytes, prefix: bytes = EXIF, marker: int = 0xE1) -> bytes:
+    step = 60_000
+    starts = range(0, len(exif), step)
+    return jpeg(b"".join(segment(marker, prefix + exif[at : at + step]) for at in starts))
+
+
+def in_png(name: bytes, body: bytes) -> bytes:
+    file = encoded("PNG")
+    check = struct.pack(">I", zlib.crc32(name + body))
+    return file[:33] + struct.pack(">I", len(body)) + name + body + check + file[33:]
+
+
+def profile(exif: bytes) -> bytes:
+    """EXIF as ImageMagick writes it into the text of a PNG."""
+    return b"Raw profile type exif\0\nexif\n%8d\n%s\n" % (len(exif), exif.hex().encode())
+
+
+TAGS = tags(3000, 100_000)
+"""300 MB, once each tag has a copy of its bytes."""
+LITTLE_TAGS = tags(400, 20_000)
+
 MANY = {
+    "tags in a JPEG": in_jpeg(TAGS),
+    "tags in a JPEG, the other order": in_jpeg(tags(3000, 100_000, order=">")),
+    "tags in a PNG": in_png(b"eXIf", TAGS),
+    "tags in a PNG's text": in_png(b"tEXt", profile(TAGS)),
+    "tags in a WebP": encoded("WEBP", exif=TAGS),
+    "tags of several pictures": in_jpeg(LITTLE_TAGS, b"MPF\0", 0xE2),
+    "prefixes in a JPEG": in_jpeg(EXIF * 100_000),
+    "prefixes in a PNG": in_png(b"eXIf", EXIF * 100_000),
+    "prefixes in a WebP": encoded("WEBP", exif=EXIF * 100_000),
     "comments": jpeg(segment(0xFE) * 200_000),
     "tables": jpeg(segment(0xDB, b"\0" + b"\1" * 64) * 20_000),
     "markers alone": jpeg(b"\xff\x01" * 200_000),
@@ -110,6 +150,30 @@ FEW = {
 def test_as_many_as_the_limit_are_decoded(name: str) -> None:
     found = np.asarray(decode(FEW[name], channels=3, limits=LIMITS).image).astype(int)
     assert np.abs(found - data.chelsea()).mean() < 8
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "PNG's text", "WebP"])
+def test_tags_that_lie_apart_keep_the_orientation(kind: str, order: str) -> None:
+    exif = tags(40, 1000, order=order, apart=True)
+    file = {
+        "JPEG": lambda: in_jpeg(exif),
+        "PNG": lambda: in_png(b"eXIf", exif),
+        "PNG's text": lambda: in_png(b"tEXt", profile(exif)),
+        "WebP": lambda: encoded("WEBP", exif=exif),
+    }[kind]()
+    decoded = decode(file, channels=3, limits=LIMITS)
+    assert (decoded.orientation.swap, decoded.warnings) == (True, ())
+
+
+def test_a_webp_has_fewer_pixels_than_other_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    height, width, _ = data.chelsea().shape
+    monkeypatch.setattr("foveate_runtime.imaging.decode.MAX_WEBP_PIXELS", width * height)
+    decode(encoded("WEBP"), channels=3, limits=LIMITS)
+    monkeypatch.setattr("foveate_runtime.imaging.decode.MAX_WEBP_PIXELS", width * height - 1)
+    decode(encoded("PNG"), channels=3, limits=LIMITS)
+    with pytest.raises(ImageError, match=f"WebP has .* the limit is {width * height - 1} pixels"):
+        decode(encoded("WEBP"), channels=3, limits=LIMITS)
 
 
 def test_runs_within_the_limit_are_decoded() -> None:

@@ -109,6 +109,28 @@ async def test_the_bodies_that_are_read_together_are_bounded(serve) -> None:
     assert (await client.post(PATH, content=bytes(900))).json()["reason"] == "IMAGE_UNSUPPORTED"
 
 
+async def test_a_body_that_does_not_go_on_gives_way_to_another(
+    serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bodies, "STALLED_SECONDS", 0.0)
+    client = await serve(max_request_bytes=1000)
+    reading = asyncio.Event()
+
+    async def stalled() -> AsyncIterator[bytes]:
+        yield bytes(800)
+        reading.set()
+        await asyncio.Event().wait()
+
+    first = asyncio.create_task(client.post(PATH, content=stalled()))
+    await reading.wait()
+    # Nobody else is refused meanwhile, and the bytes are free again.
+    for _ in range(3):
+        answer = await client.post(PATH, content=bytes(900))
+        assert answer.json()["reason"] == "IMAGE_UNSUPPORTED"
+    answer = await first
+    assert (answer.status_code, answer.json()["reason"]) == (429, "TOO_MANY_BYTES")
+
+
 async def test_a_slow_body_is_given_up(client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bodies, "BODY_SECONDS", 0.01)
 

@@ -9,6 +9,11 @@ import httpx2
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import ValidationError
+
+from foveate_serve.errors import InvalidRequestError
+from foveate_serve.rest.documents import InferDocument, read_document
+from foveate_serve.settings import first_error
 
 BIAS = np.array([0.25, 0.0, -0.25], dtype=np.float32)
 INFER = "/v2/models/colours/infer"
@@ -228,6 +233,57 @@ async def test_binary_data_must_add_up(client, red: np.ndarray) -> None:
 async def test_a_body_that_is_no_document(client, body: bytes) -> None:
     answer = await client.post(INFER, content=body)
     assert (answer.status_code, answer.json()["reason"]) == (400, "BODY_MALFORMED")
+
+
+def listed(unit: bytes, count: int) -> bytes:
+    return b"[" + b",".join([unit] * count) + b"]"
+
+
+def with_data(data: bytes) -> bytes:
+    return b'{"inputs":[{"name":"image","shape":[1],"datatype":"UINT8","data":' + data + b"}]}"
+
+
+@pytest.mark.parametrize(
+    ("body", "what"),
+    [
+        (b"{" + b",".join(b'"%x":0' % i for i in range(5000)) + b"}", "members"),
+        (with_data(listed(b"[]", 200_000)), "lists"),
+        (b'{"inputs":' + listed(b"{}", 200_000) + b"}", "lists"),
+        (with_data(listed(b"1", 3_000_000)), "elements"),
+    ],
+    ids=["members", "lists", "objects", "elements"],
+)
+async def test_a_document_of_many_parts_is_refused_unread(client, body: bytes, what: str) -> None:
+    answer = await client.post(INFER, content=body)
+    assert (answer.status_code, answer.json()["reason"]) == (413, "BODY_TOO_LARGE")
+    assert what in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        with_data(listed(b"1.5", 100_000)),
+        with_data(b"[[[" + listed(b"[1]", 100_000) + b"]]]"),
+        b'{"inputs":' + listed(b"{}", 100_000) + b"}",
+        b'{"inputs":[],"outputs":' + listed(b"{}", 100_000) + b"}",
+        b'{"inputs":[{"name":"image","datatype":"UINT8","shape":' + listed(b"[]", 100_000) + b"}]}",
+    ],
+    ids=["fractions", "too deep", "inputs", "outputs", "shape"],
+)
+def test_the_first_fault_of_a_document_ends_its_reading(
+    body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+
+    def counting(error: ValidationError) -> object:
+        counts.append(error.error_count())
+        return first_error(error)
+
+    monkeypatch.setattr("foveate_serve.rest.documents.first_error", counting)
+    with pytest.raises(InvalidRequestError):
+        read_document(InferDocument, body)
+    # One or a few for each form of an element, where there are 100,000 elements.
+    assert 0 < counts[0] < 20
 
 
 async def test_a_large_document_is_refused(client, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,6 +73,13 @@ def test_many_fields_are_refused(message: Message) -> None:
     assert raised.value.reason == "FIELDS_TOO_LARGE"
 
 
+def test_numbers_in_parts_count_together() -> None:
+    part = ModelInferRequest(inputs=[tensor(uint_contents=[1] * (3 << 20))]).SerializeToString()
+    assert bounded(ModelInferRequest)(part)
+    with pytest.raises(InvalidRequestError, match="more than 5242880 bytes"):
+        bounded(ModelInferRequest)(part + part)
+
+
 def test_fields_that_no_message_has_count_as_well() -> None:
     unknown = bytes((99 << 3 & 0x7F | 0x80, 99 >> 4, 0)) * MAX_FIELD_BYTES
     with pytest.raises(InvalidRequestError):

@@ -99,6 +99,10 @@ def _gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
     return functional.gelu(x, approximate=approximate)
 
 
+def _log_softmax(x: Tensor, *, axis: int = -1) -> Tensor:
+    return torch.log_softmax(x, axis)
+
+
 def _softmax(x: Tensor, *, axis: int = -1) -> Tensor:
     return torch.softmax(x, axis)
 
@@ -470,6 +474,7 @@ OPERATORS: MappingProxyType[str, Operator] = MappingProxyType(
         "Less": torch.lt,
         "LessOrEqual": torch.le,
         "Log": torch.log,
+        "LogSoftmax": _log_softmax,
         "MatMul": _widened(torch.matmul),
         "Max": _max,
         "MaxPool": _max_pool,
@@ -483,6 +488,7 @@ OPERATORS: MappingProxyType[str, Operator] = MappingProxyType(
         "QuantizeLinear": _quantize_linear,
         "Range": _range,
         "Reciprocal": torch.reciprocal,
+        "ReduceLogSumExp": _reduction(torch.logsumexp),
         "ReduceMax": _reduction(torch.amax),
         "ReduceMean": _reduction(torch.mean),
         "ReduceMin": _reduction(torch.amin),

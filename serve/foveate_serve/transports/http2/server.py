@@ -1,10 +1,9 @@
 """Listens, and makes a call for every stream."""
 
 import asyncio
-import errno
 import socket
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -22,8 +21,8 @@ from foveate_serve.transports.http2.connection import Connection
 from foveate_serve.transports.http2.counts import Counts
 from foveate_serve.transports.http2.headers import Head
 from foveate_serve.transports.http2.lifetime import Lifetime
-from foveate_serve.transports.http2.listener import Listener
-from foveate_serve.transports.http2.places import Place, Places
+from foveate_serve.transports.listener import Listener, bind
+from foveate_serve.transports.places import Place, Places
 from foveate_serve.transports.tls import TlsFiles, renewed_context
 
 BUFFER_BYTES = 256 << 10
@@ -63,40 +62,11 @@ class Http2Transport(Services):
         self, address: str, *, tls: TlsFiles | None = None, share_port: bool = False
     ) -> int:
         """Listen on HOST:PORT, and return the port; see `base.Transport`."""
-        host, _, port = address.rpartition(":")
-        host, number = host.strip("[]"), int(port)
-        loop = asyncio.get_running_loop()
         context = None if tls is None else renewed_context(tls, "h2")
-        if host == "::" and socket.has_dualstack_ipv6():
-            # Every address, those of IPv4 as well, as with grpc.aio.
-            every = socket.create_server(
-                (host, number),
-                family=socket.AF_INET6,
-                dualstack_ipv6=True,
-                reuse_port=share_port,
-            )
-            self._listen_on(every, context)
-            return int(every.getsockname()[1])
-        # A name may stand for several addresses: all of them get one port.
-        places = await loop.getaddrinfo(
-            host, number, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-        problems: list[OSError] = []
-        addresses = dict.fromkeys((place[0], str(place[4][0])) for place in places)
-        for family, at in addresses:
-            try:
-                one = socket.create_server((at, number), family=family, reuse_port=share_port)
-            except OSError as error:
-                problems.append(error)
-                continue
+        bound = await bind(address, share_port=share_port)
+        for one in bound:
             self._listen_on(one, context)
-            number = one.getsockname()[1]
-        for problem in problems:
-            # An address that is not this machine's is left out, unless there is no other.
-            if problem.errno == errno.EADDRINUSE or len(problems) == len(addresses):
-                self._close_listeners()
-                raise problem
-        return number
+        return int(bound[0].getsockname()[1])
 
     async def listen_unix(self, path: Path) -> None:
         """Listen on a socket in the file system; raises OSError."""
@@ -164,19 +134,19 @@ class Http2Transport(Services):
         ]
 
     def _placed(self, place: Place) -> Connection:
-        place.connection = connection = self._connection(place.release)
-        return connection
+        def opened(connection: Connection) -> None:
+            place.connection = connection
+            self._opened(connection)
 
-    def _connection(self, released: Callable[[], None] = lambda: None) -> Connection:
         def closed(connection: Connection) -> None:
-            released()
+            place.release()
             self._closed(connection)
 
         return Connection(
             self._accept,
             self._buffer,
             max_streams=self._settings.max_concurrent_streams,
-            opened=self._opened,
+            opened=opened,
             closed=closed,
         )
 

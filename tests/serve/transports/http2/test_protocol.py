@@ -25,6 +25,7 @@ from foveate_serve.transports.http2.frames import (
 )
 from foveate_serve.transports.http2.headers import MAX_LIST_BYTES
 from foveate_serve.transports.http2.stream import STREAM_WINDOW
+from foveate_serve.transports.places import Place
 
 from ....waiting import LIMIT_SECONDS, until
 from ..service import Context, Service
@@ -828,7 +829,7 @@ class Fed:
         server = make_server()
         server.add_generic_rpc_handlers([Service().handlers()])
         self.server = server
-        self.connection: Connection = server._connection()
+        self.connection: Connection = server._placed(Place(server._places, ""))
         self.transport = Transport()
         self.connection.connection_made(self.transport)
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from foveate_serve.transports.http2.places import IDLE_SECONDS, Place, Places, client_of
+from foveate_serve.transports.places import IDLE_SECONDS, Place, Places, client_of
 
 
 class Held:

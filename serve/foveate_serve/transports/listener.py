@@ -1,4 +1,4 @@
-"""Accepts connections, as many as there are places and files for."""
+"""Binds addresses, and accepts connections, as many as there are places and files for."""
 
 import asyncio
 import errno
@@ -6,8 +6,7 @@ import socket
 import ssl
 from collections.abc import Callable
 
-from foveate_serve.transports.http2.connection import Connection
-from foveate_serve.transports.http2.places import Place, Places
+from foveate_serve.transports.places import Place, Places
 
 BACKLOG = 1024
 
@@ -23,6 +22,60 @@ _PAUSE_SECONDS = 0.1
 _FULL = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
+async def bind(address: str, *, share_port: bool = False) -> list[socket.socket]:
+    """Return the sockets of HOST:PORT, all on one port; raises OSError.
+
+    With `share_port` other processes may bind it as well.
+    """
+    host, _, port = address.rpartition(":")
+    host, number = host.strip("[]"), int(port)
+    if host == "::" and socket.has_dualstack_ipv6():
+        # Every address, those of IPv4 as well, as with grpc.aio.
+        every = socket.create_server(
+            (host, number), family=socket.AF_INET6, dualstack_ipv6=True, reuse_port=share_port
+        )
+        return [every]
+    # A name may stand for several addresses.
+    found = await asyncio.get_running_loop().getaddrinfo(
+        host, number, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    bound: list[socket.socket] = []
+    problems: list[OSError] = []
+    addresses = dict.fromkeys((place[0], str(place[4][0])) for place in found)
+    for family, at in addresses:
+        try:
+            one = socket.create_server((at, number), family=family, reuse_port=share_port)
+        except OSError as error:
+            problems.append(error)
+            continue
+        bound.append(one)
+        number = one.getsockname()[1]
+    for problem in problems:
+        # An address that is not this machine's is left out, unless there is no other.
+        if problem.errno == errno.EADDRINUSE or not bound:
+            for one in bound:
+                one.close()
+            raise problem
+    return bound
+
+
+class _Handshake:
+    """A connection until it is made: it is idle, and may be given up for another."""
+
+    def __init__(self, task: asyncio.Task[None], loop: asyncio.AbstractEventLoop) -> None:
+        self._task = task
+        self._loop = loop
+        self._since = loop.time()
+
+    def idle_for(self) -> float:
+        """Return the seconds since it was accepted."""
+        return self._loop.time() - self._since
+
+    def abort(self) -> None:
+        """Close the connection."""
+        self._task.cancel()
+
+
 class Listener:
     """Listens on a bound socket until `close`.
 
@@ -34,7 +87,7 @@ class Listener:
     def __init__(
         self,
         listening: socket.socket,
-        make: Callable[[Place], Connection],
+        make: Callable[[Place], asyncio.BaseProtocol],
         places: Places,
         tls: ssl.SSLContext | None,
     ) -> None:
@@ -77,6 +130,7 @@ class Listener:
                 continue
             accepted.setblocking(False)
             shaking = self._loop.create_task(self._connect(accepted, place))
+            place.connection = _Handshake(shaking, self._loop)
             self._shaking.add(shaking)
             shaking.add_done_callback(self._shaking.discard)
 

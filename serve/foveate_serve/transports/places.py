@@ -2,10 +2,7 @@
 
 import ipaddress
 from collections import defaultdict
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from foveate_serve.transports.http2.connection import Connection
+from typing import Protocol
 
 IDLE_SECONDS = 1.0
 """The seconds without a call after which a connection may be closed to make room."""
@@ -17,6 +14,18 @@ _IPV6_NETWORK = 64
 """The bits of an IPv6 address that tell clients apart: a host has all addresses below them."""
 
 
+class Connection(Protocol):
+    """What a place is for."""
+
+    def idle_for(self) -> float:
+        """Return for how many seconds there has been no call; 0 while there is one."""
+        ...
+
+    def abort(self) -> None:
+        """Close at once."""
+        ...
+
+
 class Place:
     """What one connection takes of the bound, from its acceptance to `release`."""
 
@@ -26,7 +35,7 @@ class Place:
         self._places = places
         self.client = client
         self.connection: Connection | None = None
-        """None until its handshakes are done."""
+        """The handshake at first, then what `opened` it."""
 
     def release(self) -> None:
         """Give the place back; a second time does nothing."""
