@@ -112,7 +112,7 @@ def _prepared(
     images = []
     for path in files:
         try:
-            images.append(decoded(path.read_bytes(), spec, str(path)))
+            images.append(decoded(_read(path), spec, str(path)))
         except ExportError as error:
             if corrupt is None:
                 raise
@@ -120,6 +120,13 @@ def _prepared(
     if not images:
         raise ExportError(f"{description}: none can be decoded")
     return Pictures(np.stack(images), description)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ExportError(f"{path}: {error.strerror}") from error
 
 
 def noise(spec: InputSpec) -> Pictures:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import skimage
 import torch
+from skimage.io import imsave
 from timm.data import ImageNetInfo
 
 from foveate_export.default_pictures import for_classifier
@@ -225,3 +226,15 @@ def test_without_pictures_of_its_kind_noise_is_used_and_said(
     assert first.description == "noise with the seed 0"
     assert first.images.shape == (MOST, 28, 28, 1)
     np.testing.assert_array_equal(first.images, second.images)
+
+
+def test_a_link_that_cannot_be_followed_is_left_out_of_calibration_and_told(
+    tmp_path: Path, lite0: Classifier
+) -> None:
+    imsave(tmp_path / "a.png", skimage.data.coffee(), check_contrast=False)
+    (tmp_path / "b.png").symlink_to("b.png")
+    with pytest.raises(ExportError, match=r"b\.png: Too many levels of symbolic links"):
+        from_folder(tmp_path, lite0.input)
+    told: list[str] = []
+    assert len(from_folder(tmp_path, lite0.input, corrupt=told)) == 1
+    assert told == [f"{tmp_path / 'b.png'}: Too many levels of symbolic links"]

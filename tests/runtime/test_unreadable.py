@@ -1,5 +1,6 @@
 """A labelled picture that cannot be read is left out and told, as one that cannot be decoded."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -35,3 +36,20 @@ def test_a_picture_that_is_gone_is_left_out_and_told(tmp_path: Path) -> None:
     assert told.endswith("one.png: No such file or directory")
     with pytest.raises(LabelledError, match="No such file or directory; --corrupt skip"):
         list(prepared_batches(labelled, SPEC))
+
+
+def test_links_that_cannot_be_followed_are_left_out_and_told(tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(tmp_path / "cat" / "one.png")
+    for name, target in (("loop", "loop.png"), ("long", 300 * "x"), ("nowhere", "nowhere.gif")):
+        (tmp_path / "cat" / f"{name}.png").symlink_to(target)
+    os.mkfifo(tmp_path / "cat" / "pipe.png")
+    corrupt: list[str] = []
+    labelled = open_labelled(str(tmp_path), ("cat", "dog"))
+    ((images, _),) = prepared_batches(labelled, SPEC, corrupt)
+    assert len(images) == 1
+    assert sorted(told.rpartition(": ")[2] for told in corrupt) == [
+        "File name too long",
+        "No such file or directory",
+        "Too many levels of symbolic links",
+    ]

@@ -253,10 +253,19 @@ def _require_sense(parser: argparse.ArgumentParser, options: Options) -> None:
         parser.error(f"--ray-address takes HOST:PORT, not {options.ray_address}")
     if options.sources.count(sources.STDIN) > 1:
         parser.error("standard input can be read only once")
+    if options.out.is_dir():
+        parser.error(f"--out {options.out} is a folder")
     if options.cam is not None:
-        for source in map(Path, options.sources):
-            if source.is_dir() and options.cam.resolve().is_relative_to(source.resolve()):
-                parser.error(f"--cam {options.cam} lies in {source}, whose pictures are read")
+        _require_folder(parser, options.cam, options.sources)
+
+
+def _require_folder(parser: argparse.ArgumentParser, cam: Path, read: Sequence[str]) -> None:
+    """Refuse a place for overlays that is a file, or in a folder whose pictures are read."""
+    if cam.exists() and not cam.is_dir():
+        parser.error(f"--cam {cam} is no folder")
+    for source in map(Path, read):
+        if source.is_dir() and cam.resolve().is_relative_to(source.resolve()):
+            parser.error(f"--cam {cam} lies in {source}, whose pictures are read")
 
 
 def _outputs(options: Options) -> Outputs:

@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 from importlib.resources import files
 from itertools import chain
 from pathlib import Path
+from stat import S_ISREG
 from typing import Protocol
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
@@ -148,12 +149,23 @@ def written(name: str) -> str:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Return the picture files in `folder` and its subfolders, sorted by path."""
+    """Return the picture files in `folder` and its subfolders, sorted by path.
+
+    A link that cannot be followed is one of them, and an error when it is read.
+    """
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and _may_be_read(path)
     )
+
+
+def _may_be_read(path: Path) -> bool:
+    """Tell whether a path is that of a file; not of a pipe, whose bytes may never come."""
+    try:
+        return S_ISREG(path.stat().st_mode)
+    except OSError:
+        return True
 
 
 class Targets:

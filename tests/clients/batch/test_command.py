@@ -503,12 +503,20 @@ def test_an_error_of_the_server_belongs_to_its_picture(run, server, photographs,
         (["--out", "a.csv", "--patience", "-1"], "must not be below 0 seconds, not -1"),
         (["-", "-", "--out", "a.csv"], "standard input can be read only once"),
         (["--out", "a.csv", "--cam", "{folder}/cams"], "whose pictures are read"),
+        (["--out", "a.csv", "--cam", __file__], "test_command.py is no folder"),
     ],
 )
 def test_wrong_usage_is_told(run, folder, capsys, arguments, message):
     with pytest.raises(SystemExit, match="2"):
         run(folder, *(argument.format(folder=folder) for argument in arguments))
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_table_takes_the_place_of_no_folder(run, photographs, tmp_path, capsys):
+    (tmp_path / "made.csv").mkdir()
+    with pytest.raises(SystemExit, match="2"):
+        run(photographs[0].path, "--out", tmp_path / "made.csv")
+    assert "made.csv is a folder" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(
