@@ -327,7 +327,7 @@ async def test_statistics_count_what_http_asked_for(client, red: np.ndarray) -> 
 async def test_health_follows_the_server(client) -> None:
     assert (await client.get("/v2/health/live")).status_code == 200
     assert (await client.get("/v2/health/ready")).status_code == 200
-    client.process._server._health.ready = False
+    client.process._server.health.ready = False
     assert (await client.get("/v2/health/live")).status_code == 200
     assert (await client.get("/v2/health/ready")).status_code == 400
 
