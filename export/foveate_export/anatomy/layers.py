@@ -37,13 +37,15 @@ def default_layers(module: nn.Module, layers: Sequence[Layer]) -> list[Layer]:
     Where the network lists its stages itself, as timm's do in `feature_info`,
     these are taken. Otherwise only whole blocks count: the children of the
     network, and, where one of these is an nn.Sequential whose children return
-    maps of several sizes, its children in its place.
+    maps of several sizes, its children in its place. Where no child is a layer,
+    all layers count.
     """
     by_path = {layer.path: layer for layer in layers}
     listed = [path for path in _listed_stages(module) if path in by_path]
     if listed:
         return [by_path[path] for path in listed]
-    blocks = _blocks(module, "", by_path)
+    # Blocks that return lists, as CrossViT's do, are no layers, but their parts are.
+    blocks = _blocks(module, "", by_path) or list(by_path)
     ends = {(by_path[path].height, by_path[path].width): by_path[path] for path in blocks}
     return [layer for layer in layers if layer in ends.values()]
 

@@ -30,6 +30,8 @@ def examined(name: str):
         ("torchvision:mobilenet_v2", [f"features.{n}" for n in (1, 3, 6, 13, 18)]),
         ("foveate:convnet4", ["layer1", "layer2", "layer4"]),
         ("foveate:lenet5", ["c1", "s2", "c3", "s4"]),
+        # Its blocks return lists, one map of each branch.
+        ("timm:crossvit_tiny_240", ["norm.0", "norm.1"]),
     ],
 )
 def test_the_default_layers_are_the_stage_ends(name: str, expected: list[str]) -> None:
