@@ -34,7 +34,7 @@ async def bind(address: str, *, share_port: bool = False) -> list[socket.socket]
         every = socket.create_server(
             (host, number), family=socket.AF_INET6, dualstack_ipv6=True, reuse_port=share_port
         )
-        return [every]
+        return [_prompt(every)]
     # A name may stand for several addresses.
     found = await asyncio.get_running_loop().getaddrinfo(
         host, number, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -48,7 +48,7 @@ async def bind(address: str, *, share_port: bool = False) -> list[socket.socket]
         except OSError as error:
             problems.append(error)
             continue
-        bound.append(one)
+        bound.append(_prompt(one))
         number = one.getsockname()[1]
     for problem in problems:
         # An address that is not this machine's is left out, unless there is no other.
@@ -57,6 +57,15 @@ async def bind(address: str, *, share_port: bool = False) -> list[socket.socket]
                 one.close()
             raise problem
     return bound
+
+
+def _prompt(listening: socket.socket) -> socket.socket:
+    """Have what is written to its connections sent at once, and return it.
+
+    asyncio leaves Nagle's algorithm on for sockets that name no protocol, as these.
+    """
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listening
 
 
 class _Handshake:

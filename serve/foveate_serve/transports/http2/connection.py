@@ -139,9 +139,6 @@ class Connection(asyncio.BufferedProtocol):
         if sock is not None:
             # TCP keepalive detects a peer that disappeared without closing.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            if sock.family != socket.AF_UNIX:
-                # asyncio leaves Nagle's algorithm on for sockets that name no protocol.
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._timer = self._loop.call_later(HANDSHAKE_SECONDS, self.abort)
         self._opened(self)
         self.sender.emit(
