@@ -1,6 +1,6 @@
-"""How much of the engine's own speed `foveate batch` keeps.
+"""How much of the engine's own speed `foveate batch` keeps, what overlays cost, and its memory.
 
-python -m benchmarks.batch [--repository DIR] [--images DIR] [--rounds N]
+python -m benchmarks.batch [--repository DIR] [--images DIR] [--rounds N] [--page FILE]
 
 The floor is a bare loop with the same threads: the server's own decoding and
 resizing on as many threads as the server takes, up to 32 pictures ahead, and
@@ -11,28 +11,37 @@ and `foveate batch --address`, over gRPC to a server on this machine; and
 pictures a second, without the start of the processes: each reports the time from
 its first picture to its last. The rounds of the four alternate, so that a
 drifting machine does not favour one.
+
+The memory is the most that `foveate batch --address --cam` takes for pictures of
+nearly as many pixels as a server admits, in each format.
 """
 
-import argparse
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
-from benchmarks import machine
+from benchmarks import machine, pages, script
 from benchmarks.loops import looping
 from benchmarks.request_cost import MODEL, ratio, summary
 from benchmarks.server import serving
 
 RESULTS = Path(__file__).parent / "results" / "batch.json"
+PAGE = pages.DOCS / "client" / "batch.md"
 TARGETS = {"in_process / floor": 0.95, "grpc / floor": 0.85, "with_overlays / in_process": 0.7}
+
+LARGE = (8000, 6200)
+"""The size of the pictures whose overlays memory is measured with."""
+LARGE_FILES = 4
 
 COPIES = 6
 """Of the pictures, so that filling and emptying the pipeline weighs little."""
@@ -61,6 +70,27 @@ def batch_run(images: Path, *source: object) -> dict[str, object]:
     }
 
 
+def peak_mebibytes(kind: str, address: str, photograph: Path) -> float:
+    """Return the most memory of a run that draws overlays of large pictures of one format."""
+    foveate = Path(sys.executable).with_name("foveate")
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = Path(folder) / "pictures"
+        pictures.mkdir()
+        with Image.open(photograph) as image:
+            large = image.convert("RGB").resize(LARGE)
+        large.save(pictures / f"0.{kind}", quality=80)
+        for number in range(1, LARGE_FILES):
+            shutil.copy(pictures / f"0.{kind}", pictures / f"{number}.{kind}")
+        command = [foveate, "batch", pictures, "--out", Path(folder) / "results.jsonl"]
+        command += ["--address", address, "--model", MODEL, "--cam", Path(folder) / "overlays"]
+        run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        _, status, used = os.wait4(run.pid, 0)
+        run.returncode = os.waitstatus_to_exitcode(status)
+        drawn = len(list((Path(folder) / "overlays").rglob("*.jpg")))
+        assert (run.returncode, drawn) == (0, LARGE_FILES), f"{kind}: {drawn} overlays"
+    return round(used.ru_maxrss / 1024, 1)
+
+
 def measure(repository: Path, images: Path, rounds: int) -> dict[str, object]:
     """Alternate the four; return their pictures a second and how these compare."""
     load = os.getloadavg()[0]
@@ -68,6 +98,8 @@ def measure(repository: Path, images: Path, rounds: int) -> dict[str, object]:
     names = ("floor", "in_process", "grpc", "with_overlays")
     rates: dict[str, list[float]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as folder, serving(repository) as server:
+        photograph = next(path for path in sorted(images.rglob("*")) if path.is_file())
+        peaks = {kind: peak_mebibytes(kind, server.address, photograph) for kind in ("jpg", "png")}
         copies, overlays = Path(folder) / "pictures", Path(folder) / "overlays"
         for number in range(COPIES):
             shutil.copytree(images, copies / str(number))
@@ -98,38 +130,47 @@ def measure(repository: Path, images: Path, rounds: int) -> dict[str, object]:
             )
         },
         "targets": TARGETS,
+        "large": {"width": LARGE[0], "height": LARGE[1], "peak_mebibytes": peaks},
         # Above nothing, others were at work on the machine, and the rates are theirs as well.
         "load_average_before": round(load, 2),
         "machine": machine.describe(),
     }
 
 
-def report(result: dict[str, object]) -> None:
-    """Print the result as a table."""
-    for heading in ("photographs_per_second", "ratios"):
-        table = Table("", "min", "median", "max", title=heading.replace("_", " "))
-        rows = result[heading]
-        assert isinstance(rows, dict)
-        for name, row in rows.items():
-            table.add_row(name, *(str(row[key]) for key in ("min", "median", "max")))
-        Console().print(table)
+def page_part(result: Mapping[str, Any]) -> str:
+    """Return what the page says of a result."""
+    named = {
+        "floor": "a bare loop with the same decoder and engine",
+        "in_process": "`--repository`",
+        "grpc": "`--address`, to a server on the same machine",
+        "with_overlays": "`--repository` with `--cam`",
+    }
+    rows = [
+        [text, pages.middle(result["photographs_per_second"][name], 1)]
+        for name, text in named.items()
+    ]
+    large = result["large"]
+    megapixels = large["width"] * large["height"] / 1e6
+    peaks = " and ".join(
+        f"{peak:,.0f} MiB for {kind.upper()}" for kind, peak in large["peak_mebibytes"].items()
+    )
+    head = (
+        f"{result['photographs']} photographs, EfficientNet-Lite0 in fp32, "
+        f"{result['machine']['cores']} cores, in photographs a second:"
+    )
+    memory = (
+        f"Overlays of pictures of {megapixels:.1f} megapixels take the process {peaks} at most."
+    )
+    return "\n\n".join([head, pages.table(["", "median (least to most)"], rows), memory])
 
 
 def main() -> None:
-    """Parse the command line, measure, write the results and print them."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--repository", type=Path, default=Path("demo-output/repository"))
-    parser.add_argument("--images", type=Path, default=os.environ.get("FOVEATE_IMAGENET_DIR"))
+    """Parse the command line, measure, write the results and the page's part."""
+    parser = script.parser(__doc__ or "", out=RESULTS, page=PAGE)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    options = parser.parse_args()
-    if options.images is None:
-        parser.error("--images DIR is needed where FOVEATE_IMAGENET_DIR is not set")
-    images = Path(options.images)
-    result = measure(options.repository, images, options.rounds)
-    machine.save(result, options.out)
-    report(result)
-    Console(stderr=True).print(f"written to {options.out}")
+    options = script.parse(parser)
+    result = measure(options.repository, Path(options.images), options.rounds)
+    script.finish(result, page_part, options)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from benchmarks import (
+    batch,
     comparison,
     determinism,
     drift,
@@ -33,6 +34,7 @@ from benchmarks import (
 )
 
 WRITERS = {
+    "batch": batch,
     "comparison": comparison,
     "determinism": determinism,
     "drift": drift,

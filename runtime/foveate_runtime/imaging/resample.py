@@ -44,7 +44,7 @@ def resample(
     bottom) in pixels and fractions of them. Returns uint8 [height, width], or
     [height, width, channels] in colour.
     """
-    if cykooz_resizer is None or interpolation not in _CYKOOZ:
+    if not _takes(interpolation, size, box):
         picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
         return np.asarray(picture.resize(size, _PILLOW[interpolation], box=box))
     filter_type = cykooz_resizer.FilterType[_CYKOOZ[interpolation]]
@@ -66,6 +66,23 @@ def resample(
     target = cykooz_resizer.ImageData(*size, colour)
     resizer.resize(source, target, options)
     return np.frombuffer(target.get_buffer(), dtype=np.uint8).reshape(*size[::-1], 3)
+
+
+def _takes(interpolation: str, size: tuple[int, int], box: Box) -> bool:
+    """Tell whether cykooz-resizer is there and does it.
+
+    Where a cubic kernel enlarges and the first pixel's centre falls on a source pixel's, it
+    reads outside of the picture, which ends the process: it leaves out weights of zero at the
+    start, so that the second pixel begins before the first one (fast_image_resize,
+    src/convolution/mod.rs, `precompute_coefficients`).
+    """
+    left, top, right, bottom = box
+    enlarges = right - left < size[0] or bottom - top < size[1]
+    return (
+        cykooz_resizer is not None
+        and interpolation in _CYKOOZ
+        and not (interpolation == "bicubic" and enlarges)
+    )
 
 
 def _around(

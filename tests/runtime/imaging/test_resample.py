@@ -53,6 +53,18 @@ def test_a_part_that_ends_at_the_edge_is_within_the_picture(
     assert (found == (10, 200, 30)).all()
 
 
+@pytest.mark.parametrize("kernel", ["bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("scale", [1 / 5, 1 / 3, 1 / 2, 3 / 5, 1.0, 5 / 3, 3.0])
+def test_a_part_whose_first_pixel_has_a_source_pixels_centre(kernel: str, scale: float) -> None:
+    """Enlarged by a cubic kernel of cykooz-resizer, these end the process."""
+    pixels = np.full((90, 60, 3), (10, 200, 30), dtype=np.uint8)
+    for centre in range(1, 12):
+        start = centre + 0.5 - scale / 2
+        part = (start, start, start + 8 * scale, start + 16 * scale)
+        for image in (pixels, Image.fromarray(pixels)):
+            assert (resample(image, (8, 16), kernel, part) == (10, 200, 30)).all()
+
+
 def test_a_picture_of_the_size_already_is_left_as_it_is() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (28, 20, 3), dtype=np.uint8)
     for kernel in ("nearest", "bilinear", "bicubic", "lanczos"):
