@@ -40,10 +40,10 @@ gallery: mnist ## Draw docs/gallery.md and its pictures, in some minutes
 	$(bin)/python scripts/gallery.py
 
 test: mnist ## Run the tests
-	$(bin)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --ignore tests/pages --durations=30
+	$(bin)/pytest --numprocesses $(WORKERS) --max-worker-restart 0 --dist loadfile --no-loadscope-reorder --ignore tests/pages --durations=30
 
 test-fast: mnist ## Run the tests that take no more than seconds
-	$(bin)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --ignore tests/pages -m "not network and not slow and not engines"
+	$(bin)/pytest --numprocesses $(WORKERS) --max-worker-restart 0 --dist loadfile --no-loadscope-reorder --ignore tests/pages -m "not network and not slow and not engines"
 
 fuzz: demo-output/repository/efficientnet_lite0/1/manifest.json ## Send changed pictures, frames and messages; FUZZ="--seconds 15" is the short form
 	$(bin)/uv pip install --quiet --python $(bin)/python --constraint constraints.txt --group fuzz

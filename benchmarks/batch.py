@@ -77,7 +77,8 @@ def peak_mebibytes(kind: str, address: str, photograph: Path) -> float:
         pictures = Path(folder) / "pictures"
         pictures.mkdir()
         with Image.open(photograph) as image:
-            large = image.convert("RGB").resize(LARGE)
+            # Enlarged so, a PNG stays below the largest message.
+            large = image.convert("RGB").resize(LARGE, Image.Resampling.NEAREST)
         large.save(pictures / f"0.{kind}", quality=80)
         for number in range(1, LARGE_FILES):
             shutil.copy(pictures / f"0.{kind}", pictures / f"{number}.{kind}")

@@ -90,10 +90,11 @@ def test_a_command_that_cannot_write_says_so_in_a_line(
         check=False,
     )
     assert done.returncode == 1
-    line = done.stderr.strip()
+    *progress, line = done.stderr.splitlines()
     assert line.startswith(f"foveate {command[0]}: ")
     assert told in line
-    assert "\n" not in line
+    # How far an export comes depends on what its libraries have to write.
+    assert all(each.endswith(" s") for each in progress)
 
 
 @pytest.fixture
