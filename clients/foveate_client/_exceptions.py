@@ -61,6 +61,12 @@ class MissingDistributionError(FoveateError):
         return f"{self.purpose} needs a part that is not installed: {pip_line(self.requirement)}"
 
 
+def os_reason(error: OSError) -> str:
+    """Return what the system says of a file that cannot be read or written, and the file's name."""
+    place = "" if error.filename is None else f": {error.filename}"
+    return f"{error.strerror or error}{place}"
+
+
 def pip_line(requirement: str) -> str:
     """Return the command that installs `requirement`, quoted for a shell."""
     return f"pip install {shlex.quote(requirement)}"

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from typing import NamedTuple, cast
 
 from foveate_client import _plugins
-from foveate_client._exceptions import MissingDistributionError, pip_line
+from foveate_client._exceptions import MissingDistributionError, os_reason, pip_line
 
 COMMANDS = "foveate.commands"
 """The entry point group of subcommands."""
@@ -82,8 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         # What a command's own messages do not name, as a library that finds no folder for
         # temporary files when it is imported.
-        place = "" if error.filename is None else f": {error.filename}"
-        print(f"foveate {arguments[0]}: {error.strerror or error}{place}", file=sys.stderr)
+        print(f"foveate {arguments[0]}: {os_reason(error)}", file=sys.stderr)
         return 1
     return code
 

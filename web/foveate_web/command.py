@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from foveate_client import Client, FoveateError
+from foveate_client._exceptions import os_reason
 from foveate_client.commands._numbers import seconds
 from foveate_client.commands._options import SecurityOptions, option, parse, parser_of
 from foveate_client.commands._shared import connection_options
@@ -53,8 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         return _run(parse(parser, Options, arguments))
     except OSError as error:
-        place = "" if error.filename is None else f": {error.filename}"
-        print(f"{_PROGRAM}: {error.strerror}{place}", file=sys.stderr)
+        print(f"{_PROGRAM}: {os_reason(error)}", file=sys.stderr)
     except (FoveateError, ValueError) as error:
         print(f"{_PROGRAM}: {error}", file=sys.stderr)
     return _FAILED

@@ -30,7 +30,7 @@ from rich.table import Table
 from rich.text import Text
 
 from foveate_client._client import Client
-from foveate_client._exceptions import CallError, FoveateError
+from foveate_client._exceptions import CallError, FoveateError, os_reason
 from foveate_client.batch import arrow, journal, ray_data, sources, tables
 from foveate_client.batch.classes import Classes, read_names
 from foveate_client.batch.evaluation import TOP, Evaluation, direction
@@ -221,8 +221,7 @@ def main(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         raise
     except OSError as error:
-        place = "" if error.filename is None else f": {error.filename}"
-        complain(parser, f"{error.strerror}{place}")
+        complain(parser, os_reason(error))
         return 1
     except sqlite3.Error as error:
         complain(parser, f"{outputs.journal}: {journal.reason_of(error)}")

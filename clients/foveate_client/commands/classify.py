@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from foveate_client._client import Client
-from foveate_client._exceptions import CallError, FoveateError, ImageError
+from foveate_client._exceptions import CallError, FoveateError, ImageError, os_reason
 from foveate_client._images import ImageInput
 from foveate_client._models import Model
 from foveate_client._options import CHECK_COPIES, OCCLUSION, Cam, ClassifyOptions, Features
@@ -116,8 +116,7 @@ def main(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         raise
     except OSError as error:
-        place = "" if error.filename is None else f": {error.filename}"
-        complain(parser, f"{error.strerror}{place}")
+        complain(parser, os_reason(error))
     return 1
 
 

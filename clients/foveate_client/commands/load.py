@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import grpc.aio
 from rich.console import Console
 
-from foveate_client._exceptions import FoveateError
+from foveate_client._exceptions import FoveateError, os_reason
 from foveate_client._throttle import Throttling
 from foveate_client._transports.channel import PLAINTEXT
 from foveate_client.batch.sources import Passed
@@ -70,8 +70,7 @@ def main(arguments: Sequence[str]) -> int:
         complain(parser, f"{error.code().name}: {error.details()}")
         return 1
     except OSError as error:
-        place = "" if error.filename is None else f": {error.filename}"
-        complain(parser, f"{error.strerror}{place}")
+        complain(parser, os_reason(error))
         return 1
     if options.json:
         print(json.dumps({"targets": [record(outcome, options) for outcome in outcomes]}))

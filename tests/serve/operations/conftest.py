@@ -5,7 +5,7 @@ import re
 import signal
 import subprocess
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -97,9 +97,14 @@ def http_address(server) -> str:
 
 @contextmanager
 def running(
-    repository: Path, log: Path, *arguments: object, env: dict[str, str] | None = None
+    repository: Path,
+    log: Path,
+    *arguments: object,
+    env: dict[str, str] | None = None,
+    prefix: Sequence[str] = (),
 ) -> Iterator[Server]:
-    command = [FOVEATE, "serve", "--repository", repository, "--address", "127.0.0.1:0"]
+    """Run a server, by the command `prefix` where there is one."""
+    command = [*prefix, FOVEATE, "serve", "--repository", repository, "--address", "127.0.0.1:0"]
     with (
         log.open("w", encoding="utf-8") as stderr,
         subprocess.Popen(

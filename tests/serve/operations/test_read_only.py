@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ from PIL import Image
 from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
 
 from ...conftest import FOVEATE
-from .conftest import Server, red
+from .conftest import red, running
 
 READ_ONLY = """
 set -e
@@ -41,24 +40,11 @@ def _allowed() -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_server_needs_no_file_of_its_own(repository: Path, tmp_path: Path, workers: int) -> None:
     log = tmp_path / "log"
-    options = ("--address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0")
-    command = [FOVEATE, "serve", "--repository", repository, *options, "--workers", str(workers)]
-    with (
-        log.open("w", encoding="utf-8") as stderr,
-        subprocess.Popen(
-            [*PREFIX, *command], stdout=subprocess.PIPE, stderr=stderr, text=True
-        ) as process,
-    ):
-        try:
-            line = process.stdout.readline()
-            assert line, log.read_text(encoding="utf-8")
-            with Server(line.split()[-1], process, log).channel() as channel:
-                assert ClassifierServiceStub(channel).Classify(red(), timeout=60).predictions
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(timeout=60) == 0
-        finally:
-            if process.poll() is None:
-                process.kill()
+    options = ("--metrics-address", "127.0.0.1:0", "--workers", workers)
+    with running(repository, log, *options, prefix=PREFIX) as server:
+        with server.channel() as channel:
+            assert ClassifierServiceStub(channel).Classify(red(), timeout=60).predictions
+        assert server.stop() == 0
     text = log.read_text(encoding="utf-8")
     assert "Traceback" not in text
     assert " ERROR " not in text
