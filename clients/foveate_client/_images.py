@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 import sys
 from dataclasses import dataclass
@@ -23,8 +24,19 @@ if TYPE_CHECKING:
 _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
 _UNSCALED_MODES = frozenset({"F", "I"})
 _FAST = 1
-_MALFORMED = (OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error)
+_MALFORMED = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    RuntimeError,
+    struct.error,
+)
 """What Pillow raises for pictures and metadata that are damaged."""
+
+_AVIF_METADATA = re.compile(rb"(infe(?:\x02.{7}|\x03.{9}))(?:Exif|mime)", re.DOTALL)
+"""An entry of an AVIF's items up to its kind (ISO/IEC 14496-12, `ItemInfoEntry`)."""
 
 _STRIP = 256
 """Rows that are reduced at once."""
@@ -101,22 +113,26 @@ def open_reduced(image: ImageInput, largest: int | None) -> tuple[Image.Image, t
         return _decoded(data, largest)
     except ImageError:
         bare = _without_metadata(data)
-        if len(bare) == len(data):
+        if bare == data:
             raise
     return _decoded(bare, largest)
 
 
 def _decoded(data: bytes, largest: int | None) -> tuple[Image.Image, tuple[int, int]]:
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(data)) as opened:
+        with Image.open(io.BytesIO(_upright_by_itself(data))) as opened:
             size = opened.size
             if (factor := _factor(size, largest)) > 1:
                 # A JPEG is decoded at an eighth of its size, or more.
                 opened.draft(None, (-(-size[0] // factor), -(-size[1] // factor)))
             opened.load()
             return _reduced(opened, largest)[0], _upright_size(size, opened)
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            "cannot draw on the picture: Pillow, as it is installed here, does not read it"
+        ) from error
     except (*_MALFORMED, Image.DecompressionBombError) as error:
         raise ImageError(f"cannot draw on the picture: {error}") from error
 
@@ -150,6 +166,14 @@ def _upright_size(size: tuple[int, int], image: Image.Image) -> tuple[int, int]:
     except _MALFORMED:
         return size
     return size[::-1] if orientation in {5, 6, 7, 8} else size
+
+
+def _upright_by_itself(data: bytes) -> bytes:
+    """Return an AVIF without EXIF and XMP, which do not turn it; anything else as it is.
+
+    As the server does; and Pillow refuses an AVIF whose EXIF is damaged.
+    """
+    return _AVIF_METADATA.sub(rb"\1skip", data) if data[4:8] == b"ftyp" else data
 
 
 def _without_metadata(data: bytes) -> bytes:
