@@ -112,10 +112,10 @@ def open_reduced(image: ImageInput, largest: int | None) -> tuple[Image.Image, t
     try:
         return _decoded(data, largest)
     except ImageError:
-        bare = _without_metadata(data)
-        if bare == data:
+        mended = _mended(data)
+        if mended == data:
             raise
-    return _decoded(bare, largest)
+    return _decoded(mended, largest)
 
 
 def _decoded(data: bytes, largest: int | None) -> tuple[Image.Image, tuple[int, int]]:
@@ -174,6 +174,28 @@ def _upright_by_itself(data: bytes) -> bytes:
     As the server does; and Pillow refuses an AVIF whose EXIF is damaged.
     """
     return _AVIF_METADATA.sub(rb"\1skip", data) if data[4:8] == b"ftyp" else data
+
+
+def _mended(data: bytes) -> bytes:
+    """Return a file that the server classifies, and Pillow refuses, so that Pillow reads it."""
+    if data.startswith(b"\xff\xd8"):
+        return data if data.endswith(b"\xff\xd9") else data + b"\xff\xd9"
+    if data.startswith(b"RIFF"):
+        return _with_length(data)
+    return _without_metadata(data)
+
+
+def _with_length(data: bytes) -> bytes:
+    """Return a WebP up to its last whole chunk, with that length in its head."""
+    whole = 12
+    while whole + 8 <= len(data):
+        (length,) = struct.unpack_from("<I", data, whole + 4)
+        if whole + 8 + length > len(data):
+            break
+        # A chunk of odd length has a byte behind it, which the last one may lack.
+        whole += 8 + length + length % 2
+    body = data[8:whole].ljust(whole - 8, b"\0")
+    return data[:4] + struct.pack("<I", len(body)) + body
 
 
 def _without_metadata(data: bytes) -> bytes:

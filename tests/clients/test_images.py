@@ -142,6 +142,21 @@ def test_an_avif_is_drawn_upon_as_its_own_properties_turn_it(coffee):
             assert np.abs(np.asarray(open_upright(data)) - expected).mean() < 4
 
 
+def test_what_the_server_mends_is_drawn_upon(coffee):
+    with Image.open(coffee) as image:
+        small = image.resize((60, 40))
+    for kind, cut in (("JPEG", 2), ("PNG", 12), ("GIF", 2)):
+        buffer = io.BytesIO()
+        small.save(buffer, kind)
+        found = np.asarray(open_upright(buffer.getvalue()[:-cut])).astype(int)
+        assert np.abs(found - np.asarray(small)).mean() < 10
+    buffer = io.BytesIO()
+    small.save(buffer, "WEBP", quality=95, save_all=True, append_images=[small.rotate(90)])
+    for data in (buffer.getvalue()[:-30], b"RIFF\0\0\1\0" + buffer.getvalue()[8:]):
+        found = np.asarray(open_upright(data)).astype(int)
+        assert np.abs(found - np.asarray(small)).mean() < 10
+
+
 def test_a_picture_of_malformed_exif_is_taken_as_it_lies(coffee):
     buffer = io.BytesIO()
     with Image.open(coffee) as image:

@@ -42,7 +42,13 @@ _RIFF = struct.Struct("<4sI")
 _BMP = struct.Struct("<IiiHHI")
 _BMP_HEAD = 14
 _CRITICAL = frozenset((b"IHDR", b"PLTE", b"IDAT"))
-_PALETTE = 3
+_COLOUR_TYPE, _PALETTE = 25, 3
+"""Where the header holds it, and its value where pixels are of a palette."""
+_PNG = struct.Struct(">IIBB")
+_PNG_BITS = MappingProxyType(
+    {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+)
+"""By the colour type (ISO/IEC 15948, table 11.1)."""
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 _LOSSLESS = frozenset((0xC3, 0xC7, 0xCB, 0xCF))
 _HIERARCHICAL = frozenset((0xC5, 0xC6, 0xCD, 0xCE))
@@ -85,27 +91,40 @@ def describe(data: bytes) -> str:
 
 
 def _describe_png(data: bytes) -> str:
-    position, name, colour = len(SIGNATURE), b"", -1
+    position, name = len(SIGNATURE), b""
     seen = set()
     while position + _HEAD.size <= len(data) and name != b"IEND":
         length, name = _HEAD.unpack_from(data, position)
         end = position + _HEAD.size + length
-        shown = name.decode("ascii", "backslashreplace")
+        chunk = f"the chunk {name.decode('ascii', 'backslashreplace')} of byte {position}"
         if end > len(data):
-            return f"it ends at byte {len(data)}, within the chunk {shown} of byte {position}"
-        checksum = int.from_bytes(data[end : end + 4], "big")
-        if name in _CRITICAL and zlib.crc32(data[position + 4 : end]) != checksum:
-            return f"the chunk {shown} of byte {position} has a wrong checksum"
-        if name == b"IHDR":
-            colour = data[position + _HEAD.size + 9]
-        if name == b"IDAT" and colour == _PALETTE and b"PLTE" not in seen:
-            return f"it has colours of a palette, and no chunk PLTE before byte {position}"
+            return f"it ends at byte {len(data)}, within {chunk}"
+        if name in _CRITICAL and (wrong := _wrong_chunk(name, data[position + 4 : end + 4])):
+            return f"{chunk} {wrong}"
         seen.add(name)
         position = end + 4
-    for needed in (b"IHDR", b"IDAT"):
+    coloured = data[_COLOUR_TYPE : _COLOUR_TYPE + 1] == bytes((_PALETTE,))
+    for needed in (b"IHDR", *((b"PLTE",) if coloured else ()), b"IDAT"):
         if needed not in seen:
-            return f"it has no chunk {needed.decode()} up to byte {min(position, len(data))}"
+            return f"it has no chunk {needed.decode()}"
     return "the pixels in its chunks IDAT cannot be inflated, or are too few"
+
+
+def _wrong_chunk(name: bytes, content: bytes) -> str:
+    """Return what is wrong with a chunk, given from its name to its checksum."""
+    if zlib.crc32(content[:-4]) != int.from_bytes(content[-4:], "big"):
+        return "has a wrong checksum"
+    if name == b"IHDR":
+        width, height, bits, colour = _PNG.unpack_from(content, 4)
+        if not (width and height) or bits not in _PNG_BITS.get(colour, ()):
+            return (
+                f"says {width} x {height} pixels of {bits} bits and the colour type {colour}, "
+                "which there is not"
+            )
+    length = len(content) - 8
+    if name == b"PLTE" and (length % 3 or not 0 < length <= 3 * 256):
+        return f"has {length} bytes: 3 a colour, up to 256 colours"
+    return ""
 
 
 def _describe_jpeg(data: bytes) -> str:

@@ -37,6 +37,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", *(("AVIF",) if avif.SUPPORTED el
 _SIGNATURES = (b"\xff\xd8\xff", SIGNATURE, b"GIF87a", b"GIF89a")
 """What begins like this is of one of the formats, also where Pillow does not recognise it."""
 _AVIF_SIGNATURES = frozenset((b"ftypavif", b"ftypavis"))
+_BMP_HEADS = frozenset(size.to_bytes(4, "little") for size in (12, 40, 52, 56, 64, 108, 124))
 
 MODES = MappingProxyType({1: "L", 3: "RGB", 4: "RGBA"})
 """Pillow's names of what a picture is decoded to, by the channels."""
@@ -50,6 +51,7 @@ _FRAMES = 2
 COLOUR_AS_GREY = "the picture has colours, and the model takes grey ones: it saw its brightness"
 DAMAGED_METADATA = "the picture's metadata is damaged and was passed over; it is taken as upright"
 DAMAGED_DATA = "the JPEG's data is damaged; parts of the picture may be wrong"
+DAMAGED_PROFILE = "the picture's colour profile is damaged and was passed over"
 WRONG_LENGTH = "the WebP is not as long as it says; the pixels of its first picture are there"
 MISSING_END = "the picture's end marker is missing; all of its pixels are there"
 
@@ -288,7 +290,11 @@ def _require_pixels(kind: str | None, width: int, height: int, limits: ImageLimi
 def _decode(data: bytes, mode: str, limits: ImageLimits, shorter_side: int | None) -> Decoded:
     with _open(data, limits) as image:
         width, height = image.size
-        if image.format == "PNG" and image.mode == "P" and image.palette is None:
+        if (
+            image.format == "PNG"
+            and image.mode == "P"
+            and not (image.palette and image.palette.palette)
+        ):
             # Pillow would make one up.
             raise OSError("the palette is missing")
         scale, warnings = 1, []
@@ -303,7 +309,7 @@ def _decode(data: bytes, mode: str, limits: ImageLimits, shorter_side: int | Non
                 if fault == "cut off":
                     raise OSError("a scan ends before its last pixel")
                 if fault:
-                    warnings.append(DAMAGED_DATA)
+                    warnings.append(DAMAGED_DATA if fault == "damaged" else DAMAGED_PROFILE)
                 if scale > 1:
                     image.draft(None, (width // scale, height // scale))
             elif image.mode == mode == "RGB":
@@ -402,4 +408,6 @@ def _image_error(error: Exception, data: bytes, limits: ImageLimits) -> ImageErr
 
 def _is_recognised(data: bytes) -> bool:
     is_webp = data.startswith(b"RIFF") and data[8:12] == b"WEBP"
-    return is_webp or data.startswith(_SIGNATURES) or data[4:12] in _AVIF_SIGNATURES
+    is_bmp = data.startswith(b"BM") and data[14:18] in _BMP_HEADS
+    is_avif = data[4:12] in _AVIF_SIGNATURES
+    return is_webp or is_bmp or is_avif or data.startswith(_SIGNATURES)

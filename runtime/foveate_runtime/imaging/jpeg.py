@@ -99,18 +99,21 @@ def decode_jpeg(
     return pixels if mode == "RGB" else pixels[..., 0]
 
 
-def find_fault(data: bytes, mode: str) -> Literal["", "cut off", "damaged"]:
-    """Return what is wrong with the scans of a JPEG, of which Pillow says nothing.
+def find_fault(data: bytes, mode: str) -> Literal["", "cut off", "damaged", "profile"]:
+    """Return what is wrong with a JPEG, of which Pillow says nothing.
 
-    One that ends before its last pixel is cut off: Pillow fills what is missing with grey.
+    One whose scan ends before its last pixel is cut off: Pillow fills what is missing with grey.
     Damaged is one whose data is not what an encoder wrote, but for zeros at its end; it is
-    decoded as far as it goes. Empty where simplejpeg is missing.
+    decoded as far as it goes. A profile of colours does not touch the pixels. Empty where
+    simplejpeg is missing.
     """
     fault = "" if simplejpeg is None else _fault(data, mode)
     if "premature end" in fault.lower():
         return "cut off"
     if not fault.startswith(_CORRUPT):
         return ""
+    if "ICC" in fault:
+        return "profile"
     end = data.rfind(_END)
     return "damaged" if _fault(data[:end].rstrip(b"\0") + data[end:], mode) else ""
 

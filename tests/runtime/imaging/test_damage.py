@@ -16,6 +16,7 @@ from foveate_runtime.imaging import jpeg
 from foveate_runtime.imaging.decode import (
     DAMAGED_DATA,
     DAMAGED_METADATA,
+    DAMAGED_PROFILE,
     MISSING_END,
     WRONG_LENGTH,
     ImageError,
@@ -89,6 +90,10 @@ SHOWN: dict[str, tuple[bytes, tuple[str, ...]]] = {
     "a JPEG whose EXIF is zeros": (
         encoded("JPEG", quality=92, exif=b"Exif\0\0" + bytes(8)),
         (DAMAGED_METADATA,),
+    ),
+    "a JPEG with a damaged profile": (
+        JPEG[:2] + b"\xff\xe2\0\x12ICC_PROFILE\0\5\3xx" + JPEG[2:],
+        (DAMAGED_PROFILE,),
     ),
     "two pictures in one JPEG": (
         encoded("MPO", quality=92, save_all=True, append_images=[TURNED]),
@@ -178,6 +183,7 @@ UNREAD: dict[str, tuple[bytes, str]] = {
         bmp(16, 3, of_16_bits(COLOUR), masks=struct.pack("<III", 0xF00, 0xF0, 0xF)),
         "the BMP has a layout .*compression 3, 16 bits.*; save it as a PNG",
     ),
+    "a BMP of no width": (replaced(encoded("BMP"), 18, bytes(4)), "the BMP has a layout"),
     "a PNG in a BMP": (bmp(0, 5, PNG), "the BMP has a layout .*compression 5"),
     "a TIFF": (encoded("TIFF"), "the bytes are a TIFF, and no picture in one of JPEG, PNG"),
     "a HEIC": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), "are a HEIC, and no"),
@@ -227,7 +233,15 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
         replaced(PALETTE, PALETTE.index(b"PLTE") + 5, b"\x99"),
         "the chunk PLTE of byte 33 has a wrong checksum",
     ),
-    "a PNG without its palette": (without_chunk(PALETTE, b"PLTE"), "no chunk PLTE before byte 33"),
+    "a PNG without its palette": (without_chunk(PALETTE, b"PLTE"), "it has no chunk PLTE$"),
+    "a PNG with an empty palette": (
+        without_chunk(PALETTE, b"PLTE").replace(PALETTE[:33], PALETTE[:33] + chunk(b"PLTE", b"")),
+        "the chunk PLTE of byte 33 has 0 bytes: 3 a colour, up to 256 colours",
+    ),
+    "a PNG of no width": (
+        PNG[:8] + chunk(b"IHDR", bytes(4) + PNG[20:29]) + PNG[33:],
+        "the chunk IHDR of byte 8 says 0 x 48 pixels of 8 bits and the colour type 2",
+    ),
     "a PNG without pixels": (without_chunk(PNG, b"IDAT"), "it has no chunk IDAT"),
     "a PNG with too few pixels": (
         first_pixels_of(PNG, lambda body: zlib.compress(zlib.decompress(body)[:-500])),
