@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 import sys
 from dataclasses import dataclass
@@ -23,8 +24,19 @@ if TYPE_CHECKING:
 _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
 _UNSCALED_MODES = frozenset({"F", "I"})
 _FAST = 1
-_MALFORMED = (OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error)
+_MALFORMED = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    RuntimeError,
+    struct.error,
+)
 """What Pillow raises for pictures and metadata that are damaged."""
+
+_AVIF_METADATA = re.compile(rb"(infe(?:\x02.{7}|\x03.{9}))(?:Exif|mime)", re.DOTALL)
+"""An entry of an AVIF's items up to its kind (ISO/IEC 14496-12, `ItemInfoEntry`)."""
 
 _STRIP = 256
 """Rows that are reduced at once."""
@@ -108,17 +120,17 @@ def open_reduced(image: ImageInput, largest: int | None) -> tuple[Image.Image, t
     except TooMuchMemoryError:
         raise
     except ImageError:
-        bare = _without_metadata(data)
-        if len(bare) == len(data):
+        mended = _mended(data)
+        if mended == data:
             raise
-    return _decoded(bare, largest)
+    return _decoded(mended, largest)
 
 
 def _decoded(data: bytes, largest: int | None) -> tuple[Image.Image, tuple[int, int]]:
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(data)) as opened:
+        with Image.open(io.BytesIO(_upright_by_itself(data))) as opened:
             size = opened.size
             if (factor := _factor(size, largest)) > 1:
                 _require_few_coefficients(opened, data)
@@ -126,6 +138,10 @@ def _decoded(data: bytes, largest: int | None) -> tuple[Image.Image, tuple[int, 
                 opened.draft(None, (-(-size[0] // factor), -(-size[1] // factor)))
             opened.load()
             return _reduced(opened, largest)[0], _upright_size(size, opened)
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            "cannot draw on the picture: Pillow, as it is installed here, does not read it"
+        ) from error
     except (*_MALFORMED, Image.DecompressionBombError) as error:
         raise ImageError(f"cannot draw on the picture: {error}") from error
 
@@ -192,6 +208,36 @@ def _upright_size(size: tuple[int, int], image: Image.Image) -> tuple[int, int]:
     except _MALFORMED:
         return size
     return size[::-1] if orientation in {5, 6, 7, 8} else size
+
+
+def _upright_by_itself(data: bytes) -> bytes:
+    """Return an AVIF without EXIF and XMP, which do not turn it; anything else as it is.
+
+    As the server does; and Pillow refuses an AVIF whose EXIF is damaged.
+    """
+    return _AVIF_METADATA.sub(rb"\1skip", data) if data[4:8] == b"ftyp" else data
+
+
+def _mended(data: bytes) -> bytes:
+    """Return a file that the server classifies, and Pillow refuses, so that Pillow reads it."""
+    if data.startswith(b"\xff\xd8"):
+        return data if data.endswith(b"\xff\xd9") else data + b"\xff\xd9"
+    if data.startswith(b"RIFF"):
+        return _with_length(data)
+    return _without_metadata(data)
+
+
+def _with_length(data: bytes) -> bytes:
+    """Return a WebP up to its last whole chunk, with that length in its head."""
+    whole = 12
+    while whole + 8 <= len(data):
+        (length,) = struct.unpack_from("<I", data, whole + 4)
+        if whole + 8 + length > len(data):
+            break
+        # A chunk of odd length has a byte behind it, which the last one may lack.
+        whole += 8 + length + length % 2
+    body = data[8:whole].ljust(whole - 8, b"\0")
+    return data[:4] + struct.pack("<I", len(body)) + body
 
 
 def _without_metadata(data: bytes) -> bytes:

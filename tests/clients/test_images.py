@@ -4,7 +4,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from foveate_client import Client, ImageError, Prepared
 from foveate_client._exceptions import TooMuchMemoryError
@@ -131,6 +131,38 @@ def test_a_png_is_drawn_upon_whatever_its_metadata_holds(coffee, metadata):
     assert np.array_equal(np.asarray(upright), expected)
 
 
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_an_avif_is_drawn_upon_as_its_own_properties_turn_it(coffee):
+    exif = Image.Exif()
+    exif[ORIENTATION] = ROTATED
+    exif[0x010F] = "a camera"
+    xmp = b'<rdf:Description tiff:Orientation="3"/>'
+    with Image.open(coffee) as image:
+        small = image.resize((60, 40))
+    for given, turns in (({"exif": exif}, -1), ({"xmp": xmp}, 0)):
+        buffer = io.BytesIO()
+        small.save(buffer, "AVIF", quality=95, **given)
+        expected = np.rot90(np.asarray(small), turns).astype(int)
+        malformed = buffer.getvalue().replace(b"MM\0*", b"XX\0*")
+        for data in (buffer.getvalue(), malformed):
+            assert np.abs(np.asarray(open_upright(data)) - expected).mean() < 4
+
+
+def test_what_the_server_mends_is_drawn_upon(coffee):
+    with Image.open(coffee) as image:
+        small = image.resize((60, 40))
+    for kind, cut in (("JPEG", 2), ("PNG", 12), ("GIF", 2)):
+        buffer = io.BytesIO()
+        small.save(buffer, kind)
+        found = np.asarray(open_upright(buffer.getvalue()[:-cut])).astype(int)
+        assert np.abs(found - np.asarray(small)).mean() < 10
+    buffer = io.BytesIO()
+    small.save(buffer, "WEBP", quality=95, save_all=True, append_images=[small.rotate(90)])
+    for data in (buffer.getvalue()[:-30], b"RIFF\0\0\1\0" + buffer.getvalue()[8:]):
+        found = np.asarray(open_upright(data)).astype(int)
+        assert np.abs(found - np.asarray(small)).mean() < 10
+
+
 def test_a_picture_of_malformed_exif_is_taken_as_it_lies(coffee):
     buffer = io.BytesIO()
     with Image.open(coffee) as image:
@@ -176,7 +208,7 @@ def test_what_is_no_picture_is_a_type_error(server):
 
 
 def test_what_cannot_be_drawn_upon_says_why():
-    with pytest.raises(ImageError, match="cannot draw"):
+    with pytest.raises(ImageError, match="cannot draw on the picture: Pillow, as it is installed"):
         open_upright(b"not a picture")
 
 
