@@ -8,7 +8,6 @@ import os
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
 from contextlib import aclosing, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Self, Unpack
 
 from foveate.status import StatusError
@@ -178,12 +177,7 @@ class AsyncClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     def _deadline(self, timeout: float | None) -> float:

@@ -8,7 +8,6 @@ from contextlib import closing, suppress
 from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
-from types import TracebackType
 from typing import Self, Unpack
 
 from foveate.status import StatusError
@@ -171,12 +170,7 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _deadline(self, timeout: float | None) -> float:

@@ -3,7 +3,6 @@
 # ruff: noqa: PLC0415 - gRPC is imported by the first client that needs it
 
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any, Self, Unpack
 
 from foveate.v1.model_pb2 import ModelSummary as ModelSummaryMessage
@@ -76,12 +75,7 @@ class RepositoryClient:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _change(self, method: str, request: Any) -> ModelSummary:

@@ -14,7 +14,6 @@ from collections.abc import (
 from contextlib import aclosing, contextmanager
 from pathlib import Path
 from queue import SimpleQueue
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from grpc import StatusCode
@@ -124,12 +123,7 @@ class LocalTransport:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _answer(self, call: Coroutine[Any, Any, T]) -> T:
