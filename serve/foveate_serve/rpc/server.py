@@ -1,7 +1,6 @@
 """The gRPC server: its services, gates and transport, its start and its drain."""
 
 import asyncio
-import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,8 +29,6 @@ from foveate_serve.settings import Settings
 from foveate_serve.statistics import Statistics
 from foveate_serve.transports.make import make_transport
 from foveate_serve.transports.tls import tls_files
-
-logger = logging.getLogger(__name__)
 
 CLASSIFIER = classifier_service_pb2.DESCRIPTOR.services_by_name["ClassifierService"]
 REPOSITORY = repository_service_pb2.DESCRIPTOR.services_by_name["RepositoryService"]

@@ -11,7 +11,6 @@ from foveate_serve.transports.tls import TlsFiles
 FLUSH_SECONDS = 1.0
 """The time in which the last answers are written, after all calls have ended."""
 
-
 SERVER_FAILED = "the server failed; its log says why"
 """The message that a client gets for an unforeseen error."""
 

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import grpc
 
 from foveate_serve.deadlines import Deadlines, Timer
-from foveate_serve.transports.base import MethodHandler, behaviour_of
+from foveate_serve.transports.base import SERVER_FAILED, MethodHandler, behaviour_of
 from foveate_serve.transports.http2 import headers
 from foveate_serve.transports.http2.connection import Connection
 from foveate_serve.transports.http2.context import Context
@@ -254,7 +254,7 @@ class Call(Stream):
             self._note_cancel()
         except Exception:
             logger.exception("a handler failed")
-            self._context.set_status(grpc.StatusCode.UNKNOWN, "the server failed; its log says why")
+            self._context.set_status(grpc.StatusCode.UNKNOWN, SERVER_FAILED)
         finally:
             self._end()
 
