@@ -74,6 +74,12 @@ class InvalidRequestError(ServeError):
         super().__init__(reason, message, metadata=metadata)
         self.field = field
 
+    def at(self, field: str, message: str | None = None) -> "InvalidRequestError":
+        """Return the error with another path, and with another message where one is given."""
+        return InvalidRequestError(
+            self.reason, message or self.message, field=field, metadata=self.metadata
+        )
+
 
 class NotFoundError(ServeError):
     """There is no such model or version."""

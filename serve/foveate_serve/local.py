@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -34,6 +33,7 @@ from foveate_runtime.remote.store import RemoteError
 from foveate_serve.assembly import make_engine
 from foveate_serve.errors import InvalidRequestError
 from foveate_serve.repository.remote import local_folder
+from foveate_serve.rpc.calls import TimedCall
 from foveate_serve.rpc.errors import status_of
 from foveate_serve.rpc.handlers import ClassifierHandler
 from foveate_serve.settings import Settings, SettingsError
@@ -78,7 +78,7 @@ class LocalTransport:
 
     def classify(self, request: ClassifyRequest, timeout: float) -> ClassifyResponse:
         """Classify one picture."""
-        return self._answer(self._handler.classify(request, _LocalCall(timeout)))
+        return self._answer(self._handler.classify(request, TimedCall(timeout)))
 
     def classify_stream(
         self, requests: Iterable[ClassifyStreamRequest], timeout: float | None = None
@@ -89,7 +89,7 @@ class LocalTransport:
         thread. The timeout is that of the whole stream.
         """
         stream = _Stream(self._loop, window=self._window)
-        responses = self._handler.classify_stream(stream.requests(), _LocalCall(timeout))
+        responses = self._handler.classify_stream(stream.requests(), TimedCall(timeout))
         running = asyncio.run_coroutine_threadsafe(stream.collect(responses), self._loop)
         reader = threading.Thread(
             target=stream.read, args=(requests,), name="foveate-requests", daemon=True
@@ -149,17 +149,6 @@ def _remote_errors() -> Iterator[None]:
 def _status_error(code: StatusCode, reason: str, error: Exception) -> StatusError:
     number, _ = code.value
     return StatusError(ErrorStatus(code=number, reason=reason, message=str(error)))
-
-
-class _LocalCall:
-    """A call within the process."""
-
-    def __init__(self, timeout: float | None) -> None:
-        self._deadline = None if timeout is None else time.monotonic() + timeout
-
-    def time_remaining(self) -> float | None:
-        """Return the seconds until the deadline, None where there is none."""
-        return None if self._deadline is None else self._deadline - time.monotonic()
 
 
 class _Stream:

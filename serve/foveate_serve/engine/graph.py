@@ -73,12 +73,8 @@ class GraphPlan(JobPlan[GraphResult]):
     def locate(self, error: InvalidRequestError, picture: int) -> InvalidRequestError:
         """Return the error of one picture with the field that the request has it in."""
         alone = len(self.class_ids) == 1
-        return InvalidRequestError(
-            error.reason,
-            error.message if alone else f"picture {picture}: {error.message}",
-            field=f"images[{picture}]",
-            metadata=error.metadata,
-        )
+        message = error.message if alone else f"picture {picture}: {error.message}"
+        return error.at(f"images[{picture}]", message)
 
     def draw(self, model: LoadedModel, chunks: Sequence[Chunk]) -> Callable[..., GraphResult]:
         """Put the outputs of the chunks together."""
