@@ -5,6 +5,7 @@ import errno
 import socket
 import ssl
 from collections.abc import Callable
+from typing import Any
 
 from foveate_serve.transports.places import Place, Places
 
@@ -41,10 +42,10 @@ async def bind(address: str, *, share_port: bool = False) -> list[socket.socket]
     )
     bound: list[socket.socket] = []
     problems: list[OSError] = []
-    addresses = dict.fromkeys((place[0], str(place[4][0])) for place in found)
-    for family, at in addresses:
+    places: dict[tuple[int, Any], None] = dict.fromkeys((place[0], place[4]) for place in found)
+    for family, (at, _, *zone) in places:
         try:
-            one = socket.create_server((at, number), family=family, reuse_port=share_port)
+            one = socket.create_server((at, number, *zone), family=family, reuse_port=share_port)
         except OSError as error:
             problems.append(error)
             continue
