@@ -2,11 +2,9 @@
 
 import argparse
 import os
-import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -33,17 +31,14 @@ from foveate_bench.recommend import PROFILE_FILE, Objective
 from foveate_bench.report import verdicts
 from foveate_bench.results import OUTPUT_KINDS, OutputKind
 from foveate_bench.run import Task, run
-from foveate_runtime.backends.base import BackendError
 from foveate_runtime.backends.recommended import (
     RECOMMENDED_FILE,
     Recommended,
     write_recommended,
 )
 from foveate_runtime.backends.registry import BACKENDS
-from foveate_runtime.bundle.bundle import BundleError
-from foveate_runtime.console import DONE, FAILED, WRONG_USAGE, positive, say
+from foveate_runtime.console import DONE, FAILED, answer, positive, say
 from foveate_runtime.cores import count_cores
-from foveate_runtime.evaluation.labelled import LabelledError, NoPicturesError
 from foveate_runtime.options import option, parse, parser_of
 
 PROG = "foveate bench"
@@ -263,20 +258,9 @@ def main(arguments: Sequence[str]) -> int:
     options = parse(_parser(), Options, arguments)
     if options.recommend:
         options = parse(_parser(short=True), Options, arguments)
-    with _terminated_as_interrupted():
-        try:
-            return _run(options)
-        except (ChoiceError, NoPicturesError) as error:
-            return say(PROG, error, WRONG_USAGE)
-        except (
-            PlanError,
-            BackendError,
-            BundleError,
-            LabelledError,
-            OSError,
-            LoadGenError,
-        ) as error:
-            return say(PROG, error, FAILED)
+    return answer(
+        lambda: _run(options), PROG, usage=(ChoiceError,), failures=(PlanError, LoadGenError)
+    )
 
 
 def _run(options: Options) -> int:
@@ -438,16 +422,6 @@ def _warn_if_busy(cores: int) -> None:
             "differences may be theirs",
             file=sys.stderr,
         )
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Let a termination signal end the block as Ctrl-C does: what was measured is kept."""
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 _SLOW_TO_BUILD = ("torch_compile",)
