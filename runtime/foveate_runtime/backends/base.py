@@ -1,5 +1,6 @@
 """The interface of a backend."""
 
+import re
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -22,6 +23,8 @@ from foveate_runtime.bundle.manifest import (
 
 Array = NDArray[Any]
 
+_GPU = re.compile(r"cuda(?::([0-9]{1,3}))?")
+
 
 class BareEngine(Protocol):
     """Runs graphs that are in no bundle, to find out what an engine can do."""
@@ -33,6 +36,12 @@ class BareEngine(Protocol):
 
 class BackendError(Exception):
     """An engine that is missing, or that cannot load or run a graph."""
+
+
+def gpu_index(device: str) -> int | None:
+    """Return the index of the GPU called `cuda` or `cuda:INDEX`, None for any other name."""
+    match = _GPU.fullmatch(device)
+    return None if match is None else int(match[1] or 0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,21 +1,18 @@
 """Runs graphs in torch."""
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import ClassVar
 
 import torch
 
-from foveate_runtime.backends.base import Array, BackendError, OperatorTime, Runner
+from foveate_runtime.backends.base import Array, BackendError, OperatorTime, Runner, gpu_index
 from foveate_runtime.backends.torch.graph import Program, TorchGraph
 from foveate_runtime.backends.torch.profiling import Stopwatch
 from foveate_runtime.bundle.bundle import Bundle
 
 PROGRAMS = 16
 """Sets of outputs whose programs are kept; a program is a list of nodes, without weights."""
-
-_GPU = re.compile(r"cuda(?::([0-9]{1,3}))?")
 
 
 class TorchRunner(Runner):
@@ -78,10 +75,10 @@ class TorchRunner(Runner):
 def _find_device(name: str) -> torch.device:
     if name == "cpu":
         return torch.device("cpu")
-    match = _GPU.fullmatch(name)
-    if match is None:
+    index = gpu_index(name)
+    if index is None:
         raise BackendError(f"no device {name!r}; torch runs on cpu, cuda or cuda:INDEX")
-    index, count = int(match[1] or 0), torch.cuda.device_count()
+    count = torch.cuda.device_count()
     if index >= count:
         raise BackendError(f"no device {name!r}; the number of GPUs that torch sees is {count}")
     return torch.device("cuda", index)
