@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import onnxruntime
-from onnxruntime.capi import onnxruntime_pybind11_state
 
 from foveate_runtime.backends.base import (
     Array,
@@ -22,6 +21,7 @@ from foveate_runtime.backends.base import (
 from foveate_runtime.backends.graphs import Graphs
 from foveate_runtime.backends.integers import in_integers
 from foveate_runtime.backends.onnxruntime import profiling, providers
+from foveate_runtime.backends.onnxruntime.errors import ENGINE_ERRORS
 from foveate_runtime.backends.onnxruntime.exact import leave_to_floats
 from foveate_runtime.backends.onnxruntime.pruning import OnnxFile
 from foveate_runtime.backends.onnxruntime.sharing import SharedWeights, nameless_file
@@ -34,16 +34,8 @@ from foveate_runtime.bundle.manifest import (
 )
 from foveate_runtime.cores import count_cores
 
-# ONNX Runtime's exceptions share no base class of their own.
-_ERRORS: tuple[type[Exception], ...] = (
-    RuntimeError,
-    ValueError,  # by `OnnxFile`, of a node that cannot be read
-    *(
-        kind
-        for kind in vars(onnxruntime_pybind11_state).values()
-        if isinstance(kind, type) and issubclass(kind, Exception)
-    ),
-)
+# `OnnxFile` raises ValueError for a node that cannot be read.
+_ERRORS = (ValueError, *ENGINE_ERRORS)
 
 
 @cache
