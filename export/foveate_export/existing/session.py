@@ -5,7 +5,7 @@ from pathlib import Path
 import onnxruntime
 
 from foveate_export.errors import ExportError
-from foveate_runtime.backends.onnxruntime.errors import ENGINE_ERRORS
+from foveate_runtime.backends.onnxruntime.session import ENGINE_ERRORS
 
 
 def open_session(model: str | bytes, path: Path) -> onnxruntime.InferenceSession:

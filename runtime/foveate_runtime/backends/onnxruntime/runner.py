@@ -21,9 +21,8 @@ from foveate_runtime.backends.base import (
 from foveate_runtime.backends.graphs import Graphs
 from foveate_runtime.backends.integers import in_integers
 from foveate_runtime.backends.onnxruntime import profiling, providers
-from foveate_runtime.backends.onnxruntime.errors import ENGINE_ERRORS
-from foveate_runtime.backends.onnxruntime.exact import leave_to_floats
 from foveate_runtime.backends.onnxruntime.pruning import OnnxFile
+from foveate_runtime.backends.onnxruntime.session import ENGINE_ERRORS, leave_to_floats
 from foveate_runtime.backends.onnxruntime.sharing import SharedWeights, nameless_file
 from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.bundle.manifest import (

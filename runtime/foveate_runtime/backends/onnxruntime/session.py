@@ -1,4 +1,6 @@
-"""What ONNX Runtime raises."""
+"""What the sessions of ONNX Runtime raise, and an option of theirs."""
+
+from typing import Any
 
 from onnxruntime.capi import onnxruntime_pybind11_state
 
@@ -12,3 +14,8 @@ ENGINE_ERRORS: tuple[type[Exception], ...] = (
     ),
 )
 """The exceptions of loading and running a graph."""
+
+
+def leave_to_floats(options: Any) -> None:
+    """Have a session compute int8 in floating point, between the graph's QDQ pairs."""
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
