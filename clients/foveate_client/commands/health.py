@@ -63,7 +63,7 @@ def _open(options: Options) -> grpc.Channel:
     # The health service needs no token, so none is sent.
     credentials = replace(connection_options(options).get("credentials", PLAINTEXT), token=None)
     tls, channel_options = Caller(credentials).prepare(options.address, Retries(attempts=1))
-    # The health asked for is that of this server, and a proxy may be asked for none of it.
+    # The health is that of this server, and not of a proxy.
     channel_options.append(NO_PROXY)
     if tls is None:
         return grpc.insecure_channel(options.address, channel_options)

@@ -117,7 +117,7 @@ def _targets(options: Options) -> list[Target]:
     first.credentials.check(first.address)
     if options.compare is None:
         return [first]
-    # Without credentials: those of one server are not shown to another.
+    # Without credentials: those of one server are not sent to another.
     second = Target(
         address=options.compare,
         protocol=options.compare_protocol or options.protocol,
