@@ -154,7 +154,7 @@ def _status_error(code: StatusCode, reason: str, error: Exception) -> StatusErro
 class _Stream:
     """Passes requests to the event loop and responses back, at most `window` of them in flight.
 
-    A picture takes one thread handover on its way in and one on its way out.
+    Each picture passes between threads twice: to the event loop, and back.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, *, window: int) -> None:

@@ -41,7 +41,7 @@ class _Details(NamedTuple):
 
 
 class Calls:
-    """Makes endpoints, each the call of a method of gRPC: the one that a route stands for.
+    """Makes endpoints: each is a call of its route's method of gRPC.
 
     Permission, load shedding, metrics and traces are those of that method.
     """

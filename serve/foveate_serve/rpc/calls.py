@@ -43,7 +43,7 @@ class TimedCall:
 
 
 class Until(AsyncIterator[T]):
-    """The items of `source` until `event` is set; `cut` says whether that ended the items."""
+    """The items of `source` until `event` is set; `cut` is whether that ended the items."""
 
     def __init__(self, source: AsyncIterable[T], event: asyncio.Event) -> None:
         self.cut = False

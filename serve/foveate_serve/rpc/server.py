@@ -77,7 +77,7 @@ class Server:
         settings: the server's settings.
         changes: an observer of the engine, which wakes the health watches.
         statistics: an observer of the engine, for the Open Inference Protocol.
-        repository: carries out the changes of models that clients ask for.
+        repository: loads and unloads models for clients.
         access: checks the tokens of calls; None admits every call.
         observers: are notified of every call.
     """

@@ -41,7 +41,7 @@ def make_handler(
     read: Callable[[bytes], Any] | None,
     write: Callable[[Any], bytes] | None,
 ) -> MethodHandler:
-    """Return the handler of a method; `streaming` says whether requests and responses stream."""
+    """Return the handler of a method; `streaming` is whether requests and responses stream."""
     make = getattr(grpc, f"{_KINDS[streaming]}_rpc_method_handler")
     handler: MethodHandler = make(behaviour, request_deserializer=read, response_serializer=write)
     return handler

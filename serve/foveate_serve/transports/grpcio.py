@@ -278,7 +278,7 @@ def _credentials(tls: TlsFiles) -> grpc.ServerCredentials:
 
 
 def _certificates(tls: TlsFiles) -> grpc.ServerCertificateConfiguration:
-    tls.context()  # for its message: grpcio only says that it cannot listen
+    tls.context()  # for its message: grpcio's is only that it cannot listen
     return grpc.ssl_server_certificate_configuration(
         [(tls.key.read_bytes(), tls.certificate.read_bytes())],
         None if tls.client_ca is None else tls.client_ca.read_bytes(),

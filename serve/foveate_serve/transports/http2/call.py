@@ -328,7 +328,7 @@ class Call(Stream):
             self.connection.sender.finish(self, block)
             return
         if code == grpc.StatusCode.UNIMPLEMENTED.value[0]:
-            # The client learns which encodings the server takes.
+            # For the client: the encodings that the server takes.
             block = headers.write([("grpc-accept-encoding", ",".join(ENCODINGS))]) + block
         self.connection.sender.finish(self, _HEAD + block)
 

@@ -170,7 +170,7 @@ def _to_head(fields: Iterable[tuple[bytes, bytes]]) -> Head:
             known[name] = value
         else:
             if name.endswith(b"-bin"):
-                # One byte may stand for a header in the table, and each of its values is decoded.
+                # One byte may be a header of the table, and each of its values is decoded.
                 joined += value.count(b",")
                 if joined > _MOST_JOINED:
                     raise _malformed("binary metadata has too many values")

@@ -126,7 +126,7 @@ class Message:
 
 def too_large(size: int | None, limit: int) -> MessageError:
     """Return the error of a message of `size` bytes; None is more than `limit` after inflating."""
-    # In the words of gRPC's own servers, by which clients tell this from an overload.
+    # In the words of gRPC's own servers: clients distinguish this from an overload by them.
     found = f"more than {limit}" if size is None else str(size)
     return MessageError(
         grpc.StatusCode.RESOURCE_EXHAUSTED,
