@@ -57,7 +57,7 @@ def parser_of(
 
 
 def _settings(hint: Any, more: Mapping[str, Any], *, positional: bool) -> dict[str, Any]:
-    """Return the arguments of `add_argument` for a field of this type, where `more` wins."""
+    """Return the arguments of `add_argument` for a field of this type; `more` takes precedence."""
     kinds = get_args(hint)
     optional = NoneType in kinds
     kind = next(each for each in kinds if each is not NoneType) if optional else hint

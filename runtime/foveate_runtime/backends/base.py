@@ -30,7 +30,7 @@ class BareEngine(Protocol):
     """Runs graphs that are in no bundle, to find out what an engine can do."""
 
     def __call__(self, model: bytes, *, threads: int) -> Callable[[Array], Array]:
-        """Load an ONNX graph of one input and one output; what is returned runs it."""
+        """Load an ONNX graph of one input and one output, and return the function that runs it."""
         ...
 
 
@@ -46,7 +46,7 @@ def gpu_index(device: str) -> int | None:
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
-    """The type and the shape of one tensor; None stands for a free dimension."""
+    """The type and the shape of one tensor; None is a free dimension."""
 
     dtype: np.dtype[Any]
     shape: tuple[int | None, ...]
@@ -96,7 +96,7 @@ def graph_outputs(manifest: Manifest) -> dict[str, TensorSpec]:
 def with_classes(inputs: Mapping[str, Array]) -> dict[str, Array]:
     """Return the inputs for a graph that takes classes, of which `inputs` may have none.
 
-    A graph with more outputs than are wanted may have maps among them.
+    The graph may have more outputs than those that are fetched, and maps among them.
     """
     if CLASS_IDS_INPUT in inputs:
         return dict(inputs)
@@ -161,8 +161,8 @@ class Runner(ABC):
         """Run the graph on a batch and return the outputs named, and only those.
 
         `inputs` holds `image`, uint8 [N, height, width, channels], and
-        `class_ids`, int64 [N, K], where an output `cam.*` is wanted. `share_cores`
-        tells that other lanes are busy: this run then uses its share of the cores
+        `class_ids`, int64 [N, K], where an output `cam.*` is fetched. With
+        `share_cores` other lanes are busy: this run then uses its share of the cores
         instead of all of them. Raises ValueError for inputs or
         outputs that the contract does not have, and BackendError where the
         engine fails or breaks the contract: where an output is of another type or
@@ -184,9 +184,9 @@ class Runner(ABC):
     ) -> list[OperatorTime]:
         """Return what each operator took in `runs` runs, which follow on `warm_up` others.
 
-        The engine loads the graph once more where it must be told before that it
-        is to measure. Arguments and errors as in `run`; BackendError also where
-        the backend does not tell what its operators take.
+        An engine that measures only if this is set before the load loads the graph
+        once more. Arguments and errors as in `run`; BackendError also where the
+        backend does not measure operators.
         """
         self._check(inputs, outputs)
         return self._profile(inputs, outputs, warm_up, runs)

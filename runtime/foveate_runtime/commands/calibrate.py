@@ -104,7 +104,7 @@ def _run(options: Options) -> int:
 
 
 def trust_lines(trust: Trust) -> list[str]:
-    """Say in words what the calibration of a variant found."""
+    """Return the results of the calibration of a variant as lines of text."""
     many = len(trust.temperatures)
     if not many:
         first = "no temperature can be found, as no picture was classified wrong"

@@ -236,7 +236,7 @@ def _scores(
 
 
 def _print(result: dict[str, Any], bundle: Bundle, worth: Faithfulness | None) -> None:
-    """Say it in words."""
+    """Print the result as text."""
     what = f"{result['model']} version {result['version']}"
     engine = f"{result['variant']} on {result['backend']}, {result['device']}"
     print(
@@ -259,7 +259,7 @@ def _print(result: dict[str, Any], bundle: Bundle, worth: Faithfulness | None) -
 
 
 def _figures(scored: dict[str, Any]) -> dict[str, str]:
-    """Return what the report tells of independent labels; of classes it finds all by itself."""
+    """Return the report's figures of independent labels; those of classes it computes."""
     if "labels" not in scored:
         return {}
     return {
@@ -270,7 +270,7 @@ def _figures(scored: dict[str, Any]) -> dict[str, str]:
 
 
 def _trust_scores(tally: TrustTally) -> dict[str, Any]:
-    """Return the calibration errors, before and after, and what the prediction sets did."""
+    """Return the calibration errors, before and after, and the figures of the prediction sets."""
     errors = {name: expected_calibration_error(bins) for name, bins in tally.bins.items()}
     if tally.seen_before:
         warn(PROG, "these are the pictures of the calibration: ece_calibrated and sets flatter it")
@@ -282,7 +282,7 @@ def _trust_scores(tally: TrustTally) -> dict[str, Any]:
 
 
 def _trust_lines(scored: dict[str, Any]) -> list[str]:
-    """Say in words how well the scores are calibrated, and what the sets hold."""
+    """Return the calibration of the scores, and the coverage of the sets, as lines of text."""
     if "ece" not in scored:
         return []
     after = scored["ece_calibrated"]

@@ -81,7 +81,7 @@ def _wanted(
     for remote in found:
         if not remote.complete:
             continue
-        # The manifest of a bundle at the root says what it is.
+        # The name and version of a bundle at the root are in its manifest.
         fetched = read_manifest(store, remote) if remote.key is None else None
         name, number = fetched.key if fetched else remote.key or ("", 0)
         if model in (None, name) and version in (None, number):

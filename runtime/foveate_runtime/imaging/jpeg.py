@@ -57,8 +57,7 @@ def decode_jpeg(
 
     Returns uint8 [ceil(height / scale), ceil(width / scale), 3], without the last axis
     for a grey one, or None where its mode is none of `COLOURS`, and where simplejpeg is
-    missing or finds anything unusual in the file: Pillow is the one that says what is
-    wrong with it.
+    missing or finds anything unusual in the file: the error is then Pillow's.
     """
     if simplejpeg is None or mode not in COLOURS:
         return None
@@ -76,7 +75,7 @@ def decode_jpeg(
 def is_cut_off(data: bytes) -> bool:
     """Tell whether a scan of a JPEG ends before its last pixel.
 
-    Pillow fills what is missing with grey, without a word. False where simplejpeg is missing.
+    Pillow fills the missing pixels with grey, without a warning. False where simplejpeg is missing.
     """
     fault = "" if simplejpeg is None else _fault(data)
     return "premature end" in fault.lower()
@@ -94,7 +93,7 @@ def with_end(data: bytes) -> bytes | None:
 
 
 def _fault(data: bytes) -> str:
-    """Return what libjpeg-turbo says against a JPEG, decoded at an eighth of its size."""
+    """Return libjpeg-turbo's error for a JPEG, decoded at an eighth of its size."""
     try:
         simplejpeg.decode_jpeg(data, "RGB", min_height=1, min_width=1)
     except ValueError as error:

@@ -72,7 +72,7 @@ class BucketStore:
         with self._errors():
             for page in obstore.list(self._store()):
                 for found in page:
-                    # What has no tag is told by its time of change.
+                    # An object without a tag is identified by its time of change.
                     tag = found["e_tag"] or found["last_modified"].isoformat()
                     yield Entry(found["path"], found["size"], tag)
 
@@ -157,7 +157,7 @@ def _open(location: Location) -> ObjectStore:
 
 
 def _told(error: BaseException) -> str:
-    """Say why a call failed; the library's text names the request and its Rust types as well."""
+    """Return why a call failed, without the request and the Rust types of the library's text."""
     text = reason(error)
     if "404 Not Found" in text:
         return "there is no such bucket"

@@ -41,8 +41,8 @@ _ERRORS = (ValueError, *ENGINE_ERRORS)
 def _share_arena() -> None:
     """Have all sessions of the process take the memory of their runs from one arena.
 
-    Of their own, each would keep that of its largest batch. It grows by what is
-    asked for, as doubling would leave it with up to twice of that.
+    With an arena each, every session would keep the memory of its largest batch. The
+    arena grows by the size of each request: doubling could reserve twice as much.
     """
     memory = onnxruntime.OrtMemoryInfo(
         "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
@@ -63,9 +63,8 @@ class OnnxRuntimeRunner(Runner):
     """A graph in ONNX Runtime, with sessions for sets of outputs.
 
     A session computes its whole graph at every run, so each has only what leads
-    to its outputs: a plain request must not pay for those of others. Feature
-    maps are there anyway and cost a copy, and share a graph, whichever of them
-    are wanted.
+    to its outputs: a plain request computes no more than the logits. Feature maps
+    are computed in any case and cost a copy: all sets of them share a graph.
 
     On a processor a run takes all threads when it is alone, and one thread when
     other runs share the cores: the threads of one run wait for each other at every
@@ -125,7 +124,7 @@ class OnnxRuntimeRunner(Runner):
             return profiling.read(Path(session.end_profiling()), warm_up=warm_up)
 
     def trim(self) -> None:
-        """Give back what the arena holds beyond the need of one picture."""
+        """Free the arena's memory beyond the need of one picture."""
         if self.device != "cpu":
             return
         options = onnxruntime.RunOptions()

@@ -53,7 +53,7 @@ class Stream:
 
 
 class Buffer:
-    """Memory of a GPU. It grows to the largest size asked for, and never shrinks."""
+    """Memory of a GPU. It grows to the largest size in use, and never shrinks."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream

@@ -18,9 +18,9 @@ PROGRAMS = 16
 class TorchRunner(Runner):
     """A bundle's ONNX graph, run by torch node by node. Only those nodes run that are needed.
 
-    For what the other engines cannot do, and to compare them with: nothing is
-    fused. torch keeps one number of threads for the whole process, so that of
-    the runner opened last holds for all of them.
+    For graphs that the other engines cannot run, and to compare them with: nothing is
+    fused. torch has one number of threads for the whole process: that of the runner
+    opened last.
     """
 
     backend: ClassVar[str] = "torch"
@@ -63,7 +63,7 @@ class TorchRunner(Runner):
         return watch.times()
 
     def _tensors(self, inputs: Mapping[str, Array]) -> dict[str, torch.Tensor]:
-        # The caller's array may be read-only, which torch has no word for.
+        # The caller's array may be read-only, which torch's tensors cannot be.
         return {name: torch.tensor(array, device=self._device) for name, array in inputs.items()}
 
     def close(self) -> None:
