@@ -52,7 +52,7 @@ class TensorSpec:
     shape: tuple[int | None, ...]
 
     def accepts(self, array: Array) -> bool:
-        """Tell whether `array` has this type and shape."""
+        """Return whether `array` has this type and shape."""
         if array.dtype != self.dtype or len(array.shape) != len(self.shape):
             return False
         # A loop, because every run comes here three times: a generator takes longer.

@@ -61,7 +61,7 @@ class ModelSighting:
         return [self.error] if self.error else list(self.unreadable.values())
 
     def removed(self, number: int) -> bool:
-        """Tell whether a version was taken away, and another one can be read."""
+        """Return whether a version was taken away, and another one can be read."""
         there = self.versions.keys() | self.unreadable.keys() | self.unfinished
         return bool(self.versions) and number not in there
 
@@ -154,7 +154,7 @@ def _sight(path: Path) -> Sighting:
 
 
 def is_name(text: str) -> bool:
-    """Tell whether a model may have this name."""
+    """Return whether a model may have this name."""
     try:
         _NAME.validate_python(text)
     except ValidationError:

@@ -161,7 +161,7 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def _may_be_read(path: Path) -> bool:
-    """Tell whether a path is that of a file; not of a pipe, whose bytes may never come."""
+    """Return whether a path is that of a file; not of a pipe, whose bytes may never come."""
     try:
         return S_ISREG(path.stat().st_mode)
     except OSError:

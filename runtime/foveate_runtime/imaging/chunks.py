@@ -48,7 +48,7 @@ def without_metadata(data: bytes, *, everything: bool) -> bytes:
 
 
 def has_end(data: bytes) -> bool:
-    """Tell whether a PNG file holds the chunk that ends it."""
+    """Return whether a PNG file holds the chunk that ends it."""
     return data.rfind(_END) >= 0
 
 

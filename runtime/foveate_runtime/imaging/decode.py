@@ -280,7 +280,7 @@ def _require_few_scans(data: bytes, pixels: int, limits: ImageLimits) -> None:
 
 
 def _has_colours(image: Image.Image) -> bool:
-    """Tell whether a decoded picture shows colours, which grey ones in RGB do not."""
+    """Return whether a decoded picture shows colours, which grey ones in RGB do not."""
     if image.mode.startswith(("1", "L", "I")):
         return False
     few = image.resize(_SAMPLE, Image.Resampling.NEAREST).convert("RGB")

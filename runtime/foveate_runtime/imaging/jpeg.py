@@ -73,7 +73,7 @@ def decode_jpeg(
 
 
 def is_cut_off(data: bytes) -> bool:
-    """Tell whether a scan of a JPEG ends before its last pixel.
+    """Return whether a scan of a JPEG ends before its last pixel.
 
     Pillow fills the missing pixels with grey, without a warning. False where simplejpeg is missing.
     """

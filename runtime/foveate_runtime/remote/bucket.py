@@ -118,7 +118,7 @@ class BucketStore:
         return url
 
     def _is_there(self, target: str, text: bytes, url: str) -> bool:
-        """Tell whether the version is there; raises RemoteError where it is another one."""
+        """Return whether the version is there; raises RemoteError where it is another one."""
         try:
             found = bytes(obstore.get(self._store(), target).bytes())
         except (FileNotFoundError, exceptions.NotFoundError):

@@ -249,7 +249,7 @@ class Mirror:
         return digest, (manifest.name, manifest.version)
 
     def _is_whole(self, digest: str) -> bool:
-        """Tell whether a bundle is among those fetched; what is damaged is removed."""
+        """Return whether a bundle is among those fetched; what is damaged is removed."""
         place = self._place(digest)
         if not digest or not place.is_dir():
             return False

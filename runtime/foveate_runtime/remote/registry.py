@@ -211,7 +211,7 @@ class _Client:
         return Image(config, manifest.layers)
 
     def has(self, digest: str) -> bool:
-        """Tell whether the registry has a blob."""
+        """Return whether the registry has a blob."""
         return self._request("HEAD", f"{self._blobs}/{digest}").status_code == requests.codes.ok
 
     def download(self, layer: Layer, path: Path) -> None:

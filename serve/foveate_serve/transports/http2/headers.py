@@ -118,7 +118,7 @@ class HeadReader:
 
 
 def _changes_table(block: bytes) -> bool:
-    """Tell whether a header block may change the connection's table (RFC 7541, section 6)."""
+    """Return whether a header block may change the connection's table (RFC 7541, section 6)."""
     position = 0
     try:
         while position < len(block):
