@@ -258,10 +258,10 @@ def page_part(result: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(script.Photographs):
+class Options(script.Options):
     """The command line; photographs are sent with `measure`."""
 
-    images: Path = script.folder(
+    images: Path | None = script.folder(
         "the photographs", "FOVEATE_IMAGENET_DIR", needed="--measure" in sys.argv
     )
     measure: bool = option("measure a server now")
@@ -272,11 +272,11 @@ def main() -> int:
     """Simulate, and measure where that is asked for; return the exit code."""
     options = script.parse(Options, __doc__, out=RESULTS, page=PAGE)
     work = measured_work()
-    compared = (
-        asked_now(work, options.repository, options.images, options.seconds)
-        if options.measure
-        else known(work)
-    )
+    if options.measure:
+        assert options.images is not None
+        compared = asked_now(work, options.repository, options.images, options.seconds)
+    else:
+        compared = known(work)
     busy = busiest(work)
     result = {
         "benchmark": "queueing",
