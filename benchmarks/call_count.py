@@ -35,7 +35,7 @@ from rich.table import Table
 from benchmarks import machine
 from foveate.v1.classifier_service_pb2 import ClassifyRequest
 from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
-from foveate_runtime.options import option, parse, parser_of
+from foveate_runtime.options import option, parse
 from foveate_serve.assembly import make_engine
 from foveate_serve.process import Process
 from foveate_serve.rpc.handlers import ClassifierHandler
@@ -239,11 +239,13 @@ def report(result: dict[str, Any]) -> None:
 
 def main() -> None:
     """Parse the command line, count, write the results and print them."""
-    description = __doc__.partition("\n")[0]
-    parser = parser_of(
-        Options, prog="python -m benchmarks.call_count", description=description, epilog=""
+    options = parse(
+        Options,
+        sys.argv[1:],
+        prog="python -m benchmarks.call_count",
+        description=__doc__.partition("\n")[0],
+        epilog="",
     )
-    options = parse(parser, Options, sys.argv[1:])
     if options.ask:
         client(options.ask, options.pictures)
         return

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 
 from benchmarks import machine, pages
-from foveate_runtime.options import option, parser_of
+from foveate_runtime.options import option
 from foveate_runtime.options import parse as parse_into
 
 
@@ -56,11 +56,14 @@ def parse(options: type[OptionsT], doc: str | None, *, out: Path, page: Path) ->
         out: the results file where the command line has none.
         page: the page where the command line has none.
     """
-    description = (doc or "").partition("\n")[0]
-    prog = f"python -m benchmarks.{out.stem}"
-    parser = parser_of(options, prog=prog, description=description, epilog="")
-    parser.set_defaults(out=out, page=page)
-    return parse_into(parser, options, sys.argv[1:])
+    return parse_into(
+        options,
+        sys.argv[1:],
+        prog=f"python -m benchmarks.{out.stem}",
+        description=(doc or "").partition("\n")[0],
+        epilog="",
+        defaults={"out": out, "page": page},
+    )
 
 
 def finish(

@@ -39,7 +39,7 @@ from foveate_runtime.backends.recommended import (
 from foveate_runtime.backends.registry import BACKENDS
 from foveate_runtime.console import DONE, FAILED, answer, positive, say
 from foveate_runtime.cores import count_cores
-from foveate_runtime.options import option, parse, parser_of
+from foveate_runtime.options import option, parse
 
 PROG = "foveate bench"
 
@@ -255,9 +255,9 @@ class Options:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command; return its exit code."""
-    options = parse(_parser(), Options, arguments)
+    options = _parse(arguments, {})
     if options.recommend:
-        options = parse(_parser(short=True), Options, arguments)
+        options = _parse(arguments, _SHORT)
     return answer(
         lambda: _run(options), PROG, usage=(ChoiceError,), failures=(PlanError, LoadGenError)
     )
@@ -428,17 +428,16 @@ _SLOW_TO_BUILD = ("torch_compile",)
 """The backends that --recommend leaves out: they would compile for minutes at every start."""
 
 
-def _parser(*, short: bool = False) -> argparse.ArgumentParser:
-    parser = parser_of(
+def _parse(arguments: Sequence[str], defaults: Mapping[str, object]) -> Options:
+    return parse(
         Options,
+        arguments,
         prog=PROG,
         description=DESCRIPTION,
         epilog="Names may have commas or spaces between them. "
         "example: foveate bench --repository models --model resnet18 --batch 1,8 --out bench",
+        defaults=defaults,
     )
-    if short:
-        parser.set_defaults(**_SHORT)
-    return parser
 
 
 def _distinct(lists: Iterable[Sequence[str]]) -> tuple[str, ...]:

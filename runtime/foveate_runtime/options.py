@@ -82,12 +82,20 @@ def _settings(hint: Any, more: Mapping[str, Any], *, positional: bool) -> dict[s
 
 
 def parse(
-    parser: argparse.ArgumentParser, options: type[OptionsT], arguments: Sequence[str]
+    options: type[OptionsT],
+    arguments: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    epilog: str,
+    defaults: Mapping[str, object] = {},
 ) -> OptionsT:
-    """Parse the arguments into `options`, whose parser `parser_of` made.
+    """Parse the arguments of a command into `options`; a list of values becomes a tuple.
 
-    A list of values becomes a tuple.
+    `defaults` take the place of those of the fields; the rest is as in `parser_of`.
     """
+    parser = parser_of(options, prog=prog, description=description, epilog=epilog)
+    parser.set_defaults(**defaults)
     return options(
         **{
             name: tuple(value) if isinstance(value, list) else value

@@ -7,6 +7,7 @@ Corpora and findings stay in fuzz-output/NAME; a finding is run again by
 `python -m tests.fuzz.NAME fuzz-output/NAME 1 0 0` with its file alone in the corpus.
 """
 
+import argparse
 import re
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from benchmarks import machine
 from rich.console import Console
 from rich.table import Table
 
-from foveate_runtime.options import argument, option, parse, parser_of
+from foveate_runtime.options import argument, option, parse
 
 EXECUTIONS = {
     "pictures": 1_000_000,
@@ -31,11 +32,19 @@ EXECUTIONS = {
 """Of each target; `calls` asks a server with the transport named."""
 
 
+def _target(text: str) -> str:
+    if text not in EXECUTIONS:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(EXECUTIONS)}")
+    return text
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """The command line."""
 
-    targets: tuple[str, ...] = argument(", ".join(EXECUTIONS), nargs="*", metavar="TARGET")
+    targets: tuple[str, ...] = argument(
+        ", ".join(EXECUTIONS), nargs="*", metavar="TARGET", type=_target
+    )
     seconds: int = option("of each target, 0: no limit", default=0)
     seed: int = option("of the fuzzer", default=1)
     repository: Path = option("of the classifiers", default=Path("demo-output/repository"))
@@ -96,12 +105,14 @@ def show(outcomes: Sequence[Outcome]) -> None:
 
 
 def main() -> int:
-    description = __doc__.partition("\n")[0]
-    parser = parser_of(Options, prog="python -m tests.fuzz", description=description, epilog="")
-    options = parse(parser, Options, sys.argv[1:])
+    options = parse(
+        Options,
+        sys.argv[1:],
+        prog="python -m tests.fuzz",
+        description=__doc__.partition("\n")[0],
+        epilog="",
+    )
     targets = options.targets or list(EXECUTIONS)
-    if unknown := sorted(set(targets) - set(EXECUTIONS)):
-        parser.error(f"no target {unknown[0]!r}: there are {', '.join(EXECUTIONS)}")
     with ThreadPoolExecutor(2) as pool:
         outcomes = list(pool.map(lambda target: run(target, options), targets))
     show(outcomes)

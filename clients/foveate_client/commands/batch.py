@@ -189,7 +189,13 @@ class _Summary:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the subcommand and return its exit code."""
-    parser = _parser()
+    parser = parser_of(
+        Options,
+        prog="foveate batch",
+        description="Classify any number of pictures into a table. A run that was cut off, even "
+        "by kill -9, goes on where it was when the same command is given again.",
+        epilog="example: foveate batch photos --repository models --out photos.parquet",
+    )
     options = parse(parser, Options, arguments)
     _require_sense(parser, options)
     outputs = _outputs(options)
@@ -607,13 +613,3 @@ def _record(summary: _Summary, plan: Plan, outputs: Outputs) -> dict[str, Any]:
             ],
         },
     }
-
-
-def _parser() -> argparse.ArgumentParser:
-    return parser_of(
-        Options,
-        prog="foveate batch",
-        description="Classify any number of pictures into a table. A run that was cut off, even "
-        "by kill -9, goes on where it was when the same command is given again.",
-        epilog="example: foveate batch photos --repository models --out photos.parquet",
-    )

@@ -100,7 +100,12 @@ class Options(TrustOptions, SourceOptions):
 
 def main(arguments: Sequence[str]) -> int:
     """Run the subcommand and return its exit code."""
-    parser = _parser()
+    parser = parser_of(
+        Options,
+        prog="foveate classify",
+        description="Classify pictures, and show what the classifier looked at.",
+        epilog="example: foveate classify cat.jpg --address localhost:50051 --cam",
+    )
     options = parse(parser, Options, arguments)
     if options.images.count(STDIN) > 1:
         parser.error("standard input can be read only once")
@@ -400,12 +405,3 @@ def _explanations(
         Text.assemble((f"  {line}\n", "dim"), f"    {path}", overflow="ignore", no_wrap=True)
         for line, path in zip(lines, (*written.cams, *written.feature_maps), strict=True)
     ]
-
-
-def _parser() -> argparse.ArgumentParser:
-    return parser_of(
-        Options,
-        prog="foveate classify",
-        description="Classify pictures, and show what the classifier looked at.",
-        epilog="example: foveate classify cat.jpg --address localhost:50051 --cam",
-    )

@@ -1,6 +1,5 @@
 """`foveate health`: asks a server whether it serves (grpc.health.v1)."""
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -38,7 +37,12 @@ class Options(SecurityOptions):
 
 def main(arguments: Sequence[str]) -> int:
     """Run the subcommand and return its exit code."""
-    parser = _parser()
+    parser = parser_of(
+        Options,
+        prog="foveate health",
+        description="Ask a server whether it serves; the exit code is 0 if it does, else 1.",
+        epilog="example: foveate health --address localhost:50051",
+    )
     options = parse(parser, Options, arguments)
     try:
         channel = _open(options)
@@ -83,12 +87,3 @@ def _ask(channel: grpc.Channel, options: Options) -> HealthCheckResponse:
         return next(serving, HealthCheckResponse())
     finally:
         watch.cancel()
-
-
-def _parser() -> argparse.ArgumentParser:
-    return parser_of(
-        Options,
-        prog="foveate health",
-        description="Ask a server whether it serves; the exit code is 0 if it does, else 1.",
-        epilog="example: foveate health --address localhost:50051",
-    )

@@ -47,7 +47,12 @@ _READY_SECONDS = 10.0
 
 def main(arguments: Sequence[str]) -> int:
     """Run the subcommand and return its exit code."""
-    parser = _parser()
+    parser = parser_of(
+        Options,
+        prog="foveate load",
+        description="Put a server under load and measure its latencies and its throughput.",
+        epilog="example: foveate load photos --address localhost:50051 --concurrency 32",
+    )
     options = parse(parser, Options, arguments)
     _require_sense(parser, options)
     try:
@@ -221,12 +226,3 @@ async def _search(
     )
     if outcome.found is not None:
         outcome.measurement = outcome.found.measurement
-
-
-def _parser() -> argparse.ArgumentParser:
-    return parser_of(
-        Options,
-        prog="foveate load",
-        description="Put a server under load and measure its latencies and its throughput.",
-        epilog="example: foveate load photos --address localhost:50051 --concurrency 32",
-    )

@@ -82,7 +82,14 @@ class Options(SourceOptions):
 
 def main(arguments: Sequence[str]) -> int:
     """Run the subcommand and return its exit code."""
-    parser = _parser()
+    parser = parser_of(
+        Options,
+        optional=SOURCE,
+        prog="foveate models",
+        description="List the models of a server or a repository, describe one, or change "
+        "which ones a server serves.",
+        epilog="example: foveate models resnet18 --repository models",
+    )
     options = parse(parser, Options, arguments)
     if options.graph is not None:
         return _graph(parser, options, options.graph)
@@ -296,14 +303,3 @@ def _columns(*names: str) -> Table:
     for name in names:
         table.add_column(name)
     return table
-
-
-def _parser() -> argparse.ArgumentParser:
-    return parser_of(
-        Options,
-        optional=SOURCE,
-        prog="foveate models",
-        description="List the models of a server or a repository, describe one, or change "
-        "which ones a server serves.",
-        epilog="example: foveate models resnet18 --repository models",
-    )

@@ -1,6 +1,5 @@
 """`foveate evaluate`: the accuracy of a bundle, measured with the pieces that serve it."""
 
-import argparse
 import json
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
@@ -33,7 +32,7 @@ from foveate_runtime.evaluation.multilabel import (
 from foveate_runtime.evaluation.randomisation import measure_randomisation
 from foveate_runtime.evaluation.report import ReportError, fill_report, open_report
 from foveate_runtime.evaluation.trusted import TrustTally
-from foveate_runtime.options import option, parse, parser_of
+from foveate_runtime.options import option, parse
 from foveate_runtime.remote.location import Location, is_url
 from foveate_runtime.remote.mirror import Mirror, cache_folder
 from foveate_runtime.trust.reliability import expected_calibration_error
@@ -91,12 +90,8 @@ class Options:
 
 def main(arguments: Sequence[str]) -> int:
     """Measure a bundle and return the exit code."""
-    options = parse(_parser(), Options, arguments)
+    options = parse(Options, arguments, prog=PROG, description=DESCRIPTION, epilog=EPILOG)
     return answer(lambda: _run(options), PROG, usage=(NoModelError, ReportError))
-
-
-def _parser() -> argparse.ArgumentParser:
-    return parser_of(Options, prog=PROG, description=DESCRIPTION, epilog=EPILOG)
 
 
 def _run(options: Options) -> int:
