@@ -11,7 +11,7 @@ import tarfile
 import zlib
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import TextIOWrapper
@@ -259,7 +259,7 @@ class Listing:
 
     def count(self) -> int | None:
         """Return how many there are; standard input can be read only once."""
-        return None if self._path is None else _length(self._lines())
+        return None if self._path is None else sum(1 for _ in self._lines())
 
     def _lines(self) -> Iterator[str]:
         name = self._path or "standard input"
@@ -524,7 +524,3 @@ def _stripped(lines: BinaryIO) -> Iterator[str]:
 
 def _text(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def _length(things: Iterable[object]) -> int:
-    return sum(1 for _ in things)

@@ -60,7 +60,8 @@ class Places:
     def take(self, host: str) -> Place | None:
         """Return a place for a connection from an address; None where there is none."""
         client = client_of(host)
-        if self._count + self._holds(client) >= self._most and not self._make_room(client):
+        held = len(self._held.get(client, ()))
+        if self._count + held >= self._most and not self._make_room(client):
             return None
         place = Place(self, client)
         self._held[client][place] = None
@@ -75,9 +76,6 @@ class Places:
             self._count -= 1
             if not held:
                 del self._held[place.client]
-
-    def _holds(self, client: str) -> int:
-        return len(self._held.get(client, ()))
 
     def _make_room(self, client: str) -> bool:
         """Close a connection of the address that has no call; return whether there was one."""
