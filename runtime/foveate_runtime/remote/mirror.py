@@ -56,11 +56,6 @@ class _State(BaseModel):
     digests: dict[str, str] = {}
 
 
-def newest(model: str, versions: Sequence[int]) -> Iterable[int]:  # noqa: ARG001 - of any model
-    """Choose the newest version of each model."""
-    return (max(versions),)
-
-
 def cache_folder(location: Location) -> Path:
     """Return the folder of a place's mirror: below FOVEATE_CACHE or the user's cache."""
     base = os.environ.get("FOVEATE_CACHE") or Path(
