@@ -48,29 +48,30 @@ def client_maker(options: SourceOptions) -> Callable[[], Client]:
         return partial(_open, options.repository, options.timeout, options.require_signature)
     if options.address is None:
         raise FoveateError("neither --address nor --repository is given")
-    with _connection_errors():
+    with connection_errors():
         connection = connection_options(options)
     return partial(_connect, options.address, options.timeout, connection)
 
 
 def _open(repository: str, timeout: float, keys: Path | None) -> Client:
-    with _connection_errors():
+    with connection_errors():
         return Client.local(repository, timeout=timeout, require_signature=keys)
 
 
 def _connect(address: str, timeout: float, connection: ConnectionOptions) -> Client:
-    with _connection_errors():
+    with connection_errors():
         return Client(address, timeout=timeout, **connection)
 
 
 def open_repository_client(address: str, options: SourceOptions) -> RepositoryClient:
     """Return a client that changes the models of a server. Raises FoveateError."""
-    with _connection_errors():
+    with connection_errors():
         return RepositoryClient(address, timeout=options.timeout, **connection_options(options))
 
 
 @contextmanager
-def _connection_errors() -> Iterator[None]:
+def connection_errors() -> Iterator[None]:
+    """Raise the errors of files and flags of a connection as FoveateError."""
     try:
         yield
     except OSError as error:

@@ -9,12 +9,14 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from foveate_client._connection import Retries
+from foveate_client._exceptions import FoveateError
 from foveate_client._transports.channel import NO_PROXY, PLAINTEXT, Caller
 from foveate_client._transports.status import details_of
 from foveate_client.commands._numbers import seconds
 from foveate_client.commands._options import SecurityOptions, argument, option, parse, parser_of
 from foveate_client.commands._shared import (
     complain,
+    connection_errors,
     connection_options,
 )
 
@@ -45,11 +47,9 @@ def main(arguments: Sequence[str]) -> int:
     )
     options = parse(parser, Options, arguments)
     try:
-        channel = _open(options)
-    except OSError as error:
-        complain(parser, f"cannot read {error.filename}: {error.strerror}")
-        return 1
-    except ValueError as error:
+        with connection_errors():
+            channel = _open(options)
+    except FoveateError as error:
         complain(parser, str(error))
         return 1
     with channel:

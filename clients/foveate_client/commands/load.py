@@ -27,6 +27,7 @@ from foveate_client.commands._load_report import (
 from foveate_client.commands._options import parse, parser_of
 from foveate_client.commands._shared import (
     complain,
+    connection_errors,
     connection_options,
     describe,
 )
@@ -55,16 +56,10 @@ def main(arguments: Sequence[str]) -> int:
     )
     options = parse(parser, Options, arguments)
     _require_sense(parser, options)
-    try:
-        targets = _targets(options)
-    except ValueError as error:
-        complain(parser, str(error))
-        return 1
-    except OSError as error:
-        complain(parser, f"cannot read {error.filename}: {error.strerror}")
-        return 1
     console = Console(stderr=True, highlight=False)
     try:
+        with connection_errors():
+            targets = _targets(options)
         outcomes = asyncio.run(_measure(targets, options, console))
         if options.plot is not None:
             save_plot(options.plot, curves(outcomes))
