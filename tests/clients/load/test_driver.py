@@ -63,7 +63,7 @@ async def test_the_open_loop_counts_what_waits_behind_a_stall(served):
     async def stalled(run):
         before = len(served.service.asked)
         waiting = asyncio.create_task(run)
-        await until(lambda: len(served.service.asked) >= before + 10)
+        await until(lambda: len(served.service.asked) >= before + 20)
         served.service.stall(0.6)
         return await waiting
 

@@ -34,7 +34,7 @@ from foveate_runtime.bundle.manifest import (
 from foveate_runtime.cores import count_cores
 
 # `OnnxFile` raises ValueError for a node that cannot be read.
-_ERRORS = (ValueError, *ENGINE_ERRORS)
+_ERRORS: tuple[type[Exception], ...] = (ValueError, *ENGINE_ERRORS)
 
 
 @cache
