@@ -39,12 +39,12 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", *(("AVIF",) if avif.SUPPORTED el
 """The only formats whose decoders untrusted bytes reach."""
 
 _SIGNATURES = (b"\xff\xd8\xff", SIGNATURE, b"GIF87a", b"GIF89a")
-"""What begins like this is of one of the formats, also where Pillow does not recognise it."""
+"""The first bytes of the formats, also of files that Pillow does not recognise."""
 _AVIF_SIGNATURES = frozenset((b"ftypavif", b"ftypavis"))
 _BMP_HEADS = frozenset(size.to_bytes(4, "little") for size in (12, 40, 52, 56, 64, 108, 124))
 
 MODES = MappingProxyType({1: "L", 3: "RGB", 4: "RGBA"})
-"""Pillow's names of what a picture is decoded to, by the channels."""
+"""Pillow's modes of decoded pictures, by the number of channels."""
 
 MAX_PIXELS = 178_000_000
 """Pillow refuses more by itself: see `Image.MAX_IMAGE_PIXELS`."""
@@ -122,7 +122,7 @@ class ImageLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class Orientation:
-    """How the stored rows and columns become the upright picture, as EXIF says.
+    """How the stored rows and columns become the upright picture, by EXIF.
 
     `mirror_x` and `mirror_y` turn the stored picture over, then `swap`
     exchanges its axes.
@@ -403,7 +403,7 @@ def _require_few_scans(data: bytes, pixels: int, limits: ImageLimits) -> None:
 
 
 def _has_colours(image: Image.Image) -> bool:
-    """Tell whether a decoded picture shows colours, which grey ones in RGB do not."""
+    """Return whether a decoded picture shows colours, which grey ones in RGB do not."""
     if image.mode.startswith(("1", "L", "I")):
         return False
     few = image.resize(_SAMPLE, Image.Resampling.NEAREST).convert("RGB")
@@ -411,9 +411,10 @@ def _has_colours(image: Image.Image) -> bool:
 
 
 def _orientation(image: Image.Image) -> Orientation | None:
-    """Return what the metadata of a picture says, once its pixels are decoded: a PNG's may follow.
+    """Return the orientation in a picture's metadata, which in a PNG may follow the pixels.
 
-    None where it is malformed and says nothing. Raises TooManyPartsError.
+    To call once the pixels are decoded. None where the metadata is malformed. Raises
+    TooManyPartsError.
     """
     try:
         exif = _exif(image)

@@ -76,7 +76,7 @@ _EXTENSION, _PICTURE, _TRAILER = 0x21, 0x2C, 0x3B
 
 
 class TooManyPartsError(Exception):
-    """A file has more parts than are taken; the message says of what, `limit` how many."""
+    """A file has more parts of a kind than `limit`."""
 
     def __init__(self, what: str, limit: int) -> None:
         super().__init__(f"the picture has more than {limit} {what}, which is the limit")
