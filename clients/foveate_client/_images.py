@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, cast
 
 from foveate.v1.classifier_service_pb2 import RawImage
-from foveate_client._exceptions import ImageError
+from foveate_client._exceptions import ImageError, TooMuchMemoryError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,6 +43,11 @@ _STRIP = 256
 
 MAX_FILE_BYTES = 256 * 2**20
 """A file above this size is not read: no message may be as large."""
+
+_MAX_COEFFICIENT_BYTES = 192 * 2**20
+_COEFFICIENT_BYTES = 2
+"""libjpeg's JCOEF (jmorecfg.h)."""
+_START_OF_SCAN = 0xFFDA
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +104,8 @@ def open_reduced(image: ImageInput, largest: int | None) -> tuple[Image.Image, t
     """Return the same, and its own size, with at most `largest` pixels on the longer side.
 
     A larger one is reduced by a whole number before it is converted and turned, so
-    that no second picture of its size is held.
+    that no second picture of its size is held. Raises TooMuchMemoryError for a JPEG
+    in several scans that cannot be reduced within 192 MiB.
     """
     if isinstance(image, Prepared):
         return _reduced(_from_array(image.pixels), largest)
@@ -111,6 +117,8 @@ def open_reduced(image: ImageInput, largest: int | None) -> tuple[Image.Image, t
     data = path_or_bytes if isinstance(path_or_bytes, bytes) else _read(Path(path_or_bytes))
     try:
         return _decoded(data, largest)
+    except TooMuchMemoryError:
+        raise
     except ImageError:
         mended = _mended(data)
         if mended == data:
@@ -125,6 +133,7 @@ def _decoded(data: bytes, largest: int | None) -> tuple[Image.Image, tuple[int, 
         with Image.open(io.BytesIO(_upright_by_itself(data))) as opened:
             size = opened.size
             if (factor := _factor(size, largest)) > 1:
+                _require_few_coefficients(opened, data)
                 # A JPEG is decoded at an eighth of its size, or more.
                 opened.draft(None, (-(-size[0] // factor), -(-size[1] // factor)))
             opened.load()
@@ -135,6 +144,39 @@ def _decoded(data: bytes, largest: int | None) -> tuple[Image.Image, tuple[int, 
         ) from error
     except (*_MALFORMED, Image.DecompressionBombError) as error:
         raise ImageError(f"cannot draw on the picture: {error}") from error
+
+
+def _require_few_coefficients(image: Image.Image, data: bytes) -> None:
+    """Raise TooMuchMemoryError for a JPEG whose coefficients take too much, at any scale.
+
+    libjpeg holds those of all components until the last scan, unless the first scan has
+    all components and no other follows (jdmaster.c, has_multiple_scans).
+    """
+    layers = [(across, down) for _, across, down, _ in getattr(image, "layer", ())]
+    if not layers or not _in_several_scans(data, len(layers), image):
+        return
+    most_across, most_down = (max(factors) for factors in zip(*layers, strict=True))
+    share = sum(across * down for across, down in layers) / (most_across * most_down)
+    needed = int(share * image.width * image.height) * _COEFFICIENT_BYTES
+    if needed > _MAX_COEFFICIENT_BYTES:
+        raise TooMuchMemoryError(
+            f"cannot draw on the picture: a JPEG in several scans of {image.width} x "
+            f"{image.height} pixels takes {needed >> 20} MiB to decode; the limit is "
+            f"{_MAX_COEFFICIENT_BYTES >> 20} MiB"
+        )
+
+
+def _in_several_scans(data: bytes, components: int, image: Image.Image) -> bool:
+    if "progressive" in image.info:
+        return True
+    position = 2
+    while position + 5 <= len(data):
+        marker, length = struct.unpack_from(">HH", data, position)
+        if marker == _START_OF_SCAN:
+            return data[position + 4] < components
+        # Any number of 0xFF may stand before a marker (ITU-T T.81, section B.1.1.2).
+        position += 1 if marker == 0xFFFF else 2 + length
+    return False
 
 
 def _factor(size: tuple[int, int], largest: int | None) -> int:

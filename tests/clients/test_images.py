@@ -7,7 +7,13 @@ import pytest
 from PIL import Image, features
 
 from foveate_client import Client, ImageError, Prepared
-from foveate_client._images import image_field, open_upright
+from foveate_client._exceptions import TooMuchMemoryError
+from foveate_client._images import (
+    _require_few_coefficients,
+    image_field,
+    open_reduced,
+    open_upright,
+)
 
 ORIENTATION = 0x0112
 ROTATED = 6
@@ -204,3 +210,42 @@ def test_what_is_no_picture_is_a_type_error(server):
 def test_what_cannot_be_drawn_upon_says_why():
     with pytest.raises(ImageError, match="cannot draw on the picture: Pillow, as it is installed"):
         open_upright(b"not a picture")
+
+
+def sized(data, width, height):
+    """Return a JPEG that states another size in its frame header."""
+    at = max(data.find(b"\xff\xc0"), data.find(b"\xff\xc2")) + 5
+    return data[:at] + height.to_bytes(2) + width.to_bytes(2) + data[at + 4 :]
+
+
+@pytest.mark.parametrize(
+    ("mode", "written", "mebibytes"),
+    [
+        ("RGB", {"progressive": True, "subsampling": 0}, 283),
+        ("CMYK", {"progressive": True}, 378),
+        ("RGB", {"progressive": True, "subsampling": 2}, None),
+        ("L", {"progressive": True}, None),
+        ("RGB", {"subsampling": 0}, None),
+    ],
+)
+def test_a_jpeg_whose_coefficients_take_too_much_is_not_drawn_upon(mode, written, mebibytes):
+    buffer = io.BytesIO()
+    Image.new(mode, (16, 16)).save(buffer, "JPEG", **written)
+    large = sized(buffer.getvalue(), 8000, 6200)
+    with Image.open(io.BytesIO(large)) as opened:
+        assert opened.size == (8000, 6200)
+        if mebibytes is None:
+            _require_few_coefficients(opened, large)
+            return
+    with pytest.raises(TooMuchMemoryError, match=f"takes {mebibytes} MiB to decode; the limit is"):
+        open_reduced(large, 2048)
+
+
+def test_a_baseline_jpeg_in_a_scan_a_component_counts_as_well():
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(buffer, "JPEG", subsampling=0)
+    data = sized(buffer.getvalue(), 8000, 6200)
+    at = data.index(b"\xff\xda")
+    alone = data[:at] + b"\xff\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00"
+    with pytest.raises(TooMuchMemoryError, match="takes 283 MiB"):
+        open_reduced(alone, 2048)
