@@ -162,7 +162,7 @@ def check_fit(module: nn.Module, state: StateDict) -> None:
 
 
 def _advice(differences: Mapping[str, Sequence[str]]) -> str:
-    """Say what to do where one layer alone, such as the head, is missing or another one."""
+    """Return what to do where one layer alone, such as the head, is missing or another one."""
     missing = {key.rpartition(".")[0] for key in differences["missing"]}
     if len(missing) != 1 or differences["of another shape"]:
         return ""
