@@ -53,6 +53,7 @@ class InTorch:
         # Only here: a bundle needs no torch.
         import torch  # noqa: PLC0415
 
+        from benchmarks import attention_networks  # noqa: F401, PLC0415 - registers them
         from foveate_export.exporter import examine  # noqa: PLC0415
         from foveate_export.graph.classifier import ExplainedClassifier  # noqa: PLC0415
         from foveate_export.sources import load_source  # noqa: PLC0415

@@ -1,6 +1,7 @@
 """What pages say of a benchmark is what its results say."""
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from benchmarks import (
+    attention_variants,
     batch,
     comparison,
     determinism,
@@ -34,6 +36,7 @@ from benchmarks import (
 )
 
 WRITERS = {
+    "attention_variants": attention_variants,
     "batch": batch,
     "comparison": comparison,
     "determinism": determinism,
@@ -88,6 +91,19 @@ def test_determinism_finds_what_changes_and_how_much() -> None:
     assert not any(change["same_bits"] for change in found.values())
     assert found["a new start"]["logits"] == 1.5
     assert found["all of it"]["best_changes"] == 1
+
+
+def test_the_page_names_the_variants_that_leave_fp32_by_more_than_a_point() -> None:
+    result = json.loads(attention_variants.RESULTS.read_text(encoding="utf-8"))
+    text = attention_variants.PAGE.read_text(encoding="utf-8")
+    (named,) = re.findall(r"More than a point away from fp32: (.+)\.$", text, re.MULTILINE)
+    away = [
+        f"`{name}` in {variant}"
+        for name, network in result["networks"].items()
+        for variant, row in network["variants"].items()
+        if row["agreement"] < 0.99
+    ]
+    assert named == ("; ".join(away) or "none")
 
 
 @pytest.mark.parametrize("variation", [1.0, 0.0])

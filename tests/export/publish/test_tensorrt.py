@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,6 +20,7 @@ import pytest
 import tensorrt_rtx
 from numpy.typing import NDArray
 from onnx import helper
+from torch import nn
 
 from foveate_export.commands import engines as engines_command
 from foveate_export.commands import export as export_command
@@ -39,6 +41,7 @@ from foveate_runtime.backends.base import BackendError, graph_outputs
 from foveate_runtime.backends.tensorrt.flavour import TENSORRT_RTX, load_library
 from foveate_runtime.backends.tensorrt.sidecar import Range, Sidecar, find_engines
 from foveate_runtime.bundle.bundle import Bundle
+from foveate_runtime.bundle.manifest import MOST_RANKS
 from foveate_runtime.bundle.publishing import RepositoryError
 from foveate_train import registry
 from foveate_train.classifier import Classifier
@@ -157,6 +160,32 @@ def test_engines_of_large_networks_in_every_precision(
         for file in in_every_precision(written, photographs.images[:2]):
             # Every weight is in the engine, in a byte at least.
             assert len(build(file, outputs, ada)) > parameters
+
+
+def test_more_classes_than_tensorrt_sorts_get_an_engine_that_explains(
+    digit_classifier: Callable[..., Classifier],
+    digits: Pictures,
+    tmp_path: Path,
+    ada: Target,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    classes = MOST_RANKS + 1000
+    network = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes)
+    )
+    labels = tuple(map(str, range(classes)))
+    classifier = replace(digit_classifier(network), labels=labels)
+    exported = export(
+        classifier, repository=tmp_path, name="many", pictures=digits, variants=("fp32", "fp16")
+    )
+    outputs = graph_outputs(exported.manifest)
+    for file in ("model.onnx", "model.fp16.onnx"):
+        assert len(build(exported.path / file, outputs, ada)) > 4 * 8 * classes / 2
+    # That many ranks and no more: TensorRT refuses to sort further.
+    monkeypatch.setattr("foveate_export.graph.classifier.MOST_RANKS", MOST_RANKS + 1)
+    file = export(classifier, repository=tmp_path, name="more", pictures=digits).path / "model.onnx"
+    with pytest.raises(EngineError, match=str(MOST_RANKS)):
+        build(file, outputs, ada)
 
 
 def test_one_engine_for_several_gpus(exported: Exported, bundle: Path) -> None:

@@ -2,6 +2,9 @@
 
 import json
 import shutil
+from collections import Counter
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -9,18 +12,25 @@ import onnx
 import pytest
 import skimage
 import torch
+from benchmarks.attention_variants import in_integers
+from timm.models.convnext import ConvNeXt
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from foveate_export.commands import export as export_command
 from foveate_export.errors import AccuracyError, ExportError, UsageError
 from foveate_export.exporter import export
+from foveate_export.graph.classifier import ExplainedClassifier
+from foveate_export.graph.onnx import write_onnx
 from foveate_export.pictures import Pictures
 from foveate_export.proof.comparison import TOLERANCES
 from foveate_export.publish.bundle import Exported
+from foveate_export.publish.variants import INT8
 from foveate_export.publish.variants.acceptance import check_drop
 from foveate_export.publish.variants.calibration import MOST, Calibration, open_calibration
 from foveate_export.publish.variants.half import halve
-from foveate_export.publish.variants.quantise import find_trunk
+from foveate_export.publish.variants.quantise import Scheme, candidates, find_trunk
 from foveate_runtime.backends.registry import create_runner
 from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.bundle.golden import open_golden, refusals
@@ -130,6 +140,47 @@ def test_int8_holds_every_layer_in_int8(lite0_export: Exported) -> None:
         weight = makers[node.input[1]]
         assert weight.op_type == makers[node.input[0]].op_type == "DequantizeLinear"
     assert lite0_export.manifest.variant("int8").quantisation.float_layers == ()
+
+
+TRANSFORMERS: dict[str, Callable[[], nn.Module]] = {
+    "convnext": lambda: ConvNeXt(
+        in_chans=1, num_classes=10, depths=(1, 1, 1, 1), dims=(8, 8, 16, 16), patch_size=2,
+        output_stride=8,
+    ),
+    "swin": lambda: SwinTransformer(
+        img_size=28, patch_size=2, in_chans=1, num_classes=10, embed_dim=12,
+        depths=(2, 1), num_heads=(2, 2), window_size=7,
+    ),
+    "vit": lambda: VisionTransformer(
+        img_size=28, patch_size=7, in_chans=1, num_classes=10, embed_dim=24, depth=2, num_heads=3
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("scheme", INT8.values())
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_int8_keeps_softmax_and_gelu_in_float(
+    name: str, scheme: Scheme, tmp_path: Path, digits: Pictures, digit_classifier
+) -> None:
+    torch.manual_seed(0)
+    classifier = digit_classifier(TRANSFORMERS[name]())
+    source, target = tmp_path / "model.onnx", tmp_path / "int8.onnx"
+    # Without maps: they compute in float in any case.
+    graph = ExplainedClassifier(classifier.module, classifier.input, None, []).eval()
+    write_onnx(graph, classifier.input, source)
+    next(candidates(source, target, digits.images[:4], scheme, stage=lambda _: nullcontext()))
+    before, after = (
+        Counter(node.op_type for node in onnx.load(file).graph.node) for file in (source, target)
+    )
+    kept = {"Softmax", "Gelu"} & before.keys()
+    assert kept == ({"Gelu"} if name == "convnext" else {"Softmax", "Gelu"})
+    found = onnx.load(target).graph
+    integers = in_integers(found)
+    assert integers
+    for node in found.node:
+        if node.op_type in kept:
+            assert node.output[0] not in integers
+    assert {kind: before[kind] for kind in kept} == {kind: after[kind] for kind in kept}
 
 
 def test_maps_dequantise_the_rows_that_they_read_alone(lite0_export: Exported) -> None:
