@@ -26,7 +26,6 @@ names of their folders. The tables go into docs/performance.md as well.
 
 import argparse
 import asyncio
-import io
 import os
 import shutil
 import subprocess
@@ -41,7 +40,6 @@ from typing import Any
 
 import grpc
 import numpy as np
-from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -52,6 +50,7 @@ from benchmarks.batched import LIMITS, Batches
 from benchmarks.digits import NAME as LENET
 from benchmarks.digits import export_lenet
 from benchmarks.loops import Loop, looping
+from benchmarks.pictures import enlarged
 from benchmarks.request_cost import MODEL, ratio, summary
 from benchmarks.server import HELD, Server, serving
 from foveate.v1.classifier_service_pb2 import ClassifyRequest
@@ -69,7 +68,6 @@ CONCURRENCIES = (1, 8, 32)
 COPIES = 3
 """Of the photographs in a run of a loop, so that filling and emptying it weighs little."""
 LARGE = 25
-LARGE_PIXELS = 12_000_000
 OPEN_SHARE = 0.7
 OPEN_ROUNDS = 3
 
@@ -175,12 +173,8 @@ def enlarge(pictures: Sequence[bytes], folder: Path) -> list[bytes]:
     """Write the pictures into `folder` at twelve megapixels, and return the files."""
     files = []
     for number, picture in enumerate(pictures):
-        with Image.open(io.BytesIO(picture)) as image:
-            factor = (LARGE_PIXELS / (image.width * image.height)) ** 0.5
-            size = round(factor * image.width), round(factor * image.height)
-            large = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
         path = folder / f"{number:02}.jpg"
-        large.save(path, "JPEG", quality=90)
+        enlarged(picture).save(path, "JPEG", quality=90)
         files.append(path.read_bytes())
     return files
 

@@ -2,6 +2,7 @@
 
 FoveateError
 ├── ImageError                        a picture cannot be read on this side
+│   └── TooMuchMemoryError            it takes too much memory to draw on
 ├── MissingDistributionError          a part of Foveate is not installed
 ├── ForkedError                       the client was made before a fork
 └── CallError                         a call was answered with an error
@@ -40,6 +41,10 @@ class FoveateError(Exception):
 
 class ImageError(FoveateError):
     """A picture cannot be read on this side: a missing file, or an array of the wrong kind."""
+
+
+class TooMuchMemoryError(ImageError):
+    """A picture can be classified, but takes more memory to draw on than is allowed."""
 
 
 class ForkedError(FoveateError):

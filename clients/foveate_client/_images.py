@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 import sys
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, cast
 
 from foveate.v1.classifier_service_pb2 import RawImage
-from foveate_client._exceptions import ImageError
+from foveate_client._exceptions import ImageError, TooMuchMemoryError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,14 +24,30 @@ if TYPE_CHECKING:
 _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
 _UNSCALED_MODES = frozenset({"F", "I"})
 _FAST = 1
-_MALFORMED = (OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error)
+_MALFORMED = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    RuntimeError,
+    struct.error,
+)
 """What Pillow raises for pictures and metadata that are damaged."""
+
+_AVIF_METADATA = re.compile(rb"(infe(?:\x02.{7}|\x03.{9}))(?:Exif|mime)", re.DOTALL)
+"""An entry of an AVIF's items up to its kind (ISO/IEC 14496-12, `ItemInfoEntry`)."""
 
 _STRIP = 256
 """Rows that are reduced at once."""
 
 MAX_FILE_BYTES = 256 * 2**20
 """A file above this size is not read: no message may be as large."""
+
+_MAX_COEFFICIENT_BYTES = 192 * 2**20
+_COEFFICIENT_BYTES = 2
+"""libjpeg's JCOEF (jmorecfg.h)."""
+_START_OF_SCAN = 0xFFDA
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +104,8 @@ def open_reduced(image: ImageInput, largest: int | None) -> tuple[Image.Image, t
     """Return the same, and its own size, with at most `largest` pixels on the longer side.
 
     A larger one is reduced by a whole number before it is converted and turned, so
-    that no second picture of its size is held.
+    that no second picture of its size is held. Raises TooMuchMemoryError for a JPEG
+    in several scans that cannot be reduced within 192 MiB.
     """
     if isinstance(image, Prepared):
         return _reduced(_from_array(image.pixels), largest)
@@ -99,26 +117,66 @@ def open_reduced(image: ImageInput, largest: int | None) -> tuple[Image.Image, t
     data = path_or_bytes if isinstance(path_or_bytes, bytes) else _read(Path(path_or_bytes))
     try:
         return _decoded(data, largest)
+    except TooMuchMemoryError:
+        raise
     except ImageError:
-        bare = _without_metadata(data)
-        if len(bare) == len(data):
+        mended = _mended(data)
+        if mended == data:
             raise
-    return _decoded(bare, largest)
+    return _decoded(mended, largest)
 
 
 def _decoded(data: bytes, largest: int | None) -> tuple[Image.Image, tuple[int, int]]:
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(data)) as opened:
+        with Image.open(io.BytesIO(_upright_by_itself(data))) as opened:
             size = opened.size
             if (factor := _factor(size, largest)) > 1:
+                _require_few_coefficients(opened, data)
                 # A JPEG is decoded at an eighth of its size, or more.
                 opened.draft(None, (-(-size[0] // factor), -(-size[1] // factor)))
             opened.load()
             return _reduced(opened, largest)[0], _upright_size(size, opened)
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            "cannot draw on the picture: Pillow, as it is installed here, does not read it"
+        ) from error
     except (*_MALFORMED, Image.DecompressionBombError) as error:
         raise ImageError(f"cannot draw on the picture: {error}") from error
+
+
+def _require_few_coefficients(image: Image.Image, data: bytes) -> None:
+    """Raise TooMuchMemoryError for a JPEG whose coefficients take too much, at any scale.
+
+    libjpeg holds those of all components until the last scan, unless the first scan has
+    all components and no other follows (jdmaster.c, has_multiple_scans).
+    """
+    layers = [(across, down) for _, across, down, _ in getattr(image, "layer", ())]
+    if not layers or not _in_several_scans(data, len(layers), image):
+        return
+    most_across, most_down = (max(factors) for factors in zip(*layers, strict=True))
+    share = sum(across * down for across, down in layers) / (most_across * most_down)
+    needed = int(share * image.width * image.height) * _COEFFICIENT_BYTES
+    if needed > _MAX_COEFFICIENT_BYTES:
+        raise TooMuchMemoryError(
+            f"cannot draw on the picture: a JPEG in several scans of {image.width} x "
+            f"{image.height} pixels takes {needed >> 20} MiB to decode; the limit is "
+            f"{_MAX_COEFFICIENT_BYTES >> 20} MiB"
+        )
+
+
+def _in_several_scans(data: bytes, components: int, image: Image.Image) -> bool:
+    if "progressive" in image.info:
+        return True
+    position = 2
+    while position + 5 <= len(data):
+        marker, length = struct.unpack_from(">HH", data, position)
+        if marker == _START_OF_SCAN:
+            return data[position + 4] < components
+        # Any number of 0xFF may stand before a marker (ITU-T T.81, section B.1.1.2).
+        position += 1 if marker == 0xFFFF else 2 + length
+    return False
 
 
 def _factor(size: tuple[int, int], largest: int | None) -> int:
@@ -150,6 +208,36 @@ def _upright_size(size: tuple[int, int], image: Image.Image) -> tuple[int, int]:
     except _MALFORMED:
         return size
     return size[::-1] if orientation in {5, 6, 7, 8} else size
+
+
+def _upright_by_itself(data: bytes) -> bytes:
+    """Return an AVIF without EXIF and XMP, which do not turn it; anything else as it is.
+
+    As the server does; and Pillow refuses an AVIF whose EXIF is damaged.
+    """
+    return _AVIF_METADATA.sub(rb"\1skip", data) if data[4:8] == b"ftyp" else data
+
+
+def _mended(data: bytes) -> bytes:
+    """Return a file that the server classifies, and Pillow refuses, so that Pillow reads it."""
+    if data.startswith(b"\xff\xd8"):
+        return data if data.endswith(b"\xff\xd9") else data + b"\xff\xd9"
+    if data.startswith(b"RIFF"):
+        return _with_length(data)
+    return _without_metadata(data)
+
+
+def _with_length(data: bytes) -> bytes:
+    """Return a WebP up to its last whole chunk, with that length in its head."""
+    whole = 12
+    while whole + 8 <= len(data):
+        (length,) = struct.unpack_from("<I", data, whole + 4)
+        if whole + 8 + length > len(data):
+            break
+        # A chunk of odd length has a byte behind it, which the last one may lack.
+        whole += 8 + length + length % 2
+    body = data[8:whole].ljust(whole - 8, b"\0")
+    return data[:4] + struct.pack("<I", len(body)) + body
 
 
 def _without_metadata(data: bytes) -> bytes:

@@ -4,10 +4,16 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from foveate_client import Client, ImageError, Prepared
-from foveate_client._images import image_field, open_upright
+from foveate_client._exceptions import TooMuchMemoryError
+from foveate_client._images import (
+    _require_few_coefficients,
+    image_field,
+    open_reduced,
+    open_upright,
+)
 
 ORIENTATION = 0x0112
 ROTATED = 6
@@ -125,6 +131,38 @@ def test_a_png_is_drawn_upon_whatever_its_metadata_holds(coffee, metadata):
     assert np.array_equal(np.asarray(upright), expected)
 
 
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_an_avif_is_drawn_upon_as_its_own_properties_turn_it(coffee):
+    exif = Image.Exif()
+    exif[ORIENTATION] = ROTATED
+    exif[0x010F] = "a camera"
+    xmp = b'<rdf:Description tiff:Orientation="3"/>'
+    with Image.open(coffee) as image:
+        small = image.resize((60, 40))
+    for given, turns in (({"exif": exif}, -1), ({"xmp": xmp}, 0)):
+        buffer = io.BytesIO()
+        small.save(buffer, "AVIF", quality=95, **given)
+        expected = np.rot90(np.asarray(small), turns).astype(int)
+        malformed = buffer.getvalue().replace(b"MM\0*", b"XX\0*")
+        for data in (buffer.getvalue(), malformed):
+            assert np.abs(np.asarray(open_upright(data)) - expected).mean() < 4
+
+
+def test_what_the_server_mends_is_drawn_upon(coffee):
+    with Image.open(coffee) as image:
+        small = image.resize((60, 40))
+    for kind, cut in (("JPEG", 2), ("PNG", 12), ("GIF", 2)):
+        buffer = io.BytesIO()
+        small.save(buffer, kind)
+        found = np.asarray(open_upright(buffer.getvalue()[:-cut])).astype(int)
+        assert np.abs(found - np.asarray(small)).mean() < 10
+    buffer = io.BytesIO()
+    small.save(buffer, "WEBP", quality=95, save_all=True, append_images=[small.rotate(90)])
+    for data in (buffer.getvalue()[:-30], b"RIFF\0\0\1\0" + buffer.getvalue()[8:]):
+        found = np.asarray(open_upright(data)).astype(int)
+        assert np.abs(found - np.asarray(small)).mean() < 10
+
+
 def test_a_picture_of_malformed_exif_is_taken_as_it_lies(coffee):
     buffer = io.BytesIO()
     with Image.open(coffee) as image:
@@ -170,5 +208,44 @@ def test_what_is_no_picture_is_a_type_error(server):
 
 
 def test_what_cannot_be_drawn_upon_says_why():
-    with pytest.raises(ImageError, match="cannot draw"):
+    with pytest.raises(ImageError, match="cannot draw on the picture: Pillow, as it is installed"):
         open_upright(b"not a picture")
+
+
+def sized(data, width, height):
+    """Return a JPEG that states another size in its frame header."""
+    at = max(data.find(b"\xff\xc0"), data.find(b"\xff\xc2")) + 5
+    return data[:at] + height.to_bytes(2) + width.to_bytes(2) + data[at + 4 :]
+
+
+@pytest.mark.parametrize(
+    ("mode", "written", "mebibytes"),
+    [
+        ("RGB", {"progressive": True, "subsampling": 0}, 283),
+        ("CMYK", {"progressive": True}, 378),
+        ("RGB", {"progressive": True, "subsampling": 2}, None),
+        ("L", {"progressive": True}, None),
+        ("RGB", {"subsampling": 0}, None),
+    ],
+)
+def test_a_jpeg_whose_coefficients_take_too_much_is_not_drawn_upon(mode, written, mebibytes):
+    buffer = io.BytesIO()
+    Image.new(mode, (16, 16)).save(buffer, "JPEG", **written)
+    large = sized(buffer.getvalue(), 8000, 6200)
+    with Image.open(io.BytesIO(large)) as opened:
+        assert opened.size == (8000, 6200)
+        if mebibytes is None:
+            _require_few_coefficients(opened, large)
+            return
+    with pytest.raises(TooMuchMemoryError, match=f"takes {mebibytes} MiB to decode; the limit is"):
+        open_reduced(large, 2048)
+
+
+def test_a_baseline_jpeg_in_a_scan_a_component_counts_as_well():
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(buffer, "JPEG", subsampling=0)
+    data = sized(buffer.getvalue(), 8000, 6200)
+    at = data.index(b"\xff\xda")
+    alone = data[:at] + b"\xff\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00"
+    with pytest.raises(TooMuchMemoryError, match="takes 283 MiB"):
+        open_reduced(alone, 2048)

@@ -11,7 +11,7 @@ with atheris.instrument_imports(include=["foveate_runtime", "PIL"]):
     from PIL import Image
 
     from foveate_runtime.bundle.manifest import InputSpec
-    from foveate_runtime.imaging.decode import ImageError, ImageLimits
+    from foveate_runtime.imaging.decode import FORMATS, ImageError, ImageLimits
     from foveate_runtime.imaging.transform import prepare
 
 from skimage import data
@@ -45,6 +45,13 @@ def examples() -> Iterator[bytes]:
     yield _encoded(cat.resize((28, 28)).convert("L"), "PNG")
     yield _encoded(cat, "WEBP")
     yield _encoded(cat.convert("RGBA"), "WEBP", lossless=True)
+    if "AVIF" in FORMATS:
+        yield _encoded(cat, "AVIF", exif=exif)
+        yield _encoded(cat.convert("L"), "AVIF")
+        yield _encoded(cat, "AVIF", save_all=True, append_images=[cat.rotate(90)])
+        transparent = cat.convert("RGBA")
+        transparent.putalpha(99)
+        yield _encoded(transparent, "AVIF", subsampling="4:4:4")
     yield _encoded(cat, "BMP")
     yield _encoded(cat.convert("1"), "BMP")
     yield _encoded(cat, "GIF", save_all=True, append_images=[cat.rotate(90)])

@@ -57,6 +57,12 @@ def jpeg_of_noise() -> bytes:
 
 JPEG = jpeg_of_noise()
 
+
+def claiming(avif: bytes, side: int) -> bytes:
+    at = avif.index(b"ispe") + 8
+    return avif[:at] + 2 * side.to_bytes(4, "big") + avif[at + 8 :]
+
+
 INVALID = {
     "empty bytes": (request(b""), "IMAGE_EMPTY", "encoded", None),
     "a text file": (request(b"Dear server,\n"), "IMAGE_UNSUPPORTED", "encoded", None),
@@ -66,6 +72,18 @@ INVALID = {
         "IMAGE_TOO_LARGE",
         "encoded",
         "50000000",
+    ),
+    "an AVIF that claims too many pixels": (
+        request(claiming(encoded(Image.new("RGB", (64, 64)), "AVIF"), 60_000)),
+        "IMAGE_TOO_LARGE",
+        "encoded",
+        "16777216",
+    ),
+    "a HEIC": (
+        request(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99)),
+        "IMAGE_UNSUPPORTED",
+        "encoded",
+        None,
     ),
     "too many bytes": (request(bytes((16 << 20) + 1)), "IMAGE_TOO_LARGE", "encoded", "16777216"),
     "no picture": (ClassifyRequest(model=MODEL), "IMAGE_MISSING", "image", None),
@@ -235,6 +253,10 @@ def unusual_pictures(cat: Image.Image) -> dict[str, bytes]:
             cat.transpose(Image.Transpose.ROTATE_90), "JPEG", quality=95, exif=exif
         ),
         "WebP": encoded(cat, "WEBP"),
+        "AVIF": encoded(cat, "AVIF", quality=90),
+        "an animated AVIF": encoded(cat, "AVIF", quality=90, save_all=True, append_images=[black]),
+        "a film behind a JPEG": encoded(cat, "JPEG") + np.random.default_rng(0).bytes(4_000_000),
+        "a WebP of a wrong length": b"RIFF\0\0\1\0" + encoded(cat, "WEBP")[8:],
         "BMP": encoded(cat, "BMP"),
     }
 

@@ -9,7 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from foveate_client._exceptions import CallError, FoveateError, ImageError
+from foveate_client._exceptions import (
+    CallError,
+    FoveateError,
+    ImageError,
+    TooMuchMemoryError,
+)
 from foveate_client._models import Model
 from foveate_client._options import Cam, ClassifyOptions, TrustRequest
 from foveate_client._results import Classification, Heatmap
@@ -174,9 +179,7 @@ class Plan:
         if isinstance(answer, FoveateError):
             return _failure(task, answer)
         try:
-            cam = (
-                None if self.cam_folder is None else self._draw(self.cam_folder, task.item, answer)
-            )
+            cam = self._draw(task.item, answer)
             tiles = self._tiles(task.item, answer, right) if self.tiles else ()
         except ImageError as error:
             return _failure(task, error)
@@ -225,11 +228,16 @@ class Plan:
             # The server has read it. The answer counts, and the report has no picture of it.
             return ()
 
-    @staticmethod
-    def _draw(folder: Path, item: Item, answer: Classification) -> str:
-        path = folder / overlay_name(item.name)
+    def _draw(self, item: Item, answer: Classification) -> str | None:
+        """Draw the overlay; return its file, or None where none is wanted or it takes too much."""
+        if self.cam_folder is None:
+            return None
+        path = self.cam_folder / overlay_name(item.name)
+        try:
+            drawn = answer.cams[0].overlay(item.image, largest=LARGEST_OVERLAY)
+        except TooMuchMemoryError:
+            return None
         path.parent.mkdir(parents=True, exist_ok=True)
-        drawn = answer.cams[0].overlay(item.image, largest=LARGEST_OVERLAY)
         drawn.save(path, "JPEG", quality=90)
         return str(path)
 

@@ -121,6 +121,8 @@ def classify_all(
             outcome = plan.outcome(task, answer, right)
             journal.add(outcome, task.item.stamp)
             under_way.discard(task.item.name)
+            if isinstance(outcome, Row) and outcome.cam is None and plan.cam_folder is not None:
+                warned.note("without an overlay: decoding takes too much memory", task.item.name)
             advance(FAILED if isinstance(outcome, Failure) else CLASSIFIED)
     journal.commit()
 

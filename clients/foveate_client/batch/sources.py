@@ -24,7 +24,7 @@ from urllib.parse import unquote_to_bytes
 from foveate_client._exceptions import FoveateError
 from foveate_client.batch import arrow
 
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
+PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif"})
 LIST_SUFFIXES = frozenset({".txt", ".lst", ".list"})
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 STDIN = "-"

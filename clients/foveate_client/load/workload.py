@@ -86,7 +86,7 @@ def read_pictures(paths: Sequence[Path], passed: Passed) -> list[bytes]:
                 pictures.append(data)
         except UnidentifiedImageError:
             passed.note("that are no pictures", found.name)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError):
             passed.note("that cannot be read", found.name)
     if not pictures:
         over = f"; passed over: {passed}" if passed.counts else ""

@@ -110,7 +110,7 @@ class ClassifyRequest(_message.Message):
     newest that is ready. Empty means the model's default version.
     """
     encoded: _builtins.bytes
-    """A JPEG, PNG, WebP, BMP or GIF file (of an animation, the first frame)."""
+    """A JPEG, PNG, WebP, AVIF, BMP or GIF file (of an animation, the first frame)."""
     top_k: _builtins.int
     """How many of the best classes to return. Unset means 5, or all where a
     model has fewer; with a threshold it means all. At least 1 and at most the

@@ -12,7 +12,7 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Protocol
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif"})
 """The names, in lower case, of the formats that the server decodes."""
 
 DATA_SETS = "foveate.data_sets"

@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
+from foveate_runtime.imaging import avif
 from foveate_runtime.imaging.chunks import SIGNATURE, has_end, without_metadata
+from foveate_runtime.imaging.damage import UnsupportedError, describe, kind_of
 from foveate_runtime.imaging.jpeg import (
     MAX_SCANS,
     count_scans,
     decode_jpeg,
-    is_cut_off,
+    find_fault,
     power_of_two_scale,
     with_end,
 )
@@ -26,13 +28,16 @@ from foveate_runtime.imaging.parts import (
     TooManyPartsError,
     require_apart,
     require_few,
+    with_length,
 )
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", *(("AVIF",) if avif.SUPPORTED else ()))
 """The only formats whose decoders untrusted bytes reach."""
 
 _SIGNATURES = (b"\xff\xd8\xff", SIGNATURE, b"GIF87a", b"GIF89a")
 """What begins like this is of one of the formats, also where Pillow does not recognise it."""
+_AVIF_SIGNATURES = frozenset((b"ftypavif", b"ftypavis"))
+_BMP_HEADS = frozenset(size.to_bytes(4, "little") for size in (12, 40, 52, 56, 64, 108, 124))
 
 MODES = MappingProxyType({1: "L", 3: "RGB", 4: "RGBA"})
 """Pillow's names of what a picture is decoded to, by the channels."""
@@ -40,9 +45,19 @@ MODES = MappingProxyType({1: "L", 3: "RGB", 4: "RGBA"})
 MAX_PIXELS = 178_000_000
 """Pillow refuses more by itself: see `Image.MAX_IMAGE_PIXELS`."""
 
+_FRAMES = 2
+"""How often an AVIF may have the pixels that are the limit: its colours, and its transparency."""
+
 COLOUR_AS_GREY = "the picture has colours, and the model takes grey ones: it saw its brightness"
 DAMAGED_METADATA = "the picture's metadata is damaged and was passed over; it is taken as upright"
+DAMAGED_DATA = "the JPEG's data is damaged; parts of the picture may be wrong"
+DAMAGED_PROFILE = "the picture's colour profile is damaged and was passed over"
+WRONG_LENGTH = "the WebP is not as long as it says; the pixels of its first picture are there"
 MISSING_END = "the picture's end marker is missing; all of its pixels are there"
+
+_EXIF_PREFIX = b"Exif\0\0"
+_TIFF = (b"II", b"MM")
+"""How EXIF begins: the order of its bytes."""
 
 _SAMPLE = (16, 16)
 _LEAST_COLOUR = 8.0
@@ -61,6 +76,7 @@ _REFUSED = (
     TypeError,
     LookupError,
     ArithmeticError,
+    RuntimeError,  # libavif's errors
     struct.error,
     zlib.error,
 )
@@ -176,6 +192,8 @@ def decode(
         require_few(data)
         if data.startswith(SIGNATURE):
             return _decode_png(data, MODES[channels], limits, shorter_side)
+        if avif.is_avif(data):
+            return _decode(_still_avif(data, limits), MODES[channels], limits, shorter_side)
         return _decode_other(data, MODES[channels], limits, shorter_side)
     except TooManyPartsError as error:
         raise ImageError("IMAGE_UNSUPPORTED", str(error), limit=error.limit) from error
@@ -198,42 +216,87 @@ def _decode_png(data: bytes, mode: str, limits: ImageLimits, shorter_side: int |
     return replace(decoded, warnings=(*decoded.warnings, *warnings)) if warnings else decoded
 
 
+def _still_avif(data: bytes, limits: ImageLimits) -> bytes:
+    """Return an AVIF without its metadata; refuse what its decoder would take too much for."""
+    if not avif.SUPPORTED:
+        raise ImageError(
+            "IMAGE_UNSUPPORTED",
+            "the picture is an AVIF, which is read with Pillow 11.3 or later; "
+            f"send it as one of {', '.join(FORMATS)}",
+        )
+    contents = avif.look(data)
+    for width, height in contents.sizes:
+        _require_pixels("AVIF", width, height, limits)
+    limit = _FRAMES * min(limits.max_pixels, avif.MAX_AVIF_PIXELS)
+    if contents.coded > limit:
+        raise ImageError(
+            "IMAGE_TOO_LARGE",
+            f"the frames of the AVIF have {contents.coded} pixels together; "
+            f"the limit is {limit} pixels",
+            limit=limit,
+        )
+    if contents.moves and not contents.sizes:
+        raise ImageError(
+            "IMAGE_UNSUPPORTED",
+            "the AVIF is a sequence without a still picture; send one of its frames",
+        )
+    return avif.still(data)
+
+
 def _decode_other(data: bytes, mode: str, limits: ImageLimits, shorter_side: int | None) -> Decoded:
-    """Decode a picture that is no PNG; of a JPEG only the end marker may be missing."""
+    """Decode a picture that is no PNG.
+
+    A JPEG may lack its end marker, and a WebP's length may be wrong, but no more.
+    """
     try:
         return _decode(data, mode, limits, shorter_side)
     except _REFUSED:
-        # What cannot be opened, or is too large, is not decoded to look for its end.
-        _open(data, limits).close()
-        ended = with_end(data)
-        if ended is None:
+        mended, warning = with_length(data), WRONG_LENGTH
+        if mended is None:
+            # What cannot be opened, or is too large, is not decoded to look for its end.
+            with _open(data, limits) as image:
+                mended, warning = with_end(data, image.mode), MISSING_END
+        if mended is None:
             raise
-    decoded = _decode(ended, mode, limits, shorter_side)
-    return replace(decoded, warnings=(*decoded.warnings, MISSING_END))
+    decoded = _decode(mended, mode, limits, shorter_side)
+    return replace(decoded, warnings=(*decoded.warnings, warning))
 
 
 def _open(data: bytes, limits: ImageLimits) -> Image.Image:
     """Read the header of a picture, and refuse what is beyond the limits."""
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     width, height = image.size
-    limit, kind = limits.max_pixels, "picture"
-    if image.format == "WEBP" and limit > MAX_WEBP_PIXELS:
-        limit, kind = MAX_WEBP_PIXELS, "WebP"
-    if width * height > limit:
-        raise ImageError(
-            "IMAGE_TOO_LARGE",
-            f"the {kind} has {width} x {height} = {width * height} pixels; "
-            f"the limit is {limit} pixels",
-            limit=limit,
-        )
+    _require_pixels(image.format, width, height, limits)
     if isinstance(image, JpegImageFile):
         _require_few_scans(data, width * height, limits)
     return image
 
 
+def _require_pixels(kind: str | None, width: int, height: int, limits: ImageLimits) -> None:
+    limit, name = limits.max_pixels, "picture"
+    if kind == "WEBP" and limit > MAX_WEBP_PIXELS:
+        limit, name = MAX_WEBP_PIXELS, "WebP"
+    elif kind == "AVIF" and limit > avif.MAX_AVIF_PIXELS:
+        limit, name = avif.MAX_AVIF_PIXELS, "AVIF"
+    if width * height > limit:
+        raise ImageError(
+            "IMAGE_TOO_LARGE",
+            f"the {name} has {width} x {height} = {width * height} pixels; "
+            f"the limit is {limit} pixels",
+            limit=limit,
+        )
+
+
 def _decode(data: bytes, mode: str, limits: ImageLimits, shorter_side: int | None) -> Decoded:
     with _open(data, limits) as image:
         width, height = image.size
+        if (
+            image.format == "PNG"
+            and image.mode == "P"
+            and not (image.palette and image.palette.palette)
+        ):
+            # Pillow would make one up.
+            raise OSError("the palette is missing")
         scale, warnings = 1, []
         stored: Image.Image = image
         pixels: Image.Image | NDArray[np.uint8] | None = None
@@ -242,8 +305,11 @@ def _decode(data: bytes, mode: str, limits: ImageLimits, shorter_side: int | Non
                 scale = power_of_two_scale(min(width, height), shorter_side)
             decoded = decode_jpeg(data, image.mode, width, height, scale)
             if decoded is None:
-                if is_cut_off(data):
+                fault = find_fault(data, image.mode)
+                if fault == "cut off":
                     raise OSError("a scan ends before its last pixel")
+                if fault:
+                    warnings.append(DAMAGED_DATA if fault == "damaged" else DAMAGED_PROFILE)
                 if scale > 1:
                     image.draft(None, (width // scale, height // scale))
             elif image.mode == mode == "RGB":
@@ -268,9 +334,10 @@ def _decode(data: bytes, mode: str, limits: ImageLimits, shorter_side: int | Non
 
 
 def _require_few_scans(data: bytes, pixels: int, limits: ImageLimits) -> None:
-    scans, limit = count_scans(data), MAX_SCANS * limits.max_pixels // pixels
+    limit = MAX_SCANS * limits.max_pixels // pixels
     if limits.max_scans is not None:
         limit = min(limit, limits.max_scans)
+    scans = count_scans(data, limit)
     if scans > limit:
         raise ImageError(
             "IMAGE_UNSUPPORTED",
@@ -293,7 +360,11 @@ def _orientation(image: Image.Image) -> Orientation | None:
     None where it is malformed and says nothing. Raises TooManyPartsError.
     """
     try:
-        require_apart(_exif(image))
+        exif = _exif(image)
+        require_apart(exif)
+        tags = exif.removeprefix(_EXIF_PREFIX).removeprefix(_EXIF_PREFIX)
+        if tags and not tags.startswith(_TIFF):
+            return None
         return _ORIENTATIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1), UPRIGHT)
     except _REFUSED:
         return None
@@ -324,8 +395,19 @@ def _image_error(error: Exception, data: bytes, limits: ImageLimits) -> ImageErr
             f"the picture has more than {limits.max_pixels} pixels, which is the limit",
             limit=limits.max_pixels,
         )
-    if isinstance(error, UnidentifiedImageError) and not data.startswith(_SIGNATURES):
-        return ImageError(
-            "IMAGE_UNSUPPORTED", f"the bytes are no picture in one of {', '.join(FORMATS)}"
-        )
-    return ImageError("IMAGE_CORRUPT", "the picture is truncated or damaged")
+    if isinstance(error, UnidentifiedImageError) and not _is_recognised(data):
+        kind = kind_of(data)
+        told = f"the bytes are {kind}, and no picture" if kind else "the bytes are no picture"
+        return ImageError("IMAGE_UNSUPPORTED", f"{told} in one of {', '.join(FORMATS)}")
+    try:
+        damage = describe(data)
+    except UnsupportedError as unsupported:
+        return ImageError("IMAGE_UNSUPPORTED", str(unsupported))
+    return ImageError("IMAGE_CORRUPT", f"the picture is truncated or damaged: {damage}")
+
+
+def _is_recognised(data: bytes) -> bool:
+    is_webp = data.startswith(b"RIFF") and data[8:12] == b"WEBP"
+    is_bmp = data.startswith(b"BM") and data[14:18] in _BMP_HEADS
+    is_avif = data[4:12] in _AVIF_SIGNATURES
+    return is_webp or is_bmp or is_avif or data.startswith(_SIGNATURES)

@@ -4,11 +4,14 @@ Pillow uses the same library and decodes to the same pixels, row by row and with
 fourth byte a pixel, which takes half as long again.
 """
 
+import re
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from foveate_runtime.imaging.parts import TooManyPartsError
 
 try:
     import simplejpeg
@@ -16,6 +19,8 @@ except ModuleNotFoundError:  # an extra
     simplejpeg = None
 
 _START, _END = b"\xff\xd8", b"\xff\xd9"
+_CORRUPT = "Corrupt JPEG data"
+"""How libjpeg-turbo's warnings begin that are about the data of a scan."""
 
 MAX_SCALE = 8
 
@@ -26,13 +31,34 @@ A scan can be 12 bytes long and takes the time of all pixels; encoders write abo
 """
 
 
-def count_scans(data: bytes) -> int:
-    """Return how many scans a JPEG holds, those of its thumbnails among them.
+_MAX_MARKERS = 1 << 16
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
+"""A marker as the data of a scan may be followed by (ITU-T T.81, section B.1.1.5)."""
+_LENGTH_BYTES = 2
+_SCAN, _LAST = 0xDA, 0xD9
+_ALONE = frozenset((0x01, 0xD8))
 
-    Counts the marker's bytes, which the data of a scan cannot contain: 0xFF is
-    followed by 0 there (ITU-T T.81, section B.1.1.5).
+
+def count_scans(data: bytes, limit: int) -> int:
+    """Return how many scans a JPEG holds, as far as it matters whether there are more than `limit`.
+
+    What follows the end marker is passed over: telephones put a film there, in which the bytes
+    of a scan's marker stand by chance. Raises TooManyPartsError.
     """
-    return data.count(b"\xff\xda")
+    most = data.count(b"\xff\xda")
+    if most <= limit:
+        return most
+    scans, position = 0, len(_START)
+    for _ in range(_MAX_MARKERS):
+        found = _MARKER.search(data, position)
+        if found is None or data[found.end() - 1] == _LAST:
+            return scans
+        marker, position = data[found.end() - 1], found.end()
+        scans += marker == _SCAN
+        if marker not in _ALONE:
+            length = int.from_bytes(data[position : position + _LENGTH_BYTES], "big")
+            position += max(_LENGTH_BYTES, length)
+    raise TooManyPartsError("segments", _MAX_MARKERS)
 
 
 def power_of_two_scale(length: int, least: int) -> int:
@@ -73,30 +99,43 @@ def decode_jpeg(
     return pixels if mode == "RGB" else pixels[..., 0]
 
 
-def is_cut_off(data: bytes) -> bool:
-    """Tell whether a scan of a JPEG ends before its last pixel.
+def find_fault(data: bytes, mode: str) -> Literal["", "cut off", "damaged", "profile"]:
+    """Return what is wrong with a JPEG, of which Pillow says nothing.
 
-    Pillow fills what is missing with grey, without a word. False where simplejpeg is missing.
+    One whose scan ends before its last pixel is cut off: Pillow fills what is missing with grey.
+    Damaged is one whose data is not what an encoder wrote, but for zeros at its end; it is
+    decoded as far as it goes. A profile of colours does not touch the pixels. Empty where
+    simplejpeg is missing.
     """
-    fault = "" if simplejpeg is None else _fault(data)
-    return "premature end" in fault.lower()
+    fault = "" if simplejpeg is None else _fault(data, mode)
+    if "premature end" in fault.lower():
+        return "cut off"
+    if not fault.startswith(_CORRUPT):
+        return ""
+    if "ICC" in fault:
+        return "profile"
+    end = data.rfind(_END)
+    return "damaged" if _fault(data[:end].rstrip(b"\0") + data[end:], mode) else ""
 
 
-def with_end(data: bytes) -> bytes | None:
+def with_end(data: bytes, mode: str) -> bytes | None:
     """Return a JPEG that lacks its end marker with it, None where it lacks more or is none.
+
+    `mode` is Pillow's name of its colours.
 
     Also None where simplejpeg is missing.
     """
     if simplejpeg is None or not data.startswith(_START) or data.endswith(_END):
         return None
     ended = data + _END
-    return None if _fault(ended) else ended
+    return None if _fault(ended, mode) else ended
 
 
-def _fault(data: bytes) -> str:
+def _fault(data: bytes, mode: str) -> str:
     """Return what libjpeg-turbo says against a JPEG, decoded at an eighth of its size."""
+    colours = mode if mode == "CMYK" else "RGB"
     try:
-        simplejpeg.decode_jpeg(data, "RGB", min_height=1, min_width=1)
+        simplejpeg.decode_jpeg(data, colours, min_height=1, min_width=1)
     except ValueError as error:
         return str(error)
     return ""

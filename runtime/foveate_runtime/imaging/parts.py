@@ -31,6 +31,9 @@ MAX_PREFIXES = 2
 MAX_WEBP_PIXELS = 1 << 24
 """Pixels of a WebP: Pillow holds four pictures of that size, and lets no other thread run."""
 
+MAX_WEBP_CHUNKS = 1024
+"""Chunks of a WebP that is mended, or described: those of an animation are its frames."""
+
 _LENGTH = struct.Struct(">H")
 _START, _SCAN, _FILL = b"\xff\xd8", 0xDA, 0xFF
 _ALONE = frozenset((0x00, 0x01, *range(0xD0, 0xDA)))
@@ -62,6 +65,9 @@ _TAG_INSIDE = 4
 _BMP = struct.Struct("<IiiHHI")
 _BMP_HEAD = 14
 _RLE = frozenset((1, 2))
+
+_RIFF = struct.Struct("<4sI")
+_RIFF_HEAD, _RIFF_NAME = 12, 4
 
 _GIF_HEAD = 13
 _EXTENSION, _PICTURE, _TRAILER = 0x21, 0x2C, 0x3B
@@ -117,6 +123,29 @@ def require_apart(tags: bytes) -> None:
                     raise TooManyPartsError("bytes in the tags of its EXIF", len(tags) - start)
     except struct.error:
         return
+
+
+def with_length(data: bytes) -> bytes | None:
+    """Return a WebP up to its last whole chunk, with that length in its head.
+
+    None where it is so already, or is no WebP, or has too many chunks.
+    """
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP":
+        return None
+    whole = _RIFF_HEAD
+    for _ in range(MAX_WEBP_CHUNKS):
+        if whole + _RIFF.size > len(data):
+            break
+        _, length = _RIFF.unpack_from(data, whole)
+        if whole + _RIFF.size + length > len(data):
+            break
+        # A chunk of odd length has a byte behind it, which the last one may lack.
+        whole += _RIFF.size + length + length % 2
+    else:
+        return None
+    body = data[8:whole].ljust(whole - 8, b"\0")
+    told = _RIFF.pack(b"RIFF", len(body)) + body
+    return None if told == data or not body[_RIFF_NAME:] else told
 
 
 def _require_few_segments(data: bytes) -> None:

@@ -18,6 +18,7 @@ from foveate_serve.batching.queueing import Item, Queue, Reservation
 from foveate_serve.batching.tuning import Tuner
 from foveate_serve.classification import Timing
 from foveate_serve.errors import DeadlineError, EngineHungError, OverloadedError
+from foveate_serve.log_context import CLIENT
 from foveate_serve.observer import BatchRun
 
 logger = logging.getLogger(__name__)
@@ -149,15 +150,18 @@ class Batcher:
                 the queue ahead of it takes longer than this leaves.
 
         Raises:
-            OverloadedError: the queue is full, or the deadline too short.
+            OverloadedError: the queue is full, or nearly full of pictures of the same
+                connection, or the deadline too short.
         """
         policy = self._pacing.policy
-        level = policy.level(priority)
+        level, client = policy.level(priority), CLIENT.get()()
         if self._queue.exceeds(policy, level, pictures):
             self._find_room(policy, level, pictures)
+        if self._queue.crowds(policy, client, pictures):
+            raise self._overloaded(level)
         if deadline is not None and (self._queue.waiting or self._queue.reserved):
             self._require_time(level, deadline - time.monotonic())
-        return self._queue.reserve(level, pictures)
+        return self._queue.reserve(level, pictures, client)
 
     def reserve_last(self, pictures: int, deadline: float | None = None) -> Reservation:
         """Reserve places behind the pictures of every request; `deadline` as in `reserve`.

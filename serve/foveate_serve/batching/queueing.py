@@ -12,24 +12,28 @@ from numpy.typing import NDArray
 
 from foveate_serve.batching.policy import BatchPolicy
 
+_SHARE = 7
+"""A client that is alone may take seven eighths of a queue."""
+
 
 class Reservation:
     """Places in one level of a queue, reserved for pictures that are still being decoded.
 
-    The end of the `with` block releases the places that no picture took.
+    The end of the `with` block releases the places that no picture took. Until then the
+    pictures count as the client's.
     """
 
-    __slots__ = ("_queue", "left", "level")
+    __slots__ = ("_queue", "client", "left", "level", "pictures")
 
-    def __init__(self, queue: "Queue", level: int, left: int) -> None:
-        self._queue, self.level, self.left = queue, level, left
+    def __init__(self, queue: "Queue", level: int, pictures: int, client: str) -> None:
+        self._queue, self.level, self.client = queue, level, client
+        self.pictures = self.left = pictures
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.left:
-            self._queue.release(self)
+        self._queue.release(self)
 
 
 class Item:
@@ -80,6 +84,8 @@ class Queue:
         self._reserved = [0] * levels
         self.waiting = 0
         self.reserved = 0
+        # By client: the pictures whose reservations have not ended.
+        self._held: dict[str, int] = {}
 
     @property
     def committed(self) -> int:
@@ -107,17 +113,34 @@ class Queue:
         """Return whether one picture more exceeds a bound at every level of requests."""
         return all(self.exceeds(policy, level, 1) for level in range(policy.priorities))
 
-    def reserve(self, level: int, pictures: int) -> Reservation:
-        """Reserve places for `pictures`."""
+    def crowds(self, policy: BatchPolicy, client: str, pictures: int) -> bool:
+        """Return whether `pictures` more of a client leave too little room for others.
+
+        A client may have `_SHARE` times as many pictures in the queue and running as there
+        are free places (dynamic thresholds, Choudhury and Hahne 1998).
+        """
+        held = self._held.get(client, 0)
+        free = policy.max_queue - self.committed
+        return bool(held and client) and held + pictures > _SHARE * free
+
+    def reserve(self, level: int, pictures: int, client: str = "") -> Reservation:
+        """Reserve places for `pictures` of a client; an empty name stands for this process."""
         self._reserved[level] += pictures
         self.reserved += pictures
-        return Reservation(self, level, pictures)
+        self._held[client] = self._held.get(client, 0) + pictures
+        return Reservation(self, level, pictures, client)
 
     def release(self, reservation: Reservation) -> None:
-        """Release the places that no picture took."""
+        """End a reservation: release the places that no picture took, and the client's share."""
         self._reserved[reservation.level] -= reservation.left
         self.reserved -= reservation.left
         reservation.left = 0
+        held = self._held.get(reservation.client, 0) - reservation.pictures
+        if held:
+            self._held[reservation.client] = held
+        else:
+            self._held.pop(reservation.client, None)
+        reservation.pictures = 0
 
     def put(self, reservation: Reservation, item: Item) -> None:
         """Put an item into the queue; each of its pictures takes a place of the reservation."""

@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from contextlib import aclosing
 from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 from foveate.v1.classifier_service_pb2 import (
     ClassifyRequest,
@@ -30,6 +31,7 @@ from foveate.v1.repository_service_pb2 import (
 )
 from foveate_serve.engine.engine import Engine
 from foveate_serve.errors import ForbiddenError
+from foveate_serve.repository.loaded import LoadedModel
 from foveate_serve.repository.repository import Repository
 from foveate_serve.rpc import convert
 from foveate_serve.rpc.bounds import MAX_ID_CHARACTERS, require_short
@@ -46,6 +48,8 @@ class ClassifierHandler:
     def __init__(self, engine: Engine, *, stream_window: int) -> None:
         self._engine = engine
         self._window = stream_window
+        # To make one takes ten times as long as to send it: a model has a thousand labels.
+        self._described: WeakKeyDictionary[LoadedModel, GetModelResponse] = WeakKeyDictionary()
 
     async def classify(
         self, request: ClassifyRequest, call: Call | None = None
@@ -85,7 +89,11 @@ class ClassifierHandler:
     async def get_model(self, request: GetModelRequest, _: Call | None = None) -> GetModelResponse:
         """Describe one version of one model."""
         model = await self._engine.repository.obtain(request.name, request.version, field="name")
-        return GetModelResponse(model=convert.from_model(model))
+        described = self._described.get(model)
+        if described is None:
+            described = GetModelResponse(model=convert.from_model(model))
+            self._described[model] = described
+        return described
 
 
 class RepositoryHandler:

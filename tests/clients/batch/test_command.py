@@ -715,6 +715,19 @@ def test_a_picture_that_changes_under_way_fails_alone(run, photographs, tmp_path
     )
 
 
+def test_a_picture_whose_overlay_takes_too_much_memory_keeps_its_row(run, tmp_path):
+    source, out = tmp_path / "large.jpg", tmp_path / "results.jsonl"
+    large = Image.new("RGB", (6400, 5300), (200, 10, 10))
+    large.save(source, progressive=True, subsampling=0)
+    code, told, _ = run(source, "--out", out, "--cam", tmp_path / "cams")
+    assert code == 0
+    (line,) = read_json_lines(out)
+    assert line["class_1"] is not None
+    assert line["cam"] is None
+    assert not list((tmp_path / "cams").rglob("*.jpg"))
+    assert "without an overlay: decoding takes too much memory" in told
+
+
 def test_the_overlay_of_a_large_picture_is_reduced(run, tmp_path):
     source = tmp_path / "large.jpg"
     turned = Image.new("RGB", (5000, 3001), (200, 10, 10))

@@ -47,9 +47,9 @@ def test_a_folder_out_of_order_holds_the_same_pictures(folder, photographs):
 
 
 def test_what_is_no_picture_is_passed_over(tmp_path, coffee):
-    for name in ("a.JPG", "b.txt", "c.png.part", "d.webp"):
+    for name in ("a.JPG", "b.txt", "c.png.part", "d.webp", "e.avif"):
         (tmp_path / name).write_bytes(coffee.read_bytes())
-    assert [Path(item.name).name for item in items(tmp_path)] == ["a.JPG", "d.webp"]
+    assert [Path(item.name).name for item in items(tmp_path)] == ["a.JPG", "d.webp", "e.avif"]
 
 
 def test_hidden_files_are_passed_over_and_counted(tmp_path, coffee):

@@ -4,10 +4,12 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Coroutine
 from contextlib import asynccontextmanager
+from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from foveate_serve.batching.lane import Batched
 from foveate_serve.batching.pacing import Pace
 from foveate_serve.batching.policy import BatchPolicy
 from foveate_serve.errors import DeadlineError, EngineError, OverloadedError
+from foveate_serve.log_context import CLIENT
 from foveate_serve.observer import BatchRun
 
 from ...waiting import LIMIT_SECONDS, until
@@ -267,6 +270,31 @@ async def test_a_full_queue_refuses_and_says_when_to_come_again(held: Held) -> N
     assert raised.value.retry_delay.total_seconds() > 0
     await held.release()
     assert len(await asyncio.gather(*tasks)) == 6
+
+
+def of_client(name: str, asking: Coroutine[Any, Any, Batched]) -> asyncio.Task[Batched]:
+    """Ask as the connection of this name."""
+    context = copy_context()
+    context.run(CLIENT.set, lambda: name)
+    return asyncio.get_running_loop().create_task(asking, context=context)
+
+
+async def test_one_connection_leaves_room_in_the_queue_for_others(gated) -> None:
+    async with holding(gated, BatchPolicy(max_batch=8, max_queue=64)) as held:
+        flood = [of_client("a", ask(held.batcher, colour(100))) for _ in range(64)]
+        await until(lambda: held.batcher.waiting == 56)
+        refused = [task for task in flood if task.done()]
+        assert len(refused) == 8
+        assert {task.exception().reason for task in refused} == {"QUEUE_FULL"}
+        other = [of_client("b", ask(held.batcher, colour(9))) for _ in range(7)]
+        await until(lambda: held.batcher.waiting == 63)
+        with pytest.raises(OverloadedError):
+            await of_client("a", ask(held.batcher, colour(9)))
+        await held.release()
+        await asyncio.gather(*other, *(task for task in flood if task not in refused))
+        # What a connection had counts no more.
+        again = [of_client("a", ask(held.batcher, colour(100))) for _ in range(20)]
+        await asyncio.gather(*again)
 
 
 async def test_cancelled_requests_leave_room_in_a_full_queue_and_never_run(held: Held) -> None:

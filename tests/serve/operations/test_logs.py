@@ -3,7 +3,10 @@
 import json
 import logging
 import resource
+import socket
+import struct
 from collections.abc import Callable
+from contextlib import suppress
 
 import grpc
 import pytest
@@ -86,3 +89,25 @@ def test_the_limit_of_open_files_is_raised_and_logged(start: Callable) -> None:
     assert [line["message"] for line in told] == [
         f"at most {most} files and connections can be open"
     ]
+
+
+@BOTH
+def test_a_stranger_writes_no_line_of_the_log(start: Callable) -> None:
+    server = start()
+    host, _, port = server.address.rpartition(":")
+    forged = b"\x1b[31m\n2026-01-01 INFO forged"
+    goaway = struct.pack(">II", 0, 1) + forged
+    head = len(goaway).to_bytes(3) + b"\x07\x00" + bytes(4)
+    with socket.create_connection((host, int(port))) as stranger:
+        stranger.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04\x00" + bytes(4))
+        stranger.sendall(head + goaway)
+        # The server has read it once it closes the connection, or answers another.
+        stranger.settimeout(1)
+        with suppress(TimeoutError):
+            while stranger.recv(4096):
+                pass
+    server.classify()
+    assert server.stop() == 0
+    log = server.log.read_bytes()
+    assert b"forged" not in log
+    assert b"\x1b" not in log

@@ -1,10 +1,13 @@
 """What both transports do alike, whatever their clients send."""
 
 import asyncio
+import gc
 import logging
 import socket
+import time
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +120,53 @@ async def test_a_call_is_refused_before_its_message_is_read(serve: Serve) -> Non
     async with serve(interceptors=[Refuse()]) as served, await served.open() as client:
         client.send(opening(1), data(1, message(bytes(1000))[:500]))
         assert (await client.answer(1)).status == str(Code.RESOURCE_EXHAUSTED.value[0])
+
+
+class Large:
+    """Stands for what a handler makes of a request."""
+
+
+async def test_what_a_refused_call_held_is_freed_at_once(serve: Serve) -> None:
+    held: list[weakref.ref[Large]] = []
+
+    async def refuse(request: bytes, context: Context) -> None:
+        large = Large()
+        held.append(weakref.ref(large))
+        await context.abort(Code.INVALID_ARGUMENT, "no")
+
+    async with serve() as served, served.channel() as channel:
+        served.service.custom = refuse
+        gc.collect()
+        gc.disable()
+        try:
+            assert await code_of(unary(channel, "Custom")) == Code.INVALID_ARGUMENT
+            await until(lambda: held[0]() is None)
+        finally:
+            gc.enable()
+
+
+async def test_calls_that_wait_for_a_busy_loop_are_answered(serve: Serve) -> None:
+    async def block(request: bytes, context: Context) -> bytes:
+        time.sleep(1)  # noqa: ASYNC251 - the loop is to be busy
+        return b""
+
+    def burst(port: int) -> list[object]:
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        with ExitStack() as channels:
+            calls = [
+                channels.enter_context(
+                    grpc.insecure_channel(f"127.0.0.1:{port}", options=options)
+                ).unary_unary(path("Echo"))
+                for _ in range(4)
+            ]
+            asked = [call.future(b"x", timeout=LIMIT_SECONDS) for _ in range(500) for call in calls]
+            return [future.exception() for future in asked]
+
+    async with serve() as served, served.channel() as channel:
+        served.service.custom = block
+        blocked = asyncio.ensure_future(unary(channel, "Custom"))
+        assert set(await asyncio.to_thread(burst, served.port)) == {None}
+        await blocked
 
 
 async def test_a_cancel_ends_the_handler_in_its_own_task(serve: Serve) -> None:

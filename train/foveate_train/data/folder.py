@@ -340,6 +340,6 @@ def _look(whole: Collection[str], file: Path) -> tuple[str, str]:
                 return "", RANGELESS
     except UnidentifiedImageError:
         return "", "is no picture"
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
         return "", str(error)
     return digest, ""
