@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from benchmarks import machine, pages, script
 from benchmarks.loops import looping
 from benchmarks.request_cost import MODEL, ratio, summary
 from benchmarks.server import serving
+from foveate_runtime.options import option
 
 RESULTS = Path(__file__).parent / "results" / "batch.json"
 PAGE = pages.DOCS / "client" / "batch.md"
@@ -193,12 +195,17 @@ def page_part(result: Mapping[str, Any]) -> str:
     return "\n\n".join([head, pages.table(["", "median (least to most)"], rows), memory])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options(script.Photographs):
+    """The command line."""
+
+    rounds: int = option("of the comparison", default=5)
+
+
 def main() -> None:
     """Parse the command line, measure, write the results and the page's part."""
-    parser = script.parser(__doc__ or "", out=RESULTS, page=PAGE)
-    parser.add_argument("--rounds", type=int, default=5)
-    options = script.parse(parser)
-    result = measure(options.repository, Path(options.images), options.rounds)
+    options = script.parse(Options, __doc__, out=RESULTS, page=PAGE)
+    result = measure(options.repository, options.images, options.rounds)
     script.finish(result, page_part, options)
 
 

@@ -22,6 +22,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import CodeType, FrameType
@@ -34,6 +35,7 @@ from rich.table import Table
 from benchmarks import machine
 from foveate.v1.classifier_service_pb2 import ClassifyRequest
 from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
+from foveate_runtime.options import option, parse
 from foveate_serve.assembly import make_engine
 from foveate_serve.process import Process
 from foveate_serve.rpc.handlers import ClassifierHandler
@@ -46,6 +48,18 @@ TRANSPORTS: tuple[TransportName, ...] = ("grpcio", "http2")
 WARM = 50
 MOST = 0.9
 """The share of the requests that pass a file for it to count."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The command line; `ask` is the address of the server, in the client's process."""
+
+    repository: Path = option("of the classifiers", default=Path("demo-output/repository"))
+    pictures: Path = option("the pictures of the demo", default=Path("demo-output/pictures"))
+    requests: int = option("of each model", default=200)
+    before: Path | None = option("a results file of an earlier state")
+    out: Path = option("the file of the results", default=RESULTS)
+    ask: str | None = option(argparse.SUPPRESS)
 
 
 class Starts:
@@ -134,7 +148,7 @@ def requests_of(pictures: Path) -> dict[str, ClassifyRequest]:
 
 
 async def through_transport(
-    starts: Starts, transport: TransportName, options: argparse.Namespace
+    starts: Starts, transport: TransportName, options: Options
 ) -> dict[str, Any]:
     """Count requests that a client in another process makes."""
     stop, address = asyncio.Event(), asyncio.get_running_loop().create_future()
@@ -169,7 +183,7 @@ async def through_transport(
     return found
 
 
-async def of_handler(starts: Starts, options: argparse.Namespace) -> dict[str, Any]:
+async def of_handler(starts: Starts, options: Options) -> dict[str, Any]:
     """Count calls of the handler, without a transport."""
     engine = make_engine(Settings(repository=options.repository))
     await engine.repository.open()
@@ -198,7 +212,7 @@ def client(address: str, pictures: Path) -> None:
             print("answered", flush=True)
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
+def measure(options: Options) -> dict[str, Any]:
     """Count on every way, one after another."""
     starts = Starts()
     threading.setprofile(starts.note)
@@ -225,14 +239,13 @@ def report(result: dict[str, Any]) -> None:
 
 def main() -> None:
     """Parse the command line, count, write the results and print them."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--repository", type=Path, default=Path("demo-output/repository"))
-    parser.add_argument("--pictures", type=Path, default=Path("demo-output/pictures"))
-    parser.add_argument("--requests", type=int, default=200)
-    parser.add_argument("--before", type=Path, help="a results file of an earlier state")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--ask", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parse(
+        Options,
+        sys.argv[1:],
+        prog="python -m benchmarks.call_count",
+        description=__doc__.partition("\n")[0],
+        epilog="",
+    )
     if options.ask:
         client(options.ask, options.pictures)
         return

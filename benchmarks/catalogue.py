@@ -113,7 +113,7 @@ def _timm() -> Iterator[Entry]:
 
 
 def _origin(configuration: PretrainedCfg) -> str:
-    """Say where timm downloads weights from."""
+    """Return where timm downloads weights from."""
     if configuration.hf_hub_id:
         return f"{configuration.hf_hub_id} from Hugging Face"
     address = urlsplit(configuration.url)

@@ -66,7 +66,7 @@ def measure(repository: Path, images: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Measure and write the result."""
-    options = script.parse(script.parser(__doc__ or "", out=RESULTS, page=PAGE))
+    options = script.parse(script.Photographs, __doc__, out=RESULTS, page=PAGE)
     result = measure(options.repository, options.images)
     script.finish(result, partial(rounds.page_part, ways=(WITH, WITHOUT)), options)
 

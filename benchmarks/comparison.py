@@ -18,7 +18,6 @@ machine too. Before the clock starts, every server must agree with Foveate on th
 best class of the pictures. The tables go into docs/client/load.md as well.
 """
 
-import argparse
 import asyncio
 import json
 import os
@@ -35,9 +34,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
-from benchmarks import machine, pages
+from benchmarks import machine, pages, script
 from benchmarks.digits import export_lenet, write_digits
 from benchmarks.request_cost import MODEL, ratio, read_pictures, summary
 from benchmarks.rivals.servers import mlserver, triton
@@ -47,6 +45,7 @@ from foveate.inference.open_inference_pb2 import ModelInferResponse
 from foveate_client import Client
 from foveate_client.load.driver import connect
 from foveate_client.load.workload import oip_workload
+from foveate_runtime.options import argument, option
 
 RESULTS = Path(__file__).parent / "results" / "comparison.json"
 PAGE = pages.DOCS / "client" / "load.md"
@@ -86,6 +85,18 @@ class Subject:
         return self.bundle.parent.name
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options(script.Calibrated):
+    """The command line: the other servers are those of `RIVALS`."""
+
+    triton: Path | None = option("the Python with PyTriton", metavar="PYTHON")
+    mlserver: Path | None = option("the Python with MLServer", metavar="PYTHON")
+    concurrency: int = option("requests at a time", default=32)
+    duration: float = option("seconds of each load", default=8.0)
+    rounds: int = option("of the comparison", default=5)
+    serve: tuple[str, ...] = argument("options of foveate serve", nargs="*", metavar="-- OPTION")
+
+
 async def best_classes(address: str, subject: Subject) -> list[int]:
     """Return the class of the largest logit of each picture, over the Open Inference Protocol."""
     async with connect(address, 1) as (channel,):
@@ -115,9 +126,7 @@ def _logits(answer: ModelInferResponse) -> np.ndarray[tuple[int], np.dtype[np.fl
     return np.array(answer.outputs[0].contents.fp32_contents, dtype=np.float32)
 
 
-def load(
-    server: Server, protocol: str, subject: Subject, options: argparse.Namespace
-) -> dict[str, float]:
+def load(server: Server, protocol: str, subject: Subject, options: Options) -> dict[str, float]:
     """Run `foveate load` once; return requests a second, CPU-ms a request and the p99 in ms."""
     foveate = Path(sys.executable).with_name("foveate")
     command: list[str | Path] = [
@@ -138,7 +147,7 @@ def load(
     }
 
 
-def measure(options: argparse.Namespace) -> dict[str, object]:
+def measure(options: Options) -> dict[str, object]:
     """Compare the servers on photographs and on digits."""
     load_average = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
@@ -175,7 +184,7 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
     }
 
 
-def compare(subject: Subject, options: argparse.Namespace) -> dict[str, object]:
+def compare(subject: Subject, options: Options) -> dict[str, object]:
     """Alternate the servers; return their figures and how Foveate's compare with the others'."""
     cores = len(os.sched_getaffinity(0))
     repository = subject.bundle.parents[1]
@@ -259,40 +268,10 @@ def page_part(result: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def report(result: Mapping[str, Any]) -> None:
-    """Print the medians as tables."""
-    for subject in result["subjects"]:
-        table = Table("", "requests/s", "CPU-ms a request", "p99, ms", title=subject["about"])
-        for name, row in (subject["servers"] | subject["ratios"]).items():
-            table.add_row(name, *(str(row[key]["median"]) for key in KEYS))
-        Console().print(table)
-
-
 def main() -> None:
-    """Parse the command line, measure, write the results and print them."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--repository", type=Path, default=Path("demo-output/repository"))
-    for name, variable in (("images", "IMAGENET"), ("calibration", "CALIBRATION")):
-        parser.add_argument(
-            f"--{name}", type=Path, default=os.environ.get(f"FOVEATE_{variable}_DIR")
-        )
-    for name in RIVALS:
-        parser.add_argument(f"--{name}", type=Path, metavar="PYTHON")
-    parser.add_argument("--concurrency", type=int, default=32)
-    parser.add_argument("--duration", type=float, default=8.0)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--page", type=Path, default=PAGE)
-    parser.add_argument("serve", nargs="*", metavar="-- OPTION", help="options of foveate serve")
-    options = parser.parse_args()
-    if options.images is None or options.calibration is None:
-        parser.error("--images and --calibration are needed: folders of JPEG photographs")
-    options.images, options.calibration = Path(options.images), Path(options.calibration)
-    result = measure(options)
-    machine.save(result, options.out)
-    pages.write_part(options.page, "comparison", page_part(result))
-    report(result)
-    Console(stderr=True).print(f"written to {options.out} and {options.page}")
+    """Parse the command line, measure, and write the results."""
+    options = script.parse(Options, __doc__, out=RESULTS, page=PAGE)
+    script.finish(measure(options), page_part, options)
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def _cells(name: str, row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _remarks(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Say why something is missing in a row, or the row itself."""
+    """Return why something is missing in a row, or the row itself."""
     kinds = (
         ("refused", " is not exported: {}"),
         ("failed", " was not measured: {}"),

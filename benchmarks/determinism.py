@@ -18,6 +18,7 @@ import sys
 import tempfile
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from foveate_runtime.bundle.folder import find_version, model_names
 from foveate_runtime.bundle.golden import open_golden
 from foveate_runtime.bundle.manifest import IMAGE_INPUT, LOGITS_OUTPUT
 from foveate_runtime.cores import count_cores
+from foveate_runtime.options import option
 
 RESULTS = Path(__file__).parent / "results" / "determinism.json"
 PAGE = pages.DOCS / "serving" / "batching.md"
@@ -173,11 +175,16 @@ def _cell(change: Mapping[str, Any]) -> str:
     return "0" if change["same_bits"] else f"{change['logits']:.1g}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options(script.Options):
+    """The command line; `one` is the model, variant and backend of a single run."""
+
+    one: tuple[str, ...] | None = option(argparse.SUPPRESS, action="store", nargs=3, default=None)
+
+
 def main() -> int:
     """Measure, or run one engine once for that; return the exit code."""
-    parser: argparse.ArgumentParser = script.parser(__doc__ or "", out=RESULTS, page=PAGE)
-    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = script.parse(Options, __doc__, out=RESULTS, page=PAGE)
     if options.one is None:
         script.finish(measure(options.repository), page_part, options)
         return 0

@@ -21,6 +21,7 @@ the alarm.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,7 @@ from PIL import Image, ImageFilter
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks import machine, pages
-from benchmarks.script import finish, parse, parser
+from benchmarks import machine, pages, script
 from benchmarks.trust import opened
 from foveate_runtime.backends.base import Runner
 from foveate_runtime.backends.registry import create_runner
@@ -41,6 +41,7 @@ from foveate_runtime.bundle.manifest import CAM_PREFIX, CLASS_IDS_INPUT, IMAGE_I
 from foveate_runtime.bundle.trust import Policy
 from foveate_runtime.evaluation.accuracy import prepared_batches
 from foveate_runtime.evaluation.labelled import open_labelled
+from foveate_runtime.options import option
 from foveate_runtime.trust import drift
 from foveate_runtime.trust.answer import Assessor
 from foveate_runtime.trust.calibration import calibrate
@@ -260,14 +261,19 @@ def pixels(data: str, bundle: Bundle) -> tuple[Pictures, Any]:
     return images, targets
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options(script.Photographs):
+    """The command line."""
+
+    fitted: Path = option("photographs of the reference")
+
+
 def main() -> None:
     """Measure, and write the results."""
-    options = parser(__doc__, out=RESULTS, page=PAGE)
-    options.add_argument("--fitted", type=Path, required=True, help="photographs of the reference")
-    chosen = parse(options)
+    options = script.parse(Options, __doc__, out=RESULTS, page=PAGE)
     console = Console(stderr=True)
     networks = {}
-    digits, photos = (opened(chosen.repository, name) for name in ("mnist", "efficientnet_lite0"))
+    digits, photos = (opened(options.repository, name) for name in ("mnist", "efficientnet_lite0"))
     with create_runner(digits, variant="fp32", backend="onnxruntime") as runner:
         images, targets = pixels("mnist", digits)
         # The first half of MNIST's test digits are easier than the others.
@@ -276,11 +282,11 @@ def main() -> None:
         fitted = images[first], targets[first]
         networks["mnist"] = examine(runner, fitted, images[rest], console)
     with create_runner(photos, variant="fp32", backend="onnxruntime") as runner:
-        parts = [pixels(str(folder), photos) for folder in (chosen.fitted, chosen.images)]
+        parts = [pixels(str(folder), photos) for folder in (options.fitted, options.images)]
         images, targets = (np.concatenate([part[at] for part in parts]) for at in (0, 1))
         networks["efficientnet_lite0"] = examine(runner, (images, targets), images, console)
     result = {"benchmark": "drift", "networks": networks, "machine": machine.describe()}
-    finish(result, page_part, chosen)
+    script.finish(result, page_part, options)
 
 
 def earlier(rows: Sequence[Mapping[str, Any]], one: str, other: str) -> int:

@@ -248,7 +248,7 @@ def page_part(result: Mapping[str, Any]) -> str:
 
 def main() -> int:
     """Measure the hand-over, simulate, and return the exit code."""
-    options = script.parser(__doc__ or "", out=RESULTS, page=PAGE).parse_args()
+    options = script.parse(script.Options, __doc__, out=RESULTS, page=PAGE)
     cpu = json.loads(STAGES.read_text("utf-8"))["cases"]["a photograph, as chosen"]["cpu_ms"]
     hand_over, take_over = measure_hand_over()
     host = Host(

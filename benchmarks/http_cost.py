@@ -101,7 +101,7 @@ page_part = partial(rounds.page_part, ways=("gRPC", "HTTP"))
 
 def main() -> None:
     """Measure and write the result."""
-    options = script.parse(script.parser(__doc__ or "", out=RESULTS, page=PAGE))
+    options = script.parse(script.Photographs, __doc__, out=RESULTS, page=PAGE)
     result = measure(options.repository, options.images)
     script.finish(result, page_part, options)
 

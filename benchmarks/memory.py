@@ -25,6 +25,7 @@ import shutil
 import tempfile
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from benchmarks.asking import DIGITS, OVERLAYS, RAW_MAPS, Question, ask, calls, 
 from benchmarks.request_cost import MODEL
 from benchmarks.server import HELD, Server, serving
 from foveate_client.load.driver import connect
+from foveate_runtime.options import option
 from foveate_serve.repository.idling import IDLE_SECONDS
 
 RESULTS = Path(__file__).parent / "results" / "memory.json"
@@ -203,12 +205,17 @@ def save_plot(result: Mapping[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options(script.Photographs):
+    """The command line."""
+
+    requests: int = option("to each server", default=100_000)
+    plot: Path = option("the picture of the results", default=PLOT)
+
+
 def main() -> None:
     """Parse the command line, measure, write the results and draw them."""
-    parser = script.parser(__doc__, out=RESULTS, page=PAGE)
-    parser.add_argument("--requests", type=int, default=100_000)
-    parser.add_argument("--plot", type=Path, default=PLOT)
-    options = script.parse(parser)
+    options = script.parse(Options, __doc__, out=RESULTS, page=PAGE)
     result = measure(options.repository, options.images, options.requests)
     script.finish(result, page_part, options)
     save_plot(result, options.plot)

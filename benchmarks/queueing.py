@@ -13,7 +13,6 @@ From it follows how busy the cores may be for the 99th percentile to stay within
 and so what a load needs of cores, of the network and of money, with the prices named here.
 """
 
-import argparse
 import json
 import random
 import sys
@@ -29,6 +28,7 @@ import simpy
 from benchmarks import machine, pages, script
 from benchmarks.overload import CALLERS, halves, load, serving_apart
 from benchmarks.request_cost import MODEL
+from foveate_runtime.options import option
 
 RESULTS = Path(__file__).parent / "results" / "queueing.json"
 STAGES = Path(__file__).parent / "results" / "stages.json"
@@ -257,18 +257,26 @@ def page_part(result: Mapping[str, Any]) -> str:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options(script.Options):
+    """The command line; photographs are sent with `measure`."""
+
+    images: Path | None = script.folder(
+        "the photographs", "FOVEATE_IMAGENET_DIR", needed="--measure" in sys.argv
+    )
+    measure: bool = option("measure a server now")
+    seconds: float = option("of each load", default=20.0)
+
+
 def main() -> int:
     """Simulate, and measure where that is asked for; return the exit code."""
-    parser: argparse.ArgumentParser = script.parser(__doc__ or "", out=RESULTS, page=PAGE)
-    parser.add_argument("--measure", action="store_true", help="ask a server now")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each load")
-    options = script.parse(parser) if "--measure" in sys.argv else parser.parse_args()
+    options = script.parse(Options, __doc__, out=RESULTS, page=PAGE)
     work = measured_work()
-    compared = (
-        asked_now(work, options.repository, options.images, options.seconds)
-        if options.measure
-        else known(work)
-    )
+    if options.measure:
+        assert options.images is not None
+        compared = asked_now(work, options.repository, options.images, options.seconds)
+    else:
+        compared = known(work)
     busy = busiest(work)
     result = {
         "benchmark": "queueing",

@@ -45,6 +45,7 @@ from benchmarks.throughput import Samples
 from foveate.v1.classifier_service_pb2 import ClassifyRequest
 from foveate_client.load.driver import connect
 from foveate_runtime.bundle.manifest import MANIFEST_FILE
+from foveate_runtime.options import option
 
 RESULTS = Path(__file__).parent / "results" / "scale.json"
 PAGE = pages.DOCS / "serving" / "scale.md"
@@ -228,11 +229,16 @@ def page_part(result: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options(script.Photographs):
+    """The command line."""
+
+    rounds: int = option("of the comparison", default=15)
+
+
 def main() -> None:
     """Parse the command line, measure, write the results and print them."""
-    parser = script.parser(__doc__, out=RESULTS, page=PAGE)
-    parser.add_argument("--rounds", type=int, default=15)
-    options = script.parse(parser)
+    options = script.parse(Options, __doc__, out=RESULTS, page=PAGE)
     result = asyncio.run(measure(options.repository, options.images, options.rounds))
     script.finish(result, page_part, options)
 

@@ -13,7 +13,6 @@ answer. The cases take turns in each round, and medians of the rounds are writte
 Every answer is compared with the first of its picture.
 """
 
-import argparse
 import asyncio
 import os
 import statistics
@@ -40,6 +39,7 @@ from benchmarks.throughput import Target, export_chosen
 from foveate.v1.classifier_service_pb2 import ClassifyRequest, ClassifyResponse
 from foveate.v1.explanation_pb2 import CamOptions
 from foveate_client.load.driver import connect
+from foveate_runtime.options import option
 
 RESULTS = Path(__file__).parent / "results" / "stages.json"
 PAGE = pages.DOCS / "performance.md"
@@ -48,6 +48,14 @@ CONCURRENCIES = (1, 32)
 CHOSEN = "a photograph, as chosen"
 STAGES = ("decode", "queue", "infer", "encode")
 DIGITS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(script.Calibrated):
+    """The command line."""
+
+    requests: int = option("of each case in a round", default=300)
+    rounds: int = option("of all cases", default=5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +153,7 @@ def middle(rounds: Sequence[Any]) -> Any:
 
 
 @contextmanager
-def running(options: argparse.Namespace) -> Iterator[dict[str, Case]]:
+def running(options: Options) -> Iterator[dict[str, Case]]:
     """Start the servers, and return what they are asked."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -158,7 +166,7 @@ def running(options: argparse.Namespace) -> Iterator[dict[str, Case]]:
         chosen = stack.enter_context(serving(folder / "chosen"))
         small = stack.enter_context(serving(lenet.parents[1], "--engine-timeout", "0"))
 
-        photograph: dict[str, Path] = {"bundle": bundle, "pictures": Path(options.images)}
+        photograph: dict[str, Path] = {"bundle": bundle, "pictures": options.images}
         yield {
             "a photograph": Case(
                 server=server, questions=asked_of(server, MODEL, photographs), **photograph
@@ -184,7 +192,7 @@ def running(options: argparse.Namespace) -> Iterator[dict[str, Case]]:
         }
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
+def measure(options: Options) -> dict[str, Any]:
     """Measure every case."""
     load = os.getloadavg()[0]
     with running(options) as cases:
@@ -237,15 +245,7 @@ def page_part(result: Mapping[str, Any]) -> str:
 
 def main() -> None:
     """Parse the command line, measure, write the results and print them."""
-    parser = script.parser(__doc__ or "", out=RESULTS, page=PAGE)
-    parser.add_argument(
-        "--calibration", type=Path, default=os.environ.get("FOVEATE_CALIBRATION_DIR")
-    )
-    parser.add_argument("--requests", type=int, default=300)
-    parser.add_argument("--rounds", type=int, default=5)
-    options = script.parse(parser)
-    if options.calibration is None:
-        parser.error("--calibration DIR is needed where FOVEATE_CALIBRATION_DIR is not set")
+    options = script.parse(Options, __doc__, out=RESULTS, page=PAGE)
     script.finish(measure(options), page_part, options)
 
 

@@ -19,6 +19,7 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from benchmarks.server import HELD, Server, serving
 from benchmarks.throughput import Samples
 from foveate.v1.classifier_service_pb2 import ClassifyRequest
 from foveate.v1.classifier_service_pb2_grpc import ClassifierServiceStub
+from foveate_runtime.options import option
 
 RESULTS = Path(__file__).parent / "results" / "startup.json"
 PAGE = pages.DOCS / "serving" / "scale.md"
@@ -118,11 +120,16 @@ def page_part(result: Mapping[str, Any]) -> str:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options(script.Photographs):
+    """The command line."""
+
+    rounds: int = option("of starts", default=10)
+
+
 def main() -> None:
     """Parse the command line, measure, write the results and print them."""
-    parser = script.parser(__doc__, out=RESULTS, page=PAGE)
-    parser.add_argument("--rounds", type=int, default=10)
-    options = script.parse(parser)
+    options = script.parse(Options, __doc__, out=RESULTS, page=PAGE)
     result = measure(options.repository, options.images, options.rounds)
     script.finish(result, page_part, options)
 

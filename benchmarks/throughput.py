@@ -24,7 +24,6 @@ second's against the obvious loop and the photographs' classes, which are the
 names of their folders. The tables go into docs/performance.md as well.
 """
 
-import argparse
 import asyncio
 import os
 import shutil
@@ -42,9 +41,8 @@ import grpc
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
-from benchmarks import machine, pages
+from benchmarks import machine, pages, script
 from benchmarks.asking import DIGITS, METHOD, OVERLAYS, RAW_MAPS, TIMEOUT, digits
 from benchmarks.batched import LIMITS, Batches
 from benchmarks.digits import NAME as LENET
@@ -60,6 +58,7 @@ from foveate_client.load.recorder import Measurement
 from foveate_client.load.workload import PLAIN, Workload
 from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.evaluation.labelled import ImageFolder, open_folder
+from foveate_runtime.options import option
 
 RESULTS = Path(__file__).parent / "results" / "throughput.json"
 PAGE = pages.DOCS / "performance.md"
@@ -239,8 +238,16 @@ class Bench:
         return CONCURRENCIES if target in ("server", "chosen") else CONCURRENCIES[-1:]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options(script.Calibrated):
+    """The command line."""
+
+    seconds: float = option("of each measurement", default=3.0)
+    rounds: int = option("of all measurements", default=5)
+
+
 @contextmanager
-def running(options: argparse.Namespace) -> Iterator[Bench]:
+def running(options: Options) -> Iterator[Bench]:
     """Start the loops and the servers."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -308,7 +315,7 @@ def digit_requests(bundle: Path, model: str) -> list[ClassifyRequest]:
     return [ClassifyRequest.FromString(question.request) for question in digits(bundle, model)]
 
 
-def measure(options: argparse.Namespace) -> dict[str, object]:
+def measure(options: Options) -> dict[str, object]:
     """Alternate everything; return what it costs and how it compares."""
     load = os.getloadavg()[0]
     samples = Samples()
@@ -400,39 +407,10 @@ def page_part(result: Mapping[str, Any]) -> str:
     )
 
 
-def report(result: dict[str, object]) -> None:
-    """Print the result as tables."""
-    for heading in ("measured", "ratios"):
-        table = Table("", "min", "median", "max", title=heading)
-        rows = result[heading]
-        assert isinstance(rows, dict)
-        for name, row in rows.items():
-            table.add_row(name, *(str(row[key]) for key in ("min", "median", "max")))
-        Console().print(table)
-    Console().print(result["chosen"])
-
-
 def main() -> None:
-    """Parse the command line, measure, write the results and print them."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--repository", type=Path, default=Path("demo-output/repository"))
-    for name, variable in (("images", "IMAGENET"), ("calibration", "CALIBRATION")):
-        parser.add_argument(
-            f"--{name}", type=Path, default=os.environ.get(f"FOVEATE_{variable}_DIR")
-        )
-    parser.add_argument("--seconds", type=float, default=3.0)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--page", type=Path, default=PAGE)
-    options = parser.parse_args()
-    if options.images is None or options.calibration is None:
-        parser.error("--images and --calibration are needed: folders of JPEG photographs")
-    options.images, options.calibration = Path(options.images), Path(options.calibration)
-    result = measure(options)
-    machine.save(result, options.out)
-    pages.write_part(options.page, "throughput", page_part(result))
-    report(result)
-    Console(stderr=True).print(f"written to {options.out} and {options.page}")
+    """Parse the command line, measure, and write the results."""
+    options = script.parse(Options, __doc__, out=RESULTS, page=PAGE)
+    script.finish(measure(options), page_part, options)
 
 
 if __name__ == "__main__":

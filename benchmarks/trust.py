@@ -18,7 +18,9 @@ training and others, all drawn here or from scikit-image.
 
 import io
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,10 +33,9 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks import machine, pages
+from benchmarks import machine, pages, script
 from benchmarks.digit_networks import NETWORKS, Trained
 from benchmarks.request_cost import read_pictures
-from benchmarks.script import finish, parse, parser
 from foveate_runtime.backends.base import Runner
 from foveate_runtime.backends.registry import create_runner
 from foveate_runtime.bundle.bundle import Bundle
@@ -45,6 +46,7 @@ from foveate_runtime.evaluation.labelled import open_labelled
 from foveate_runtime.evaluation.trusted import collect
 from foveate_runtime.imaging.decode import ImageLimits
 from foveate_runtime.imaging.transform import prepare
+from foveate_runtime.options import option
 from foveate_runtime.trust import outliers, sets, shares
 from foveate_runtime.trust.answer import Assessor
 from foveate_runtime.trust.calibration import calibrate
@@ -346,30 +348,29 @@ def kept(results: Path) -> dict[str, Any]:
     return {**{name: found[name] for name in names}, **before, "outliers": table}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options(script.Photographs):
+    """The command line."""
+
+    networks: Path = option("the folder of `benchmarks.digit_networks`")
+    fitted: Path = option("photographs to calibrate on", required="--keep" not in sys.argv)
+    keep: bool = option("measure those of --networks alone; --out keeps those of the repository")
+
+
 def main() -> None:
     """Measure, and write the results."""
-    options = parser(__doc__, out=RESULTS, page=PAGE)
-    options.add_argument("--networks", type=Path, required=True, help="of digit_networks")
-    options.add_argument("--fitted", type=Path, help="photographs to calibrate on")
-    options.add_argument(
-        "--keep",
-        action="store_true",
-        help="measure those of --networks alone; what --out has of the repository's stays",
-    )
-    chosen = parse(options)
-    if not chosen.keep and chosen.fitted is None:
-        options.error("--fitted DIR is needed without --keep")
-    digits, photographs = opened(chosen.repository, "mnist"), read_pictures(chosen.images)
-    if chosen.keep:
-        found = kept(chosen.out)
+    options = script.parse(Options, __doc__, out=RESULTS, page=PAGE)
+    digits, photographs = opened(options.repository, "mnist"), read_pictures(options.images)
+    if options.keep:
+        found = kept(options.out)
     else:
-        photos = opened(chosen.repository, "efficientnet_lite0")
+        photos = opened(options.repository, "efficientnet_lite0")
         one, two = (
             of_digits(digits, photographs),
-            of_photographs(photos, chosen.fitted, chosen.images),
+            of_photographs(photos, options.fitted, options.images),
         )
         found = one | two | {"outliers": one["outliers"] | two["outliers"]}
-    networks = {name: Trained(chosen.networks / name) for name in NETWORKS}
+    networks = {name: Trained(options.networks / name) for name in NETWORKS}
     others = of_networks(digits, networks, photographs)
     right = found.get("digits_right", {}) | others["digits_right"]
     table = found["outliers"] | others["outliers"]
@@ -379,7 +380,7 @@ def main() -> None:
     }
     result = {"benchmark": "trust", **found, "digits_right": right}
     result |= {"outliers": table, "worst": worst, "machine": machine.describe()}
-    finish(result, page_part, chosen)
+    script.finish(result, page_part, options)
 
 
 def page_part(result: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ percentile and the policy; the other one is plain, to the same model without a c
 
 import shutil
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,6 +24,7 @@ from benchmarks.server import serving
 from foveate.v1.classifier_service_pb2 import ClassifyRequest, SetMethod, TrustOptions
 from foveate_runtime.bundle.folder import find_version
 from foveate_runtime.commands import calibrate
+from foveate_runtime.options import option
 
 RESULTS = Path(__file__).parent / "results" / "trust_cost.json"
 PAGE = pages.DOCS / "trust.md"
@@ -52,13 +54,18 @@ def measure(repository: Path, fitted: Path, images: Path) -> dict[str, Any]:
         return rounds.measure("trust_cost", {"a photograph": (REQUESTS, turns)}, (WITH, WITHOUT))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options(script.Photographs):
+    """The command line."""
+
+    fitted: Path = option("photographs to calibrate on")
+
+
 def main() -> None:
     """Measure and write the result."""
-    options = script.parser(__doc__ or "", out=RESULTS, page=PAGE)
-    options.add_argument("--fitted", type=Path, required=True, help="photographs to calibrate on")
-    chosen = script.parse(options)
-    result = measure(chosen.repository, chosen.fitted, chosen.images)
-    script.finish(result, partial(rounds.page_part, ways=(WITH, WITHOUT)), chosen)
+    options = script.parse(Options, __doc__, out=RESULTS, page=PAGE)
+    result = measure(options.repository, options.fitted, options.images)
+    script.finish(result, partial(rounds.page_part, ways=(WITH, WITHOUT)), options)
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ def _difference(value: float | None) -> str:
 
 
 def _remarks(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Say why something is missing in a row, or the row itself."""
+    """Return why something is missing in a row, or the row itself."""
     remarks = [
         *(f"- `{name}` is not exported: {row['refused']}" for name, row in rows.items()
           if "refused" in row),

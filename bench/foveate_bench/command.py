@@ -2,11 +2,9 @@
 
 import argparse
 import os
-import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -33,18 +31,15 @@ from foveate_bench.recommend import PROFILE_FILE, Objective
 from foveate_bench.report import verdicts
 from foveate_bench.results import OUTPUT_KINDS, OutputKind
 from foveate_bench.run import Task, run
-from foveate_runtime.backends.base import BackendError
 from foveate_runtime.backends.recommended import (
     RECOMMENDED_FILE,
     Recommended,
     write_recommended,
 )
 from foveate_runtime.backends.registry import BACKENDS
-from foveate_runtime.bundle.bundle import BundleError
-from foveate_runtime.console import DONE, FAILED, WRONG_USAGE, positive, say
+from foveate_runtime.console import DONE, FAILED, answer, positive, say
 from foveate_runtime.cores import count_cores
-from foveate_runtime.evaluation.labelled import LabelledError, NoPicturesError
-from foveate_runtime.options import option, parse, parser_of
+from foveate_runtime.options import option, parse
 
 PROG = "foveate bench"
 
@@ -260,23 +255,12 @@ class Options:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command; return its exit code."""
-    options = parse(_parser(), Options, arguments)
+    options = _parse(arguments, {})
     if options.recommend:
-        options = parse(_parser(short=True), Options, arguments)
-    with _terminated_as_interrupted():
-        try:
-            return _run(options)
-        except (ChoiceError, NoPicturesError) as error:
-            return say(PROG, error, WRONG_USAGE)
-        except (
-            PlanError,
-            BackendError,
-            BundleError,
-            LabelledError,
-            OSError,
-            LoadGenError,
-        ) as error:
-            return say(PROG, error, FAILED)
+        options = _parse(arguments, _SHORT)
+    return answer(
+        lambda: _run(options), PROG, usage=(ChoiceError,), failures=(PlanError, LoadGenError)
+    )
 
 
 def _run(options: Options) -> int:
@@ -440,31 +424,20 @@ def _warn_if_busy(cores: int) -> None:
         )
 
 
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Let a termination signal end the block as Ctrl-C does: what was measured is kept."""
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
 _SLOW_TO_BUILD = ("torch_compile",)
 """The backends that --recommend leaves out: they would compile for minutes at every start."""
 
 
-def _parser(*, short: bool = False) -> argparse.ArgumentParser:
-    parser = parser_of(
+def _parse(arguments: Sequence[str], defaults: Mapping[str, object]) -> Options:
+    return parse(
         Options,
+        arguments,
         prog=PROG,
         description=DESCRIPTION,
         epilog="Names may have commas or spaces between them. "
         "example: foveate bench --repository models --model resnet18 --batch 1,8 --out bench",
+        defaults=defaults,
     )
-    if short:
-        parser.set_defaults(**_SHORT)
-    return parser
 
 
 def _distinct(lists: Iterable[Sequence[str]]) -> tuple[str, ...]:

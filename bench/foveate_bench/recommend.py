@@ -223,7 +223,7 @@ _BEST: dict[str, _Best] = {"p99": _fastest, "throughput": _fastest, "memory": _s
 
 
 def _ties(first: Measurement, second: Measurement) -> bool:
-    """Tell whether neither had the higher throughput in every round; the rounds alternate."""
+    """Return whether neither had the higher throughput in every round; the rounds alternate."""
     pairs = [
         (first.case.batch / a, second.case.batch / b)
         for a, b in zip(first.round_medians_ms, second.round_medians_ms, strict=False)

@@ -30,7 +30,7 @@ _READING = """\
 
 def to_markdown(report: Report) -> str:
     """Return the whole report; its pictures are named as the files beside it."""
-    return _joined([TITLE, about(report), *summary(report), *details(report)])
+    return "\n\n".join([TITLE, about(report), *summary(report), *details(report)]) + "\n"
 
 
 def about(report: Report) -> str:
@@ -367,7 +367,3 @@ def _megabytes(size: int) -> str:
 
 def _plural(word: str, count: int) -> str:
     return word if count == 1 else f"{word}s"
-
-
-def _joined(blocks: Iterable[str]) -> str:
-    return "\n\n".join(blocks) + "\n"

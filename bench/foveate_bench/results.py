@@ -176,7 +176,7 @@ class Ties(Record):
 
 
 def tie(first: Measurement, second: Measurement) -> bool:
-    """Tell whether the difference of two cases lies inside its spread over the rounds.
+    """Return whether the difference of two cases lies inside its spread over the rounds.
 
     The rounds alternate, so the medians are compared round by round: it is a
     tie unless the same case was the faster in all of them.

@@ -1,6 +1,6 @@
 """The client for asyncio."""
 
-# ruff: noqa: ASYNC109 - gRPC timeouts are deadlines, which travel to the server
+# ruff: noqa: ASYNC109 - a gRPC timeout is a deadline, which the server gets as well
 # ruff: noqa: PLC0415 - gRPC is imported by the first client that needs it
 
 import asyncio
@@ -8,7 +8,6 @@ import os
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
 from contextlib import aclosing, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Self, Unpack
 
 from foveate.status import StatusError
@@ -39,13 +38,12 @@ class AsyncClient:
             result = await client.classify("cat.jpg", cam=Cam(top=3))
 
     `target` is the server's HOST:PORT, any other gRPC target, or an
-    AsyncTransport. `timeout` is the deadline in seconds of every call that
-    states none, and the longest wait for the next answer of `classify_many`.
-    ClientOptions lists what else can be said of the connection to an
-    address. It is made and used within one event loop; a call after a
-    fork raises ForkedError. Raises ValueError where
-    a token would travel in the clear, and OSError where a certificate's file
-    cannot be read.
+    AsyncTransport. `timeout` is the default deadline of a call in
+    seconds, and the longest wait for the next answer of `classify_many`. ClientOptions
+    lists the other options of a connection to an address. A client belongs to the event
+    loop that it was made in; a call after a fork raises ForkedError. Raises ValueError
+    where a token would be sent unencrypted to another machine, and OSError where a
+    certificate's file cannot be read.
     """
 
     def __init__(
@@ -171,19 +169,14 @@ class AsyncClient:
         return Model.from_message(response.model)
 
     async def close(self) -> None:
-        """Give back the connection; nothing after a fork."""
+        """Close the connection. After a fork, do nothing."""
         if self._transport.is_here:
             await self._transport.here.close()
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     def _deadline(self, timeout: float | None) -> float:

@@ -1,4 +1,4 @@
-"""The client that waits for its answers."""
+"""The synchronous client."""
 
 # ruff: noqa: PLC0415 - gRPC is imported by the first client that needs it
 
@@ -8,7 +8,6 @@ from contextlib import closing, suppress
 from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
-from types import TracebackType
 from typing import Self, Unpack
 
 from foveate.status import StatusError
@@ -41,12 +40,12 @@ class Client:
             result = client.classify("cat.jpg", cam=Cam(top=3))
 
     `target` is the server's HOST:PORT, any other gRPC target, or a Transport.
-    `timeout` is the deadline in seconds of every call that states none, and
-    the longest wait for the next answer of `classify_many`. ClientOptions
-    lists what else can be said of the connection to an address. A client may
-    be used from several threads at once, in the process that made it: a call
-    after a fork raises ForkedError. Raises ValueError where a token would
-    travel in the clear, and OSError where a certificate's file cannot be read.
+    `timeout` is the default deadline of a call in seconds, and the longest
+    wait for the next answer of `classify_many`. ClientOptions lists the other
+    options of a connection to an address. Several threads may use a client at
+    once, in the process that made it: a call after a fork raises ForkedError.
+    Raises ValueError where a token would be sent unencrypted to another machine,
+    and OSError where a certificate's file cannot be read.
     """
 
     def __init__(
@@ -164,19 +163,14 @@ class Client:
         return Model.from_message(response.model)
 
     def close(self) -> None:
-        """Give back the connection, or the models of this process; nothing after a fork."""
+        """Close the connection, or release the models of this process. After a fork, do nothing."""
         if self._transport.is_here:
             self._transport.here.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _deadline(self, timeout: float | None) -> float:

@@ -1,4 +1,4 @@
-"""How a server is reached: what the client trusts, who it is, and how often it tries."""
+"""The options of a connection: TLS, tokens, retries and compression."""
 
 from __future__ import annotations
 
@@ -28,20 +28,18 @@ _URL = re.compile(r"(?P<scheme>https?|grpcs?)://(?P<rest>[^/]*)", re.IGNORECASE)
 
 @dataclass(frozen=True, kw_only=True)
 class Credentials:
-    """What is trusted, and what is shown, on a connection.
+    """The TLS certificates and the token of a connection.
 
-    The connection is encrypted by TLS, but for a token alone that is shown to a
-    server on this machine, unless `tls` says which. `ca` holds the authorities that may
-    have signed the server's certificate; without it, those that gRPC ships.
-    `cert` and `key` are shown to a server that asks who is calling (mutual
-    TLS). `server_name` is the name to look for in the server's certificate
-    where it is not the host's.
+    `tls` is whether the connection uses TLS; None means that it does, unless only a token
+    is given and the server is on this machine. `ca` holds the authorities that may have
+    signed the server's certificate; without it, those that gRPC ships. `cert` and `key`
+    are the client's own, for a server that requires one (mutual TLS). `server_name` is
+    the name in the server's certificate, where it is not the host's.
 
-    `token` is sent with every call as `authorization: Bearer ...`; it is a
-    string, or a function that is asked for it before every call. It is in no
-    repr. With `tls=False` the connection is in the clear, and a token is then
-    refused to any server but one on this machine, unless `plaintext_token` is
-    set. Raises ValueError where these contradict each other.
+    `token` is sent with every call as `authorization: Bearer ...`. It is a string, or a
+    function that is called before every call. No repr shows it. With `tls=False` the
+    connection is unencrypted, and a token may then be sent to this machine alone, unless
+    `plaintext_token` is set. Raises ValueError where these contradict each other.
     """
 
     ca: Pem | None = None
@@ -77,7 +75,7 @@ class Credentials:
         return not (alone and is_on_this_machine(target))
 
     def check(self, target: str) -> None:
-        """Raise ValueError where `target` is none, or the token would reach it in the clear."""
+        """Raise ValueError for a bad address, or where the token would be sent unencrypted."""
         _check_form(target)
         if self.token is None or self.encrypts(target):
             return
@@ -88,12 +86,12 @@ class Credentials:
 
 @dataclass(frozen=True, kw_only=True)
 class Retries:
-    """How often a call is tried where the server answers UNAVAILABLE, and with what pauses.
+    """How often a call that fails with UNAVAILABLE is tried, and the pauses between.
 
     `attempts` counts the first one, from 1 to 5. The pause before the second is
     about `initial_pause` seconds, and each further one `multiplier` times as
-    long, up to `max_pause`; both are at least 0.01. Streams are not tried
-    again. Raises ValueError where a number is out of range.
+    long, up to `max_pause`; both are at least 0.01. Streams are not retried.
+    Raises ValueError where a number is out of range.
     """
 
     attempts: int = 4
@@ -114,10 +112,10 @@ class Retries:
 
 
 class ConnectionOptions(TypedDict, total=False):
-    """What a client takes by keyword about the connection to an address."""
+    """The keyword arguments of a client about its connection to an address."""
 
     credentials: Credentials
-    """What is trusted and shown; unset, the connection is in the clear and without a token."""
+    """TLS and the token; unset, the connection is unencrypted and has no token."""
     retries: Retries
     """How often a call is tried; unset, four times."""
     compression: Compression
@@ -125,10 +123,10 @@ class ConnectionOptions(TypedDict, total=False):
 
 
 class ClientOptions(ConnectionOptions, total=False):
-    """What a client of pictures takes by keyword besides."""
+    """Those of a client that classifies pictures."""
 
     throttling: Throttling
-    """How `classify` holds back from a server that is overloaded; unset, not at all."""
+    """Whether `classify` sends fewer calls to an overloaded server, and how; unset, it does not."""
 
 
 def _check_form(target: str) -> None:
@@ -136,7 +134,7 @@ def _check_form(target: str) -> None:
     if target != target.strip() or not target:
         raise ValueError(f"the address is {target!r}; write HOST:PORT, without white space")
     if not target.startswith("unix") and any(int(x) > _LARGEST_PORT for x in _PORT.findall(target)):
-        # gRPC would take what is left of the number in sixteen bits, another server's port.
+        # gRPC would use the number modulo 65,536: another server's port.
         raise ValueError(f"the address is {target}; the limit of a port is {_LARGEST_PORT}")
     found = _URL.match(target)
     if found is not None:
@@ -180,6 +178,6 @@ def _is_loopback(address: str) -> bool:
 
 
 def _check_token(token: str) -> None:
-    # What a header cannot hold would otherwise be told together with the token itself.
+    # gRPC's own message about a bad header contains the token.
     if not token or not token.isascii() or not token.isprintable() or " " in token:
         raise ValueError("the token must be printable ASCII without spaces, and not empty")

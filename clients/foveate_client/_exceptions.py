@@ -5,7 +5,7 @@ FoveateError
 │   └── TooMuchMemoryError            it takes too much memory to draw on
 ├── MissingDistributionError          a part of Foveate is not installed
 ├── ForkedError                       the client was made before a fork
-└── CallError                         a call was answered with an error
+└── CallError                         a call failed
     ├── CancelledError                CANCELLED
     ├── UnknownError                  UNKNOWN
     ├── InvalidArgumentError          INVALID_ARGUMENT
@@ -78,10 +78,9 @@ def pip_line(requirement: str) -> str:
 
 
 class CallError(FoveateError):
-    """A call was answered with an error, by the server or on the way to it.
+    """A call failed, in the server or before it reached the server.
 
-    Each canonical code has its subclass; an answer with a code that is none of
-    them raises UnknownError.
+    Each canonical code has a subclass. A code that is not canonical raises UnknownError.
     """
 
     code: ClassVar[str]
@@ -101,7 +100,7 @@ class CallError(FoveateError):
 
     @property
     def reason(self) -> str:
-        """The reason in upper snake case; the code's name where the answer states none."""
+        """The reason in upper snake case; the code's name where the server gives none."""
         return self._status.reason or self.code
 
     @property
@@ -121,12 +120,12 @@ class CallError(FoveateError):
 
     @property
     def retry_delay(self) -> timedelta | None:
-        """How long to wait before trying again; None where that would not help."""
+        """How long to wait before a retry; None where a retry would not help."""
         return self._status.retry_delay
 
 
 class CancelledError(CallError):
-    """The call was given up by the one who made it."""
+    """The caller cancelled the call."""
 
     code = "CANCELLED"
 
@@ -144,7 +143,7 @@ class InvalidArgumentError(CallError):
 
 
 class DeadlineExceededError(CallError):
-    """No answer came in time."""
+    """The deadline passed before the answer."""
 
     code = "DEADLINE_EXCEEDED"
 
@@ -162,15 +161,15 @@ class AlreadyExistsError(CallError):
 
 
 class PermissionDeniedError(CallError):
-    """The caller may not do this."""
+    """The caller has no permission for this."""
 
     code = "PERMISSION_DENIED"
 
 
 class ResourceExhaustedError(CallError):
-    """A quota or queue is full; `retry_delay` says when to come back.
+    """A quota or a queue is full; `retry_delay` is the time to wait before a retry.
 
-    Or a message is above its limit, which no waiting helps: the reason is
+    Or a message is above its limit, and a retry does not help: the reason is
     MESSAGE_TOO_LARGE, and `metadata` holds its `size` and the `limit`.
     """
 
@@ -184,31 +183,31 @@ class FailedPreconditionError(CallError):
 
 
 class AbortedError(CallError):
-    """The call met another one that changes the same thing."""
+    """Another call changed the same thing at the same time."""
 
     code = "ABORTED"
 
 
 class OutOfRangeError(CallError):
-    """A value lies past the end of what there is."""
+    """A value is out of range."""
 
     code = "OUT_OF_RANGE"
 
 
 class UnimplementedError(CallError):
-    """The server does not know this call."""
+    """The server does not implement the method."""
 
     code = "UNIMPLEMENTED"
 
 
 class InternalError(CallError):
-    """The server broke."""
+    """The server failed."""
 
     code = "INTERNAL"
 
 
 class UnavailableError(CallError):
-    """The server cannot be reached, or takes no calls for the moment."""
+    """The server cannot be reached, or accepts no calls at present."""
 
     code = "UNAVAILABLE"
 
@@ -220,13 +219,13 @@ class DataLossError(CallError):
 
 
 class UnauthenticatedError(CallError):
-    """The caller has not shown who it is."""
+    """The call has no valid token or certificate."""
 
     code = "UNAUTHENTICATED"
 
 
 MESSAGE_TOO_LARGE = "MESSAGE_TOO_LARGE"
-"""The reason of a ResourceExhaustedError that no waiting helps: the message is above the limit."""
+"""The reason of a ResourceExhaustedError that a retry does not help: the message is too large."""
 
 
 def too_large(size: int | str, limit: int) -> ErrorStatus:

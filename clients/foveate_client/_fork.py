@@ -1,4 +1,4 @@
-"""What cannot be used in a process that was forked: its threads and connections are not there."""
+"""Guards against use after a fork: threads and connections do not survive it."""
 
 import os
 from typing import Generic, TypeVar

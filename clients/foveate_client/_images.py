@@ -1,6 +1,6 @@
-"""Pictures on their way in: everything that can be classified becomes bytes of a request."""
+"""Converts pictures of every supported kind to a field of a request, and decodes them."""
 
-# ruff: noqa: PLC0415 - a file travels as it is, and needs neither numpy nor Pillow
+# ruff: noqa: PLC0415 - a file is sent as it is, and needs neither numpy nor Pillow
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ blue and alpha."""
 def image_field(image: ImageInput) -> dict[str, Any]:
     """Return the field of a ClassifyRequest that carries `image`, as a keyword argument.
 
-    A file travels as it is. Raises ImageError where the picture cannot be read
+    A file is sent as it is. Raises ImageError where the picture cannot be read
     and TypeError where `image` is no picture at all.
     """
     if isinstance(image, Prepared):
@@ -256,7 +256,7 @@ def _without_metadata(data: bytes) -> bytes:
 
 
 def _is_array(image: object) -> TypeGuard[npt.NDArray[Any]]:
-    # What is one has imported the library.
+    # An array exists only where numpy was imported.
     numpy = sys.modules.get("numpy")
     return numpy is not None and isinstance(image, numpy.ndarray)
 
@@ -272,7 +272,7 @@ def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
     except _MALFORMED:
-        # As the server does: malformed EXIF says nothing.
+        # As on the server, malformed EXIF is ignored.
         return image
 
 
@@ -351,6 +351,6 @@ def _png(image: Image.Image) -> bytes:
     if image.mode not in _PNG_MODES:
         image = image.convert("RGB")
     buffer = io.BytesIO()
-    # The picture crosses the wire once: a faster encoding beats a smaller one.
+    # The picture is sent once: a fast encoding saves more time than a small file.
     image.save(buffer, "PNG", compress_level=_FAST)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""What a server tells of its models, as frozen values."""
+"""The models of a server, as frozen values."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from typing import Self
 from foveate.v1 import model_pb2 as proto
 
 DEFAULT_SCORES = "softmax"
-"""What the scores of a server are that does not state it."""
+"""The kind of scores of an older server, which does not name it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class ModelVersion:
 class ModelSummary:
     """A model in a list: its versions, newest first, and the one that answers by default.
 
-    `version_labels` may be named in the place of the versions they stand for.
+    `version_labels` maps labels to versions; a request may name either.
     """
 
     name: str
@@ -102,7 +102,7 @@ class CamMethod:
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
-    """How far a variant lies from the classifier it was exported from.
+    """The differences of a variant from the classifier that it was exported from.
 
     `logits_max_abs` is the largest absolute difference; `top1_agreement` a
     share from 0 to 1; `cams` by method and `features` by layer are the largest
@@ -140,10 +140,10 @@ class Variant:
 class Model:
     """Everything about one version of one model.
 
-    `scores` is what makes scores of its logits: "softmax", "sigmoid" or "none";
+    `scores` is how scores follow from its logits: "softmax", "sigmoid" or "none";
     `assumptions` is what the export found or assumed, by field; `wordnet_ids` are those
     of the classes where they are ImageNet's, and else none; `coverages` are those of the
-    prediction sets that may be asked for, none where the model was not calibrated.
+    prediction sets that may be requested, none where the model was not calibrated.
     """
 
     name: str
@@ -182,7 +182,7 @@ class Model:
                 interpolation=message.input.interpolation,
                 mean=tuple(message.input.mean),
                 std=tuple(message.input.std),
-                fit=message.input.fit or "crop",  # a server of before does not say
+                fit=message.input.fit or "crop",  # an older server does not say
                 fill=tuple(message.input.fill),
             ),
             layers=tuple(
@@ -191,7 +191,7 @@ class Model:
                     channels=x.channels,
                     height=x.height,
                     width=x.width,
-                    layout=x.layout or "nchw",  # a server of before does not say
+                    layout=x.layout or "nchw",  # an older server does not say
                 )
                 for x in message.layers
             ),

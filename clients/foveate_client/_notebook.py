@@ -1,4 +1,4 @@
-"""What results show of themselves in a notebook: HTML, and PNG files."""
+"""How a notebook displays results: as HTML and PNG."""
 
 import io
 from base64 import b64encode
@@ -33,7 +33,7 @@ def png(image: "Image.Image") -> bytes:
 
 
 def classification(result: Classification) -> str:
-    """Return the classes with their scores, how far they can be believed, and the maps."""
+    """Return HTML of the classes with their scores, the trust in them, and the maps."""
     confident = any(x.confidence is not None for x in result.predictions)
     heading = ["class", "score", *(["confidence"] if confident else [])]
     lines = [_row("th", map(escape, heading))]
@@ -60,7 +60,7 @@ def classification(result: Classification) -> str:
 
 
 def model(about: Model) -> str:
-    """Return what a model takes, and what can be asked of it."""
+    """Return HTML of a model's input, classes, maps and layers."""
     spec = about.input
     first = ", ".join(about.labels[:_LABELS])
     more = len(about.labels) - _LABELS

@@ -1,4 +1,4 @@
-"""What can be asked for beside the prediction, as small values, and the requests made of them."""
+"""The options of a classification, and the requests that are made from them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ from foveate.v1.explanation_pb2 import HEATMAP_FORM_RAW, CamOptions, FeatureMapO
 from foveate_client._images import ImageInput, image_field
 
 OCCLUSION = "occlusion"
-"""The map that every model has, made of masked copies of the picture."""
+"""The method that every model has: its map is computed from masked copies of the picture."""
 
 CHECK_COPIES = 16
-"""On how many a map is tried, where no number is given."""
+"""The masked copies that a map is tried on, where no number is given."""
 
 _SET_METHODS: dict[str, SetMethod.ValueType] = {"lac": SET_METHOD_LAC, "raps": SET_METHOD_RAPS}
 
@@ -31,10 +31,10 @@ class Cam:
     `method` is one of those that the model lists; empty takes the first.
     `class_ids` are classes to explain; `top` explains that many of the
     best-scored ones before them. With neither, the best class is explained.
-    `against` asks what speaks for each of them and not for another class: its
-    id, or below 0 its rank, -2 being the second best. `check` tries the map on
-    so many masked copies of the picture, 8 to 32; True means 16. Any model has the
-    method "occlusion", which takes 25 copies.
+    `against` is another class, from whose logit the difference of each of them is
+    explained: its id, or below 0 its rank, -2 being the second best. `check` tries the
+    map on so many masked copies of the picture, 8 to 32; True means 16. Every model has
+    the method "occlusion", which takes 25 copies.
     """
 
     method: str = ""
@@ -70,7 +70,7 @@ class Features:
 
 
 class ClassifyOptions(TypedDict, total=False):
-    """What `classify` and `classify_many` take by keyword beside the picture."""
+    """The keyword arguments of `classify` and `classify_many` beside the picture."""
 
     model: str
     """The model; unset, the only one that the server serves."""
@@ -85,11 +85,11 @@ class ClassifyOptions(TypedDict, total=False):
     feature_maps: Sequence[Features | str]
     """The feature maps wanted, by layer; unset, none."""
     trust: TrustRequest | bool
-    """How far the answer can be believed; unset, not said."""
+    """Whether the answer says how far it can be believed; unset, it does not."""
     timing: bool
-    """Whether the answer tells where its time went; unset, not."""
+    """Whether the answer contains the time of each stage; unset, it does not."""
     priority: int
-    """How urgent it is, 1 the most; unset, the model's default."""
+    """The priority, 1 the highest; unset, the model's default."""
 
 
 def classify_request(

@@ -1,4 +1,4 @@
-"""Finds what other distributions add to this one, by entry point and never by import."""
+"""Loads what other distributions provide as entry points."""
 
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -12,7 +12,7 @@ def find(group: str, name: str) -> EntryPoint | None:
 
 
 def load(group: str, name: str, *, purpose: str, requirement: str) -> Any:
-    """Import and return what the entry point `name` of `group` stands for.
+    """Import and return the object of the entry point `name` of `group`.
 
     Raises MissingDistributionError, with `purpose` and `requirement`, where it
     is not installed, wholly or in part.

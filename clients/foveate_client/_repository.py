@@ -3,7 +3,6 @@
 # ruff: noqa: PLC0415 - gRPC is imported by the first client that needs it
 
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any, Self, Unpack
 
 from foveate.v1.model_pb2 import ModelSummary as ModelSummaryMessage
@@ -23,17 +22,17 @@ DEFAULT_TIMEOUT = 600.0
 
 
 class RepositoryClient:
-    """Loads, unloads and labels models, on a server that lets its clients do so.
+    """Loads, unloads and labels models, on a server that allows it (--admin).
 
         with RepositoryClient("localhost:50051") as repository:
             repository.load("pets", "4")
 
     `address` is HOST:PORT or any other gRPC target, and `timeout` the deadline
-    of every call in seconds; ConnectionOptions lists what else can be said of
-    the connection. Every change returns the model after it, and raises
-    CallError. A change goes on where its caller does not wait for the end.
-    A call after a fork raises ForkedError. Raises ValueError where a token would
-    travel in the clear, and OSError where a certificate's file cannot be read.
+    of every call in seconds; ConnectionOptions lists the other options of a
+    connection. Every change returns the model after it, and raises CallError.
+    The server completes a change after the caller's deadline as well. A call
+    after a fork raises ForkedError. Raises ValueError where a token would be sent
+    unencrypted to another machine, and OSError where a certificate's file cannot be read.
     """
 
     def __init__(
@@ -53,7 +52,7 @@ class RepositoryClient:
         return self._change("LoadModel", LoadModelRequest(name=name, version=version))
 
     def reload(self, name: str, version: str = "") -> ModelSummary:
-        """Read a version anew; where it is empty, the one that serves by default."""
+        """Reload a version; where it is empty, the one that serves by default."""
         return self._change("ReloadModel", ReloadModelRequest(name=name, version=version))
 
     def unload(self, name: str, version: str = "") -> ModelSummary:
@@ -64,24 +63,19 @@ class RepositoryClient:
         return self._change("UnloadModel", UnloadModelRequest(name=name, version=version))
 
     def set_labels(self, name: str, labels: Mapping[str, str]) -> ModelSummary:
-        """Put `labels`, which stand for versions, in the place of those that the model has."""
+        """Replace the labels of a model; `labels` maps each to a version."""
         request = SetVersionLabelsRequest(name=name, version_labels=dict(labels))
         return self._change("SetVersionLabels", request)
 
     def close(self) -> None:
-        """Give back the connection; nothing after a fork."""
+        """Close the connection. After a fork, do nothing."""
         if self._transport.is_here:
             self._transport.here.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _change(self, method: str, request: Any) -> ModelSummary:

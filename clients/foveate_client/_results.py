@@ -1,4 +1,4 @@
-"""What a classification answers, as frozen values."""
+"""The results of a classification, as frozen values."""
 
 # ruff: noqa: PLC0415 - predictions need neither numpy nor Pillow; maps do
 
@@ -27,7 +27,7 @@ class Prediction:
 
     What `score` is, `Classification.scores` says: with "softmax" the probability
     of the class among all, from 0 to 1; with "sigmoid" that of the label by
-    itself, from 0 to 1; with "none" the logit. `logit` is what it is made of.
+    itself, from 0 to 1; with "none" the logit. `logit` is the network's output.
     `confidence` is how often an answer with this score is right; None where it was
     not asked for, or is not known.
     """
@@ -46,7 +46,7 @@ class Trust:
     `prediction_set` are class ids, the best first: of pictures like those of the
     calibration, a share `coverage` has its right class among them. `ood_percentile`,
     from 0 to 100, is the share of those pictures that were less unusual than this one.
-    `abstained` tells that the model abstains, by its policy. `set_method` is "lac" or
+    `abstained` is whether the model abstains, by its policy. `set_method` is "lac" or
     "raps".
     """
 
@@ -79,7 +79,7 @@ class View:
 
 @dataclass(frozen=True, kw_only=True)
 class MapCheck:
-    """What a map is worth for one picture.
+    """How the score changes for one picture when parts of it are hidden by a map.
 
     `drop` is how far the class's score fell on average when the pixels where the map is
     highest were hidden, `random_drop` when as many were hidden anywhere; of a model
@@ -98,10 +98,10 @@ class Heatmap:
     `array` is float32 [height, width], read-only, with the values exactly as
     the graph computed them, from `minimum` to `maximum`; `layer` is where its
     activations come from, and `view` the part of the picture that it covers.
-    `against` is the class that it speaks against, None where there is none;
-    `explained` the share of the logit, or of the difference of two, that it accounts
-    for, from 0 to 1, None where the method does not say; `check` what it is worth, None
-    unless that was asked for.
+    `against` is the class whose logit was subtracted, None where there is none.
+    `explained` is the share of the logit, or of the difference of two, that the map
+    accounts for, from 0 to 1, None where the method does not give it. `check` is None
+    unless it was requested.
     """
 
     class_id: int
@@ -118,7 +118,7 @@ class Heatmap:
 
     @property
     def has_evidence(self) -> bool:
-        """Whether anything in the picture speaks for the class."""
+        """Whether a value of the map is above 0."""
         return self.maximum > 0
 
     @property
@@ -222,9 +222,9 @@ class FeatureMap:
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Where the time of a request went within the server, and what ran it.
+    """The time of each stage of a request in the server, and the engine that ran it.
 
-    `cached` tells that the answer was kept from an earlier, identical request;
+    `cached` is whether the answer is that of an earlier, identical request;
     the times of the stages are then zero.
     """
 
@@ -242,10 +242,10 @@ class Timing:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Classification:
-    """The classification of one picture: its best classes, best first, and what explains them.
+    """The classification of one picture: its best classes, best first, and their explanations.
 
     `scores` says what the predictions' scores are: "softmax", "sigmoid" or "none".
-    `warnings` say what to know of it, such as that a colour picture was taken as grey.
+    `warnings` are sentences, such as that a colour picture was converted to grey.
     """
 
     model: str

@@ -24,12 +24,12 @@ from foveate_client._options import ClassifyOptions, classify_request
 from foveate_client._results import Classification
 
 MAX_IN_FLIGHT_BYTES = 32 * 2**20
-"""The messages on their way have at most so many bytes together, or are one."""
+"""The most bytes of the messages in flight; a single message may be larger."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Sent:
-    """A picture that was sent, under which name, and the bytes of its message."""
+    """A picture that was sent, its request id, and the bytes of its message."""
 
     image: ImageInput
     name: str
@@ -37,13 +37,11 @@ class _Sent:
 
 
 class Window:
-    """The pictures on their way, oldest first, at most `size` beside the one to be sent next.
+    """The pictures in flight, oldest first, at most `size` beside the one to be sent next.
 
-    Large ones are fewer: their messages share MAX_IN_FLIGHT_BYTES.
-
-    They are kept until they are answered: a message above the server's limit
-    ends the stream, and the others are sent again over another one. Raises
-    ValueError where `size` is below 1.
+    All of their messages together have at most MAX_IN_FLIGHT_BYTES. A picture is kept
+    until it is answered: a message above the server's limit ends the stream, and the
+    others are sent again over a new one. Raises ValueError where `size` is below 1.
     """
 
     def __init__(self, size: int, options: ClassifyOptions) -> None:
@@ -104,7 +102,7 @@ class Window:
     def take(self, answer: ClassifyStreamResponse | None) -> Classification | FoveateError:
         """Return the result of the oldest picture, or its error; `answer` is that to it.
 
-        Raises InternalError where the server broke the stream's order or ended it
+        Raises InternalError where the server answers out of order, or ends the stream
         too early.
         """
         oldest = self._pending[0]
@@ -114,9 +112,9 @@ class Window:
         return result
 
     def refuse(self, error: CallError) -> bool:
-        """Tell whether pictures that were sent are above the limit that ended the stream.
+        """Return whether pictures that were sent are above the limit that ended the stream.
 
-        They fail with an error of their own, and the others are to be sent again.
+        Each of these fails with an error of its own. The others are to be sent again.
         """
         if error.reason != MESSAGE_TOO_LARGE:
             return False

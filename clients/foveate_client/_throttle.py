@@ -1,8 +1,7 @@
-"""Client-side throttling: a server that refuses calls is asked less often.
+"""Client-side throttling: fewer calls are sent to a server that refuses them.
 
-A refusal costs a server time, too: asked for ten times what it can do, it would
-spend a part of its time on saying no. A client that holds back most of the
-calls that would be refused anyway leaves that time to the others.
+A refusal costs the server time as well. Most of the calls that it would refuse are
+therefore not sent, and the server has that time for the others.
 """
 
 import math
@@ -15,12 +14,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Throttling:
-    """How a client holds back from a server that refuses its calls for being overloaded.
+    """How many calls are sent to a server that refuses them because it is overloaded.
 
-    As long as the server takes at least one call in `headroom`, every call is
-    sent. Beyond that calls fail in the client at random, unsent, so that about
-    `headroom` are sent for each that is taken. What happened more than `memory`
-    seconds ago counts little. Raises ValueError where a number is out of range.
+    As long as the server accepts at least one call in `headroom`, every call is
+    sent. Otherwise some calls fail in the client, at random, so that about `headroom`
+    are sent for each that is accepted. Calls of more than `memory` seconds ago count
+    little. Raises ValueError where a number is out of range.
     """
 
     headroom: float = 2.0
@@ -34,12 +33,12 @@ class Throttling:
 
 
 class Throttle:
-    """Decides of each call whether it is sent; may be used from several threads.
+    """Decides for each call whether it is sent. Several threads may use it.
 
     Adaptive throttling (Beyer et al., Site Reliability Engineering, 2016,
-    chapter 21): of `requests` calls made and `accepts` that the server took, the
-    next one is held back with the probability
-    max(0, (requests - headroom accepts) / (requests + 1)). Both counts fade by
+    chapter 21): of `requests` calls the server accepted `accepts`, and the next
+    call is held back with the probability
+    max(0, (requests - headroom accepts) / (requests + 1)). Both counts decay by
     a factor e in `memory` seconds.
     """
 

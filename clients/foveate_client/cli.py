@@ -1,8 +1,8 @@
-"""The `foveate` command: finds the subcommand, wherever it is installed, and runs it.
+"""The `foveate` command: finds a subcommand, of any distribution, and runs it.
 
 A subcommand is an entry point of the group `foveate.commands`: a function
-`main(arguments: Sequence[str]) -> int` that answers 0 when done, 1 when it
-failed and 2 when it was used wrongly.
+`main(arguments: Sequence[str]) -> int` that returns 0 when done, 1 for a failure and 2
+for wrong usage.
 """
 
 import os
@@ -19,7 +19,7 @@ COMMANDS = "foveate.commands"
 """The entry point group of subcommands."""
 
 _INTERRUPTED = 130
-"""What shells report of a program that Ctrl-C ended."""
+"""The exit code that shells use for a program that Ctrl-C ended."""
 
 
 class _Command(NamedTuple):
@@ -42,7 +42,7 @@ _CLIENT, _RUNTIME, _REMOTE, _SERVE, _EXPORT, _TRAIN, _BENCH, _WEB = (
     "foveate-web",
 )
 
-# Known even where it is not installed, so that the answer can be a pip line.
+# Known even where they are not installed, so that the error can name the pip line.
 _KNOWN = {
     "train": _Command(_TRAIN, "train a classifier"),
     "visualize": _Command(_TRAIN, "draw what a classifier computes"),
@@ -80,8 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        # What a command's own messages do not name, as a library that finds no folder for
-        # temporary files when it is imported.
+        # Not caught by the command, such as when a library is imported and finds no folder for
+        # temporary files.
         print(f"foveate {arguments[0]}: {os_reason(error)}", file=sys.stderr)
         return 1
     return code

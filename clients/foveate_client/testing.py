@@ -45,9 +45,9 @@ NOON = datetime(2025, 1, 1, 12, tzinfo=UTC)
 
 
 class FakeTransport:
-    """Answers a Client from this process, and keeps what it was asked.
+    """Answers a Client from this process, and keeps the requests.
 
-    `answer` is given to every request, whatever the request asks for: a
+    `answer` is the answer to every request, whatever its options: a
     Classification, or a CallError, which is raised. A function is called with
     the request (foveate.v1.ClassifyRequest) and returns one of the two. `models`
     are those that are listed and described. `requests` are the requests for a

@@ -97,7 +97,7 @@ def _refuse_numbered(path: Path, lines: Sequence[str]) -> None:
 
 
 def repeated(labels: Sequence[str]) -> str:
-    """Say which labels name several classes; empty where none does."""
+    """Return the labels that name several classes; empty where none does."""
     classes: dict[str, list[int]] = {}
     for index, label in enumerate(labels):
         classes.setdefault(label, []).append(index)

@@ -94,7 +94,7 @@ def _load_checkpoint(folder: Path) -> Source:
 
 
 def _no_source(file: Path) -> str:
-    """Say what to do with a file that is given as the source."""
+    """Return what to do with a file that is given as the source."""
     if not file.is_file():
         return f"{file}: no such file"
     if file.suffix.lower() in SUFFIXES:
@@ -198,7 +198,7 @@ def load_function(
 
 
 def _raised(error: Exception) -> str:
-    """Say in one line what code of the user's raised, and where."""
+    """Return in one line what code of the user's raised, and where."""
     said = str(error).strip().partition("\n")[0]
     last = traceback.extract_tb(error.__traceback__)[-1]
     # The text of a SyntaxError names its own place.

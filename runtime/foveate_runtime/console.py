@@ -101,8 +101,8 @@ def answer(
     Args:
         command: returns the exit code.
         prog: the command's name, as typed.
-        usage: the errors of a request that cannot be, beside those of this distribution.
-        failures: the errors of what went wrong, likewise.
+        usage: errors that mean wrong usage, beside those of this distribution.
+        failures: errors that mean failure, likewise.
     """
     previous = {
         number: signal.signal(number, signal.default_int_handler)
@@ -125,7 +125,7 @@ def answer(
 
 
 def warn(prog: str, text: str) -> None:
-    """Print a line of the command `prog` on stderr where there is something to say."""
+    """Print a warning of the command `prog` on stderr; nothing where `text` is empty."""
     if text:
         print(f"{prog}: warning: {text}", file=sys.stderr)
 

@@ -54,7 +54,7 @@ def _control_groups(process: Path) -> Iterator[Path]:
         # Version 2 has one tree for all controllers, and no name for it.
         if kind == "cgroup2" or (kind == "cgroup" and "cpu" in options.split(",")):
             own = groups.get("cpu" if kind == "cgroup" else "", "/")
-            # A container may see no more of the tree than its own group, as if that were its root.
+            # In a container the root of the tree may be the container's own group.
             parts = [part for part in own.removeprefix(root).split("/") if part not in {"", ".."}]
             for depth in range(len(parts) + 1):
                 yield Path(mount, *parts[:depth])

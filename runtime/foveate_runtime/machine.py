@@ -9,7 +9,7 @@ _PROCESSORS = Path("/proc/cpuinfo")
 
 
 def processor_name() -> str:
-    """Return the name of the processor, empty where the system does not tell it."""
+    """Return the name of the processor, empty where the system does not have it."""
     # Only Linux has the file, and some containers hide it.
     if _PROCESSORS.exists():
         for line in _PROCESSORS.read_text(encoding="ascii", errors="replace").splitlines():
@@ -19,7 +19,7 @@ def processor_name() -> str:
 
 
 def processor_identity() -> str:
-    """Return the processor's name with its family, model and stepping, where they are told.
+    """Return the processor's name with its family, model and stepping, where they are known.
 
     Virtual machines on different processors often have the same name.
     """

@@ -1,4 +1,4 @@
-"""Options of subcommands: frozen dataclasses whose fields say what the command line takes.
+"""Options of subcommands: frozen dataclasses whose fields describe the command line.
 
 `foveate_client.commands._options` has the same for the client, as neither distribution
 needs the other.
@@ -19,16 +19,16 @@ def option(text: str, *, group: str | None = None, **more: Any) -> Any:
 
     Args:
         text: the help.
-        group: the title that it stands below in the help.
-        more: what `argparse.ArgumentParser.add_argument` takes, as far as the field's type
-            does not say it: of a bool that it takes no value, of a tuple that it may be
-            repeated, of a Literal its choices, of None that it may be missing.
+        group: the title above it in the help.
+        more: further arguments of `argparse.ArgumentParser.add_argument`. Some follow from
+            the field's type: a bool takes no value, a tuple may be repeated, a Literal has
+            its choices, and None may be missing.
     """
     return field(metadata={"positional": False, "group": group, "more": {"help": text, **more}})
 
 
 def argument(text: str, **more: Any) -> Any:
-    """Return a field that is an argument by position; it takes what `option` takes."""
+    """Return a field that is a positional argument; the arguments are those of `option`."""
     return field(metadata={"positional": True, "group": None, "more": {"help": text, **more}})
 
 
@@ -57,7 +57,7 @@ def parser_of(
 
 
 def _settings(hint: Any, more: Mapping[str, Any], *, positional: bool) -> dict[str, Any]:
-    """Return what `add_argument` takes for a field of this type, beside or instead of `more`."""
+    """Return the arguments of `add_argument` for a field of this type; `more` takes precedence."""
     kinds = get_args(hint)
     optional = NoneType in kinds
     kind = next(each for each in kinds if each is not NoneType) if optional else hint
@@ -82,12 +82,20 @@ def _settings(hint: Any, more: Mapping[str, Any], *, positional: bool) -> dict[s
 
 
 def parse(
-    parser: argparse.ArgumentParser, options: type[OptionsT], arguments: Sequence[str]
+    options: type[OptionsT],
+    arguments: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    epilog: str,
+    defaults: Mapping[str, object] = {},
 ) -> OptionsT:
-    """Parse the arguments into `options`, whose parser `parser_of` made.
+    """Parse the arguments of a command into `options`; a list of values becomes a tuple.
 
-    What an argument collects in a list becomes a tuple.
+    `defaults` take the place of those of the fields; the rest is as in `parser_of`.
     """
+    parser = parser_of(options, prog=prog, description=description, epilog=epilog)
+    parser.set_defaults(**defaults)
     return options(
         **{
             name: tuple(value) if isinstance(value, list) else value

@@ -70,9 +70,9 @@ class AccessControl:
         self._tokens = tuple(tokens)
 
     def check(self, header: str | None, permission: Permission) -> str:
-        """Return the name of the token that `header` carries.
+        """Return the name of the token in `header`.
 
-        Raises UnauthenticatedError where there is none or it is not known, and
+        Raises UnauthenticatedError where there is none or it is unknown, and
         ForbiddenError where it does not have the permission.
         """
         scheme, _, secret = (header or "").partition(" ")
@@ -97,7 +97,7 @@ class AccessControl:
 
 
 def make_access_control(settings: Settings) -> AccessControl | None:
-    """Return the access control that the settings ask for, or None where every call is allowed.
+    """Return the access control of the settings, or None where every call is allowed.
 
     Raises SettingsError where the file of tokens is bad; the message holds no secret.
     """

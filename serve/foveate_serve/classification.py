@@ -38,7 +38,7 @@ DEFAULT_OPACITY = 0.7
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CamRequest:
-    """Asks for class activation maps.
+    """A request for class activation maps.
 
     `method` empty takes the bundle's first. `top` explains that many of the
     best classes, before those of `class_ids`; None means one where `class_ids`
@@ -63,7 +63,7 @@ class CamRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FeatureMapRequest:
-    """Asks for the feature map of a layer: these channels, or all of them where there are none."""
+    """A request for the feature map of a layer: its `channels`, or all where none are given."""
 
     layer: str
     channels: tuple[int, ...] = ()
@@ -71,7 +71,7 @@ class FeatureMapRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrustRequest:
-    """Asks how far the answer can be believed; `coverage` None means the lowest calibrated."""
+    """A request for the trust in the answer; `coverage` None means the lowest calibrated."""
 
     coverage: float | None = None
     set_method: SetMethod = "lac"
@@ -79,7 +79,7 @@ class TrustRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """Asks for the classification of one picture, given as an encoded file or as a RawImage.
+    """A request to classify one picture, which is an encoded file or a RawImage.
 
     `model` empty means the only one, `version` empty the model's default, and
     `top_k` None five classes, or all where there are fewer. Only classes whose
@@ -118,7 +118,7 @@ class Prediction(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trust:
-    """How far an answer can be believed, as `foveate_runtime.trust.answer.Assessment` says it."""
+    """The trust in an answer; see `foveate_runtime.trust.answer.Assessment`."""
 
     coverage: float
     prediction_set: tuple[int, ...]

@@ -81,7 +81,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _check(settings: Settings, folder: Path) -> int:
-    """Say what is wrong with the repository's folder, and return the exit code."""
+    """Print what is wrong with the repository's folder, and return the exit code."""
     try:
         if not folder.is_dir():
             return _fail(f"repository: there is no folder {folder}", FAILED)

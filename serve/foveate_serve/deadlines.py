@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from types import TracebackType
 from typing import Protocol
 
 _TICK_SECONDS = 0.02
@@ -102,12 +101,7 @@ class Within(AbstractContextManager[None]):
             self._cancelling = self._task.cancelling()
             self._timer = self._deadlines.at(self._when, self._expire)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None  # breaks the reference cycle

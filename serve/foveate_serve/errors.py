@@ -8,13 +8,13 @@
       +-- StoppingError           the server is stopping
       +-- OverloadedError         the load is shed; a retry later may succeed
       +-- DeadlineError           the deadline passed
-      +-- UnauthenticatedError    the call carries no known token
+      +-- UnauthenticatedError    the call has no token, or an unknown one
       +-- ForbiddenError          the call is not allowed on this server
       +-- EngineError             the engine failed
       +-- EngineHungError         a run of the engine does not return
 
 `foveate_serve.rpc.errors` gives each its canonical code. A message is a
-sentence for the client and carries neither a path nor another exception's text.
+sentence for the client and contains neither a path nor another exception's text.
 """
 
 from collections.abc import Iterable, Mapping
@@ -74,6 +74,12 @@ class InvalidRequestError(ServeError):
         super().__init__(reason, message, metadata=metadata)
         self.field = field
 
+    def at(self, field: str, message: str | None = None) -> "InvalidRequestError":
+        """Return the error with another path, and with another message where one is given."""
+        return InvalidRequestError(
+            self.reason, message or self.message, field=field, metadata=self.metadata
+        )
+
 
 class NotFoundError(ServeError):
     """There is no such model or version."""
@@ -117,7 +123,7 @@ class DeadlineError(ServeError):
 
 
 class UnauthenticatedError(ServeError):
-    """The call carries no token, or an unknown one."""
+    """The call has no token, or an unknown one."""
 
 
 class ForbiddenError(ServeError):

@@ -42,7 +42,7 @@ class Figures:
         return found
 
     def forget(self, labels: tuple[str, ...]) -> None:
-        """Drop the numbers whose labels begin like this; those in files remain."""
+        """Drop the numbers whose labels begin with `labels`; those in files remain."""
         if self._files is None:
             for key in [key for key in self._slots if key[1][: len(labels)] == labels]:
                 del self._slots[key]
@@ -56,7 +56,7 @@ class _Files:
     """The files of one process: chunks of numbers, and a list of what is where."""
 
     def __init__(self, folder: Path) -> None:
-        # The time tells processes of the same number apart.
+        # With the time, two processes of the same number have different files.
         self._base = folder / f"{os.getpid()}-{time.time_ns()}"
         self._chunks = 0
         self._used = _CHUNK

@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -14,7 +13,6 @@ from collections.abc import (
 from contextlib import aclosing, contextmanager
 from pathlib import Path
 from queue import SimpleQueue
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from grpc import StatusCode
@@ -35,6 +33,7 @@ from foveate_runtime.remote.store import RemoteError
 from foveate_serve.assembly import make_engine
 from foveate_serve.errors import InvalidRequestError
 from foveate_serve.repository.remote import local_folder
+from foveate_serve.rpc.calls import TimedCall
 from foveate_serve.rpc.errors import status_of
 from foveate_serve.rpc.handlers import ClassifierHandler
 from foveate_serve.settings import Settings, SettingsError
@@ -79,7 +78,7 @@ class LocalTransport:
 
     def classify(self, request: ClassifyRequest, timeout: float) -> ClassifyResponse:
         """Classify one picture."""
-        return self._answer(self._handler.classify(request, _LocalCall(timeout)))
+        return self._answer(self._handler.classify(request, TimedCall(timeout)))
 
     def classify_stream(
         self, requests: Iterable[ClassifyStreamRequest], timeout: float | None = None
@@ -90,7 +89,7 @@ class LocalTransport:
         thread. The timeout is that of the whole stream.
         """
         stream = _Stream(self._loop, window=self._window)
-        responses = self._handler.classify_stream(stream.requests(), _LocalCall(timeout))
+        responses = self._handler.classify_stream(stream.requests(), TimedCall(timeout))
         running = asyncio.run_coroutine_threadsafe(stream.collect(responses), self._loop)
         reader = threading.Thread(
             target=stream.read, args=(requests,), name="foveate-requests", daemon=True
@@ -124,12 +123,7 @@ class LocalTransport:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _answer(self, call: Coroutine[Any, Any, T]) -> T:
@@ -157,21 +151,10 @@ def _status_error(code: StatusCode, reason: str, error: Exception) -> StatusErro
     return StatusError(ErrorStatus(code=number, reason=reason, message=str(error)))
 
 
-class _LocalCall:
-    """A call within the process."""
-
-    def __init__(self, timeout: float | None) -> None:
-        self._deadline = None if timeout is None else time.monotonic() + timeout
-
-    def time_remaining(self) -> float | None:
-        """Return the seconds until the deadline, None where there is none."""
-        return None if self._deadline is None else self._deadline - time.monotonic()
-
-
 class _Stream:
     """Passes requests to the event loop and responses back, at most `window` of them in flight.
 
-    A picture takes one thread handover on its way in and one on its way out.
+    Each picture passes between threads twice: to the event loop, and back.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, *, window: int) -> None:

@@ -10,7 +10,7 @@ admitted or refused at once while engines run, and waits in no queue that admiss
 
 DECODER = 10
 """The nice level of threads that decode and draw, above that of engine threads: these wait for each
-other at every operator, so that one that loses its core to a decoder delays all of them."""
+other at every operator, so that one whose core runs a decoder delays all of them."""
 
 _HIGHEST = 19
 

@@ -4,7 +4,7 @@ A Serve config file names `application` and `add_classifier_service` (deploy/ray
 the replicas, picks one for each call, and changes their number.
 """
 
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -83,11 +83,9 @@ class Classifier:
 
     async def Classify(self, request: bytes, grpc_context: Any) -> ClassifyResponse:  # noqa: N802
         """Classify one picture."""
-
-        async def classify() -> ClassifyResponse:
-            return await self._handler.classify(_CLASSIFY(request))
-
-        return await _answer(classify(), grpc_context, ClassifyResponse())
+        return await _answer(
+            lambda: self._handler.classify(_CLASSIFY(request)), grpc_context, ClassifyResponse()
+        )
 
     async def ClassifyStream(  # noqa: N802
         self, requests: AsyncIterable[bytes], grpc_context: Any
@@ -104,19 +102,17 @@ class Classifier:
 
     async def ListModels(self, request: bytes, grpc_context: Any) -> ListModelsResponse:  # noqa: N802
         """List the models."""
-
-        async def list_models() -> ListModelsResponse:
-            return await self._handler.list_models(_LIST_MODELS(request))
-
-        return await _answer(list_models(), grpc_context, ListModelsResponse())
+        return await _answer(
+            lambda: self._handler.list_models(_LIST_MODELS(request)),
+            grpc_context,
+            ListModelsResponse(),
+        )
 
     async def GetModel(self, request: bytes, grpc_context: Any) -> GetModelResponse:  # noqa: N802
         """Describe one version of one model."""
-
-        async def get_model() -> GetModelResponse:
-            return await self._handler.get_model(_GET_MODEL(request))
-
-        return await _answer(get_model(), grpc_context, GetModelResponse())
+        return await _answer(
+            lambda: self._handler.get_model(_GET_MODEL(request)), grpc_context, GetModelResponse()
+        )
 
 
 def application(arguments: Mapping[str, Any]) -> Any:
@@ -127,9 +123,9 @@ def application(arguments: Mapping[str, Any]) -> Any:
     return serve.deployment(Classifier).bind(load_settings(arguments))
 
 
-async def _answer(call: Awaitable[M], context: Any, empty: M) -> M:
+async def _answer(call: Callable[[], Awaitable[M]], context: Any, empty: M) -> M:
     try:
-        return await call
+        return await call()
     except Exception as error:  # noqa: BLE001 - unexpected ones are logged
         # Of an exception Ray's proxy passes the code and the message on, and no details. gRPC
         # sends no response where a code says that the call failed.

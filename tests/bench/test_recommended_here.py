@@ -10,6 +10,7 @@ import pytest
 from foveate_bench import command
 from foveate_bench.document import Report
 from foveate_runtime.backends.recommended import RECOMMENDED_FILE
+from foveate_runtime.console import WRONG_USAGE
 
 from ..conftest import FOVEATE
 
@@ -146,10 +147,10 @@ def test_the_accuracy_that_the_export_measured_decides_without_pictures(
 def test_options_that_do_not_go_together_are_named(
     repository: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
 ) -> None:
-    assert command.main(["--repository", str(repository), *more]) == command.WRONG_USAGE
+    assert command.main(["--repository", str(repository), *more]) == WRONG_USAGE
     assert message in capsys.readouterr().err
 
 
 def test_an_empty_repository_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert recommend(tmp_path) == command.WRONG_USAGE
+    assert recommend(tmp_path) == WRONG_USAGE
     assert "holds no model" in capsys.readouterr().err

@@ -187,7 +187,7 @@ def test_a_server_without_tls_is_told_as_such(start, ca, coffee):
     running = start()
     with (
         Client(f"127.0.0.1:{running.port}", credentials=Credentials(ca=ca), retries=ONCE) as client,
-        pytest.raises(UnavailableError, match="the server does not speak TLS on this port"),
+        pytest.raises(UnavailableError, match="the server does not use TLS on this port"),
     ):
         client.classify(coffee)
 

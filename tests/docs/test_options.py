@@ -13,17 +13,25 @@ import foveate_bench.command
 import foveate_client.commands
 import foveate_export.commands
 import foveate_runtime.commands
+import foveate_runtime.options
 import foveate_web.command
-from foveate_client.commands import health
+from foveate_client.commands import _options, health
 
 PACKAGES = (foveate_client.commands, foveate_export.commands, foveate_runtime.commands)
 MODULES = [
     module
     for package in PACKAGES
     for each in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
-    if hasattr(module := import_module(each.name), "_parser")
+    if {"Options", "main"} <= vars(module := import_module(each.name)).keys()
 ] + [foveate_bench.command, foveate_web.command]
 LISTS = (argparse._AppendAction, argparse._ExtendAction)
+
+
+def parser_of(module: ModuleType) -> argparse.ArgumentParser:
+    """Return the parser of a command's options, by the client's module or the runtime's."""
+    client = module.parse is _options.parse
+    make = _options.parser_of if client else foveate_runtime.options.parser_of
+    return make(module.Options, prog="command", description="", epilog="")
 
 
 def value_type(action: argparse.Action) -> Any:
@@ -51,7 +59,7 @@ def with_choices(hint: Any, choices: Any) -> Any:
 def test_every_option_is_a_field_of_its_type(module: ModuleType) -> None:
     actions = {
         action.dest: action
-        for action in module._parser()._actions
+        for action in parser_of(module)._actions
         if not isinstance(action, argparse._HelpAction)
     }
     hints = get_type_hints(module.Options)
@@ -61,7 +69,6 @@ def test_every_option_is_a_field_of_its_type(module: ModuleType) -> None:
 
 
 def test_options_do_not_change() -> None:
-    parser = health._parser()
-    options = health.parse(parser, health.Options, ["--address", "localhost:1"])
+    options = health.parse(parser_of(health), health.Options, ["--address", "localhost:1"])
     with pytest.raises(FrozenInstanceError):
         options.address = "localhost:2"

@@ -20,6 +20,7 @@ from foveate_export.publish.bundle import Exported
 from foveate_export.sources import load_source
 from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.commands import evaluate
+from foveate_runtime.options import parser_of
 from foveate_train import checkpoint, registry
 from foveate_train.data import mnist
 
@@ -408,8 +409,10 @@ def test_only_the_source_is_no_option(arguments: list[str], source: str | None) 
 def test_every_option_without_a_value_is_known() -> None:
     flags = {
         option
-        for parser in (_classifier._parser(), _existing._parser())
-        for action in parser._actions
+        for command in (_classifier, _existing)
+        for action in parser_of(
+            command.Options, prog=command.PROG, description="", epilog=""
+        )._actions
         if action.nargs == 0
         for option in action.option_strings
     }

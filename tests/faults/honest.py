@@ -144,5 +144,5 @@ class Honest:
 
 
 def _same(one: tuple[int, float], other: tuple[int, float]) -> bool:
-    """Tell whether two answers are of one picture: scores differ a little from batch to batch."""
+    """Return whether two answers are of one picture: scores differ a little from batch to batch."""
     return one[0] == other[0] and abs(one[1] - other[1]) < 2e-3

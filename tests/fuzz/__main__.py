@@ -21,6 +21,8 @@ from benchmarks import machine
 from rich.console import Console
 from rich.table import Table
 
+from foveate_runtime.options import argument, option, parse
+
 EXECUTIONS = {
     "pictures": 1_000_000,
     "frames": 1_000_000,
@@ -28,6 +30,26 @@ EXECUTIONS = {
     "calls http2": 100_000,
 }
 """Of each target; `calls` asks a server with the transport named."""
+
+
+def _target(text: str) -> str:
+    if text not in EXECUTIONS:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(EXECUTIONS)}")
+    return text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The command line."""
+
+    targets: tuple[str, ...] = argument(
+        ", ".join(EXECUTIONS), nargs="*", metavar="TARGET", type=_target
+    )
+    seconds: int = option("of each target, 0: no limit", default=0)
+    seed: int = option("of the fuzzer", default=1)
+    repository: Path = option("of the classifiers", default=Path("demo-output/repository"))
+    out: Path = option("the folder of corpora and findings", default=Path("fuzz-output"))
+    result: Path | None = option("a results file to write")
 
 
 @dataclass(frozen=True)
@@ -41,7 +63,7 @@ class Outcome:
     finding: str | None
 
 
-def run(target: str, options: argparse.Namespace) -> Outcome:
+def run(target: str, options: Options) -> Outcome:
     """Run one target in a process of its own."""
     name, _, transport = target.partition(" ")
     folder = options.out / target.replace(" ", "-")
@@ -83,17 +105,14 @@ def show(outcomes: Sequence[Outcome]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("targets", nargs="*", metavar="TARGET", help=", ".join(EXECUTIONS))
-    parser.add_argument("--seconds", type=int, default=0, help="of each target, 0: no limit")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--repository", type=Path, default=Path("demo-output/repository"))
-    parser.add_argument("--out", type=Path, default=Path("fuzz-output"))
-    parser.add_argument("--result", type=Path, help="a results file to write")
-    options = parser.parse_args()
+    options = parse(
+        Options,
+        sys.argv[1:],
+        prog="python -m tests.fuzz",
+        description=__doc__.partition("\n")[0],
+        epilog="",
+    )
     targets = options.targets or list(EXECUTIONS)
-    if unknown := sorted(set(targets) - set(EXECUTIONS)):
-        parser.error(f"no target {unknown[0]!r}: there are {', '.join(EXECUTIONS)}")
     with ThreadPoolExecutor(2) as pool:
         outcomes = list(pool.map(lambda target: run(target, options), targets))
     show(outcomes)

@@ -70,7 +70,7 @@ class Method:
         return message_factory.GetMessageClass(self.descriptor.input_type)
 
     def parses(self, request: bytes) -> bool:
-        """Tell whether bytes are a message of this method."""
+        """Return whether bytes are a message of this method."""
         try:
             self.request_class().ParseFromString(request)
         except DecodeError:

@@ -74,7 +74,7 @@ class Result:
     interrupted: bool
 
     def __str__(self) -> str:
-        """Say it in a line."""
+        """Return the result in a line."""
         said = [
             f"{name.replace('_', ' ')} {share:.2%}"
             for name, share in self.metrics.items()
@@ -86,7 +86,7 @@ class Result:
         return f"{', '.join(said)} after {took}; checkpoint {self.folder}"
 
     def by_class(self) -> str:
-        """Say what each class got right, the least first; nothing where that is not known."""
+        """Return the accuracy of each class, the lowest first; empty where it is unknown."""
         shares = {
             name.partition("/")[2]: share for name, share in self.metrics.items() if "/" in name
         }

@@ -170,7 +170,7 @@ def _source(source: str) -> Source:
 
 
 def _unknown(name: str) -> str:
-    """Say which names are nearest to one that is not known.
+    """Return the error of an unknown name, with the names nearest to it.
 
     The same network in another source or spelling comes first; then those whose
     names begin with it or resemble it, in the source that was named or else in all.

@@ -175,7 +175,7 @@ class Run:
         }
 
     def _patience_is_spent(self) -> bool:
-        """Tell whether the best accuracy is as many epochs old as the settings allow."""
+        """Return whether the best accuracy is as many epochs old as the settings allow."""
         patience = self.training.settings.patience
         accuracies = [epoch.accuracy for epoch in self.history if epoch.accuracy is not None]
         if patience is None or not accuracies:

@@ -239,7 +239,7 @@ def _load_with(path: Path, names: Mapping[str, bool]) -> object:
 
 
 def _refusal(message: str) -> str:
-    """Say in one line why torch does not read a file."""
+    """Return in one line why torch does not read a file."""
     _, named, rest = message.partition("GLOBAL ")
     if named:
         return f"holds {rest.split()[0]}, which is code and is not run; save the state dict alone"

@@ -96,7 +96,7 @@ def _stages_before(module: nn.Module, head: Collection[str], images: torch.Tenso
 
 @torch.inference_mode()
 def _can_be_cut(module: nn.Module, names: Sequence[str], images: torch.Tensor) -> bool:
-    """Tell whether what follows some stages needs nothing but what they made."""
+    """Return whether what follows some stages needs nothing but what they made."""
     cut = Rest(module, names)(first(module, names, images))
     return torch.allclose(cut, module(images), rtol=1e-3, atol=1e-3)
 

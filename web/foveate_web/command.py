@@ -50,7 +50,13 @@ class Options(SecurityOptions):
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command; return its exit code."""
-    parser = _parser()
+    parser = parser_of(
+        Options,
+        prog=_PROGRAM,
+        description="Show what the classifiers of a server see in a picture, as a page. One line "
+        "says where the page is.",
+        epilog=f"example: {_PROGRAM} --address localhost:50051",
+    )
     try:
         return _run(parse(parser, Options, arguments))
     except OSError as error:
@@ -83,13 +89,3 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise FoveateError(f"--listen {host}:{port}: {error.strerror}") from error
     return listening
-
-
-def _parser() -> argparse.ArgumentParser:
-    return parser_of(
-        Options,
-        prog=_PROGRAM,
-        description="Show what the classifiers of a server see in a picture, as a page. One line "
-        "says where the page is.",
-        epilog=f"example: {_PROGRAM} --address localhost:50051",
-    )

@@ -15,7 +15,7 @@ _UNUSUAL = 95
 
 
 def failure(error: FoveateError, address: str) -> str:
-    """Say what stands in the way."""
+    """Return a message that the server does not answer."""
     return (
         f'<p class="failed" role="alert">The server at {escape(address)} does not answer this: '
         f"{_said(error)}</p>"
@@ -23,12 +23,12 @@ def failure(error: FoveateError, address: str) -> str:
 
 
 def complaint(error: FoveateError) -> str:
-    """Say what is wrong with a picture."""
+    """Return a message about what is wrong with a picture."""
     return f'<p class="failed" role="alert">{_said(error)}</p>'
 
 
 def notice(text: str) -> str:
-    """Say what is to be done."""
+    """Return a note for the user."""
     return f'<p class="faint">{escape(text)}</p>'
 
 
@@ -68,7 +68,7 @@ def _row(prediction: Prediction, scores: str, chosen: int | None) -> str:
 
 
 def trust(answer: Answer) -> str:
-    """Say how far the answer can be believed, and warn where the picture is unusual."""
+    """Return the trust in the answer, with a warning where the picture is unusual."""
     result, labels = answer.result, answer.model.labels
     lines = [_warning(text) for text in result.warnings]
     if result.trust is None:
@@ -95,7 +95,7 @@ def trust(answer: Answer) -> str:
 
 
 def timings(answer: Answer) -> str:
-    """Say which model answered, and where the time went."""
+    """Return the model that answered, and the time of each stage."""
     result = answer.result
     kind = f"; {_words.SCORES[result.scores]}" if result.scores in _words.SCORES else ""
     model = f"{escape(result.model)}, version {escape(result.version)}{escape(kind)}"

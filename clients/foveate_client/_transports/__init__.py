@@ -1,5 +1,5 @@
-"""How calls reach an engine: over gRPC, or in this process.
+"""The transports of the clients: gRPC, or an engine in this process.
 
-`base` is the interface. `sync`, `aio` and `repository` carry calls over gRPC, by what `channel`
-and `status` share; `local` carries them within the process, and `threaded` makes it asynchronous.
+`base` is the interface. `sync`, `aio` and `repository` are for gRPC; they share `channel` and
+`status`. `local` is for an engine in this process, and `threaded` makes it asynchronous.
 """

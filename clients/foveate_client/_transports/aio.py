@@ -1,6 +1,6 @@
 """The transport of an AsyncClient over gRPC."""
 
-# ruff: noqa: ASYNC109 - gRPC timeouts are deadlines, which travel to the server
+# ruff: noqa: ASYNC109 - a gRPC timeout is a deadline, which the server gets as well
 
 import asyncio
 from collections import deque
@@ -112,9 +112,9 @@ class AsyncGrpcTransport:
 
 
 def _hides_its_status(error: grpc.aio.AioRpcError) -> bool:
-    """Tell whether a message could not be sent: the server has ended the call, who knows why.
+    """Return whether a message could not be sent because the server had ended the call.
 
-    grpc.aio takes its own failure for the status where it comes before the server's.
+    grpc.aio then reports its own failure, and not the status that the server sends.
     """
     lost = "SendMessageOperation" in (error.debug_error_string() or "")
     return lost and error.code() is grpc.StatusCode.INTERNAL

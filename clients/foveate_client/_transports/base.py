@@ -1,10 +1,10 @@
-"""The extension point of the clients: what carries calls to an engine.
+"""The interface of a transport, which others may implement.
 
-A transport carries the protocol's own messages and raises
-foveate.status.StatusError; the clients turn both into the library's types.
+A transport takes and returns messages of the protocol, and raises
+foveate.status.StatusError. The clients convert both to the library's types.
 """
 
-# ruff: noqa: ASYNC109 - gRPC timeouts are deadlines, which travel to the server
+# ruff: noqa: ASYNC109 - a gRPC timeout is a deadline, which the server gets as well
 
 from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable
 from typing import Protocol
@@ -35,7 +35,7 @@ class Transport(Protocol):
 
         The next request may come only after earlier answers were taken: a
         transport that reads ahead does so in a thread of its own. Closing the
-        generator gives the stream up.
+        generator cancels the stream.
         """
         ...
 
@@ -48,7 +48,7 @@ class Transport(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back what the transport holds. It is not used afterwards."""
+        """Release the resources of the transport, which is not used afterwards."""
         ...
 
 
@@ -66,7 +66,7 @@ class AsyncTransport(Protocol):
 
         The next request may come only after earlier answers were taken: a
         transport that reads ahead does so in a task of its own. Closing the
-        generator gives the stream up.
+        generator cancels the stream.
         """
         ...
 
@@ -79,5 +79,5 @@ class AsyncTransport(Protocol):
         ...
 
     async def close(self) -> None:
-        """Give back what the transport holds. It is not used afterwards."""
+        """Release the resources of the transport, which is not used afterwards."""
         ...

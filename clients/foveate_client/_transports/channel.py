@@ -33,13 +33,13 @@ COMPRESSION = {
 
 
 def model_headers(model: str) -> dict[str, str]:
-    """Return the header by which a server that is full refuses a call before it has read it."""
-    # What a header cannot hold is no model's name either, as the server will say.
+    """Return the header by which an overloaded server refuses a call before its message is read."""
+    # A name that a header cannot contain is not that of a model: the server's error says so.
     return {"x-model": model} if model and model.isascii() and model.isprintable() else {}
 
 
 class Caller:
-    """Who calls: opens what a channel needs, and names the headers of each call."""
+    """The credentials of a client, for its channels and for the headers of its calls."""
 
     def __init__(self, credentials: Credentials) -> None:
         self._credentials = credentials
@@ -49,13 +49,13 @@ class Caller:
     ) -> tuple[grpc.ChannelCredentials | None, list[tuple[str, Any]]]:
         """Return the credentials and options of a channel to `address`.
 
-        Raises ValueError where it is no address, or a token would travel in the clear.
+        Raises ValueError for a bad address, or where a token would be sent unencrypted.
         """
         self._credentials.check(address)
         options = _channel_options(retries)
         in_the_clear = not self._credentials.encrypts(address)
         if is_on_this_machine(address) or (in_the_clear and self._credentials.token is not None):
-            # A proxy elsewhere reaches another machine under this address, and reads the token.
+            # A proxy would connect to another machine of this address, and can read the token.
             options.append(NO_PROXY)
         if in_the_clear:
             return None, options
@@ -69,7 +69,7 @@ class Caller:
         return tls, options
 
     def headers(self, model: str = "") -> tuple[tuple[str, str], ...]:
-        """Return the headers of one call: its trace, its token and the model it asks for."""
+        """Return the headers of one call: its trace, its token and its model."""
         headers = {**trace_headers(), **model_headers(model)}
         authorization = self._credentials.authorization()
         if authorization is not None:
@@ -80,15 +80,14 @@ class Caller:
 def _channel_options(retries: Retries) -> list[tuple[str, Any]]:
     return [
         ("grpc.service_config", json.dumps(_service_config(retries))),
-        # A call is kept for another attempt up to this size, and by default only up to 256 KiB:
-        # smaller than most photographs.
+        # The largest call that is retried. The default, 256 KiB, is smaller than most photographs.
         ("grpc.per_rpc_retry_buffer_size", MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-        # Finds a connection that a router dropped without a word, during a call.
+        # Detects, during a call, a connection that a router has dropped silently.
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 10_000),
-        # A server that was away is asked again after these seconds at most, not after two minutes.
+        # The longest pause before the client reconnects; gRPC's default is two minutes.
         ("grpc.max_reconnect_backoff_ms", 5_000),
         ("grpc.primary_user_agent", f"foveate-client/{version('foveate-client')}"),
     ]
@@ -97,8 +96,8 @@ def _channel_options(retries: Retries) -> list[tuple[str, Any]]:
 def _service_config(retries: Retries) -> dict[str, Any]:
     config: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
     if retries.attempts > 1:
-        # UNAVAILABLE alone says that trying again is both safe and likely to help; the
-        # stream is not retried, because answers already taken would come twice.
+        # A retry is safe and likely to help after UNAVAILABLE alone. A stream is not retried,
+        # because the answers before the failure would be repeated.
         config["methodConfig"] = [
             {
                 "name": [
@@ -120,6 +119,7 @@ def _service_config(retries: Retries) -> dict[str, Any]:
 def open_channel(
     caller: Caller, address: str, retries: Retries | None, compression: Compression | None
 ) -> grpc.Channel:
+    """Return a channel with these options; raises as `Caller.prepare` does."""
     tls, options = caller.prepare(address, retries or Retries())
     chosen = COMPRESSION[compression]
     if tls is None:

@@ -1,4 +1,4 @@
-"""The transport within this process, which foveate-serve brings."""
+"""Loads the transport of this process, which foveate-serve provides."""
 
 import os
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from foveate_client import _plugins
 from foveate_client._transports.base import Transport
 
 TRANSPORTS = "foveate.transports"
-"""The entry point group of transports that other distributions bring."""
+"""The entry point group of transports that other distributions provide."""
 
 
 def local_transport(
@@ -31,5 +31,5 @@ def local_transport(
         ),
     )
     place = repository if isinstance(repository, str) and "://" in repository else Path(repository)
-    # A transport of another distribution may know no signatures.
+    # A transport of another distribution may not support signatures.
     return factory(place) if require_signature is None else factory(place, require_signature)

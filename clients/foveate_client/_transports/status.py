@@ -1,4 +1,4 @@
-"""The errors of a call: gRPC's become StatusError, and refusals hold the client back."""
+"""Converts gRPC's errors to StatusError, and counts refusals for the throttling."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -18,15 +18,15 @@ _LARGER = re.compile(r"message larger than max \((?P<size>.+) vs\. (?P<limit>[0-
 """gRPC's message for a request or response above the limit of its sender or receiver."""
 
 _PROXY = re.compile(r"[Rr]eceived http2 header with status: (?P<status>[0-9]{3})")
-"""What gRPC says of an HTTP answer that is none of gRPC: a proxy's own."""
+"""gRPC's message for a response of HTTP that is not gRPC, such as a proxy's own."""
 
 _RESET = re.compile(r"Received RST_STREAM with error code")
 
 _PLAIN = re.compile(r"WRONG_VERSION_NUMBER|HTTP_REQUEST")
-"""The error of the TLS handshake where the other side has no TLS."""
+"""gRPC's message for a TLS handshake with a server that does not use TLS."""
 
 _CLOSED = re.compile(r"to all (backends|addresses).*(Socket closed|Connection reset)", re.DOTALL)
-"""What gRPC says where every connection was closed before it could be used."""
+"""gRPC's message where every connection was closed before its first use."""
 
 _CAUSES = {
     413: "it refuses bodies of this size (nginx: client_max_body_size 0)",
@@ -71,7 +71,7 @@ def _trailers(error: grpc.RpcError) -> dict[str, bytes]:
 
 @contextmanager
 def status_errors(timeout: float, late: Callable[[], bool] = lambda: False) -> Iterator[None]:
-    """Raise StatusError for gRPC's errors; `late` says whether the client gave the call up."""
+    """Raise StatusError for gRPC's errors; `late` returns whether the client cancelled the call."""
     try:
         yield
     except grpc.RpcError as error:
@@ -93,7 +93,7 @@ def _status_of(error: grpc.RpcError, timeout: float) -> ErrorStatus:
 
 
 def details_of(error: grpc.RpcError) -> str:
-    """Return gRPC's description of its own failure, with the probable cause where it names none."""
+    """Return gRPC's description of its own failure, and the probable cause where that is known."""
     text: str = error.details() or ""
     if answer := _PROXY.search(text):
         return _of_a_proxy(int(answer["status"]))
@@ -103,7 +103,7 @@ def details_of(error: grpc.RpcError) -> str:
             "size or duration (nginx: client_max_body_size 0, grpc_read_timeout)"
         )
     elif _PLAIN.search(text):
-        return "the server does not speak TLS on this port; leave --tls, --ca and --cert out"
+        return "the server does not use TLS on this port; omit --tls, --ca and --cert"
     elif _CLOSED.search(text):
         text += (
             "; the server may want TLS (--ca, Credentials(ca=...)) "

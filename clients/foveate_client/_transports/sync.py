@@ -28,10 +28,10 @@ class GrpcTransport:
     `address` is HOST:PORT or any other gRPC target; calls go in turn to every
     address it resolves to. `stall_timeout` is the longest wait for the next
     answer of a stream, in seconds. Without `credentials` the connection is in
-    the clear. `compression` is that of requests; with `throttling`, pictures are
-    held back from a server that refuses them. Raises ValueError where a token
-    would travel in the clear, and OSError where a certificate's file cannot be
-    read.
+    the clear. `compression` is that of requests; with `throttling`, fewer pictures
+    are sent to a server that refuses them. Raises ValueError where a token would be
+    sent unencrypted to another machine, and OSError where a certificate's file cannot
+    be read.
     """
 
     def __init__(

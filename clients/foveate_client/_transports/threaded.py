@@ -1,6 +1,6 @@
-"""The transport of an AsyncClient whose calls block, such as the local one: in threads."""
+"""Runs a transport whose calls block, such as the local one, in threads for an AsyncClient."""
 
-# ruff: noqa: ASYNC109 - gRPC timeouts are deadlines, which travel to the server
+# ruff: noqa: ASYNC109 - a gRPC timeout is a deadline, which the server gets as well
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Callable
@@ -22,7 +22,7 @@ from foveate_client._transports.base import Transport
 
 T = TypeVar("T")
 
-# Each call that waits takes a thread; more than this many wait their turn.
+# Each waiting call occupies a thread; further calls are queued.
 _MOST_CALLS = 64
 
 

@@ -1,4 +1,4 @@
-"""Parquet, by pyarrow, which is loaded when it is first used."""
+"""Reads Parquet by pyarrow, which is imported at its first use."""
 
 from collections.abc import Iterator
 from pathlib import Path

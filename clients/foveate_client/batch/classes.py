@@ -1,4 +1,4 @@
-"""Finds the class that a folder's or a record's label means."""
+"""Finds the class of a folder's or a record's label."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -12,12 +12,12 @@ class LabelsFileError(FoveateError):
 
 
 class Classes:
-    """The classes of a model, by what people call them.
+    """The classes of a model, by their names.
 
-    `labels` are the model's, by class id. Found are, in this order: what
-    `names` maps to a class id; a label, in any case and with underscores for
-    spaces, or one of the synonyms that a comma separates in it, unless several
-    classes share it; one of `wordnet_ids`, by class id; a class id.
+    `labels` are the model's, by class id. A text is looked up, in this order, in
+    `names`, which maps to class ids; among the labels, in any case, with underscores
+    for spaces, and by their synonyms, which commas separate, unless several classes
+    share one; among `wordnet_ids`, by class id; and as a class id.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Classes:
                 self._labels[synonym] = None if shared else class_id
 
     def find(self, text: str) -> int | None:
-        """Return the class id that `text` means, or None where it means none."""
+        """Return the class id of `text`, or None where it is no class."""
         if text in self._names:
             return self._names[text]
         class_id = self._labels.get(_plain(text))

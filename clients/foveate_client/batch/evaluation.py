@@ -1,4 +1,4 @@
-"""Accuracy, confusions and calibration, summed up one result at a time."""
+"""Accuracy, confusions and calibration, from one result at a time."""
 
 import heapq
 from collections import Counter
@@ -12,7 +12,7 @@ BINS = 15
 MOST_CONFUSED = 20
 WORST = 20
 TOP = 5
-"""Top-5 accuracy says nothing of a model with no more classes than that."""
+"""The classes of top-5 accuracy, which has no meaning for a model with no more of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Confusion:
 
 @dataclass(frozen=True, kw_only=True)
 class Mistake:
-    """A picture whose best class is wrong, and how sure the classifier was."""
+    """A picture whose best class is wrong, and the score of that class."""
 
     image: str
     target: int
@@ -65,7 +65,7 @@ class Mistake:
 
 @dataclass(frozen=True, kw_only=True)
 class SetSummary:
-    """What the prediction sets of a coverage did.
+    """Figures of the prediction sets of one coverage.
 
     `covered`, `empty` and `abstained` are the shares of the pictures whose right class is in
     the set, whose set is empty, and from which the model abstained; `mean_size` is the
@@ -81,7 +81,7 @@ class SetSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What a model scores on the pictures whose right class is known.
+    """The evaluation of a model on the pictures whose right class is known.
 
     `top1` and `top5` are shares from 0 to 1. `ece` is the expected calibration
     error, the mean over the pictures of their bin's difference between
@@ -109,7 +109,7 @@ class Evaluation:
 
 
 class Evaluator:
-    """Sums up results; its memory grows with the classes confused, not with the pictures."""
+    """Adds up results. Its memory grows with the confused classes, not with the pictures."""
 
     def __init__(self, scores: str = DEFAULT_SCORES) -> None:
         self._scores = scores
@@ -125,7 +125,7 @@ class Evaluator:
         self._mistakes: list[tuple[float, str, int, int]] = []
 
     def add(self, row: Row, target: int) -> None:
-        """Note one result, with at least five classes where the model has as many."""
+        """Add one result, of at least five classes where the model has as many."""
         best = row.class_ids[:TOP].tolist()
         score = float(row.scores[0])
         right = best[0] == target
@@ -149,7 +149,7 @@ class Evaluator:
                 heapq.heappushpop(self._mistakes, mistake)
 
     def result(self) -> Evaluation | None:
-        """Return what was found, or None where no right class is known."""
+        """Return the evaluation, or None where no right class is known."""
         if self._images == 0:
             return None
         return Evaluation(
@@ -231,7 +231,7 @@ class _Reliability:
 
 
 class _SetTally:
-    """Sums up prediction sets."""
+    """Adds up prediction sets."""
 
     def __init__(self) -> None:
         self._images = self._covered = self._classes = self._empty = self._abstained = 0
@@ -247,7 +247,7 @@ class _SetTally:
 
     @property
     def summary(self) -> SetSummary | None:
-        """What was found; None where nothing was counted."""
+        """The figures; None where nothing was counted."""
         if not self._images:
             return None
         return SetSummary(
@@ -260,7 +260,7 @@ class _SetTally:
 
 
 def direction(evaluation: Evaluation) -> str:
-    """Say whether the scores promise too much or too little; empty where they promise nothing."""
+    """Return a sentence on the bias of the scores, empty where they are no probabilities."""
     if evaluation.confidence is None:
         return ""
     difference = evaluation.confidence - evaluation.top1

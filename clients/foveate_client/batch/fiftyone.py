@@ -1,4 +1,4 @@
-"""What FiftyOne imports of a run: its format FiftyOneImageClassificationDataset, twice.
+"""Writes a run for FiftyOne: two data sets of its FiftyOneImageClassificationDataset.
 
 A data set of that format has one label a picture. `predictions.json` holds the best class
 with its confidence, and `ground_truth.json` the right class where it is known. A key that is
@@ -35,7 +35,7 @@ class _Labels:
         self._begun = True
 
     def end(self) -> None:
-        """Write what is left."""
+        """Write the end of the file."""
         self._file.write("\n}}\n")
 
 

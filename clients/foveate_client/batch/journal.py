@@ -1,10 +1,10 @@
-"""What a batch run knows so far, on disk, so that a kill at any moment loses and doubles nothing.
+"""The journal of a batch run: its results on disk. A kill at any moment loses and repeats none.
 
-A journal is an SQLite database beside the output. Results are committed in
-groups; what was not committed when the process died is classified again, and
-what was is skipped: a picture's name is the key of its row, and the size and
-the time of its file must be the same. Each time that a run goes on counts as
-another one: what its sources do not hold any more is in none of its tables.
+A journal is an SQLite database beside the output. Results are committed in groups. A
+run that is resumed skips the pictures whose results were committed, and classifies
+the others: a picture's name is the key of its row, and the size and the time of its
+file must be the same. Each resumption has a number of its own: pictures that the
+sources no longer contain are left out of its tables.
 """
 
 import errno
@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -60,12 +59,12 @@ CREATE INDEX IF NOT EXISTS errors_in_order ON errors (position, name);
 
 
 class JournalError(FoveateError):
-    """A journal belongs to another run, is in use, or is none."""
+    """A journal is of another run, is in use, or is no journal."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowTrust:
-    """How far one picture's answer can be believed, as `foveate_client.Trust` says it.
+    """The trust in one picture's answer, as in `foveate_client.Trust`.
 
     `confidence` is that of the best class.
     """
@@ -81,11 +80,11 @@ class RowTrust:
 class Row:
     """One picture's result.
 
-    `position` is its place in the input and `label` what its folder or record
-    says that it shows. `class_ids` is int32 [k] and `scores` float32 [k], best
+    `position` is its place in the input, and `label` the name of its folder or the
+    label of its record. `class_ids` is int32 [k] and `scores` float32 [k], best
     first; `vectors` is float32 and flat: every embedding, then every feature
     map. `cam` is the file of its overlay, and `trust` None unless asked for; `tiles`
-    are what a report shows of it, as `report.tiles.pack` makes them.
+    are its pictures for a report, as `report.tiles.pack` makes them.
     """
 
     name: str
@@ -101,7 +100,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Failure:
-    """Why one picture has no result; a `transient` one is tried again when the run goes on."""
+    """Why one picture has no result; a `transient` failure is retried when the run is resumed."""
 
     name: str
     position: int
@@ -120,17 +119,16 @@ _REASONS = {
 
 
 def reason_of(error: sqlite3.Error) -> str:
-    """Return why the journal cannot be used, in the system's words where it has some."""
+    """Return why the journal cannot be used, by the system's message where there is one."""
     return _REASONS.get(error.sqlite_errorcode & 0xFF, f"cannot be written ({error})")
 
 
 class Journal:
     """The journal at `path`, opened for the run that `settings` describe, by one process.
 
-    With `retry_errors` what failed before is tried again. Raises JournalError
-    where the file is in use, is none of ours, or belongs to a run with other
-    settings: the message names the first that differs. Raises OSError where it
-    cannot be made.
+    With `retry_errors`, pictures that failed before are retried. Raises JournalError
+    where the file is in use, is no journal, or is of a run with other settings: the
+    message names the first that differs. Raises OSError where it cannot be made.
     """
 
     def __init__(
@@ -140,7 +138,7 @@ class Journal:
         self._retry_errors = retry_errors
         self._uncommitted = 0
         self._committed = time.monotonic()
-        # SQLite does not say why it cannot make a file; the system does.
+        # SQLite's error does not say why a file cannot be made; the system's does.
         path.open("ab").close()
         self._database = sqlite3.connect(path, timeout=0, isolation_level=None)
         try:
@@ -193,7 +191,7 @@ class Journal:
                 )
 
     def is_of_this_run(self, name: str) -> bool:
-        """Return whether this run has met the picture `name` and knows its outcome."""
+        """Return whether this run has an outcome of the picture `name`."""
         found = self._database.execute(
             "SELECT 1 FROM results WHERE name = ?1 AND run = ?2 "
             "UNION ALL SELECT 1 FROM errors WHERE name = ?1 AND run = ?2",
@@ -202,9 +200,9 @@ class Journal:
         return found.fetchone() is not None
 
     def has(self, name: str, position: int, stamp: str = "") -> bool:
-        """Return whether the picture `name` is done, and note its place in the input.
+        """Return whether the picture `name` is done, and record its place in the input.
 
-        It is not where its file has another size or time of change, its `stamp`.
+        It counts as not done where its `stamp`, the size and the time of its file, differs.
         """
         found = self._database.execute(
             "SELECT 'results', stamp FROM results WHERE name = ?1 "
@@ -224,7 +222,7 @@ class Journal:
         return True
 
     def add(self, outcome: Row | Failure, stamp: str = "") -> None:
-        """Note one picture's outcome, which is safe after the next commit."""
+        """Record one picture's outcome, which is on disk after the next commit."""
         if isinstance(outcome, Row):
             self._database.execute(
                 "INSERT OR REPLACE INTO results (name, position, stamp, run, label, class_ids, "
@@ -263,7 +261,7 @@ class Journal:
             self.commit()
 
     def commit(self) -> None:
-        """Write what was noted to the disk."""
+        """Commit the recorded outcomes to the disk."""
         self._database.execute("COMMIT")
         self._database.execute("BEGIN")
         self._uncommitted = 0
@@ -323,12 +321,7 @@ class Journal:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

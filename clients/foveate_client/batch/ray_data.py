@@ -1,8 +1,8 @@
-"""Pictures through Ray Data: the same answers, of workers on one machine or many.
+"""Classifies pictures by Ray Data: the same answers, from workers on one machine or many.
 
-Ray starts the workers, starts those anew that died, and gives their pictures to
-others. The driver, which is the process of the command, reads the sources and
-writes the journal and the files.
+Ray starts the workers, restarts those that died, and gives their pictures to others. The
+driver, which is the process of the command, reads the sources and writes the journal
+and the files.
 """
 
 import hashlib
@@ -31,16 +31,17 @@ REQUIREMENT = "foveate-client[ray]"
 
 GROUP = 2**20
 GROUP_BYTES = 4 * 2**30
-"""Ray is given so many pictures at a time, or so many bytes of shards and tables, and
-starts its workers anew for the next ones: what the driver holds is bounded."""
+"""The most pictures, or bytes of shards and tables, of one data set of Ray.
+
+Its workers are restarted for the next one, so that the driver's memory is bounded."""
 
 _BLOCK = 4
-"""Times `in_flight` are a block: what a worker is given at once, and answers again if it dies."""
+"""A block has so many times `in_flight` pictures: it is retried as a whole if its worker dies."""
 
 _CONNECT_SECONDS = 10.0
 
 RETRIES = 3
-"""Deaths of workers after which a block ends the run: one of its pictures may be the cause."""
+"""How often a block is retried after its worker died: one of its pictures may be the cause."""
 
 
 class RayError(FoveateError):
@@ -49,7 +50,7 @@ class RayError(FoveateError):
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What every worker is told.
+    """The task of every worker.
 
     `connect` makes its client, in the folder `folder`, so that relative paths are those of
     the driver; the model there must be that of `identity`. `options`, `in_flight` and
@@ -113,7 +114,7 @@ class Worker:
 
 def ray() -> Any:
     """Import and return Ray with Ray Data. Raises MissingDistributionError."""
-    # No report about its use goes out, unless the user's environment asks for it.
+    # Ray sends no usage report, unless the user's environment enables it.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray as module  # noqa: PLC0415 - an extra of this distribution
@@ -131,7 +132,7 @@ def ray_answers(job: Job, *, address: str | None, workers: int | None) -> Iterat
     this machine. None for `workers` means one for each node. Raises RayError.
     """
     module = ray()
-    # Ray prints what becomes of its workers on stdout, which is the summary's.
+    # Ray prints messages about its workers on stdout, which is for the summary.
     with redirect_stdout(sys.stderr):
         try:
             if address is not None:
@@ -224,7 +225,7 @@ def _table(column: str, values: Iterable[object]) -> Any:
 
 
 def identity(model: Model) -> str:
-    """Return what tells a model from others of its name and version, as hexadecimal text."""
+    """Return a digest that identifies a model among those of its name and version."""
     told = (model.created, model.classifier, model.labels, model.input, model.active_variant)
     return hashlib.sha256(repr(told).encode()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""What a run asks for each picture, and the row that an answer becomes."""
+"""The request of a run for each picture, and the row that is made of an answer."""
 
 import errno
 from dataclasses import asdict, dataclass, field
@@ -41,19 +41,19 @@ _EVALUATED = 5
 
 
 class PlanError(FoveateError):
-    """What is asked for is nothing that the model has."""
+    """The model does not have what was requested."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is asked for each picture of a run.
+    """The request of a run for each picture.
 
     Of the `top_k` best classes those are written whose score is at least
     `threshold`; None means any. `embeddings` and `feature_maps` are layers, of
     which LAST stands for the last; `cam_folder` is where overlays of the best
     class's map are written, None meaning none, and `cam_method` empty takes the
     model's first; `probabilities` writes the score of every class. With `tiles` each
-    row holds what a report shows of the picture, with maps where `tile_maps` says so.
+    row contains the picture of a report, with maps where `tile_maps` is set.
     Raises PlanError where the model has too few classes, no such scores, or not such a
     layer or method.
     """
@@ -118,7 +118,7 @@ class Plan:
 
     @property
     def settings(self) -> dict[str, object]:
-        """Return what two runs that share a journal must have in common."""
+        """Return the settings that must be equal for a run to resume a journal."""
         return {
             "model": self.model.name,
             "version": self.model.version,
@@ -160,7 +160,7 @@ class Plan:
         return min(max(self.top_k, _EVALUATED), len(self.model.labels))
 
     def explanation(self, class_id: int) -> ClassifyOptions:
-        """Return the options of a call for nothing but the map of a class."""
+        """Return the options of a call for the map of one class alone."""
         return ClassifyOptions(
             model=self.model.name,
             version=self.model.version,
@@ -171,7 +171,7 @@ class Plan:
     def outcome(
         self, task: Task, answer: Classification | FoveateError, right: Heatmap | None = None
     ) -> Row | Failure:
-        """Return what the journal notes of an answer, having drawn the overlay where wanted.
+        """Draw the overlay where wanted, and return the outcome of an answer for the journal.
 
         `right` is the map of the right class, where that is another one than the best, for
         the report. Raises OSError where no overlay can be written.

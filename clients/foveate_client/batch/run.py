@@ -27,7 +27,7 @@ CLASSIFIED, FAILED, DONE_BEFORE, TWICE = "classified", "failed", "done before", 
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """Where a run writes: the results, the errors, the report, and FiftyOne's folder."""
+    """The output files of a run: results, errors, report, and FiftyOne's folder."""
 
     results: Path
     errors: Path
@@ -54,7 +54,7 @@ class Outputs:
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """What the finished files hold; `evaluation` is None where no right class is known.
+    """The contents of the finished files; `evaluation` is None where no right class is known.
 
     `unmatched` are the results whose folder or record names no class, and
     `first_unmatched` is the first such name. `report` are the files and folders of the
@@ -83,14 +83,13 @@ def classify_all(
     advance: Callable[[str], object],
     warned: Passed,
 ) -> None:
-    """Classify what the journal does not know yet, by `answers`.
+    """Classify the pictures that the journal does not contain, by `answers`.
 
-    `advance` is called for each picture with what became of it: CLASSIFIED, FAILED,
-    DONE_BEFORE, or TWICE where the sources name it again. `warned` counts what was
-    warned of. For a report a picture that is taken for another of `classes` is asked
-    about again, from `client`, for the map of the right one. Raises FoveateError
-    where the source, the server or the model fails, and OSError; what was
-    answered until then is in the journal.
+    `advance` is called for each picture with its outcome: CLASSIFIED, FAILED,
+    DONE_BEFORE, or TWICE where the sources name it again. `warned` counts the
+    warnings. For a report, `client` requests the map of the right class as well, where
+    another of `classes` was found. Raises FoveateError where the source, the server or
+    the model fails, and OSError; the answers until then are in the journal.
     """
     under_way: set[str] = set()
 
@@ -157,8 +156,8 @@ def finish(
 ) -> Finished:
     """Write the finished files from the journal, with the run's `provenance`.
 
-    Each appears whole or not at all, and writing them again gives the same, so
-    that this too may be cut off. Raises OSError and MissingDistributionError.
+    Each appears whole or not at all, and writing them again gives the same files, so
+    that this may be interrupted as well. Raises OSError and MissingDistributionError.
     """
     model = plan.model
     evaluator = Evaluator(model.scores)

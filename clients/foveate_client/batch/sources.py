@@ -1,4 +1,4 @@
-"""Where pictures come from: folders, lists of paths, tar shards and Parquet tables.
+"""The sources of pictures: folders, lists of paths, tar shards and Parquet tables.
 
 Every source is read lazily, so that memory does not grow with the number of pictures.
 """
@@ -11,7 +11,7 @@ import tarfile
 import zlib
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import TextIOWrapper
@@ -51,11 +51,10 @@ class SourceError(FoveateError):
 class Item:
     """A picture to classify.
 
-    `name` tells it from every other one; a path that is no UTF-8 is written in it
-    as a URL (file:///caf%E9.jpg), which a list of paths may hold as well. `label` is
-    what its folder or record says that it shows, as it stands there, and may be empty.
-    `stamp` is the size and the time of change of the file that holds it: another one is
-    of another picture.
+    `name` identifies it; a path that is not UTF-8 is written as a URL
+    (file:///caf%E9.jpg), which a list of paths may contain as well. `label` is the name
+    of its folder or the label of its record, unchanged, and may be empty. `stamp` is the
+    size and the time of change of its file: with another one it is another picture.
     """
 
     name: str
@@ -66,7 +65,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """A folder, or what is no file, in a source, with the name of a canonical code."""
+    """A folder or a special file that cannot be read, with the name of a canonical code."""
 
     name: str
     code: str
@@ -78,7 +77,7 @@ Found: TypeAlias = Item | Unreadable
 
 
 class Passed:
-    """Counts what a source holds and is not read, by its kind, and keeps the first of each."""
+    """Counts the files of a source that are skipped, by kind, and keeps the first of each."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -123,8 +122,8 @@ def open_source(
     `.parquet` a table with the files' bytes in a column, `.txt` a list of paths,
     one a line, and `-` such a list on standard input. Anything else is taken
     for a picture's file. With `ordered`, a folder is read by name; with
-    `hidden`, what is hidden in a folder or a shard is read as well. What is not
-    read is noted in `passed`.
+    `hidden`, hidden files of a folder or a shard are read as well. Skipped files
+    are counted in `passed`.
     """
     if text == STDIN:
         return Listing(None)
@@ -144,7 +143,7 @@ def open_source(
 
 
 def identity(text: str) -> str:
-    """Return what tells the source that an argument names from those of other runs."""
+    """Return what identifies the source that an argument names, across runs."""
     path = Path(text)
     if text == STDIN or path.suffix.lower() in LIST_SUFFIXES:
         return f"{text if text == STDIN else path.absolute()} in {Path.cwd()}"
@@ -152,7 +151,7 @@ def identity(text: str) -> str:
 
 
 def is_hidden(name: str) -> bool:
-    """Tell whether a file or a folder is one that systems and tools keep for themselves."""
+    """Return whether a file or a folder is hidden, or one of macOS's own."""
     return name.startswith(".") or name == "__MACOSX"
 
 
@@ -213,7 +212,7 @@ class Folder:
         return not kind
 
     def _passed_as(self, entry: os.DirEntry[str]) -> str:
-        """Return as what an entry is passed over, empty where it is read."""
+        """Return the kind under which an entry is skipped, empty where it is read."""
         if not self._hidden and is_hidden(entry.name):
             return "hidden"
         if _is_folder(entry):
@@ -221,7 +220,7 @@ class Folder:
         suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - a path takes as long as the rest
         if suffix not in PICTURE_SUFFIXES:
             return suffix or _NO_SUFFIX
-        # Told by the folder itself, where it is no link: a stat may go over a network.
+        # The folder's entry says so, unless it is a link: a stat may go over a network.
         if entry.is_file(follow_symlinks=False) or not _may_never_end(Path(entry.path)):
             return ""
         return _NOT_PLAIN
@@ -260,7 +259,7 @@ class Listing:
 
     def count(self) -> int | None:
         """Return how many there are; standard input can be read only once."""
-        return None if self._path is None else _length(self._lines())
+        return None if self._path is None else sum(1 for _ in self._lines())
 
     def _lines(self) -> Iterator[str]:
         name = self._path or "standard input"
@@ -354,7 +353,7 @@ class Shard:
         try:
             yield
         except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-            # Lines after the first tell what each kind of compression had against it.
+            # The lines after the first list the error of each kind of compression.
             reason = str(error).partition("\n")[0].rstrip(":")
             raise SourceError(f"{self._path}: the tar file cannot be read: {reason}") from error
 
@@ -426,9 +425,9 @@ def _item(path: Path) -> Item:
 
 
 def _may_never_end(path: Path) -> bool:
-    """Tell whether a path is of a pipe, a device or a socket, whose bytes may never come or end.
+    """Return whether a path is of a pipe, a device or a socket, which may block or never end.
 
-    A folder is none, and what cannot be looked at has an error of its own.
+    Not so for a folder, nor for a path whose state cannot be read: that fails later.
     """
     try:
         mode = path.stat().st_mode
@@ -447,7 +446,7 @@ def _written(path: Path) -> str:
 
 
 def _read_back(text: str) -> Path:
-    """Return the path that a line of a list stands for."""
+    """Return the path of a line of a list."""
     if text.startswith(_FILE_URL):
         return Path(os.fsdecode(unquote_to_bytes(text.removeprefix("file://"))))
     return Path(text)
@@ -525,7 +524,3 @@ def _stripped(lines: BinaryIO) -> Iterator[str]:
 
 def _text(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def _length(things: Iterable[object]) -> int:
-    return sum(1 for _ in things)

@@ -1,4 +1,4 @@
-"""Pictures through a client: in order, bounded, and past what passes by itself."""
+"""Classifies pictures through a client: in order, a bounded number at once, with retries."""
 
 import time
 from collections import deque
@@ -28,7 +28,7 @@ from foveate_client._results import Classification
 from foveate_client.batch.sources import Item
 
 TRANSIENT = (AbortedError, DeadlineExceededError, ResourceExhaustedError, UnavailableError)
-"""Errors that may be gone when the same is asked again, but for a message that is too large."""
+"""Errors after which a retry may succeed, except for a message that is too large."""
 
 _OF_THE_RUN = (
     FailedPreconditionError,
@@ -45,12 +45,12 @@ _LONGEST_PAUSE = 5.0
 
 
 def may_pass(error: FoveateError) -> bool:
-    """Tell whether the same may be answered when it is asked again."""
+    """Return whether a retry may succeed."""
     return isinstance(error, TRANSIENT) and error.reason != MESSAGE_TOO_LARGE
 
 
 def stops_the_run(outcome: FoveateError) -> bool:
-    """Tell whether every picture would have this error: that of the server, model or options."""
+    """Return whether every picture would have this error, of the server, model or options."""
     if isinstance(outcome, InvalidArgumentError):
         fields = [violation.field for violation in outcome.field_violations]
         return bool(fields) and not any(field.startswith(_PICTURE) for field in fields)
@@ -72,18 +72,18 @@ Answered: TypeAlias = tuple[Task, Classification | FoveateError]
 """A task with its result or its error."""
 
 Answers: TypeAlias = Callable[[Iterable[Task]], Generator[Answered, None, None]]
-"""What answers tasks, in any order, reading them lazily."""
+"""Answers tasks, in any order, and reads them lazily."""
 
 
 class Patience:
-    """Waits between attempts, twice as long each time, until `seconds` have passed in vain."""
+    """Waits between attempts, twice as long each time, for `seconds` in all without a success."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self.reset()
 
     def reset(self) -> None:
-        """Note that something succeeded."""
+        """Start the time again, after a success."""
         self._pause = _FIRST_PAUSE
         self._until: float | None = None
 
@@ -111,11 +111,11 @@ def classify_tasks(
 ) -> Generator[Answered, None, None]:
     """Yield each task with its result or its error, in their order, at most `in_flight` ahead.
 
-    A stream that breaks is opened anew with what it had not answered, and a
-    picture that is refused for the moment is asked for again, until `patience`
-    seconds have passed without an answer. Then the error is raised, or yielded
-    where the picture alone may be too slow. An error that every picture would
-    have, as where the model is unloaded, is raised at once.
+    A stream that fails is opened again with the pictures that it had not answered, and
+    a picture that was refused is retried, until `patience` seconds have passed without
+    an answer. Then the error is raised, or yielded where only this picture may be too
+    slow. An error that every picture would have, such as of an unloaded model, is raised
+    at once.
     """
     source = iter(tasks)
     unsent: deque[Task] = deque()
@@ -155,7 +155,7 @@ def classify_tasks(
 def ask(
     client: Client, item: Item, options: ClassifyOptions, patience: float
 ) -> Classification | FoveateError:
-    """Return what one picture is answered, asked again for up to `patience` seconds."""
+    """Classify one picture, with retries for up to `patience` seconds; return the outcome."""
     try:
         return client.classify(item.image, **options)
     except FoveateError as error:
@@ -169,7 +169,7 @@ def ask_again(
     error: FoveateError,
     patience: Patience,
 ) -> Classification | FoveateError:
-    """Return what one picture is answered that had `error`, or the last error."""
+    """Retry one picture that had `error`; return the result, or the last error."""
     if not may_pass(error):
         return error
     while True:

@@ -1,7 +1,7 @@
 """The finished files: results as Parquet, CSV or JSON Lines, errors as JSON Lines.
 
-A file appears whole or not at all: it is written beside its place, brought to
-the disk, and renamed.
+A file appears whole or not at all: it is written under another name, synced to the
+disk, and renamed.
 """
 
 import csv
@@ -29,7 +29,7 @@ TRUST = ("confidence", "prediction_set", "ood_percentile", "abstained")
 the set is a list of classes, in CSV with spaces between them."""
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""What a spreadsheet takes for the beginning of a formula."""
+"""The characters with which a formula begins in a spreadsheet."""
 
 _ROWS = 4096
 _BYTES = 32 * 2**20
@@ -67,7 +67,7 @@ class Columns:
     cam: bool = False
     trust: bool = False
     provenance: str = ""
-    """What made the table, as JSON."""
+    """The versions and options that made the table, as JSON."""
 
     @property
     def ranks(self) -> range:
@@ -160,7 +160,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 @contextmanager
 def published(path: Path) -> Iterator[Path]:
-    """Give the place of a file that takes the name `path`, whole, at the end."""
+    """Yield the path of a temporary file, which is synced and renamed to `path` at the end."""
     part = path.with_name(f".{path.name}.part")
     try:
         yield part
@@ -263,7 +263,7 @@ def _schema(pa: Any, columns: Columns) -> Any:
 
 
 def _pandas(pa: Any, fields: Sequence[Any]) -> dict[str, Any]:
-    """Return pandas' own metadata, by which integers and truths with nulls stay what they are."""
+    """Return pandas' own metadata, which keeps the types of integers and booleans with nulls."""
     kinds = {pa.int32(): "Int32", pa.bool_(): "boolean"}
     return {
         "index_columns": [],

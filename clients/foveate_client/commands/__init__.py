@@ -1,1 +1,1 @@
-"""The subcommands that this distribution brings."""
+"""The subcommands of this distribution."""

@@ -1,4 +1,4 @@
-"""What `foveate load` says of the servers that it has driven."""
+"""The options and the report of `foveate load`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from foveate_client.load.search import Step
 
 _SHOWN = (50.0, 90.0, 95.0, 99.0, 99.9)
 _LATE_SHARE = 0.1
-"""The generator's own delay that is worth a word, as a share of the median latency."""
+"""The generator's own delay above which it warns, as a share of the median latency."""
 
 
 FOVEATE, OIP = "foveate", "oip"
@@ -131,13 +131,13 @@ class Target:
 
     @property
     def name(self) -> str:
-        """What it is called beside others."""
+        """Its name in a report of several."""
         return f"{self.address} ({self.protocol})"
 
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What was measured of one target; `steps` and `found` are those of a search."""
+    """The measurement of one target; `steps` and `found` are those of a search."""
 
     target: Target
     model: str
@@ -215,7 +215,7 @@ def as_ms(seconds: float) -> str:
 
 
 def warn(console: Console, outcome: Outcome) -> None:
-    """Say where the generator itself was late."""
+    """Print a warning where the generator itself was late."""
     overall, delays = outcome.measurement.overall, outcome.measurement.delays
     if not len(overall):
         return

@@ -1,4 +1,4 @@
-"""Numbers on the command line: the types of arguments."""
+"""Types of numeric arguments on the command line."""
 
 import argparse
 

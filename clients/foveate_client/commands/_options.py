@@ -1,4 +1,4 @@
-"""Options of subcommands: frozen dataclasses whose fields say what the command line takes."""
+"""Options of subcommands: frozen dataclasses whose fields describe the command line."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ class OptionGroup:
     required: bool = False
 
     def add_to(self, parser: argparse.ArgumentParser) -> argparse._ActionsContainer:
-        """Return what takes the options of the group in a parser."""
+        """Add the group to a parser, and return what its options are added to."""
         place: argparse._ActionsContainer = parser
         if self.title:
             place = parser.add_argument_group(self.title, self.description)
@@ -46,17 +46,17 @@ def option(text: str, *flags: str, group: OptionGroup | None = None, **more: Any
 
     Args:
         text: the help.
-        flags: the option's names, where the field's name is not what it is called.
-        group: what it stands in.
-        more: what `argparse.ArgumentParser.add_argument` takes, as far as the field's type
-            does not say it: of a bool that it takes no value, of a tuple that it may be
-            repeated, of a Literal its choices, of None that it may be missing.
+        flags: the option's names, where they are not that of the field.
+        group: the group that it belongs to.
+        more: further arguments of `argparse.ArgumentParser.add_argument`. Some follow from
+            the field's type: a bool takes no value, a tuple may be repeated, a Literal has
+            its choices, and None may be missing.
     """
     return field(metadata={"flags": flags, "group": group, "more": {"help": text, **more}})
 
 
 def argument(text: str, **more: Any) -> Any:
-    """Return a field that is an argument by position; it takes what `option` takes."""
+    """Return a field that is a positional argument; the arguments are those of `option`."""
     return field(metadata={"flags": None, "group": None, "more": {"help": text, **more}})
 
 
@@ -98,7 +98,7 @@ def parser_of(
 
 
 def _settings(hint: Any, more: Mapping[str, Any], *, positional: bool) -> dict[str, Any]:
-    """Return what `add_argument` takes for a field of this type, beside or instead of `more`."""
+    """Return the arguments of `add_argument` for a field of this type, where `more` wins."""
     kinds = get_args(hint)
     optional = NoneType in kinds
     kind = next(each for each in kinds if each is not NoneType) if optional else hint
@@ -127,8 +127,8 @@ def parse(
 ) -> OptionsT:
     """Parse the arguments into `options`, whose parser `parser_of` made.
 
-    What an argument collects in a list becomes a tuple. A ValueError of the dataclass, for
-    options that do not go together, is wrong usage.
+    A list of values becomes a tuple. A ValueError of the dataclass, for options that
+    contradict each other, is wrong usage.
     """
     found = vars(parser.parse_args(arguments))
     try:
@@ -152,7 +152,7 @@ SOURCE = OptionGroup(exclusive=True, required=True)
 
 @dataclass(frozen=True, kw_only=True)
 class SecurityOptions:
-    """How the connection is secured."""
+    """The options of TLS and of the token."""
 
     tls: bool = option("encrypt the connection", group=SECURITY)
     ca: Path | None = option(
@@ -177,7 +177,7 @@ class SecurityOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions(SecurityOptions):
-    """Where the models are. `timeout` is in seconds."""
+    """The server or the repository to use. `timeout` is in seconds."""
 
     address: str | None = option("the server to ask", group=SOURCE, metavar="HOST:PORT")
     repository: str | None = option(
@@ -206,7 +206,7 @@ class SourceOptions(SecurityOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class TrustOptions:
-    """Whether an answer says how far it can be believed."""
+    """The options of the trust in an answer."""
 
     trust: bool = option("say how far the answer can be believed, of a model that was calibrated")
     coverage: float | None = option(

@@ -1,4 +1,4 @@
-"""Writes what explains a classification as pictures, each beside its raw values."""
+"""Writes the explanations of a classification as pictures, each with its raw values."""
 
 import re
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What the subcommands have in common: where the models are, and how failures are reported."""
+"""Shared by the subcommands: opening a client, and reporting failures."""
 
 import argparse
 import os
@@ -23,54 +23,55 @@ from foveate_client.commands._options import (
 )
 
 UNBROKEN = 1000
-"""The width of what goes into a pipe: what reads one wants whole lines."""
+"""The width of a table that is written to a pipe, so that no line is wrapped."""
 
 
 @contextmanager
 def open_client(options: SourceOptions) -> Iterator[Client]:
-    """Give the client of the source that was chosen. Raises FoveateError."""
+    """Yield the client of the chosen source. Raises FoveateError."""
     with client_maker(options)() as client:
         try:
             yield client
         except KeyboardInterrupt:
-            # An interrupt may cut gRPC's bookkeeping of a call in half. Its thread then fails
-            # as the channel closes, and would write a traceback beside what the command says.
+            # An interrupt may leave gRPC's state of a call incomplete. Its thread then fails
+            # when the channel closes, and would print a traceback.
             threading.excepthook = lambda _: None
             raise
 
 
 def client_maker(options: SourceOptions) -> Callable[[], Client]:
-    """Return what makes a client of the source that was chosen, also in another process.
+    """Return a function that makes a client of the chosen source, also in another process.
 
-    Raises FoveateError, as making one does.
+    Raises FoveateError, and so does that function.
     """
     if options.repository is not None:
         return partial(_open, options.repository, options.timeout, options.require_signature)
     if options.address is None:
         raise FoveateError("neither --address nor --repository is given")
-    with _connection_errors():
+    with connection_errors():
         connection = connection_options(options)
     return partial(_connect, options.address, options.timeout, connection)
 
 
 def _open(repository: str, timeout: float, keys: Path | None) -> Client:
-    with _connection_errors():
+    with connection_errors():
         return Client.local(repository, timeout=timeout, require_signature=keys)
 
 
 def _connect(address: str, timeout: float, connection: ConnectionOptions) -> Client:
-    with _connection_errors():
+    with connection_errors():
         return Client(address, timeout=timeout, **connection)
 
 
 def open_repository_client(address: str, options: SourceOptions) -> RepositoryClient:
-    """Return the client that changes the models of the server there. Raises FoveateError."""
-    with _connection_errors():
+    """Return a client that changes the models of a server. Raises FoveateError."""
+    with connection_errors():
         return RepositoryClient(address, timeout=options.timeout, **connection_options(options))
 
 
 @contextmanager
-def _connection_errors() -> Iterator[None]:
+def connection_errors() -> Iterator[None]:
+    """Raise the errors of files and flags of a connection as FoveateError."""
     try:
         yield
     except OSError as error:
@@ -80,7 +81,7 @@ def _connection_errors() -> Iterator[None]:
 
 
 def connection_options(options: SecurityOptions) -> ConnectionOptions:
-    """Return what the flags say of the connection.
+    """Return the options of the connection that the flags set.
 
     Raises OSError where the token's file cannot be read, and ValueError where
     the flags contradict each other.
@@ -104,13 +105,13 @@ def connection_options(options: SecurityOptions) -> ConnectionOptions:
 
 
 def require_coverage(parser: argparse.ArgumentParser, options: TrustOptions) -> None:
-    """End with a wrong usage where --coverage is no share between 0 and 1."""
+    """Exit for wrong usage where --coverage is not between 0 and 1."""
     if options.coverage is not None and not 0 < options.coverage < 1:
         parser.error(f"--coverage {options.coverage:g} is not above 0 and below 1")
 
 
 def trust_request(options: TrustOptions) -> TrustRequest | None:
-    """Return what is asked of how far an answer can be believed; None where nothing is."""
+    """Return the request for trust that the options make; None where they make none."""
     if not options.trust and options.coverage is None:
         return None
     return TrustRequest(coverage=options.coverage, set_method=options.set_method)
@@ -118,7 +119,7 @@ def trust_request(options: TrustOptions) -> TrustRequest | None:
 
 @contextmanager
 def made_folder(folder: Path) -> Iterator[None]:
-    """Make a folder that is to be written into, and leave none behind that stayed empty."""
+    """Make a folder to write into; at the end, remove the folders made that are empty."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -130,7 +131,7 @@ def made_folder(folder: Path) -> Iterator[None]:
 
 
 def describe(error: FoveateError) -> str:
-    """Return the message of `error` for a person, with the fields at fault."""
+    """Return the message of `error` for people, with the fields at fault."""
     lines = [str(error)]
     if isinstance(error, CallError):
         lines += [
@@ -144,7 +145,7 @@ def describe(error: FoveateError) -> str:
 
 
 def without_maps(model: Model) -> str | None:
-    """Say that a model has no maps, why, and what to do; None where it has some."""
+    """Return sentences on why a model has no maps and what to do; None where it has some."""
     if model.cam_methods:
         return None
     note = model.assumptions.get("cams", "")
@@ -158,5 +159,5 @@ def without_maps(model: Model) -> str | None:
 
 
 def complain(parser: argparse.ArgumentParser, message: str) -> None:
-    """Tell a person on stderr that something failed."""
+    """Print a message about a failure on stderr."""
     print(f"{parser.prog}: {message}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Pictures in a terminal: as pixels where it can show them, and else as half blocks."""
+"""Shows pictures in a terminal: as pixels where it can, and else as half blocks."""
 
 import sys
 from collections.abc import Callable
@@ -12,10 +12,10 @@ from rich.segment import Segment
 from rich.style import Style
 
 Show: TypeAlias = Callable[[Image.Image], RenderableType]
-"""Makes something that a console can print of a picture."""
+"""Converts a picture to something that a console can print."""
 
 WIDEST = 100
-"""Columns; a wider picture would need more height than a screen has."""
+"""The most columns of a picture: a wider one would be higher than a screen."""
 
 _HALF_BLOCK = "▀"
 _COLOURFUL = frozenset({"256", "truecolor"})
@@ -24,9 +24,9 @@ _COLOURFUL = frozenset({"256", "truecolor"})
 def find_show(console: Console) -> Show | None:
     """Return how to show pictures on `console`, or None where it cannot.
 
-    A terminal is asked whether it knows sixels or Kitty's protocol, where
-    textual-image is installed (`foveate-client[terminal]`). Every other one with
-    256 colours or more gets half blocks: two pixels a character.
+    Where textual-image is installed (`foveate-client[terminal]`), a terminal that
+    supports sixels or Kitty's protocol shows pixels. Any other one with 256 colours
+    or more shows half blocks: two pixels a character.
     """
     if not console.is_terminal or console.is_dumb_terminal:
         return None

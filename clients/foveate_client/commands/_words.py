@@ -1,21 +1,21 @@
-"""What a person is told of an answer, in sentences."""
+"""Sentences about an answer, for people."""
 
 from collections.abc import Sequence
 
 from foveate_client._results import Classification, Heatmap, MapCheck, Trust
 
 _NAMED = 8
-"""How many classes of a prediction set a person is told by name."""
+"""The most classes of a prediction set that are named."""
 
 SCORES = {
     "sigmoid": "each label has a score by itself",
     "none": "scores are logits",
 }
-"""What a person is told of scores that are not the usual ones."""
+"""Sentences about the kinds of scores other than softmax."""
 
 
 def score(value: float, scores: str) -> str:
-    """Return a score as a person reads it; `scores` is what it is."""
+    """Return a score as text for people; `scores` is its kind."""
     return f"{value:{'.4g' if scores == 'none' else '.1%'}}"
 
 
@@ -25,7 +25,7 @@ def class_name(class_id: int, labels: Sequence[str]) -> str:
 
 
 def trust_sentences(result: Classification, trust: Trust, labels: Sequence[str]) -> list[str]:
-    """Say how far an answer can be believed, but for whether the model abstains."""
+    """Return sentences on the trust in an answer, except on whether the model abstains."""
     lines = []
     best = result.predictions[0] if result.predictions else None
     if best is not None and best.confidence is not None:
@@ -44,12 +44,12 @@ def trust_sentences(result: Classification, trust: Trust, labels: Sequence[str])
 
 
 def opponent(cam: Heatmap, labels: Sequence[str]) -> str:
-    """Name the class that a map speaks against; empty where there is none."""
+    """Name the class whose logit was subtracted; empty where there is none."""
     return "" if cam.against is None else f" against {class_name(cam.against, labels)}"
 
 
 def findings(cam: Heatmap) -> str:
-    """Say what a map holds: its values, where the largest is, and how much it explains."""
+    """Describe a map: its values, the place of the largest, and how much it explains."""
     what = "logit" if cam.against is None else "difference of the logits"
     share = "" if cam.explained is None else f"; it explains {cam.explained:.1%} of the {what}"
     share += _worth(cam.check)

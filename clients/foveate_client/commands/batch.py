@@ -170,7 +170,7 @@ class Options(TrustOptions, SourceOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class _Summary:
-    """What a run did: how many pictures had each outcome; `passed` were not read.
+    """Figures of a run: how many pictures had each outcome; `passed` were skipped.
 
     `warned` counts the answers of this run with a warning.
     """
@@ -189,7 +189,13 @@ class _Summary:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the subcommand and return its exit code."""
-    parser = _parser()
+    parser = parser_of(
+        Options,
+        prog="foveate batch",
+        description="Classify any number of pictures into a table. A run that was cut off, even "
+        "by kill -9, goes on where it was when the same command is given again.",
+        epilog="example: foveate batch photos --repository models --out photos.parquet",
+    )
     options = parse(parser, Options, arguments)
     _require_sense(parser, options)
     outputs = _outputs(options)
@@ -371,7 +377,7 @@ def _run(
     ):
         shown = progress.add_task("read", total=None, fresh=0, started=time.monotonic())
         outcomes: Counter[str] = Counter()
-        teller = Told(parser.prog)
+        lines = ProgressLines(parser.prog)
 
         def advance(outcome: str) -> None:
             outcomes[outcome] += 1
@@ -379,7 +385,7 @@ def _run(
                 fresh = outcomes[CLASSIFIED] + outcomes[FAILED]
                 progress.update(shown, advance=1, fresh=fresh)
             else:
-                teller.now_and_then(outcomes)
+                lines.print_when_due(outcomes)
 
         if console.is_terminal:
             _count_meanwhile(source, progress, shown)
@@ -413,7 +419,7 @@ def _run(
 
 
 def _answers(client: Client, options: Options, plan: Plan, stack: ExitStack) -> Answers:
-    """Return what answers the pictures: the client, or workers of Ray with one each."""
+    """Return the function that classifies: by the client, or by workers of Ray with one each."""
     if options.engine == "here":
         return partial(
             classify_tasks,
@@ -434,15 +440,15 @@ def _answers(client: Client, options: Options, plan: Plan, stack: ExitStack) -> 
     return stack.enter_context(workers)
 
 
-class Told:
-    """Tells how far a run is where no terminal shows it, a line every PROGRESS_SECONDS."""
+class ProgressLines:
+    """Prints the progress of a run without a terminal: a line every PROGRESS_SECONDS."""
 
     def __init__(self, prog: str) -> None:
         self._prog = prog
         self._started = self._latest = time.monotonic()
 
-    def now_and_then(self, outcomes: Counter[str]) -> None:
-        """Print a line where the last one is old enough."""
+    def print_when_due(self, outcomes: Counter[str]) -> None:
+        """Print a line if the last one is PROGRESS_SECONDS old."""
         now = time.monotonic()
         if now - self._latest < PROGRESS_SECONDS:
             return
@@ -475,10 +481,10 @@ def _progress(console: Console) -> Progress:
 
 
 def _count_meanwhile(source: sources.Source, progress: Progress, task: Any) -> None:
-    """Find how many pictures there are while the first are classified."""
+    """Count the pictures on another thread, while the first are classified."""
 
     def count() -> None:
-        # What cannot be counted cannot be read either, and is reported there.
+        # A source that cannot be counted cannot be read either: the reading reports it.
         with suppress(FoveateError):
             progress.update(task, total=source.count())
 
@@ -607,13 +613,3 @@ def _record(summary: _Summary, plan: Plan, outputs: Outputs) -> dict[str, Any]:
             ],
         },
     }
-
-
-def _parser() -> argparse.ArgumentParser:
-    return parser_of(
-        Options,
-        prog="foveate batch",
-        description="Classify any number of pictures into a table. A run that was cut off, even "
-        "by kill -9, goes on where it was when the same command is given again.",
-        epilog="example: foveate batch photos --repository models --out photos.parquet",
-    )

@@ -1,4 +1,4 @@
-"""`foveate classify`: classifies pictures, and shows what was looked at."""
+"""`foveate classify`: classifies pictures, and shows where the classifier looked."""
 
 import argparse
 import json
@@ -100,7 +100,12 @@ class Options(TrustOptions, SourceOptions):
 
 def main(arguments: Sequence[str]) -> int:
     """Run the subcommand and return its exit code."""
-    parser = _parser()
+    parser = parser_of(
+        Options,
+        prog="foveate classify",
+        description="Classify pictures, and show what the classifier looked at.",
+        epilog="example: foveate classify cat.jpg --address localhost:50051 --cam",
+    )
     options = parse(parser, Options, arguments)
     if options.images.count(STDIN) > 1:
         parser.error("standard input can be read only once")
@@ -164,20 +169,20 @@ def _classify(
 
 
 def _model(client: Client, options: Options) -> Model | None:
-    """Return the model where more is needed of it than its answers."""
+    """Return the model where the options need more than its answers."""
     if not (_explains(options) or (trust_request(options) and not options.json)):
         return None
     try:
         return client.model(options.model, options.version)
     except FoveateError:
-        # The pictures will meet the same error, and each of them says so.
+        # Each picture will fail with the same error, which is reported then.
         return None
 
 
 def _results(
     client: Client, images: Sequence[ImageInput], request: ClassifyOptions
 ) -> Generator[Classification | FoveateError, None, None]:
-    """Yield the outcome of every picture; when the stream breaks, its error is that of the rest."""
+    """Yield the outcome of every picture; the error of a broken stream is that of all the rest."""
     answered = 0
     try:
         for result in client.classify_many(images, **request):
@@ -219,7 +224,7 @@ def _written(
 
 
 def _request(options: Options, model: Model | None) -> ClassifyOptions:
-    """Return what is asked; raises ValueError where --against names no class."""
+    """Return the options of the request; raises ValueError where --against names no class."""
     request = ClassifyOptions(
         model=options.model,
         version=options.version,
@@ -264,7 +269,7 @@ def _against(named: str | None, model: Model | None) -> int | None:
     if re.fullmatch(r"#[1-9]\d{0,8}", named):
         return -int(named[1:])
     if model is None:
-        return None  # the pictures will meet the error of the model, and each of them says so
+        return None  # each picture will fail with the model's error, which is reported then
     times = model.labels.count(named)
     why = f"stands for {times} classes" if times else "is no label of the model"
     raise ValueError(f"--against {named!r} {why}; give a label, a class id, or a rank such as #2")
@@ -352,7 +357,7 @@ def _error(error: FoveateError) -> dict[str, str]:
 def _table(
     name: str, result: Classification, written: Written | None, labels: Sequence[str]
 ) -> Group:
-    """Return what a person sees of one picture."""
+    """Return the output for one picture, for people."""
     ranking = Table.grid(padding=(0, 2))
     ranking.add_column(no_wrap=True, overflow="ellipsis", max_width=36)
     ranking.add_column(justify="right")
@@ -377,7 +382,7 @@ def _table(
 
 
 def _trust_lines(result: Classification, trust: Trust, labels: Sequence[str]) -> list[Text]:
-    """Say in words how far an answer can be believed."""
+    """Return sentences on the trust in an answer."""
     said = [Text(f"  {line}", "dim") for line in trust_sentences(result, trust, labels)]
     return [*said, Text("  the model abstains", "bold yellow")] if trust.abstained else said
 
@@ -400,12 +405,3 @@ def _explanations(
         Text.assemble((f"  {line}\n", "dim"), f"    {path}", overflow="ignore", no_wrap=True)
         for line, path in zip(lines, (*written.cams, *written.feature_maps), strict=True)
     ]
-
-
-def _parser() -> argparse.ArgumentParser:
-    return parser_of(
-        Options,
-        prog="foveate classify",
-        description="Classify pictures, and show what the classifier looked at.",
-        epilog="example: foveate classify cat.jpg --address localhost:50051 --cam",
-    )

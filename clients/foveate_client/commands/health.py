@@ -1,6 +1,5 @@
 """`foveate health`: asks a server whether it serves (grpc.health.v1)."""
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,12 +9,14 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from foveate_client._connection import Retries
+from foveate_client._exceptions import FoveateError
 from foveate_client._transports.channel import NO_PROXY, PLAINTEXT, Caller
 from foveate_client._transports.status import details_of
 from foveate_client.commands._numbers import seconds
 from foveate_client.commands._options import SecurityOptions, argument, option, parse, parser_of
 from foveate_client.commands._shared import (
     complain,
+    connection_errors,
     connection_options,
 )
 
@@ -38,14 +39,17 @@ class Options(SecurityOptions):
 
 def main(arguments: Sequence[str]) -> int:
     """Run the subcommand and return its exit code."""
-    parser = _parser()
+    parser = parser_of(
+        Options,
+        prog="foveate health",
+        description="Ask a server whether it serves; the exit code is 0 if it does, else 1.",
+        epilog="example: foveate health --address localhost:50051",
+    )
     options = parse(parser, Options, arguments)
     try:
-        channel = _open(options)
-    except OSError as error:
-        complain(parser, f"cannot read {error.filename}: {error.strerror}")
-        return 1
-    except ValueError as error:
+        with connection_errors():
+            channel = _open(options)
+    except FoveateError as error:
         complain(parser, str(error))
         return 1
     with channel:
@@ -63,7 +67,7 @@ def _open(options: Options) -> grpc.Channel:
     # The health service needs no token, so none is sent.
     credentials = replace(connection_options(options).get("credentials", PLAINTEXT), token=None)
     tls, channel_options = Caller(credentials).prepare(options.address, Retries(attempts=1))
-    # The health asked for is that of this server, and a proxy may be asked for none of it.
+    # The health is that of this server, and not of a proxy.
     channel_options.append(NO_PROXY)
     if tls is None:
         return grpc.insecure_channel(options.address, channel_options)
@@ -83,12 +87,3 @@ def _ask(channel: grpc.Channel, options: Options) -> HealthCheckResponse:
         return next(serving, HealthCheckResponse())
     finally:
         watch.cancel()
-
-
-def _parser() -> argparse.ArgumentParser:
-    return parser_of(
-        Options,
-        prog="foveate health",
-        description="Ask a server whether it serves; the exit code is 0 if it does, else 1.",
-        epilog="example: foveate health --address localhost:50051",
-    )

@@ -27,6 +27,7 @@ from foveate_client.commands._load_report import (
 from foveate_client.commands._options import parse, parser_of
 from foveate_client.commands._shared import (
     complain,
+    connection_errors,
     connection_options,
     describe,
 )
@@ -47,19 +48,18 @@ _READY_SECONDS = 10.0
 
 def main(arguments: Sequence[str]) -> int:
     """Run the subcommand and return its exit code."""
-    parser = _parser()
+    parser = parser_of(
+        Options,
+        prog="foveate load",
+        description="Put a server under load and measure its latencies and its throughput.",
+        epilog="example: foveate load photos --address localhost:50051 --concurrency 32",
+    )
     options = parse(parser, Options, arguments)
     _require_sense(parser, options)
-    try:
-        targets = _targets(options)
-    except ValueError as error:
-        complain(parser, str(error))
-        return 1
-    except OSError as error:
-        complain(parser, f"cannot read {error.filename}: {error.strerror}")
-        return 1
     console = Console(stderr=True, highlight=False)
     try:
+        with connection_errors():
+            targets = _targets(options)
         outcomes = asyncio.run(_measure(targets, options, console))
         if options.plot is not None:
             save_plot(options.plot, curves(outcomes))
@@ -117,7 +117,7 @@ def _targets(options: Options) -> list[Target]:
     first.credentials.check(first.address)
     if options.compare is None:
         return [first]
-    # Without credentials: those of one server are not shown to another.
+    # Without credentials: those of one server are not sent to another.
     second = Target(
         address=options.compare,
         protocol=options.compare_protocol or options.protocol,
@@ -221,12 +221,3 @@ async def _search(
     )
     if outcome.found is not None:
         outcome.measurement = outcome.found.measurement
-
-
-def _parser() -> argparse.ArgumentParser:
-    return parser_of(
-        Options,
-        prog="foveate load",
-        description="Put a server under load and measure its latencies and its throughput.",
-        epilog="example: foveate load photos --address localhost:50051 --concurrency 32",
-    )

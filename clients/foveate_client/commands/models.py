@@ -82,7 +82,14 @@ class Options(SourceOptions):
 
 def main(arguments: Sequence[str]) -> int:
     """Run the subcommand and return its exit code."""
-    parser = _parser()
+    parser = parser_of(
+        Options,
+        optional=SOURCE,
+        prog="foveate models",
+        description="List the models of a server or a repository, describe one, or change "
+        "which ones a server serves.",
+        epilog="example: foveate models resnet18 --repository models",
+    )
     options = parse(parser, Options, arguments)
     if options.graph is not None:
         return _graph(parser, options, options.graph)
@@ -125,7 +132,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _change(repository: RepositoryClient, name: str, options: Options) -> ModelSummary:
-    """Make the change that is asked for. Raises FoveateError."""
+    """Make the change that the options name. Raises FoveateError."""
     if options.labels is not None:
         return repository.set_labels(name, options.labels)
     if options.load:
@@ -148,7 +155,7 @@ def _available() -> list[dict[str, Any]]:
 
 
 def _graph(parser: argparse.ArgumentParser, options: Options, file: str) -> int:
-    """Have a classifier drawn into a file, and return the exit code."""
+    """Draw a classifier into a file, and return the exit code."""
     if options.name is None or options.available or options.address or options.repository:
         parser.error("--graph draws the classifier NAME, as --available lists it, and no more")
     try:
@@ -245,7 +252,7 @@ def _details(model: Model) -> Group:
 
 
 def _fit(spec: InputSpec) -> str:
-    """Say how a picture of another size becomes the input."""
+    """Describe how a picture of another size becomes the input."""
     if spec.fit == "crop":
         return f"crop: the shorter side to {spec.resize} ({spec.interpolation}), then the centre"
     shorter = min(spec.height, spec.width)
@@ -296,14 +303,3 @@ def _columns(*names: str) -> Table:
     for name in names:
         table.add_column(name)
     return table
-
-
-def _parser() -> argparse.ArgumentParser:
-    return parser_of(
-        Options,
-        optional=SOURCE,
-        prog="foveate models",
-        description="List the models of a server or a repository, describe one, or change "
-        "which ones a server serves.",
-        epilog="example: foveate models resnet18 --repository models",
-    )

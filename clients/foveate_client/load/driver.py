@@ -1,11 +1,11 @@
-"""When requests are sent, and how long their answers take.
+"""Sends requests at their times, and measures their latencies.
 
-In the closed loop a fixed number of callers each wait for their answer before
-they ask again: a slow server is asked less often, so that its latencies are
-those of a queue of that length. In the open loop requests are due at the times
-of a Poisson process, as from many callers who do not know of each other, and a
-latency is measured from the time the request was due: requests that queue behind a
-stalled server count with their whole wait (coordinated omission, G. Tene).
+In the closed loop each of a fixed number of callers waits for an answer before the next
+request. A slow server gets fewer requests, so that its latencies are those of a queue of
+that length. In the open loop requests are due at the times of a Poisson process, as from
+many independent callers, and a latency is measured from the time that the request was
+due: requests that wait for a stalled server count with their whole wait (coordinated
+omission, G. Tene).
 """
 
 import asyncio
@@ -36,10 +36,10 @@ _AWAKE_SECONDS = 0.0012
 async def connect(
     address: str, connections: int, credentials: Credentials = PLAINTEXT
 ) -> AsyncIterator[list[grpc.aio.Channel]]:
-    """Open channels with a connection each, which try no call again, and close them.
+    """Open channels with a connection each and without retries, and close them at the end.
 
-    Raises ValueError where a token would travel in the clear to another
-    machine, and OSError where a certificate cannot be read.
+    Raises ValueError where a token would be sent unencrypted to another machine, and
+    OSError where a certificate cannot be read.
     """
     tls, options = Caller(credentials).prepare(address, Retries(attempts=1))
     # Channels share the connections to one address otherwise.
@@ -64,7 +64,7 @@ def _with_token(
     tls: grpc.ChannelCredentials | None, credentials: Credentials, address: str
 ) -> grpc.ChannelCredentials:
     if tls is None:
-        # In the clear, but gRPC then sees to it that the other end is this machine.
+        # Unencrypted, but gRPC then checks that the other end is this machine.
         kind = grpc.LocalConnectionType
         tls = grpc.local_channel_credentials(
             kind.UDS if address.startswith("unix") else kind.LOCAL_TCP
@@ -139,7 +139,7 @@ class Driver:
 
 
 class _Run:
-    """One run: its times, its requests, and what was measured."""
+    """One run: its times, its requests, and its measurement."""
 
     def __init__(
         self,
@@ -162,7 +162,7 @@ class _Run:
         self._metadata = tuple(model_headers(workload.model).items())
 
     async def request(self, call: Call, *, due: float) -> None:
-        """Send the next request and note its latency, from `due` on."""
+        """Send the next request and record its latency, from `due` on."""
         kind, request = next(self._requests)
         started = time.perf_counter()
         error, held_back = None, False

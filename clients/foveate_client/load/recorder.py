@@ -37,13 +37,13 @@ class Latencies:
         return int(self._histogram.get_total_count())
 
     def record(self, seconds: float) -> None:
-        """Note one latency; what lies outside the histogram counts as its nearest end."""
+        """Record one latency; one outside the histogram counts as the nearest bound."""
         value = min(max(round(seconds * 1e6), 1), _LONGEST)
         self._histogram.record_value(value)
         self._widen(value, value)
 
     def add(self, other: Latencies) -> None:
-        """Note every latency of `other`."""
+        """Add every latency of `other`."""
         if other._ends is not None:
             self._histogram.add(other._histogram)
             self._widen(*other._ends)
@@ -81,14 +81,13 @@ class Latencies:
 
 @dataclass(kw_only=True)
 class Measurement:
-    """What was measured in `seconds` seconds.
+    """The measurement of `seconds` seconds.
 
-    Counted are the requests that began, or were due to begin, in that time:
-    `latencies` are those that succeeded, by kind, and `errors` those that
-    failed, by canonical code, of which `held_back` were not sent at all.
-    `completed` are the successes that came within
-    that time, whenever they began, and `late` those of the counted that came after it.
-    `delays` is how late the generator itself began requests that were due.
+    It counts the requests that began, or were due to begin, in that time. `latencies` are
+    those of the requests that succeeded, by kind. `errors` counts those that failed, by
+    canonical code; `held_back` of them were not sent. `completed` counts the answers
+    within that time, whenever their requests began, and `late` those of the counted
+    requests after it. `delays` is how late the generator itself sent requests.
     """
 
     seconds: float = 0.0
@@ -100,13 +99,13 @@ class Measurement:
     delays: Latencies = field(default_factory=Latencies)
 
     def record(self, kind: str, seconds: float) -> None:
-        """Note a success."""
+        """Record a success."""
         if kind not in self.latencies:
             self.latencies[kind] = Latencies()
         self.latencies[kind].record(seconds)
 
     def merge(self, other: Measurement) -> None:
-        """Note everything that `other` measured, at another time."""
+        """Add another measurement, of another time."""
         self.seconds += other.seconds
         for kind, latencies in other.latencies.items():
             self.latencies.setdefault(kind, Latencies()).add(latencies)

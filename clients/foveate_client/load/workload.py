@@ -1,4 +1,4 @@
-"""What is sent: requests of one or several kinds, serialised before the clock starts."""
+"""The requests of a load, of one or several kinds, serialised before the clock starts."""
 
 import io
 import random
@@ -29,12 +29,12 @@ _INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 
 class WorkloadError(FoveateError):
-    """There is nothing to send, or the server cannot be asked for it."""
+    """There is nothing to send, or the server does not support it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mix:
-    """The share of the requests, from 0 to 1, that ask for maps; the others ask for none.
+    """The share of the requests, from 0 to 1, with maps; the others have none.
 
     `cam` is that of requests for the best class's activation map, and
     `feature_maps` that of requests for the feature map of `layer`, where an
@@ -71,8 +71,8 @@ class Workload:
 def read_pictures(paths: Sequence[Path], passed: Passed) -> list[bytes]:
     """Return the pictures at `paths`, of a folder every one in it.
 
-    What cannot be read, or is no picture, is noted in `passed`. Raises WorkloadError
-    where none is left.
+    Files that cannot be read, or are no pictures, are counted in `passed`. Raises
+    WorkloadError where no picture is left.
     """
     sources = [open_source(str(path), ordered=True, passed=passed) for path in paths]
     pictures = []
@@ -106,8 +106,8 @@ async def foveate_workload(
     """Return the requests of foveate.v1, for encoded `pictures`.
 
     They name the `version` that is given, and else none, so that the server's default
-    one answers as it changes. Each kind is sent once, so that what the server refuses
-    is told before the load. Raises WorkloadError where the model has no such layer, and
+    one answers, as it changes. Each kind is sent once beforehand, so that a refusal is
+    reported before the load. Raises WorkloadError where the model has no such layer, and
     grpc.aio.AioRpcError.
     """
     stub = ClassifierServiceStub(channel)
@@ -148,8 +148,8 @@ async def oip_workload(
     What the model's first input takes decides what is sent: BYTES takes the
     files, UINT8 and FP32 take pixels of its shape, [height, width, channels] or
     [channels, height, width], with or without a batch. Asked for is the tensor
-    `output`, or the model's first one where that is empty. One request is sent,
-    so that what the server refuses is told before the load. Raises
+    `output`, or the model's first one where that is empty. One request is sent
+    beforehand, so that a refusal is reported before the load. Raises
     WorkloadError where the input is of another kind, and grpc.aio.AioRpcError.
     """
     stub = GRPCInferenceServiceStub(channel)

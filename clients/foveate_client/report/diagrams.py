@@ -1,4 +1,4 @@
-"""The diagrams of a report, as HTML and SVG, and what a click on one of them chooses.
+"""The diagrams of a report, as HTML and SVG, with the data that a click on them selects.
 
 Nothing here has a style attribute: the page's policy allows none.
 """
@@ -43,7 +43,7 @@ def matrix(pairs: Mapping[tuple[int, int], int], labels: Sequence[str]) -> str:
 
 
 def leaves_out(pairs: Mapping[tuple[int, int], int]) -> bool:
-    """Tell whether there are more classes than `matrix` shows."""
+    """Return whether there are more classes than `matrix` shows."""
     return len({each for pair in pairs for each in pair}) > MOST_CLASSES
 
 

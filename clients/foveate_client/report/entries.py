@@ -17,10 +17,10 @@ class Entry:
     """One picture of a report.
 
     `class_ids` and `scores` are the best classes, best first, as many as SCORES or fewer.
-    `found` are the classes that the model says the picture shows, and `targets` those that
-    it does show, None where that is not known: one each where classes exclude each other.
-    `surprise` orders mistakes: the score of the best class, or of independent labels how
-    far the worst one lies on the wrong side of the threshold.
+    `found` are the classes that the model found, and `targets` the right ones, None where
+    these are unknown: one each where classes exclude each other. `surprise` orders
+    mistakes: the score of the best class, or of independent labels how far the worst one
+    lies on the wrong side of the threshold.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Entry:
 
     @property
     def rank(self) -> tuple[int, float]:
-        """The key that brings the worst mistakes first, and then what was least sure."""
+        """The sort key: the worst mistakes first, then the lowest scores."""
         if self.wrong:
             return 0, -self.surprise
         return (2 if self.wrong is None else 1), self.scores[0] if self.scores else 0.0

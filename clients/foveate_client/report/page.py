@@ -1,7 +1,7 @@
-"""The page of a report: HTML with its own style and script, which asks nobody for anything.
+"""The page of a report: HTML with its style and script, which loads nothing from elsewhere.
 
-A policy in the page (CSP) lets it run this one script and no other, so that a label or a
-file name that escaped its quotation marks would still do nothing.
+A policy in the page (CSP) allows this one script and no other. A label or a file name
+that escaped its quotation marks would therefore not run.
 """
 
 import json
@@ -36,7 +36,7 @@ _CALIBRATION_NOTE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Heading:
-    """Of which model the report is, with its labels by class id and what its scores are."""
+    """The model of a report, with its labels by class id and the kind of its scores."""
 
     model: str
     version: str
@@ -51,7 +51,7 @@ class Heading:
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """The pictures of a page, in their order, and where their tiles are.
+    """The pictures of a page, in their order, and the places of their tiles.
 
     `left_out` more pictures are in no list. `sheets` are the addresses of the sheets of
     `report.tiles`; `places` hold, for each picture, the number of its first tile, the width
@@ -73,8 +73,8 @@ def render(
 ) -> str:
     """Return the page.
 
-    `evaluation` is None where no right class is known, and `figures` are told beside its
-    own; without `shown` there is no list of pictures, and nothing to click on.
+    `evaluation` is None where no right class is known, and `figures` are shown beside its
+    own. Without `shown` there is no list of pictures, and no script.
     """
     parts = [f"<h1>{escape(heading.title)}</h1>", _figures(heading, evaluation, shown, figures)]
     if evaluation is not None:
@@ -117,7 +117,7 @@ def _digest(text: str) -> str:
 
 
 def _quoted(value: object) -> str:
-    """Return JSON that no HTML parser finds the end of its element in."""
+    """Return JSON in which no HTML parser finds the end of its element."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
@@ -313,7 +313,7 @@ def _range(title: str, name: str) -> str:
 
 
 def _data(heading: Heading, shown: Shown) -> dict[str, Any]:
-    """Return what the script reads: a list a column."""
+    """Return the data of the script: a list for each column."""
     entries = shown.entries
     trusts = [entry.trust for entry in entries]
     has_trust = any(trusts)

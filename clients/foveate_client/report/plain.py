@@ -1,8 +1,7 @@
-"""A report made of plain data, which other distributions find by entry point."""
+"""A report of arrays and numbers, which other distributions find by entry point."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -43,10 +42,10 @@ class PlainReport:
         maps: Mapping[int, npt.NDArray[np.float32]],
         trust: Mapping[str, Any] | None = None,
     ) -> None:
-        """Take a picture whose classes exclude each other.
+        """Add a picture whose classes exclude each other.
 
         Args:
-            name: what it is called.
+            name: its name.
             image: as the classifier gets it, uint8 [H, W, C].
             class_ids: its best classes, [k], best first, five where there are as many.
             scores: theirs, [k].
@@ -94,7 +93,7 @@ class PlainReport:
         maps: Mapping[int, npt.NDArray[np.float32]],
         trust: Mapping[str, Any] | None = None,
     ) -> None:
-        """Take a picture that may have several labels: `targets`, of which `found` were found.
+        """Add a picture that may have several labels: `targets` are right, `found` were found.
 
         `surprise` is how far the worst score lies on the wrong side of the threshold. The
         rest is as in `add`.
@@ -112,7 +111,7 @@ class PlainReport:
         self._writer.add(entry, draw(Prepared(image), layers))
 
     def fail(self, name: str, reason: str) -> None:
-        """Take a picture that has no answer."""
+        """Add a picture that has no answer."""
         self._writer.fail(name, reason)
 
     def write(self, figures: Mapping[str, str] | None = None) -> list[Path]:
@@ -125,12 +124,7 @@ class PlainReport:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._writer.close()
 
 

@@ -16,14 +16,14 @@ SIDE = 112
 """Pixels of a tile's longer side."""
 
 PICTURE = -1
-"""Stands in the place of a class: the picture itself."""
+"""In place of a class: the picture itself."""
 
 COLUMNS = ROWS = 8
 """Of a sheet. A reader loads the sheets that are in view, so that small ones come soon."""
 
 _OPACITY = 0.7
 _KEPT_QUALITY, _SHOWN_QUALITY = 92, 82
-"""Of JPEG: a tile is encoded twice, and should be spoilt once."""
+"""Of JPEG. A tile is encoded twice, and the first time with little loss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def draw(image: ImageInput, maps: Sequence[Map], view: View | None = None) -> tu
         )
     factor = SIDE / max(size)
     shown = max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
-    # The pixels of a digit are to be seen as such.
+    # The pixels of a digit stay visible as such.
     how = Image.Resampling.NEAREST if factor > 2 else Image.Resampling.BICUBIC
     small = picture.resize(shown, how)
     across, down = shown[0] / size[0], shown[1] / size[1]

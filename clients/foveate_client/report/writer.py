@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from foveate_client.batch.evaluation import Evaluation
@@ -36,8 +35,8 @@ class _Kept:
 class ReportWriter:
     """Gathers the pictures of a report, and writes the page to `path` at the end.
 
-    Their tiles wait in a file without a name, so that memory holds no picture. A context
-    manager, which gives that file back.
+    Their tiles are kept in a temporary file, so that memory holds no picture. A context
+    manager, which closes that file.
     """
 
     def __init__(self, path: Path, heading: Heading) -> None:
@@ -57,7 +56,7 @@ class ReportWriter:
         return self._path.with_name(f"{self._path.stem}_files")
 
     def add(self, entry: Entry, drawn: Sequence[Tile]) -> None:
-        """Take a picture with its tiles: itself first, or none at all. Raises OSError."""
+        """Add a picture with its tiles: itself first, or none at all. Raises OSError."""
         kept = []
         for tile in drawn:
             kept.append(_Kept(tile.class_id, self._waiting.tell(), len(tile.file)))
@@ -65,7 +64,7 @@ class ReportWriter:
         self._pictures.append((entry, tuple(kept)))
 
     def fail(self, name: str, reason: str) -> None:
-        """Take a picture that has no answer."""
+        """Add a picture that has no answer."""
         self._faults.append(Fault(name=name, reason=reason))
 
     def write(
@@ -124,18 +123,13 @@ class ReportWriter:
             self.folder.rmdir()
 
     def close(self) -> None:
-        """Give back the file of the tiles."""
+        """Close the file of the tiles."""
         self._stack.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -144,7 +138,7 @@ def _data_url(file: bytes) -> str:
 
 
 def _escaped(name: str) -> str:
-    """Return a folder's name as part of an address, which bytes of any kind may be."""
+    """Return a folder's name, which may be any bytes, as part of an address."""
     from urllib.parse import quote_from_bytes  # noqa: PLC0415 - an odd name's alone
 
     return quote_from_bytes(os.fsencode(name))

@@ -70,7 +70,7 @@ class Pass:
     windowed: Mapping[int, Tensor]
 
     def within_attention(self, path: str) -> bool:
-        """Tell whether the module at `path` is a part of one of `attention`.
+        """Return whether the module at `path` is a part of one of `attention`.
 
         The network itself does not count: all its modules are parts of it.
         """

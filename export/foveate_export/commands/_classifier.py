@@ -1,6 +1,5 @@
 """`foveate export` of a classifier in torch."""
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from foveate_export.publish.variants.calibration import open_calibration
 from foveate_export.sources import Source, load_function, load_source
 from foveate_runtime.console import DONE, Stages, coverages, names, points, positive, warn
 from foveate_runtime.evaluation.labelled import open_labelled
-from foveate_runtime.options import argument, option, parse, parser_of
+from foveate_runtime.options import argument, option, parse
 from foveate_train.classifier import Classifier
 
 PROG = "foveate export"
@@ -129,12 +128,8 @@ class Options(ScoresOptions, TargetOptions):
 
 def main(arguments: Sequence[str]) -> int:
     """Export a classifier and return the exit code."""
-    options = parse(_parser(), Options, arguments)
+    options = parse(Options, arguments, prog=PROG, description=DESCRIPTION, epilog=EPILOG)
     return answer(lambda: _run(options), PROG)
-
-
-def _parser() -> argparse.ArgumentParser:
-    return parser_of(Options, prog=PROG, description=DESCRIPTION, epilog=EPILOG)
 
 
 @training_errors()

@@ -1,6 +1,5 @@
 """`foveate export FILE.onnx`: a bundle of a classifier that is ONNX already, without torch."""
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -19,7 +18,7 @@ from foveate_export.progress import Stage
 from foveate_export.publish.bundle import NO_CAMS, Exported
 from foveate_runtime.bundle.manifest import Scores
 from foveate_runtime.console import DONE, Stages, names, positive, warn
-from foveate_runtime.options import argument, option, parse, parser_of
+from foveate_runtime.options import argument, option, parse
 
 PROG = "foveate export"
 
@@ -99,12 +98,8 @@ def differentiated(
 
 def main(arguments: Sequence[str]) -> int:
     """Export an ONNX file and return the exit code."""
-    options = parse(_parser(), Options, arguments)
+    options = parse(Options, arguments, prog=PROG, description=DESCRIPTION, epilog=EPILOG)
     return answer(lambda: _run(options), PROG)
-
-
-def _parser() -> argparse.ArgumentParser:
-    return parser_of(Options, prog=PROG, description=DESCRIPTION, epilog=EPILOG)
 
 
 def _run(options: Options) -> int:

@@ -1,6 +1,5 @@
 """`foveate engines`: TensorRT engines for a bundle that is published already."""
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from foveate_export.commands._engines import (
 )
 from foveate_export.publish.tensorrt.engines import add_engines
 from foveate_runtime.console import DONE, Stages, names
-from foveate_runtime.options import BundleOptions, option, parse, parser_of
+from foveate_runtime.options import BundleOptions, option, parse
 
 PROG = "foveate engines"
 
@@ -39,12 +38,8 @@ class Options(BundleOptions, TargetOptions):
 
 def main(arguments: Sequence[str]) -> int:
     """Run `foveate engines` and return its exit code."""
-    options = parse(_parser(), Options, arguments)
+    options = parse(Options, arguments, prog=PROG, description=DESCRIPTION, epilog=EPILOG)
     return answer(lambda: _run(options), PROG)
-
-
-def _parser() -> argparse.ArgumentParser:
-    return parser_of(Options, prog=PROG, description=DESCRIPTION, epilog=EPILOG)
 
 
 def _run(options: Options) -> int:

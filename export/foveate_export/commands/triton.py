@@ -1,6 +1,5 @@
 """`foveate triton`: a bundle as a model of NVIDIA Triton."""
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,7 +7,7 @@ from foveate_export.commands._console import answer
 from foveate_export.publish.triton import add_triton
 from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.console import DONE, positive
-from foveate_runtime.options import BundleOptions, option, parse, parser_of
+from foveate_runtime.options import BundleOptions, option, parse
 
 PROG = "foveate triton"
 
@@ -32,12 +31,8 @@ class Options(BundleOptions):
 
 def main(arguments: Sequence[str]) -> int:
     """Run `foveate triton` and return its exit code."""
-    options = parse(_parser(), Options, arguments)
+    options = parse(Options, arguments, prog=PROG, description=DESCRIPTION, epilog=EPILOG)
     return answer(lambda: _run(options), PROG)
-
-
-def _parser() -> argparse.ArgumentParser:
-    return parser_of(Options, prog=PROG, description=DESCRIPTION, epilog=EPILOG)
 
 
 def _run(options: Options) -> int:

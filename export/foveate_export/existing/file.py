@@ -10,7 +10,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from foveate_export.errors import ExportError
-from foveate_export.existing.session import ENGINE_ERRORS, first_line, open_session
+from foveate_export.existing.session import first_line, open_session
+from foveate_runtime.backends.onnxruntime.session import ENGINE_ERRORS
 from foveate_runtime.bundle.manifest import InputSpec
 
 Layout = Literal["nchw", "nhwc"]

@@ -3,20 +3,9 @@
 from pathlib import Path
 
 import onnxruntime
-from onnxruntime.capi import onnxruntime_pybind11_state
 
 from foveate_export.errors import ExportError
-
-# ONNX Runtime's exceptions share no base class of their own.
-ENGINE_ERRORS: tuple[type[Exception], ...] = (
-    RuntimeError,
-    *(
-        kind
-        for kind in vars(onnxruntime_pybind11_state).values()
-        if isinstance(kind, type) and issubclass(kind, Exception)
-    ),
-)
-"""What ONNX Runtime raises."""
+from foveate_runtime.backends.onnxruntime.session import ENGINE_ERRORS
 
 
 def open_session(model: str | bytes, path: Path) -> onnxruntime.InferenceSession:

@@ -11,7 +11,8 @@ from onnxscript.optimizer import fold_constants
 from foveate_export.errors import ExportError
 from foveate_export.existing.file import Layout, serialised
 from foveate_export.existing.head import constant
-from foveate_export.existing.session import ENGINE_ERRORS, open_session
+from foveate_export.existing.session import open_session
+from foveate_runtime.backends.onnxruntime.session import ENGINE_ERRORS
 from foveate_runtime.bundle.manifest import InputSpec
 
 _BATCHES = (2, 3)

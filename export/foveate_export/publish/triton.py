@@ -51,7 +51,7 @@ def add_triton(bundle: Bundle, variant: str, max_batch: int) -> list[Path]:
     model = onnx.load(source, load_external_data=False)
     _give_default(model.graph)
     _take_weights_from(source, model.graph)
-    helper.set_model_props(model, _properties(bundle, variant))
+    helper.set_model_props(model, dict(_facts(bundle, variant)))
     model_folder = bundle.path.parent
     written = [
         (bundle.path / GRAPH_FILE, model.SerializeToString()),
@@ -157,10 +157,6 @@ def _take_weights_from(source: Path, graph: onnx.GraphProto) -> None:
         tensor.data_location = TensorProto.EXTERNAL
         for key, value in (("location", source.name), ("offset", offset), ("length", len(raw))):
             tensor.external_data.add(key=key, value=str(value))
-
-
-def _properties(bundle: Bundle, variant: str) -> dict[str, str]:
-    return dict(_facts(bundle, variant))
 
 
 def _facts(bundle: Bundle, variant: str) -> Iterator[tuple[str, str]]:

@@ -1,11 +1,11 @@
 """The interface of a backend."""
 
+import re
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
@@ -23,12 +23,14 @@ from foveate_runtime.bundle.manifest import (
 
 Array = NDArray[Any]
 
+_GPU = re.compile(r"cuda(?::([0-9]{1,3}))?")
+
 
 class BareEngine(Protocol):
     """Runs graphs that are in no bundle, to find out what an engine can do."""
 
     def __call__(self, model: bytes, *, threads: int) -> Callable[[Array], Array]:
-        """Load an ONNX graph of one input and one output; what is returned runs it."""
+        """Load an ONNX graph of one input and one output, and return the function that runs it."""
         ...
 
 
@@ -36,15 +38,21 @@ class BackendError(Exception):
     """An engine that is missing, or that cannot load or run a graph."""
 
 
+def gpu_index(device: str) -> int | None:
+    """Return the index of the GPU called `cuda` or `cuda:INDEX`, None for any other name."""
+    match = _GPU.fullmatch(device)
+    return None if match is None else int(match[1] or 0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
-    """The type and the shape of one tensor; None stands for a free dimension."""
+    """The type and the shape of one tensor; None is a free dimension."""
 
     dtype: np.dtype[Any]
     shape: tuple[int | None, ...]
 
     def accepts(self, array: Array) -> bool:
-        """Tell whether `array` has this type and shape."""
+        """Return whether `array` has this type and shape."""
         if array.dtype != self.dtype or len(array.shape) != len(self.shape):
             return False
         # A loop, because every run comes here three times: a generator takes longer.
@@ -88,7 +96,7 @@ def graph_outputs(manifest: Manifest) -> dict[str, TensorSpec]:
 def with_classes(inputs: Mapping[str, Array]) -> dict[str, Array]:
     """Return the inputs for a graph that takes classes, of which `inputs` may have none.
 
-    A graph with more outputs than are wanted may have maps among them.
+    The graph may have more outputs than those that are fetched, and maps among them.
     """
     if CLASS_IDS_INPUT in inputs:
         return dict(inputs)
@@ -153,8 +161,8 @@ class Runner(ABC):
         """Run the graph on a batch and return the outputs named, and only those.
 
         `inputs` holds `image`, uint8 [N, height, width, channels], and
-        `class_ids`, int64 [N, K], where an output `cam.*` is wanted. `share_cores`
-        tells that other lanes are busy: this run then uses its share of the cores
+        `class_ids`, int64 [N, K], where an output `cam.*` is fetched. With
+        `share_cores` other lanes are busy: this run then uses its share of the cores
         instead of all of them. Raises ValueError for inputs or
         outputs that the contract does not have, and BackendError where the
         engine fails or breaks the contract: where an output is of another type or
@@ -176,9 +184,9 @@ class Runner(ABC):
     ) -> list[OperatorTime]:
         """Return what each operator took in `runs` runs, which follow on `warm_up` others.
 
-        The engine loads the graph once more where it must be told before that it
-        is to measure. Arguments and errors as in `run`; BackendError also where
-        the backend does not tell what its operators take.
+        An engine that measures only if this is set before the load loads the graph
+        once more. Arguments and errors as in `run`; BackendError also where the
+        backend does not measure operators.
         """
         self._check(inputs, outputs)
         return self._profile(inputs, outputs, warm_up, runs)
@@ -186,12 +194,7 @@ class Runner(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def trim(self) -> None:  # noqa: B027 - few engines have anything to give

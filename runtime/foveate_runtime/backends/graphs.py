@@ -15,12 +15,12 @@ hold the weights again, in the order that its kernels want."""
 
 
 class Graphs(Generic[T]):
-    """What computes sets of outputs, made by `make` when a set is first wanted.
+    """Graphs that compute sets of outputs, each made by `make` at the first use of its set.
 
-    Clients choose the sets, so that a graph is never made in the place of
-    another one: past `MOST` graphs, the one with all `outputs` computes any set.
-    A graph is made outside the lock, so that those that are there serve on, and
-    once, whoever waits for it. May be used from several threads.
+    Clients choose the sets, so no graph replaces another one: past `MOST` graphs, the one
+    with all `outputs` computes any set. A graph is made once, also where several threads
+    wait for it, and outside the lock, so that the others can be used meanwhile. May be
+    used from several threads.
     """
 
     def __init__(self, make: Callable[[frozenset[str]], T], outputs: Collection[str]) -> None:
@@ -50,7 +50,7 @@ class Graphs(Generic[T]):
         return graph
 
     def sets(self) -> list[frozenset[str]]:
-        """Return the sets of outputs that have a graph, in the order in which they were wanted."""
+        """Return the sets of outputs that have a graph, in the order of their first use."""
         with self._lock:
             return list(self._made)
 

@@ -20,7 +20,7 @@ _VNNI = {"avx512_vnni", "avx_vnni"}
 
 @cache
 def adds_exactly() -> bool:
-    """Tell whether sums of products of bytes are exact here; where that is unknown, they are."""
+    """Return whether sums of products of bytes are exact here; where that is unknown, they are."""
     if platform.machine() not in {"x86_64", "AMD64"}:
         return True
     try:
@@ -32,5 +32,5 @@ def adds_exactly() -> bool:
 
 
 def in_integers(entry: VariantEntry) -> bool:
-    """Tell whether the engines may compute the int8 of a variant in integers here."""
+    """Return whether the engines may compute the int8 of a variant in integers here."""
     return adds_exactly() or entry.quantisation is None or entry.quantisation.pairs_fit

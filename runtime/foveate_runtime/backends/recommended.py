@@ -33,7 +33,7 @@ _HEAD = """\
 """
 
 Text = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
-"""A text that may stand in a line of a log."""
+"""A text that fits into a line of a log."""
 
 
 class RecommendedError(Exception):
@@ -133,7 +133,7 @@ def write_recommended(
 ) -> Path:
     """Put the entries of the models that were `measured` into a repository's file.
 
-    Those of other models stay; a file that cannot be used is written anew. A reader sees the
+    Those of other models stay; a file that cannot be used is replaced. A reader sees the
     file before or after, never a part. Returns its path; raises OSError.
     """
     try:

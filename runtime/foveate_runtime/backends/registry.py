@@ -1,4 +1,4 @@
-"""The backends by name, imported when they are asked for."""
+"""The backends by name, imported at their first use."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -104,7 +104,7 @@ def create_runner(
         raise BackendError(f"no variant {variant!r}; the bundle has {', '.join(names)}")
     runner = load_backend(_preferred(variant, device) if backend is None else backend)
     if not threads and count_cores() < affine_cores():
-        threads = count_cores()  # engines know the affinity, and no quota
+        threads = count_cores()  # engines read the affinity, and not the quota
     return runner(bundle, variant=variant, device=device, threads=threads)
 
 

@@ -50,8 +50,8 @@ class BundleError(Exception):
 class Bundle:
     """A bundle whose files are all there and all have the digests of its manifest.
 
-    `digest` is the SHA-256 of the manifest, in hexadecimal, and so stands for
-    all of the bundle; it is empty where there is none yet.
+    `digest` is the SHA-256 of the manifest, in hexadecimal, and so identifies the
+    whole bundle; it is empty where there is none yet.
     """
 
     path: Path
@@ -64,8 +64,8 @@ class Bundle:
         """Read and check the bundle in the folder `path`.
 
         Reads every file once to compute its digest. `check_manifest`, such as
-        `foveate_runtime.bundle.signing.Keys.check`, is asked before anything of the
-        manifest is believed.
+        `foveate_runtime.bundle.signing.Keys.check`, is called before the manifest is
+        parsed.
 
         Raises BundleError where the manifest is missing, too large or invalid, where a
         file is missing, leaves the bundle through a link, or differs from its size or
@@ -122,7 +122,7 @@ def read_manifest(root: Path) -> bytes:
 
 
 def parse_manifest(text: bytes) -> Manifest:
-    """Return what a manifest says; raises BundleError where it is invalid."""
+    """Return a manifest from its text; raises BundleError where it is invalid."""
     try:
         manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
@@ -137,7 +137,7 @@ def parse_manifest(text: bytes) -> Manifest:
 
 
 def _printable(message: str) -> str:
-    """Return what a message says of a manifest that may hold anything, in one short line."""
+    """Return a message, which may quote any text of a manifest, as one short line."""
     line = "".join(x if x.isprintable() else "?" for x in message[:_MESSAGE_CHARACTERS])
     return line + " ..." * (len(message) > _MESSAGE_CHARACTERS)
 
@@ -156,7 +156,7 @@ def _texts(value: object) -> Iterator[str]:
 
 
 def unprintable(text: str, allowed: str = "") -> bool:
-    """Tell whether a text has characters that command a terminal or a page, not in `allowed`."""
+    """Return whether a text has characters that control a terminal or a page, not in `allowed`."""
     return not text.isprintable() and any(
         character not in allowed
         and (unicodedata.category(character) == "Cc" or character in _BIDIRECTIONAL)
@@ -199,7 +199,7 @@ def _read_labels(root: Path, classes: int) -> tuple[str, ...]:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise BundleError(f"{LABELS_FILE}: not UTF-8") from error
-    # Not splitlines(): a label may hold one of the separators that it knows.
+    # Not splitlines(): a label may hold one of its other separators.
     labels = tuple(text.removesuffix("\n").split("\n"))
     if len(labels) != classes:
         raise BundleError(f"{LABELS_FILE}: {len(labels)} labels for {classes} classes")

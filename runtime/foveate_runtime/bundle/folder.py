@@ -44,9 +44,9 @@ class Sighting:
 class ModelSighting:
     """A model's folder as it lay on disk.
 
-    `versions` are those that can be read, by number, `unreadable` says of others
-    why they cannot, such as "Permission denied: NAME/1", and `unfinished` are
-    those without a manifest. `error` says why the folder itself cannot be read.
+    `versions` are those that can be read, by number. `unreadable` are the reasons why
+    others cannot be, such as "Permission denied: NAME/1". `unfinished` are those
+    without a manifest. `error` is the reason why the folder itself cannot be read.
     """
 
     name: str
@@ -61,7 +61,7 @@ class ModelSighting:
         return [self.error] if self.error else list(self.unreadable.values())
 
     def removed(self, number: int) -> bool:
-        """Tell whether a version was taken away, and another one can be read."""
+        """Return whether a version was taken away, and another one can be read."""
         there = self.versions.keys() | self.unreadable.keys() | self.unfinished
         return bool(self.versions) and number not in there
 
@@ -140,7 +140,7 @@ def _sight(path: Path) -> Sighting:
     try:
         digest = hashlib.sha256(read_manifest(path)).hexdigest()
     except BundleError:
-        digest = ""  # a load will say why
+        digest = ""  # a load reports the error
     files = []
     for folder, _, names in os.walk(path):
         for name in names:
@@ -154,7 +154,7 @@ def _sight(path: Path) -> Sighting:
 
 
 def is_name(text: str) -> bool:
-    """Tell whether a model may have this name."""
+    """Return whether a model may have this name."""
     try:
         _NAME.validate_python(text)
     except ValidationError:

@@ -1,7 +1,7 @@
-"""Golden answers: pictures and what torch says of them, kept in a bundle.
+"""Golden answers: pictures and torch's outputs for them, kept in a bundle.
 
-With them a machine without torch can tell whether a graph still answers as it
-did when it was exported, on its engine and its processor. The file stays under
+With them a machine without torch can check that a graph still has the outputs of
+its export, on its engine and its processor. The file stays under
 `MOST_BYTES`: of large outputs it holds some of the values, spread over all of
 them, and the largest absolute value of each map.
 """
@@ -26,8 +26,8 @@ _IMAGE_BYTES = 600_000
 _VALUE_BYTES = 300_000
 
 FLOOR = 1e-3
-"""Of the largest value of all maps: one that stays below it everywhere, as that of
-a class nothing speaks for, is judged against it and not against itself."""
+"""The least scale of a map's difference, as a share of the largest value of all maps: the map of
+a class without evidence is nearly empty."""
 
 _STEP = 1_000_003
 """A prime far from any power of two: its multiples fall on all channels, rows and columns."""

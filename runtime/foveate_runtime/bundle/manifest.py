@@ -26,9 +26,9 @@ CLASS_IDS_INPUT = "class_ids"
 LOGITS_OUTPUT = "logits"
 """The graph output: float32 [N, classes]."""
 MAX_INPUT_BYTES = 1 << 28
-"""The most bytes of a picture that a graph can be said to take, and of what it is cut from."""
+"""The most bytes of a graph's input picture, and of the picture that it is cut from."""
 MOST_RANKS = 3840
-"""The ranks that `class_ids` may ask for: the most that TensorRT sorts."""
+"""The ranks that `class_ids` may have: the most that TensorRT sorts."""
 CAM_PREFIX = "cam."
 """Graph outputs `cam.<method>`: float32 [N, K, height, width], raw values."""
 LINEAR_METHODS = ("cam", "hirescam")
@@ -60,7 +60,7 @@ class InputSpec(_Model):
     """How a picture becomes the graph's input.
 
     A picture of `height` x `width` pixels is taken as it is. Any other is resized
-    with `interpolation` (antialiased) as `fit` says, and its centre of `height` x
+    with `interpolation` (antialiased) by the rule of `fit`, and its centre of `height` x
     `width` pixels is taken:
 
     - `crop`: its shorter side to `resize`, or to more where it would not cover the input.
@@ -128,14 +128,14 @@ class InputSpec(_Model):
 
 
 def first_fault(error: ValidationError) -> str:
-    """Say in one line what is wrong with the first field of a document that is at fault."""
+    """Return the first error of a document in one line, with its field."""
     first = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part) for part in first["loc"]) or "the document"
     return f"{where}: {first['msg']}"
 
 
 def faults(error: ValidationError) -> str:
-    """Say in one line what is wrong with the fields of a model, by their names."""
+    """Return all errors of a model in one line, each with its field."""
     return "; ".join(
         f"{'.'.join(map(str, fault['loc']))}: ".removeprefix(": ")
         + fault["msg"].removeprefix("Value error, ")
@@ -144,7 +144,7 @@ def faults(error: ValidationError) -> str:
 
 
 def off_scale(mean: Sequence[float], std: Sequence[float], fill: Sequence[float]) -> str:
-    """Say which of the values are not on the scale from 0 to 1, and what was probably meant."""
+    """Return which of the values are not on the scale from 0 to 1, and the probable scale."""
     faults = []
     for name, values in (("mean", mean), ("std", std), ("fill", fill)):
         largest = max(map(abs, values), default=0)
@@ -227,9 +227,9 @@ class Parity(_Model):
 class Tolerances(_Model):
     """The largest differences from torch that are accepted of a variant.
 
-    `measure` says what is compared with them: `largest`, the largest difference
-    over the largest value, of the worst map; or `rms`, the root mean square of
-    the difference over that of the values.
+    `measure` is the measure of a difference: `largest`, the largest difference over
+    the largest value, of the worst map; or `rms`, the root mean square of the
+    difference over that of the values.
     """
 
     measure: Literal["largest", "rms"]
@@ -257,7 +257,7 @@ class Quantisation(_Model):
     """How an int8 variant was made, and how it compares with fp32 on the calibration pictures.
 
     `digest` is `sha256:<hex>` of the pictures as the classifier gets them.
-    `pairs_fit` tells that the products of two weights side by side fit 16 bits, so
+    With `pairs_fit` the sum of the products of two adjacent weights fits 16 bits, so
     that processors without VNNI add them exactly. `float_layers` are the nodes of
     the graph left in float. `agreement` is the share of the pictures with the same
     best class, `sqnr` the signal-to-noise ratio of the logits in decibels.
@@ -293,7 +293,7 @@ class Mean(_Model):
 
 
 class MapWorth(_Model):
-    """How faithful a map is; `foveate_runtime.evaluation.faithfulness` says what is measured.
+    """How faithful a map is; see `foveate_runtime.evaluation.faithfulness`.
 
     `focus` is None where the pictures were of fewer than four classes.
     """
@@ -306,7 +306,7 @@ class MapWorth(_Model):
 
 
 class Randomisation(_Model):
-    """How like their own the maps stay when the last layers have random weights.
+    """How similar maps are to those of the trained weights when the last layers have random ones.
 
     `layers` are the numbers of these layers, step by step, `of` how many there are. `maps` has,
     by method, the mean rank correlation at each step, None where maps have no order.

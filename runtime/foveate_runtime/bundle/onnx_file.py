@@ -12,7 +12,7 @@ from pathlib import Path
 from foveate_runtime.bundle.protobuf import fields, read_varint
 
 MAX_FIELDS = 1_000_000
-"""The most fields of a file, each of which is looked at."""
+"""The most fields of a file, all of which are checked."""
 
 MAX_DEPTH = 32
 """The most graphs within each other."""
@@ -47,8 +47,7 @@ def check_graph(path: Path) -> None:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is no ONNX file, refers to another file, or is beyond the bounds;
-            the message says which.
+        ValueError: it is no ONNX file, refers to another file, or is beyond the bounds.
     """
     # The map closes with the last view of it.
     with path.open("rb") as file:

@@ -23,7 +23,7 @@ _STAGE = ".export-"
 
 
 class RepositoryError(Exception):
-    """A repository that cannot take a bundle; the message says why."""
+    """A repository that cannot take a bundle."""
 
 
 class PlaceError(RepositoryError):
@@ -50,7 +50,7 @@ def staging(repository: Path, name: str) -> Iterator[Path]:
                 with locked(model):
                     _remove_abandoned(model)
                     stage.mkdir()
-                    # The folder is open, and locked, as long as this process lives.
+                    # The folder is open, and locked, as long as this process runs.
                     held.enter_context(locked(stage))
             except OSError as error:
                 raise RepositoryError(
@@ -192,7 +192,7 @@ def _share(source: Path, target: Path) -> None:
 
 
 def taken(repository: Path, name: str, version: int) -> str:
-    """Say that a version is there already."""
+    """Return the message that a version is there already."""
     return (
         f"{name} has a version {version} in {repository}; versions are never overwritten "
         f"(the next free one is {next_version(repository, name)})"

@@ -1,4 +1,4 @@
-"""Makes scores of logits, by what the manifest says."""
+"""Computes scores from logits, by the manifest."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -104,7 +104,7 @@ def sign(path: Path, key: Ed25519PrivateKey) -> Path:
 
 def _read_signature(root: Path) -> bytes:
     try:
-        # Opening a pipe would otherwise wait for whoever writes to it.
+        # Opening a pipe would otherwise wait for a writer.
         descriptor = os.open(root / SIGNATURE_FILE, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb") as file:
             plain = stat.S_ISREG(os.fstat(descriptor).st_mode)

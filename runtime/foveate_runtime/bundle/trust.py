@@ -1,4 +1,4 @@
-"""What a manifest says of how far the answers of a variant can be believed."""
+"""The part of a manifest on the trust in the answers of a variant."""
 
 from datetime import datetime
 from typing import Annotated, Literal, Self
@@ -6,13 +6,13 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Outlier = Literal["combined", "gen", "energy", "max_logit"]
-"""A score of how unlike the calibration pictures a picture is; `trust.outliers` says how."""
+"""A score of how unlike the calibration pictures a picture is; see `trust.outliers`."""
 
 SetMethod = Literal["lac", "raps"]
-"""How a prediction set is chosen; `trust.sets` says how."""
+"""How a prediction set is chosen; see `trust.sets`."""
 
 DriftFigure = Literal["confidence", "entropy", "ood_percentile", "set_size"]
-"""What is watched of answers; `trust.drift` says what each is."""
+"""The figures of answers that are monitored; see `trust.drift`."""
 
 Coverage = Annotated[float, Field(gt=0, lt=1)]
 
@@ -62,14 +62,14 @@ class Histogram(_Model):
 
 
 class Trust(_Model):
-    """What labelled pictures said of a variant's logits.
+    """The calibration of a variant's logits on labelled pictures.
 
     `digest` is `sha256:<hex>` of the pictures as the classifier gets them, with their
     labels. `temperatures` divide the logits: one, one for each label of independent
     labels, or none where no picture was classified wrong, so that none can be found.
     `outliers` holds, by score, its 0th to 100th percentile over the pictures, and
     `outlier` names the one that answers use. `drift` is what answers are compared with, by
-    figure (`foveate_runtime.trust.drift`); empty in bundles that know none.
+    figure (`foveate_runtime.trust.drift`); empty in older bundles.
     """
 
     data: str

@@ -1,4 +1,4 @@
-"""The contents of a model card: what a manifest says, each figure with its place in it."""
+"""The contents of a model card: the facts of a manifest, each with its place in it."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ td:last-child { color: #5f6368; font-family: monospace; font-size: .85em; }
 
 @dataclass(frozen=True)
 class Fact:
-    """What a figure is called, what it is, and where it stands in a file of the bundle."""
+    """The name of a fact, its value, and its place in a file of the bundle."""
 
     name: str
     value: str
@@ -29,7 +29,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Section:
-    """Facts under a heading, and what is to be said about them."""
+    """Facts under a heading, and a text about them."""
 
     heading: str
     facts: Sequence[Fact]
@@ -37,7 +37,7 @@ class Section:
 
 
 def sections(bundle: Bundle) -> Iterator[Section]:
-    """Yield what the bundle's files say of the model."""
+    """Yield the facts about the model in the bundle's files."""
     manifest = bundle.manifest
     yield Section("Model", list(_model(bundle)))
     for number, variant in enumerate(manifest.variants):

@@ -1,6 +1,5 @@
 """`foveate calibrate`: confidence, prediction sets and outliers for a bundle that is published."""
 
-import argparse
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from foveate_runtime.evaluation.trusted import (
     calibrate_bundle,
     open_calibrating,
 )
-from foveate_runtime.options import BundleOptions, option, parse, parser_of
+from foveate_runtime.options import BundleOptions, option, parse
 
 PROG = "foveate calibrate"
 
@@ -68,12 +67,8 @@ class Options(BundleOptions):
 
 def main(arguments: Sequence[str]) -> int:
     """Calibrate a bundle and return the exit code."""
-    options = parse(_parser(), Options, arguments)
+    options = parse(Options, arguments, prog=PROG, description=DESCRIPTION, epilog=EPILOG)
     return answer(lambda: _run(options), PROG)
-
-
-def _parser() -> argparse.ArgumentParser:
-    return parser_of(Options, prog=PROG, description=DESCRIPTION, epilog=EPILOG)
 
 
 def _run(options: Options) -> int:
@@ -104,7 +99,7 @@ def _run(options: Options) -> int:
 
 
 def trust_lines(trust: Trust) -> list[str]:
-    """Say in words what the calibration of a variant found."""
+    """Return the results of the calibration of a variant as lines of text."""
     many = len(trust.temperatures)
     if not many:
         first = "no temperature can be found, as no picture was classified wrong"

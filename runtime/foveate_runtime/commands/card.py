@@ -1,6 +1,5 @@
 """`foveate card`: a model card of a bundle."""
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -11,7 +10,7 @@ from typing import Any
 from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.commands._card import as_html, as_markdown
 from foveate_runtime.console import DONE, UsageError, answer
-from foveate_runtime.options import BundleOptions, option, parse, parser_of
+from foveate_runtime.options import BundleOptions, option, parse
 
 PROG = "foveate card"
 
@@ -39,12 +38,8 @@ class Options(BundleOptions):
 
 def main(arguments: Sequence[str]) -> int:
     """Write a card and return the exit code."""
-    options = parse(_parser(), Options, arguments)
+    options = parse(Options, arguments, prog=PROG, description=DESCRIPTION, epilog=EPILOG)
     return answer(lambda: _run(options), PROG, failures=(MissingError,))
-
-
-def _parser() -> argparse.ArgumentParser:
-    return parser_of(Options, prog=PROG, description=DESCRIPTION, epilog=EPILOG)
 
 
 def _run(options: Options) -> int:

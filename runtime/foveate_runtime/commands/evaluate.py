@@ -1,6 +1,5 @@
 """`foveate evaluate`: the accuracy of a bundle, measured with the pieces that serve it."""
 
-import argparse
 import json
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
@@ -33,7 +32,7 @@ from foveate_runtime.evaluation.multilabel import (
 from foveate_runtime.evaluation.randomisation import measure_randomisation
 from foveate_runtime.evaluation.report import ReportError, fill_report, open_report
 from foveate_runtime.evaluation.trusted import TrustTally
-from foveate_runtime.options import option, parse, parser_of
+from foveate_runtime.options import option, parse
 from foveate_runtime.remote.location import Location, is_url
 from foveate_runtime.remote.mirror import Mirror, cache_folder
 from foveate_runtime.trust.reliability import expected_calibration_error
@@ -91,12 +90,8 @@ class Options:
 
 def main(arguments: Sequence[str]) -> int:
     """Measure a bundle and return the exit code."""
-    options = parse(_parser(), Options, arguments)
+    options = parse(Options, arguments, prog=PROG, description=DESCRIPTION, epilog=EPILOG)
     return answer(lambda: _run(options), PROG, usage=(NoModelError, ReportError))
-
-
-def _parser() -> argparse.ArgumentParser:
-    return parser_of(Options, prog=PROG, description=DESCRIPTION, epilog=EPILOG)
 
 
 def _run(options: Options) -> int:
@@ -236,7 +231,7 @@ def _scores(
 
 
 def _print(result: dict[str, Any], bundle: Bundle, worth: Faithfulness | None) -> None:
-    """Say it in words."""
+    """Print the result as text."""
     what = f"{result['model']} version {result['version']}"
     engine = f"{result['variant']} on {result['backend']}, {result['device']}"
     print(
@@ -259,7 +254,7 @@ def _print(result: dict[str, Any], bundle: Bundle, worth: Faithfulness | None) -
 
 
 def _figures(scored: dict[str, Any]) -> dict[str, str]:
-    """Return what the report tells of independent labels; of classes it finds all by itself."""
+    """Return the report's figures of independent labels; those of classes it computes."""
     if "labels" not in scored:
         return {}
     return {
@@ -270,7 +265,7 @@ def _figures(scored: dict[str, Any]) -> dict[str, str]:
 
 
 def _trust_scores(tally: TrustTally) -> dict[str, Any]:
-    """Return the calibration errors, before and after, and what the prediction sets did."""
+    """Return the calibration errors, before and after, and the figures of the prediction sets."""
     errors = {name: expected_calibration_error(bins) for name, bins in tally.bins.items()}
     if tally.seen_before:
         warn(PROG, "these are the pictures of the calibration: ece_calibrated and sets flatter it")
@@ -282,7 +277,7 @@ def _trust_scores(tally: TrustTally) -> dict[str, Any]:
 
 
 def _trust_lines(scored: dict[str, Any]) -> list[str]:
-    """Say in words how well the scores are calibrated, and what the sets hold."""
+    """Return the calibration of the scores, and the coverage of the sets, as lines of text."""
     if "ece" not in scored:
         return []
     after = scored["ece_calibrated"]

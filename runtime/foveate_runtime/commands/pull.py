@@ -1,6 +1,5 @@
 """`foveate pull`: bundles from elsewhere, into a repository's folder."""
 
-import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.bundle.folder import NoModelError
 from foveate_runtime.bundle.publishing import put_in_place, staging, taken
 from foveate_runtime.console import DONE, answer, positive, transfer
-from foveate_runtime.options import argument, option, parse, parser_of
+from foveate_runtime.options import argument, option, parse
 from foveate_runtime.remote.fetching import Fetched, Remote, bounded, fetch, read_manifest, remotes
 from foveate_runtime.remote.location import Location
 from foveate_runtime.remote.store import Progress, RemoteError, Store, open_store
@@ -43,12 +42,8 @@ class Options:
 
 def main(arguments: Sequence[str]) -> int:
     """Pull bundles and return the exit code."""
-    options = parse(_parser(), Options, arguments)
+    options = parse(Options, arguments, prog=PROG, description=DESCRIPTION, epilog=EPILOG)
     return answer(lambda: _run(options), PROG, usage=(NoModelError,))
-
-
-def _parser() -> argparse.ArgumentParser:
-    return parser_of(Options, prog=PROG, description=DESCRIPTION, epilog=EPILOG)
 
 
 def _run(options: Options) -> int:
@@ -81,7 +76,7 @@ def _wanted(
     for remote in found:
         if not remote.complete:
             continue
-        # The manifest of a bundle at the root says what it is.
+        # The name and version of a bundle at the root are in its manifest.
         fetched = read_manifest(store, remote) if remote.key is None else None
         name, number = fetched.key if fetched else remote.key or ("", 0)
         if model in (None, name) and version in (None, number):

@@ -1,6 +1,5 @@
 """`foveate push`: a bundle to where other machines find it."""
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from rich.console import Console
 from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.commands.card import MissingError, hub_card
 from foveate_runtime.console import DONE, UsageError, answer, transfer
-from foveate_runtime.options import BundleOptions, argument, option, parse, parser_of
+from foveate_runtime.options import BundleOptions, argument, option, parse
 from foveate_runtime.remote.location import HUB, REGISTRY, Location
 from foveate_runtime.remote.store import open_store
 
@@ -43,12 +42,8 @@ class Options(BundleOptions):
 
 def main(arguments: Sequence[str]) -> int:
     """Push a bundle and return the exit code."""
-    options = parse(_parser(), Options, arguments)
+    options = parse(Options, arguments, prog=PROG, description=DESCRIPTION, epilog=EPILOG)
     return answer(lambda: _run(options), PROG, failures=(MissingError,))
-
-
-def _parser() -> argparse.ArgumentParser:
-    return parser_of(Options, prog=PROG, description=DESCRIPTION, epilog=EPILOG)
 
 
 def _run(options: Options) -> int:

@@ -1,13 +1,12 @@
 """`foveate sign`: sign a bundle, so that servers can refuse all others."""
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from foveate_runtime.bundle.bundle import BundleError
 from foveate_runtime.console import DONE, FAILED, WRONG_USAGE, say
-from foveate_runtime.options import BundleOptions, option, parse, parser_of
+from foveate_runtime.options import BundleOptions, option, parse
 
 PROG = "foveate sign"
 
@@ -29,7 +28,7 @@ class Options(BundleOptions):
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command; return its exit code."""
-    options = parse(_parser(), Options, arguments)
+    options = parse(Options, arguments, prog=PROG, description=DESCRIPTION, epilog=EPILOG)
     try:
         # An extra: the server needs it only where signatures are required.
         from foveate_runtime.bundle import signing  # noqa: PLC0415
@@ -49,7 +48,3 @@ def main(arguments: Sequence[str]) -> int:
     except OSError as error:
         return say(PROG, f"the signature cannot be written: {error.strerror}", FAILED)
     return DONE
-
-
-def _parser() -> argparse.ArgumentParser:
-    return parser_of(Options, prog=PROG, description=DESCRIPTION, epilog=EPILOG)

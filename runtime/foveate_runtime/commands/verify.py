@@ -1,6 +1,5 @@
 """`foveate verify`: does a bundle still answer as torch did when it was exported?"""
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +10,7 @@ from foveate_runtime.backends.registry import BACKENDS, create_runner
 from foveate_runtime.bundle.bundle import Bundle, BundleError
 from foveate_runtime.bundle.golden import Golden, open_golden, refusals
 from foveate_runtime.console import DONE, FAILED, say
-from foveate_runtime.options import BundleOptions, option, parse, parser_of
+from foveate_runtime.options import BundleOptions, option, parse
 
 PROG = "foveate verify"
 
@@ -47,7 +46,7 @@ class Check:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command; return its exit code."""
-    options = parse(_parser(), Options, arguments)
+    options = parse(Options, arguments, prog=PROG, description=DESCRIPTION, epilog=EPILOG)
     try:
         checks = verify(
             Bundle.open(options.bundle), options.variant, options.backend, options.device
@@ -111,7 +110,3 @@ def _line(check: Check) -> str:
         f"{verdict:<8}{check.variant} on {check.backend}: {check.output} differs by "
         f"{check.error:.2g} ({check.measure}), {check.limit:.2g} is accepted"
     )
-
-
-def _parser() -> argparse.ArgumentParser:
-    return parser_of(Options, prog=PROG, description=DESCRIPTION, epilog=EPILOG)

@@ -27,7 +27,7 @@ from foveate_runtime.bundle.manifest import (
 )
 
 IMAGES = 4
-"""How many pictures tell: two would always agree with the mean of a class that they share."""
+"""How many pictures are enough: two would always agree with the mean of a class in common."""
 _LEAST = 3
 _CLASSES = 64
 """Whose maps are computed at a time."""
@@ -97,7 +97,7 @@ class _Complete:
         self._constants: list[float] = []
 
     def accepts(self, maps: Mapping[str, NDArray[Any]], logits: NDArray[np.float64]) -> bool:
-        """Take the maps of the next classes, [N, K, h, w] by method; tell whether it holds."""
+        """Take the maps of the next classes, [N, K, h, w] by method; return whether it holds."""
         values = maps[self.method].astype(np.float64)
         first = len(self._constants)
         parts = values.mean(axis=(2, 3)) if self._by == "mean" else values.sum(axis=(2, 3))
@@ -108,7 +108,7 @@ class _Complete:
         return spread > 0 and bool(np.abs(rest - constants).max() <= _TOLERANCE * spread)
 
     def change(self) -> dict[str, object]:
-        """Return what the manifest says of the method."""
+        """Return the method's entries of the manifest."""
         found = {"by": self._by, "constants": self._constants}
         return {"completeness": Completeness.model_validate(found)}
 
@@ -129,5 +129,5 @@ class _Positive:
         return bool(apart <= _TOLERANCE * np.abs(uncut).max())
 
     def change(self) -> dict[str, object]:
-        """Return what the manifest says of the method."""
+        """Return the method's entries of the manifest."""
         return {"positive_of": _UNCUT}

@@ -31,7 +31,7 @@ class LabelledError(Exception):
 
 
 class NoPicturesError(LabelledError):
-    """There are none where they were said to be."""
+    """There are no pictures in the place given."""
 
 
 class TooFewPicturesError(LabelledError):
@@ -161,7 +161,7 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def _may_be_read(path: Path) -> bool:
-    """Tell whether a path is that of a file; not of a pipe, whose bytes may never come."""
+    """Return whether a path is that of a file; not of a pipe, whose bytes may never come."""
     try:
         return S_ISREG(path.stat().st_mode)
     except OSError:
@@ -179,7 +179,7 @@ class Targets:
         self._count = len(labels)
         names = [{_plain(label), *map(_plain, label.split(","))} for label in labels]
         times = Counter(chain.from_iterable(names))
-        # A label that stands twice, such as ImageNet's crane, says nothing.
+        # A label of two classes, such as ImageNet's crane, identifies neither.
         self._by_label = {
             name: index for index, each in enumerate(names) for name in each if times[name] == 1
         }

@@ -48,7 +48,7 @@ class LabelTable:
         return len(self.files)
 
     def __iter__(self) -> Iterator[tuple[str, Path, int]]:
-        """Read each picture when its turn comes; its number stands for its labels."""
+        """Read each picture when its turn comes; its number is the row of its labels."""
         for number, path in enumerate(self.files):
             yield str(path), path, number
 

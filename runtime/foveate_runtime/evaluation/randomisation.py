@@ -78,7 +78,7 @@ def measure_randomisation(
     file = OnnxFile(bundle.file(runner.variant))
     weights = Weights(dict(file.arrays()))
     layers = find_layers(file, weights.names)
-    # Of a quantised graph the layers in float32 are a rest that says nothing of the others.
+    # Few layers of a quantised graph are in float32, and they do not represent the others.
     if entry.quantisation is not None or not layers:
         return None
     methods = [name for name in runner.outputs if name.startswith(CAM_PREFIX)]

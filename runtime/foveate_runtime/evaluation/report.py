@@ -1,14 +1,13 @@
-"""A report of labelled pictures: what a bundle says of each, and where it looked.
+"""A report of labelled pictures: the answers of a bundle and their maps.
 
-The page is written by whoever answers to the entry point `html` of `REPORTS`, which is
-foveate-client: this distribution knows no page, and passes arrays and numbers.
+The page is written by the entry point `html` of `REPORTS`, which foveate-client has: this
+distribution passes it arrays and numbers.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -41,11 +40,11 @@ _RIGHT = 3
 
 
 class ReportError(Exception):
-    """A report cannot be written here; the message says what is missing."""
+    """A report cannot be written here: something is not installed."""
 
 
 class Report(Protocol):
-    """What takes the pictures of a report, and writes it."""
+    """Receives the pictures of a report, and writes it."""
 
     def add(
         self,
@@ -83,12 +82,7 @@ class Report(Protocol):
 
     def __enter__(self) -> Self: ...
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
 
 
 def open_report(path: Path, bundle: Bundle) -> Report:
@@ -109,7 +103,7 @@ def open_report(path: Path, bundle: Bundle) -> Report:
 
 @dataclass(frozen=True, kw_only=True)
 class _Answer:
-    """What the graph says of one picture: logits [classes] and maps [h, w] by class."""
+    """The outputs for one picture: logits [classes] and maps [h, w] by class."""
 
     logits: NDArray[Any]
     maps: Mapping[int, NDArray[np.float32]]
@@ -133,7 +127,7 @@ def fill_report(
         manifest: the bundle's.
         labelled: the pictures.
         threshold: the score from which on a picture of a table has a label.
-        advance: told how many pictures were classified, after each batch.
+        advance: called with the number of pictures of each batch, once it is classified.
         skip_corrupt: whether pictures that cannot be decoded are listed in the report, and
             do not end this.
 
@@ -186,8 +180,8 @@ def fill_report(
             )
         names.clear()
         advance(len(images))
-    for told in corrupt or ():
-        name, _, reason = told.partition(": ")
+    for line in corrupt or ():
+        name, _, reason = line.partition(": ")
         report.fail(written(name), written(reason))
 
 

@@ -86,7 +86,7 @@ def calibrate_bundle(
     *,
     corrupt: list[str] | None = None,
 ) -> Manifest:
-    """Return the manifest with what labelled pictures say of every variant's logits.
+    """Return the manifest with the calibration of every variant on labelled pictures.
 
     Args:
         bundle: whose variants to run, each on the backend that is preferred for it.
@@ -138,9 +138,9 @@ def calibrate_where_possible(
 ) -> Manifest:
     """Return the manifest as `calibrate_bundle` does, corrupt pictures left out.
 
-    Where no coverages are asked for, it is returned as it is if the pictures cannot
-    calibrate the model: if they are too few, or its scores are no probabilities of classes
-    that exclude each other. Errors as in `calibrate_bundle`.
+    Without coverages, it is returned unchanged if the pictures cannot calibrate the model:
+    if they are too few, or its scores are no probabilities of classes that exclude each
+    other. Errors as in `calibrate_bundle`.
     """
     if bundle.manifest.scores != "softmax" and not coverages:
         return bundle.manifest
@@ -222,7 +222,7 @@ class SetScore:
 
 
 class TrustTally:
-    """Compares what a variant says of its answers, whose classes exclude each other, with labels.
+    """Compares the trust in a variant's answers, whose classes exclude each other, with labels.
 
     `add` is the `observe` of `foveate_runtime.evaluation.accuracy.measure_accuracy`.
     """

@@ -12,7 +12,7 @@ _END = b"\0\0\0\0IEND\xaeB`\x82"
 _HEAD = struct.Struct(">I4s")
 _CHECKSUM = struct.Struct(">I")
 _ANCILLARY = 0x20
-"""The bit of a name's first byte which says that pixels can be decoded without the chunk."""
+"""The bit of a name's first byte of chunks that pixels can be decoded without."""
 
 _ORIENTATION = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
 """The keywords of texts in which Pillow looks for an orientation."""
@@ -25,8 +25,8 @@ _USED = _TEXTS | {b"tRNS", b"eXIf"}
 def without_metadata(data: bytes, *, everything: bool) -> bytes:
     """Return a PNG file without the chunks that its pixels do not need.
 
-    Nothing is inflated. Transparency and what may tell the orientation stay where
-    their checksum is right, unless `everything` is to go. What is malformed stays,
+    Nothing is inflated. Transparency and chunks that may have the orientation stay where
+    their checksum is right, unless `everything` is removed. What is malformed stays,
     for the decoder to refuse. Raises TooManyPartsError.
     """
     view, kept, chunks = memoryview(data), [], 0
@@ -48,7 +48,7 @@ def without_metadata(data: bytes, *, everything: bool) -> bytes:
 
 
 def has_end(data: bytes) -> bool:
-    """Tell whether a PNG file holds the chunk that ends it."""
+    """Return whether a PNG file holds the chunk that ends it."""
     return data.rfind(_END) >= 0
 
 

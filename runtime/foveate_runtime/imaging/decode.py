@@ -3,9 +3,12 @@
 import io
 import struct
 import zlib
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,17 +33,18 @@ from foveate_runtime.imaging.parts import (
     require_few,
     with_length,
 )
+from foveate_runtime.imaging.room import ROOM
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", *(("AVIF",) if avif.SUPPORTED else ()))
 """The only formats whose decoders untrusted bytes reach."""
 
 _SIGNATURES = (b"\xff\xd8\xff", SIGNATURE, b"GIF87a", b"GIF89a")
-"""What begins like this is of one of the formats, also where Pillow does not recognise it."""
+"""The first bytes of the formats, also of files that Pillow does not recognise."""
 _AVIF_SIGNATURES = frozenset((b"ftypavif", b"ftypavis"))
 _BMP_HEADS = frozenset(size.to_bytes(4, "little") for size in (12, 40, 52, 56, 64, 108, 124))
 
 MODES = MappingProxyType({1: "L", 3: "RGB", 4: "RGBA"})
-"""Pillow's names of what a picture is decoded to, by the channels."""
+"""Pillow's modes of decoded pictures, by the number of channels."""
 
 MAX_PIXELS = 178_000_000
 """Pillow refuses more by itself: see `Image.MAX_IMAGE_PIXELS`."""
@@ -58,6 +62,17 @@ MISSING_END = "the picture's end marker is missing; all of its pixels are there"
 _EXIF_PREFIX = b"Exif\0\0"
 _TIFF = (b"II", b"MM")
 """How EXIF begins: the order of its bytes."""
+
+_PILLOW_BYTES = 4
+"""Of a pixel in colour."""
+_PIXEL_BYTES = {"WEBP": 16, "AVIF": 12}
+"""Of a pixel, where a decoder holds more than one copy."""
+_COEFFICIENT_BYTES = 2
+"""libjpeg's JCOEF (jmorecfg.h)."""
+_LARGE_PIXELS = 4_000_000
+"""A larger picture is not copied where that can be avoided; grey is repeated once it is resized."""
+_STRIP = 256
+"""Rows that are reduced to eight bits at once."""
 
 _SAMPLE = (16, 16)
 _LEAST_COLOUR = 8.0
@@ -107,7 +122,7 @@ class ImageLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class Orientation:
-    """How the stored rows and columns become the upright picture, as EXIF says.
+    """How the stored rows and columns become the upright picture, by EXIF.
 
     `mirror_x` and `mirror_y` turn the stored picture over, then `swap`
     exchanges its axes.
@@ -164,7 +179,12 @@ class Decoded:
 
 
 def decode(
-    data: bytes, *, channels: int, limits: ImageLimits, shorter_side: int | None = None
+    data: bytes,
+    *,
+    channels: int,
+    limits: ImageLimits,
+    shorter_side: int | None = None,
+    held: ExitStack | None = None,
 ) -> Decoded:
     """Decode the first frame of an encoded picture to 1 (grey), 3 (RGB) or 4 (RGBA) channels.
 
@@ -172,7 +192,8 @@ def decode(
     is dropped, not composited, unless it is the fourth one. Sixteen bits are scaled
     to eight, where that loader would clip grey ones. With `shorter_side`, a JPEG may be
     decoded at a reduced scale whose shorter side is still at least that long, which
-    costs less. Raises ImageError.
+    costs less. With `held`, the picture waits for room in memory (`ROOM`), which it has until
+    `held` is closed, and a large one in grey is left so. Raises ImageError.
     """
     if channels not in MODES:
         raise ImageError(
@@ -188,30 +209,36 @@ def decode(
             f"the picture has {len(data)} bytes; the limit is {limits.max_bytes} bytes",
             limit=limits.max_bytes,
         )
+    read = partial(
+        _decode, mode=MODES[channels], limits=limits, shorter_side=shorter_side, held=held
+    )
     try:
         require_few(data)
         if data.startswith(SIGNATURE):
-            return _decode_png(data, MODES[channels], limits, shorter_side)
+            return _decode_png(data, read)
         if avif.is_avif(data):
-            return _decode(_still_avif(data, limits), MODES[channels], limits, shorter_side)
-        return _decode_other(data, MODES[channels], limits, shorter_side)
+            return read(_still_avif(data, limits))
+        return _decode_other(data, read, limits)
     except TooManyPartsError as error:
         raise ImageError("IMAGE_UNSUPPORTED", str(error), limit=error.limit) from error
     except _REFUSED as error:
         raise _image_error(error, data, limits) from error
 
 
-def _decode_png(data: bytes, mode: str, limits: ImageLimits, shorter_side: int | None) -> Decoded:
+_Read: TypeAlias = Callable[[bytes], Decoded]
+
+
+def _decode_png(data: bytes, read: _Read) -> Decoded:
     """Decode a PNG, whose metadata Pillow would inflate, and refuse the picture for."""
     used = without_metadata(data, everything=False)
     warnings: tuple[str, ...] = () if has_end(data) else (MISSING_END,)
     try:
-        decoded = _decode(used, mode, limits, shorter_side)
+        decoded = read(used)
     except _REFUSED:
         bare = without_metadata(used, everything=True)
         if len(bare) == len(used):
             raise
-        decoded = _decode(bare, mode, limits, shorter_side)
+        decoded = read(bare)
         warnings = (DAMAGED_METADATA, *warnings)
     return replace(decoded, warnings=(*decoded.warnings, *warnings)) if warnings else decoded
 
@@ -243,13 +270,13 @@ def _still_avif(data: bytes, limits: ImageLimits) -> bytes:
     return avif.still(data)
 
 
-def _decode_other(data: bytes, mode: str, limits: ImageLimits, shorter_side: int | None) -> Decoded:
+def _decode_other(data: bytes, read: _Read, limits: ImageLimits) -> Decoded:
     """Decode a picture that is no PNG.
 
     A JPEG may lack its end marker, and a WebP's length may be wrong, but no more.
     """
     try:
-        return _decode(data, mode, limits, shorter_side)
+        return read(data)
     except _REFUSED:
         mended, warning = with_length(data), WRONG_LENGTH
         if mended is None:
@@ -258,7 +285,7 @@ def _decode_other(data: bytes, mode: str, limits: ImageLimits, shorter_side: int
                 mended, warning = with_end(data, image.mode), MISSING_END
         if mended is None:
             raise
-    decoded = _decode(mended, mode, limits, shorter_side)
+    decoded = read(mended)
     return replace(decoded, warnings=(*decoded.warnings, warning))
 
 
@@ -287,22 +314,24 @@ def _require_pixels(kind: str | None, width: int, height: int, limits: ImageLimi
         )
 
 
-def _decode(data: bytes, mode: str, limits: ImageLimits, shorter_side: int | None) -> Decoded:
+def _decode(
+    data: bytes,
+    *,
+    mode: str,
+    limits: ImageLimits,
+    shorter_side: int | None,
+    held: ExitStack | None,
+) -> Decoded:
     with _open(data, limits) as image:
         width, height = image.size
-        if (
-            image.format == "PNG"
-            and image.mode == "P"
-            and not (image.palette and image.palette.palette)
-        ):
-            # Pillow would make one up.
-            raise OSError("the palette is missing")
+        _require_palette(image)
         scale, warnings = 1, []
         stored: Image.Image = image
         pixels: Image.Image | NDArray[np.uint8] | None = None
         if isinstance(image, JpegImageFile):
             if shorter_side is not None:
                 scale = power_of_two_scale(min(width, height), shorter_side)
+            _wait_for_room(held, _jpeg_bytes(image, scale))
             decoded = decode_jpeg(data, image.mode, width, height, scale)
             if decoded is None:
                 fault = find_fault(data, image.mode)
@@ -316,8 +345,12 @@ def _decode(data: bytes, mode: str, limits: ImageLimits, shorter_side: int | Non
                 pixels = decoded
             else:
                 stored = Image.fromarray(decoded)
+        else:
+            bytes_each = _PIXEL_BYTES.get(image.format or "", _PILLOW_BYTES)
+            _wait_for_room(held, width * height * bytes_each)
         if pixels is None:
-            pixels = _convert(stored, mode)
+            large = held is not None and width * height > scale * scale * _LARGE_PIXELS
+            pixels = _convert(stored, mode, large=large)
             if mode == "L" and _has_colours(stored):
                 warnings.append(COLOUR_AS_GREY)
         orientation = _orientation(image)
@@ -331,6 +364,29 @@ def _decode(data: bytes, mode: str, limits: ImageLimits, shorter_side: int | Non
             orientation=orientation or UPRIGHT,
             warnings=tuple(warnings),
         )
+
+
+def _require_palette(image: Image.Image) -> None:
+    """Raise OSError for a PNG without the palette that it refers to: Pillow would make one up."""
+    has_palette = image.palette is not None and image.palette.palette
+    if image.format == "PNG" and image.mode == "P" and not has_palette:
+        raise OSError("the palette is missing")
+
+
+def _wait_for_room(held: ExitStack | None, size: int) -> None:
+    if held is not None:
+        # What a first try of the same file held, before it was mended.
+        held.close()
+        held.enter_context(ROOM.hold(size))
+
+
+def _jpeg_bytes(image: JpegImageFile, scale: int) -> int:
+    """Return the bytes that a JPEG takes: libjpeg holds all coefficients of a progressive one."""
+    pixels = image.width * image.height
+    coefficients = _COEFFICIENT_BYTES * len(image.layer) * pixels
+    return (coefficients if "progressive" in image.info else 0) + (
+        _PILLOW_BYTES * pixels // scale**2
+    )
 
 
 def _require_few_scans(data: bytes, pixels: int, limits: ImageLimits) -> None:
@@ -347,7 +403,7 @@ def _require_few_scans(data: bytes, pixels: int, limits: ImageLimits) -> None:
 
 
 def _has_colours(image: Image.Image) -> bool:
-    """Tell whether a decoded picture shows colours, which grey ones in RGB do not."""
+    """Return whether a decoded picture shows colours, which grey ones in RGB do not."""
     if image.mode.startswith(("1", "L", "I")):
         return False
     few = image.resize(_SAMPLE, Image.Resampling.NEAREST).convert("RGB")
@@ -355,9 +411,10 @@ def _has_colours(image: Image.Image) -> bool:
 
 
 def _orientation(image: Image.Image) -> Orientation | None:
-    """Return what the metadata of a picture says, once its pixels are decoded: a PNG's may follow.
+    """Return the orientation in a picture's metadata, which in a PNG may follow the pixels.
 
-    None where it is malformed and says nothing. Raises TooManyPartsError.
+    To call once the pixels are decoded. None where the metadata is malformed. Raises
+    TooManyPartsError.
     """
     try:
         exif = _exif(image)
@@ -377,15 +434,39 @@ def _exif(image: Image.Image) -> bytes:
     return bytes.fromhex("".join(text.split("\n")[3:])) if text and not exif else exif
 
 
-def _convert(image: Image.Image, mode: str) -> Image.Image:
+def _convert(image: Image.Image, mode: str, *, large: bool) -> Image.Image:
+    """Return a picture in a mode; a large one that is to be RGB may be L."""
     image.load()
     if image.mode.startswith("I"):
-        eight_bits = (np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
-        return Image.fromarray(eight_bits).convert(mode)
+        image = _eight_bits(image)
     if mode != "RGBA":
         # Alpha is dropped in any case; left in place, Pillow warns about it.
         image.info.pop("transparency", None)
+    if large and mode == "RGB":
+        if image.mode == "RGBA":
+            return _without_alpha(image)
+        if image.mode in {"1", "L", "LA"}:
+            mode = "L"
     return image.convert(mode) if image.mode != mode else image
+
+
+def _without_alpha(image: Image.Image) -> Image.Image:
+    """Return the same pixels as RGB: either mode has four bytes a pixel, and a copy as many again.
+
+    Pillow's own `putalpha` changes the mode in place so.
+    """
+    image.im.setmode("RGB")
+    return image._new(image.im)  # noqa: SLF001
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Return the upper eight of sixteen bits, in strips: a copy in 32 bits takes twice as much."""
+    grey = Image.new("L", image.size)
+    for top in range(0, image.height, _STRIP):
+        strip = image.crop((0, top, image.width, min(top + _STRIP, image.height)))
+        upper = (np.asarray(strip).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
+        grey.paste(Image.fromarray(upper), (0, top))
+    return grey
 
 
 def _image_error(error: Exception, data: bytes, limits: ImageLimits) -> ImageError:

@@ -41,7 +41,7 @@ def intensity(values: NDArray[np.float32], width: int, height: int) -> NDArray[n
 
     `values` is float32 [h, w]. Its positive part is divided by its maximum and
     enlarged bilinearly to uint8 [height, width]. Returns None where no value
-    is positive: nothing speaks for the class, and any scale would mislead.
+    is positive: there is no evidence for the class, and any scale would mislead.
     """
     maximum = values.max()
     if not maximum > 0:
@@ -77,8 +77,8 @@ def overlay(
 
     `canvas` is a picture of `enlarge`, uint8 [height, width, 4], and so is the
     result; `intensities` is uint8 [height, width]. The colour's share is
-    `opacity` (from 0 to 1) times the intensity over 255: where nothing speaks for the
-    class the picture stays as it is. Without intensities it is returned unchanged.
+    `opacity` (from 0 to 1) times the intensity over 255: without evidence for the class
+    the picture stays as it is. Without intensities it is returned unchanged.
     """
     if intensities is None:
         return canvas

@@ -83,8 +83,7 @@ def decode_jpeg(
 
     Returns uint8 [ceil(height / scale), ceil(width / scale), 3], without the last axis
     for a grey one, or None where its mode is none of `COLOURS`, and where simplejpeg is
-    missing or finds anything unusual in the file: Pillow is the one that says what is
-    wrong with it.
+    missing or finds anything unusual in the file: the error is then Pillow's.
     """
     if simplejpeg is None or mode not in COLOURS:
         return None
@@ -100,7 +99,7 @@ def decode_jpeg(
 
 
 def find_fault(data: bytes, mode: str) -> Literal["", "cut off", "damaged", "profile"]:
-    """Return what is wrong with a JPEG, of which Pillow says nothing.
+    """Return what is wrong with a JPEG, of which Pillow does not warn.
 
     One whose scan ends before its last pixel is cut off: Pillow fills what is missing with grey.
     Damaged is one whose data is not what an encoder wrote, but for zeros at its end; it is
@@ -132,7 +131,7 @@ def with_end(data: bytes, mode: str) -> bytes | None:
 
 
 def _fault(data: bytes, mode: str) -> str:
-    """Return what libjpeg-turbo says against a JPEG, decoded at an eighth of its size."""
+    """Return libjpeg-turbo's error for a JPEG, decoded at an eighth of its size."""
     colours = mode if mode == "CMYK" else "RGB"
     try:
         simplejpeg.decode_jpeg(data, colours, min_height=1, min_width=1)

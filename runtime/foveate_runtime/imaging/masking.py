@@ -1,4 +1,4 @@
-"""Copies of a picture with parts hidden: what the classifier says of them tells what it used."""
+"""Copies of a picture with parts hidden: the change of the scores shows which parts count."""
 
 from zlib import crc32
 
@@ -10,7 +10,7 @@ Floats = NDArray[np.float32]
 Picture = NDArray[np.uint8]
 
 MOST_HIDDEN = 0.5
-"""Of the pixels. Without more of them, few classes are left, whatever is hidden."""
+"""Of the pixels. With more of them hidden, few classes keep their score, for any map."""
 
 GRID = 5
 """The cells of a side, each of which one copy hides: 25 copies."""

@@ -23,7 +23,9 @@ MAX_BLOCKS = 1 << 16
 
 MAX_RLE_PIXELS = 4_000_000
 MAX_RLE_BYTES = 4 << 20
-"""The largest BMP with run-length encoding: Pillow decodes it in Python, run by run."""
+MAX_RLE_WIDTH = 1 << 14
+"""The largest BMP with run-length encoding: Pillow decodes it in Python, run by run, and makes up
+to 255 rows for four bytes that pass over them."""
 
 MAX_PREFIXES = 2
 """Prefixes of EXIF: Pillow takes them off one by one, each time with a copy of the rest."""
@@ -74,7 +76,7 @@ _EXTENSION, _PICTURE, _TRAILER = 0x21, 0x2C, 0x3B
 
 
 class TooManyPartsError(Exception):
-    """A file has more parts than are taken; the message says of what, `limit` how many."""
+    """A file has more parts of a kind than `limit`."""
 
     def __init__(self, what: str, limit: int) -> None:
         super().__init__(f"the picture has more than {limit} {what}, which is the limit")
@@ -209,5 +211,7 @@ def _require_short_runs(data: bytes) -> None:
         return
     if abs(width * height) > MAX_RLE_PIXELS:
         raise TooManyPartsError("pixels with run-length encoding", MAX_RLE_PIXELS)
+    if width > MAX_RLE_WIDTH:
+        raise TooManyPartsError("pixels in a row with run-length encoding", MAX_RLE_WIDTH)
     if len(data) > MAX_RLE_BYTES:
         raise TooManyPartsError("bytes with run-length encoding", MAX_RLE_BYTES)

@@ -27,8 +27,7 @@ def decode_plain(
     """Decode a PNG file of exactly this size, with 8 bits in each of 1, 3 or 4 channels.
 
     Returns uint8 [height, width, channels]; None where the file is another, or
-    holds anything besides that has a say in its pixels (ISO/IEC 15948, sections
-    5 and 11).
+    holds other chunks that change its pixels (ISO/IEC 15948, sections 5 and 11).
     """
     if channels not in MODES or not data.startswith(_SIGNATURE):
         return None

@@ -69,7 +69,7 @@ def resample(
 
 
 def _takes(interpolation: str, size: tuple[int, int], box: Box) -> bool:
-    """Tell whether cykooz-resizer is there and does it.
+    """Return whether cykooz-resizer is there and does it.
 
     Where a cubic kernel enlarges and the first pixel's centre falls on a source pixel's, it
     reads outside of the picture, which ends the process: it leaves out weights of zero at the

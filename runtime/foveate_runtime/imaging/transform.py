@@ -1,5 +1,6 @@
 """A decoded picture, fitted to the classifier's input."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -74,10 +75,18 @@ def prepare(data: bytes, spec: InputSpec, limits: ImageLimits) -> tuple[NDArray[
         if pixels is not None:
             return pixels, whole_view(spec)
     longest = max(spec.resize, *((spec.height, spec.width) if spec.fit == "crop" else spec.frame))
-    decoded = decode(
-        data, channels=spec.channels, limits=limits, shorter_side=longest * DRAFT_MARGIN
-    )
-    return fit(decoded, spec)
+    with ExitStack() as held:
+        decoded = decode(
+            data,
+            channels=spec.channels,
+            limits=limits,
+            shorter_side=longest * DRAFT_MARGIN,
+            held=held,
+        )
+        fitted = fit(decoded, spec)
+        # Its memory is free before the next picture has the room.
+        del decoded
+        return fitted
 
 
 def fit(decoded: Decoded, spec: InputSpec) -> tuple[NDArray[np.uint8], View]:
@@ -90,7 +99,7 @@ def fit(decoded: Decoded, spec: InputSpec) -> tuple[NDArray[np.uint8], View]:
     if orientation.swap:
         width, height = height, width
     if (width, height) == (spec.width, spec.height):
-        pixels = _upright(np.asarray(decoded.image), orientation)
+        pixels = _upright(_with_channels(np.asarray(decoded.image), spec.channels), orientation)
         view = replace(whole_view(spec), warnings=decoded.warnings)
         return pixels.reshape(spec.height, spec.width, spec.channels), view
     resized_width, resized_height = _resized(width, height, spec)
@@ -103,7 +112,9 @@ def fit(decoded: Decoded, spec: InputSpec) -> tuple[NDArray[np.uint8], View]:
         spec.interpolation,
         _stored_box(across.ends, down.ends, decoded),
     )
-    pixels = _upright(seen, orientation).reshape(*size[::-1], spec.channels)
+    pixels = _upright(_with_channels(seen, spec.channels), orientation).reshape(
+        *size[::-1], spec.channels
+    )
     if size != (spec.width, spec.height):
         inside = pixels
         pixels = np.empty((spec.height, spec.width, spec.channels), np.uint8)
@@ -166,6 +177,13 @@ def _span(source: int, resized: int, wanted: int) -> _Span:
         last=first + min(resized, wanted),
         scale=source / resized,
     )
+
+
+def _with_channels(pixels: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
+    """Repeat the grey of a large picture, which its decoder has left so."""
+    if pixels.ndim > 2 or channels == 1:
+        return pixels
+    return np.repeat(pixels[..., np.newaxis], channels, axis=2)
 
 
 def _upright(stored: NDArray[np.uint8], orientation: Orientation) -> NDArray[np.uint8]:

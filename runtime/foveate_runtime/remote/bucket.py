@@ -72,7 +72,7 @@ class BucketStore:
         with self._errors():
             for page in obstore.list(self._store()):
                 for found in page:
-                    # What has no tag is told by its time of change.
+                    # An object without a tag is identified by its time of change.
                     tag = found["e_tag"] or found["last_modified"].isoformat()
                     yield Entry(found["path"], found["size"], tag)
 
@@ -118,7 +118,7 @@ class BucketStore:
         return url
 
     def _is_there(self, target: str, text: bytes, url: str) -> bool:
-        """Tell whether the version is there; raises RemoteError where it is another one."""
+        """Return whether the version is there; raises RemoteError where it is another one."""
         try:
             found = bytes(obstore.get(self._store(), target).bytes())
         except (FileNotFoundError, exceptions.NotFoundError):
@@ -157,7 +157,7 @@ def _open(location: Location) -> ObjectStore:
 
 
 def _told(error: BaseException) -> str:
-    """Say why a call failed; the library's text names the request and its Rust types as well."""
+    """Return why a call failed, without the request and the Rust types of the library's text."""
     text = reason(error)
     if "404 Not Found" in text:
         return "there is no such bucket"

@@ -23,8 +23,8 @@ from foveate_runtime.remote.store import MAX_BYTES, MAX_FILES, Entry, Progress, 
 class Remote:
     """A bundle as its place lists it: its files by their path in the bundle.
 
-    `key` is the model and the version that its folder is of, None where it is at the
-    root of its place: its manifest says then what it is.
+    `key` is the model and the version of its folder, None where it is at the root of its
+    place: they are then in its manifest.
     """
 
     key: tuple[str, int] | None
@@ -43,7 +43,7 @@ class Remote:
 
 @dataclass(frozen=True)
 class Fetched:
-    """A manifest that was read: its bytes, what it says, and its SHA-256 in hexadecimal."""
+    """A manifest that was read: its bytes, its contents, and its SHA-256 in hexadecimal."""
 
     text: bytes
     manifest: Manifest

@@ -64,7 +64,7 @@ class HubStore:
         disable_progress_bars()
 
     def revision(self) -> str:
-        """Return the commit that the branch or tag stands for; what is read next is of it."""
+        """Return the commit of the branch or tag; later reads are of this commit."""
         with self._errors():
             info = self._api.model_info(self._id, revision=self._branch, timeout=_SECONDS)
         self._commit = info.sha or ""

@@ -21,7 +21,7 @@ class LocationError(ValueError):
 
 
 def is_url(text: str) -> bool:
-    """Tell whether a repository is named by a URL, and not by a folder's path."""
+    """Return whether a repository is named by a URL, and not by a folder's path."""
     return _URL.match(text) is not None
 
 

@@ -56,13 +56,8 @@ class _State(BaseModel):
     digests: dict[str, str] = {}
 
 
-def newest(model: str, versions: Sequence[int]) -> Iterable[int]:  # noqa: ARG001 - of any model
-    """Choose the newest version of each model."""
-    return (max(versions),)
-
-
 def cache_folder(location: Location) -> Path:
-    """Return where what is fetched of a place is kept: below FOVEATE_CACHE or the user's cache."""
+    """Return the folder of a place's mirror: below FOVEATE_CACHE or the user's cache."""
     base = os.environ.get("FOVEATE_CACHE") or Path(
         os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "foveate"
     )
@@ -97,9 +92,9 @@ class Mirror:
     def open(self, warn: Tell) -> Path:
         """Bring the folder in line, and return it.
 
-        Where that fails and the folder holds versions, they do: `warn` is called with a
-        line that says why, as it is for each version that could not be fetched. Raises
-        RemoteError where the folder holds none.
+        Where that fails and the folder holds versions, these are used, and `warn` is called
+        with the reason in a line, as it is for each version that could not be fetched.
+        Raises RemoteError where the folder holds none.
         """
         try:
             for problem in self.sync():
@@ -173,7 +168,7 @@ class Mirror:
         found = remotes(self._entries(store, state))
         there = {remote.key for remote in found if remote.key is not None}
         problems, digests = [], {}
-        # A bundle at the root says what it is only once its manifest is read.
+        # The name and version of a bundle at the root are in its manifest.
         certain = True
         for remote in self._wanted(found):
             try:
@@ -249,7 +244,7 @@ class Mirror:
         return digest, (manifest.name, manifest.version)
 
     def _is_whole(self, digest: str) -> bool:
-        """Tell whether a bundle is among those fetched; what is damaged is removed."""
+        """Return whether a bundle is among those fetched; what is damaged is removed."""
         place = self._place(digest)
         if not digest or not place.is_dir():
             return False

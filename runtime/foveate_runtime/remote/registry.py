@@ -61,7 +61,7 @@ class RegistryStore:
     """An image: `oci://HOST/NAME[:TAG]` or `oci://HOST/NAME@sha256:DIGEST`.
 
     Credentials are those of `docker login`: of `$DOCKER_CONFIG/config.json`, or of its
-    credential helpers. A registry on this machine is asked without TLS, as Docker does.
+    credential helpers. A registry on this machine is called without TLS, as by Docker.
     """
 
     def __init__(self, location: Location, scratch: Path, base: str) -> None:
@@ -211,7 +211,7 @@ class _Client:
         return Image(config, manifest.layers)
 
     def has(self, digest: str) -> bool:
-        """Tell whether the registry has a blob."""
+        """Return whether the registry has a blob."""
         return self._request("HEAD", f"{self._blobs}/{digest}").status_code == requests.codes.ok
 
     def download(self, layer: Layer, path: Path) -> None:
@@ -279,7 +279,7 @@ class _Client:
             return self._session.request(method, url, headers=headers | self._headers, **options)
 
     def _authenticate(self, response: requests.Response) -> bool:
-        """Take credentials for a challenge; tell whether there are any to try."""
+        """Set the credentials for a challenge; return whether there are any to try."""
         challenge = response.headers.get("WWW-Authenticate", "")
         kind = "basic" if challenge.lower().startswith("basic") else "token"
         before = dict(self._headers)
@@ -327,7 +327,7 @@ def _scheme(registry: str) -> str:
 
 
 def _docker_configuration() -> list[str]:
-    """Return the file of DOCKER_CONFIG, which oras does not know, where there is one."""
+    """Return the file of DOCKER_CONFIG, which oras does not read, where there is one."""
     folder = os.environ.get("DOCKER_CONFIG")
     file = Path(folder or "", "config.json")
     return [str(file)] if folder and file.is_file() else []

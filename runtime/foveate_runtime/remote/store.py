@@ -94,7 +94,7 @@ def open_store(location: Location, scratch: Path, *, base: str = "") -> Store:
 
 
 def reason(error: BaseException) -> str:
-    """Say in a line why a library's call failed, without credentials."""
+    """Return in a line why a library's call failed, without credentials."""
     text = redacted(str(error)).partition("\n")[0].strip() or type(error).__name__
     # What a place names is shown on terminals and in logs.
     text = "".join(character if character.isprintable() else "?" for character in text)

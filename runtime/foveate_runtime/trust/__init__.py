@@ -1,4 +1,4 @@
-"""How far an answer can be believed: calibrated confidence, prediction sets, outliers.
+"""Trust in an answer: calibrated confidence, prediction sets, outliers.
 
 Everything here works on arrays of logits.
 """

@@ -1,4 +1,4 @@
-"""What can be said of how far an answer can be believed."""
+"""The trust in answers: confidence, prediction set, outlier percentile, abstention."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ def find_thresholds(trust: Trust, coverage: float | None, method: SetMethod) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class Assessment:
-    """What can be said of one picture's answer.
+    """The trust in one picture's answer.
 
     `confidence` is float64 [classes], None where there is no temperature.
     `prediction_set` are classes, the likeliest first. `ood_percentile` is from 0 to 100,

@@ -13,7 +13,7 @@ from foveate_runtime.trust.answer import Assessor
 from foveate_runtime.trust.shares import Logits
 
 COVERAGES = (0.9, 0.95, 0.99)
-"""Those that are calibrated where none are asked for and the pictures suffice."""
+"""Those that are calibrated where none are given and the pictures suffice."""
 
 _SEED = 0
 
@@ -32,7 +32,7 @@ def calibrate(
     data: str,
     digest: str,
 ) -> Trust:
-    """Return what labelled pictures say of the logits.
+    """Return the calibration of logits on labelled pictures.
 
     The prediction sets rest on the logits as they are, so that the temperature, which is
     found on the same pictures, does not change their coverage.

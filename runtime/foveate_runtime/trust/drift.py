@@ -28,9 +28,9 @@ from foveate_runtime.trust.shares import Doubles, Logits
 WINDOW = 1000
 """The answers that are compared, the last ones."""
 LEAST = 200
-"""Fewer say nothing: with ten bins chance alone gives a PSI of about 9 over their number."""
+"""With fewer the PSI is noise: with ten bins, chance alone gives about 9 over their number."""
 SAMPLES_A_SECOND = 20.0
-"""The most answers that are looked at, so that watching costs next to nothing."""
+"""The most answers that are compared, so that this costs next to nothing."""
 
 _HALF = 0.5
 """Counted in every bin beside what is there, so that none is empty (Jeffreys' prior)."""

@@ -78,10 +78,10 @@ def fit(
         present: which labels each picture has, of the same shape; one of each row
             where classes exclude each other.
         coverage: above 0 and below 1.
-        scores: what makes probabilities of the logits.
+        scores: the function from logits to probabilities.
 
     Raises:
-        TooFewError: fewer pictures than `needed` says.
+        TooFewError: fewer pictures than `needed`.
     """
     least = needed(coverage, scores)
     if len(logits) < least:

@@ -1,7 +1,7 @@
 """Probabilities of logits in double precision, and what they lack to 1.
 
-A classifier that is sure gives probabilities that round to 1. What such a
-probability lacks to 1 still tells pictures apart, so it is computed by itself.
+A confident classifier gives probabilities that round to 1. What such a probability
+lacks to 1 still differs between pictures, so it is computed separately.
 """
 
 from typing import Any

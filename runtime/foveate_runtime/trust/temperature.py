@@ -24,7 +24,7 @@ _COLDEST, _HOTTEST = -10.0, 10.0
 _HALVINGS = 80
 
 ENOUGH = 20
-"""How many pictures with a label, and without it, a temperature of its own takes."""
+"""How many pictures with a label, and without it, a temperature of the label needs."""
 
 
 def fit_softmax(logits: Logits, targets: NDArray[np.int64]) -> float | None:

@@ -33,7 +33,7 @@ class Batcher:
     """Runs pictures through the runners of one model, with a thread for each of their lanes.
 
     Each thread takes its next batch from the queue itself, so that an engine does
-    not wait for the event loop. All pictures of a batch ask for the same outputs.
+    not wait for the event loop. All pictures of a batch have the same outputs.
     The first is the oldest of the highest priority. `Pacing` says when a lane starts
     a batch and how large it is. A short one runs on the event loop itself, on the
     first lane.

@@ -57,10 +57,10 @@ class PacedLane(Protocol):
 class Pacing:
     """The rules by which the lanes of a model share its queue.
 
-    Idle lanes share what is in the queue at once, each a part. Where the pace says so,
-    a batch gathers instead: for as long as each round of the event loop brings another
-    picture, and while another batch runs. Such a batch runs on the event loop itself
-    where it is short enough and asks for the logits alone.
+    Idle lanes share what is in the queue at once, each a part. At other paces a batch
+    gathers pictures: for as long as each round of the event loop brings another one, and
+    while another batch runs. Such a batch runs on the event loop itself where it is short
+    enough and its only output is the logits.
 
     Attributes:
         policy: the policy in force.

@@ -171,7 +171,7 @@ class Queue:
     def take(self, policy: BatchPolicy, most: int) -> list[Item]:
         """Remove a batch of at most `most` pictures from the queue and return it.
 
-        It holds the first item, however large it is, and those after it that ask for
+        It holds the first item, however large it is, and those after it that have
         the same outputs, in their order.
         """
         batch: list[Item] = []

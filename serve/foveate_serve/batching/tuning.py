@@ -31,7 +31,7 @@ _RAISE = 0.05
 _WORTH = 1.1
 """The gain in throughput for which a larger size is worth its longer runs."""
 _STILL_WORTH = 1.03
-"""The gain below which a larger size is given up; smaller, so that noise causes no changes."""
+"""The gain below which a smaller size returns; under `_WORTH`, so that noise changes nothing."""
 
 _TOGETHER = 1.2
 """The mean batch size from which pictures count as arriving together."""

@@ -45,7 +45,7 @@ class _SharedTask(Generic[T]):
 
 
 class SingleFlight(Generic[T]):
-    """Runs work once for all callers that ask for it at one time. Used from one event loop.
+    """Runs work once for all callers that wait for it at one time. Used from one event loop.
 
     A caller that is cancelled does not affect the others. The work is cancelled with
     its last caller.

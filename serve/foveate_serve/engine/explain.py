@@ -29,9 +29,9 @@ class ExplanationLimits:
 class CamPlan:
     """The maps to compute and how to draw them.
 
-    `class_ids` are those of the graph's input: -1 stands for the best class,
-    -2 for the second, and so on. With `against`, the last of them is the class whose
-    map is taken off those of the others. `check` is on how many copies the map is tried.
+    `class_ids` are those of the graph's input: -1 is the best class, -2 the second, and
+    so on. With `against`, the last of them is the class whose map is subtracted from those
+    of the others. `check` is the number of copies for the check of the map.
     """
 
     # Left out of the hash, as it may hold a number for every class.
@@ -54,7 +54,7 @@ class CamPlan:
 
     @property
     def draws(self) -> bool:
-        """Whether the request asks for drawn maps."""
+        """Whether any of the maps is drawn."""
         return self.forms != {"raw"}
 
     @property
@@ -226,7 +226,7 @@ def _explained(
     Where the map is complete that is 1 less what is missing from the logit, over the sizes
     of the two parts that add up to it. HiResCAM weighs activations by the gradient: where it
     is not complete, the rest of the logit is what the network adds by itself, and the share
-    is that of the map in the two. None for maps that say nothing of the sort.
+    is that of the map in the two. None for maps of other methods.
     """
     logit, constant = float(logits[class_id]), 0.0
     if against is not None:
@@ -244,10 +244,10 @@ def _explained(
 
 
 def _against_itself(class_id: int) -> InvalidRequestError:
-    told = f"class {class_id}" if class_id >= 0 else f"class of rank {-class_id}"
+    named = f"class {class_id}" if class_id >= 0 else f"class of rank {-class_id}"
     return InvalidRequestError(
         "AGAINST_ITSELF",
-        f"the {told} is explained against itself; against must be another class",
+        f"the {named} is explained against itself; against must be another class",
         field="cam.against",
         metadata={"class_id": class_id},
     )

@@ -29,13 +29,13 @@ BEST_CLASS = -1
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class GraphRequest:
-    """Asks for outputs of the graph for one or more pictures.
+    """A request for outputs of the graph for one or more pictures.
 
     `images` are encoded files, or the pixels of all, uint8 [N, height, width,
     channels] of the classifier's size. `outputs` are names of the graph contract.
     `class_ids`, int64 [N, K], are the classes that maps explain, with the
     contract's negative values; None means the best class of each picture.
-    `trust` says which prediction sets are meant where outputs are of trust.
+    `trust` selects the prediction sets, for outputs of trust.
     `model`, `version` and `priority` as in Request.
     """
 
@@ -73,12 +73,8 @@ class GraphPlan(JobPlan[GraphResult]):
     def locate(self, error: InvalidRequestError, picture: int) -> InvalidRequestError:
         """Return the error of one picture with the field that the request has it in."""
         alone = len(self.class_ids) == 1
-        return InvalidRequestError(
-            error.reason,
-            error.message if alone else f"picture {picture}: {error.message}",
-            field=f"images[{picture}]",
-            metadata=error.metadata,
-        )
+        message = error.message if alone else f"picture {picture}: {error.message}"
+        return error.at(f"images[{picture}]", message)
 
     def draw(self, model: LoadedModel, chunks: Sequence[Chunk]) -> Callable[..., GraphResult]:
         """Put the outputs of the chunks together."""

@@ -41,11 +41,11 @@ class Chunk:
 
 @dataclass(frozen=True, kw_only=True)
 class JobPlan(ABC, Generic[A]):
-    """What a request asks of a model: a hashable value, equal where the same is asked.
+    """What a model computes for a request: a hashable value, equal where the work is the same.
 
     Attributes:
         outputs: the outputs of the graph that the answer needs.
-        class_ids: for each picture, the classes whose maps are asked for.
+        class_ids: for each picture, the classes whose maps are computed.
         draws: whether the answer contains drawn pictures.
         copies: how many masked copies of the picture run after it, for a request with one.
     """
@@ -74,7 +74,7 @@ class Job(Generic[A]):
 
     Attributes:
         model: the version that answers, in use until the job ends.
-        plan: what is asked of it.
+        plan: what it computes.
         images: the pictures.
         priority: from 1, the highest; 0 is the model's default.
         deadline: a time of `time.monotonic`; None is no deadline.

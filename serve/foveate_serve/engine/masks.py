@@ -12,7 +12,7 @@ OCCLUSION = CamOutput(method="occlusion", layer="image", height=GRID, width=GRID
 """The map that every classifier has: it needs no output of the graph."""
 
 LEAST_COPIES, MOST_COPIES = 8, 32
-"""The copies on which a map can be tried: fewer say too little."""
+"""The range of the number of copies for the check of a map: fewer give a poor estimate."""
 
 
 def make_copies(

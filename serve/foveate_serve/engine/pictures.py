@@ -86,7 +86,7 @@ class Pictures:
         try:
             return prepare(image, spec, limits)
         except ImageError as error:
-            # A small file may hold millions of pixels, or many scans: its bytes say so.
+            # A small file may hold millions of pixels, or many scans.
             if error.limit is not None:
                 return None
             raise

@@ -1,4 +1,4 @@
-"""Checks whether an answer can say how far it can be believed, and says it."""
+"""Checks requests for the trust in an answer, and computes it."""
 
 from dataclasses import dataclass
 
@@ -62,7 +62,7 @@ def plan_trust(request: TrustRequest, manifest: Manifest) -> TrustPlan:
 
 
 def trust_outputs(manifest: Manifest) -> dict[str, TensorSpec]:
-    """Return the outputs that say how far answers can be believed; none without a calibration.
+    """Return the outputs with the trust in an answer; none without a calibration.
 
     Float32: the `confidence` and membership in the `prediction_set`, 1 or 0, of every class;
     the `ood_percentile`, and 1 where the model has `abstained`.
@@ -100,7 +100,7 @@ def compute(
 def assess(
     plan: TrustPlan, assessor: Assessor, logits: NDArray[np.float32]
 ) -> tuple[Trust, NDArray[np.float64] | None]:
-    """Return what is said of the logits of one picture, [classes], and the confidences."""
+    """Return the trust in the logits of one picture, [classes], and the confidences."""
     (found,) = assessor.assess(logits[np.newaxis], plan.coverage, plan.set_method)
     trust = Trust(
         coverage=found.coverage,

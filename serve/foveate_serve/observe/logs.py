@@ -56,7 +56,7 @@ _FORMATTERS: dict[Literal["text", "json"], type[logging.Formatter]] = {
 
 
 def configure_logging(settings: Settings) -> None:
-    """Write the log to stderr, as the settings say."""
+    """Write the log to stderr, in the format and from the level of the settings."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_FORMATTERS[settings.log_format]())
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])

@@ -27,7 +27,7 @@ from foveate_serve.statistics import OK, PICTURES, SECONDS, UNEXPECTED, Statisti
 
 Values: TypeAlias = Sequence[float]
 Source: TypeAlias = Callable[[], Iterable[tuple[bool, Iterable[tuple[Key, Values]]]]]
-"""Returns the figures of each process, and whether it lives."""
+"""Returns the figures of each process, and whether it still runs."""
 
 _VERSION = ("model", "version")
 _CODES: Mapping[str, str] = {
@@ -44,7 +44,7 @@ class _Metric:
     """A metric: the figures that it is made of, and how.
 
     `place` is the number among those of a figure, `bounds` those of a histogram.
-    A gauge is the sum over the processes that live, or the largest value.
+    A gauge is the sum over the processes that still run, or the largest value.
     """
 
     name: str
@@ -173,10 +173,10 @@ class FiguresCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Return the metrics as they are now."""
         figures: dict[Key, list[float]] = {}
-        for lives, found in self._source():
+        for running, found in self._source():
             for (name, labels), numbers in found:
                 gauge = _GAUGES.get(name)
-                if gauge is not None and not lives:
+                if gauge is not None and not running:
                     continue
                 if name == "requests":
                     # Errors of several kinds have the same code.
@@ -196,8 +196,7 @@ class Metrics:
 
     Times are histograms: these can be summed over servers before quantiles are
     computed. The label `model` holds only names of bundles, and is empty for a request
-    whose model was not found. Versions that are gone are removed, as `KnownVersions`
-    says.
+    whose model was not found. Versions that are gone are removed; see `KnownVersions`.
     """
 
     def __init__(self, statistics: Statistics) -> None:
@@ -269,9 +268,9 @@ class _CountedCall(AbstractContextManager[None]):
 
 
 def metrics_of_workers(folder: Path, live: Callable[[], set[int]]) -> FiguresCollector:
-    """Return the metrics of the workers that count in a folder, ended ones included.
+    """Return the metrics of the workers that count in a folder, those that have ended included.
 
-    `live` returns the numbers of the processes that have not.
+    `live` returns the numbers of the processes that still run.
     """
 
     def read() -> Iterator[tuple[bool, Iterable[tuple[Key, Values]]]]:

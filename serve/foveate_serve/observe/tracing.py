@@ -26,7 +26,7 @@ from foveate_serve.rpc.interceptor import CallRecord
 _BATCHES_KEPT = 256
 
 _BAGGAGE = "baggage"
-"""The key of what callers hand on: nothing here reads it, and each bad entry would be logged."""
+"""The key of the callers' own values: nothing here reads them, and each bad one would be logged."""
 
 _SERVER_FAULTS = frozenset(
     {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}

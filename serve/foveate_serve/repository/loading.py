@@ -23,7 +23,7 @@ class LoadEndedError(Exception):
 class Loads:
     """Runs loads, each on a thread of its own, with a timeout of `limit` seconds; 0 is none.
 
-    A thread in an engine cannot be stopped: a load that is given up continues, and its
+    A thread in an engine cannot be stopped: a load continues after its timeout, and its
     late result is passed to `discard`. Used from one event loop.
     """
 
@@ -34,7 +34,7 @@ class Loads:
 
     @property
     def stuck(self) -> bool:
-        """Whether a load that was given up has not ended."""
+        """Whether a load still runs after its timeout."""
         return bool(self._given_up)
 
     async def load(self, load: Callable[[], T], discard: Callable[[T], None]) -> T:
@@ -56,7 +56,7 @@ class Loads:
         raise LoadTimeoutError(self._limit or 0.0)
 
     async def finish(self) -> None:
-        """Wait for the running loads up to the timeout, then give up the rest."""
+        """Wait for the running loads up to the timeout, and no longer for the rest."""
         waiting = self._under_way - self._given_up
         if waiting:
             _, late = await asyncio.wait(waiting, timeout=self._limit)

@@ -64,8 +64,8 @@ class Repository:
         policies: the batch policies of single models, by name.
         labels: the labels of versions, by model.
         run_limit: seconds after which a run of an engine counts as hung; 0 is never.
-        load_limit: seconds after which a load is given up; 0 is never.
-        check_manifest: is asked before a bundle is loaded, such as for its signature.
+        load_limit: seconds after which a load has failed; 0 is never.
+        check_manifest: checks a bundle before it is loaded, such as its signature.
         max_bytes: of the graphs that are loaded at one time: requests load models, and
             those used longest ago are unloaded for them. 0 loads the models of `open`
             and keeps them.
@@ -208,12 +208,12 @@ class Repository:
         deadline: float | None = None,
         waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> LoadedModel:
-        """Return a version that serves, after a load where it is loaded on demand.
+        """Return a version that serves; one that is on demand is loaded first.
 
-        Arguments and errors are those of `get`. A load goes on where `deadline`, a time
-        of `time.monotonic`, ends the wait for it with a TimeoutError. The wait for a load
-        is within `waiting()`. Raises OverloadedError where requests keep every model that
-        would have to be unloaded.
+        Arguments and errors are those of `get`. The wait for a load is within `waiting()`.
+        Raises TimeoutError at `deadline`, a time of `time.monotonic`; the load continues.
+        Raises OverloadedError where requests keep every model that would have to be
+        unloaded.
         """
         model, wanted = self._resolve(name, version, field)
         if wanted.status is State.ON_DEMAND:
@@ -265,7 +265,7 @@ class Repository:
     async def unload(self, name: str, version: str) -> ModelStatus:
         """Unload a version, or all where `version` is empty, once its requests are finished.
 
-        Raises NotFoundError, and NotReadyError where a label stands for the version.
+        Raises NotFoundError, and NotReadyError where the version has a label.
         """
 
         async def change(model: Model) -> None:
@@ -308,7 +308,7 @@ class Repository:
         files change.
 
         A version that cannot be read, or has no manifest, does not count as removed:
-        it keeps serving, and `problems` and the log say why. So does everything where
+        it keeps serving, and the reason is in `problems` and the log. So does everything where
         the folder itself cannot be read, or is empty.
         """
         try:
@@ -666,7 +666,7 @@ def _close_opened(opened: _Opened) -> None:
 
 
 def _drop(_: object) -> None:
-    """Discard the result of a scan that was given up."""
+    """Discard the result of a scan after its timeout."""
 
 
 def _reason(error: Exception) -> str:

@@ -10,7 +10,7 @@ def size_of(manifest: Manifest) -> int:
     """Return what a bundle counts towards the limit: the bytes of its largest graph.
 
     The file of a graph is known before an engine is started; what the engine takes
-    of memory is not, and cannot be told from what requests take at the same time.
+    of memory is not, and cannot be separated from what requests take at the same time.
     """
     return max(manifest.files[variant.file].size for variant in manifest.variants)
 
@@ -28,11 +28,11 @@ def bytes_held(models: Iterable[Model]) -> int:
 def least_recently_used(
     models: Iterable[Model], changing: Model, loading: Version
 ) -> tuple[Model, Version] | None:
-    """Return the version that was asked for longest ago, of those that can be unloaded.
+    """Return the version that was used longest ago, of those that can be unloaded.
 
-    Such a version is ready, no request uses it, and no other change of its model than
-    that of the caller, of the model `changing`, is under way. `loading`, which the caller
-    loads anew, serves until that has succeeded. None where there is no such version.
+    Such a version is ready, no request uses it, and no other caller changes its model:
+    this caller changes the model `changing`. `loading` is a version that the caller loads
+    again: it serves until then. None where there is no such version.
     """
     idle = [
         (model, version)

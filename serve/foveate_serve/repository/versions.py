@@ -75,7 +75,7 @@ class Version:
 
     @property
     def status(self) -> State:
-        """The state that clients see: a load by a request is no matter of theirs."""
+        """The state for clients, in which loads and unloads by requests do not show."""
         if self.on_demand and self.state in {State.UNLOADED, State.LOADING, State.UNLOADING}:
             return State.ON_DEMAND
         return self.state

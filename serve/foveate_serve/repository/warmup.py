@@ -29,8 +29,8 @@ def warm_up(runner: Runner, sizes: Sequence[int], lanes: int = 1, *, watched: bo
     """Run black pictures in batches of `sizes` for the logits, and one for the first map as well.
 
     An engine may set itself up again for every size, and for every set of outputs.
-    Most requests for maps come alone, and few ask for other outputs: warming those
-    up would only make the start longer. With several `lanes`, a picture and the map
+    Most requests for maps come alone, and few need other outputs: to warm those up would
+    only make the start longer. With several `lanes`, a picture and the map
     also run on a share of the cores.
 
     Returns how short the runs are. Where runs are `watched` for a timeout and not

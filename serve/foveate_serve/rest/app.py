@@ -27,7 +27,7 @@ def make_app(settings: Settings, services: Services) -> Starlette:
         (OpenInference(services.inference), (*OPEN_INFERENCE, *HIDDEN)),
         (Classify(services.classifier), CLASSIFY),
     )
-    # Written once: whoever reaches the port may ask for it, without a token.
+    # Written once: every client may read it, without a token.
     description = JSONResponse(describe((*OPEN_INFERENCE, *CLASSIFY))).body
 
     async def openapi(_request: Request) -> Response:

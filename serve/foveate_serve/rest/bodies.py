@@ -16,14 +16,14 @@ BODY_SECONDS = 60.0
 """The time that a client has to send a body."""
 
 STALLED_SECONDS = 1.0
-"""The seconds without a byte after which a body may be given up to make room for another."""
+"""The seconds without a byte after which a body may be dropped to make room for another."""
 
 _RETRY = timedelta(seconds=1)
 
 
 @dataclass(eq=False)
 class _Reading:
-    """A body that is being read: how much is there, since when, and whether it was given up."""
+    """A body that is being read: its size so far, the time of its last byte, and `given_up`."""
 
     at: float
     task: asyncio.Task[bytes] | None = None
@@ -34,8 +34,8 @@ class _Reading:
 class Bodies:
     """Reads bodies of up to `limit` bytes; all that are read at one time have up to `total`.
 
-    At the total a body that has had no bytes for a second is given up, so that clients that
-    stop sending keep nobody out.
+    At the total, a body without a byte for a second is dropped: a client that stops sending
+    does not exclude others.
     """
 
     def __init__(self, *, limit: int, total: int) -> None:

@@ -41,7 +41,7 @@ class _Details(NamedTuple):
 
 
 class Calls:
-    """Makes endpoints, each the call of a method of gRPC: the one that a route stands for.
+    """Makes endpoints: each is a call of its route's method of gRPC.
 
     Permission, load shedding, metrics and traces are those of that method.
     """
@@ -58,9 +58,8 @@ class Calls:
             metadata = _metadata(request)
             request_id = enter_call(metadata)
             CLIENT.set(partial(_peer, request))
-            http = HttpExchange(
-                verb=request.method, route=_route(request), scheme=request.url.scheme
-            )
+            route = str(getattr(request.scope.get("route"), "path", ""))
+            http = HttpExchange(verb=request.method, route=route, scheme=request.url.scheme)
             record = CallRecord(method=method, metadata=metadata, http=http)
             with self._observed(record, request):
                 try:
@@ -108,11 +107,6 @@ def _metadata(request: Request) -> Mapping[str, str]:
     if model := request.path_params.get("model"):
         metadata[MODEL_KEY] = model
     return metadata
-
-
-def _route(request: Request) -> str:
-    """Return the pattern of the path, such as "/v2/models/{model}"."""
-    return str(getattr(request.scope.get("route"), "path", ""))
 
 
 def _peer(request: Request) -> str:

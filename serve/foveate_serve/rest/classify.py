@@ -2,7 +2,6 @@
 
 import math
 import re
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -26,6 +25,7 @@ from foveate.v1.explanation_pb2 import (
 )
 from foveate_serve.errors import InvalidRequestError, clip, listing, quote
 from foveate_serve.rest.pictures import picture_of
+from foveate_serve.rpc.calls import TimedCall
 from foveate_serve.rpc.handlers import ClassifierHandler
 
 T = TypeVar("T")
@@ -91,36 +91,13 @@ class Classify:
             trust=_trust_options(query),
         )
         try:
-            answer = await self._handler.classify(message, _Call(query.number("timeout")))
+            answer = await self._handler.classify(message, TimedCall(_timeout(query)))
         except InvalidRequestError as error:
-            raise _located(error) from error
+            field = re.sub(r"\[.*", "", error.field)
+            raise error.at(_FIELDS.get(field, error.field)) from error
         if overlay is None:
             return JSONResponse(_record(answer))
         return Response(answer.cams[0].overlay, media_type=overlay)
-
-
-def _located(error: InvalidRequestError) -> InvalidRequestError:
-    """Return an error of the engine with the part of the HTTP request that is at fault."""
-    field = re.sub(r"\[.*", "", error.field)
-    return InvalidRequestError(
-        error.reason,
-        error.message,
-        field=_FIELDS.get(field, error.field),
-        metadata=error.metadata,
-    )
-
-
-class _Call:
-    """A request, with the interface of a call for its handler."""
-
-    def __init__(self, timeout: float | None) -> None:
-        if timeout is not None and not 0 < timeout <= _MAX_SECONDS:
-            raise _bad("timeout", f"{timeout:g}; the limit is above 0 to {_MAX_SECONDS:g} seconds")
-        self._deadline = None if timeout is None else time.monotonic() + timeout
-
-    def time_remaining(self) -> float | None:
-        """Return the seconds until the deadline, None where there is none."""
-        return None if self._deadline is None else self._deadline - time.monotonic()
 
 
 class _Query:
@@ -192,6 +169,13 @@ def _bad(name: str, problem: str) -> InvalidRequestError:
     return InvalidRequestError(
         "PARAMETER_INVALID", f"the parameter {name} is {problem}", field=f"query[{name}]"
     )
+
+
+def _timeout(query: _Query) -> float | None:
+    timeout = query.number("timeout")
+    if timeout is not None and not 0 < timeout <= _MAX_SECONDS:
+        raise _bad("timeout", f"{timeout:g}; the limit is above 0 to {_MAX_SECONDS:g} seconds")
+    return timeout
 
 
 def _overlay_type(accept: str) -> str | None:

@@ -26,13 +26,13 @@ MAX_LISTS = 1 << 17
 MAX_ELEMENTS = 1 << 21
 """The most members of objects, lists and elements of a document, counted before it is read.
 
-Each becomes a Python object of fifty bytes or more, while nobody else is answered."""
+Each becomes a Python object of fifty bytes or more, and no other request runs meanwhile."""
 
 Parameter = StrictBool | StrictInt | StrictFloat | StrictStr
 
 
 class FirstFault(FailFast):
-    """Ends the reading of a list at its first wrong element, and can stand in a union.
+    """Ends the reading of a list at its first wrong element, and can be used in a union.
 
     Otherwise each wrong element would be an error of each form that the list may have.
     """
@@ -54,7 +54,7 @@ D = TypeVar("D", bound="Document")
 
 
 class Document(BaseModel):
-    """A JSON document; a member that it does not know is refused."""
+    """A JSON document; an unknown member is refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
@@ -74,7 +74,7 @@ class InferInput(Document):
 
 
 class InferOutput(Document):
-    """An output tensor that is asked for."""
+    """An output tensor of a request."""
 
     name: str
     parameters: dict[str, Parameter] = {}
@@ -90,13 +90,13 @@ class InferDocument(Document):
 
 
 class IndexDocument(Document):
-    """Asks for the versions of the repository, with `ready` only for those that serve."""
+    """A request for the versions of the repository; with `ready`, only those that serve."""
 
     ready: StrictBool = False
 
 
 class RepositoryDocument(Document):
-    """Asks for a model to be loaded or unloaded."""
+    """A request to load or unload a model."""
 
     parameters: dict[str, JsonValue] = {}
 

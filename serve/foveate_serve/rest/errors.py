@@ -39,7 +39,7 @@ STATUSES_OF_REASONS: Mapping[str, int] = {
 
 
 def failure(code: int, reason: str, message: str) -> StatusError:
-    """Return an error that only HTTP knows."""
+    """Return an error that only HTTP has."""
     return StatusError(ErrorStatus(code=code, reason=reason, message=message))
 
 

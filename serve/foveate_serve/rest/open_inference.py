@@ -121,7 +121,7 @@ def _named(request: Request) -> dict[str, str]:
 
 
 def _truth(value: bool) -> Response:
-    # The protocol wants 4xx where the answer is no.
+    # The protocol requires 4xx where the answer is no.
     return Response(status_code=HTTPStatus.OK if value else HTTPStatus.BAD_REQUEST)
 
 

@@ -172,8 +172,8 @@ def _parameters(operation: Operation) -> list[dict[str, Any]]:
     ]
     if operation.answer == "classify":
         found += [
-            {"name": name, "in": "query", "description": told, "schema": {"type": kind}}
-            for name, (kind, told) in PARAMETERS.items()
+            {"name": name, "in": "query", "description": text, "schema": {"type": kind}}
+            for name, (kind, text) in PARAMETERS.items()
         ]
     return found
 

@@ -1,4 +1,4 @@
-"""The routes, each with the method of gRPC that it stands for."""
+"""The routes, each with its method of gRPC."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +10,7 @@ _VERSION = f"{_MODEL}/versions/{{version}}"
 
 @dataclass(frozen=True, kw_only=True)
 class Operation:
-    """A route: `handler` is the method that answers it, `rpc` the method of gRPC it stands for.
+    """A route: `handler` is the method that answers it, `rpc` its method of gRPC.
 
     `answer` is the kind of its response, `document` that of its body, where it takes one.
     """

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from contextlib import AbstractAsyncContextManager, suppress
-from types import TracebackType
 from typing import Self
 
 from uvicorn import Config
@@ -79,12 +78,7 @@ class RestServer(AbstractAsyncContextManager["RestServer"]):
         logger.info("HTTP on http%s://%s:%d", "" if tls is None else "s", host, self.port)
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self.abort()
         # The sockets of aborted connections are closed in the next round of the event loop.
         await asyncio.sleep(0)

@@ -36,7 +36,7 @@ _INT64 = np.iinfo(np.int64)
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """How a client wants its outputs: as binary data those of `binary`, by default `rest`."""
+    """Whether each output is sent as binary data: by name, and `rest` for the others."""
 
     binary: Mapping[str, bool]
     rest: bool
@@ -102,7 +102,7 @@ def write_inference(message: ModelInferResponse, wanted: Wanted) -> tuple[list[b
 
 
 class _Parts:
-    """The binary data of a request, handed out in order."""
+    """The binary data of a request, which `take` reads in order."""
 
     def __init__(self, body: bytes, start: int) -> None:
         self._body = body
@@ -241,7 +241,7 @@ def _as_list(output: ModelInferResponse.InferOutputTensor, raw: bytes) -> list[A
 
 
 def _copy_parameters(into: Any, parameters: Mapping[str, Parameter], field: str, but: str) -> None:
-    """Copy the parameters to a message's, save the one that only HTTP knows."""
+    """Copy the parameters to a message's, save the one that only HTTP has."""
     for name, value in parameters.items():
         if name == but:
             continue

@@ -86,8 +86,8 @@ def _insert(tree: _Tree, descriptor: Any, path: list[str], limit: int) -> None:
 class _Walk:
     """Walks the fields of a message, and counts the bytes that are no picture's.
 
-    Raises InvalidRequestError where they are too many, and stops where the bytes are no
-    message, as parsing them will say.
+    Raises InvalidRequestError where they are too many. Stops where the bytes are no
+    message: to parse them raises the error.
     """
 
     def __init__(self, data: bytes, name: str) -> None:

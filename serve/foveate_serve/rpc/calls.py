@@ -31,8 +31,19 @@ class Call(Protocol):
         ...
 
 
+class TimedCall:
+    """A call that did not come over gRPC, with a timeout in seconds; None is no limit."""
+
+    def __init__(self, timeout: float | None) -> None:
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+
+    def time_remaining(self) -> float | None:
+        """Return the seconds until the deadline, None where there is none."""
+        return None if self._deadline is None else self._deadline - time.monotonic()
+
+
 class Until(AsyncIterator[T]):
-    """The items of `source` until `event` is set; `cut` says whether that ended the items."""
+    """The items of `source` until `event` is set; `cut` is whether that ended the items."""
 
     def __init__(self, source: AsyncIterable[T], event: asyncio.Event) -> None:
         self.cut = False

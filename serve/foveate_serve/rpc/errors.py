@@ -20,6 +20,7 @@ from foveate_serve.errors import (
     StoppingError,
     UnauthenticatedError,
 )
+from foveate_serve.transports.base import SERVER_FAILED
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +39,7 @@ CODES: dict[type[ServeError], int] = {
     EngineHungError: Code.INTERNAL,
 }
 
-INTERNAL = ErrorStatus(
-    code=Code.INTERNAL, reason="INTERNAL", message="the server failed; its log says why"
-)
+INTERNAL = ErrorStatus(code=Code.INTERNAL, reason="INTERNAL", message=SERVER_FAILED)
 """The status of an unexpected error."""
 
 

@@ -22,7 +22,7 @@ class HealthHandler:
 
     A model is called `<model_service>/<model>`. A model serves while `ready` is set and
     its default version is ready. The server and its services serve while `ready` is set
-    and a model serves, or none has served yet, as `has_served` tells.
+    and a model serves, or none has served yet; see `has_served`.
     `changes` wakes the watches.
     """
 

@@ -84,8 +84,8 @@ class _Handlers(NamedTuple):
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Runs the gates, sets the request id, parses the request, and notifies `observers`.
 
-    The first of `gates` to raise ends the call before its message is read. Whatever
-    a gate or a handler raises becomes the call's status here, and nowhere else. `log`
+    The first of `gates` to raise ends the call before its message is read. The
+    exception of a gate or a handler becomes the call's status here, and nowhere else. `log`
     writes a line for each call. A single interceptor does all of this, because each
     one costs every call a coroutine or two.
     """

@@ -28,7 +28,7 @@ _CACHE_SECONDS = 0.01
 class OverloadGate:
     """Refuses the calls of `METHODS` while the engine sheds load.
 
-    The engine learns the model that the call's metadata names, or an empty string. A
+    The engine counts it for the model that the call's metadata names, or an empty string. A
     refused picture is neither received nor parsed, so that shedding load costs little.
     """
 

@@ -1,7 +1,6 @@
 """The gRPC server: its services, gates and transport, its start and its drain."""
 
 import asyncio
-import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,8 +29,6 @@ from foveate_serve.settings import Settings
 from foveate_serve.statistics import Statistics
 from foveate_serve.transports.make import make_transport
 from foveate_serve.transports.tls import tls_files
-
-logger = logging.getLogger(__name__)
 
 CLASSIFIER = classifier_service_pb2.DESCRIPTOR.services_by_name["ClassifierService"]
 REPOSITORY = repository_service_pb2.DESCRIPTOR.services_by_name["RepositoryService"]
@@ -80,7 +77,7 @@ class Server:
         settings: the server's settings.
         changes: an observer of the engine, which wakes the health watches.
         statistics: an observer of the engine, for the Open Inference Protocol.
-        repository: carries out the changes of models that clients ask for.
+        repository: loads and unloads models for clients.
         access: checks the tokens of calls; None admits every call.
         observers: are notified of every call.
     """

@@ -11,7 +11,6 @@ from foveate_serve.transports.tls import TlsFiles
 FLUSH_SECONDS = 1.0
 """The time in which the last answers are written, after all calls have ended."""
 
-
 SERVER_FAILED = "the server failed; its log says why"
 """The message that a client gets for an unforeseen error."""
 
@@ -42,7 +41,7 @@ def make_handler(
     read: Callable[[bytes], Any] | None,
     write: Callable[[Any], bytes] | None,
 ) -> MethodHandler:
-    """Return the handler of a method; `streaming` says whether requests and responses stream."""
+    """Return the handler of a method; `streaming` is whether requests and responses stream."""
     make = getattr(grpc, f"{_KINDS[streaming]}_rpc_method_handler")
     handler: MethodHandler = make(behaviour, request_deserializer=read, response_serializer=write)
     return handler

@@ -1,10 +1,8 @@
 """grpcio's own server, `grpc.aio`."""
 
 import asyncio
-import errno
 import inspect
 import logging
-import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing, contextmanager
@@ -27,6 +25,7 @@ from foveate_serve.transports.base import (
     make_handler,
     services_of,
 )
+from foveate_serve.transports.listener import bind
 from foveate_serve.transports.tls import Renewed, TlsFiles
 
 logger = logging.getLogger(__name__)
@@ -74,7 +73,10 @@ class GrpcioTransport(Services):
         """Listen on HOST:PORT, and return the port; see `base.Transport`."""
         credentials = None if tls is None else _credentials(tls)
         if not share_port:
-            await _require_free(address)
+            # grpcio would listen on those addresses of a name that are free, and write lines into
+            # its own log about the others.
+            for free in await bind(address):
+                free.close()
         return await self._start(address, credentials, share_port=share_port)
 
     async def listen_unix(self, path: Path) -> None:
@@ -294,34 +296,8 @@ def _credentials(tls: TlsFiles) -> grpc.ServerCredentials:
 
 
 def _certificates(tls: TlsFiles) -> grpc.ServerCertificateConfiguration:
-    tls.context()  # for its message: grpcio only says that it cannot listen
+    tls.context()  # for its message: grpcio's is only that it cannot listen
     return grpc.ssl_server_certificate_configuration(
         [(tls.key.read_bytes(), tls.certificate.read_bytes())],
         None if tls.client_ca is None else tls.client_ca.read_bytes(),
     )
-
-
-async def _require_free(address: str) -> None:
-    """Raise OSError where an address cannot be listened on.
-
-    grpcio would listen on those addresses of a name that are free, and write several
-    lines into its own log about the others.
-    """
-    host, _, port = address.rpartition(":")
-    places = await asyncio.get_running_loop().getaddrinfo(
-        host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )
-    problems: list[OSError] = []
-    for family, kind, protocol, _, place in places:
-        with socket.socket(family, kind, protocol) as alone:
-            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                alone.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            try:
-                alone.bind(place)
-            except OSError as error:
-                problems.append(error)
-    for problem in problems:
-        # An address family that this machine lacks is skipped, unless there is no other.
-        if problem.errno == errno.EADDRINUSE or len(problems) == len(places):
-            raise problem

@@ -5,6 +5,7 @@ import errno
 import socket
 import ssl
 from collections.abc import Callable
+from typing import Any
 
 from foveate_serve.transports.places import Place, Places
 
@@ -35,16 +36,16 @@ async def bind(address: str, *, share_port: bool = False) -> list[socket.socket]
             (host, number), family=socket.AF_INET6, dualstack_ipv6=True, reuse_port=share_port
         )
         return [_prompt(every)]
-    # A name may stand for several addresses.
+    # A name may have several addresses.
     found = await asyncio.get_running_loop().getaddrinfo(
         host, number, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )
     bound: list[socket.socket] = []
     problems: list[OSError] = []
-    addresses = dict.fromkeys((place[0], str(place[4][0])) for place in found)
-    for family, at in addresses:
+    places: dict[tuple[int, Any], None] = dict.fromkeys((place[0], place[4]) for place in found)
+    for family, (at, _, *zone) in places:
         try:
-            one = socket.create_server((at, number), family=family, reuse_port=share_port)
+            one = socket.create_server((at, number, *zone), family=family, reuse_port=share_port)
         except OSError as error:
             problems.append(error)
             continue
@@ -69,7 +70,7 @@ def _prompt(listening: socket.socket) -> socket.socket:
 
 
 class _Handshake:
-    """A connection until it is made: it is idle, and may be given up for another."""
+    """A connection until it is made: it is idle, and may be closed for another."""
 
     def __init__(self, task: asyncio.Task[None], loop: asyncio.AbstractEventLoop) -> None:
         self._task = task
@@ -90,7 +91,7 @@ class Listener:
 
     A client takes its place when it is accepted, before the handshake of TLS, which
     costs processor time and holds a file for up to `TLS_SECONDS`. asyncio's own server
-    tells nothing of connections before that.
+    has no event for a connection before that.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class Listener:
         self._loop.add_reader(listening, self._accept)
 
     def close(self) -> None:
-        """Accept no more, and give up handshakes that have begun."""
+        """Accept no more, and cancel handshakes that have begun."""
         if self._socket.fileno() < 0:
             return
         if self._paused is not None:

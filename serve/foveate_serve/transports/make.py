@@ -13,7 +13,7 @@ from foveate_serve.transports.base import Transport
 def make_transport(
     settings: TransportSettings, interceptors: Sequence[grpc.aio.ServerInterceptor] = ()
 ) -> Transport:
-    """Return a transport; the first of `interceptors` sees a call first."""
+    """Return a transport; the first of `interceptors` is called first."""
     if settings.transport == "http2":
         from foveate_serve.transports.http2.server import Http2Transport
 

@@ -11,11 +11,11 @@ _LOOKED_AT = 64
 """The most connections among which an idle one is searched: a new one must not cost more."""
 
 _IPV6_NETWORK = 64
-"""The bits of an IPv6 address that tell clients apart: a host has all addresses below them."""
+"""The bits of an IPv6 address that identify a client: a host has all addresses below them."""
 
 
 class Connection(Protocol):
-    """What a place is for."""
+    """A connection that has a place."""
 
     def idle_for(self) -> float:
         """Return for how many seconds there has been no call; 0 while there is one."""
@@ -47,8 +47,8 @@ class Places:
 
     An address may hold as many as are still free: half of all, two addresses a third each
     (dynamic thresholds, Choudhury and Hahne 1998). So there is always room for an address
-    that has none. One that holds its share loses a connection without calls for each that
-    it opens.
+    that has none. Where an address has its share, each connection that it opens closes one of
+    its connections without calls.
     """
 
     def __init__(self, most: int) -> None:
@@ -60,7 +60,8 @@ class Places:
     def take(self, host: str) -> Place | None:
         """Return a place for a connection from an address; None where there is none."""
         client = client_of(host)
-        if self._count + self._holds(client) >= self._most and not self._make_room(client):
+        held = len(self._held.get(client, ()))
+        if self._count + held >= self._most and not self._make_room(client):
             return None
         place = Place(self, client)
         self._held[client][place] = None
@@ -75,9 +76,6 @@ class Places:
             self._count -= 1
             if not held:
                 del self._held[place.client]
-
-    def _holds(self, client: str) -> int:
-        return len(self._held.get(client, ()))
 
     def _make_room(self, client: str) -> bool:
         """Close a connection of the address that has no call; return whether there was one."""
@@ -95,7 +93,7 @@ class Places:
 
 
 def client_of(host: str) -> str:
-    """Return what stands for a client's address: of IPv6 the network, of IPv4 all of it."""
+    """Return the part of an address that identifies a client: of IPv6 the network, of IPv4 all."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:

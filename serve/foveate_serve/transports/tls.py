@@ -66,7 +66,7 @@ class TlsFiles:
 
 
 class Renewed(Generic[T]):
-    """What `read` makes of the files of TLS, made again once they have changed.
+    """The result of `read` from the files of TLS; it is called again once they have changed.
 
     The next client then gets the renewed certificate. Where the files cannot be read,
     the old value stays in use. Raises SettingsError where they cannot be read at the

@@ -55,7 +55,7 @@ TIMEOUT_SECONDS = 10.0
 """The timeout of a peer for listing its models."""
 
 _PROBE_SECONDS = 1.0
-"""How long whoever asks for readiness waits, as Kubernetes does by default."""
+"""The time in which a probe must be answered: the default of Kubernetes."""
 
 FIGURES = "figures"
 """The folder, in the supervisor's, in which the workers count."""
@@ -153,7 +153,7 @@ async def serves(socket: Path) -> bool:
 
 
 async def versions_of(socket: Path) -> list[tuple[str, str]]:
-    """Return the models and versions that one worker knows; raises AioRpcError."""
+    """Return the models and versions of one worker; raises AioRpcError."""
     async with connected(socket) as channel:
         models = await _models(channel)
     return [(model.name, version.version) for model in models for version in model.versions]

@@ -303,7 +303,7 @@ def short_place() -> str:
 def reserved(address: str) -> Iterator[str]:
     """Reserve a port for the workers, and yield the address with its number.
 
-    A name may stand for several addresses, which have one port; those that this machine has
+    A name may have several addresses, which have one port; those that this machine has
     not are left out, unless there is no other. Raises AddressError where another process
     listens there.
     """

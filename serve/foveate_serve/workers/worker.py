@@ -1,7 +1,7 @@
 """One worker: a process that shares its address with others.
 
 The supervisor starts it with the number of a socket, over which it sends the
-`Assignment` as a line of JSON, and which it keeps open while it lives. The worker
+`Assignment` as a line of JSON, and which it keeps open while it runs. The worker
 sends a line of JSON over it once it serves. Standard input and output are not used:
 libraries may print to them.
 """

@@ -14,7 +14,7 @@ import threading
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ import trustme
 from foveate_client import Cam, Client, Credentials, Retries, UnauthenticatedError, UnavailableError
 
 from ...conftest import FOVEATE
+from ...waiting import wait_until
 from ..dashboard import ROOT, Query, queries
 from .conftest import START_SECONDS, Composition, Docker, free_port, run
 
@@ -47,15 +48,6 @@ def in_image(docker: Docker, image: str, script: str) -> str:
 def normal(name: str) -> str:
     """Return a distribution's name as constraints.txt writes it (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def eventually(found: Callable[[], Any], seconds: float) -> Any:
-    """Return the first true answer of `found`, which is asked until then."""
-    deadline = time.monotonic() + seconds
-    while not (answer := found()):
-        assert time.monotonic() < deadline, f"{found} found nothing in {seconds} s"
-        time.sleep(0.2)
-    return answer
 
 
 # The images
@@ -218,12 +210,12 @@ def test_a_client_outlives_the_death_of_the_server(
     ):
         calls = [callers.submit(call, client) for _ in range(4)]
         try:
-            eventually(lambda: len(before) >= 8, RECOVERY_SECONDS)
+            wait_until(lambda: len(before) >= 8, limit=RECOVERY_SECONDS)
             # As the kernel would: what Docker itself is told to kill stays down.
             os.kill(docker.inspect(server)["State"]["Pid"], signal.SIGKILL)
             began = time.monotonic()
             killed.set()
-            eventually(lambda: len(after) >= 8, RECOVERY_SECONDS)
+            wait_until(lambda: len(after) >= 8, limit=RECOVERY_SECONDS)
             seconds = time.monotonic() - began
         finally:
             recovered.set()
@@ -251,7 +243,7 @@ def scraped(composition: Composition) -> bool:
 @pytest.fixture(scope="module")
 def scraped_under_load(composition: Composition, photographs: Path) -> Iterator[Composition]:
     """Keep a load on the server, failures among it, until it shows in two scrapes and beyond."""
-    eventually(lambda: scraped(composition), SCRAPE_SECONDS)
+    wait_until(lambda: scraped(composition), limit=SCRAPE_SECONDS)
     ended = threading.Event()
 
     def call() -> None:
@@ -276,7 +268,8 @@ def test_every_panel_has_data(scraped_under_load: Composition, query: Query) -> 
         values = [float(series["value"][1]) for series in answer["result"]]
         return [value for value in values if not math.isnan(value)]
 
-    assert all(value >= 0 for value in eventually(found, SCRAPE_SECONDS))
+    wait_until(lambda: bool(found()), limit=SCRAPE_SECONDS)
+    assert min(found()) >= 0
 
 
 @pytest.mark.parametrize("name", ["prometheus.yml", "prometheus-token.yml"])
@@ -339,7 +332,7 @@ def test_secrets_secure_the_server_and_its_metrics(
             pytest.raises(UnauthenticatedError),
         ):
             client.classify(photographs / "coffee.jpg")
-        eventually(lambda: scraped(secure), SCRAPE_SECONDS)
+        wait_until(lambda: scraped(secure), limit=SCRAPE_SECONDS)
     finally:
         secure.down()
     assert answer.predictions[0].label == "espresso"

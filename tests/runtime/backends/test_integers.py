@@ -7,7 +7,7 @@ import pytest
 
 from foveate_runtime.backends import integers
 from foveate_runtime.backends.integers import adds_exactly, in_integers
-from foveate_runtime.backends.onnxruntime.exact import leave_to_floats
+from foveate_runtime.backends.onnxruntime.session import leave_to_floats
 from foveate_runtime.backends.openvino.properties import properties
 from foveate_runtime.bundle.manifest import Quantisation, VariantEntry
 

@@ -123,6 +123,7 @@ MANY = {
     "blocks": gif(200_000),
     "junk": b"GIF89a" + bytes(4_000_000),
     "RLE": bmp(8_000_000, 1, b"\1\0\0\0\0\1"),
+    "RLE deltas": bmp(1_000_000, 1, b"\0\2\xff\xff" * 10),
     "RLE runs": bmp(1, 4_000_000, b"\1\1" * 3_000_000),
 }
 

@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import HTTPError
@@ -14,7 +14,7 @@ from urllib.error import HTTPError
 import pytest
 
 from foveate_runtime.remote.location import Location
-from foveate_runtime.remote.mirror import Mirror, newest
+from foveate_runtime.remote.mirror import Mirror
 
 from ...colours import write_colour_bundle
 from ...waiting import wait_until
@@ -37,6 +37,11 @@ def place(tmp_path: Path, bundles: Path) -> Path:
     folder = tmp_path / "place"
     shutil.copytree(bundles / "colours/1", folder / "colours/1")
     return folder
+
+
+def newest(_model: str, versions: Sequence[int]) -> Iterable[int]:
+    """Choose the newest version of each model."""
+    return (max(versions),)
 
 
 @pytest.fixture

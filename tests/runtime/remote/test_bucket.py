@@ -14,9 +14,9 @@ import pytest
 from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.commands import pull, push
 from foveate_runtime.remote.location import Location
-from foveate_runtime.remote.mirror import Mirror, newest
+from foveate_runtime.remote.mirror import Mirror
 
-from .conftest import free_port, listening
+from .conftest import free_port, listening, newest
 
 pytestmark = pytest.mark.network
 

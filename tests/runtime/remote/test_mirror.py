@@ -17,10 +17,11 @@ from foveate_runtime.commands import pull, push
 from foveate_runtime.remote import fetching
 from foveate_runtime.remote import mirror as mirroring
 from foveate_runtime.remote.location import Location
-from foveate_runtime.remote.mirror import Mirror, newest
+from foveate_runtime.remote.mirror import Mirror
 from foveate_runtime.remote.store import RemoteError
 
 from ...waiting import wait_until
+from .conftest import newest
 
 
 def versions(folder: Path) -> list[str]:

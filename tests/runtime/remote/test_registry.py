@@ -18,10 +18,10 @@ from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.commands import pull, push
 from foveate_runtime.remote.image import MEDIA_LAYER, MEDIA_MANIFEST, Image, Layer
 from foveate_runtime.remote.location import Location
-from foveate_runtime.remote.mirror import Mirror, newest
+from foveate_runtime.remote.mirror import Mirror
 from foveate_runtime.remote.registry import _Client, _reference
 
-from .conftest import free_port, listening
+from .conftest import free_port, listening, newest
 
 REGISTRY = shutil.which("docker-registry") or shutil.which("registry")
 pytestmark = pytest.mark.skipif(

@@ -168,7 +168,7 @@ def most_selective(answers: Answers, digits: tuple[int, ...]) -> int:
 
 
 def strength(levels: torch.Tensor, labels: torch.Tensor) -> dict[str, object]:
-    """Say how far a channel's levels [N] tell 4 and 9 from the other digits.
+    """Return how well a channel's levels [N] separate 4 and 9 from the other digits.
 
     `distance` is that of the two means, in units of the root of the mean of the two
     variances; `probability`, that a 4 or 9 has a higher level than another digit, both

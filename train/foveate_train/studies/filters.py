@@ -166,7 +166,7 @@ def _filters_of(module: nn.Module, stage: str, spec: InputSpec) -> torch.Tensor:
 def _outcomes(
     climbed: Mapping[float, torch.Tensor], module: nn.Module, spec: InputSpec
 ) -> dict[str, dict[str, list[float]]]:
-    """Say for each penalty how sure the network is of each class, and how much ink there is."""
+    """Return, for each penalty, the probability of each class and the amount of ink."""
     return {
         f"{penalty:g}": {
             "probability": [

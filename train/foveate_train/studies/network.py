@@ -192,5 +192,5 @@ def described(record: Mapping[str, Any], nouns: tuple[str, str]) -> str:
 
 
 def epochs(number: int) -> str:
-    """Say how many epochs."""
+    """Return the number of epochs as text."""
     return "1 epoch" if number == 1 else f"{number} epochs"

@@ -199,7 +199,7 @@ def nearest(features: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _agreement(labels: torch.Tensor, near: torch.Tensor) -> str:
-    """Say how often the nearest neighbour is of the same folder, where a folder has several."""
+    """Return a text: how often the nearest neighbour is of the same folder, if that has several."""
     several = torch.bincount(labels)[labels] > 1
     if not several.any():
         return ""

@@ -101,7 +101,7 @@ def computed(subject: Subject, layer: str) -> Field:
 
 
 def _reached(module: nn.Module, layer: str, spec: InputSpec, counts: torch.Tensor) -> torch.Tensor:
-    """Say whether so many rows or columns from above, below, left and right reach the unit."""
+    """Return whether so many rows or columns from above, below, left and right reach the unit."""
     images = torch.zeros(4, spec.channels, spec.height, spec.width, dtype=torch.float64)
     above, below, left, right = counts.tolist()
     images[0, :, :above] = torch.nan

@@ -248,7 +248,7 @@ def photograph(file: Path, spec: InputSpec, enlarged: float = 1.0) -> Picture:
 
 
 def takes_digits(subject: Subject) -> bool:
-    """Say whether the network takes MNIST's pictures and has their classes."""
+    """Return whether the network takes MNIST's pictures and has their classes."""
     spec, classes = subject.classifier.input, len(subject.classifier.labels)
     return (spec.channels, spec.height, spec.width, classes) == (1, 28, 28, _DIGITS)
 

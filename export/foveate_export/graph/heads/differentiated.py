@@ -152,7 +152,7 @@ def _last_maps(recording: Recording) -> list[Map]:
 
 
 def _without_influence(recording: Recording, taps: Sequence[Tap]) -> dict[Tap, str]:
-    """Say of each of `taps` that the logits do not depend on the cells of its map that it is so."""
+    """Return a message for each of `taps` whose map the logits do not depend on cell by cell."""
     reasons = {}
     for tap, gradient in gradients(recording, taps).items():
         if gradient is None:

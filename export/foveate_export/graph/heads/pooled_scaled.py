@@ -142,7 +142,7 @@ def _mean_of(recording: Recording, pooled: Tensor | None) -> Map | None:
 
 
 def _normalises(call: Call) -> Held | None:
-    """Say what a module divides by, where it is a layer norm or an RMS norm of vectors."""
+    """Return the divisor of a module that is a layer norm or an RMS norm of vectors, or None."""
     eps = getattr(call.module, "eps", None)
     if call.input is None or call.output is None or not hasattr(call.module, "weight"):
         return None

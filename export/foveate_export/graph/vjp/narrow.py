@@ -60,7 +60,7 @@ class Narrow:
         return value.narrow(value.ndim + self.axis, self.start, self.part.shape[self.axis])
 
     def cuts(self, value: Any) -> bool:
-        """Tell whether a tensor has the whole axis."""
+        """Return whether a tensor has the whole axis."""
         return (
             isinstance(value, Tensor)
             and value.ndim >= -self.axis

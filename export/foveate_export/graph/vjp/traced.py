@@ -264,11 +264,11 @@ class TracedNetwork(nn.Module):
         )
 
     def selects(self, tap: Tap) -> bool:
-        """Tell whether a maximum is taken of what depends on the tensor at `tap`."""
+        """Return whether a maximum is taken of what depends on the tensor at `tap`."""
         return self.selects_after(self._nodes[tap])
 
     def selects_after(self, start: fx.Node) -> bool:
-        """Tell whether a maximum is taken of what depends on the node `start`."""
+        """Return whether a maximum is taken of what depends on the node `start`."""
         reached = {start}
         for node in self._graph.graph.nodes:
             if not reached.isdisjoint(node.all_input_nodes):

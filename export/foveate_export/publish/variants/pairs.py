@@ -79,7 +79,7 @@ def _largest_sums(rows: NDArray[np.floating]) -> NDArray[np.floating]:
 
 
 def _is_depthwise(node: onnx.NodeProto, weight: onnx.TensorProto) -> bool:
-    """Tell whether each output channel has one input channel of its own."""
+    """Return whether each output channel has one input channel of its own."""
     group = next((a.i for a in node.attribute if a.name == "group"), 1)
     return group > 1 and [*weight.dims[:2]] == [group, 1]
 

@@ -45,7 +45,7 @@ from foveate_export.progress import Stage
 from foveate_export.publish.variants.pairs import fit_pairs
 from foveate_export.publish.variants.rows import gather_first, gives_rows, read_by_rows
 from foveate_runtime.backends.integers import adds_exactly
-from foveate_runtime.backends.onnxruntime.exact import leave_to_floats
+from foveate_runtime.backends.onnxruntime.session import leave_to_floats
 from foveate_runtime.bundle.manifest import CLASS_IDS_INPUT, IMAGE_INPUT, LOGITS_OUTPUT
 
 Scheme = Literal["asymmetric", "symmetric"]

@@ -1,11 +1,10 @@
 """What runs the nodes of a graph in ONNX Runtime: its execution providers."""
 
-import re
 from typing import Any
 
 import onnxruntime
 
-from foveate_runtime.backends.base import BackendError
+from foveate_runtime.backends.base import BackendError, gpu_index
 
 Provider = tuple[str, dict[str, Any]]
 
@@ -14,8 +13,6 @@ CPU, CUDA, TENSORRT = (
     "CUDAExecutionProvider",
     "TensorrtExecutionProvider",
 )
-
-_GPU = re.compile(r"cuda(?::([0-9]{1,3}))?")
 
 
 def choose(device: str, *, tensorrt: bool = False) -> list[Provider]:
@@ -27,11 +24,11 @@ def choose(device: str, *, tensorrt: bool = False) -> list[Provider]:
     """
     if device == "cpu" and not tensorrt:
         return [(CPU, {})]
-    match = _GPU.fullmatch(device)
-    if match is None:
+    index = gpu_index(device)
+    if index is None:
         devices = "cuda or cuda:INDEX" if tensorrt else "cpu, cuda or cuda:INDEX"
         raise BackendError(f"no device {device!r}; it must be {devices}")
-    options = {"device_id": int(match[1] or 0)}
+    options = {"device_id": index}
     wanted = [(TENSORRT, options)] if tensorrt else []
     wanted += [(CUDA, options), (CPU, {})]
     first = wanted[0][0]

@@ -2,8 +2,8 @@
 
 ONNX Runtime computes every node of a graph at every run, whichever outputs are
 fetched: `only_execute_path_to_fetches` has an effect in its training builds
-alone, and its optimisers keep nodes that lead nowhere. So what nobody asked for
-has to go before a session is made.
+alone, and its optimisers keep nodes that lead nowhere. So the nodes of other
+outputs are removed before a session is made.
 
 An ONNX file is one message of Protocol Buffers. Its weights are passed over and
 copied as they are, and of the schema (onnx.proto) only these fields matter:

@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import onnxruntime
-from onnxruntime.capi import onnxruntime_pybind11_state
 
 from foveate_runtime.backends.base import (
     Array,
@@ -22,8 +21,8 @@ from foveate_runtime.backends.base import (
 from foveate_runtime.backends.graphs import Graphs
 from foveate_runtime.backends.integers import in_integers
 from foveate_runtime.backends.onnxruntime import profiling, providers
-from foveate_runtime.backends.onnxruntime.exact import leave_to_floats
 from foveate_runtime.backends.onnxruntime.pruning import OnnxFile
+from foveate_runtime.backends.onnxruntime.session import ENGINE_ERRORS, leave_to_floats
 from foveate_runtime.backends.onnxruntime.sharing import SharedWeights, nameless_file
 from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.bundle.manifest import (
@@ -34,24 +33,16 @@ from foveate_runtime.bundle.manifest import (
 )
 from foveate_runtime.cores import count_cores
 
-# ONNX Runtime's exceptions share no base class of their own.
-_ERRORS: tuple[type[Exception], ...] = (
-    RuntimeError,
-    ValueError,  # by `OnnxFile`, of a node that cannot be read
-    *(
-        kind
-        for kind in vars(onnxruntime_pybind11_state).values()
-        if isinstance(kind, type) and issubclass(kind, Exception)
-    ),
-)
+# `OnnxFile` raises ValueError for a node that cannot be read.
+_ERRORS: tuple[type[Exception], ...] = (ValueError, *ENGINE_ERRORS)
 
 
 @cache
 def _share_arena() -> None:
     """Have all sessions of the process take the memory of their runs from one arena.
 
-    Of their own, each would keep that of its largest batch. It grows by what is
-    asked for, as doubling would leave it with up to twice of that.
+    With an arena each, every session would keep the memory of its largest batch. The
+    arena grows by the size of each request: doubling could reserve twice as much.
     """
     memory = onnxruntime.OrtMemoryInfo(
         "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
@@ -72,9 +63,8 @@ class OnnxRuntimeRunner(Runner):
     """A graph in ONNX Runtime, with sessions for sets of outputs.
 
     A session computes its whole graph at every run, so each has only what leads
-    to its outputs: a plain request must not pay for those of others. Feature
-    maps are there anyway and cost a copy, and share a graph, whichever of them
-    are wanted.
+    to its outputs: a plain request computes no more than the logits. Feature maps
+    are computed in any case and cost a copy: all sets of them share a graph.
 
     On a processor a run takes all threads when it is alone, and one thread when
     other runs share the cores: the threads of one run wait for each other at every
@@ -134,7 +124,7 @@ class OnnxRuntimeRunner(Runner):
             return profiling.read(Path(session.end_profiling()), warm_up=warm_up)
 
     def trim(self) -> None:
-        """Give back what the arena holds beyond the need of one picture."""
+        """Free the arena's memory beyond the need of one picture."""
         if self.device != "cpu":
             return
         options = onnxruntime.RunOptions()

@@ -11,8 +11,8 @@ from foveate_runtime.backends.base import OperatorTime
 def read(request: Any, *, runs: int) -> list[OperatorTime]:
     """Return what each node took in all `runs` runs since the model was compiled.
 
-    OpenVINO tells the mean of those runs. Nodes that were merged into others, and
-    those of less than a microsecond, are said not to have run and are left out.
+    OpenVINO reports the mean of those runs. It reports nodes that were merged into
+    others, and those of less than a microsecond, as not run: they are left out.
     """
     return [
         OperatorTime(

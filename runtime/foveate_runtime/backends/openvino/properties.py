@@ -10,9 +10,9 @@ def properties(
 ) -> dict[str, Any]:
     """Return the properties of one stream of so many threads, 0 for one a core.
 
-    Without a precision processors that have bfloat16 compute in it, whatever
-    the graph says. `integers` tells whether int8 may be computed in them, None
-    that the processor decides.
+    Without a precision, processors that have bfloat16 compute in it, whatever the
+    types of the graph. `integers` is whether int8 may be computed in integers; None
+    leaves that to the processor.
     """
     return {
         "PERFORMANCE_HINT": "LATENCY",

@@ -1,15 +1,12 @@
 """What TensorRT needs of the CUDA runtime: a GPU, a stream on it, and memory that grows."""
 
-import re
 from functools import cache
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 
-from foveate_runtime.backends.base import Array, BackendError
-
-_DEVICE = re.compile(r"cuda(?::([0-9]{1,3}))?")
+from foveate_runtime.backends.base import Array, BackendError, gpu_index
 
 
 def find_gpu(device: str) -> int:
@@ -17,10 +14,9 @@ def find_gpu(device: str) -> int:
 
     Raises BackendError where it is called otherwise, or there is none.
     """
-    match = _DEVICE.fullmatch(device)
-    if match is None:
+    index = gpu_index(device)
+    if index is None:
         raise BackendError(f"no device {device!r}; TensorRT runs on cuda or cuda:INDEX")
-    index = int(match[1] or 0)
     count = int(_call("cudaGetDeviceCount"))
     if index >= count:
         raise BackendError(f"no device {device!r}; the number of GPUs is {count}")
@@ -57,7 +53,7 @@ class Stream:
 
 
 class Buffer:
-    """Memory of a GPU. It grows to the largest size asked for, and never shrinks."""
+    """Memory of a GPU. It grows to the largest size in use, and never shrinks."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream

@@ -43,7 +43,7 @@ FLAVOURS = {flavour.name: flavour for flavour in (TENSORRT, TENSORRT_RTX)}
 
 
 class TensorRTError(Exception):
-    """What TensorRT itself said of a failure."""
+    """A failure, with TensorRT's own message."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ def load_library(flavour: Flavour) -> Library:
 
 def _make_logger(module: Any, errors: deque[str]) -> Any:
     class Logger(module.ILogger):  # type: ignore[misc]
-        """Keeps errors for who can say what failed, and passes all on to Python's logging."""
+        """Keeps errors, for the message of a failure, and passes all on to Python's logging."""
 
         def __init__(self) -> None:
             # pybind11 needs a direct call of its constructor; super() does not reach it.

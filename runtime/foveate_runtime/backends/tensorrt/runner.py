@@ -23,8 +23,8 @@ from foveate_runtime.bundle.manifest import CLASS_IDS_INPUT, IMAGE_INPUT
 class _EngineRunner(Runner):
     """Engines that were built from the variant's graph.
 
-    Of the engines that return the outputs wanted, the one with the fewest
-    others runs; it is opened when it is first needed. A batch above the
+    Of the engines that return the outputs, the one with the fewest others runs; it
+    is opened at its first use. A batch above the
     largest that the engine takes is run in parts.
     """
 
@@ -48,7 +48,7 @@ class _EngineRunner(Runner):
 
     def _run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         file = self._choose(outputs)
-        # Every input must be fed, also one that leads to no output wanted.
+        # Every input must be fed, also one that none of these outputs needs.
         feed = with_classes(inputs) if CLASS_IDS_INPUT in self.inputs else dict(inputs)
         most = file.sidecar.batch.maximum
         # An execution context, and its buffers, serve one batch at a time.
@@ -138,7 +138,7 @@ class _Engine:
                 raise BackendError(f"the engine does not take {name} as {list(array.shape)}")
             self._buffers[name].upload(array)
         shapes = {name: tuple(self._context.get_tensor_shape(name)) for name in self._dtypes}
-        # What is not wanted is computed as well, and needs a place.
+        # The other outputs are computed as well, and need memory.
         for name, dtype in self._dtypes.items():
             self._buffers[name].reserve(dtype.itemsize * int(np.prod(shapes[name])))
         for name, buffer in self._buffers.items():

@@ -158,7 +158,7 @@ def _read(bundle: Bundle, path: str) -> Sidecar:
 def _misfit(
     bundle: Bundle, engine: str, sidecar: Sidecar, version: str, capability: str
 ) -> str | None:
-    """Say why an engine must not be opened here; None where it may."""
+    """Return why an engine must not be opened here; None where it may."""
     files = bundle.manifest.files
     if engine not in files:
         return "is not listed in the manifest"

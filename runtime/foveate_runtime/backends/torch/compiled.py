@@ -26,8 +26,8 @@ _Key = tuple[tuple[str, ...], tuple[tuple[str, torch.Size], ...]]
 class TorchCompileRunner(TorchRunner):
     """A bundle's ONNX graph as torch's inductor compiles it, with the weights as constants.
 
-    A program is for one set of outputs and one batch size, and is compiled when
-    it is first wanted, which takes seconds: for batches of a few fixed sizes.
+    A program is for one set of outputs and one batch size, and is compiled at its
+    first use, which takes seconds: for batches of a few fixed sizes.
     On a GPU it is replayed as a CUDA graph, on a CPU it is C++ and needs a
     compiler.
     """

@@ -103,7 +103,7 @@ class TorchGraph:
         title = _title(name, operator)
         attributes = {a.name: _value(a, device) for a in node.attribute}
         if node.op_type == "Split" and len(node.input) == 1:
-            # Before opset 18 the node's outputs alone say how many parts there are.
+            # Before opset 18 the number of parts is that of the node's outputs.
             attributes.setdefault("num_outputs", len(node.output))
         if node.op_type == "Constant":
             (value,) = attributes.values()

@@ -1,13 +1,12 @@
 """Runs graphs in torch."""
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import ClassVar
 
 import torch
 
-from foveate_runtime.backends.base import Array, BackendError, OperatorTime, Runner
+from foveate_runtime.backends.base import Array, BackendError, OperatorTime, Runner, gpu_index
 from foveate_runtime.backends.torch.graph import Program, TorchGraph
 from foveate_runtime.backends.torch.profiling import Stopwatch
 from foveate_runtime.bundle.bundle import Bundle
@@ -15,15 +14,13 @@ from foveate_runtime.bundle.bundle import Bundle
 PROGRAMS = 16
 """Sets of outputs whose programs are kept; a program is a list of nodes, without weights."""
 
-_GPU = re.compile(r"cuda(?::([0-9]{1,3}))?")
-
 
 class TorchRunner(Runner):
     """A bundle's ONNX graph, run by torch node by node. Only those nodes run that are needed.
 
-    For what the other engines cannot do, and to compare them with: nothing is
-    fused. torch keeps one number of threads for the whole process, so that of
-    the runner opened last holds for all of them.
+    For graphs that the other engines cannot run, and to compare them with: nothing is
+    fused. torch has one number of threads for the whole process: that of the runner
+    opened last.
     """
 
     backend: ClassVar[str] = "torch"
@@ -66,7 +63,7 @@ class TorchRunner(Runner):
         return watch.times()
 
     def _tensors(self, inputs: Mapping[str, Array]) -> dict[str, torch.Tensor]:
-        # The caller's array may be read-only, which torch has no word for.
+        # The caller's array may be read-only, which torch's tensors cannot be.
         return {name: torch.tensor(array, device=self._device) for name, array in inputs.items()}
 
     def close(self) -> None:
@@ -78,10 +75,10 @@ class TorchRunner(Runner):
 def _find_device(name: str) -> torch.device:
     if name == "cpu":
         return torch.device("cpu")
-    match = _GPU.fullmatch(name)
-    if match is None:
+    index = gpu_index(name)
+    if index is None:
         raise BackendError(f"no device {name!r}; torch runs on cpu, cuda or cuda:INDEX")
-    index, count = int(match[1] or 0), torch.cuda.device_count()
+    count = torch.cuda.device_count()
     if index >= count:
         raise BackendError(f"no device {name!r}; the number of GPUs that torch sees is {count}")
     return torch.device("cuda", index)

@@ -9,7 +9,7 @@ from foveate_runtime.bundle.manifest import CLASS_IDS_INPUT, IMAGE_INPUT, LABELS
 from foveate_serve.batching.policy import BatchPolicy
 from foveate_serve.engine.trust import trust_outputs
 from foveate_serve.repository.loaded import LoadedModel
-from foveate_serve.repository.versions import ModelStatus, State, VersionStatus
+from foveate_serve.repository.versions import ModelStatus, State
 from foveate_serve.rpc.oip.tensors import DATATYPES
 from foveate_serve.statistics import Histogram, ModelStatistics
 
@@ -175,17 +175,13 @@ def repository_index(models: Iterable[ModelStatus], *, ready: bool) -> pb.Reposi
                 name=model.name,
                 version=str(version.version),
                 state=_STATES[version.state],
-                reason=_reason(version),
+                reason=version.reason or _REASONS.get(version.state, ""),
             )
             for model in models
             for version in model.versions
             if version.state.answers or not ready
         ]
     )
-
-
-def _reason(version: VersionStatus) -> str:
-    return version.reason or _REASONS.get(version.state, "")
 
 
 def _platform(model: LoadedModel) -> str:

@@ -144,8 +144,8 @@ class InferenceHandler:
                 response = await self.model_infer(message, call)
             except Exception as error:  # noqa: BLE001 - unexpected ones are logged
                 status = status_of(error)
-                # The protocol has no field for the code, and a client must know
-                # whether trying again can help.
+                # The protocol has no field for the code, on which a client decides
+                # whether to try again.
                 return pb.ModelStreamInferResponse(
                     error_message=f"{Code.Name(status.code)}: {status.message}",
                     infer_response=pb.ModelInferResponse(

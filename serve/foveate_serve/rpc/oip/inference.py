@@ -49,12 +49,7 @@ class Inference:
     def locate(self, error: InvalidRequestError) -> InvalidRequestError:
         """Return an error of the engine with the path of its field in the message."""
         name, *_ = re.split(r"[.[]", error.field)
-        return InvalidRequestError(
-            error.reason,
-            error.message,
-            field=self.fields.get(name, error.field),
-            metadata=error.metadata,
-        )
+        return error.at(self.fields.get(name, error.field))
 
 
 def read_request(message: ModelInferRequest, *, max_images: int) -> Inference:

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import grpc
 
 from foveate_serve.deadlines import Deadlines, Timer
-from foveate_serve.transports.base import MethodHandler, behaviour_of
+from foveate_serve.transports.base import SERVER_FAILED, MethodHandler, behaviour_of
 from foveate_serve.transports.http2 import headers
 from foveate_serve.transports.http2.connection import Connection
 from foveate_serve.transports.http2.context import Context
@@ -254,7 +254,7 @@ class Call(Stream):
             self._note_cancel()
         except Exception:
             logger.exception("a handler failed")
-            self._context.set_status(grpc.StatusCode.UNKNOWN, "the server failed; its log says why")
+            self._context.set_status(grpc.StatusCode.UNKNOWN, SERVER_FAILED)
         finally:
             self._end()
 
@@ -328,7 +328,7 @@ class Call(Stream):
             self.connection.sender.finish(self, block)
             return
         if code == grpc.StatusCode.UNIMPLEMENTED.value[0]:
-            # The client learns which encodings the server takes.
+            # For the client: the encodings that the server takes.
             block = headers.write([("grpc-accept-encoding", ",".join(ENCODINGS))]) + block
         self.connection.sender.finish(self, _HEAD + block)
 

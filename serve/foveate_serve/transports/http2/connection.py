@@ -450,7 +450,7 @@ class Connection(asyncio.BufferedProtocol):
         _require(number % 2 == 1 and number <= self._last, "the stream was never opened")
 
     def nothing(self) -> None:
-        """Count a frame that carries nothing; see `reading.Receiver`."""
+        """Count an empty frame; see `reading.Receiver`."""
         self._empty += 1
         if self._empty > _MOST_EMPTY:
             raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "too many frames carry nothing")

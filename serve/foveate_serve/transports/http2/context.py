@@ -110,11 +110,11 @@ class Context(grpc.aio.ServicerContext[Any, Any]):
         self._callbacks.append(callback)
 
     def cancelled(self) -> bool:
-        """Tell whether the client has cancelled the call, or its deadline has expired."""
+        """Return whether the client has cancelled the call, or its deadline has expired."""
         return self._call.cancelled
 
     def done(self) -> bool:
-        """Tell whether the call has ended."""
+        """Return whether the call has ended."""
         return self._call.over
 
     # Properties of the call.

@@ -118,7 +118,7 @@ class HeadReader:
 
 
 def _changes_table(block: bytes) -> bool:
-    """Tell whether a header block may change the connection's table (RFC 7541, section 6)."""
+    """Return whether a header block may change the connection's table (RFC 7541, section 6)."""
     position = 0
     try:
         while position < len(block):
@@ -170,7 +170,7 @@ def _to_head(fields: Iterable[tuple[bytes, bytes]]) -> Head:
             known[name] = value
         else:
             if name.endswith(b"-bin"):
-                # One byte may stand for a header in the table, and each of its values is decoded.
+                # One byte may be a header of the table, and each of its values is decoded.
                 joined += value.count(b",")
                 if joined > _MOST_JOINED:
                     raise _malformed("binary metadata has too many values")

@@ -14,8 +14,8 @@ JITTER = 0.1
 class Lifetime:
     """The timers of one connection, which run until `stop`.
 
-    Calls do not set them anew. A timer that is due reads the times that the connection
-    keeps, and waits for what is left.
+    Calls do not restart them. A timer that is due computes what is left from the times that
+    the connection keeps, and waits for that.
     """
 
     def __init__(self, connection: Connection, settings: TransportSettings) -> None:

@@ -64,7 +64,8 @@ class Assembler:
             flag, length = PREFIX.unpack(self._prefix)
             self._prefix = b""
             self._compressed = self._is_compressed(flag)
-            self._require_size(length)
+            if length > self._limit:
+                raise too_large(length, self._limit)
             self._left, self._body = length, bytearray()
         return position + taken
 
@@ -81,10 +82,6 @@ class Assembler:
                 grpc.StatusCode.INTERNAL, "a message is compressed, and grpc-encoding is missing"
             )
         return bool(flag)
-
-    def _require_size(self, length: int) -> None:
-        if length > self._limit:
-            raise too_large(length, self._limit)
 
 
 class Message:
@@ -126,7 +123,7 @@ class Message:
 
 def too_large(size: int | None, limit: int) -> MessageError:
     """Return the error of a message of `size` bytes; None is more than `limit` after inflating."""
-    # In the words of gRPC's own servers, by which clients tell this from an overload.
+    # In the words of gRPC's own servers: clients distinguish this from an overload by them.
     found = f"more than {limit}" if size is None else str(size)
     return MessageError(
         grpc.StatusCode.RESOURCE_EXHAUSTED,

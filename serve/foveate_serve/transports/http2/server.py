@@ -72,16 +72,13 @@ class Http2Transport(Services):
         """Listen on a socket in the file system; raises OSError."""
         self._listen_on(_bound(path), None)
 
-    def _close_listeners(self) -> None:
-        for listener in self._listeners:
-            listener.close()
-
     def _listen_on(self, bound: socket.socket, tls: ssl.SSLContext | None) -> None:
         self._listeners.append(Listener(bound, self._placed, self._places, tls))
 
     async def go_away(self) -> None:
         """Stop listening, and send GOAWAY: clients make their next calls on another connection."""
-        self._close_listeners()
+        for listener in self._listeners:
+            listener.close()
         for connection in list(self.connections.values()):
             connection.go_away()
 
