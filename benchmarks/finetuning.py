@@ -11,11 +11,16 @@ of all the pictures. `ten epochs` is a fixed recipe: the head alone for two epoc
 layers. `from scratch` is the same network with random weights, trained for thirty epochs. What is
 given is the mean over the classes of what each got right.
 
+The class activation maps of the fine-tuned network are judged as well, by the same pictures, 40 at
+most: `insertion` and `centre` are the means of the areas under the insertion curves of the maps
+and of a Gaussian in the middle (`foveate_runtime.evaluation.faithfulness`).
+
 What the results file holds already is not measured again, so the command can be interrupted.
 """
 
 import argparse
 import json
+import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +36,11 @@ from rich.console import Console
 from sklearn.linear_model import LogisticRegression
 
 from benchmarks import machine, pages
+from benchmarks.faithfulness import InTorch
 from benchmarks.finetuning_sets import SETS, write
+from foveate_runtime.evaluation.faithfulness import Examiner, auc
+from foveate_runtime.imaging.decode import ImageLimits
+from foveate_runtime.imaging.transform import prepare
 from foveate_train import checkpoint, recipe, registry
 from foveate_train.classifier import Classifier
 from foveate_train.data.folder import FolderData, Photographs, scan
@@ -44,6 +53,9 @@ PAGE = pages.DOCS / "train" / "training.md"
 RESULTS = Path(__file__).parent / "results" / "finetuning.json"
 NETWORK = "package:efficientnet_lite0"
 CPU = torch.device("cpu")
+MAP = "cam"
+MAPS = 40
+"""The method whose maps are judged, and by how many pictures at most."""
 
 TEN_EPOCHS = {
     "epochs": 10,
@@ -61,6 +73,7 @@ FROM_SCRATCH = {
     "label_smoothing": 0.1,
 }
 COLUMNS = ("fine-tuned", "start", "linear probe", "ten epochs", "from scratch")
+MAP_COLUMNS = ("insertion", "centre")
 
 
 def _new(classes: Sequence[str], seed: int, weights: str | None = None) -> Any:
@@ -73,6 +86,22 @@ def _judge(classifier: Classifier, judged: Photographs) -> float:
         classifier.module, FolderData(judged, classifier.input, Settings(), workers=0)
     ).by_class("", classifier.labels)
     return mean(counts.values())
+
+
+def _insertion(out: Path, judged: Photographs) -> dict[str, float]:
+    """Return the mean areas under the insertion curves of a checkpoint's maps and of the centre."""
+    graph = InTorch(str(out))
+    spec = graph.classifier.input
+    examiner = Examiner(graph, spec, "softmax")
+    files = [picture.file for picture in judged.pictures]
+    found = [
+        examiner.curves(prepare(file.read_bytes(), spec, ImageLimits())[0], number)
+        for number, file in enumerate(files[:: math.ceil(len(files) / MAPS)])
+    ]
+    return {
+        column: round(mean(auc(curves[name].insertion) for curves in found), 4)
+        for column, name in (("insertion", MAP), ("centre", "centre Gaussian"))
+    }
 
 
 def fine_tuned(training: Photographs, judged: Photographs, seed: int, out: Path) -> dict[str, Any]:
@@ -93,11 +122,13 @@ def fine_tuned(training: Photographs, judged: Photographs, seed: int, out: Path)
     start = _judge(classifier, judged)
     began = time.process_time()
     fit(plan, settings, out, device=CPU)
+    spent += time.process_time() - began
     return {
         "fine-tuned": _judge(checkpoint.load(out).classifier, judged),
         "start": start,
-        "cpu_seconds": round(spent + time.process_time() - began, 1),
+        "cpu_seconds": round(spent, 1),
         "said": said,
+        **_insertion(out, judged),
     }
 
 
@@ -193,8 +224,16 @@ def page_part(result: Mapping[str, Any]) -> str:
             shares = [_share(runs, column) for column in COLUMNS]
             seconds = [run["cpu_seconds"] for run in runs if "cpu_seconds" in run]
             spent = f"{mean(seconds):.0f}" if seconds else "-"
-            rows.append([SETS[name].title, str(runs[0]["judged"]), str(len(runs)), *shares, spent])
-    return pages.table(["trained on", "judged by", "seeds", *COLUMNS, "CPU-seconds"], rows)
+            areas = [
+                f"{mean(each):.3f}"
+                if (each := [run[column] for run in runs if column in run])
+                else "-"
+                for column in MAP_COLUMNS
+            ]
+            judged, counted = str(runs[0]["judged"]), str(len(runs))
+            rows.append([SETS[name].title, judged, counted, *shares, *areas, spent])
+    headings = ["trained on", "judged by", "seeds", *COLUMNS, *MAP_COLUMNS, "CPU-seconds"]
+    return pages.table(headings, rows)
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from torch import nn
 
 from foveate_train import registry
 from foveate_train.errors import WeightsError
+from foveate_train.head import with_new_head
 from foveate_train.state_dicts import class_names, find, read
 
 
@@ -353,8 +354,7 @@ def test_an_adapter_is_named_and_not_compared_with_a_network(tmp_path):
     ("renamed", "said"),
     [
         ("fc.1.", "the training script changed that layer; --module takes the network"),
-        ("classifier.", "the training script changed that layer; --module takes the network"),
-        (None, "it has no fc, so it is no trained classifier"),
+        (None, "it has no fc, so it is no trained classifier; foveate train finetune"),
     ],
 )
 def test_a_head_of_another_form_says_what_to_do(renamed, said, tmp_path):
@@ -363,6 +363,8 @@ def test_a_head_of_another_form_says_what_to_do(renamed, said, tmp_path):
         value = state.pop(key)
         if renamed:
             state[key.replace("fc.", renamed)] = value
+            # Before it stands a layer of weights of its own, such as a normalisation.
+            state["fc.0.weight"] = torch.ones(8)
     torch.save(state, tmp_path / "best.pth")
     with pytest.raises(WeightsError, match=said):
         registry.create("timm:test_resnet", weights=str(tmp_path / "best.pth"))
@@ -374,3 +376,105 @@ def test_values_that_are_not_finite_are_named_where_the_classes_differ_too(tmp_p
     torch.save(state, tmp_path / "best.pth")
     with pytest.raises(WeightsError, match=r"not finite .*: fc\.bias"):
         registry.create("timm:test_resnet", weights=str(tmp_path / "best.pth"))
+
+
+HEADS = {
+    "fc.1.": "its layer fc.1 taken for fc",
+    "classifier.": "its layer classifier taken for fc",
+}
+
+
+@pytest.mark.parametrize("renamed", HEADS)
+@pytest.mark.parametrize("prefix", ["", "backbone."])
+def test_a_head_under_another_name_is_taken_and_said(renamed, prefix, tmp_path):
+    network = timm.create_model("test_resnet", num_classes=5).eval()
+    state = under(prefix, network.state_dict())
+    for part in ("weight", "bias"):
+        # Beside the backbone stands a head of the script's own; within it one behind a dropout.
+        place = prefix if renamed.startswith("fc") else ""
+        state[f"{place}{renamed}{part}"] = state.pop(f"{prefix}fc.{part}")
+    torch.save(state, tmp_path / "best.pth")
+    found = registry.create("timm:test_resnet", weights=str(tmp_path / "best.pth"))
+    pictures = torch.rand(2, 3, 160, 160)
+    with torch.inference_mode():
+        torch.testing.assert_close(found.module(pictures), network(pictures), rtol=0, atol=0)
+    assert HEADS[renamed] in found.assumptions["weights"]
+    assert "left out" not in found.assumptions["weights"]
+
+
+def test_a_head_without_a_bias_has_one_of_zeros(tmp_path):
+    network = timm.create_model("test_resnet", num_classes=5).eval()
+    network.fc.bias.data.zero_()
+    state = network.state_dict()
+    state["fc.1.weight"] = state.pop("fc.weight")
+    del state["fc.bias"]
+    torch.save(state, tmp_path / "best.pth")
+    found = registry.create("timm:test_resnet", weights=str(tmp_path / "best.pth"))
+    assert torch.equal(found.module.fc.weight, network.fc.weight)
+    assert not found.module.fc.bias.any()
+    assert "zeros for fc.bias" in found.assumptions["weights"]
+
+
+@pytest.mark.parametrize("name", ["loss.weight", "fc.0.weight"])
+def test_a_matrix_that_may_be_no_head_is_not_taken_for_one(name, tmp_path):
+    state = under("backbone.", timm.create_model("test_resnet", num_classes=0).state_dict())
+    columns = timm.create_model("test_resnet").num_features
+    # The weight of a loss; or the first of two layers, where nothing says what is between.
+    state[name] = torch.rand(5, columns)
+    state["fc.2.weight"] = torch.rand(5, 5)
+    if name.startswith("loss"):
+        del state["fc.2.weight"]
+    torch.save(state, tmp_path / "best.pth")
+    with pytest.raises(WeightsError, match="it has no fc"):
+        registry.create("timm:test_resnet", weights=str(tmp_path / "best.pth"))
+
+
+def self_distilled(state, teacher):
+    """Return what DINO saves: two networks with heads of their own, one of them parallel."""
+    heads = {"head.mlp.0.weight": torch.rand(8, 8), "head.last_layer.weight_v": torch.rand(4, 8)}
+    return {
+        "student": under("module.", under("backbone.", state) | heads),
+        "teacher": under("backbone.", teacher) | heads,
+        "epoch": 3,
+        "args": OPTIONS,
+        "dino_loss": {"center": torch.zeros(1, 4)},
+    }
+
+
+def test_the_teacher_of_a_self_distilled_network_is_its_average(trained, tmp_path):
+    # A later step of the same training.
+    later = {key: value * 1.01 for key, value in trained.items()}
+    torch.save(self_distilled(trained, later), tmp_path / "last.pth")
+    loaded = registry.create("foveate:lenet5", weights=str(tmp_path / "last.pth"))
+    assert torch.equal(loaded.module.state_dict()["c1.0.weight"], later["c1.0.weight"])
+    assert "under teacher, the averaged weights (EMA)" in loaded.assumptions["weights"]
+
+
+def test_the_student_of_another_network_is_what_was_trained(trained, tmp_path):
+    teacher = timm.create_model("test_resnet").state_dict()
+    torch.save({"student": trained, "teacher": teacher}, tmp_path / "last.pth")
+    loaded = registry.create("foveate:lenet5", weights=str(tmp_path / "last.pth"))
+    assert torch.equal(loaded.module.state_dict()["c1.0.weight"], trained["c1.0.weight"])
+    assert "under student" in loaded.assumptions["weights"]
+
+
+def test_two_trainings_of_one_network_are_not_guessed_between(trained, tmp_path):
+    other = registry.create("foveate:lenet5", weights="random:4").module.state_dict()
+    torch.save({"student": trained, "teacher": other}, tmp_path / "last.pth")
+    with pytest.raises(WeightsError, match="neither is the average"):
+        registry.create("foveate:lenet5", weights=str(tmp_path / "last.pth"))
+
+
+def test_a_self_supervised_backbone_is_fine_tuned_with_a_new_head(tmp_path):
+    backbone = timm.create_model("test_vit", num_classes=0)
+    torch.save(self_distilled(backbone.state_dict(), backbone.state_dict()), tmp_path / "dino.pth")
+    given = {"weights": str(tmp_path / "dino.pth"), "seed": 0, "arguments": {}}
+    with pytest.raises(WeightsError, match=r"it has no head, .* foveate train finetune"):
+        registry.create("timm:test_vit", weights=given["weights"])
+    classifier, head = with_new_head("timm:test_vit", ("a", "b"), **given)
+    own = classifier.module.state_dict()
+    assert head == {"head.weight", "head.bias"}
+    assert all(torch.equal(own[key], value) for key, value in backbone.state_dict().items())
+    said = classifier.assumptions["weights"]
+    assert "under teacher, the averaged weights (EMA)" in said
+    assert "without head, which is new" in said

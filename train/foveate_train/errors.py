@@ -5,7 +5,8 @@
     ├── ArgumentsError           the classifier does not take these arguments
     ├── MissingPackageError      an optional distribution is not installed
     ├── WeightsError             weights cannot be had or do not fit
-    │   └── OtherClassesError    their head has another number of classes
+    │   ├── OtherClassesError    their head has another number of classes
+    │   └── HeadlessError        they lack one layer, such as the head
     ├── CheckpointError          a checkpoint folder cannot be read or written
     ├── DataError                data cannot be had or is not what it should be
     ├── ResumeError              a run cannot go on from the state that is there
@@ -13,6 +14,11 @@
 
 Every message is written for the person who typed the command.
 """
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 class TrainError(Exception):
@@ -42,6 +48,23 @@ class OtherClassesError(WeightsError):
         super().__init__(message)
         self.classes = classes
         self.key = key
+
+
+class HeadlessError(WeightsError):
+    """Weights, the tensors `state` by name, that lack nothing but one `layer`, such as the head.
+
+    What is to be said of the file, as `foveate_train.weights.load` returns it, is `said`.
+    """
+
+    said = ""
+
+    def __init__(self, message: str, layer: str, state: "dict[str, torch.Tensor]") -> None:
+        super().__init__(
+            f"{message}: it has no {layer}, so it is no trained classifier; foveate train finetune "
+            "trains its head"
+        )
+        self.layer = layer
+        self.state = state
 
 
 class CheckpointError(TrainError):

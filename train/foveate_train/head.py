@@ -8,7 +8,7 @@ from torch import nn
 
 from foveate_train import registry
 from foveate_train.classifier import Argument, Classifier
-from foveate_train.errors import ArgumentsError
+from foveate_train.errors import ArgumentsError, HeadlessError
 
 # Not 0: a head whose output passes a ReLU, as SqueezeNet's does, would have no gradient there.
 _NEW_HEAD = 1e-3
@@ -45,7 +45,13 @@ def with_new_head(
     classes = len(labels)
     if "num_classes" in arguments:
         raise ArgumentsError(f"{name}: num_classes is the number of the new labels, {classes}")
-    pretrained = registry.create(name, weights=weights, **arguments)
+    lacking: HeadlessError | None = None
+    try:
+        pretrained = registry.create(name, weights=weights, **arguments)
+    except HeadlessError as error:
+        # Self-supervised training leaves no head, and none is needed here.
+        lacking = error
+        pretrained = _without_head(name, error, seed, arguments)
     try:
         classifier = registry.create(
             name, weights=f"random:{seed}", **{**arguments, "num_classes": classes}
@@ -53,6 +59,8 @@ def with_new_head(
     except ArgumentsError as error:
         raise ArgumentsError(f"{name} cannot have {classes} classes: {error}") from error
     new = _dependent_on_classes(name, classifier.module, classes, arguments)
+    if lacking is not None and not any(key.startswith(f"{lacking.layer}.") for key in new):
+        raise lacking
     state = {key: value for key, value in pretrained.module.state_dict().items() if key not in new}
     classifier.module.load_state_dict(state, strict=False)
     own = {key: value for key, value in classifier.module.named_parameters() if key in new}
@@ -61,7 +69,19 @@ def with_new_head(
             value.mul_(_NEW_HEAD)
     head = frozenset(own)
     # The input is that of the weights, which may differ from the untrained network's.
-    return replace(classifier, labels=tuple(labels), input=pretrained.input), head
+    said = {key: said for key, said in pretrained.assumptions.items() if key == "weights"}
+    found = replace(classifier, labels=tuple(labels), input=pretrained.input, assumptions=said)
+    return found, head
+
+
+def _without_head(
+    name: str, error: HeadlessError, seed: int, arguments: Mapping[str, Argument]
+) -> Classifier:
+    """Build a classifier of weights that lack its head, which is drawn from the seed."""
+    classifier = registry.create(name, weights=f"random:{seed}", **arguments)
+    classifier.module.load_state_dict(error.state, strict=False)
+    said = f"{error.said}, without {error.layer}, which is new"
+    return replace(classifier, assumptions={"weights": said})
 
 
 def _dependent_on_classes(

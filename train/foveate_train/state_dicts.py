@@ -40,6 +40,10 @@ AVERAGED = ("state_dict_ema", "model_ema", "model_ema_state_dict", "ema_state_di
 PLAIN = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params")
 """The keys under which training scripts keep weights, the first that is there first."""
 
+_STUDENT, _TEACHER = "student", "teacher"
+_AVERAGE_LIKENESS = 0.5
+"""The least cosine between weights and their average; those of two trainings are near 0."""
+
 _NAMING = frozenset(
     {"classes", "class_names", "labels", "label_names", "categories", "names"}
     | {"class_to_idx", "idx_to_class", "id2label", "label2id"}
@@ -53,6 +57,12 @@ _DEPTH = 3
 
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Names that torch's own wrappers put before those of the modules that they wrap."""
+
+COUNTS = "num_batches_tracked"
+"""How the counters of batch normalisations end, which no answer depends on."""
+
+_MATRIX = 2
+"""The dimensions of a linear layer's weight."""
 
 _COUNTER = "n_averaged"
 """What torch's AveragedModel adds to the state dict of the network that it averages."""
@@ -242,6 +252,9 @@ def find(content: object) -> Found:
     Raises:
         WeightsError: there is none; says what there is.
     """
+    taught = _taught(content)
+    if taught is not None:
+        return taught
     keys, state = _search(content, _DEPTH)
     if state is None:
         raise WeightsError(
@@ -253,6 +266,40 @@ def find(content: object) -> Found:
     if averaged:
         said += ", the averaged weights (EMA)"
     return Found(state, said)
+
+
+def _taught(content: object) -> Found | None:
+    """Find the network in what self-distillation (DINO) or distillation leaves; None elsewhere.
+
+    The teacher of self-distillation is the average of the student, and is taken. That of
+    distillation is another network, and the student is what was trained.
+
+    Raises:
+        WeightsError: both have one shape, and neither is the average of the other.
+    """
+    if not isinstance(content, Mapping):
+        return None
+    (_, student), (_, teacher) = (
+        _search(content.get(key), _DEPTH - 1) for key in (_STUDENT, _TEACHER)
+    )
+    if not student:
+        return None
+    if not teacher:
+        return Found(student, f"under {_STUDENT}")
+    ours, theirs = (
+        [value for value in state.values() if value.ndim > 1] for state in (student, teacher)
+    )
+    if [value.shape for value in ours] != [value.shape for value in theirs]:
+        return Found(student, f"under {_STUDENT}, which another network taught")
+    first, second = (
+        torch.cat([value.flatten().float() for value in each]) for each in (ours, theirs)
+    )
+    if torch.cosine_similarity(first, second, dim=0) < _AVERAGE_LIKENESS:
+        raise WeightsError(
+            f"holds a {_STUDENT} and a {_TEACHER} of one shape, and neither is the average of the "
+            "other; save the state dict of one"
+        )
+    return Found(teacher, f"under {_TEACHER}, the averaged weights (EMA) of the {_STUDENT}")
 
 
 def _search(content: object, depth: int) -> tuple[tuple[str, ...], StateDict | None]:
@@ -324,16 +371,77 @@ def fit_names(found: Found, wanted: Mapping[str, torch.Tensor]) -> Found:
         state.pop(_COUNTER, None)
     prefix = _prefix(state, wanted)
     if not prefix:
-        return Found(state, found.said)
+        return _fit_head(Found(state, found.said), {}, wanted)
     kept = {key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)}
-    beside = [key for key in state if not key.startswith(prefix)]
+    beside = {key: value for key, value in state.items() if not key.startswith(prefix)}
     said = [found.said, f"the prefix {prefix!r} taken off"]
     if _is_averaged(prefix):
         said.append("the averaged weights (EMA)")
-    if beside:
-        more = f" and {len(beside) - 1} more" if len(beside) > 1 else ""
-        said.append(f"{beside[0]}{more} beside it left out")
-    return Found(kept, ", ".join(filter(None, said)))
+    fitted = _fit_head(Found(kept), beside, wanted)
+    left = [key for key in beside if not any(beside[key] is each for each in fitted.state.values())]
+    if left:
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        said.append(f"{left[0]}{more} beside it left out")
+    said.append(fitted.said)
+    return Found(fitted.state, ", ".join(filter(None, said)))
+
+
+def _fit_head(found: Found, beside: StateDict, wanted: Mapping[str, torch.Tensor]) -> Found:
+    """Give the one linear layer that is wanting and the one that is over the same name.
+
+    Training scripts put a dropout before a head, which renames it (`fc.1`), or write a head of
+    their own beside the network (`classifier`). A head without a bias has one of zeros.
+
+    Args:
+        found: the state dict as far as it has the network's names.
+        beside: what else the file holds, where a prefix was taken off the network's.
+        wanted: the network's own state dict.
+    """
+    over = {key: value for key, value in found.state.items() if key not in wanted}
+    source = over or beside
+    lacking = _linear({key: wanted[key] for key in _missing(found.state, wanted)})
+    given = _linear(source)
+    state, said = found.state, [found.said]
+    if lacking and given and _same_head(source, given, wanted, lacking):
+        own = {
+            key.replace(given, lacking, 1): value
+            for key, value in source.items()
+            if key.startswith(f"{given}.")
+        }
+        state = {key: value for key, value in state.items() if key not in over} | own
+        said.append(f"its layer {given} taken for {lacking}")
+    bias, *others = _missing(state, wanted) or ("",)
+    weight = state.get(f"{bias.removesuffix('bias')}weight")
+    if not others and bias.endswith(".bias") and weight is not None and weight.ndim == _MATRIX:
+        state = {**state, bias: weight.new_zeros(len(weight))}
+        said.append(f"zeros for {bias}, which it lacks")
+    return Found(state, ", ".join(filter(None, said)))
+
+
+def _missing(state: StateDict, wanted: Mapping[str, torch.Tensor]) -> list[str]:
+    return [key for key in wanted if key not in state and not key.endswith(COUNTS)]
+
+
+def _same_head(
+    source: StateDict, given: str, wanted: Mapping[str, torch.Tensor], lacking: str
+) -> bool:
+    """Tell whether a linear layer can be the network's head: its columns, and its name or bias.
+
+    The weight of a loss, such as ArcFace's, has the columns too, but neither of the others.
+    """
+    columns = source[f"{given}.weight"].shape[1] == wanted[f"{lacking}.weight"].shape[1]
+    within = f"{given}.".startswith(f"{lacking}.") or f"{lacking}.".startswith(f"{given}.")
+    return columns and (within or f"{given}.bias" in source)
+
+
+def _linear(part: Mapping[str, torch.Tensor]) -> str | None:
+    """Return the name of the linear layer that `part` of a state dict is, if it is one."""
+    names = {key.rpartition(".")[0] for key in part}
+    kinds = {key.rpartition(".")[2] for key in part}
+    if len(names) != 1 or "weight" not in kinds or not kinds <= {"weight", "bias"}:
+        return None
+    name = names.pop()
+    return name if part[f"{name}.weight"].ndim == _MATRIX else None
 
 
 def _unwrapped(key: str) -> str:

@@ -10,8 +10,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from foveate_train import state_dicts
-from foveate_train.errors import OtherClassesError, WeightsError
-from foveate_train.state_dicts import INDICES, StateDict, fit_names, read
+from foveate_train.errors import HeadlessError, OtherClassesError, WeightsError
+from foveate_train.state_dicts import COUNTS, INDICES, StateDict, fit_names, read
 
 Adapt = Callable[[StateDict, nn.Module], StateDict]
 """Turns a state dict as it was read into one with the module's keys."""
@@ -91,6 +91,7 @@ def load(module: nn.Module, weights: str, adapt: Adapt = as_is) -> str:
 
     Raises:
         OtherClassesError: its head alone differs, by the number of its classes.
+        HeadlessError: it lacks one layer alone, such as the head.
         WeightsError: the file cannot be read, its keys or shapes differ from the
             module's, or it holds values that are not finite; the message lists which.
     """
@@ -101,12 +102,19 @@ def load(module: nn.Module, weights: str, adapt: Adapt = as_is) -> str:
         # Another number of classes is tried next, which would hide what is not finite.
         check_finite(state)
         check_fit(module, state)
+    except HeadlessError as error:
+        error.said = _said(path, found, state)
+        error.args = (f"weights {path}: {error}",)
+        raise
     except WeightsError as error:
         error.args = (f"weights {path}: {error}",)
         raise
     module.load_state_dict(state, strict=False)
-    said = [path.name, found.said, _precision(state)]
-    return ", ".join(filter(None, said))
+    return _said(path, found, state)
+
+
+def _said(path: Path, found: state_dicts.Found, state: StateDict) -> str:
+    return ", ".join(filter(None, [path.name, found.said, _precision(state)]))
 
 
 def class_names(weights: str) -> tuple[str, tuple[str, ...]] | None:
@@ -139,13 +147,12 @@ def check_fit(module: nn.Module, state: StateDict) -> None:
 
     Raises:
         OtherClassesError: the head alone differs, by the number of its classes.
+        HeadlessError: one layer alone is missing, such as the head.
         WeightsError: they differ; the message lists how.
     """
     wanted = module.state_dict()
     differences = {
-        "missing": [
-            key for key in wanted if key not in state and not key.endswith("num_batches_tracked")
-        ],
+        "missing": [key for key in wanted if key not in state and not key.endswith(COUNTS)],
         "unexpected": [key for key in state if key not in wanted],
         "of another shape": [
             f"{key} {list(state[key].shape)} for {list(tensor.shape)}"
@@ -156,19 +163,16 @@ def check_fit(module: nn.Module, state: StateDict) -> None:
     found = [f"{len(keys)} {what}: {_some(keys)}" for what, keys in differences.items() if keys]
     if not found:
         return
-    message = "does not fit the network; " + "; ".join(found) + _advice(differences)
+    message = "does not fit the network; " + "; ".join(found)
+    layers = {key.rpartition(".")[0] for key in differences["missing"]}
+    if len(layers) == 1 and not differences["of another shape"]:
+        if not differences["unexpected"]:
+            raise HeadlessError(message, layers.pop(), state)
+        message += (
+            ": the training script changed that layer; --module takes the network that it built"
+        )
     classes = None if len(found) > 1 else _other_classes(state, wanted)
     raise WeightsError(message) if classes is None else OtherClassesError(message, *classes)
-
-
-def _advice(differences: Mapping[str, Sequence[str]]) -> str:
-    """Return what to do where one layer alone, such as the head, is missing or another one."""
-    missing = {key.rpartition(".")[0] for key in differences["missing"]}
-    if len(missing) != 1 or differences["of another shape"]:
-        return ""
-    if not differences["unexpected"]:
-        return f": it has no {missing.pop()}, so it is no trained classifier; train its head first"
-    return ": the training script changed that layer; --module takes the network that it built"
 
 
 def _other_classes(state: StateDict, wanted: Mapping[str, torch.Tensor]) -> tuple[int, str] | None:

@@ -43,6 +43,10 @@ _SUMMING = 2e-3
 
 _ROUNDING = 1e-6
 _SHARES = "lie between 0 and 1"
+_PERCENT = 100
+_SCALING = ("mul", "rmul", "div", "true_divide", "truediv")
+"""The operators that make percentages; one that cuts off below 0 gives such logits by itself."""
+_SQUASHING = ("tanh", "softsign")
 
 
 @dataclass(frozen=True)
@@ -163,7 +167,8 @@ def find_ending(outputs: Array, end: End, wanted: Scores | None) -> Ending:
     if found is not None:
         _refuse_other(found.said, found.scores, wanted)
         return found
-    looks = "" if end.plain else _looks(outputs)
+    _refuse_negated(outputs)
+    looks = "" if end.plain else _looks(outputs) or _bounded(outputs, end)
     if looks:
         return _unexplained(outputs, end, looks, wanted)
     if wanted == "sigmoid":
@@ -230,6 +235,14 @@ def _of_probabilities(outputs: Array) -> Ending | None:
     return None
 
 
+def _refuse_negated(outputs: Array) -> None:
+    if (outputs >= -_ROUNDING).all() and _are_probabilities(np.exp(-outputs)):
+        raise ExportError(
+            "the network's outputs are negative logarithms of probabilities, whose lowest is the "
+            "best class: export the network without the negation at its end"
+        )
+
+
 def _refuse_other(what: str, scores: Scores, wanted: Scores | None) -> None:
     if wanted not in (None, scores):
         raise UsageError(
@@ -273,3 +286,12 @@ def _looks(outputs: Array) -> str:
     sums = outputs.sum(1, dtype=np.float64)
     alike = outputs.shape[1] > 1 and bool(np.ptp(sums) <= _SUMMING * sums.max())
     return f"are never below 0 and sum to {sums.mean():.3g}" if alike else ""
+
+
+def _bounded(outputs: Array, end: End) -> str:
+    """Return how outputs look that an operator keeps within bounds which no logits have."""
+    operator = end.operator.lower().partition(" ")[0].strip("_")
+    if operator in _SQUASHING:
+        return "lie between -1 and 1"
+    percent = outputs.min() >= -_ROUNDING and outputs.max() <= _PERCENT * (1 + _ROUNDING)
+    return "lie between 0 and 100" if percent and operator in _SCALING else ""

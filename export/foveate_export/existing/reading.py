@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
@@ -15,6 +16,13 @@ from foveate_export.publish.bundle import check_size
 
 MIN_OPSET = 13
 """What the nodes that are added are written for; older files are converted to it."""
+
+_FREE_INITIALIZERS = 4
+"""The version of the format since which an initializer need not be an input of the graph."""
+
+_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
+
+_POINTER = b"version https://git-lfs"
 
 _INVALID = (onnx.checker.ValidationError, onnx.onnx_cpp2py_export.checker.ValidationError)
 
@@ -64,6 +72,7 @@ def read(path: Path) -> Read:
         common.RemoveInitializersFromInputsPass(),
     ):
         tidy(model)
+    model.ir_version = max(model.ir_version or 0, _FREE_INITIALIZERS)
     return Read(model, runnable, labels, said)
 
 
@@ -73,7 +82,7 @@ def _load(path: Path) -> onnx.ModelProto:
     except FileNotFoundError as error:
         raise UsageError(f"{path}: no such file") from error
     except DecodeError as error:
-        raise ExportError(f"{path} is no ONNX file") from error
+        raise ExportError(f"{path} is no ONNX file{_advice(path)}") from error
     outside = {
         ExternalDataInfo(tensor).location
         for tensor in proto.graph.initializer
@@ -93,7 +102,32 @@ def _load(path: Path) -> onnx.ModelProto:
         onnx.load_external_data_for_model(proto, str(path.parent))
     except (*_INVALID, ValueError, OSError) as error:
         raise ExportError(f"{path}: {first_line(error)}") from error
+    _refuse_not_finite(proto, path)
     return proto
+
+
+def _advice(path: Path) -> str:
+    """Say what a file is that is none of ONNX, and what to do, where its first bytes tell."""
+    with path.open("rb") as file:
+        start = file.read(len(_POINTER))
+    if start == _POINTER:
+        return ", but a pointer of Git LFS to one: git lfs pull fetches it"
+    if start.startswith(b"PK\x03\x04"):
+        return (
+            ", but an archive (zip): unpack it, or export the network to ONNX where it is torch's"
+        )
+    if start.lstrip().startswith((b"<", b"{")):
+        return ", but text, such as the page of an address that was not the file's: fetch it again"
+    return ": export the network to ONNX again"
+
+
+def _refuse_not_finite(proto: onnx.ModelProto, path: Path) -> None:
+    for tensor in proto.graph.initializer:
+        # Minus infinity is what masks of attention hold.
+        if tensor.data_type in _FLOATS and np.isnan(onnx.numpy_helper.to_array(tensor)).any():
+            raise ExportError(
+                f"{path}: its weights {tensor.name} hold values that are no number (NaN)"
+            )
 
 
 def _checked(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -226,6 +226,11 @@ def _find_ending(
             + (", the index of the best class (ArgMax)" if best else "")
             + "; floating-point numbers are expected, the logits or scores of all classes"
         )
+    if operator(output).startswith("TopK"):
+        raise ExportError(
+            f"the output {file.output} is sorted (TopK), so that its places are no classes: export "
+            "the file without its TopK, or name another output with --logits"
+        )
     found = find_normaliser(output)
     taken = _vector(found[1]) if found else None
     images = probes(pictures, file.spec)

@@ -234,3 +234,34 @@ def test_noise_joins_pictures_too_few_to_decide_by() -> None:
     assert len(probes(one, SPEC)) == 5
     many = Pictures(np.zeros((32, 8, 8, 3), np.uint8), "many")
     assert len(probes(many, SPEC)) == 12
+
+
+def test_negative_logarithms_of_probabilities_are_no_logits() -> None:
+    """Their lowest is the best class, so that a softmax of them would turn every answer round."""
+    with pytest.raises(ExportError, match=r"whose lowest is the best class: export .* without"):
+        find_ending(-outputs_of("log_softmax", logits()), End("neg", plain=False), None)
+
+
+@pytest.mark.parametrize(
+    ("operator", "outputs", "looks"),
+    [
+        ("Mul 'percent'", 100 * outputs_of("sigmoid", logits()), "between 0 and 100"),
+        ("__rmul__", 100 * outputs_of("sigmoid", logits(1)), "between 0 and 100"),
+        ("Tanh", np.tanh(logits()), "between -1 and 1"),
+        ("tanh", np.tanh(logits(1)), "between -1 and 1"),
+    ],
+)
+def test_outputs_within_bounds_are_the_users_to_name(
+    operator: str, outputs: np.ndarray, looks: str
+) -> None:
+    end = End(operator, plain=False)
+    with pytest.raises(ExportError, match=f"{looks} on 12 pictures .* with --scores"):
+        find_ending(outputs, end, None)
+    assert find_ending(outputs, end, "softmax").form == "as is"
+    assert find_ending(outputs, end, "none").scores == "none"
+
+
+def test_scaled_logits_are_logits() -> None:
+    assert find_ending(logits() * 10, End("mul", plain=False), None).form == "as is"
+    # As SqueezeNet's, which a rectifier makes.
+    assert find_ending(np.maximum(logits(), 0), End("relu", plain=False), None).form == "as is"

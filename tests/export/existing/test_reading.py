@@ -406,3 +406,62 @@ def test_label_files_that_say_something_else_are_refused(
     code, last = export("net.onnx", "--labels", name, labels=False)
     assert code == 2
     assert message in last
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_initialisers_that_are_inputs_too_as_in_old_files(first: bool, export: Export) -> None:
+    """The third version of the format wants them there."""
+    write("old.onnx")
+    model = onnx.load("old.onnx")
+    inputs = [
+        helper.make_tensor_value_info(each.name, each.data_type, each.dims)
+        for each in model.graph.initializer
+    ]
+    (image,) = model.graph.input
+    ordered = [*inputs, image] if first else [image, *inputs]
+    held = [type(image).FromString(each.SerializeToString()) for each in ordered]
+    del model.graph.input[:]
+    model.graph.input.extend(held)
+    model.ir_version = 3
+    onnx.save(model, "old.onnx")
+    code, said = export("old.onnx")
+    assert code == 0, said
+    np.testing.assert_allclose(
+        logits_of(IMAGES), expected("old.onnx", IMAGES, "y"), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("count", [3, 5])
+def test_sorted_outputs_are_no_classes(count: int, export: Export) -> None:
+    nodes = [*BODY, node("TopK", "y k", "values places")]
+    values = helper.make_tensor_value_info("values", TensorProto.FLOAT, ["n", count])
+    places = helper.make_tensor_value_info("places", TensorProto.INT64, ["n", count])
+    write("top.onnx", nodes, [values, places], k=np.array([count]))
+    code, said = export("top.onnx")
+    assert code == 1
+    assert "the output values is sorted (TopK)" in said
+    assert "--logits" in said
+
+
+def test_weights_that_are_no_number_are_named(export: Export) -> None:
+    write("nan.onnx", fc=np.full((8, 5), np.nan, np.float32))
+    code, said = export("nan.onnx")
+    assert code == 1
+    assert "nan.onnx: its weights fc hold values that are no number (NaN)" in said
+
+
+@pytest.mark.parametrize(
+    ("content", "advice"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
+        (b"<!DOCTYPE html><html>Sign in</html>", "fetch it again"),
+        (b"PK\x03\x04 and more", "unpack it"),
+        (b"\x80\x02 something else", "export the network to ONNX again"),
+    ],
+)
+def test_what_is_no_onnx_file_says_what_to_do(content: bytes, advice: str, export: Export) -> None:
+    Path("net.onnx").write_bytes(content)
+    code, said = export("net.onnx")
+    assert code == 1
+    assert "net.onnx is no ONNX file" in said
+    assert advice in said

@@ -52,6 +52,8 @@ def run(options: FinetuneOptions) -> int:
         seed=seed,
         arguments=registry.parse_arguments(options.argument),
     )
+    for said in classifier.assumptions.values():
+        _say(f"weights: {said}")
     plan, settings = recipe.plan(
         classifier,
         head,
