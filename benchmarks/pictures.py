@@ -10,7 +10,6 @@ turns in an order of chance; medians of the rounds are written, with the range. 
 inputs differ by more than rounding and reduced scales explain, the run fails.
 """
 
-import argparse
 import io
 import random
 import statistics
@@ -18,6 +17,7 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -33,6 +33,7 @@ from benchmarks.loops import Pixels, obvious_pixels, server_pixels
 from benchmarks.request_cost import MODEL, ratio, read_pictures, summary
 from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.bundle.manifest import InputSpec
+from foveate_runtime.options import option
 
 RESULTS = Path(__file__).parent / "results" / "pictures.json"
 PAGE = pages.DOCS / "performance.md"
@@ -115,7 +116,15 @@ def require_alike(files: Sequence[Path], spec: InputSpec) -> float:
     return statistics.mean(apart)
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Options(script.Photographs):
+    """The command line."""
+
+    pictures: int = option("how many photographs", default=8)
+    rounds: int = option("of the comparison", default=9)
+
+
+def measure(options: Options) -> dict[str, Any]:
     """Measure every kind of file in both ways."""
     (bundle,) = (options.repository / MODEL).glob("[0-9]*")
     spec = Bundle.open(bundle).manifest.input
@@ -181,10 +190,7 @@ def page_part(result: Mapping[str, Any]) -> str:
 
 def main() -> None:
     """Parse the command line, measure, write the results and print them."""
-    parser = script.parser(__doc__ or "", out=RESULTS, page=PAGE)
-    parser.add_argument("--pictures", type=int, default=8, help="how many photographs")
-    parser.add_argument("--rounds", type=int, default=9)
-    options = script.parse(parser)
+    options = script.parse(Options, __doc__, out=RESULTS, page=PAGE)
     script.finish(measure(options), page_part, options)
 
 
