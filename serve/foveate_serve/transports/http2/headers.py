@@ -20,11 +20,19 @@ Metadata: TypeAlias = tuple[tuple[str, str | bytes], ...]
 MAX_LIST_BYTES = 32 << 10
 """The limit of a call's headers, counted as in RFC 9113, section 6.5.2."""
 
+MAX_FIELDS = 256
+"""The most headers of a call: a byte may be one, and takes five microseconds to read."""
+
+_MOST_RESIZES = 2
+"""Changes of the table's size in a block: the smallest and the last (RFC 7541, section 4.2)."""
+
 _KEPT_BLOCKS = 64
 _KEPT_BYTES = 2 * MAX_LIST_BYTES
 """The limit of the headers in these blocks: they may be many times as long as the blocks."""
 _MOST_JOINED = 64
 """The most values of binary metadata, joined by commas, in the headers of one call."""
+_RESIZE = 0x20
+"""How a change of the table's size begins, in its first three bits."""
 _NAME = re.compile(rb":?[!#$%&'*+\-.^_`|~0-9a-z]+")
 _METADATA_KEY = re.compile(r"[0-9a-z_.-]+")
 _METADATA_VALUE = re.compile(r"[ -~]*")
@@ -102,8 +110,9 @@ class HeadReader:
         self._known_bytes = 0
 
     def _decode(self, block: bytes) -> list[tuple[bytes, bytes]]:
+        _require_few_resizes(block)
         try:
-            return [
+            fields = [
                 (bytes(name), bytes(value)) for name, value in self._decoder.decode(block, True)
             ]
         except OversizedHeaderListError as error:
@@ -115,6 +124,28 @@ class HeadReader:
             raise ProtocolError(
                 ErrorCode.COMPRESSION_ERROR, "the header block is no HPACK"
             ) from error
+        if len(fields) > MAX_FIELDS:
+            raise ProtocolError(
+                ErrorCode.ENHANCE_YOUR_CALM,
+                f"there are {len(fields)} headers; the limit is {MAX_FIELDS}",
+            )
+        return fields
+
+
+def _require_few_resizes(block: bytes) -> None:
+    """Raise ProtocolError for a block that changes the size of the table again and again."""
+    position = resizes = 0
+    try:
+        while block[position] & 0xE0 == _RESIZE:
+            position, _ = _integer(block, position, 5)
+            resizes += 1
+            if resizes > _MOST_RESIZES:
+                raise ProtocolError(
+                    ErrorCode.COMPRESSION_ERROR,
+                    f"a block changes the table's size more than {_MOST_RESIZES} times",
+                )
+    except IndexError:
+        return  # the decoder finds the error
 
 
 def _changes_table(block: bytes) -> bool:

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from foveate_serve.transports.http2 import headers
 from foveate_serve.transports.http2.frames import ErrorCode, ProtocolError, StreamError
-from foveate_serve.transports.http2.headers import MAX_LIST_BYTES, Head, HeadReader, _to_head
+from foveate_serve.transports.http2.headers import (
+    MAX_FIELDS,
+    MAX_LIST_BYTES,
+    Head,
+    HeadReader,
+    _to_head,
+)
 
 from .conftest import block, request
 
@@ -150,6 +156,25 @@ def test_a_list_may_be_as_long_as_the_limit_and_no_longer() -> None:
     with pytest.raises(ProtocolError, match=f"limit is {MAX_LIST_BYTES} bytes") as raised:
         HeadReader().read(block([*fields, ("a", fits + "x")]))
     assert raised.value.code == ErrorCode.ENHANCE_YOUR_CALM
+
+
+def test_a_call_has_no_more_headers_than_the_limit() -> None:
+    fields = request("Echo")
+    # Of the static table, a byte each.
+    more = b"\x95" * (MAX_FIELDS - len(fields))
+    assert HeadReader().read(block(fields) + more)
+    for read_block in (HeadReader().read, HeadReader().skip):
+        with pytest.raises(ProtocolError, match=f"the limit is {MAX_FIELDS}") as raised:
+            read_block(block(fields) + more + b"\x95")
+        assert raised.value.code == ErrorCode.ENHANCE_YOUR_CALM
+
+
+def test_a_block_changes_the_size_of_the_table_twice_at_most() -> None:
+    changes = b"\x20\x3f\xe1\x1f"
+    assert HeadReader().read(changes + block(request("Echo")))
+    with pytest.raises(ProtocolError, match="more than 2 times") as raised:
+        HeadReader().read(changes + b"\x20" + block(request("Echo")))
+    assert raised.value.code == ErrorCode.COMPRESSION_ERROR
 
 
 def read(*more: tuple[str, str]) -> Head:
