@@ -24,7 +24,7 @@ import onnx
 from numpy.typing import NDArray
 from rich.console import Console
 
-from benchmarks import attention_networks, digit_networks, machine, pages
+from benchmarks import machine, pages
 from foveate_export.default_pictures import for_classifier
 from foveate_export.exporter import export
 from foveate_export.pictures import Pictures
@@ -39,10 +39,6 @@ from foveate_train.data import mnist
 
 PAGE = pages.DOCS / "export" / "variants.md"
 RESULTS = Path(__file__).parent / "results" / "attention_variants.json"
-NETWORKS = [
-    *digit_networks.NETWORKS,
-    *(name for name in attention_networks.NETWORKS if name.endswith("_mnist")),
-]
 PICTURES = 2000
 COMPARED_WITH_TORCH = 4
 BATCH = 50
@@ -171,6 +167,10 @@ def page_part(result: Mapping[str, Any]) -> str:
 
 def main() -> None:
     """Measure every checkpoint of digits that is there; the results of others are kept."""
+    # Not where this is imported for its measures alone: they register their networks.
+    from benchmarks import attention_networks, digit_networks  # noqa: PLC0415
+
+    trained = [*digit_networks.NETWORKS, *attention_networks.NETWORKS]
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--networks", type=Path, required=True, help="of attention_networks")
     parser.add_argument("--pictures", type=int, default=PICTURES)
@@ -183,7 +183,7 @@ def main() -> None:
     networks: dict[str, Any] = (
         json.loads(options.out.read_text("utf-8"))["networks"] if options.out.exists() else {}
     )
-    for name in NETWORKS:
+    for name in (name for name in trained if name.endswith("_mnist")):
         if not (options.networks / name).exists():
             continue
         classifier = checkpoint.load(options.networks / name).classifier

@@ -401,7 +401,7 @@ def test_what_is_no_classifier_is_refused(tmp_path: Path, photographs: Pictures)
 
     assert "no such file" in refusal(UsageError)
     file.write_bytes(b"\x00\x01 no protobuf")
-    assert refusal() == f"{file} is no ONNX file"
+    assert refusal() == f"{file} is no ONNX file: export the network to ONNX again"
     simple(file, inputs=[("x", ["n", 32, 40, 3]), ("z", ["n", 1])])
     assert "the inputs x, z; one, the picture, is expected" in refusal()
     simple(file, inputs=[("x", ["n", 28, 28, 1])])
