@@ -4,9 +4,9 @@ import asyncio
 import inspect
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
@@ -41,6 +41,10 @@ _HOLD_SECONDS = 0.1
 
 _LINGER_SECONDS = 3.0
 
+_WATCH_SECONDS = 0.02
+_ENDED_SECONDS = 60.0
+"""The time that calls have on a server that has ended by itself."""
+
 _MOST_PENDING = 3000
 """Calls that wait for the event loop: a second of its work. gRPC ends others with CANCELLED."""
 
@@ -62,6 +66,8 @@ class GrpcioTransport(Services):
         self._interceptors = (self._calls, *interceptors)
         self._server: grpc.aio.Server | None = None
         self._stopping: asyncio.Task[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._failed: set[asyncio.Task[None]] = set()
 
     def add_channelz(self) -> None:
         """Register grpcio's own grpc.channelz.v1, which describes the whole process."""
@@ -92,6 +98,7 @@ class GrpcioTransport(Services):
         """
         if self._server is None or self._stopping is not None:
             return
+        self._stop_watching()
         with self._calls.held():
             await asyncio.sleep(_HOLD_SECONDS)
             self._stopping = asyncio.create_task(self._server.stop(_LONGEST_SECONDS))
@@ -110,6 +117,7 @@ class GrpcioTransport(Services):
 
     async def stop(self) -> None:
         """Stop at once: calls in flight end with UNAVAILABLE."""
+        self._stop_watching()
         if self._server is not None:
             await self._server.stop(None)
             # grpcio counts a call as ended before its handler has returned.
@@ -140,7 +148,40 @@ class GrpcioTransport(Services):
             raise OSError(f"gRPC cannot listen on {address}") from error
         await server.start()
         self._server = server
+        if not address.startswith("unix:"):
+            address = f"{address.rpartition(':')[0]}:{port}"
+        again = partial(self._start, address, credentials, share_port=share_port)
+        self._watch = asyncio.create_task(self._listen_again(server, again))
         return port
+
+    async def _listen_again(
+        self, server: grpc.aio.Server, start: Callable[[], Awaitable[int]]
+    ) -> None:
+        """Start another server where one has ended by itself.
+
+        A call whose path is not UTF-8 ends grpcio's: it decodes the path outside of the call
+        (`AioServer._server_main_loop`). Calls in flight go on; the next ones need a listener.
+        """
+        # There is no event for it.
+        inner: Any = server._server  # type: ignore[attr-defined] # noqa: SLF001
+        while inner.is_running():  # noqa: ASYNC110
+            await asyncio.sleep(_WATCH_SECONDS)
+        logger.error("grpcio's server has ended by itself; another one listens in its place")
+        ended = asyncio.create_task(server.stop(_ENDED_SECONDS))
+        self._failed.add(ended)
+        ended.add_done_callback(self._failed.discard)
+        listens = False
+        while not listens:
+            try:
+                await start()
+                listens = True
+            except OSError:
+                # The old server's port may not be free yet.
+                await asyncio.sleep(_WATCH_SECONDS)
+
+    def _stop_watching(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
 
 
 class _Calls(grpc.aio.ServerInterceptor):

@@ -22,10 +22,11 @@ from foveate_serve.transports.http2.frames import Kind
 
 from ...waiting import LIMIT_SECONDS, until
 from .conftest import Serve
-from .http2.conftest import call, data, message, opening
+from .http2.conftest import call, data, frame, message, opening
 from .service import LEAST_STEP, SECRET, SNOW, Context, Service, path
 
 Code = grpc.StatusCode
+END_STREAM, END_HEADERS = 0x1, 0x4
 
 
 def unary(channel: grpc.aio.Channel, method: str, body: bytes = b"") -> Any:
@@ -143,6 +144,37 @@ async def test_what_a_refused_call_held_is_freed_at_once(serve: Serve) -> None:
             await until(lambda: held[0]() is None)
         finally:
             gc.enable()
+
+
+async def test_a_path_that_is_no_text_ends_no_server(serve: Serve) -> None:
+    async with serve() as served, served.channel() as channel:
+        waiting = unary(channel, "Wait", b"x")
+        await until(lambda: served.service.entered == 1)
+        async with await served.open() as stranger:
+            # The names are entries of the static table (RFC 7541, appendix A).
+            head = b"".join(
+                (
+                    b"\x83\x86",  # POST and http
+                    b"\x04\x03/\xff\xfe",  # :path
+                    b"\x01\x04host",  # :authority
+                    b"\x0f\x10\x10application/grpc",
+                    b"\x00\x02te\x08trailers",
+                )
+            )
+            stranger.send(frame(Kind.HEADERS, END_HEADERS | END_STREAM, 1, head))
+            with suppress(EOFError):
+                await stranger.answer(1)
+
+        async def answered() -> bool:
+            async with served.channel() as other:
+                return await code_of(unary(other, "Echo", b"x")) == Code.OK
+
+        async with asyncio.timeout(LIMIT_SECONDS):
+            while not await answered():  # noqa: ASYNC110 - the other side is a server
+                await asyncio.sleep(0.05)
+        # What was in flight is answered as well.
+        served.service.gate.set()
+        assert await waiting == b"x"
 
 
 async def test_calls_that_wait_for_a_busy_loop_are_answered(serve: Serve) -> None:
