@@ -75,21 +75,22 @@ def missed(measured: Mapping[str, Any], bare: Mapping[str, Any] | None) -> list[
 def page_part(result: Mapping[str, Any]) -> str:
     """Return the table of all attacks, and what the goals are."""
     runs: Mapping[str, Mapping[str, Any]] = result["runs"]
-    names = sorted({name for run in RUNS[:2] for name in runs.get(run, {})})
+    transports = [run for run in RUNS[:2] if run in runs]
+    names = sorted({name for run in transports for name in runs[run]})
     bare = runs.get("bare", {})
     rows = [
-        [name, *(cell for run in RUNS[:2] for cell in _cells(runs.get(run, {}), name, bare))]
+        [name, *(cell for run in transports for cell in _cells(runs[run], name, bare))]
         for name in names
     ]
     head = ["attack"]
-    for run in RUNS[:2]:
+    for run in transports:
         head += [f"{run}: answered", "p99, ms", "stall, ms", "MiB"]
     return "\n\n".join([*_sentences(runs, bare), pages.table(head, rows)])
 
 
 def _sentences(runs: Mapping[str, Mapping[str, Any]], bare: Mapping[str, Any]) -> Iterable[str]:
-    for run in RUNS[:2]:
-        lines = runs.get(run, {})
+    for run in (run for run in RUNS[:2] if run in runs):
+        lines = runs[run]
         misses = {name: missed(line, bare.get(name)) for name, line in lines.items()}
         failing = {name: goals for name, goals in misses.items() if goals}
         said = f"`{run}`: {len(lines) - len(failing)} of {len(lines)} attacks are within the goals"

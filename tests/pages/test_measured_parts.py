@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from benchmarks import (
+    attacks,
     attention_variants,
     batch,
     comparison,
@@ -37,6 +38,7 @@ from benchmarks import (
 )
 
 WRITERS = {
+    "attacks": attacks,
     "attention_variants": attention_variants,
     "batch": batch,
     "comparison": comparison,
