@@ -241,6 +241,8 @@ class Call(Stream):
                     grpc.StatusCode.UNIMPLEMENTED, "grpc-encoding is not supported"
                 )
                 return
+            if self.connection.sender.full:
+                await self.connection.sender.room()
             handler = await self._find(CallDetails(self.head.path, self.head.metadata))
             if handler is None:
                 self._context.set_status(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")

@@ -52,6 +52,7 @@ class Sender:
         """Bytes of answers in the outboxes of streams."""
         self._replied = 0
         self._paused = False
+        self._callers: dict[asyncio.Future[None], None] = {}
 
     # For streams.
 
@@ -114,6 +115,21 @@ class Sender:
             stream.drained = self._loop.create_future()
             await stream.drained
 
+    @property
+    def full(self) -> bool:
+        """Whether answers wait for the client to read, on whatever stream they are."""
+        return self.waiting > _MOST_UNSENT and (self.window <= 0 or self._busy)
+
+    async def room(self) -> None:
+        """Wait while it is `full`: an answer that is not made yet takes no memory."""
+        while self.full:
+            caller = self._loop.create_future()
+            self._callers[caller] = None
+            try:
+                await caller
+            finally:
+                self._callers.pop(caller, None)
+
     # For the connection.
 
     def emit(self, data: bytes | memoryview) -> None:
@@ -140,7 +156,7 @@ class Sender:
             self.transport.write(b"".join(self._out))
         self._out.clear()
         self._unsent = 0
-        if self._blocked:
+        if self._blocked or self._callers:
             self._pump_blocked()
 
     def pause(self) -> None:
@@ -259,6 +275,10 @@ class Sender:
         while self._blocked and self.window > 0 and not self._busy:
             number = next(iter(self._blocked))
             self._pump(self._blocked.pop(number))
+        if self._callers and not self.full:
+            for caller in list(self._callers):
+                if not caller.done():
+                    caller.set_result(None)
 
     def _tell_drained(self, stream: Stream) -> None:
         waiter = stream.drained

@@ -649,6 +649,34 @@ async def test_answers_that_are_not_read_do_not_pile_up() -> None:
         assert waiting + own.transport.get_write_buffer_size() < 50_000_000
 
 
+async def test_calls_wait_while_the_answers_of_others_are_not_read() -> None:
+    async with serving() as served, await served.open(LARGE_WINDOWS) as client:
+        client.send(window(0, 2**31 - 1 - 65_535))
+        await client.settle()
+        client.stop_reading()
+        streams = range(1, 401, 2)
+        client.send(*(call(stream, "Make", b"100000") for stream in streams))
+        await until(lambda: served.connection.sender.waiting > 1_000_000)
+        assert await steady(lambda: served.connection.sender.waiting) < 2_000_000
+        client.go_on_reading()
+        for stream in streams:
+            assert len((await client.answer(stream)).body) == 100_005
+        assert served.connection.sender.waiting == 0
+
+
+async def test_a_call_that_waits_for_others_answers_keeps_its_deadline() -> None:
+    async with serving() as served, await served.open() as client:
+        await client.settle()
+        # The connection's window takes none of the second answer.
+        client.send(call(1, "Make", b"3000000"), call(3, "Make", b"1"))
+        await until(lambda: served.connection.sender.waiting > 1_000_000)
+        late = request("Make", ("grpc-timeout", "50m"))
+        client.send(opening(5, late), data(5, message(b"1"), end=True))
+        answer = await client.answer(5)
+        assert answer.status == str(Code.DEADLINE_EXCEEDED.value[0])
+        assert served.connection.sender.full
+
+
 async def test_a_handler_that_is_slow_stops_the_client(
     served: Served, channel: grpc.aio.Channel
 ) -> None:
