@@ -101,19 +101,29 @@ def lac_members(logits: Logits, thresholds: SetThresholds, scores: Scores) -> ND
 
 def raps_members(logits: Logits, raps: Raps) -> NDArray[np.bool_]:
     """Return the sets of RAPS, bool [N, classes]."""
-    members: NDArray[np.bool_] = raps_scores(logits, raps.weight, raps.free) <= raps.threshold
+    order, scores = _ordered_scores(logits, raps.weight, raps.free)
+    members = np.zeros(logits.shape, np.bool_)
+    members[np.arange(len(logits))[:, None], order] = scores <= raps.threshold
     return members
 
 
 def raps_scores(logits: Logits, weight: float, free: int) -> Doubles:
     """Return the score of every class, float64 [N, classes]."""
-    probabilities = shares.softmax(logits)
-    ranks = _ranks(logits)
-    ordered = np.empty_like(probabilities)
-    np.put_along_axis(ordered, ranks, probabilities, axis=1)
-    before = ordered.cumsum(axis=1) - ordered
-    scores: Doubles = np.take_along_axis(before, ranks, axis=1)
-    return scores + weight * np.maximum(0, ranks + 1 - free)
+    order, ordered = _ordered_scores(logits, weight, free)
+    scores = np.empty_like(ordered)
+    np.put_along_axis(scores, order, ordered, axis=1)
+    return scores
+
+
+def _ordered_scores(logits: Logits, weight: float, free: int) -> tuple[NDArray[np.intp], Doubles]:
+    """Return the classes in their order, the likeliest first, and the scores in that order.
+
+    Of equal logits the lower class comes first.
+    """
+    order = np.argsort(-logits, axis=1, kind="stable")
+    probabilities = np.take_along_axis(shares.softmax(logits), order, axis=1)
+    scores: Doubles = probabilities.cumsum(axis=1) - probabilities
+    return order, scores + weight * np.maximum(0, np.arange(1, order.shape[1] + 1) - free)
 
 
 def _ranks(logits: Logits) -> NDArray[np.int64]:

@@ -51,6 +51,10 @@ _ENOUGH = MessageError(grpc.StatusCode.INTERNAL, "the method takes one message")
 _PRINTABLE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 
 
+_SHARE = 2
+"""A connection that is alone may hold two thirds of the budget."""
+
+
 @dataclass(kw_only=True, slots=True)
 class Budget:
     """The bytes of the messages, of all calls together, that no handler has read yet."""
@@ -58,14 +62,23 @@ class Budget:
     limit: int
     held: int = 0
 
-    def check(self) -> None:
-        """Raise MessageError where they are too many."""
+    def check(self, own: int, message: int) -> None:
+        """Raise MessageError where they are too many.
+
+        A connection, which holds `own` bytes, may hold `_SHARE` times as many as are free
+        (dynamic thresholds, Choudhury and Hahne 1998), and a `message` that is alone all.
+        """
         if self.held > self.limit:
-            raise MessageError(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                "the messages that are being received have too many bytes; "
-                f"the limit is {self.limit} bytes (max_request_bytes)",
-            )
+            whose = "the messages"
+        elif own > _SHARE * (self.limit - self.held) and self.held > message:
+            whose = "the messages of this connection"
+        else:
+            return
+        raise MessageError(
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            f"{whose} that are being received have too many bytes; "
+            f"the limit is {self.limit} bytes of all together (max_request_bytes)",
+        )
 
 
 @dataclass(slots=True)
@@ -145,7 +158,7 @@ class Call(Stream):
         try:
             messages = self._assembler.feed(data)
             self._hold(_MESSAGE_BYTES * len(messages))
-            self._budget.check()
+            self._budget.check(self.connection.held, self._held)
         except MessageError as error:
             self._problem = error
             self._wake()
@@ -183,11 +196,16 @@ class Call(Stream):
 
     def _hold(self, size: int) -> None:
         self._budget.held += size
+        self.connection.held += size
         self._held += size
+
+    def _release(self, size: int) -> None:
+        self._budget.held -= size
+        self.connection.held -= size
 
     def _refuse_more(self, why: MessageError) -> None:
         """Discard the messages that no handler has read, and refuse those that follow."""
-        self._budget.held -= self._held + sum(size for _, size in self._messages)
+        self._release(self._held + sum(size for _, size in self._messages))
         self._held = 0
         self._messages.clear()
         self._problem = why
@@ -348,7 +366,7 @@ class Call(Stream):
             self._arrival = asyncio.get_running_loop().create_future()
             await self._arrival
         message, size = self._messages.popleft()
-        self._budget.held -= size
+        self._release(size)
         if not self._messages:
             self.connection.credit(self, self._deferred)
             self._deferred = 0

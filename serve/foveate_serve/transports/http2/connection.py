@@ -109,6 +109,8 @@ class Connection(asyncio.BufferedProtocol):
         self.streams: dict[int, Stream] = {}
         self.running = 0
         """How many handlers run, including those of streams that the client has reset."""
+        self.held = 0
+        """Bytes of messages that no handler has read yet."""
         self.sender = Sender(finished=self._end)
         self.transport: asyncio.Transport = cast("asyncio.Transport", None)
         self.received_at = self.idle_since = self._loop.time()

@@ -457,6 +457,25 @@ async def test_messages_on_their_way_have_a_limit_together() -> None:
         assert served.held == 0
 
 
+async def test_one_connection_leaves_others_a_part_of_the_limit() -> None:
+    limits = {"max_message_bytes": 1 << 20, "max_request_bytes": 1 << 20}
+    part = message(bytes(400_000))[:300_000]
+    async with (
+        serving(**limits) as served,
+        await served.open() as greedy,
+        await served.open() as other,
+    ):
+        greedy.send(*(opening(n) + data(n, part) for n in (1, 3, 5)))
+        answer = await greedy.answer(5)
+        assert answer.status == str(Code.RESOURCE_EXHAUSTED.value[0])
+        assert "this connection" in answer.heads[-1]["grpc-message"]
+        assert served.held == 2 * len(part)
+        other.send(call(1, "Echo", bytes(150_000)))
+        assert len((await other.answer(1)).body) == 150_005
+        greedy.send(reset(1), reset(3))
+        await until(lambda: not served.held)
+
+
 async def test_messages_count_for_more_than_their_bytes() -> None:
     limits = {"max_message_bytes": 1 << 20, "max_request_bytes": 1 << 20}
     async with serving(**limits) as served, await served.open() as client:
