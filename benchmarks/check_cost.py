@@ -27,10 +27,10 @@ REQUESTS = 8
 """Of a turn."""
 
 
-def send_all(channel: grpc.Channel, message: ClassifyRequest) -> None:
+def send_all(channel: grpc.Channel, message: ClassifyRequest, count: int = REQUESTS) -> None:
     """Send the requests of a turn, one after another."""
     stub: Any = ClassifierServiceStub(channel)
-    for _ in range(REQUESTS):
+    for _ in range(count):
         assert stub.Classify(message).predictions
 
 

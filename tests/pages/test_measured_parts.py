@@ -34,6 +34,7 @@ from benchmarks import (
     training,
     transports,
     trust,
+    trust_int8,
     variants,
 )
 
@@ -61,6 +62,7 @@ WRITERS = {
     "training": training,
     "transports": transports,
     "trust": trust,
+    "trust_int8": trust_int8,
     "variants": variants,
 }
 
