@@ -1,6 +1,6 @@
 """Run the fuzzers, two at a time, and say what they found.
 
-    python -m tests.fuzz                    as many executions as the table asks
+    python -m tests.fuzz                    all that the table asks, into docs/reliability.md
     python -m tests.fuzz --seconds 15       each for so long
 
 Corpora and findings stay in fuzz-output/NAME; a finding is run again by
@@ -12,17 +12,19 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from benchmarks import machine
+from benchmarks import machine, pages
 from rich.console import Console
 from rich.table import Table
 
 from foveate_runtime.options import argument, option, parse
 
+RESULTS, PAGE = Path("benchmarks/results/fuzz.json"), Path("docs/reliability.md")
 EXECUTIONS = {
     "pictures": 1_000_000,
     "frames": 1_000_000,
@@ -49,7 +51,7 @@ class Options:
     seed: int = option("of the fuzzer", default=1)
     repository: Path = option("of the classifiers", default=Path("demo-output/repository"))
     out: Path = option("the folder of corpora and findings", default=Path("fuzz-output"))
-    result: Path | None = option("a results file to write")
+    result: Path | None = option("a results file to write, and no page")
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,22 @@ def show(outcomes: Sequence[Outcome]) -> None:
     Console().print(table)
 
 
+def page_part(result: Mapping[str, Any]) -> str:
+    """Return the table of the page."""
+    head = ["what is changed", "executions", "branches", "seconds", "findings"]
+    rows = [
+        [
+            row["target"],
+            f"{row['executions']:,}",
+            "" if row["branches"] is None else f"{row['branches']:,}",
+            f"{row['seconds']:.0f}",
+            row["finding"] or "none",
+        ]
+        for row in result["rows"]
+    ]
+    return pages.table(head, rows)
+
+
 def main() -> int:
     options = parse(
         Options,
@@ -116,11 +134,13 @@ def main() -> int:
     with ThreadPoolExecutor(2) as pool:
         outcomes = list(pool.map(lambda target: run(target, options), targets))
     show(outcomes)
-    if options.result:
-        rows = [asdict(outcome) for outcome in outcomes]
-        machine.save(
-            {"benchmark": "fuzz", "machine": machine.describe(), "rows": rows}, options.result
-        )
+    rows = [asdict(outcome) for outcome in outcomes]
+    result = {"benchmark": "fuzz", "machine": machine.describe(), "rows": rows}
+    whole = not options.targets and not options.seconds
+    if options.result or whole:
+        machine.save(result, options.result or RESULTS)
+    if whole and not options.result:
+        pages.write_part(PAGE, "fuzz", page_part(result), package="tests")
     return int(any(outcome.finding for outcome in outcomes))
 
 

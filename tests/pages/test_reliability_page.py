@@ -4,6 +4,7 @@ import json
 
 from benchmarks import pages
 from tests.faults.__main__ import FAULTS, page_part
+from tests.fuzz import __main__ as fuzz
 from tests.soak import __main__ as soak
 
 PAGE = pages.DOCS / "reliability.md"
@@ -23,3 +24,11 @@ def test_the_table_of_the_soak_is_that_of_the_results() -> None:
     for row in result["rows"]:
         assert row["minutes"] >= soak.LONG_MINUTES
         assert not row["faults"]
+
+
+def test_the_table_of_the_fuzzers_is_that_of_the_results() -> None:
+    result = json.loads((pages.DOCS.parent / fuzz.RESULTS).read_text(encoding="utf-8"))
+    assert pages.part(PAGE, "fuzz", package="tests") == fuzz.page_part(result)
+    for row in result["rows"]:
+        assert row["executions"] >= fuzz.EXECUTIONS[row["target"]]
+        assert row["finding"] is None
