@@ -15,6 +15,8 @@ from foveate_client._images import (
     open_upright,
 )
 
+from ..encoding import encoded
+
 ORIENTATION = 0x0112
 ROTATED = 6
 
@@ -117,13 +119,11 @@ def test_a_picture_is_drawn_upon_upright(rotated, kind):
 
 @pytest.mark.parametrize("metadata", ["large profile", "wrong checksum"])
 def test_a_png_is_drawn_upon_whatever_its_metadata_holds(coffee, metadata):
-    buffer = io.BytesIO()
     exif = Image.Exif()
     exif[ORIENTATION] = ROTATED
     with Image.open(coffee) as image:
-        image.save(buffer, "PNG", exif=exif)
+        data = encoded(image, exif=exif)
         expected = np.rot90(np.asarray(image.convert("RGB")), -1)
-    data = buffer.getvalue()
     name, body = b"iCCP", b"profile\0\0" + zlib.compress(bytes(2 << 20))
     checksum = 1 if metadata == "wrong checksum" else zlib.crc32(name + body)
     chunk = struct.pack(">I", len(body)) + name + body + struct.pack(">I", checksum)
@@ -140,11 +140,9 @@ def test_an_avif_is_drawn_upon_as_its_own_properties_turn_it(coffee):
     with Image.open(coffee) as image:
         small = image.resize((60, 40))
     for given, turns in (({"exif": exif}, -1), ({"xmp": xmp}, 0)):
-        buffer = io.BytesIO()
-        small.save(buffer, "AVIF", quality=95, **given)
+        file = encoded(small, "AVIF", quality=95, **given)
         expected = np.rot90(np.asarray(small), turns).astype(int)
-        malformed = buffer.getvalue().replace(b"MM\0*", b"XX\0*")
-        for data in (buffer.getvalue(), malformed):
+        for data in (file, file.replace(b"MM\0*", b"XX\0*")):
             assert np.abs(np.asarray(open_upright(data)) - expected).mean() < 4
 
 
@@ -152,36 +150,30 @@ def test_what_the_server_mends_is_drawn_upon(coffee):
     with Image.open(coffee) as image:
         small = image.resize((60, 40))
     for kind, cut in (("JPEG", 2), ("PNG", 12), ("GIF", 2)):
-        buffer = io.BytesIO()
-        small.save(buffer, kind)
-        found = np.asarray(open_upright(buffer.getvalue()[:-cut])).astype(int)
+        found = np.asarray(open_upright(encoded(small, kind)[:-cut])).astype(int)
         assert np.abs(found - np.asarray(small)).mean() < 10
-    buffer = io.BytesIO()
-    small.save(buffer, "WEBP", quality=95, save_all=True, append_images=[small.rotate(90)])
-    for data in (buffer.getvalue()[:-30], b"RIFF\0\0\1\0" + buffer.getvalue()[8:]):
+    file = encoded(small, "WEBP", quality=95, save_all=True, append_images=[small.rotate(90)])
+    for data in (file[:-30], b"RIFF\0\0\1\0" + file[8:]):
         found = np.asarray(open_upright(data)).astype(int)
         assert np.abs(found - np.asarray(small)).mean() < 10
 
 
 def test_a_picture_of_malformed_exif_is_taken_as_it_lies(coffee):
-    buffer = io.BytesIO()
     with Image.open(coffee) as image:
-        image.save(buffer, "PNG", exif=bytes(8))
+        file = encoded(image, exif=bytes(8))
         expected = np.asarray(image.convert("RGB"))
-    assert np.array_equal(np.asarray(open_upright(buffer.getvalue())), expected)
-    with Image.open(buffer) as image:
+    assert np.array_equal(np.asarray(open_upright(file)), expected)
+    with Image.open(io.BytesIO(file)) as image:
         assert np.array_equal(np.asarray(sent(image)), expected)
 
 
 def test_palettes_and_sixteen_bits_can_be_drawn_upon(coffee):
     colour = pixels(coffee)
-    buffer = io.BytesIO()
     with Image.open(coffee) as image:
-        image.quantize(16).save(buffer, "PNG", transparency=bytes([0] * 16))
-    assert open_upright(buffer.getvalue()).mode == "RGB"
-    deep = io.BytesIO()
-    Image.fromarray(colour[:, :, 0].astype(np.uint16) * 257).save(deep, "PNG")
-    assert np.array_equal(np.asarray(open_upright(deep.getvalue()))[:, :, 2], colour[:, :, 0])
+        palette = encoded(image.quantize(16), transparency=bytes([0] * 16))
+    assert open_upright(palette).mode == "RGB"
+    deep = encoded(colour[:, :, 0].astype(np.uint16) * 257)
+    assert np.array_equal(np.asarray(open_upright(deep))[:, :, 2], colour[:, :, 0])
 
 
 @pytest.mark.parametrize(
@@ -229,9 +221,7 @@ def sized(data, width, height):
     ],
 )
 def test_a_jpeg_whose_coefficients_take_too_much_is_not_drawn_upon(mode, written, mebibytes):
-    buffer = io.BytesIO()
-    Image.new(mode, (16, 16)).save(buffer, "JPEG", **written)
-    large = sized(buffer.getvalue(), 8000, 6200)
+    large = sized(encoded(Image.new(mode, (16, 16)), "JPEG", **written), 8000, 6200)
     with Image.open(io.BytesIO(large)) as opened:
         assert opened.size == (8000, 6200)
         if mebibytes is None:
@@ -242,9 +232,7 @@ def test_a_jpeg_whose_coefficients_take_too_much_is_not_drawn_upon(mode, written
 
 
 def test_a_baseline_jpeg_in_a_scan_a_component_counts_as_well():
-    buffer = io.BytesIO()
-    Image.new("RGB", (16, 16)).save(buffer, "JPEG", subsampling=0)
-    data = sized(buffer.getvalue(), 8000, 6200)
+    data = sized(encoded(Image.new("RGB", (16, 16)), "JPEG", subsampling=0), 8000, 6200)
     at = data.index(b"\xff\xda")
     alone = data[:at] + b"\xff\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00"
     with pytest.raises(TooMuchMemoryError, match="takes 283 MiB"):

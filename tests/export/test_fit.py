@@ -1,6 +1,5 @@
 """Training and the server prepare pictures as timm's evaluation does, whatever its crop mode."""
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from foveate_runtime.imaging.transform import prepare
 from foveate_train.data.preprocess import preprocess
 from foveate_train.sources.timm import input_spec
 
+from ..encoding import encoded
 from .conftest import IMAGENET_DIR
 
 PHOTOGRAPHS = {
@@ -67,9 +67,7 @@ def test_every_crop_mode_is_timms(
     )
     np.testing.assert_allclose(preprocess(image, spec), theirs, atol=1e-5)
 
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    seen, _ = prepare(file.getvalue(), spec, ImageLimits())
+    seen, _ = prepare(encoded(image), spec, ImageLimits())
     levels = 255 * (theirs.permute(1, 2, 0).numpy() * std + mean)
     assert np.abs(seen - levels).mean() < 0.3
 

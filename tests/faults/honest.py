@@ -1,6 +1,5 @@
 """A client that asks for known pictures all the while, and keeps what it saw."""
 
-import io
 import itertools
 import threading
 import time
@@ -14,6 +13,7 @@ from skimage import data
 
 from foveate_client import CallError, Client, Retries
 
+from ..encoding import encoded
 from ..waiting import wait_until
 
 _GOOD_IN_A_ROW = 20
@@ -22,14 +22,12 @@ _TIMEOUT_SECONDS = 5.0
 
 def pictures() -> list[bytes]:
     """Return photographs whose best scores differ, so that no answer passes for another's."""
-    found = []
-    for array in (data.chelsea(), data.coffee(), data.astronaut(), data.rocket()):
-        whole = Image.fromarray(array)
-        for picture in (whole, whole.rotate(90, expand=True)):
-            buffer = io.BytesIO()
-            picture.resize((256, 256)).save(buffer, "JPEG")
-            found.append(buffer.getvalue())
-    return found
+    arrays = (data.chelsea(), data.coffee(), data.astronaut(), data.rocket())
+    return [
+        encoded(picture.resize((256, 256)), "JPEG")
+        for whole in map(Image.fromarray, arrays)
+        for picture in (whole, whole.rotate(90, expand=True))
+    ]
 
 
 @dataclass(frozen=True)
@@ -96,10 +94,9 @@ class Honest:
 
     def ask_unlucky(self) -> str:
         """Ask for a picture that is one colour, 13 of 255; return the code."""
-        buffer = io.BytesIO()
-        Image.new("RGB", (224, 224), (13, 13, 13)).save(buffer, "PNG")
+        unlucky = encoded(Image.new("RGB", (224, 224), (13, 13, 13)))
         try:
-            self._client.classify(buffer.getvalue(), model=self._model, timeout=_TIMEOUT_SECONDS)
+            self._client.classify(unlucky, model=self._model, timeout=_TIMEOUT_SECONDS)
         except CallError as error:
             return error.code
         return "OK"

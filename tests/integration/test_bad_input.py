@@ -1,6 +1,5 @@
 """Whatever comes in, the answer is clear and the server goes on."""
 
-import io
 from collections.abc import Callable
 
 import grpc
@@ -12,14 +11,10 @@ from foveate.status import ErrorStatus
 from foveate.v1.classifier_service_pb2 import ClassifyRequest, GetModelRequest, RawImage
 from foveate.v1.explanation_pb2 import CamOptions, FeatureMapOptions
 
+from ..encoding import encoded
+
 MODEL = "efficientnet_lite0"
 CATS = {281, 282, 285}
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def request(picture: bytes, **fields: object) -> ClassifyRequest:

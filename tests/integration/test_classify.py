@@ -26,6 +26,8 @@ from foveate.v1.explanation_pb2 import (
 from foveate.v1.model_pb2 import MODEL_STATE_READY
 from foveate_runtime.imaging.heatmap import TURBO
 
+from ..encoding import encoded
+
 MODEL = "efficientnet_lite0"
 
 
@@ -169,12 +171,10 @@ def test_feature_maps_are_those_of_the_layers_and_channels_asked_for(server, pho
 
 def test_raw_bytes_and_the_same_file_give_the_same(server, cat: np.ndarray) -> None:
     crop = np.ascontiguousarray(cat[:28, :28, :1])
-    buffer = io.BytesIO()
-    Image.fromarray(crop[..., 0]).save(buffer, "PNG")
     raw = RawImage(height=28, width=28, channels=1, data=crop.tobytes())
-    encoded = ClassifyRequest(model="lenet5", encoded=buffer.getvalue())
+    file = ClassifyRequest(model="lenet5", encoded=encoded(crop[..., 0]))
     plain = ClassifyRequest(model="lenet5", raw=raw, timing=True)
-    from_file = server.classifier.Classify(encoded, timeout=60)
+    from_file = server.classifier.Classify(file, timeout=60)
     from_bytes = server.classifier.Classify(plain, timeout=60)
     assert from_file.predictions == from_bytes.predictions
     assert len(from_file.predictions) == 5

@@ -19,13 +19,8 @@ from foveate_web.asking import Answer, Choice
 from foveate_web.pictures import Pictures
 from foveate_web.serving import MAX_BODY
 
+from ..encoding import encoded
 from .conftest import shown
-
-
-def png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def test_a_digit_drawn_large_and_aside_becomes_that_of_mnist() -> None:
@@ -34,7 +29,7 @@ def test_a_digit_drawn_large_and_aside_becomes_that_of_mnist() -> None:
     for digit in digits[:100]:
         large = Image.new("L", (280, 280))
         large.paste(Image.fromarray(digit).resize((168, 168), Image.Resampling.BICUBIC), (90, 20))
-        with Image.open(io.BytesIO(drawing.digit(png(large)))) as drawn:
+        with Image.open(io.BytesIO(drawing.digit(encoded(large)))) as drawn:
             assert (drawn.mode, drawn.size) == ("L", (28, 28))
             found = np.asarray(drawn).astype(float)
         likeness.append(np.corrcoef(found.ravel(), digit.ravel())[0, 1])
@@ -54,8 +49,8 @@ def test_what_the_page_writes_is_sent_at_once() -> None:
 @pytest.mark.parametrize(
     ("strokes", "told"),
     [
-        (png(Image.new("L", (280, 280))), "nothing is drawn"),
-        (png(Image.new("L", (1025, 8), 255)), "1024 pixels"),
+        (encoded(Image.new("L", (280, 280))), "nothing is drawn"),
+        (encoded(Image.new("L", (1025, 8), 255)), "1024 pixels"),
         (b"no picture", "no PNG"),
     ],
 )
@@ -66,7 +61,7 @@ def test_a_drawing_that_cannot_be_one_is_refused(strokes: bytes, told: str) -> N
 
 def test_pictures_are_kept_within_bounds_and_the_last_used_stay() -> None:
     kept = Pictures(most=2)
-    one, two, three = (png(Image.new("RGB", (8, 8), (n, 0, 0))) for n in range(3))
+    one, two, three = (encoded(Image.new("RGB", (8, 8), (n, 0, 0))) for n in range(3))
     first, second = kept.add(one), kept.add(two)
     assert kept.get(first.name).data == one
     kept.add(three)
@@ -79,7 +74,7 @@ def test_pictures_are_kept_within_bounds_and_the_last_used_stay() -> None:
 def test_pictures_are_kept_within_their_bytes() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (4, 64, 64), dtype=np.uint8)
     kept = Pictures(most_bytes=10_000)
-    names = [kept.add(png(Image.fromarray(each))).name for each in noise]
+    names = [kept.add(encoded(each)).name for each in noise]
     assert kept.get(names[-1])
     with pytest.raises(ImageError):
         kept.get(names[0])
@@ -91,7 +86,7 @@ def test_pictures_are_kept_within_their_bytes() -> None:
         (b"GIF89a", "no PNG, JPEG, WebP, BMP or GIF"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "no PNG, JPEG, WebP, BMP or GIF"),
         (b"\0" * (pictures.MAX_BYTES + 1), f"limit is {pictures.MAX_BYTES} bytes"),
-        (png(Image.new("1", (10_000, 5_001))), f"limit is {pictures.MAX_PIXELS} pixels"),
+        (encoded(Image.new("1", (10_000, 5_001))), f"limit is {pictures.MAX_PIXELS} pixels"),
     ],
 )
 def test_what_cannot_be_a_picture_is_refused(data: bytes, told: str) -> None:

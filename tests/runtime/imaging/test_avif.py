@@ -17,15 +17,15 @@ if not avif.SUPPORTED:
 
 from PIL import AvifImagePlugin
 
+from ...encoding import encoded
+
 LIMITS = ImageLimits()
 WIDTH, HEIGHT = 90, 60
 COLOUR = np.asarray(Image.fromarray(data.chelsea()).resize((WIDTH, HEIGHT)))
 
 
-def encoded(image: Image.Image | None = None, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    (image or Image.fromarray(COLOUR)).save(buffer, "AVIF", **{"quality": 90, **options})
-    return buffer.getvalue()
+def written(picture: Image.Image | np.ndarray = COLOUR, **options: object) -> bytes:
+    return encoded(picture, "AVIF", **{"quality": 90, **options})
 
 
 def pixels(file: bytes, channels: int = 3) -> np.ndarray:
@@ -36,7 +36,7 @@ def oriented(orientation: int, **others: object) -> bytes:
     """The picture, whose `irot` and `imir` say what EXIF would."""
     exif = Image.Exif()
     exif[0x0112] = orientation
-    return encoded(exif=exif, **others)
+    return written(exif=exif, **others)
 
 
 def replaced(file: bytes, name: bytes, offset: int, value: bytes) -> bytes:
@@ -86,19 +86,19 @@ def stored(items: list[bytes], *, size: tuple[int, int], repeats: int = 1, shown
 
 
 def test_colours_transparency_and_grey_are_read() -> None:
-    assert np.abs(pixels(encoded()) - COLOUR).mean() < 4
+    assert np.abs(pixels(written()) - COLOUR).mean() < 4
     half = Image.fromarray(COLOUR)
     half.putalpha(77)
-    found = pixels(encoded(half), 4)
+    found = pixels(written(half), 4)
     assert np.abs(found[..., :3] - COLOUR).mean() < 4
     assert np.abs(found[..., 3] - 77).max() < 3
     grey = Image.fromarray(COLOUR).convert("L")
-    assert np.abs(pixels(encoded(grey), 1) - np.asarray(grey)).mean() < 4
+    assert np.abs(pixels(written(grey), 1) - np.asarray(grey)).mean() < 4
 
 
 def test_of_a_sequence_the_still_picture_is_taken() -> None:
     black = Image.new("RGB", (WIDTH, HEIGHT))
-    file = encoded(save_all=True, append_images=[black, black])
+    file = written(save_all=True, append_images=[black, black])
     assert file[8:12] == b"avis"
     assert avif.look(file) == avif.Contents(
         sizes=((WIDTH, HEIGHT),), coded=WIDTH * HEIGHT, moves=True
@@ -113,17 +113,16 @@ def test_of_a_sequence_the_still_picture_is_taken() -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_it_is_turned_by_its_own_properties(orientation: int) -> None:
     found = decode(oriented(orientation), channels=3, limits=LIMITS).orientation
-    buffer = io.BytesIO()
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(COLOUR).save(buffer, "JPEG", exif=exif)
-    assert found == decode(buffer.getvalue(), channels=3, limits=LIMITS).orientation
+    jpeg = encoded(COLOUR, "JPEG", exif=exif)
+    assert found == decode(jpeg, channels=3, limits=LIMITS).orientation
 
 
 def test_metadata_neither_turns_it_nor_stands_in_the_way() -> None:
     exif = Image.Exif()
     exif[0x010F] = "a camera"
-    file = encoded(exif=exif, xmp=b'<rdf:Description tiff:Orientation="6"/>')
+    file = written(exif=exif, xmp=b'<rdf:Description tiff:Orientation="6"/>')
     malformed = file.replace(b"MM\0*", b"XX\0*")
     assert malformed != file
     with pytest.raises(ValueError, match="Exif"):
@@ -136,14 +135,14 @@ def test_metadata_neither_turns_it_nor_stands_in_the_way() -> None:
 
 @pytest.mark.parametrize("side", [5_000, 60_000])
 def test_a_size_that_is_claimed_is_refused_by_its_box(side: int) -> None:
-    file = replaced(encoded(), b"ispe", 4, struct.pack(">II", side, side))
+    file = replaced(written(), b"ispe", 4, struct.pack(">II", side, side))
     with pytest.raises(ImageError, match=f"AVIF has {side} x {side} = .* 16777216") as raised:
         decode(file, channels=3, limits=LIMITS)
     assert raised.value.reason == "IMAGE_TOO_LARGE"
 
 
 def test_frames_that_are_larger_than_claimed_are_refused_undecoded() -> None:
-    file = replaced(encoded(), b"ispe", 4, struct.pack(">II", 9, 6))
+    file = replaced(written(), b"ispe", 4, struct.pack(">II", 9, 6))
     few = ImageLimits(max_pixels=9 * 6)
     with pytest.raises(ImageError, match="frames of the AVIF have 5400 pixels together") as raised:
         decode(file, channels=3, limits=few)
@@ -154,12 +153,12 @@ def test_frames_that_are_larger_than_claimed_are_refused_undecoded() -> None:
 
 def test_a_picture_of_our_own_boxes_is_read() -> None:
     # Without `av1C` no reader decodes it; what it takes is told all the same.
-    file = stored([units(encoded())], size=(WIDTH, HEIGHT))
+    file = stored([units(written())], size=(WIDTH, HEIGHT))
     assert avif.look(file).coded == WIDTH * HEIGHT
 
 
 def test_every_frame_of_an_item_counts() -> None:
-    whole = units(encoded())
+    whole = units(written())
     file = stored([whole * 50], size=(WIDTH, HEIGHT))
     assert avif.look(file).coded == 50 * WIDTH * HEIGHT
     file = stored([whole], size=(WIDTH, HEIGHT), repeats=4)
@@ -167,7 +166,7 @@ def test_every_frame_of_an_item_counts() -> None:
 
 
 def test_items_of_small_frames_count_by_what_they_are_scaled_to() -> None:
-    file = stored([units(encoded())] * 3, size=(1000, 1000))
+    file = stored([units(written())] * 3, size=(1000, 1000))
     assert avif.look(file).coded == 3_000_000
 
 
@@ -214,7 +213,7 @@ def test_a_frame_has_the_size_that_its_headers_say(
 
 
 def test_more_parts_than_a_picture_has_are_refused() -> None:
-    whole = units(encoded())
+    whole = units(written())
     many = (
         stored([b""] * 30_000, size=(1, 1)),
         stored([whole], size=(1, 1), repeats=20_000),
@@ -240,13 +239,13 @@ def test_more_parts_than_a_picture_has_are_refused() -> None:
 
 
 def test_items_may_not_share_bytes_without_end() -> None:
-    large = units(encoded()) + bytes(100_000)
+    large = units(written()) + bytes(100_000)
     with pytest.raises(TooManyPartsError, match="bytes of items"):
         avif.look(stored([large], size=(1, 1), repeats=9))
 
 
 def test_a_file_that_ends_anywhere_is_a_picture_or_refused() -> None:
-    file = encoded()
+    file = written()
     for end in (*range(12, 400, 7), len(file) - 1):
         with pytest.raises(ImageError) as raised:
             decode(file[:end], channels=3, limits=LIMITS)
@@ -262,5 +261,5 @@ def test_without_the_decoder_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(
         ImageError, match=r"AVIF, which is read with Pillow 11\.3 or later"
     ) as raised:
-        decode(encoded(), channels=3, limits=LIMITS)
+        decode(written(), channels=3, limits=LIMITS)
     assert raised.value.reason == "IMAGE_UNSUPPORTED"

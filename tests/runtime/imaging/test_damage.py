@@ -2,7 +2,6 @@
 
 import base64
 import gzip
-import io
 import struct
 import zlib
 from collections.abc import Callable
@@ -24,17 +23,13 @@ from foveate_runtime.imaging.decode import (
     decode,
 )
 
+from ...encoding import encoded
+
 LIMITS = ImageLimits()
 WIDTH, HEIGHT = 64, 48
 PICTURE = Image.fromarray(data.chelsea()).resize((WIDTH, HEIGHT))
 COLOUR = np.asarray(PICTURE)
 TURNED = PICTURE.rotate(180)
-
-
-def encoded(kind: str, image: Image.Image = PICTURE, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def replaced(file: bytes, at: int, value: bytes) -> bytes:
@@ -66,20 +61,20 @@ def of_16_bits(colour: np.ndarray) -> bytes:
     return ((red >> 3) << 11 | (green >> 2) << 5 | blue >> 3).astype("<u2").tobytes()
 
 
-JPEG = encoded("JPEG", quality=92)
-CMYK = encoded("JPEG", PICTURE.convert("CMYK"), quality=92)
-RESTARTS = encoded("JPEG", quality=92, restart_marker_blocks=2)
-PNG = encoded("PNG")
-GIF = encoded("GIF")
-WEBP = encoded("WEBP", quality=95)
-MOVING = encoded("WEBP", quality=95, save_all=True, append_images=[TURNED])
+JPEG = encoded(PICTURE, "JPEG", quality=92)
+CMYK = encoded(PICTURE.convert("CMYK"), "JPEG", quality=92)
+RESTARTS = encoded(PICTURE, "JPEG", quality=92, restart_marker_blocks=2)
+PNG = encoded(PICTURE)
+GIF = encoded(PICTURE, "GIF")
+WEBP = encoded(PICTURE, "WEBP", quality=95)
+MOVING = encoded(PICTURE, "WEBP", quality=95, save_all=True, append_images=[TURNED])
 RGB_565 = struct.pack("<III", 0xF800, 0x7E0, 0x1F)
 FRAME = JPEG.index(b"\xff\xc0")
 FILM = np.random.default_rng(0).bytes(3_000_000)
 
 SHOWN: dict[str, tuple[bytes, tuple[str, ...]]] = {
     "a JPEG with zeros before its end": (JPEG[:-2] + bytes(9) + JPEG[-2:], ()),
-    "a JPEG in red, green and blue": (encoded("JPEG", quality=92, keep_rgb=True), ()),
+    "a JPEG in red, green and blue": (encoded(PICTURE, "JPEG", quality=92, keep_rgb=True), ()),
     "a JPEG in CMYK": (CMYK, ()),
     "a JPEG in CMYK without its end": (CMYK[:-2], (MISSING_END,)),
     "a JPEG with junk between its segments": (JPEG[:20] + b"junk" + JPEG[20:], (DAMAGED_DATA,)),
@@ -88,7 +83,7 @@ SHOWN: dict[str, tuple[bytes, tuple[str, ...]]] = {
         (DAMAGED_DATA,),
     ),
     "a JPEG whose EXIF is zeros": (
-        encoded("JPEG", quality=92, exif=b"Exif\0\0" + bytes(8)),
+        encoded(PICTURE, "JPEG", quality=92, exif=b"Exif\0\0" + bytes(8)),
         (DAMAGED_METADATA,),
     ),
     "a JPEG with a damaged profile": (
@@ -96,7 +91,7 @@ SHOWN: dict[str, tuple[bytes, tuple[str, ...]]] = {
         (DAMAGED_PROFILE,),
     ),
     "two pictures in one JPEG": (
-        encoded("MPO", quality=92, save_all=True, append_images=[TURNED]),
+        encoded(PICTURE, "MPO", quality=92, save_all=True, append_images=[TURNED]),
         (),
     ),
     "a JPEG with a film behind it": (JPEG + FILM, ()),
@@ -108,11 +103,11 @@ SHOWN: dict[str, tuple[bytes, tuple[str, ...]]] = {
         PNG[:33] + chunk(b"tRNS", bytes(300)) + PNG[33:],
         (),
     ),
-    "a moving PNG": (encoded("PNG", save_all=True, append_images=[TURNED]), ()),
+    "a moving PNG": (encoded(PICTURE, "PNG", save_all=True, append_images=[TURNED]), ()),
     "a GIF without its end": (GIF[:-2], ()),
     "a GIF whose screen has no size": (replaced(GIF, 6, bytes(4)), ()),
     "a moving GIF that ends in its second frame": (
-        encoded("GIF", save_all=True, append_images=[TURNED])[:-200],
+        encoded(PICTURE, "GIF", save_all=True, append_images=[TURNED])[:-200],
         (),
     ),
     "a WebP that says it is longer": (replaced(WEBP, 4, b"\0\0\1\0"), (WRONG_LENGTH,)),
@@ -143,7 +138,7 @@ def damaged(file: bytes) -> bytes:
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}], ids=["baseline", "progressive"])
 def test_damage_that_changes_pixels_is_told(options: dict[str, object]) -> None:
-    file = damaged(encoded("JPEG", quality=92, **options))
+    file = damaged(encoded(PICTURE, "JPEG", quality=92, **options))
     decoded = decode(file, channels=3, limits=LIMITS)
     assert np.abs(np.asarray(decoded.image).astype(int) - COLOUR).mean() > 2
     assert decoded.warnings == (DAMAGED_DATA,)
@@ -160,7 +155,7 @@ def test_scans_behind_the_end_do_not_count() -> None:
     few = ImageLimits(max_scans=1)
     assert decode(JPEG + FILM, channels=3, limits=few).warnings == ()
     # A comment between two scans may hold what looks like the end.
-    progressive = encoded("JPEG", progressive=True)
+    progressive = encoded(PICTURE, "JPEG", progressive=True)
     scans = progressive.count(b"\xff\xda")
     second = progressive.index(b"\xff\xc4", progressive.index(b"\xff\xda"))
     comment = b"\xff\xfe\0\6\xff\xd9\xff\xd9"
@@ -183,12 +178,15 @@ UNREAD: dict[str, tuple[bytes, str]] = {
         bmp(16, 3, of_16_bits(COLOUR), masks=struct.pack("<III", 0xF00, 0xF0, 0xF)),
         "the BMP has a layout .*compression 3, 16 bits.*; save it as a PNG",
     ),
-    "a BMP of no width": (replaced(encoded("BMP"), 18, bytes(4)), "the BMP has a layout"),
+    "a BMP of no width": (replaced(encoded(PICTURE, "BMP"), 18, bytes(4)), "the BMP has a layout"),
     "a PNG in a BMP": (bmp(0, 5, PNG), "the BMP has a layout .*compression 5"),
-    "a TIFF": (encoded("TIFF"), "the bytes are a TIFF, and no picture in one of JPEG, PNG"),
+    "a TIFF": (
+        encoded(PICTURE, "TIFF"),
+        "the bytes are a TIFF, and no picture in one of JPEG, PNG",
+    ),
     "a HEIC": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), "are a HEIC, and no"),
     "a HEIC by another brand": (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + bytes(99), "a HEIC"),
-    "a JPEG 2000": (encoded("JPEG2000"), "a JPEG 2000"),
+    "a JPEG 2000": (encoded(PICTURE, "JPEG2000"), "a JPEG 2000"),
     "an SVG": (b"\xef\xbb\xbf\n<svg xmlns='http://www.w3.org/2000/svg'/>", "an SVG"),
     "an error page": (b"<!DOCTYPE html><title>404</title>", "an HTML page"),
     "a pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS"),
@@ -206,7 +204,7 @@ def test_what_is_not_read_is_named(name: str) -> None:
     assert raised.value.reason == "IMAGE_UNSUPPORTED"
 
 
-PALETTE = encoded("PNG", PICTURE.quantize(16))
+PALETTE = encoded(PICTURE.quantize(16))
 PIXELS = PNG.index(b"IDAT") - 4
 
 
@@ -253,7 +251,7 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
     ),
     "a GIF in its pixels": (GIF[:-200], f"its {len(GIF) - 200} bytes end, or go wrong"),
     "a BMP in its pixels": (
-        encoded("BMP")[:-100],
+        encoded(PICTURE, "BMP")[:-100],
         f"it ends at byte {54 + 9216 - 100}; its 64 x 48 pixels take {54 + 9216}",
     ),
 }
@@ -280,5 +278,5 @@ def test_an_interlaced_picture_of_one_pixel() -> None:
 def test_an_orientation_that_there_is_not_means_upright(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    decoded = decode(encoded("JPEG", exif=exif), channels=3, limits=LIMITS)
+    decoded = decode(encoded(PICTURE, "JPEG", exif=exif), channels=3, limits=LIMITS)
     assert (decoded.orientation.transpose, decoded.warnings) == (None, ())

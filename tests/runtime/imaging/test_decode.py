@@ -1,6 +1,5 @@
 """Every picture that Pillow reads arrives as RGB or grey, and every other one as an ImageError."""
 
-import io
 import struct
 import zlib
 
@@ -24,13 +23,9 @@ from foveate_runtime.imaging.decode import (
 )
 from foveate_runtime.imaging.jpeg import MAX_SCANS
 
+from ...encoding import encoded
+
 LIMITS = ImageLimits()
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def chunk(name: bytes, body: bytes, checksum: int | None = None) -> bytes:

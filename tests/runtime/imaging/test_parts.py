@@ -1,6 +1,5 @@
 """A file of a few megabytes may have millions of parts; those that people have keep theirs."""
 
-import io
 import os
 import struct
 import zlib
@@ -9,21 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from skimage import data
 
 from foveate_runtime.imaging import parts
 from foveate_runtime.imaging.decode import ImageError, ImageLimits, decode
 
+from ...encoding import encoded
+
 LIMITS = ImageLimits()
 IMAGENET_DIR = os.environ.get("FOVEATE_IMAGENET_DIR")
 EXIF, PHOTOSHOP, XMP = b"Exif\0\0", b"Photoshop 3.0\0", b"http://ns.adobe.com/xap/1.0/\0"
-
-
-def encoded(kind: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(data.chelsea()).save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def segment(marker: int, body: bytes = b"") -> bytes:
@@ -32,13 +26,13 @@ def segment(marker: int, body: bytes = b"") -> bytes:
 
 def jpeg(before: bytes) -> bytes:
     """A photograph with bytes after its first marker."""
-    file = encoded("JPEG")
+    file = encoded(data.chelsea(), "JPEG")
     return file[:2] + before + file[2:]
 
 
 def png(chunks: int) -> bytes:
     """A photograph whose pixels lie in chunks of one byte, but for the last, after others."""
-    file = encoded("PNG")
+    file = encoded(data.chelsea())
     empty = struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
     at = file.index(b"IDAT") - 4
     return file[:at] + empty * chunks + file[at:]
@@ -46,7 +40,7 @@ def png(chunks: int) -> bytes:
 
 def gif(blocks: int) -> bytes:
     """A picture after a comment of so many blocks."""
-    file = encoded("GIF")
+    file = encoded(data.chelsea(), "GIF")
     table = 13 + (3 << (file[10] & 7) + 1)
     return file[:table] + b"!\xfe" + b"\1x" * blocks + b"\0" + file[table:]
 
@@ -89,7 +83,7 @@ def in_jpeg(exif: bytes, prefix: bytes = EXIF, marker: int = 0xE1) -> bytes:
 
 
 def in_png(name: bytes, body: bytes) -> bytes:
-    file = encoded("PNG")
+    file = encoded(data.chelsea())
     check = struct.pack(">I", zlib.crc32(name + body))
     return file[:33] + struct.pack(">I", len(body)) + name + body + check + file[33:]
 
@@ -108,11 +102,11 @@ MANY = {
     "tags in a JPEG, the other order": in_jpeg(tags(3000, 100_000, order=">")),
     "tags in a PNG": in_png(b"eXIf", TAGS),
     "tags in a PNG's text": in_png(b"tEXt", profile(TAGS)),
-    "tags in a WebP": encoded("WEBP", exif=TAGS),
+    "tags in a WebP": encoded(data.chelsea(), "WEBP", exif=TAGS),
     "tags of several pictures": in_jpeg(LITTLE_TAGS, b"MPF\0", 0xE2),
     "prefixes in a JPEG": in_jpeg(EXIF * 100_000),
     "prefixes in a PNG": in_png(b"eXIf", EXIF * 100_000),
-    "prefixes in a WebP": encoded("WEBP", exif=EXIF * 100_000),
+    "prefixes in a WebP": encoded(data.chelsea(), "WEBP", exif=EXIF * 100_000),
     "comments": jpeg(segment(0xFE) * 200_000),
     "tables": jpeg(segment(0xDB, b"\0" + b"\1" * 64) * 20_000),
     "markers alone": jpeg(b"\xff\x01" * 200_000),
@@ -161,7 +155,7 @@ def test_tags_that_lie_apart_keep_the_orientation(kind: str, order: str) -> None
         "JPEG": lambda: in_jpeg(exif),
         "PNG": lambda: in_png(b"eXIf", exif),
         "PNG's text": lambda: in_png(b"tEXt", profile(exif)),
-        "WebP": lambda: encoded("WEBP", exif=exif),
+        "WebP": lambda: encoded(data.chelsea(), "WEBP", exif=exif),
     }[kind]()
     decoded = decode(file, channels=3, limits=LIMITS)
     assert (decoded.orientation.swap, decoded.warnings) == (True, ())
@@ -170,11 +164,11 @@ def test_tags_that_lie_apart_keep_the_orientation(kind: str, order: str) -> None
 def test_a_webp_has_fewer_pixels_than_other_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     height, width, _ = data.chelsea().shape
     monkeypatch.setattr("foveate_runtime.imaging.decode.MAX_WEBP_PIXELS", width * height)
-    decode(encoded("WEBP"), channels=3, limits=LIMITS)
+    decode(encoded(data.chelsea(), "WEBP"), channels=3, limits=LIMITS)
     monkeypatch.setattr("foveate_runtime.imaging.decode.MAX_WEBP_PIXELS", width * height - 1)
-    decode(encoded("PNG"), channels=3, limits=LIMITS)
+    decode(encoded(data.chelsea()), channels=3, limits=LIMITS)
     with pytest.raises(ImageError, match=f"WebP has .* the limit is {width * height - 1} pixels"):
-        decode(encoded("WEBP"), channels=3, limits=LIMITS)
+        decode(encoded(data.chelsea(), "WEBP"), channels=3, limits=LIMITS)
 
 
 def test_runs_within_the_limit_are_decoded() -> None:
@@ -185,7 +179,7 @@ def test_runs_within_the_limit_are_decoded() -> None:
 
 @pytest.mark.parametrize("kind", ["JPEG", "GIF", "BMP"])
 def test_a_file_that_ends_anywhere_is_left_for_the_decoder(kind: str) -> None:
-    file = encoded(kind)
+    file = encoded(data.chelsea(), kind)
     for end in (*range(900), len(file)):
         parts.require_few(file[:end])
 

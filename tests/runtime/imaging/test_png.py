@@ -1,6 +1,5 @@
 """Plain PNG files: Pillow's pixels, and everything else is left to Pillow."""
 
-import io
 from collections.abc import Callable
 
 import numpy as np
@@ -15,15 +14,11 @@ from foveate_runtime.imaging.decode import ImageError, ImageLimits
 from foveate_runtime.imaging.png import decode_plain
 from foveate_runtime.imaging.transform import prepare
 
+from ...encoding import encoded
+
 SPEC = InputSpec(
     height=28, width=28, channels=1, resize=28, interpolation="bilinear", mean=(0.0,), std=(1.0,)
 )
-
-
-def saved(image: Image.Image, **options: object) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG", **options)
-    return file.getvalue()
 
 
 def smooth(height: int, width: int, channels: int) -> Image.Image:
@@ -50,7 +45,7 @@ def test_the_pixels_are_pillows(
         shape = np.asarray(image).shape
         image = Image.fromarray(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
     pixels = decode_plain(
-        saved(image, compress_level=level), height=height, width=width, channels=channels
+        encoded(image, compress_level=level), height=height, width=width, channels=channels
     )
     assert pixels is not None
     assert pixels.dtype == np.uint8
@@ -66,15 +61,15 @@ def text() -> PngImagePlugin.PngInfo:
 @pytest.mark.parametrize(
     "data",
     [
-        saved(smooth(28, 27, 1)),
-        saved(smooth(28, 28, 3)),
-        saved(smooth(28, 28, 1).convert("1")),
-        saved(smooth(28, 28, 1).convert("P")),
-        saved(smooth(28, 28, 1).convert("LA")),
-        saved(Image.fromarray(np.zeros((28, 28), dtype=np.uint16))),
-        saved(smooth(28, 28, 1), transparency=0),
-        saved(smooth(28, 28, 1), pnginfo=text()),
-        saved(smooth(28, 28, 1), exif=b"Exif\x00\x00"),
+        encoded(smooth(28, 27, 1)),
+        encoded(smooth(28, 28, 3)),
+        encoded(smooth(28, 28, 1).convert("1")),
+        encoded(smooth(28, 28, 1).convert("P")),
+        encoded(smooth(28, 28, 1).convert("LA")),
+        encoded(np.zeros((28, 28), dtype=np.uint16)),
+        encoded(smooth(28, 28, 1), transparency=0),
+        encoded(smooth(28, 28, 1), pnginfo=text()),
+        encoded(smooth(28, 28, 1), exif=b"Exif\x00\x00"),
         b"",
         b"no picture",
     ],
@@ -97,7 +92,7 @@ def test_what_is_not_plain_is_left(data: bytes) -> None:
 
 
 def test_what_is_not_whole_or_not_right_is_left() -> None:
-    data = saved(smooth(28, 28, 1))
+    data = encoded(smooth(28, 28, 1))
     assert decode_plain(data, height=28, width=28, channels=1) is not None
     for place in range(len(data)):
         assert decode_plain(data[:place], height=28, width=28, channels=1) is None
@@ -124,7 +119,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 def test_a_digit_is_prepared_as_by_pillow(
     plain: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = saved(smooth(28, 28, 1))
+    data = encoded(smooth(28, 28, 1))
     found, view = prepare(data, SPEC, ImageLimits())
     monkeypatch.setattr(transform, "_SMALL_BYTES", 0)
     wanted, wanted_view = prepare(data, SPEC, ImageLimits())
@@ -134,7 +129,7 @@ def test_a_digit_is_prepared_as_by_pillow(
 
 
 def test_the_limits_hold_for_it_as_well(plain: list[bool]) -> None:
-    data = saved(smooth(28, 28, 1))
+    data = encoded(smooth(28, 28, 1))
     for limits in (ImageLimits(max_bytes=len(data) - 1), ImageLimits(max_pixels=28 * 28 - 1)):
         with pytest.raises(ImageError) as raised:
             prepare(data, SPEC, limits)

@@ -1,6 +1,5 @@
 """Pictures that are decoded at one time, and the memory that they take together."""
 
-import io
 import threading
 
 import numpy as np
@@ -13,6 +12,7 @@ from foveate_runtime.imaging.decode import ImageLimits
 from foveate_runtime.imaging.room import SMALL_BYTES, Room
 from foveate_runtime.imaging.transform import prepare
 
+from ...encoding import encoded
 from ...waiting import wait_until
 
 LIMITS = ImageLimits()
@@ -63,11 +63,10 @@ def test_a_large_picture_becomes_what_a_small_one_does(
         picture = Image.fromarray((noise[..., 0].astype(np.uint16) << 8) + noise[..., 1])
     else:
         picture = Image.fromarray(noise).convert(mode)
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    expected, _ = prepare(buffer.getvalue(), spec, LIMITS)
+    file = encoded(picture)
+    expected, _ = prepare(file, spec, LIMITS)
     monkeypatch.setattr(decode, "_LARGE_PIXELS", 0)
-    found, _ = prepare(buffer.getvalue(), spec, LIMITS)
+    found, _ = prepare(file, spec, LIMITS)
     np.testing.assert_array_equal(found, expected)
 
 
@@ -75,8 +74,7 @@ def test_a_file_that_is_mended_and_read_again_waits_for_no_room_of_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(decode, "ROOM", Room(1))
-    buffer = io.BytesIO()
-    Image.new("RGB", (2000, 1500), (9, 99, 199)).save(buffer, "JPEG", progressive=True)
-    pixels, view = prepare(buffer.getvalue()[:-2], SPEC, LIMITS)
+    file = encoded(Image.new("RGB", (2000, 1500), (9, 99, 199)), "JPEG", progressive=True)
+    pixels, view = prepare(file[:-2], SPEC, LIMITS)
     assert view.warnings == (decode.MISSING_END,)
     assert abs(pixels.astype(int) - (9, 99, 199)).max() <= 2

@@ -13,6 +13,8 @@ from foveate_runtime.imaging import jpeg, resample
 from foveate_runtime.imaging.decode import ImageLimits
 from foveate_runtime.imaging.transform import prepare
 
+from ...encoding import encoded
+
 LIMITS = ImageLimits()
 
 
@@ -46,12 +48,6 @@ def spec(
     )
 
 
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
 PHOTOGRAPHS = {
     "chelsea": data.chelsea(),
     "astronaut": data.astronaut(),
@@ -77,7 +73,7 @@ def torchvision_input(image: Image.Image, wanted: InputSpec) -> np.ndarray:
 def test_agrees_with_torchvision(name: str, interpolation: str) -> None:
     image = Image.fromarray(np.ascontiguousarray(PHOTOGRAPHS[name]))
     wanted = spec(interpolation=interpolation)
-    found, _ = prepare(encoded(image, "PNG"), wanted, LIMITS)
+    found, _ = prepare(encoded(image), wanted, LIMITS)
     difference = np.abs(found.astype(int) - torchvision_input(image, wanted))
     assert found.shape == (224, 224, 3)
     # Both libraries round between rows and columns, and Pillow chooses their order by the size.
@@ -88,7 +84,7 @@ def test_agrees_with_torchvision(name: str, interpolation: str) -> None:
 def test_agrees_with_torchvision_on_other_sizes(height: int, width: int, resize: int) -> None:
     image = Image.fromarray(data.coffee())
     wanted = spec(height=height, width=width, resize=resize)
-    found, _ = prepare(encoded(image, "PNG"), wanted, LIMITS)
+    found, _ = prepare(encoded(image), wanted, LIMITS)
     difference = np.abs(found.astype(int) - torchvision_input(image, wanted))
     assert difference.mean() < 0.3
 
@@ -136,9 +132,7 @@ def test_exif_orientation_is_honoured(orientation: int, kind: str, size: int) ->
 
 
 def test_grey_pictures_have_one_channel() -> None:
-    found, _ = prepare(
-        encoded(Image.fromarray(data.chelsea()), "PNG"), spec(28, 28, 28, channels=1), LIMITS
-    )
+    found, _ = prepare(encoded(data.chelsea()), spec(28, 28, 28, channels=1), LIMITS)
     assert found.shape == (28, 28, 1)
     assert found.dtype == np.uint8
 
@@ -146,7 +140,7 @@ def test_grey_pictures_have_one_channel() -> None:
 def test_a_picture_of_the_inputs_size_is_left_as_it_is() -> None:
     digit = data.chelsea()[:28, :28, 0].copy()
     found, view = prepare(
-        encoded(Image.fromarray(digit), "PNG"),
+        encoded(digit),
         spec(28, 28, 28, interpolation="bilinear", channels=1),
         LIMITS,
     )
@@ -163,7 +157,7 @@ def test_a_picture_of_the_inputs_size_is_taken_as_it_is_whatever_resize_says(
     stored = Image.fromarray(np.rot90(cat) if orientation == 6 else cat)
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
-    found, view = prepare(encoded(stored, "PNG", exif=exif), spec(64, 256, 80, fit=fit), LIMITS)
+    found, view = prepare(encoded(stored, exif=exif), spec(64, 256, 80, fit=fit), LIMITS)
     assert np.array_equal(found, cat)
     assert (view.left, view.top, view.width, view.height) == (0, 0, 256, 64)
 
@@ -172,7 +166,7 @@ def test_a_picture_of_the_inputs_size_is_taken_as_it_is_whatever_resize_says(
 def test_a_crop_covers_an_input_that_is_not_square(size: tuple[int, int]) -> None:
     height, width = size
     found, view = prepare(
-        encoded(Image.new("RGB", (width, height), "white"), "PNG"), spec(64, 256, 64), LIMITS
+        encoded(Image.new("RGB", (width, height), "white")), spec(64, 256, 64), LIMITS
     )
     assert (found == 255).all()
     assert view.width == pytest.approx(min(width, 4 * height), abs=1)
@@ -182,16 +176,14 @@ def test_a_crop_covers_an_input_that_is_not_square(size: tuple[int, int]) -> Non
 def test_a_picture_is_squashed_whole() -> None:
     halves = np.zeros((50, 400, 3), np.uint8)
     halves[:, 200:] = 255
-    found, view = prepare(
-        encoded(Image.fromarray(halves), "PNG"), spec(32, 32, 32, fit="squash"), LIMITS
-    )
+    found, view = prepare(encoded(halves), spec(32, 32, 32, fit="squash"), LIMITS)
     assert (found[:, :14] == 0).all()
     assert (found[:, 18:] == 255).all()
     assert (view.left, view.top, view.width, view.height) == (0, 0, 400, 50)
 
 
 def test_a_picture_is_padded_to_the_inputs_shape() -> None:
-    white = encoded(Image.new("RGB", (400, 100), "white"), "PNG")
+    white = encoded(Image.new("RGB", (400, 100), "white"))
     found, view = prepare(white, spec(32, 32, 32, fit="pad"), LIMITS)
     assert (found[12:20] == 255).all()
     assert (found[:12] == 128).all()  # the mean
@@ -207,14 +199,14 @@ def test_a_large_jpeg_is_not_decoded_smaller_than_a_wide_input() -> None:
     for fit in ("crop", "squash"):
         wanted = spec(16, 512, 16, fit=fit)
         small, _ = prepare(file, wanted, LIMITS)
-        whole, _ = prepare(encoded(Image.open(io.BytesIO(file)), "PNG"), wanted, LIMITS)
+        whole, _ = prepare(encoded(Image.open(io.BytesIO(file))), wanted, LIMITS)
         assert np.abs(small.astype(int) - whole).mean() < 1.5
 
 
 def test_alpha_is_resized_as_pillow_does() -> None:
     picture = Image.fromarray(data.astronaut()).convert("RGBA")
     picture.putalpha(Image.fromarray(data.astronaut()[..., 0]))
-    found, _ = prepare(encoded(picture, "PNG"), spec(64, 64, 64, channels=4), LIMITS)
+    found, _ = prepare(encoded(picture), spec(64, 64, 64, channels=4), LIMITS)
     expected = np.asarray(picture.resize((64, 64), Image.Resampling.BICUBIC)).astype(int)
     assert np.abs(found - expected)[..., 3].mean() < 0.5
     # Colours count for nothing where alpha hides them, and are rounded coarsely there.
@@ -224,6 +216,6 @@ def test_alpha_is_resized_as_pillow_does() -> None:
 
 def test_one_pixel_is_a_picture() -> None:
     one = Image.new("RGB", (1, 1), (10, 200, 30))
-    found, view = prepare(encoded(one, "PNG"), spec(), LIMITS)
+    found, view = prepare(encoded(one), spec(), LIMITS)
     assert (found == (10, 200, 30)).all()
     assert 0 < view.width < 1

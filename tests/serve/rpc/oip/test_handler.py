@@ -1,7 +1,6 @@
 """The Open Inference Protocol over a real engine, without gRPC."""
 
 import asyncio
-import io
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import pytest_asyncio
 from google.rpc.code_pb2 import Code
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from foveate.inference import open_inference_pb2 as pb
 from foveate.status import ErrorStatus
@@ -28,6 +26,8 @@ from foveate_serve.rpc.handlers import RepositoryHandler
 from foveate_serve.rpc.oip.handler import InferenceHandler
 from foveate_serve.rpc.oip.tensors import write_bytes
 from foveate_serve.statistics import Statistics
+
+from ....encoding import encoded
 
 LIMITS = Limits(
     image=ImageLimits(max_bytes=4096, max_pixels=100),
@@ -116,13 +116,7 @@ def request(
     return message
 
 
-def png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def encoded(*pictures: bytes, shape: tuple[int, ...] | None = None) -> pb.ModelInferRequest:
+def of_files(*pictures: bytes, shape: tuple[int, ...] | None = None) -> pb.ModelInferRequest:
     message = pb.ModelInferRequest(model_name="colours")
     message.inputs.add(name="image", datatype="BYTES", shape=shape or (len(pictures),))
     message.raw_input_contents.append(write_bytes(pictures))
@@ -147,10 +141,10 @@ async def test_pictures_of_one_request_share_batches(service: Service) -> None:
 
 async def test_encoded_pictures_give_the_same(service: Service) -> None:
     pixels = plain(GREEN, BLUE)
-    files = [png(picture) for picture in pixels]
+    files = [encoded(picture) for picture in pixels]
     plainly = await service.infer(request(pixels))
     for shape in ((2,), (2, 1)):
-        found = await service.infer(encoded(*files, shape=shape))
+        found = await service.infer(of_files(*files, shape=shape))
         np.testing.assert_array_equal(found["logits"], plainly["logits"])
 
 
@@ -165,7 +159,7 @@ async def test_contents_give_the_same_as_plain_bytes(service: Service) -> None:
     np.testing.assert_array_equal(a["cam.cam"], b["cam.cam"])
 
     files = pb.ModelInferRequest(model_name="colours")
-    contents = pb.InferTensorContents(bytes_contents=[png(plain(RED)[0])])
+    contents = pb.InferTensorContents(bytes_contents=[encoded(plain(RED)[0])])
     files.inputs.add(name="image", datatype="BYTES", shape=(1,), contents=contents)
     found = await service.infer(files)
     np.testing.assert_allclose(found["logits"], [[1.25, 0, -0.25]], atol=1e-6)
@@ -262,7 +256,7 @@ INVALID = {
     "negative": (changed(set_shape(1, -8, -8, 3)), "SHAPE_INVALID", "inputs[0].shape"),
     "no pictures": (changed(set_shape(0, 8, 8, 3)), "SHAPE_INVALID", "inputs[0].shape"),
     "too many": (changed(set_shape(7, 8, 8, 3)), "TOO_MANY_IMAGES", "inputs[0].shape"),
-    "too many encoded": (encoded(*[b"x"] * 7), "TOO_MANY_IMAGES", "inputs[0].shape"),
+    "too many encoded": (of_files(*[b"x"] * 7), "TOO_MANY_IMAGES", "inputs[0].shape"),
     "overflow": (
         changed(set_shape(1, 2**62, 2**62, 2**62)),
         "SHAPE_MISMATCH",
@@ -296,19 +290,19 @@ INVALID = {
         "inputs[0].parameters",
     ),
     "encoded shape": (
-        encoded(b"x", b"x", shape=(1, 2)),
+        of_files(b"x", b"x", shape=(1, 2)),
         "SHAPE_INVALID",
         "inputs[0].shape",
     ),
-    "encoded count": (encoded(b"x", shape=(2,)), "SHAPE_MISMATCH", "inputs[0].shape"),
-    "no picture": (encoded(b"not a picture"), "IMAGE_UNSUPPORTED", "inputs[0]"),
-    "no bytes": (encoded(b""), "IMAGE_EMPTY", "inputs[0]"),
+    "encoded count": (of_files(b"x", shape=(2,)), "SHAPE_MISMATCH", "inputs[0].shape"),
+    "no picture": (of_files(b"not a picture"), "IMAGE_UNSUPPORTED", "inputs[0]"),
+    "no bytes": (of_files(b""), "IMAGE_EMPTY", "inputs[0]"),
     "one bad picture": (
-        encoded(png(plain(RED)[0]), b"x"),
+        of_files(encoded(plain(RED)[0]), b"x"),
         "IMAGE_UNSUPPORTED",
         "inputs[0]",
     ),
-    "picture too large": (encoded(b"x" * 4097), "IMAGE_TOO_LARGE", "inputs[0]"),
+    "picture too large": (of_files(b"x" * 4097), "IMAGE_TOO_LARGE", "inputs[0]"),
     "class ids for others": (request(class_ids=[[1], [2]]), "SHAPE_MISMATCH", "inputs[1]"),
     "class ids flat": (
         changed(lambda m: m.inputs[1].shape.pop(), class_ids=[[1]]),
@@ -373,7 +367,7 @@ async def test_bad_requests_name_the_field(service: Service, name: str) -> None:
 
 
 async def test_the_bad_picture_is_named(service: Service) -> None:
-    status = await service.fails(encoded(png(plain(RED)[0]), b"x"))
+    status = await service.fails(of_files(encoded(plain(RED)[0]), b"x"))
     assert status.message.startswith("picture 1: ")
 
 
@@ -496,8 +490,8 @@ async def test_readiness_is_that_of_the_server(service: Service) -> None:
 
 async def test_statistics_are_those_of_what_ran(service: Service) -> None:
     await service.infer(request(plain(RED, GREEN)))
-    await service.infer(encoded(png(plain(RED)[0])))
-    await service.fails(encoded(b"x"))
+    await service.infer(of_files(encoded(plain(RED)[0])))
+    await service.fails(of_files(b"x"))
     answer = await service.handler.model_statistics(pb.ModelStatisticsRequest(name="colours"))
     (found,) = answer.model_stats
     assert (found.name, found.version) == ("colours", "1")
@@ -550,7 +544,7 @@ async def test_a_stream_answers_in_order_and_outlives_errors(service: Service) -
 
     async def messages() -> AsyncIterator[pb.ModelInferRequest]:
         for index, colour in enumerate(colours):
-            yield encoded(b"x") if index == 3 else request(plain(colour), id=str(index))
+            yield of_files(b"x") if index == 3 else request(plain(colour), id=str(index))
 
     answers = [answer async for answer in service.handler.model_stream_infer(messages(), None)]
     assert [answer.infer_response.id for answer in answers[:3]] == ["0", "1", "2"]
@@ -609,7 +603,7 @@ PARAMETERS = st.dictionaries(
 RAWS = st.one_of(
     st.binary(max_size=40),
     st.just(plain(RED).tobytes()),
-    st.just(write_bytes([png(plain(RED)[0])])),
+    st.just(write_bytes([encoded(plain(RED)[0])])),
     st.just(np.array([0, -1], dtype="<i8").tobytes()),
 )
 CONTENTS = st.one_of(
