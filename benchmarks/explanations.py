@@ -49,9 +49,6 @@ LIMITS = {"efficientnet_lite0": 1.05, "resnet50": 1.05, "vgg16": 1.12, "vit_tiny
 COMPARED = ("efficientnet_lite0", "resnet50", "vgg16")
 """The models that pytorch-grad-cam explains as well."""
 
-TIMES_LESS = 10
-"""How much less they cost than pytorch-grad-cam's, at least."""
-
 THREADS = 2
 WARM_UP = 3
 REPEATS = 3

@@ -6,9 +6,6 @@ from pathlib import Path
 
 DOCS = Path(__file__).parents[1] / "docs"
 
-Ranges = Mapping[str, Mapping[str, float]]
-"""The smallest, the middle and the largest value of what was measured, by name."""
-
 
 def part(page: Path, benchmark: str, *, package: str = "benchmarks") -> str:
     """Return what `benchmark` of a package wrote into a page."""

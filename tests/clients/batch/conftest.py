@@ -179,6 +179,15 @@ def folder(photographs: list[Crop]) -> Path:
 
 
 @pytest.fixture
+def red(tmp_path):
+    """A red picture in a folder of blue ones."""
+    folder = tmp_path / "pictures" / "azure"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (16, 16), (200, 10, 10)).save(folder / "red.png")
+    return folder / "red.png"
+
+
+@pytest.fixture
 def run(repository, capsys):
     """Run `foveate batch` in this process; return its code, stdout and stderr."""
 

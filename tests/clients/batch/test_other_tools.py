@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 pytestmark = pytest.mark.network
 
@@ -71,15 +70,6 @@ def answer(python: Path, script: str, argument: Path, home: Path):
     assert run.returncode == 0, run.stderr
     (line,) = (x for x in run.stdout.splitlines() if x.startswith("found "))
     return json.loads(line.removeprefix("found "))
-
-
-@pytest.fixture
-def red(tmp_path):
-    """A red picture in a folder of blue ones."""
-    folder = tmp_path / "pictures" / "azure"
-    folder.mkdir(parents=True)
-    Image.new("RGB", (16, 16), (200, 10, 10)).save(folder / "red.png")
-    return folder / "red.png"
 
 
 def test_fiftyone_imports_the_predictions_and_the_truth(python, run, folder, red, tmp_path):

@@ -20,15 +20,6 @@ def data(path) -> dict:
     return json.loads(DATA.search(path.read_text(encoding="utf-8"))[1])
 
 
-@pytest.fixture
-def red(tmp_path):
-    """A red picture in a folder of blue ones."""
-    folder = tmp_path / "pictures" / "azure"
-    folder.mkdir(parents=True)
-    Image.new("RGB", (16, 16), (200, 10, 10)).save(folder / "red.png")
-    return folder / "red.png"
-
-
 def test_every_picture_has_the_map_of_the_class_found_and_of_the_right_one(
     run, folder, red, tmp_path
 ):

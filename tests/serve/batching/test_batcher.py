@@ -480,20 +480,6 @@ async def test_the_time_to_come_again_is_that_of_what_waits(gated) -> None:
     await batcher.close()
 
 
-@pytest.mark.parametrize(
-    ("waiting", "sizes"), [(1, [1]), (3, [2, 1]), (5, [4, 1]), (7, [4, 2, 1]), (8, [4, 4])]
-)
-async def test_a_batch_has_the_largest_preferred_size_that_is_filled(
-    gated, waiting: int, sizes: list[int]
-) -> None:
-    policy = BatchPolicy(max_batch=6, preferred_sizes=(2, 4), max_queue=8)
-    async with holding(gated, policy) as held:
-        tasks = await held.queue(*(ask(held.batcher, colour(i)) for i in range(waiting)))
-        await held.release()
-        await asyncio.gather(*tasks)
-        assert [size for size, _ in gated.batches] == [1, *sizes]
-
-
 async def test_a_preferred_size_ends_the_wait_for_a_batch_to_fill(gated) -> None:
     policy = BatchPolicy(max_batch=8, preferred_sizes=(3, 8), max_delay=30)
     batcher = Batcher([gated], policy)

@@ -40,7 +40,9 @@ async def test_a_batch_wants_the_outputs_of_its_first_and_leaves_the_others_in_p
     assert queue.waiting == 0
 
 
-@pytest.mark.parametrize(("waiting", "sizes"), [(1, [1]), (3, [2, 1]), (5, [4, 1]), (6, [4, 2])])
+@pytest.mark.parametrize(
+    ("waiting", "sizes"), [(1, [1]), (3, [2, 1]), (5, [4, 1]), (7, [4, 2, 1]), (8, [4, 4])]
+)
 async def test_a_batch_has_the_largest_preferred_size_that_is_filled(
     waiting: int, sizes: list[int]
 ) -> None:

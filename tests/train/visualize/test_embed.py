@@ -15,30 +15,14 @@ import pytest
 import torch
 from PIL import Image
 
-from foveate_train import checkpoint, registry
+from foveate_train import registry
 from foveate_train.commands.visualize import main
-from foveate_train.data.memory import InMemory
 from foveate_train.errors import SettingsError
-from foveate_train.loop import Training
 from foveate_train.penultimate import head_of, penultimate
-from foveate_train.settings import Settings
 from foveate_train.visualize import embed
 
 HOSTILE = "<script><img src=x onerror=alert(1)>"
 """A folder's name; none holds a slash."""
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, digits):
-    """A checkpoint of a network that has seen 6,000 digits."""
-    torch.manual_seed(0)
-    classifier = registry.create("foveate:convnet4", weights="random:0")
-    data = InMemory(*digits, classifier.input)
-    training = Training(classifier, data, Settings(batch_size=64), device=torch.device("cpu"))
-    assert len(list(training.steps())) == training.total
-    folder = tmp_path_factory.mktemp("trained") / "checkpoint"
-    checkpoint.save(folder, training.result, metrics={}, data_digest="none", seed=0)
-    return folder
 
 
 def test_digits_of_a_class_are_near_each_other(trained, tmp_path, capsys):

@@ -6,13 +6,10 @@ import torch
 from torch import nn
 
 from foveate_runtime.bundle.manifest import InputSpec
-from foveate_train import checkpoint, registry
+from foveate_train import checkpoint
 from foveate_train.ascent import normalised
 from foveate_train.classifier import Classifier
 from foveate_train.commands.visualize import main
-from foveate_train.data.memory import InMemory
-from foveate_train.loop import Training
-from foveate_train.settings import Settings
 from foveate_train.visualize.fool import called, stepped
 from foveate_train.visualize.subject import Subject
 
@@ -46,19 +43,6 @@ def test_noise_is_moved_until_it_is_called_the_class():
     assert logits.softmax(1)[0, 1] >= 0.99
     # It ends with the first step that is enough.
     assert (after - noise).abs().max() < 0.35
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, digits):
-    """A checkpoint of a network that has seen 6,000 digits."""
-    torch.manual_seed(0)
-    classifier = registry.create("foveate:convnet4", weights="random:0")
-    data = InMemory(*digits, classifier.input)
-    training = Training(classifier, data, Settings(batch_size=64), device=torch.device("cpu"))
-    assert len(list(training.steps())) == training.total
-    folder = tmp_path_factory.mktemp("trained") / "checkpoint"
-    checkpoint.save(folder, training.result, metrics={}, data_digest="none", seed=0)
-    return folder
 
 
 def test_digits_and_noise_are_taken_for_others(trained, tmp_path, capsys):
