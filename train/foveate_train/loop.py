@@ -337,12 +337,12 @@ def tally(module: nn.Module, data: Data, *, precision: torch.dtype = torch.float
     return Tally(*(tuple(count.tolist()) for count in counts))
 
 
-def evaluate(module: nn.Module, data: Data, *, precision: torch.dtype = torch.float32) -> float:
+def evaluate(module: nn.Module, data: Data) -> float:
     """Return the share of pictures whose highest logit is their label's.
 
     The module is left in evaluation mode.
     """
-    return tally(module, data, precision=precision).accuracy
+    return tally(module, data).accuracy
 
 
 def default_device() -> torch.device:

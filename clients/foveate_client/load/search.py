@@ -40,13 +40,12 @@ async def find_rate(
     *,
     start: float,
     note: Callable[[Step], object],
-    precision: float = PRECISION,
 ) -> Step | None:
     """Return the step with the highest rate that holds, None where none does.
 
     From `start`, the rate doubles until the objective breaks, or halves until
     it holds; the gap is then halved, on a scale of ratios, until its ends are
-    within `precision` of each other. `note` is called after each step.
+    within `PRECISION` of each other. `note` is called after each step.
     """
 
     async def attempt(rate: float) -> Step:
@@ -67,7 +66,7 @@ async def find_rate(
         if best is not None and broken is not None:
             break
         rate = 2 * rate if step.holds else rate / 2
-    while best is not None and broken is not None and broken / best.rate > 1 + precision:
+    while best is not None and broken is not None and broken / best.rate > 1 + PRECISION:
         step = await attempt((best.rate * broken) ** 0.5)
         if step.holds:
             best = step

@@ -103,11 +103,11 @@ def read_existing(
     path: Path,
     spec: InputSpec,
     *,
-    layout: Layout | None = None,
-    bgr: bool = False,
-    logits: str | None = None,
-    scores: Scores | None = None,
-    pictures: Pictures | None = None,
+    layout: Layout | None,
+    bgr: bool,
+    logits: str | None,
+    scores: Scores | None,
+    pictures: Pictures | None,
 ) -> Existing:
     """Read an ONNX file, and take each value with four axes for a map, [N, C, h, w].
 
@@ -130,11 +130,9 @@ def read_existing(
     graph = model.graph
     image = _only_input(graph)
     assumptions = {"file": found.said} if found.said else {}
-    if layout is None:
-        layout = _layout(image, spec, layout)
+    given, layout = layout, _layout(image, spec, layout)
+    if given is None:
         assumptions["layout"] = f"{layout}, as the input {image.name} {image.shape} fits"
-    else:
-        layout = _layout(image, spec, layout)
     name = _output(graph, logits)
     if logits is None and len(graph.outputs) > 1:
         others = ", ".join(str(value.name) for value in graph.outputs)

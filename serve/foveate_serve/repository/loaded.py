@@ -43,12 +43,12 @@ class LoadedModel:
         bundle: Bundle,
         runners: Sequence[Runner],
         policy: BatchPolicy,
-        pace: Pace | None = None,
+        pace: Pace,
         *,
-        on_batch: Callable[[BatchRun], None] | None = None,
-        on_alive: Callable[[bool], None] | None = None,
-        run_limit: float = 0.0,
-        on_hang: Callable[[bool], None] | None = None,
+        on_batch: Callable[[BatchRun], None],
+        on_alive: Callable[[bool], None],
+        run_limit: float,
+        on_hang: Callable[[bool], None],
     ) -> None:
         self.bundle = bundle
         self.name, self.version = bundle.manifest.name, str(bundle.manifest.version)
@@ -87,8 +87,7 @@ class LoadedModel:
 
     def _on_run_end(self, run: BatchRun) -> None:
         self._idle_trimmer.on_run()
-        if self._on_batch is not None:
-            self._on_batch(run)
+        self._on_batch(run)
 
     def _on_engine_hang(self, hung: bool) -> None:
         if hung:
@@ -96,8 +95,7 @@ class LoadedModel:
         else:
             self._hung.clear()
         self.batcher.set_hung(hung)
-        if self._on_hang is not None:
-            self._on_hang(hung)
+        self._on_hang(hung)
 
     def in_use(self) -> AbstractContextManager[None]:
         """Keep the model open until the block ends."""

@@ -121,7 +121,7 @@ def _image_size(network: str, entry: models.WeightsEnum) -> dict[str, Argument]:
     return {"image_size": entry.meta["min_size"][0]} if network.startswith("vit_") else {}
 
 
-def _input_spec(entry: models.WeightsEnum, image_size: Argument = None) -> InputSpec:
+def _input_spec(entry: models.WeightsEnum, image_size: Argument) -> InputSpec:
     """Return the weights' input specification, at another size where one is given."""
     preset = entry.transforms()
     side: int = preset.crop_size[0]
