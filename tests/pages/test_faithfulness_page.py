@@ -1,16 +1,14 @@
-"""The page on faithfulness says what was measured, and its measures are what it says."""
+"""The page on faithfulness says what was measured."""
 
 import json
 import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from benchmarks.faithfulness import RESULTS
 
 from foveate_export.graph.heads.class_token import ORDER
-from foveate_runtime.evaluation.faithfulness import auc, blurred, controls, ranking, replaced
 
 PAGE = Path(__file__).parents[2] / "docs" / "export" / "faithfulness.md"
 NAMES = {"Gaussian in the centre": "centre Gaussian", "noise": "random"}
@@ -45,36 +43,6 @@ def test_a_table_is_that_of_its_results(file: str) -> None:
         for said, measured in zip(figures, [*expected, found["increase_percent"]], strict=True):
             decimals = len(said.partition(".")[2])
             assert float(said) == pytest.approx(measured, abs=0.501 * 10**-decimals)
-
-
-def test_the_area_is_that_of_trapezoids() -> None:
-    assert auc(np.array([0, 0.25, 1], dtype=np.float32)) == pytest.approx(0.375)
-    assert auc(np.full(5, 0.5, dtype=np.float32)) == pytest.approx(0.5)
-
-
-def test_the_highest_pixels_are_replaced_first() -> None:
-    values = np.array([[0, 1], [3, 2]], dtype=np.float32)
-    order = ranking(values, 2, 2)
-    assert order.tolist() == [2, 3, 1, 0]
-    start, end = np.zeros((2, 2, 1), np.uint8), np.full((2, 2, 1), 9, np.uint8)
-    stages = replaced(start, end, order, 4)
-    assert stages[:, :, :, 0].tolist() == [[[0, 0], [9, 0]], [[0, 0], [9, 9]], [[0, 9], [9, 9]]]
-    assert not start.any()
-
-
-def test_a_blur_keeps_the_mean_and_spreads_a_point() -> None:
-    assert (blurred(np.full((20, 20, 3), 77, np.uint8)) == 77).all()
-    point = np.zeros((31, 31, 1), np.uint8)
-    point[15, 15] = 255
-    spread = blurred(point)[:, :, 0]
-    assert spread[15, 15] == spread.max() > spread[15, 19] > spread[15, 21] == 0
-
-
-def test_the_controls_know_no_picture() -> None:
-    first, second = controls(0, 7, 7), controls(1, 7, 7)
-    assert (first["random"] != second["random"]).any()
-    np.testing.assert_array_equal(first["centre Gaussian"], second["centre Gaussian"])
-    assert first["centre Gaussian"].argmax() == 24
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,15 @@ from PIL import Image
 
 from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.commands import evaluate
-from foveate_runtime.evaluation.faithfulness import auc, focus, mosaic
+from foveate_runtime.evaluation.faithfulness import (
+    auc,
+    blurred,
+    controls,
+    focus,
+    mosaic,
+    ranking,
+    replaced,
+)
 
 from ..colours import LABELS, SIZE
 
@@ -70,7 +78,33 @@ def test_what_cannot_be_measured_is_refused(
 
 
 def test_the_area_is_that_of_trapezoids() -> None:
-    assert auc(np.array([1.0, 0.5, 0.0], np.float32)) == pytest.approx(0.5)
+    assert auc(np.array([0, 0.25, 1], dtype=np.float32)) == pytest.approx(0.375)
+    assert auc(np.full(5, 0.5, dtype=np.float32)) == pytest.approx(0.5)
+
+
+def test_the_highest_pixels_are_replaced_first() -> None:
+    values = np.array([[0, 1], [3, 2]], dtype=np.float32)
+    order = ranking(values, 2, 2)
+    assert order.tolist() == [2, 3, 1, 0]
+    start, end = np.zeros((2, 2, 1), np.uint8), np.full((2, 2, 1), 9, np.uint8)
+    stages = replaced(start, end, order, 4)
+    assert stages[:, :, :, 0].tolist() == [[[0, 0], [9, 0]], [[0, 0], [9, 9]], [[0, 9], [9, 9]]]
+    assert not start.any()
+
+
+def test_a_blur_keeps_the_mean_and_spreads_a_point() -> None:
+    assert (blurred(np.full((20, 20, 3), 77, np.uint8)) == 77).all()
+    point = np.zeros((31, 31, 1), np.uint8)
+    point[15, 15] = 255
+    spread = blurred(point)[:, :, 0]
+    assert spread[15, 15] == spread.max() > spread[15, 19] > spread[15, 21] == 0
+
+
+def test_the_controls_know_no_picture() -> None:
+    first, second = controls(0, 7, 7), controls(1, 7, 7)
+    assert (first["random"] != second["random"]).any()
+    np.testing.assert_array_equal(first["centre Gaussian"], second["centre Gaussian"])
+    assert first["centre Gaussian"].argmax() == 24
 
 
 def test_the_focus_is_the_share_in_a_quarter() -> None:
