@@ -16,9 +16,7 @@ against one photograph classified by the ImageNet model, which `bare` is sent as
 well, and against the small picture itself.
 """
 
-import argparse
 import asyncio
-import os
 import random
 import statistics
 import subprocess
@@ -26,6 +24,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -38,9 +37,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
-from benchmarks import machine, pages
+from benchmarks import machine, pages, script
 from benchmarks.request_cost import MODEL as PHOTOGRAPHS
 from benchmarks.request_cost import read_pictures, summary
 from benchmarks.server import Server, serving
@@ -48,6 +46,7 @@ from foveate.v1.classifier_service_pb2 import ClassifyRequest, RawImage
 from foveate.v1.classifier_service_pb2_grpc import (
     ClassifierServiceStub,
 )
+from foveate_runtime.options import option
 from foveate_serve.assembly import make_engine
 from foveate_serve.rpc.handlers import ClassifierHandler
 from foveate_serve.rpc.interceptor import CallInterceptor
@@ -221,40 +220,25 @@ def page_part(result: Mapping[str, Any]) -> str:
     return f"{about}\n\n{pages.table(head, rows)}"
 
 
-def report(result: dict[str, Any]) -> None:
-    """Print the result as a table."""
-    columns = ("cost_us", "percent_of_a_photograph", "percent_of_a_small_picture")
-    table = Table("", "CPU-us", *(column.replace("_", " ") for column in columns))
-    for name, row in result["cpu_us_per_small_picture"].items():
-        cells = (result[column].get(name) for column in columns)
-        table.add_row(name, str(row["median"]), *(_cell(cell) for cell in cells))
-    Console().print(table)
-
-
 def _cell(found: dict[str, float] | None) -> str:
     return "" if found is None else f"{found['median']} ({found['low']} to {found['high']})"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options(script.Photographs):
+    """The command line."""
+
+    rounds: int = option("that the medians are of", default=160)
+
+
 def main() -> None:
-    """Parse the command line, measure, write the results and print them."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--repository", type=Path, default=Path("demo-output/repository"))
-    parser.add_argument("--images", type=Path, default=os.environ.get("FOVEATE_IMAGENET_DIR"))
-    parser.add_argument("--rounds", type=int, default=160)
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--page", type=Path, default=PAGE, help="whose part is written")
-    parser.add_argument("--bare", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.bare is not None:
-        asyncio.run(serve_bare(options.bare))
+    """Measure and write the results; with `--bare REPOSITORY` alone, be the server `bare`."""
+    if sys.argv[1:2] == ["--bare"]:
+        asyncio.run(serve_bare(Path(sys.argv[2])))
         return
-    if options.images is None:
-        parser.error("--images DIR is needed where FOVEATE_IMAGENET_DIR is not set")
-    result = measure(options.repository, Path(options.images), options.rounds)
-    machine.save(result, options.out)
-    pages.write_part(options.page, "feature_cost", page_part(result))
-    report(result)
-    Console(stderr=True).print(f"written to {options.out} and {options.page}")
+    options = script.parse(Options, __doc__, out=RESULTS, page=PAGE)
+    result = measure(options.repository, options.images, options.rounds)
+    script.finish(result, page_part, options)
 
 
 if __name__ == "__main__":
