@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -62,19 +61,6 @@ class Photograph:
     name: str
     encoded: bytes
     classes: frozenset[int]
-
-
-def make_environment(folder: Path, requirements: Path) -> Path:
-    """Make an environment of its own with these requirements; return its Python."""
-    uv = Path(sys.executable).with_name("uv")
-    environment = {k: v for k, v in os.environ.items() if k != "VIRTUAL_ENV"}
-    python = folder / "bin/python"
-    for command in (
-        ("venv", "--python", sys.executable, folder),
-        ("pip", "install", "--python", python, "--requirement", requirements),
-    ):
-        subprocess.run([uv, *command, "--quiet"], check=True, env=environment)
-    return python
 
 
 @contextmanager

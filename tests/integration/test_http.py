@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from .conftest import Server, make_environment, running
+from ..environment import make_environment
+from .conftest import Server, running
 from .test_open_inference import material  # noqa: F401 - a fixture
 
 HERE = Path(__file__).parent
@@ -64,7 +65,7 @@ def test_the_lines_of_the_page_print_what_it_says(server: Server, tmp_path: Path
 def client_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make an environment with tritonclient for HTTP; its Python."""
     folder = tmp_path_factory.mktemp("tritonclient") / "venv"
-    return make_environment(folder, HERE / "open_inference_http_requirements.txt")
+    return make_environment(folder, "--requirement", HERE / "open_inference_http_requirements.txt")
 
 
 def check(python: Path, address: str, folder: Path, name: str) -> None:

@@ -16,7 +16,7 @@ from foveate.inference.open_inference_pb2 import ModelInferRequest, ModelInferRe
 from foveate.v1.classifier_service_pb2 import ClassifyRequest
 from foveate.v1.explanation_pb2 import CamOptions, FeatureMapOptions
 
-from .conftest import make_environment
+from ..environment import make_environment
 
 pytestmark = pytest.mark.network
 
@@ -29,7 +29,7 @@ PHOTOGRAPHS = 3
 def client_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make an environment with tritonclient; its Python."""
     folder = tmp_path_factory.mktemp("tritonclient") / "venv"
-    return make_environment(folder, HERE / "open_inference_requirements.txt")
+    return make_environment(folder, "--requirement", HERE / "open_inference_requirements.txt")
 
 
 @pytest.fixture(scope="module")

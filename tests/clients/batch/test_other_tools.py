@@ -3,14 +3,13 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.network
+from ...environment import make_environment
 
-UV = Path(sys.executable).with_name("uv")
+pytestmark = pytest.mark.network
 
 FIFTYONE = """
 import json, sys
@@ -44,12 +43,8 @@ print("found", json.dumps([[images[i] for i in issues], list(column("embedding.p
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The interpreter of an environment with both tools."""
-    environment = tmp_path_factory.mktemp("environment")
-    subprocess.run([UV, "venv", "--quiet", "--python", sys.executable, environment], check=True)
-    found = environment / "bin" / "python"
-    tools = ["cleanlab", "fiftyone", "pyarrow"]
-    subprocess.run([UV, "pip", "install", "--quiet", "--python", found, *tools], check=True)
-    return found
+    folder = tmp_path_factory.mktemp("environment") / "venv"
+    return make_environment(folder, "cleanlab", "fiftyone", "pyarrow")
 
 
 def answer(python: Path, script: str, argument: Path, home: Path):

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +14,10 @@ from foveate_runtime.backends.registry import create_runner
 from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.bundle.scores import score
 
+from ...environment import make_environment
+
 pytestmark = pytest.mark.network
 
-UV = Path(sys.executable).with_name("uv")
 SIZE, CLASSES = 64, 7
 
 _TF2ONNX = """
@@ -116,20 +116,12 @@ def pictures() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
 
 
-def interpreter(packages: tuple[str, ...], folder: Path) -> Path:
-    """Return the Python of an environment with these packages."""
-    subprocess.run([UV, "venv", "--quiet", "--python", sys.executable, folder], check=True)
-    python = folder / "bin" / "python"
-    subprocess.run([UV, "pip", "install", "--quiet", "--python", python, *packages], check=True)
-    return python
-
-
 @pytest.mark.parametrize("name", ORIGINS)
 def test_a_file_of_another_framework_gives_its_answers_and_has_maps(
     name: str, pictures: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     origin = ORIGINS[name]
-    python = interpreter(origin.packages, tmp_path / "environment")
+    python = make_environment(tmp_path / "environment", *origin.packages)
     np.save(tmp_path / "pictures.npy", pictures)
     file, answers = tmp_path / "network.onnx", tmp_path / "answers.npy"
     built = subprocess.run(
@@ -162,7 +154,7 @@ def test_a_file_of_another_framework_gives_its_answers_and_has_maps(
 def test_a_classifier_of_tables_is_refused_in_a_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    python = interpreter(("scikit-learn", "skl2onnx"), tmp_path / "environment")
+    python = make_environment(tmp_path / "environment", "scikit-learn", "skl2onnx")
     script = """
 import sys, numpy as np
 from skl2onnx import to_onnx

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +19,11 @@ from foveate_export.proof.comparison import relative_error
 from foveate_train import registry
 from foveate_train.classifier import Classifier
 
+from ...environment import make_environment
+
 pytestmark = pytest.mark.network
 
 ROOT = Path(__file__).parents[3]
-UV = Path(sys.executable).with_name("uv")
 CLASSES = np.array([[0, 3, 9], [5, 5, 1]])
 
 IMPORTS = """
@@ -98,15 +98,10 @@ np.savez(f"{folder}/maps.npz", **found)
 @pytest.fixture(scope="module")
 def other_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An interpreter with torch as it is here and the other libraries."""
-    folder = tmp_path_factory.mktemp("oracles") / "venv"
-    subprocess.run([UV, "venv", "--quiet", "--python", sys.executable, folder], check=True)
-    python = folder / "bin" / "python"
     packages = ("torch", "torchvision", "grad-cam", "torchcam>=0.5", "captum")
     constrained = ("--constraint", ROOT / "constraints.txt")
-    subprocess.run(
-        [UV, "pip", "install", "--quiet", "--python", python, *constrained, *packages], check=True
-    )
-    return python
+    folder = tmp_path_factory.mktemp("oracles") / "venv"
+    return make_environment(folder, *constrained, *packages)
 
 
 def theirs(

@@ -14,7 +14,7 @@ from foveate_runtime.bundle.bundle import Bundle
 from foveate_runtime.bundle.folder import version_paths
 
 from ...colours import write_colour_bundle
-from ...integration.conftest import make_environment
+from ...environment import make_environment
 
 PARSE = """\
 import sys
@@ -80,7 +80,7 @@ def test_the_weights_are_there_once_and_the_bundle_is_as_it_was(lite0: Path) -> 
 @pytest.mark.network
 def test_the_configuration_is_one_of_tritons(lite0: Path, tmp_path: Path) -> None:
     requirements = Path(__file__).parents[2] / "integration/open_inference_requirements.txt"
-    python = make_environment(tmp_path / "venv", requirements)
+    python = make_environment(tmp_path / "venv", "--requirement", requirements)
     done = subprocess.run(
         [python, "-c", PARSE, lite0.parent / "config.pbtxt"],
         check=True,

@@ -1,10 +1,8 @@
 """A bundle in a bucket of S3: moto's server, which has an environment of its own."""
 
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,24 +14,17 @@ from foveate_runtime.commands import pull, push
 from foveate_runtime.remote.location import Location
 from foveate_runtime.remote.mirror import Mirror
 
+from ...environment import make_environment
 from .conftest import free_port, listening, newest
 
 pytestmark = pytest.mark.network
-
-UV = Path(sys.executable).with_name("uv")
 
 
 @pytest.fixture(scope="module")
 def moto(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return moto's server; its requirements contradict those of this environment."""
-    folder = tmp_path_factory.mktemp("moto") / "venv"
-    environment = {k: v for k, v in os.environ.items() if k != "VIRTUAL_ENV"}
-    for command in (
-        ("venv", "--python", sys.executable, folder),
-        ("pip", "install", "--python", folder / "bin/python", "moto[server]>=5"),
-    ):
-        subprocess.run([UV, *command, "--quiet"], check=True, env=environment)
-    return folder / "bin/moto_server"
+    python = make_environment(tmp_path_factory.mktemp("moto") / "venv", "moto[server]>=5")
+    return python.with_name("moto_server")
 
 
 @pytest.fixture

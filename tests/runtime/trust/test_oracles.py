@@ -1,9 +1,7 @@
 """The figures are those of MAPIE, netcal, pytorch-ood and Quantus on the same arrays."""
 
 import json
-import os
 import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,9 +16,10 @@ from foveate_runtime.evaluation.randomisation import rank_correlation
 from foveate_runtime.trust import outliers, sets, shares, temperature
 from foveate_runtime.trust.reliability import expected_calibration_error, reliability
 
+from ...environment import make_environment
+
 pytestmark = pytest.mark.network
 
-UV = Path(sys.executable).with_name("uv")
 ROOT = Path(__file__).parents[3]
 COVERAGE, WEIGHT, FREE = 0.9, 0.1, 2
 CLOSE = 1e-6
@@ -43,22 +42,9 @@ def maps() -> NDArray[np.float32]:
 @pytest.fixture(scope="module")
 def oracle(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("oracle")
-    environment = {k: v for k, v in os.environ.items() if k != "VIRTUAL_ENV"}
-    python = folder / "venv/bin/python"
-    subprocess.run(
-        [UV, "venv", "--quiet", "--python", sys.executable, folder / "venv"],
-        check=True,
-        env=environment,
-    )
-    subprocess.run(
-        [
-            *(UV, "pip", "install", "--quiet", "--python", python),
-            *("--constraint", ROOT / "constraints.txt"),
-            *("mapie", "netcal", "pytorch-ood", "quantus"),
-        ],
-        check=True,
-        env=environment,
-    )
+    constrained = ("--constraint", ROOT / "constraints.txt")
+    packages = ("mapie", "netcal", "pytorch-ood", "quantus")
+    python = make_environment(folder / "venv", *constrained, *packages)
     logits, targets = arrays()
     np.savez(
         folder / "arrays.npz",

@@ -1,7 +1,6 @@
 """`--http-address`: a real server, asked by curl and by sockets."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -22,10 +21,10 @@ import trustme
 from PIL import Image
 
 from ...conftest import FOVEATE
+from ...environment import make_environment
 from ...waiting import wait_until
 from .conftest import http_address
 
-UV = Path(sys.executable).with_name("uv")
 PATH = "/v1/models/colours:classify"
 
 
@@ -74,13 +73,7 @@ def test_curl_as_it_is_typed(server, picture: Path, tmp_path: Path) -> None:
 def test_schemathesis_finds_nothing_that_the_description_does_not_say(
     server, tmp_path: Path
 ) -> None:
-    environment = {k: v for k, v in os.environ.items() if k != "VIRTUAL_ENV"}
-    python = tmp_path / "venv/bin/python"
-    for command in (
-        ("venv", "--python", sys.executable, tmp_path / "venv"),
-        ("pip", "install", "--python", python, "schemathesis==4.32.5"),
-    ):
-        subprocess.run([UV, *command, "--quiet"], check=True, env=environment)
+    python = make_environment(tmp_path / "venv", "schemathesis==4.32.5")
     (tmp_path / "schemathesis.toml").write_text(
         '[parameters]\n"path.model" = "colours"\n"path.version" = "1"\n', encoding="utf-8"
     )
