@@ -7,12 +7,18 @@ another; then the requests a second of callers who wait for their answers, of a 
 of its own.
 """
 
+import asyncio
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    ExitStack,
+    asynccontextmanager,
+    closing,
+)
 from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
@@ -20,6 +26,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import grpc
+import grpc.aio
 
 from benchmarks import pages, rounds, script
 from benchmarks.digits import write_digits
@@ -45,14 +52,10 @@ Ask = Callable[[], None]
 
 
 class Asking:
-    """A caller with connections of its own."""
+    """Asks one request after another, with connections of its own."""
 
     def __init__(self, grpc_address: str, http_address: str) -> None:
-        self._channel = grpc.insecure_channel(
-            # Channels with the same options share a connection.
-            grpc_address,
-            [("grpc.use_local_subchannel_pool", 1)],
-        )
+        self._channel = grpc.insecure_channel(grpc_address)
         self._connection = HTTPConnection(http_address)
 
     def close(self) -> None:
@@ -126,29 +129,65 @@ def measure_costs(repository: Path, photograph: bytes) -> dict[str, Any]:
         return rounds.measure("http_cost", kinds, ("HTTP", "gRPC"))
 
 
-@contextmanager
-def callers(grpc_address: str, http_address: str) -> Iterator[list[Asking]]:
-    """Yield callers, each with connections of its own."""
-    with ExitStack() as stack:
-        yield [
-            stack.enter_context(closing(Asking(grpc_address, http_address))) for _ in range(CALLERS)
-        ]
+Asked = Callable[[], Awaitable[None]]
 
 
-def rate(asks: Sequence[Ask]) -> float:
-    """Have callers ask again and again, each on a thread; return the requests a second."""
-    start = time.perf_counter()
+@asynccontextmanager
+async def grpc_caller(address: str, model: str, picture: bytes) -> AsyncIterator[Asked]:
+    """Yield what has a picture classified by gRPC, on a connection of its own."""
+    # Channels with the same options share a connection.
+    own = [("grpc.use_local_subchannel_pool", 1)]
+    async with grpc.aio.insecure_channel(address, own) as channel:
+        classify = ClassifierServiceStub(channel).Classify
+        message = ClassifyRequest(model=model, encoded=picture)
 
-    def again(ask: Ask) -> int:
-        count = 0
-        while time.perf_counter() - start < SECONDS:
-            ask()
-            count += 1
-        return count
+        async def ask() -> None:
+            assert (await classify(message)).predictions
 
-    with ThreadPoolExecutor(len(asks)) as threads:
-        count = sum(threads.map(again, asks))
-    return count / (time.perf_counter() - start)
+        yield ask
+
+
+@asynccontextmanager
+async def http_caller(address: str, model: str, picture: bytes) -> AsyncIterator[Asked]:
+    """Yield what has a picture classified by HTTP, on a connection of its own."""
+    host, _, port = address.partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    head = (
+        f"POST /v1/models/{model}:classify HTTP/1.1\r\nHost: {address}\r\n"
+        f"Content-Length: {len(picture)}\r\n\r\n"
+    )
+
+    async def ask() -> None:
+        writer.write(head.encode() + picture)
+        status, *fields = (await reader.readuntil(b"\r\n\r\n")).lower().split(b"\r\n")
+        assert b" 200 " in status
+        (length,) = (field for field in fields if field.startswith(b"content-length:"))
+        answer = await reader.readexactly(int(length.partition(b":")[2]))
+        assert json.loads(answer)["predictions"]
+
+    try:
+        yield ask
+    finally:
+        writer.close()
+
+
+async def rate(callers: Sequence[AbstractAsyncContextManager[Asked]]) -> float:
+    """Have callers ask again and again; return the requests a second."""
+    count = 0
+    async with AsyncExitStack() as stack:
+        asks = [await stack.enter_async_context(caller) for caller in callers]
+        start = time.perf_counter()
+
+        async def again(ask: Asked) -> None:
+            nonlocal count
+            while time.perf_counter() - start < SECONDS:
+                await ask()
+                count += 1
+
+        async with asyncio.TaskGroup() as group:
+            for ask in asks:
+                group.create_task(again(ask))
+        return count / (time.perf_counter() - start)
 
 
 def measure_rates(repository: Path, pictures: Mapping[str, tuple[str, bytes]]) -> dict[str, Any]:
@@ -157,18 +196,12 @@ def measure_rates(repository: Path, pictures: Mapping[str, tuple[str, bytes]]) -
     rates: dict[str, dict[str, list[float]]] = {
         name: {way: [] for way in WAYS} for name in pictures
     }
-    with (
-        serving_apart(repository, "--http-address", http) as server,
-        callers(server.address, http) as asking,
-    ):
-        kinds = {
-            name: [caller.classify(model, picture) for caller in asking]
-            for name, (model, picture) in pictures.items()
-        }
+    with serving_apart(repository, "--http-address", http) as server:
+        ways = {"gRPC": partial(grpc_caller, server.address), "HTTP": partial(http_caller, http)}
         for number in range(ROUNDS_OF_RATES + 1):
-            for name, asks in kinds.items():
+            for name, asked in pictures.items():
                 for way in WAYS if number % 2 else reversed(WAYS):
-                    found = rate([ask[way] for ask in asks])
+                    found = asyncio.run(rate([ways[way](*asked) for _ in range(CALLERS)]))
                     if number > 0:  # the first round warms up
                         rates[name][way].append(found)
     return {
