@@ -18,9 +18,10 @@ done
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+missing=()
 for python in "$@"; do
     if ! "$python" --version >/dev/null 2>&1; then
-        echo "$python is not here: the wheels were not tried on it" >&2
+        missing+=("$python")
         continue
     fi
     environment=$work/$python
@@ -34,3 +35,7 @@ for python in "$@"; do
     echo "$python: exported, verified and classified from wheels"
 done
 ls -l "$out"
+if [ ${#missing[@]} -gt 0 ]; then
+    echo "not here, so that the wheels were not tried on them: ${missing[*]}; PYTHONS= names others" >&2
+    exit 1
+fi

@@ -13,7 +13,7 @@ def make_environment(folder: Path, *requirements: str | Path) -> Path:
     variables = {k: v for k, v in os.environ.items() if k != "VIRTUAL_ENV"}
     python = folder / "bin/python"
     for command in (
-        ("venv", "--python", sys.executable, folder),
+        ("venv", "--relocatable", "--python", sys.executable, folder),
         ("pip", "install", "--python", python, *requirements),
     ):
         subprocess.run([UV, *command, "--quiet"], check=True, env=variables)

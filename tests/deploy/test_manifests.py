@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import json
 import re
 import subprocess
 from importlib import import_module
@@ -17,6 +18,8 @@ from foveate_serve.process import CLOSE_SECONDS
 from foveate_serve.settings import ENV_PREFIX, Settings
 
 from ..conftest import FOVEATE
+from ..environment import make_environment
+from ..once import made_once
 from .manifests import (
     CHART,
     KUBERNETES,
@@ -333,8 +336,36 @@ def test_images_are_targets_of_the_dockerfile() -> None:
         assert container["image"].partition(":")[0].removeprefix("foveate-") in stages
 
 
+@pytest.mark.network
+def test_the_objects_of_kserve_are_those_of_its_own_models(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    def make(folder: Path) -> None:
+        make_environment(folder / "venv", "kserve==0.21.0")
+
+    python = made_once(tmp_path_factory, "kserve", make) / "venv/bin/python"
+
+    def wrong(manifests: list[Manifest]) -> list[str]:
+        found = subprocess.run(
+            [python, Path(__file__).with_name("kserve_models.py")],
+            input=json.dumps(manifests),
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        return found.stdout.splitlines()
+
+    manifests = build(KUBERNETES / "kserve")
+    assert {m["kind"] for m in manifests} == {"ServingRuntime", "InferenceService"}
+    assert wrong(manifests) == []
+    broken = copy.deepcopy(only("InferenceService", manifests))
+    broken["spec"]["predictor"] |= {"minReplicas": "two", "grace": 3}
+    del broken["spec"]["predictor"]["model"]["modelFormat"]
+    assert len(wrong([broken])) == 3
+
+
 def test_the_service_of_kserve_finds_its_runtime() -> None:
-    """KServe's schemas are in no package: what must agree is compared by hand."""
+    """What the schemas do not say, and must agree."""
     manifests = build(KUBERNETES / "kserve")
     predictor = only("InferenceService", manifests)["spec"]["predictor"]
     runtimes = [m["spec"] for m in manifests if m["kind"] == "ServingRuntime"]

@@ -161,6 +161,9 @@ def _told(error: BaseException) -> str:
     text = reason(error)
     if "404 Not Found" in text:
         return "there is no such bucket"
+    # Some stores refuse a listing otherwise than a file.
+    if "403 Forbidden" in text:
+        return "access is denied"
     if "169.254.169.254" in text or "metadata.google.internal" in text:
         return "there are no credentials: the environment has none, and this machine no role"
     return _PREFIX.sub("", text)

@@ -4,9 +4,10 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -87,16 +88,21 @@ def ancestors(process: int, parents: dict[int, int]) -> Iterator[int]:
 
 
 def noted(out: Path) -> int:
-    """Return the size of a run's journal: it grows with every commit."""
-    wal = out.with_name(f"{out.name}.journal-wal")
-    return wal.stat().st_size if wal.exists() else 0
+    """Return how many results a run's journal holds."""
+    journal = out.with_name(f"{out.name}.journal")
+    if not journal.exists():
+        return 0
+    with closing(sqlite3.connect(f"{journal.as_uri()}?mode=ro", uri=True)) as database:
+        try:
+            return database.execute("SELECT count(*) FROM results").fetchone()[0]
+        except sqlite3.OperationalError:  # its tables are being made
+            return 0
 
 
 def in_the_midst(process: subprocess.Popen, out: Path) -> None:
     """Wait until the run has committed some results, and has more to do."""
-    wait_until(lambda: noted(out) > 0 or process.poll() is not None, limit=START_SECONDS)
-    begun = noted(out)
-    wait_until(lambda: noted(out) > begun or process.poll() is not None, limit=START_SECONDS)
+    before = noted(out)
+    wait_until(lambda: noted(out) > before or process.poll() is not None, limit=START_SECONDS)
     assert process.poll() is None, process.stderr.read()
 
 
