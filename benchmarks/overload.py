@@ -79,6 +79,7 @@ def load(
         "other_errors": found["errors"],
         "p50_ms": round(answered.get("p50", 0.0), 1),
         "p99_ms": round(answered.get("p99", 0.0), 1),
+        "late_ms_mean": round(found["generator_delay_ms"]["mean"], 2),
         "late_ms_p99": round(found["generator_delay_ms"]["p99"], 1),
         "server_cores": round((server.cpu_seconds() - server_before) / elapsed, 2),
         "generator_cores": round((generator_seconds() - own_before) / elapsed, 2),

@@ -1,14 +1,16 @@
 """What pages say of a benchmark is what its results say."""
 
 import json
+import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import simpy
 from benchmarks import (
     attacks,
     attention_variants,
@@ -112,20 +114,52 @@ def test_the_page_names_the_variants_that_leave_fp32_by_more_than_a_point() -> N
     assert named == ("; ".join(away) or "none")
 
 
-@pytest.mark.parametrize("variation", [1.0, 0.0])
+@pytest.mark.parametrize("exponential", [True, False])
 @pytest.mark.parametrize("busy", [0.3, 0.6])
-def test_the_simulation_of_one_queue_is_that_of_the_theory(variation: float, busy: float) -> None:
-    work = queueing.Work(before=0, engine=0.01, after=0, max_batch=1, variation=variation)
-    waited = queueing.simulate(work, busy / work.seconds, cores=1).mean() - work.seconds
-    # Pollaczek and Khinchine: exponential times for a variation of 1, equal ones for 0.
-    wanted = work.seconds * busy / (1 - busy) * (1 + variation**2) / 2
-    assert waited == pytest.approx(wanted, rel=0.1)
+def test_the_simulation_of_one_queue_is_that_of_the_theory(exponential: bool, busy: float) -> None:
+    chance = random.Random(1)  # noqa: S311 - a simulation
+    times = [chance.expovariate(100) for _ in range(5_000)] if exponential else [0.01]
+    # Without decoding the one lane is the whole of the server.
+    work = queueing.Work(decode=[0.0], engine=[times])
+    latencies = queueing.simulate(work, queueing.steadily(busy / work.seconds), 1)
+    # Pollaczek and Khinchine: the variance over the square of the mean is 1, or 0.
+    wanted = work.seconds * busy / (1 - busy) * (1 + exponential) / 2
+    assert latencies.mean() - work.seconds == pytest.approx(wanted, rel=0.12)
+
+
+def test_jobs_share_cores_by_their_weights() -> None:
+    environment = simpy.Environment()
+    cores = queueing.Shared(environment, 2)
+    ended = {}
+
+    def job(name: str, seconds: float, weight: float) -> Generator[simpy.Event, None, None]:
+        yield cores.work(seconds, weight)
+        ended[name] = environment.now
+
+    environment.process(job("heavy", 1, 8))
+    environment.process(job("light", 1, 1))
+    environment.process(job("lighter", 1, 1))
+    environment.run()
+    # The heavy one has a core of its own and no more; the other two halve the second one
+    # until it has ended, and have a core each from then on.
+    assert ended == pytest.approx({"heavy": 1.0, "light": 1.5, "lighter": 1.5})
+
+
+def test_a_picture_after_a_pause_takes_longer() -> None:
+    work = queueing.Work(decode=[1.0], engine=[[1.0]], idle=(0.0, 4.0), cold=(1.0, 3.0))
+    # The second comes while the first is in the engine, which has the larger share of the
+    # core; the third comes two seconds after the second one's answer.
+    found = queueing.simulate(work, [0.0, 1.5, 6.0], 1)
+    both = queueing.ENGINE + queueing.DECODER
+    assert found == pytest.approx([1.5 + 0.5 * both / queueing.ENGINE, 2.5, 4.0])
 
 
 def test_more_cores_can_be_busier() -> None:
-    work = queueing.Work(before=0.002, engine=0.01, after=0.001)
+    work = queueing.Work(decode=[0.002], engine=[[0.01 * n] for n in range(1, 9)], rest=0.001)
     one, four = (
-        np.percentile(queueing.simulate(work, 0.7 * cores / work.seconds, cores), 99)
+        np.percentile(
+            queueing.simulate(work, queueing.steadily(0.7 * cores / work.seconds), cores), 99
+        )
         for cores in (1, 4)
     )
     assert four < one
