@@ -24,7 +24,7 @@ import statistics
 import sys
 import textwrap
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -56,6 +56,7 @@ PAGE = pages.DOCS / "scaling.md"
 
 _, BACKEND, _, VARIANT = HELD
 PERCENTILES = ("p50_ms", "p99_ms")
+KINDS = ("measured", "simulated")
 MAX_BATCH = 8
 PAUSES = (0.0, 0.005, 0.02, 0.05, 0.1)
 """Seconds before a picture that comes alone: processors' caches and clocks are warm for a while."""
@@ -122,6 +123,8 @@ class Shared:
         self._since = 0.0
         self._idle_since = 0.0
         self._changes = 0
+        self.used = 0.0
+        """Seconds of cores so far."""
 
     @property
     def idle(self) -> float:
@@ -141,6 +144,7 @@ class Shared:
         self._since = self._environment.now
         for job in self._jobs.values():
             job[0] -= passed * job[2]
+            self.used += passed * job[2]
 
     def _share(self) -> None:
         """Give each job its share, and wait until the first of them is done."""
@@ -169,10 +173,23 @@ class Shared:
         self._share()
 
 
-def simulate(work: Work, arrivals: Iterable[float], count: int) -> np.ndarray:
-    """Return the seconds from arrival to answer of pictures that arrive at these times.
+@dataclass(frozen=True, kw_only=True)
+class Simulated:
+    """What a simulation shows.
 
-    The server has `count` cores, and as many decoders and lanes. Float64 [pictures].
+    Attributes:
+        latencies: float64 [pictures], seconds from arrival to answer.
+        busy: how many cores were busy, in the mean until the last arrival.
+    """
+
+    latencies: np.ndarray
+    busy: float
+
+
+def simulate(work: Work, arrivals: Sequence[float], count: int) -> Simulated:
+    """Simulate pictures that arrive at these times, in seconds.
+
+    The server has `count` cores, and as many decoders and lanes.
     """
     draw = random.Random(0)  # noqa: S311 - a simulation
     environment = simpy.Environment()
@@ -222,7 +239,10 @@ def simulate(work: Work, arrivals: Iterable[float], count: int) -> np.ndarray:
         environment.process(lane())
     environment.process(arrive())
     environment.run()
-    return np.array([latencies[number] for number in sorted(latencies)])
+    return Simulated(
+        latencies=np.array([latencies[number] for number in sorted(latencies)]),
+        busy=cores.used / arrivals[-1],
+    )
 
 
 def measured_parts(server: Server, bundle: Path, images: Path, own: Cores) -> Work:
@@ -318,15 +338,21 @@ def beside(
 
     `steps` are the rounds, the seeds of whose arrivals are their numbers.
     """
-    simulated = []
+    simulated, busy = [], []
     for seed in range(len(steps)):
         chance = random.Random(seed)  # noqa: S311 - the generator's own
-        due = np.array(list(poisson_times(rate, 0, WARMUP + seconds, chance)))
-        counted = simulate(work, due, cores)[due >= WARMUP]
+        due = list(poisson_times(rate, 0, WARMUP + seconds, chance))
+        run = simulate(work, due, cores)
+        counted = run.latencies[np.array(due) >= WARMUP]
+        busy.append(run.busy)
         # The generator is late by itself, and counts from when a request was due.
         counted += steps[seed]["late_ms_mean"] / 1000
         simulated.append(1000 * np.percentile(counted, (50, 99)))
     found: dict[str, Any] = {"offered": round(rate, 1)}
+    found["cores_busy"] = {
+        "measured": statistics.median(step["server_cores"] for step in steps),
+        "simulated": round(statistics.median(busy), 2),
+    }
     for column, name in enumerate(("p50_ms", "p99_ms")):
         kinds = {"measured": [step[name] for step in steps]}
         kinds["simulated"] = [float(round(values[column], 1)) for values in simulated]
@@ -345,8 +371,8 @@ def busiest(work: Work) -> float:
     """Return the share of a pod's cores that may be busy for the objective to be met."""
     within = 0.0
     for share in BUSY:
-        latencies = simulate(work, steadily(share * POD_CORES / work.seconds), POD_CORES)
-        if np.percentile(latencies[PICTURES // 10 :], 99) > OBJECTIVE:
+        run = simulate(work, steadily(share * POD_CORES / work.seconds), POD_CORES)
+        if np.percentile(run.latencies[PICTURES // 10 :], 99) > OBJECTIVE:
             break
         within = share
     return within
@@ -378,7 +404,8 @@ def page_part(result: Mapping[str, Any]) -> str:
     compared = [
         [
             f"{step['load']:g} of the capacity, {step['offered']:,.1f} a second",
-            *(_spread(step[p], kind) for p in PERCENTILES for kind in ("measured", "simulated")),
+            *(f"{step['cores_busy'][kind]:.2f}" for kind in KINDS),
+            *(_spread(step[p], kind) for p in PERCENTILES for kind in KINDS),
         ]
         for step in result["compared"]
     ]
@@ -426,7 +453,11 @@ def page_part(result: Mapping[str, Any]) -> str:
         [
             textwrap.fill(beside, 100),
             pages.table(
-                ["", "p50 measured", "p50 simulated", "p99 measured", "p99 simulated"], compared
+                [
+                    "",
+                    *(f"{what} {kind}" for what in ("cores busy", "p50", "p99") for kind in KINDS),
+                ],
+                compared,
             ),
             textwrap.fill(off, 100),
             textwrap.fill(about, 100),

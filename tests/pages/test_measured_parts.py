@@ -121,10 +121,11 @@ def test_the_simulation_of_one_queue_is_that_of_the_theory(exponential: bool, bu
     times = [chance.expovariate(100) for _ in range(5_000)] if exponential else [0.01]
     # Without decoding the one lane is the whole of the server.
     work = queueing.Work(decode=[0.0], engine=[times])
-    latencies = queueing.simulate(work, queueing.steadily(busy / work.seconds), 1)
+    run = queueing.simulate(work, queueing.steadily(busy / work.seconds), 1)
     # Pollaczek and Khinchine: the variance over the square of the mean is 1, or 0.
     wanted = work.seconds * busy / (1 - busy) * (1 + exponential) / 2
-    assert latencies.mean() - work.seconds == pytest.approx(wanted, rel=0.12)
+    assert run.latencies.mean() - work.seconds == pytest.approx(wanted, rel=0.12)
+    assert run.busy == pytest.approx(busy, rel=0.05)
 
 
 def test_jobs_share_cores_by_their_weights() -> None:
@@ -149,7 +150,7 @@ def test_a_picture_after_a_pause_takes_longer() -> None:
     work = queueing.Work(decode=[1.0], engine=[[1.0]], idle=(0.0, 4.0), cold=(1.0, 3.0))
     # The second comes while the first is in the engine, which has the larger share of the
     # core; the third comes two seconds after the second one's answer.
-    found = queueing.simulate(work, [0.0, 1.5, 6.0], 1)
+    found = queueing.simulate(work, [0.0, 1.5, 6.0], 1).latencies
     both = queueing.ENGINE + queueing.DECODER
     assert found == pytest.approx([1.5 + 0.5 * both / queueing.ENGINE, 2.5, 4.0])
 
@@ -158,7 +159,8 @@ def test_more_cores_can_be_busier() -> None:
     work = queueing.Work(decode=[0.002], engine=[[0.01 * n] for n in range(1, 9)], rest=0.001)
     one, four = (
         np.percentile(
-            queueing.simulate(work, queueing.steadily(0.7 * cores / work.seconds), cores), 99
+            queueing.simulate(work, queueing.steadily(0.7 * cores / work.seconds), cores).latencies,
+            99,
         )
         for cores in (1, 4)
     )
