@@ -1,7 +1,7 @@
 """What `foveate batch --engine ray` costs beside the same run in one process.
 
 python -m benchmarks.ray_batch --python FILE [--repository DIR] [--images DIR]
-    [--copies N] [--rounds N]
+    [--copies N] [--rounds N] [--page FILE]
 
 FILE is the Python of an environment that has foveate-client[ray] and foveate-serve[cpu].
 Both sides read the same copies of the photographs and must find the same
@@ -11,31 +11,53 @@ that time, and the seconds of the whole command, where Ray itself starts as
 well. The rounds alternate, so that a drifting machine does not favour one.
 """
 
-import argparse
 import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
+import textwrap
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks import machine
+from benchmarks import machine, pages, script
 from benchmarks.request_cost import MODEL, ratio, summary
+from foveate_runtime.options import option
 
 RESULTS = Path(__file__).parent / "results" / "ray_batch.json"
+PAGE = pages.DOCS / "client" / "batch.md"
 ENGINES = ("here", "ray")
 
 
-def batch_run(python: Path, images: Path, repository: Path, engine: str) -> dict[str, object]:
+def batch_run(python: Path, images: Path, repository: Path, engine: str) -> dict[str, Any]:
     """Run `foveate batch` once; return its rate, the seconds of all, and the best classes."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "results.jsonl"
-        command = [python, "-m", "foveate_client", "batch", images, "--out", out, "--json"]
-        source = ["--repository", repository, "--model", MODEL, "--engine", engine]
+        command: list[str | Path] = [
+            python,
+            "-m",
+            "foveate_client",
+            "batch",
+            images,
+            "--out",
+            out,
+            "--json",
+        ]
+        source: list[str | Path] = [
+            "--repository",
+            repository,
+            "--model",
+            MODEL,
+            "--engine",
+            engine,
+        ]
         began = time.monotonic()
         run = subprocess.run([*command, *source], check=True, stdout=subprocess.PIPE)
         seconds = time.monotonic() - began
@@ -49,7 +71,7 @@ def batch_run(python: Path, images: Path, repository: Path, engine: str) -> dict
 
 def measure(
     python: Path, repository: Path, images: Path, copies: int, rounds: int
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Alternate the two; return their pictures a second, their seconds, and how these compare."""
     load = os.getloadavg()[0]
     rates: dict[str, list[float]] = {engine: [] for engine in ENGINES}
@@ -78,25 +100,44 @@ def measure(
     }
 
 
-def main() -> None:
-    """Parse the command line, measure, write the results and print them."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--python", type=Path, required=True)
-    parser.add_argument("--repository", type=Path, default=Path("demo-output/repository"))
-    parser.add_argument("--images", type=Path, default=os.environ.get("FOVEATE_IMAGENET_DIR"))
-    parser.add_argument("--copies", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    options = parser.parse_args()
-    if options.images is None:
-        parser.error("--images DIR is needed where FOVEATE_IMAGENET_DIR is not set")
-    result = measure(
-        options.python, options.repository, Path(options.images), options.copies, options.rounds
+def page_part(result: Mapping[str, Any]) -> str:
+    """Return what the page says of a result."""
+    rows = [
+        [name, *(_spread(result[what][engine]) for what in ("photographs_per_second", "seconds"))]
+        for name, engine in (("in one process", "here"), ("`--engine ray`", "ray"))
+    ]
+    about = (
+        f"{result['photographs']:,} photographs and `{result['model']}` on an "
+        f"{result['machine']['processor']} with {result['machine']['cores']} cores, "
+        f"{result['rounds']} rounds: from the first picture to the last Ray answers "
+        f"{_spread(result['ratios']['ray / here'], '.2f')} times as many a second."
     )
-    machine.save(result, options.out)
-    Console().print_json(data={key: result[key] for key in ("photographs_per_second", "seconds")})
-    Console(stderr=True).print(f"written to {options.out}")
+    head = ["", "photographs a second", "seconds of the whole command"]
+    return f"{textwrap.fill(about, 100)}\n\n{pages.table(head, rows)}"
+
+
+def _spread(found: Mapping[str, float], form: str = ".1f") -> str:
+    return f"{found['median']:{form}} ({found['min']:{form}} to {found['max']:{form}})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(script.Photographs):
+    """The command line."""
+
+    python: Path = option("that of an environment with foveate-client[ray] and foveate-serve[cpu]")
+    copies: int = option("of the photographs in a run", default=20)
+    rounds: int = option("of both", default=3)
+
+
+def main() -> int:
+    """Measure, write the results and the page's part, and return the exit code."""
+    options = script.parse(Options, __doc__, out=RESULTS, page=PAGE)
+    result = measure(
+        options.python, options.repository, options.images, options.copies, options.rounds
+    )
+    script.finish(result, page_part, options)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
