@@ -142,7 +142,8 @@ def ray_answers(job: Job, *, address: str | None, workers: int | None) -> Iterat
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-        except (OSError, RuntimeError, ValueError, module.exceptions.RayError) as error:
+        # Ray raises Exception itself where its processes do not start within 30 seconds.
+        except Exception as error:
             place = "Ray cannot be started" if address is None else f"no Ray cluster at {address}"
             raise RayError(f"{place}: {_in_a_line(error)}") from error
         try:
