@@ -142,8 +142,7 @@ def ray_answers(job: Job, *, address: str | None, workers: int | None) -> Iterat
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-        # Ray raises Exception itself where its processes do not start within 30 seconds.
-        except Exception as error:
+        except Exception as error:  # Ray raises it itself where its node starts too slowly
             place = "Ray cannot be started" if address is None else f"no Ray cluster at {address}"
             raise RayError(f"{place}: {_in_a_line(error)}") from error
         try:
