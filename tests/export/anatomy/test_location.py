@@ -428,11 +428,15 @@ def test_gradient_maps_equal_pytorchs_in_every_layout(
         torch.testing.assert_close(got[method][:, 0], expected, rtol=1e-4, atol=1e-6)
 
 
-CLASS_TOKEN = {"vit": ("blocks.1.norm1", "tokens(8, 8, 1)")}
+TOKENS = {
+    "vit": ("blocks.1.norm1", "tokens(8, 8, 1)"),
+    "pooled vit": ("blocks", "tokens(8, 8, 0)"),
+}
 
 EXPORTED = {
     "swin": ["layers.1", "layers.3"],
     "vit": ["blocks.0", "blocks.1"],
+    "pooled vit": ["blocks.0", "blocks.1"],
     "mixer": ["blocks.0", "blocks.1"],
     "coatnet": ["stages.1", "stages.3"],
 }
@@ -448,7 +452,7 @@ def test_the_exported_graph_gives_maps_channels_first(
     exported = export(
         classifier_of(module, size),
         repository=tmp_path,
-        name=name,
+        name=name.replace(" ", "-"),
         pictures=Pictures(images, "photographs"),
         layers=layers,
     )
@@ -461,7 +465,7 @@ def test_the_exported_graph_gives_maps_channels_first(
         # The maps of attention are of the tokens that come into the first block.
         by_gradient = {"gradcam", "hirescam", "layercam"}
         of_layers = {(cam.layer, cam.layout) for cam in manifest.cams if cam.method in by_gradient}
-        assert of_layers == {CLASS_TOKEN[name]}
+        assert of_layers == {TOKENS[name]}
         maps += ["cam.hirescam"]
     class_ids = np.tile(np.arange(CLASSES), (len(images), 1))
     with open_runner(exported) as runner:
