@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from benchmarks.faithfulness import RESULTS
 
+from foveate_export.graph.heads import mean_of_tokens
 from foveate_export.graph.heads.class_token import ORDER
 from foveate_runtime.evaluation.faithfulness import auc, blurred, controls, ranking, replaced
 
@@ -19,7 +20,7 @@ NAMES = {"Gaussian in the centre": "centre Gaussian", "noise": "random"}
 TABLES = {
     "faithfulness.json": ("# Faithfulness of the maps", 6),
     "faithfulness_vit_mnist.json": ("## Class-token transformers", 8),
-    "faithfulness_vit_pooled_mnist.json": ("## Pooled transformers", 6),
+    "faithfulness_vit_pooled_mnist.json": ("## Pooled transformers", 9),
 }
 """The results of each network, the heading above its table, and how many maps it compares."""
 
@@ -82,6 +83,7 @@ def test_the_controls_know_no_picture() -> None:
     [
         ("faithfulness.json", "cam"),
         ("faithfulness_vit_mnist.json", ORDER[0]),
+        ("faithfulness_vit_pooled_mnist.json", mean_of_tokens.ORDER[0]),
     ],
 )
 def test_the_method_that_is_offered_first_beats_the_gaussian(file: str, first: str) -> None:
