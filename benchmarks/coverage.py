@@ -60,9 +60,15 @@ from foveate_train.errors import ArgumentsError
 SIZES = (128, 112, 160, 192, 224, 256, 288, 299, 320, 384, 448)
 """The sides to try, the smallest of each kind first; some networks take multiples alone."""
 
-LEAST = {"timm:selecsls60": 224}
+LEAST = {
+    "timm:selecsls60": 224,
+    "timm:inception_v3": 192,
+    "timm:inception_v4": 192,
+    "timm:inception_resnet_v2": 192,
+    "torchvision:inception_v3": 192,
+}
 """The side to begin at, of networks whose last map has 2 x 2 cells at less, each of which sees
-nearly the whole picture."""
+nearly the whole picture: there no corner is the painted one."""
 
 CLASSES = 10
 PICTURES = 4

@@ -190,3 +190,24 @@ def test_attention_of_five_axes_or_three_is_written_as_onnx(
     pictures = for_classifier(classifier)
     exported = export(classifier, repository=tmp_path, name="windows", pictures=pictures)
     assert exported.manifest.variant("fp32").parity.logits_max_abs < 1e-5
+
+
+class PassedBy(nn.Module):
+    """Its last convolution reaches the logits by nothing but a factor of zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 7, 7)
+        self.last = nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8 * 16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        cells = self.stem(x).relu()
+        return self.head((cells.square() + 0 * self.last(cells)).flatten(1))
+
+
+def test_a_layer_whose_every_gradient_is_zero_is_passed_over(digit_classifier) -> None:
+    torch.manual_seed(0)
+    head = examine(digit_classifier(PassedBy().eval())).head
+    assert isinstance(head, Differentiated)
+    assert str(head.targets["gradcam"].tap) != "last"
