@@ -60,6 +60,16 @@ from foveate_train.errors import ArgumentsError
 SIZES = (128, 112, 160, 192, 224, 256, 288, 299, 320, 384, 448)
 """The sides to try, the smallest of each kind first; some networks take multiples alone."""
 
+LEAST = {
+    "timm:selecsls60": 224,
+    "timm:inception_v3": 192,
+    "timm:inception_v4": 192,
+    "timm:inception_resnet_v2": 192,
+    "torchvision:inception_v3": 192,
+}
+"""The side to begin at, of networks whose last map has 2 x 2 cells at less, each of which sees
+nearly the whole picture: there no corner is the painted one."""
+
 CLASSES = 10
 PICTURES = 4
 SECONDS = 240
@@ -148,7 +158,7 @@ def build(name: str, smaller: Mapping[str, Any] | None = None) -> Classifier:
     network, *words = name.split()
     arguments = {**registry.parse_arguments(words), "num_classes": CLASSES, **(smaller or {})}
     said = "it takes no size"
-    for size in SIZES:
+    for size in SIZES[SIZES.index(LEAST.get(network, SIZES[0])) :]:
         for sized in ({"img_size": size}, {"image_size": size}, {}):
             try:
                 classifier = registry.create(network, weights="random:0", **arguments, **sized)

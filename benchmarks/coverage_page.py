@@ -39,8 +39,8 @@ gives, and nothing about accuracy. Layers that start at zero get random weights 
 _EXPLANATION = """\
 - *side*: of the picture, in pixels; *cells*: rows and columns of the map that gradients weigh.
 - *head*: how it is explained, as in [explanations](export/explanations.md#heads).
-- *methods*: C `cam.cam`, G `cam.gradcam`, H `cam.hirescam`, L `cam.layercam`, and of a class token
-  `rollout`, `relevance` and `legrad`, the default first.
+- *methods*: C `cam.cam`, G `cam.gradcam`, H `cam.hirescam`, L `cam.layercam`, and of the tokens
+  that a head reads `relevance`, `rollout` and `legrad`; the default first.
 - *difference*: from autograd, of the worst map, over its largest value before a ReLU; with *rms*
   the root mean square over that of the values, where a maximum hands a gradient to one of
   several cells.

@@ -138,7 +138,7 @@ def _checked(classifier: Classifier, head: Head) -> Head:
         _check_gradient(classifier, head)
     except UnseenAttentionError as error:
         head = head.without_attention
-        head.note = f"no maps of a class token's attention: {error}"
+        head.note = f"no maps of the tokens' attention: {error}"
         _check_gradient(classifier, head)
     return head
 

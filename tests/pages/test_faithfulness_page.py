@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from benchmarks.faithfulness import RESULTS
 
+from foveate_export.graph.heads import mean_of_tokens
 from foveate_export.graph.heads.class_token import ORDER
 
 PAGE = Path(__file__).parents[2] / "docs" / "export" / "faithfulness.md"
@@ -17,7 +18,7 @@ NAMES = {"Gaussian in the centre": "centre Gaussian", "noise": "random"}
 TABLES = {
     "faithfulness.json": ("# Faithfulness of the maps", 6),
     "faithfulness_vit_mnist.json": ("## Class-token transformers", 8),
-    "faithfulness_vit_pooled_mnist.json": ("## Pooled transformers", 6),
+    "faithfulness_vit_pooled_mnist.json": ("## Pooled transformers", 9),
 }
 """The results of each network, the heading above its table, and how many maps it compares."""
 
@@ -50,6 +51,7 @@ def test_a_table_is_that_of_its_results(file: str) -> None:
     [
         ("faithfulness.json", "cam"),
         ("faithfulness_vit_mnist.json", ORDER[0]),
+        ("faithfulness_vit_pooled_mnist.json", mean_of_tokens.ORDER[0]),
     ],
 )
 def test_the_method_that_is_offered_first_beats_the_gaussian(file: str, first: str) -> None:

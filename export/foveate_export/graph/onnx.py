@@ -1,6 +1,7 @@
 """Turns the explained classifier into one ONNX file."""
 
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -8,7 +9,10 @@ from onnx_ir.passes.common import (
     ClearMetadataAndDocStringPass,
     DeduplicateInitializersPass,
 )
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 
 from foveate_export.errors import ExportError
 from foveate_export.graph.ceil_pooling import ExplicitCeilPooling
@@ -43,7 +47,7 @@ def write_onnx(graph: ExplainedClassifier, spec: InputSpec, path: Path) -> None:
     try:
         # Its other kernels leave their result in memory in an order that a view is traced for,
         # and that what the exporter writes in their place does not have.
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), _AttentionOfFourAxes():
             program = torch.onnx.export(
                 graph,
                 tuple(inputs[name] for name in names),
@@ -64,6 +68,33 @@ def write_onnx(graph: ExplainedClassifier, spec: InputSpec, path: Path) -> None:
     DeduplicateInitializersPass(size_limit=LARGEST_FOLDED)(program.model)
     program.save(path, external_data=False)
     onnx.checker.check_model(path, full_check=True)
+
+
+class _AttentionOfFourAxes(TorchFunctionMode):
+    """Has `scaled_dot_product_attention` take [N, heads, T, C], all that the exporter can write.
+
+    That of windows, [N, windows, heads, T, C], is that of so many pictures, and that
+    without heads, [N, T, C], that of one with N heads.
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function is not scaled_dot_product_attention:
+            return function(*args, **(kwargs or {}))
+        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+        given: dict[str, Any] = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
+        query, key, mask = given["query"], given["key"], given.get("attn_mask")
+        if query.ndim == 4:
+            return function(**given)
+        if mask is not None:
+            given["attn_mask"] = mask.expand(*query.shape[:-1], key.shape[-2])
+        folded: dict[str, Any] = {
+            name: value.reshape(-1, *value.shape[-3:]) if isinstance(value, Tensor) else value
+            for name, value in given.items()
+        }
+        result: Tensor = function(**folded)
+        return result.reshape(*query.shape[:-1], result.shape[-1])
 
 
 def _cause(error: BaseException) -> str:

@@ -74,9 +74,11 @@ def _rollout(weights: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
 def _relevance(
     weights: Sequence[Tensor], gradients: Sequence[Tensor], rows: Sequence[int]
 ) -> Tensor:
-    result = torch.eye(weights[0].shape[-1], dtype=weights[0].dtype)
+    # Without the identity that it starts with, which would leave few digits to the rest.
+    result = torch.zeros_like(weights[0][:, 0])
     for matrix, gradient in zip(weights, gradients, strict=True):
-        result = result + (gradient * matrix).relu().mean(1) @ result
+        flow = (gradient * matrix).relu().mean(1)
+        result = result + flow + flow @ result
     return result[:, list(rows)].mean(1)
 
 

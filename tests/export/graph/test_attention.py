@@ -1,4 +1,4 @@
-"""Maps of a class token's attention against autograd, written here with hooks on the softmax."""
+"""Maps of tokens' attention against autograd, written here with hooks on the softmax."""
 
 import copy
 
@@ -17,7 +17,7 @@ from foveate_export.anatomy.pixels import normalise
 from foveate_export.default_pictures import for_classifier
 from foveate_export.exporter import examine
 from foveate_export.graph.classifier import ExplainedClassifier
-from foveate_export.graph.heads import ClassToken, Differentiated
+from foveate_export.graph.heads import ClassToken, Differentiated, MeanOfTokens
 from foveate_export.proof.comparison import relative_error
 
 CLASSES = [[0, 3, 9, 4, 1], [5, 5, 1, 0, 2]]
@@ -37,6 +37,13 @@ NETWORKS = {
         **SMALL, use_rel_pos_bias=True, use_abs_pos_emb=False, global_pool="token"
     ),
     "eva": lambda: Eva(**SMALL, use_rot_pos_emb=True, global_pool="token", swiglu_mlp=True),
+    "mean of tokens": lambda: VisionTransformer(**SMALL, global_pool="avg", class_token=False),
+    "mean of tokens behind a norm": lambda: VisionTransformer(
+        **SMALL, global_pool="avg", fc_norm=False, class_token=False
+    ),
+    "beit, mean of patches without the class token": lambda: Beit(
+        **SMALL, use_rel_pos_bias=True, use_abs_pos_emb=False, global_pool="avg"
+    ),
 }
 ATTENTION = {"relevance", "rollout", "legrad"}
 
@@ -75,7 +82,7 @@ def oracle(module: nn.Module, rows: list[int], prefix: int, pixels: Tensor) -> d
             (gradient,) = torch.autograd.grad(score, matrix, retain_graph=True)
             legrad = legrad + gradient.clamp(min=0).mean((1, 2))
         found["rollout"].append(rolled[:, rows].mean(1))
-        found["relevance"].append(relevance[:, rows].mean(1))
+        found["relevance"].append((relevance - one)[:, rows].mean(1))
         found["legrad"].append(legrad)
     return {
         method: torch.stack(each, 1)[..., prefix:].unflatten(-1, (GRID, GRID)).detach()
@@ -92,6 +99,9 @@ def oracle(module: nn.Module, rows: list[int], prefix: int, pixels: Tensor) -> d
         ("distilled deit", [0, 1], 2),
         ("beit", [0], 1),
         ("eva", [0], 1),
+        ("mean of tokens", [*range(16)], 0),
+        ("mean of tokens behind a norm", [*range(16)], 0),
+        ("beit, mean of patches without the class token", [*range(1, 17)], 1),
     ],
 )
 def test_maps_of_attention_equal_autograd(name, rows, prefix, digit_classifier) -> None:
@@ -99,8 +109,11 @@ def test_maps_of_attention_equal_autograd(name, rows, prefix, digit_classifier) 
     classifier = digit_classifier(module)
     anatomy = examine(classifier)
     head = anatomy.head
-    assert isinstance(head, ClassToken)
-    assert set(head.methods) == {*ATTENTION, "gradcam", "hirescam", "layercam"}
+    pooled = "mean of" in name
+    assert isinstance(head, MeanOfTokens if pooled else ClassToken)
+    further = {"cam"} if pooled else set()
+    assert set(head.methods) == {*ATTENTION, "gradcam", "hirescam", "layercam", *further}
+    assert head.methods[0] == "relevance"
     assert anatomy.note is None
 
     images = for_classifier(classifier).images[:2]
@@ -232,6 +245,6 @@ def test_attention_that_cannot_be_compared_is_not_offered(digit_classifier) -> N
     anatomy = examine(digit_classifier(spread(module)))
     assert isinstance(anatomy.head, Differentiated)
     assert anatomy.note == (
-        "no maps of a class token's attention: torch computes 2 matrices of 17 x 17 tokens "
+        "no maps of the tokens' attention: torch computes 2 matrices of 17 x 17 tokens "
         "in a softmax, for 3 blocks"
     )

@@ -9,14 +9,14 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.nn import functional
 from torchvision.models import VisionTransformer as TorchvisionViT
 
 from foveate_export.anatomy.pixels import normalise
 from foveate_export.default_pictures import for_classifier
 from foveate_export.exporter import examine, export
 from foveate_export.graph.classifier import ExplainedClassifier
-from foveate_export.graph.heads import ClassToken, Differentiated, PooledScaled
-from foveate_export.graph.heads.pooled_linear import PooledLinear
+from foveate_export.graph.heads import ClassToken, Differentiated, MeanOfTokens
 from foveate_export.graph.vjp.rules import RULES
 from foveate_export.proof.comparison import relative_error
 
@@ -101,8 +101,8 @@ def oracle(module: nn.Module, layer: str, prefix: int, pixels: Tensor) -> dict[s
         (lambda: VisionTransformer(**SMALL, global_pool="map", class_token=False),
          "attn_pool (input)", 0, Differentiated),
         (lambda: VisionTransformer(**SMALL, global_pool="avg", fc_norm=False, class_token=False),
-         "norm", 0, PooledLinear),
-        (lambda: VisionTransformer(**SMALL, global_pool="avg"), "blocks", 1, PooledScaled),
+         "norm", 0, MeanOfTokens),
+        (lambda: VisionTransformer(**SMALL, global_pool="avg"), "blocks", 1, MeanOfTokens),
     ],
 )  # fmt: skip
 def test_maps_of_patch_tokens_equal_autograd(make, layer, prefix, kind, digit_classifier) -> None:
@@ -159,3 +159,55 @@ def test_attention_with_a_bias_is_written_as_onnx(digit_classifier, tmp_path: Pa
     pictures = for_classifier(classifier)
     exported = export(classifier, repository=tmp_path, name="beit", pictures=pictures)
     assert "cam" in exported.manifest.variant("fp32").parity.cams
+
+
+class Windows(nn.Module):
+    """Attention in windows of tokens, [N, windows, heads, T, C], as in Twins, and without heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(1, 24, 7, 7)
+        self.qkv = nn.Linear(24, 72)
+        self.bias = nn.Parameter(torch.randn(3, 4, 4))
+        self.head = nn.Linear(24, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        cells = self.patches(x).permute(0, 2, 3, 1)
+        windows = cells.reshape(-1, 2, 2, 2, 2, 24).transpose(2, 3).reshape(-1, 4, 4, 24)
+        q, k, v = self.qkv(windows).unflatten(-1, (3, 3, 8)).permute(3, 0, 1, 4, 2, 5).unbind()
+        taken = functional.scaled_dot_product_attention(q, k, v, self.bias, dropout_p=0.0)
+        tokens = taken.transpose(2, 3).reshape(-1, 16, 24)
+        tokens = functional.scaled_dot_product_attention(tokens, tokens, value=tokens)
+        folded = tokens.reshape(-1, 2, 2, 2, 2, 24).transpose(2, 3).reshape(cells.shape)
+        return self.head((cells + folded).permute(0, 3, 1, 2).mean((2, 3)))
+
+
+def test_attention_of_five_axes_or_three_is_written_as_onnx(
+    digit_classifier, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    classifier = digit_classifier(Windows().eval())
+    pictures = for_classifier(classifier)
+    exported = export(classifier, repository=tmp_path, name="windows", pictures=pictures)
+    assert exported.manifest.variant("fp32").parity.logits_max_abs < 1e-5
+
+
+class PassedBy(nn.Module):
+    """Its last convolution reaches the logits by nothing but a factor of zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 7, 7)
+        self.last = nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8 * 16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        cells = self.stem(x).relu()
+        return self.head((cells.square() + 0 * self.last(cells)).flatten(1))
+
+
+def test_a_layer_whose_every_gradient_is_zero_is_passed_over(digit_classifier) -> None:
+    torch.manual_seed(0)
+    head = examine(digit_classifier(PassedBy().eval())).head
+    assert isinstance(head, Differentiated)
+    assert str(head.targets["gradcam"].tap) != "last"

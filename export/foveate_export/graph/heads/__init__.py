@@ -15,6 +15,7 @@ from foveate_export.graph.heads.class_map import ClassMap
 from foveate_export.graph.heads.class_token import ClassToken
 from foveate_export.graph.heads.differentiated import Differentiated
 from foveate_export.graph.heads.joined import Joined
+from foveate_export.graph.heads.mean_of_tokens import MeanOfTokens
 from foveate_export.graph.heads.pooled_linear import PooledLinear
 from foveate_export.graph.heads.pooled_scaled import PooledScaled
 
@@ -32,6 +33,7 @@ __all__ = [
     "Differentiated",
     "Head",
     "Joined",
+    "MeanOfTokens",
     "PooledLinear",
     "PooledScaled",
     "Target",
@@ -62,7 +64,7 @@ def find_head(recording: Recording, layer: str | None = None) -> Head:
         except UnsupportedHeadError as other:
             raise UnsupportedHeadError(f"this head is not supported: {error}; {other}") from other
     if layer is None or str(last.targets["gradcam"].tap) == layer:
-        return last
+        return _with_attention(recording, last)
     return Joined(last, Differentiated.at_layer(recording, layer))
 
 
@@ -74,6 +76,18 @@ def _analytic(recording: Recording) -> Head:
         except UnsupportedHeadError as error:
             reasons.append(str(error))
     raise UnsupportedHeadError("; ".join(reasons))
+
+
+def _with_attention(recording: Recording, head: Head) -> Head:
+    """Add the maps of the attention of tokens whose mean is taken, or note why there are none."""
+    if head.targets["gradcam"].tap.layout.kind != "tokens":
+        return head
+    try:
+        traced = Differentiated.find(recording)
+        return MeanOfTokens.find(recording, head, traced) if traced.attends else head
+    except UnsupportedHeadError as error:
+        head.note = f"no maps of the tokens' attention: {error}"
+        return head
 
 
 def _attending(recording: Recording, head: Differentiated) -> Head:

@@ -44,7 +44,7 @@ class Held:
 
 @dataclass(frozen=True)
 class TokenAttention:
-    """The attention that the maps of a class token are made of.
+    """The attention that maps are made of, where a head reads some of the tokens.
 
     Attributes:
         methods: those of the head that are made of it.

@@ -154,12 +154,21 @@ def _last_maps(recording: Recording) -> list[Map]:
 def _without_influence(recording: Recording, taps: Sequence[Tap]) -> dict[Tap, str]:
     """Return a message for each of `taps` whose map the logits do not depend on cell by cell."""
     reasons = {}
-    for tap, gradient in gradients(recording, taps).items():
-        if gradient is None:
+    found = gradients(recording, taps)
+    weighed = {
+        tap
+        for tap, gradient in found.items()
+        if gradient is not None and tap.layout.to_nchw(gradient).any()
+    }
+    for tap in found.keys() - weighed:
+        if found[tap] is None:
             reasons[tap] = f"the logits do not depend on {tap}"
-        elif tap.layout.prefix and not tap.layout.to_nchw(gradient).any():
+        elif tap.layout.prefix:
             reasons[tap] = (
                 f"the logits depend on no cell of {tap}, but on the tokens before them alone, "
                 "such as a class token"
             )
+        elif weighed:
+            # As in CoaT, where what its last convolution gives does not reach the class token.
+            reasons[tap] = f"the logits depend on no cell of {tap}"
     return reasons
