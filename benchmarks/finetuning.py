@@ -4,12 +4,11 @@ python -m benchmarks.finetuning [--sets NAME ...] [--ways NAME ...] [--seeds N] 
                                 [--out FILE]
 
 EfficientNet-Lite0 with its published weights learns the classes of each set, and is judged by
-pictures that no training saw. `fine-tuned` is `foveate train finetune` with its defaults: a
-fifth of the pictures is held out to choose by. `start` is the same network before the first
-step. `linear probe` is scikit-learn's logistic regression, as it comes, on the pooled features
-of all the pictures. `ten epochs` is a fixed recipe: the head alone for two epochs, then all
-layers. `from scratch` is the same network with random weights, trained for thirty epochs. What is
-given is the mean over the classes of what each got right.
+pictures that no training saw. `fine-tuned` is `foveate train finetune` with its defaults. `start`
+is the same network before the first step. `linear probe` is scikit-learn's logistic regression,
+as it comes, on the pooled features of all the pictures. `ten epochs` is a fixed recipe: the head
+alone for two epochs, then all layers. `from scratch` is the same network with random weights,
+trained for thirty epochs. What is given is the mean over the classes of what each got right.
 
 The class activation maps of the fine-tuned network are judged as well, by the same pictures, 40 at
 most: `insertion` and `centre` are the means of the areas under the insertion curves of the maps
@@ -25,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import mean
@@ -44,6 +44,7 @@ from foveate_runtime.imaging.transform import prepare
 from foveate_train import checkpoint, recipe, registry
 from foveate_train.classifier import Classifier
 from foveate_train.data.folder import FolderData, Photographs, scan
+from foveate_train.finetuning import finetune
 from foveate_train.fit import Plan, fit
 from foveate_train.head import with_new_head
 from foveate_train.loop import Backbone, tally
@@ -106,23 +107,16 @@ def _insertion(out: Path, judged: Photographs) -> dict[str, float]:
 
 def fine_tuned(training: Photographs, judged: Photographs, seed: int, out: Path) -> dict[str, Any]:
     """Fine-tune with the defaults; return what came of it, and of its start."""
-    began = time.process_time()
+    how: dict[str, Any] = {"workers": 0, "device": CPU}
     classifier, head = _new(training.classes, seed)
-    said: list[str] = []
-    plan, settings = recipe.plan(
-        classifier,
-        head,
-        training.split(0.2, seed),
-        {"seed": seed},
-        workers=0,
-        device=CPU,
-        say=said.append,
-    )
-    spent = time.process_time() - began
+    parts = training, training.split(0.2, seed)[1]
+    recipe.plan(classifier, head, parts, {"seed": seed}, say=lambda _: None, **how)
     start = _judge(classifier, judged)
+    said: list[str] = []
+    make = partial(_new, training.classes, seed)
     began = time.process_time()
-    fit(plan, settings, out, device=CPU)
-    spent += time.process_time() - began
+    finetune(make, training, 0.2, {"seed": seed}, out, say=said.append, **how)
+    spent = time.process_time() - began
     return {
         "fine-tuned": _judge(checkpoint.load(out).classifier, judged),
         "start": start,

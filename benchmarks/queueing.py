@@ -60,7 +60,7 @@ KINDS = ("measured", "simulated")
 MAX_BATCH = 8
 PAUSES = (0.0, 0.005, 0.02, 0.05, 0.1)
 """Seconds before a picture that comes alone: processors' caches and clocks are warm for a while."""
-RUNS = 30
+RUNS = 12
 """Of each size of a batch."""
 LOADS = (0.3, 0.5, 0.7)
 OBJECTIVE = 0.1
@@ -92,7 +92,8 @@ class Work:
     Attributes:
         decode: of each picture, in the order in which they come.
         engine: of runs of one picture, of two and so on, several runs each.
-        rest: of what else the server does, half of it before the decoding.
+        rest: of what else the server does for a picture, of several pictures; half of it
+            is before the decoding.
         outside: a delay on no core of the server: the client's, and the way.
         idle: pauses before a picture, in seconds, rising from 0.
         cold: after each of these pauses, what a picture takes over what it takes without.
@@ -100,7 +101,7 @@ class Work:
 
     decode: Sequence[float]
     engine: Sequence[Sequence[float]]
-    rest: float = 0.0
+    rest: Sequence[float] = (0.0,)
     outside: float = 0.0
     idle: Sequence[float] = (0.0,)
     cold: Sequence[float] = (1.0,)
@@ -109,7 +110,7 @@ class Work:
     def seconds(self) -> float:
         """Seconds of a core that a picture takes in full batches."""
         engine = statistics.mean(self.engine[-1]) / len(self.engine)
-        return statistics.mean(self.decode) + engine + self.rest
+        return statistics.mean(self.decode) + engine + statistics.mean(self.rest)
 
 
 class Shared:
@@ -204,14 +205,15 @@ def simulate(work: Work, arrivals: Sequence[float], count: int) -> Simulated:
         arrived = environment.now
         yield environment.timeout(work.outside / 2)
         cold = float(np.interp(cores.idle, work.idle, work.cold))
-        yield cores.work(cold * work.rest / 2, LOOP)
+        rest = cold * draw.choice(work.rest) / 2
+        yield cores.work(rest, LOOP)
         with decoders.request() as decoder:
             yield decoder
             yield cores.work(cold * work.decode[number % len(work.decode)], DECODER)
         done = environment.event()
         yield waiting.put((done, cold))
         yield done
-        yield cores.work(cold * work.rest / 2, LOOP)
+        yield cores.work(rest, LOOP)
         yield environment.timeout(work.outside / 2)
         latencies[number] = environment.now - arrived
 
@@ -248,15 +250,17 @@ def simulate(work: Work, arrivals: Sequence[float], count: int) -> Simulated:
 def measured_parts(server: Server, bundle: Path, images: Path, own: Cores) -> Work:
     """Measure what a picture takes of a server that has nothing else to do, on its `own` cores."""
     pictures = read_pictures(images)
-    questions = asked_of(server, MODEL, pictures)
+    # Every second one: all parts of a round take a quarter of a minute.
+    questions = asked_of(server, MODEL, pictures)[::2]
     alone = {pause: asyncio.run(ask_alone(server, questions, pause)) for pause in PAUSES}
-    warm, engine = alone[0.0], engine_seconds(bundle, pictures, own)
-    rest = warm.cpu - statistics.mean(warm.decode) - statistics.mean(engine[0])
+    warm = alone[0.0]
+    outside = max(warm.latency.mean() - warm.cpu, 0.0)
+    rest = warm.latency - warm.decode - warm.engine - outside
     return Work(
-        decode=warm.decode,
-        engine=engine,
-        rest=max(rest, 0.0),
-        outside=max(warm.latency - warm.cpu, 0.0),
+        decode=warm.decode.tolist(),
+        engine=[warm.engine.tolist(), *engine_seconds(bundle, pictures, own)],
+        rest=rest.clip(min=0.0).tolist(),
+        outside=outside,
         idle=PAUSES,
         cold=[found.cpu / warm.cpu for found in alone.values()],
     )
@@ -264,21 +268,25 @@ def measured_parts(server: Server, bundle: Path, images: Path, own: Cores) -> Wo
 
 @dataclass(frozen=True, kw_only=True)
 class Alone:
-    """What pictures took of which none met another, in seconds: means, but for `decode`."""
+    """What pictures took of which none met another, in seconds: float64 [pictures].
 
-    latency: float
+    `cpu` is the mean of the server's processor time.
+    """
+
+    latency: np.ndarray
+    decode: np.ndarray
+    engine: np.ndarray
     cpu: float
-    decode: Sequence[float]
 
 
 async def ask_alone(server: Server, questions: Sequence[Question], pause: float) -> Alone:
     """Ask the questions one at a time, each so many seconds after the last one's answer."""
-    latencies: list[float] = []
-    decode: list[float] = []
+    found: list[tuple[float, float, float]] = []
 
     def note(latency: float, answer: ClassifyResponse) -> None:
-        latencies.append(latency)
-        decode.append(answer.timing.decode.ToNanoseconds() / 1e9)
+        timing = answer.timing
+        stages = timing.decode.ToNanoseconds() / 1e9, timing.infer.ToNanoseconds() / 1e9
+        found.append((latency, *stages))
 
     before = server.cpu_seconds()
     async with connect(server.address, 1) as channels:
@@ -287,78 +295,99 @@ async def ask_alone(server: Server, questions: Sequence[Question], pause: float)
             await asyncio.sleep(pause)
             await ask(ways, [question], 1, note)
     cpu = (server.cpu_seconds() - before) / len(questions)
-    return Alone(latency=statistics.mean(latencies), cpu=cpu, decode=decode)
+    latency, decode, engine = np.array(found).T
+    return Alone(latency=latency, decode=decode, engine=engine, cpu=cpu)
 
 
 def engine_seconds(path: Path, pictures: Sequence[bytes], own: Cores) -> list[list[float]]:
-    """Return the seconds of runs of one picture, of two and so on, on these cores."""
+    """Return the seconds of runs of two pictures, of three and so on, on these cores."""
     bundle = Bundle.open(path)
     spec, limits = bundle.manifest.input, ImageLimits()
     pixels = np.stack([prepare(data, spec, limits)[0] for data in pictures[:MAX_BATCH]])
-    found: list[list[float]] = [[] for _ in range(MAX_BATCH)]
+    found: dict[int, list[float]] = {size: [] for size in range(2, MAX_BATCH + 1)}
     create = partial(create_runner, bundle, variant=VARIANT, backend=BACKEND)
     with pinned(own), create(threads=len(own)) as runner:
         for _ in range(RUNS + 1):
-            for size, taken in enumerate(found, start=1):
+            for size, taken in found.items():
                 started = time.perf_counter()
                 runner.run({"image": pixels[:size]}, outputs=["logits"])
                 taken.append(time.perf_counter() - started)
     # The first run of a size prepares it.
-    return [taken[1:] for taken in found]
+    return [taken[1:] for taken in found.values()]
 
 
-def compare(options: "Options") -> tuple[Work, float, list[dict[str, Any]]]:
-    """Return the parts, the capacity, and each load as it was measured and simulated."""
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """What a picture took in a round, and what the server showed at each load."""
+
+    work: Work
+    steps: Mapping[float, Mapping[str, Any]]
+
+
+def measure(options: "Options") -> tuple[float, int, list[Round]]:
+    """Return the capacity, the server's cores, and the rounds.
+
+    Parts and loads are measured in turn: a machine is not as fast in every minute. The seed
+    of a round's arrivals is its number.
+    """
     (bundle,) = (options.repository / MODEL).glob("[0-9]*")
     # Counted before this process takes the generator's half.
     own = halves()[0]
+    rounds = []
     with serving_apart(options.repository, *HELD) as server:
-        work = measured_parts(server, bundle, options.images, own)
         callers = ("--concurrency", str(CALLERS))
         capacity = load(server, MODEL, options.images, options.seconds, *callers)["goodput"]
-        turns = [(share, seed) for seed in range(options.rounds) for share in LOADS]
-        asked: dict[float, list[dict[str, Any]]] = {share: [] for share in LOADS}
-        for share, seed in track(turns, "loads", console=Console(stderr=True)):
-            flags = ("--rate", str(share * capacity), "--seed", str(seed))
-            asked[share].append(load(server, MODEL, options.images, options.seconds, *flags))
-    return (
-        work,
-        capacity,
-        [
-            {"load": share} | beside(work, len(own), share * capacity, steps, options.seconds)
-            for share, steps in asked.items()
-        ],
-    )
+        for seed in track(range(options.rounds), "rounds", console=Console(stderr=True)):
+            steps = {}
+            work = measured_parts(server, bundle, options.images, own)
+            for share in LOADS:
+                flags = ("--rate", str(share * capacity), "--seed", str(seed))
+                steps[share] = load(server, MODEL, options.images, options.seconds, *flags)
+            rounds.append(Round(work=work, steps=steps))
+    return capacity, len(own), rounds
 
 
 def beside(
-    work: Work, cores: int, rate: float, steps: Sequence[Mapping[str, Any]], seconds: float
+    rounds: Sequence[Round], cores: int, share: float, capacity: float, seconds: float
 ) -> dict[str, Any]:
-    """Return what the server showed at a rate, and what the simulation says of it.
-
-    `steps` are the rounds, the seeds of whose arrivals are their numbers.
-    """
+    """Return what the server showed at a load, and what the simulation says of it."""
     simulated, busy = [], []
-    for seed in range(len(steps)):
+    steps = [found.steps[share] for found in rounds]
+    for seed, found in enumerate(rounds):
         chance = random.Random(seed)  # noqa: S311 - the generator's own
-        due = list(poisson_times(rate, 0, WARMUP + seconds, chance))
-        run = simulate(work, due, cores)
-        counted = run.latencies[np.array(due) >= WARMUP]
+        due = list(poisson_times(share * capacity, 0, WARMUP + seconds, chance))
+        run = simulate(found.work, due, cores)
         busy.append(run.busy)
+        counted = run.latencies[np.array(due) >= WARMUP]
         # The generator is late by itself, and counts from when a request was due.
         counted += steps[seed]["late_ms_mean"] / 1000
         simulated.append(1000 * np.percentile(counted, (50, 99)))
-    found: dict[str, Any] = {"offered": round(rate, 1)}
-    found["cores_busy"] = {
+    told: dict[str, Any] = {"load": share, "offered": round(share * capacity, 1)}
+    told["cores_busy"] = {
         "measured": statistics.median(step["server_cores"] for step in steps),
         "simulated": round(statistics.median(busy), 2),
     }
-    for column, name in enumerate(("p50_ms", "p99_ms")):
+    for column, name in enumerate(PERCENTILES):
         kinds = {"measured": [step[name] for step in steps]}
         kinds["simulated"] = [float(round(values[column], 1)) for values in simulated]
-        found[name] = {kind: statistics.median(values) for kind, values in kinds.items()}
-        found[name] |= {f"{kind}_rounds": values for kind, values in kinds.items()}
-    return found
+        told[name] = {kind: statistics.median(values) for kind, values in kinds.items()}
+        told[name] |= {f"{kind}_rounds": values for kind, values in kinds.items()}
+    return told
+
+
+def pooled(works: Sequence[Work]) -> Work:
+    """Return the parts of all rounds together."""
+    return Work(
+        decode=[seconds for work in works for seconds in work.decode],
+        engine=[
+            [seconds for runs in sizes for seconds in runs]
+            for sizes in zip(*(work.engine for work in works), strict=True)
+        ],
+        rest=[seconds for work in works for seconds in work.rest],
+        outside=statistics.mean(work.outside for work in works),
+        idle=works[0].idle,
+        cold=[statistics.mean(each) for each in zip(*(work.cold for work in works), strict=True)],
+    )
 
 
 def steadily(rate: float) -> list[float]:
@@ -482,7 +511,9 @@ class Options(script.Photographs):
 def main() -> int:
     """Measure the parts and the loads, simulate them, and return the exit code."""
     options = script.parse(Options, __doc__, out=RESULTS, page=PAGE)
-    work, capacity, compared = compare(options)
+    capacity, cores, rounds = measure(options)
+    compared = [beside(rounds, cores, share, capacity, options.seconds) for share in LOADS]
+    work = pooled([found.work for found in rounds])
     busy = busiest(work)
     decode, engine, full = (
         statistics.mean(times) for times in (work.decode, work.engine[0], work.engine[-1])
@@ -491,7 +522,7 @@ def main() -> int:
         "decode": decode,
         "engine": engine,
         "engine_in_full_batches": full / MAX_BATCH,
-        "rest": work.rest,
+        "rest": statistics.mean(work.rest),
         "outside": work.outside,
     }
     result = {

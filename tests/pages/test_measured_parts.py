@@ -158,7 +158,7 @@ def test_a_picture_after_a_pause_takes_longer() -> None:
 
 
 def test_more_cores_can_be_busier() -> None:
-    work = queueing.Work(decode=[0.002], engine=[[0.01 * n] for n in range(1, 9)], rest=0.001)
+    work = queueing.Work(decode=[0.002], engine=[[0.01 * n] for n in range(1, 9)], rest=[0.001])
     one, four = (
         np.percentile(
             queueing.simulate(work, queueing.steadily(0.7 * cores / work.seconds), cores).latencies,

@@ -17,6 +17,7 @@ from foveate_train.data.folder import FolderData, scan
 from foveate_train.errors import ArgumentsError, DataError
 from foveate_train.head import with_new_head
 from foveate_train.loop import Backbone, Training
+from foveate_train.run import Run
 from foveate_train.settings import Settings
 
 NETWORK = "timm:mobilenetv3_small_050.lamb_in1k"
@@ -39,13 +40,18 @@ def test_a_checkpoint_has_the_folders_classes_and_the_backbones_input(
     assert _finetune(photographs, tmp_path / "own", weights, "--holdout", "0.25") == 0
     output = capsys.readouterr()
     assert len(re.findall(r"epoch \d/3: loss .*validation accuracy", output.err)) == 3
+    # Then all 16 learn, and what judged says nothing of that.
+    said = re.search(r"validation accuracy (.*)%; now all 16 pictures are learnt from", output.err)
+    assert said
+    assert f"validation accuracy {said[1]}% after" in output.out
+    assert len(re.findall(r"epoch \d/3: loss [\d.]+, \d+ images/s", output.err)) == 3
     assert "warning: 4 pictures to judge by are few" in output.err
     assert re.search(r"right of each class: \w+ \d+%, \w+ \d+%\n", output.err)
     read = checkpoint.load(tmp_path / "own")
     assert read.classifier.labels == ("animals", "things")
     assert read.classifier.input == registry.create(NETWORK, weights="random:0").input
     assert read.metrics["validation_accuracy"] > 0.4
-    assert read.record.data_digest.startswith("sha256:")
+    assert read.record.data_digest == scan(photographs, "fail").digest
 
     arguments = [str(tmp_path / "own"), "--repository", str(tmp_path), "--name", "bundle"]
     assert export.main(arguments) == 0
@@ -253,6 +259,54 @@ def test_corrupt_files_are_reported_and_left_out_or_end_it(own, weights, tmp_pat
     error = capsys.readouterr().err
     assert f"left out {own / 'animals' / '00.jpg'}: image file is truncated" in error
     assert f"left out {own / 'things' / '10.jpg'}: is no picture" in error
+
+
+def test_a_run_that_is_resumed_in_either_training_is_the_same(
+    photographs, weights, tmp_path, monkeypatch
+):
+    def weights_of(out):
+        state = checkpoint.load(out).classifier.module.state_dict()
+        return torch.cat([value.float().flatten() for value in state.values()])
+
+    assert _finetune(photographs, tmp_path / "whole", weights) == 0
+    whole = weights_of(tmp_path / "whole")
+    ends = Run._end_epoch
+    # Three epochs are judged, and three more learn from all.
+    for number in (2, 5):
+        out = tmp_path / f"cut-{number}"
+        done = []
+
+        def cut(run, epoch, done=done, number=number):
+            done.append(epoch)
+            if len(done) == number:
+                raise KeyboardInterrupt
+            ends(run, epoch)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Run, "_end_epoch", cut)
+            with pytest.raises(KeyboardInterrupt):
+                _finetune(photographs, out, weights)
+        assert _finetune(photographs, out, weights, "--resume") == 0
+        assert torch.equal(weights_of(out), whole)
+        metrics = checkpoint.load(out).metrics
+        assert metrics["validation_accuracy"] > 0.4
+
+
+def test_there_is_nothing_to_resume(photographs, weights, tmp_path, capsys):
+    assert _finetune(photographs, tmp_path / "out", weights, "--resume") == 1
+    assert "there is no run to resume" in capsys.readouterr().err
+
+
+def test_a_start_that_was_better_is_solved_for_all_pictures(
+    photographs, weights, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Run, "is_below_its_start", property(lambda run: run.history[-1].number > 0))
+    out = tmp_path / "own"
+    assert _finetune(photographs, out, weights) == 0
+    judged, read = checkpoint.load(tmp_path / "own.run/judged"), checkpoint.load(out)
+    assert (read.metrics["epochs"], read.metrics["steps"]) == (0, 0)
+    assert read.metrics["validation_accuracy"] == judged.metrics["validation_accuracy"]
+    assert read.record.data_digest == scan(photographs, "fail").digest
 
 
 def test_data_that_changed_is_not_resumed(own, weights, tmp_path, capsys):

@@ -4,6 +4,8 @@ Beside the checkpoint DIR stands DIR.run, with what belongs to the run:
 
     state.pt        where it stands, for --resume
     decoded.txt     the digests of pictures that are whole
+    judged/         the checkpoint of the training that was judged, and judged.run/, where
+                    all pictures were learnt from afterwards
     last/           the checkpoint of the last epoch, where DIR is that of the best
     tensorboard/    the log, with --tensorboard
 """
@@ -11,7 +13,7 @@ Beside the checkpoint DIR stands DIR.run, with what belongs to the run:
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
+STATE = "state.pt"
+"""The name of a run's state in its folder."""
 _LISTED = 20
 """How many classes are listed."""
 
@@ -42,7 +46,8 @@ class Plan:
     Attributes:
         classifier: what is trained.
         data: what it is trained on.
-        watched: what it is evaluated on after each epoch.
+        watched: what it is evaluated on after each epoch; None where another training
+            in the same way was judged.
         metric: the name of that accuracy, such as `test_accuracy`.
         selects: whether that accuracy decides which epoch's weights are the
             result, and when to stop; if not, the last ones are, unless a pretrained
@@ -50,16 +55,19 @@ class Plan:
         test: where that is so, what the result is evaluated on in the end.
         backbone: what is pretrained; None where nothing is.
         weights: of the classes in the loss; None where they count alike.
+        judged: the metrics of the training that was judged in place of this one. Where
+            its start was the better one, this one's start is the result.
     """
 
     classifier: Classifier
     data: Data
-    watched: Data
+    watched: Data | None
     metric: str
     selects: bool
     test: Data | None = None
     backbone: Backbone | None = None
     weights: tuple[float, ...] | None = None
+    judged: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,15 +83,19 @@ class Result:
 
     def __str__(self) -> str:
         """Return the result in a line."""
-        said = [
-            f"{name.replace('_', ' ')} {share:.2%}"
-            for name, share in self.metrics.items()
-            if name.endswith("_accuracy") and "/" not in name
-        ]
+        said = [self.accuracies()]
         if self.interrupted:
             said.insert(0, "interrupted (--resume goes on)")
         took = f"{self.metrics['steps']:.0f} steps in {self.metrics['seconds']:.1f} s"
-        return f"{', '.join(said)} after {took}; checkpoint {self.folder}"
+        return f"{', '.join(filter(None, said))} after {took}; checkpoint {self.folder}"
+
+    def accuracies(self) -> str:
+        """Return the accuracies by their names; empty where none is known."""
+        return ", ".join(
+            f"{name.replace('_', ' ')} {share:.2%}"
+            for name, share in self.metrics.items()
+            if name.endswith("_accuracy") and "/" not in name
+        )
 
     def by_class(self) -> str:
         """Return the accuracy of each class, the lowest first; empty where it is unknown."""
@@ -132,7 +144,7 @@ def fit(
     )
     # A new head begins as a solution, which may be the best there is.
     begun = plan.backbone is not None
-    run = Run(training, plan.watched, beside / "state.pt", from_start=begun)
+    run = Run(training, plan.watched, beside / STATE, from_start=begun)
     progress = StepProgress(done=run.training.number, total=run.training.total)
     with ExitStack() as stack:
         logs = tensorboard and distributed.rank() == 0
@@ -144,11 +156,14 @@ def fit(
             if log is not None:
                 log.add_scalar("loss/train", epoch.loss, epoch.number)
                 log.add_scalar("seconds", epoch.seconds, epoch.number)
-                log.add_scalar(f"accuracy/{plan.metric}", epoch.accuracy, epoch.number)
+                if epoch.accuracy is not None:
+                    log.add_scalar(f"accuracy/{plan.metric}", epoch.accuracy, epoch.number)
             if plan.selects:
                 _save(beside / "last", plan, run)
             if epoch is run.best if plan.selects else epoch.number == 0:
                 _save(folder, plan, run)
+            if plan.judged.get("epochs") == 0:
+                break
         interrupted = stop.is_set()
     if not run.history or (not plan.selects and (interrupted or not run.is_below_its_start)):
         _save(folder, plan, run)
@@ -165,7 +180,7 @@ def run_folder(folder: Path) -> Path:
 
 def _prepare(beside: Path, *, resume: bool) -> None:
     """See to a state to resume; or remove what an earlier run left, its log included."""
-    state = beside / "state.pt"
+    state = beside / STATE
     if resume and not state.is_file():
         raise ResumeError(f"{state}: there is no run to resume")
     if not resume and distributed.rank() == 0:
@@ -196,13 +211,15 @@ def _save(folder: Path, plan: Plan, run: Run) -> None:
     if history and not run.within_epoch:
         last = history[-1]
         metrics |= {"train_loss": last.loss} if last.number else {}
-        metrics |= {plan.metric: last.accuracy or 0}
+        if plan.watched is not None:
+            metrics |= {plan.metric: last.accuracy or 0}
         if plan.backbone is not None and run.tally is not None:
             metrics |= run.tally.by_class(f"{plan.metric}/", training.classifier.labels)
+    judged = {k: share for k, share in plan.judged.items() if k.partition("/")[0] == plan.metric}
     checkpoint.save(
         folder,
         training.result,
-        metrics=metrics,
+        metrics=metrics | judged,
         data_digest=plan.data.digest,
         seed=training.settings.seed,
     )

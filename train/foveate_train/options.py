@@ -26,7 +26,7 @@ from pydantic.fields import FieldInfo
 
 from foveate_train import distributed
 from foveate_train.errors import SettingsError
-from foveate_train.fit import Plan, fit
+from foveate_train.fit import Plan, Result, fit
 from foveate_train.loop import default_device
 from foveate_train.settings import Settings, checked
 
@@ -108,14 +108,19 @@ class FitOptions(MachineOptions):
         Raises:
             TrainError: whatever stands in the way, as its subclass says.
         """
-        result = fit(
-            plan,
-            settings,
-            self.out,
-            resume=self.resume,
-            tensorboard=self.tensorboard,
-            device=self.use_machine(),
+        return self.report(
+            fit(
+                plan,
+                settings,
+                self.out,
+                resume=self.resume,
+                tensorboard=self.tensorboard,
+                device=self.use_machine(),
+            )
         )
+
+    def report(self, result: Result) -> int:
+        """Print a result; return the exit code, 1 if interrupted."""
         if distributed.rank() == 0:
             if classes := result.by_class():
                 print(f"right of each class: {classes}", file=sys.stderr)

@@ -62,9 +62,11 @@ class StepProgress(Progress):
         self, epoch: "Epoch", epochs: int, images: int, metric: str = "test accuracy"
     ) -> None:
         """Write a line about one of so many epochs, each of so many images."""
-        said = [f"{metric} {epoch.accuracy:.2%}"]
+        said = [] if epoch.accuracy is None else [f"{metric} {epoch.accuracy:.2%}"]
         if epoch.number:
             said = [f"loss {epoch.loss:.4f}", *said, f"{images / epoch.seconds:.0f} images/s"]
+        elif not said:
+            return
         line = f"{self._title}epoch {epoch.number}/{epochs}: {', '.join(said)}"
         self._say(line)
 

@@ -8,7 +8,9 @@ from typing import Annotated
 from pydantic import Field
 
 from foveate_train import checkpoint, distributed, recipe, registry
+from foveate_train.classifier import Classifier
 from foveate_train.data.folder import Corrupt, Photographs, scan
+from foveate_train.finetuning import finetune
 from foveate_train.fit import run_folder
 from foveate_train.head import with_new_head
 from foveate_train.options import As, Command, FitOptions
@@ -43,27 +45,38 @@ def run(options: FinetuneOptions) -> int:
         TrainError: whatever stands in the way, as its subclass says.
     """
     checkpoint.check_target(options.out)
-    seed, device = recipe.check(options.given).seed, options.use_machine()
-    photographs = _photographs(options, seed)
-    classifier, head = with_new_head(
-        options.model,
-        photographs[0].classes,
-        weights=options.weights,
-        seed=seed,
-        arguments=registry.parse_arguments(options.argument),
-    )
-    for said in classifier.assumptions.values():
-        _say(f"weights: {said}")
-    plan, settings = recipe.plan(
-        classifier,
-        head,
-        photographs,
+    recipe.check(options.given)
+    device = options.use_machine()
+    training, judges = _photographs(options)
+    said: set[str] = set()
+
+    def make() -> tuple[Classifier, frozenset[str]]:
+        classifier, head = with_new_head(
+            options.model,
+            training.classes,
+            weights=options.weights,
+            seed=recipe.check(options.given).seed,
+            arguments=registry.parse_arguments(options.argument),
+        )
+        for assumed in classifier.assumptions.values():
+            if assumed not in said:
+                _say(f"weights: {assumed}")
+                said.add(assumed)
+        return classifier, head
+
+    result = finetune(
+        make,
+        training,
+        judges,
         options.given,
+        options.out,
         workers=options.workers,
         device=device,
         say=_say,
+        resume=options.resume,
+        tensorboard=options.tensorboard,
     )
-    return options.fit(plan, settings)
+    return options.report(result)
 
 
 def _say(line: str) -> None:
@@ -71,8 +84,10 @@ def _say(line: str) -> None:
         print(line, file=sys.stderr)
 
 
-def _photographs(options: FinetuneOptions, seed: int) -> tuple[Photographs, Photographs]:
-    """List the pictures to train and to validate on, and report what is left out.
+def _photographs(options: FinetuneOptions) -> tuple[Photographs, Photographs | float]:
+    """List the pictures to train on, and those to judge by or the share of them to hold out.
+
+    What is left out is reported.
 
     The run's folder keeps the digests of those that could be decoded, so that going
     on with it decodes none of them again.
@@ -81,17 +96,16 @@ def _photographs(options: FinetuneOptions, seed: int) -> tuple[Photographs, Phot
     whole = set(kept.read_text().split()) if options.resume and kept.is_file() else set()
     training = scan(options.data, options.corrupt, whole=whole)
     seen = [training]
-    if options.validation is None:
-        training, validation = training.split(options.holdout, seed)
-    else:
-        validation = scan(options.validation, options.corrupt, training.classes, whole=whole)
-        seen.append(validation)
+    judges: Photographs | float = options.holdout
+    if options.validation is not None:
+        judges = scan(options.validation, options.corrupt, training.classes, whole=whole)
+        seen.append(judges)
     for file, flaw in itertools.chain(*(each.corrupt.items() for each in seen)):
         _say(f"left out {file}: {flaw}")
     if distributed.rank() == 0:
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text("\n".join(picture.digest for each in seen for picture in each.pictures))
-    return training, validation
+    return training, judges
 
 
 COMMAND = Command(
