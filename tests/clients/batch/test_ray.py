@@ -4,10 +4,9 @@ import os
 import re
 import shutil
 import signal
-import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -88,21 +87,20 @@ def ancestors(process: int, parents: dict[int, int]) -> Iterator[int]:
 
 
 def noted(out: Path) -> int:
-    """Return how many results a run's journal holds."""
-    journal = out.with_name(f"{out.name}.journal")
-    if not journal.exists():
-        return 0
-    with closing(sqlite3.connect(f"{journal.as_uri()}?mode=ro", uri=True)) as database:
-        try:
-            return database.execute("SELECT count(*) FROM results").fetchone()[0]
-        except sqlite3.OperationalError:  # its tables are being made
-            return 0
+    """Return when a run's journal was written to last, in nanoseconds: each commit does.
+
+    No other process may open a journal that is in use.
+    """
+    wal = out.with_name(f"{out.name}.journal-wal")
+    return wal.stat().st_mtime_ns if wal.exists() else 0
 
 
 def in_the_midst(process: subprocess.Popen, out: Path) -> None:
     """Wait until the run has committed some results, and has more to do."""
-    before = noted(out)
-    wait_until(lambda: noted(out) > before or process.poll() is not None, limit=START_SECONDS)
+    wait_until(lambda: workers(process) or process.poll() is not None, limit=START_SECONDS)
+    # What the journal holds of the run itself was written before there were workers.
+    begun = noted(out)
+    wait_until(lambda: noted(out) > begun or process.poll() is not None, limit=START_SECONDS)
     assert process.poll() is None, process.stderr.read()
 
 
@@ -125,7 +123,6 @@ def test_a_killed_worker_and_a_killed_driver_leave_the_table_of_a_run_without_ra
     assert not out.exists()
 
     process = start(out)
-    wait_until(lambda: workers(process) or process.poll() is not None, limit=START_SECONDS)
     in_the_midst(process, out)
     os.kill(workers(process)[0], signal.SIGKILL)
     told, errors = process.communicate(timeout=300)
