@@ -7,7 +7,7 @@ one in the same way learns from all.
 """
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ def finetune(
     make: Make,
     training: Photographs,
     judges: Photographs | float,
-    given: Mapping[str, object],
+    given: dict[str, object],
     folder: Path,
     *,
     workers: int,
@@ -62,18 +62,12 @@ def finetune(
     """
     how: dict[str, Any] = {"device": device, "tensorboard": tensorboard}
 
-    def planned(
-        learns: Photographs, judges: Photographs, say: Callable[[str], None]
-    ) -> tuple[Any, Any]:
-        classifier, head = make()
-        return recipe.plan(
-            *(classifier, head, (learns, judges), given), workers=workers, device=device, say=say
-        )
-
+    where: dict[str, Any] = {"workers": workers, "device": device}
     if isinstance(judges, Photographs):
-        return fit(*planned(training, judges, say), folder, resume=resume, **how)
+        plan, settings = recipe.plan(*make(), (training, judges), given, say=say, **where)
+        return fit(plan, settings, folder, resume=resume, **how)
     rest, held = training.split(judges, recipe.check(given).seed)
-    plan, settings = planned(rest, held, say)
+    plan, settings = recipe.plan(*make(), (rest, held), given, say=say, **where)
     if plan.selects:
         return fit(plan, settings, folder, resume=resume, **how)
 
@@ -87,7 +81,11 @@ def finetune(
             shutil.copytree(first, folder, dirs_exist_ok=True)
         return replace(result, folder=folder)
     say(f"{result.accuracies()}; now all {len(training.pictures)} pictures are learnt from")
-    plan, settings = planned(training, held, lambda _: None)
+    decided = given | {name: getattr(settings, name) for name in recipe.FOLLOWING}
+    frozen = () if plan.backbone is None else plan.backbone.frozen
+    plan, settings = recipe.plan(
+        *make(), (training, held), decided, say=lambda _: None, frozen=frozen, **where
+    )
     plan = replace(plan, watched=None, judged=result.metrics)
     return fit(plan, settings, folder, resume=resume and second, **how)
 

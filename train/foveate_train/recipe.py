@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -61,6 +62,7 @@ def plan(
     workers: int,
     device: torch.device,
     say: Callable[[str], None],
+    frozen: tuple[str, ...] | None = None,
 ) -> tuple[Plan, Settings]:
     """Return what to train and how; the classifier's new head is set to a first solution.
 
@@ -72,6 +74,7 @@ def plan(
         workers: processes that decode.
         device: where to compute.
         say: called with each decision, a line.
+        frozen: the stages that stay as they are; None for what a comparison says.
 
     Raises:
         SettingsError: a setting is outside its limits.
@@ -84,6 +87,8 @@ def plan(
     from foveate_train.transfer import begin  # noqa: PLC0415
 
     start = begin(module, head, FolderData(compared, classifier.input, known, workers=workers))
+    if frozen is not None:
+        start = replace(start, frozen=frozen)
     few = len(validation.pictures) < _JUDGES
     settings = settings_for(training.counts, given, start, few=few)
     for line in _decisions(start, settings, training.counts, len(validation.pictures)):
