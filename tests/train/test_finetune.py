@@ -2,6 +2,7 @@
 
 import multiprocessing
 import re
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -261,35 +262,49 @@ def test_corrupt_files_are_reported_and_left_out_or_end_it(own, weights, tmp_pat
     assert f"left out {own / 'things' / '10.jpg'}: is no picture" in error
 
 
-def test_a_run_that_is_resumed_in_either_training_is_the_same(
-    photographs, weights, tmp_path, monkeypatch
-):
+@contextmanager
+def _cut_at_epoch(number):
+    """Interrupt the command in the block at the end of an epoch, counted over its trainings."""
+    ends, done = Run._end_epoch, []
+
+    def end(run, epoch):
+        done.append(epoch)
+        if len(done) == number:
+            raise KeyboardInterrupt
+        ends(run, epoch)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Run, "_end_epoch", end)
+        with pytest.raises(KeyboardInterrupt):
+            yield
+
+
+def test_a_run_that_is_resumed_in_either_training_is_the_same(photographs, weights, tmp_path):
     def weights_of(out):
         state = checkpoint.load(out).classifier.module.state_dict()
         return torch.cat([value.float().flatten() for value in state.values()])
 
     assert _finetune(photographs, tmp_path / "whole", weights) == 0
     whole = weights_of(tmp_path / "whole")
-    ends = Run._end_epoch
     # Three epochs are judged, and three more learn from all.
     for number in (2, 5):
         out = tmp_path / f"cut-{number}"
-        done = []
-
-        def cut(run, epoch, done=done, number=number):
-            done.append(epoch)
-            if len(done) == number:
-                raise KeyboardInterrupt
-            ends(run, epoch)
-
-        with monkeypatch.context() as patched:
-            patched.setattr(Run, "_end_epoch", cut)
-            with pytest.raises(KeyboardInterrupt):
-                _finetune(photographs, out, weights)
+        with _cut_at_epoch(number):
+            _finetune(photographs, out, weights)
         assert _finetune(photographs, out, weights, "--resume") == 0
         assert torch.equal(weights_of(out), whole)
         metrics = checkpoint.load(out).metrics
         assert metrics["validation_accuracy"] > 0.4
+
+
+def test_what_an_earlier_run_left_is_not_resumed(photographs, weights, tmp_path):
+    out = tmp_path / "out"
+    assert _finetune(photographs, out, weights) == 0
+    other = ("--learning-rate", "0.01")
+    with _cut_at_epoch(2):
+        _finetune(photographs, out, weights, *other)
+    # The second training of the earlier run is another one.
+    assert _finetune(photographs, out, weights, *other, "--resume") == 0
 
 
 def test_there_is_nothing_to_resume(photographs, weights, tmp_path, capsys):

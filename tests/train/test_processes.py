@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from foveate_train import registry
+from foveate_train import checkpoint, registry
 from foveate_train.data.memory import InMemory
 from foveate_train.loop import Training
 from foveate_train.run import read_state
@@ -54,6 +54,15 @@ with distributed.group():
     weights = sum(float(p.sum()) for p in classifier.module.parameters())
     # One write, so that the lines of the two processes do not mix.
     sys.stdout.write(f"{distributed.rank()} {weights!r} {losses}\\n")
+"""
+
+
+STAYED = """
+import sys
+from foveate_train.commands.train import main
+from foveate_train.run import Run
+Run.is_below_its_start = property(lambda run: run.history[-1].number > 0)
+sys.exit(main(sys.argv[1:]))
 """
 
 
@@ -113,3 +122,22 @@ def test_two_processes_train_as_one(few):
     joined = torch.tensor([float(loss) for loss in answers[0][2].strip("[]").split(",")])
     # A sum of float32 depends on its order; nothing else differs.
     assert torch.allclose(joined, torch.tensor([*_losses(few, settings).values()]), rtol=1e-4)
+
+
+def test_two_processes_agree_that_a_start_was_better(photographs, weights, tmp_path):
+    out = tmp_path / "own"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+            *("--standalone", "--no-python", sys.executable, "-c", STAYED),
+            *("finetune", photographs, "--model", "timm:mobilenetv3_small_050.lamb_in1k"),
+            *("--weights", weights, "--out", out, "--epochs", "2", "--batch-size", "6"),
+            *("--workers", "0", "--threads", "1", "--device", "cpu"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert checkpoint.load(out).metrics["steps"] == 0

@@ -9,15 +9,14 @@ in the same way learns from all.
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from foveate_train import distributed, recipe
 from foveate_train.classifier import Classifier
 from foveate_train.data.folder import Photographs
-from foveate_train.errors import ResumeError
 from foveate_train.fit import STATE, Result, fit, run_folder
 
 Make = Callable[[], tuple[Classifier, frozenset[str]]]
@@ -60,35 +59,29 @@ def finetune(
     Raises:
         TrainError: whatever stands in the way, as its subclass says.
     """
-    how: dict[str, Any] = {"device": device, "tensorboard": tensorboard}
-
-    where: dict[str, Any] = {"workers": workers, "device": device}
+    plan_of = partial(recipe.plan, workers=workers, device=device)
+    fitted = partial(fit, device=device, tensorboard=tensorboard)
     if isinstance(judges, Photographs):
-        plan, settings = recipe.plan(*make(), (training, judges), given, say=say, **where)
-        return fit(plan, settings, folder, resume=resume, **how)
+        plan, settings = plan_of(*make(), (training, judges), given, say=say)
+        return fitted(plan, settings, folder, resume=resume)
     rest, held = training.split(judges, recipe.check(given).seed)
-    plan, settings = recipe.plan(*make(), (rest, held), given, say=say, **where)
+    plan, settings = plan_of(*make(), (rest, held), given, say=say)
     if plan.selects:
-        return fit(plan, settings, folder, resume=resume, **how)
+        return fitted(plan, settings, folder, resume=resume)
 
     first = run_folder(folder) / _JUDGED
-    begun, second = _is_begun(first), _is_begun(folder)
-    if resume and not begun:
-        raise ResumeError(f"{run_folder(first) / STATE}: there is no run to resume")
-    result = fit(plan, settings, first, resume=resume, **how)
-    if result.interrupted:
+    state = run_folder(folder) / STATE
+    if not resume and distributed.rank() == 0:
+        # An earlier run's: if this one ends in its first training, it has begun no second.
+        state.unlink(missing_ok=True)
+    result = fitted(plan, settings, first, resume=resume)
+    if distributed.any_wants(result.interrupted):
         if distributed.rank() == 0:
             shutil.copytree(first, folder, dirs_exist_ok=True)
         return replace(result, folder=folder)
     say(f"{result.accuracies()}; now all {len(training.pictures)} pictures are learnt from")
     decided = given | {name: getattr(settings, name) for name in recipe.FOLLOWING}
     frozen = () if plan.backbone is None else plan.backbone.frozen
-    plan, settings = recipe.plan(
-        *make(), (training, held), decided, say=lambda _: None, frozen=frozen, **where
-    )
+    plan, settings = plan_of(*make(), (training, held), decided, say=lambda _: None, frozen=frozen)
     plan = replace(plan, watched=None, judged=result.metrics)
-    return fit(plan, settings, folder, resume=resume and second, **how)
-
-
-def _is_begun(folder: Path) -> bool:
-    return (run_folder(folder) / STATE).is_file()
+    return fitted(plan, settings, folder, resume=resume and state.is_file())

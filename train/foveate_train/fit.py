@@ -144,6 +144,8 @@ def fit(
     )
     # A new head begins as a solution, which may be the best there is.
     begun = plan.backbone is not None
+    # Of several processes the first alone knows the metrics.
+    stays = distributed.any_wants(plan.judged.get("epochs") == 0)
     run = Run(training, plan.watched, beside / STATE, from_start=begun)
     progress = StepProgress(done=run.training.number, total=run.training.total)
     with ExitStack() as stack:
@@ -162,7 +164,7 @@ def fit(
                 _save(beside / "last", plan, run)
             if epoch is run.best if plan.selects else epoch.number == 0:
                 _save(folder, plan, run)
-            if plan.judged.get("epochs") == 0:
+            if stays:
                 break
         interrupted = stop.is_set()
     if not run.history or (not plan.selects and (interrupted or not run.is_below_its_start)):

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -86,9 +85,9 @@ def plan(
     # Only here, since scikit-learn takes a second to import.
     from foveate_train.transfer import begin  # noqa: PLC0415
 
-    start = begin(module, head, FolderData(compared, classifier.input, known, workers=workers))
-    if frozen is not None:
-        start = replace(start, frozen=frozen)
+    start = begin(
+        module, head, FolderData(compared, classifier.input, known, workers=workers), frozen
+    )
     few = len(validation.pictures) < _JUDGES
     settings = settings_for(training.counts, given, start, few=few)
     for line in _decisions(start, settings, training.counts, len(validation.pictures)):

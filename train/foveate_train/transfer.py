@@ -48,13 +48,17 @@ class Start:
     suffices: bool
 
 
-def begin(module: nn.Module, head: Collection[str], data: Data) -> Start:
+def begin(
+    module: nn.Module, head: Collection[str], data: Data, frozen: tuple[str, ...] | None = None
+) -> Start:
     """Compare a network's stages on pictures, and set its new head to a first solution.
 
     Args:
         module: in evaluation mode.
         head: the parameters of the head, by name.
         data: the pictures.
+        frozen: the stages that stay as they are, which then are not compared; None for
+            what the comparison says.
 
     Raises:
         WeightsError: the network makes numbers that are not finite.
@@ -69,7 +73,9 @@ def begin(module: nn.Module, head: Collection[str], data: Data) -> Start:
     errors = {
         name: _error(features[name], labels)
         for number, name in enumerate(names)
-        if number >= len(names) // 2 and _can_be_cut(module, names[: number + 1], images)
+        if frozen is None
+        and number >= len(names) // 2
+        and _can_be_cut(module, names[: number + 1], images)
     }
     best = min(errors, key=errors.__getitem__, default=None)
     if linear is None or given is None:
@@ -77,7 +83,8 @@ def begin(module: nn.Module, head: Collection[str], data: Data) -> Start:
     else:
         _solve(linear, given, labels)
         suffices = best is not None and _error(given, labels) <= errors[best]
-    frozen = () if best is None else tuple(names[: names.index(best) + 1])
+    if frozen is None:
+        frozen = () if best is None else tuple(names[: names.index(best) + 1])
     return Start(frozen, solved=linear is not None, suffices=suffices)
 
 

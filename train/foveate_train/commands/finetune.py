@@ -45,8 +45,7 @@ def run(options: FinetuneOptions) -> int:
         TrainError: whatever stands in the way, as its subclass says.
     """
     checkpoint.check_target(options.out)
-    recipe.check(options.given)
-    device = options.use_machine()
+    seed, device = recipe.check(options.given).seed, options.use_machine()
     training, judges = _photographs(options)
     said: set[str] = set()
 
@@ -55,7 +54,7 @@ def run(options: FinetuneOptions) -> int:
             options.model,
             training.classes,
             weights=options.weights,
-            seed=recipe.check(options.given).seed,
+            seed=seed,
             arguments=registry.parse_arguments(options.argument),
         )
         for assumed in classifier.assumptions.values():
