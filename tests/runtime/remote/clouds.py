@@ -130,24 +130,31 @@ Environment = Callable[[str, str], None]
 """Sets a variable of the environment."""
 
 
-def moto(factory: pytest.TempPathFactory) -> Path:
-    """Return moto's server; its requirements contradict those of this environment."""
+def moto(factory: pytest.TempPathFactory) -> Callable[[int], list[object]]:
+    """Return the command of moto's server; its requirements contradict this environment's."""
 
     def make(folder: Path) -> None:
         make_environment(folder / "venv", "moto[server]>=5")
 
-    return made_once(factory, "moto", make) / "venv/bin/moto_server"
+    server = made_once(factory, "moto", make) / "venv/bin/moto_server"
+    return lambda port: [server, "-H", "127.0.0.1", "-p", port]
+
+
+@contextmanager
+def _running(
+    command: Callable[[int], list[object]], log: Path, credentials: str = ""
+) -> Iterator[tuple[subprocess.Popen[bytes], Middle, str]]:
+    """Run the server that `command` gives for a port; yield what stands before it, and its URL."""
+    port = free_port()
+    middle = Middle(port, credentials=credentials)
+    with listening(command(port), port, log) as process, middle.running() as url:
+        yield process, middle, url
 
 
 @contextmanager
 def s3(factory: pytest.TempPathFactory, log: Path, setenv: Environment) -> Iterator[Cloud]:
     """Run moto's S3 with a bucket; have the environment name it."""
-    port = free_port()
-    middle = Middle(port)
-    with (
-        listening([moto(factory), "-H", "127.0.0.1", "-p", port], port, log) as process,
-        middle.running() as url,
-    ):
+    with _running(moto(factory), log) as (process, middle, url):
         _put(f"{url}/bucket")
         for name, value in {
             "AWS_ENDPOINT_URL": url,
@@ -167,12 +174,7 @@ def gs(factory: pytest.TempPathFactory, log: Path, setenv: Environment) -> Itera
     No emulator of its XML interface, which the client speaks, is in a package. S3's is the
     same where it lists, reads and writes, but for the header of the credentials.
     """
-    port = free_port()
-    middle = Middle(port, credentials=_S3_CREDENTIALS)
-    with (
-        listening([moto(factory), "-H", "127.0.0.1", "-p", port], port, log) as process,
-        middle.running() as url,
-    ):
+    with _running(moto(factory), log, _S3_CREDENTIALS) as (process, middle, url):
         _put(f"{url}/bucket")
         account = log.with_name("account.json")
         names = ("client_email", "private_key", "private_key_id")
@@ -195,13 +197,8 @@ def az(factory: pytest.TempPathFactory, log: Path, setenv: Environment) -> Itera
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     azurite = made_once(factory, "azurite", make) / "node_modules/.bin/azurite-blob"
-    port = free_port()
-    command = [azurite, "--silent", "--blobPort", port, "--inMemoryPersistence"]
-    middle = Middle(port)
-    with (
-        listening([*command, "--skipApiVersionCheck"], port, log) as process,
-        middle.running() as url,
-    ):
+    flags = ("--silent", "--inMemoryPersistence", "--skipApiVersionCheck", "--blobPort")
+    with _running(lambda port: [azurite, *flags, port], log) as (process, middle, url):
         _put(f"{url}/{ACCOUNT}/bucket?restype=container", _signed())
         for name, value in {
             "AZURE_STORAGE_ACCOUNT_NAME": ACCOUNT,
